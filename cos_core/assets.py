@@ -1,0 +1,30 @@
+"""Files that ship with the package: prompt profiles, config and report templates, the miniature checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cos_core.errors import InputError
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def template(*parts: str) -> Path:
+    """The path of a shipped template, e.g. `template("prompts", "paper.toml")`.
+
+    In a wheel the templates lie inside the package; in a checkout they are the top-level `templates/`.
+    Raises InputError when there is no such file.
+    """
+    for root in (_PACKAGE / "_templates", _PACKAGE.parent / "templates"):
+        path = root.joinpath(*parts)
+        if path.exists():
+            return path
+    raise InputError(f"no shipped template {'/'.join(parts)!r}; is the installation complete?")
+
+
+def miniature_checkpoint() -> Path:
+    """The folder of the miniature LLaVA that `cos demo` starts from (also reachable as `--model miniature`)."""
+    path = _PACKAGE / "miniature" / "checkpoint"
+    if not (path / "config.json").exists():
+        raise InputError("the miniature checkpoint is not in this installation; reinstall, or make one with cos_core.miniature.pretrain")
+    return path

@@ -1,0 +1,40 @@
+"""What can go wrong, as types. Each message is one sentence: what is wrong, and what to do about it.
+
+The command line turns a `CosError` into that sentence and the `exit_code` below; library code never catches for display.
+Exit codes (also in the README): 0 ok · 1 bug · 2 usage · 3 bad input or config · 4 missing extra, model or hardware ·
+5 finished with more failures than allowed · 6 regression · 75 locked by another run · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+
+class CosError(Exception):
+    """Base of every error that `cos` raises on purpose."""
+
+    exit_code = 3
+
+
+class InputError(CosError):
+    """A file, record, image or option value given by the user cannot be used."""
+
+
+class FrameError(CosError):
+    """Boxes of two coordinate frames were mixed."""
+
+
+class MissingError(CosError):
+    """An optional package, a model or hardware that the chosen task needs is not there."""
+
+    exit_code = 4
+
+
+class FailuresError(CosError):
+    """A run finished, but more items failed than were allowed."""
+
+    exit_code = 5
+
+
+class LockedError(CosError):
+    """Another live process writes to the same place."""
+
+    exit_code = 75

@@ -1,0 +1,153 @@
+"""What can be plugged in: one file each under the folder of its kind, found by its file name (see plug.py).
+
+These Protocols are read by type checkers and contract tests; nothing inherits from them.
+Each plug-in module offers one function `build(**options)` that returns the object described here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from cos_core.geometry import Box
+from cos_core.types import Example, Prediction, Regions, Score, Turn
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Reporter(Protocol):
+    """Where a stage says how far it is. The CLI draws it; `SilentReporter` ignores it."""
+
+    def note(self, text: str) -> None:
+        """One line of words for a person (stderr)."""
+
+    def warn(self, text: str) -> None:
+        """One line about something wrong that does not stop the run (stderr)."""
+
+    def progress(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
+        """`done` of `total` items of `stage`; called often, must be cheap."""
+
+
+class SilentReporter:
+    """A Reporter that says nothing."""
+
+    def note(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+    def progress(self, stage: str, done: int, total: int | None, detail: str = "") -> None: ...
+
+
+class Detector(Protocol):
+    """Proposes candidate regions; boxes in frame "image"."""
+
+    def detect(self, image: Image) -> Regions: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Relevance:
+    """What a backbone found for one question.
+
+    `regions`: candidate boxes with relevance scores; `heat`: optional (rows, columns) map over the *square* frame, row-major
+    nested tuples, non-negative, arbitrary units (backbones over patches).
+    """
+
+    regions: Regions | None = None
+    heat: tuple[tuple[float, ...], ...] | None = None
+
+
+class Backbone(Protocol):
+    """Relevance of the answer to areas of one image, for several questions on it (CoS Eq. 4-6)."""
+
+    def relevance(self, image: Image, examples: Sequence[Example]) -> list[Relevance]:
+        """One Relevance per example, all on `image`; `examples[i].answers[0]` is the gold answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One generation: a dialogue whose last turn is the user's, and its pictures by slot ("full", "roi")."""
+
+    turns: tuple[Turn, ...]
+    images: Mapping[str, Image]
+    max_new_tokens: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The text generated for a Request, without the end-of-sequence mark; `error` set (and text "") when it failed."""
+
+    text: str
+    tokens_in: int = 0
+    tokens_out: int = 0
+    finished: bool = True
+    error: str | None = None
+
+
+class Engine(Protocol):
+    """Turns requests into replies, in order. It knows nothing of Chain-of-Spot."""
+
+    name: str
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply]: ...
+
+
+PolicySource = Literal["none", "model", "fixed", "gold"]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How the region of interest is chosen (the rows of CoS Table 3a, and controls).
+
+    source    "none": one pass, no region; "model": the model writes the box, supervised in training by the store's labels;
+              "fixed": `fixed_box(example, seed)` gives it; "gold": the data set's own region (`example.meta["gold"]`).
+    asks      which questions stand in Inst.1: the example's own ("single"), all of its image's ("all"), or none ("image").
+    """
+
+    name: str
+    source: PolicySource
+    asks: Literal["single", "all", "image"] = "single"
+    summary: str = ""
+    fixed_box: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkData:
+    """The questions of one benchmark split, with where their images are and what was checked."""
+
+    name: str
+    split: str
+    examples: Sequence[Example]
+    image_root: Path
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Benchmark(Protocol):
+    """One benchmark: reads its official files, says how answers are scored, aggregates scores."""
+
+    name: str
+    summary: str
+
+    def load(self, root: Path) -> BenchmarkData: ...
+
+    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]: ...
+
+    def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]: ...
+
+
+__all__ = [
+    "Backbone",
+    "Benchmark",
+    "BenchmarkData",
+    "Box",
+    "Detector",
+    "Engine",
+    "Policy",
+    "Relevance",
+    "Reply",
+    "Reporter",
+    "Request",
+    "SilentReporter",
+]

@@ -1,0 +1,66 @@
+"""Plug-ins without a registry: one module each, its file name is its name.
+
+`available(kind)` lists names without importing anything, so shell completion stays fast;
+`load(kind, name)` imports the module; outsiders pass a path, `./mine.py` or `./mine.py:build`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from cos_core.errors import InputError
+
+KINDS = ("backbones", "benchmarks", "detectors", "engines", "policies")
+_ROOT = Path(__file__).resolve().parent
+
+
+def available(kind: str) -> list[str]:
+    """Names of the plug-ins of `kind`, sorted. Imports nothing."""
+    _check_kind(kind)
+    return sorted(p.stem for p in (_ROOT / kind).glob("*.py") if not p.stem.startswith("_"))
+
+
+def load(kind: str, name: str, **options: Any) -> Any:
+    """Builds the plug-in `name` of `kind`: calls its module's `build(**options)`.
+
+    Raises InputError for an unknown name (with the nearest ones), a file that is not there, or a module without `build`.
+    """
+    _check_kind(kind)
+    path, _, function = name.partition(":")
+    if path.endswith(".py"):
+        module = _from_file(Path(path))
+    elif path.replace("-", "_") in available(kind):
+        module = importlib.import_module(f"cos_core.{kind}.{path.replace('-', '_')}")
+    else:
+        raise InputError(f"no {kind} plug-in is called {name!r}{_nearest(name, available(kind))}")
+    build = getattr(module, function or "build", None)
+    if not callable(build):
+        raise InputError(f"the {kind} plug-in {name!r} has no function {function or 'build'!r}")
+    return build(**options)
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise InputError(f"no plug-in file {path}")
+    spec = importlib.util.spec_from_file_location(f"cos_plugin_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} cannot be imported as a plug-in")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise InputError(f"unknown kind of plug-in {kind!r}; one of {', '.join(KINDS)}")
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"

@@ -1,0 +1,168 @@
+"""Profiles, and the one function that builds a Chain-of-Spot dialogue, for training and inference alike.
+
+A profile (templates/prompts/*.toml) holds everything about the text that changes what a checkpoint sees: system prompt, roles,
+Inst.1 and Inst.2 (CoS Eq. 7 and 9), how a box is written (Eq. 8) and what is cropped. A checkpoint carries its own profile in
+`cos_profile.json`; without one the profile "paper" is used.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from cos_core import assets
+from cos_core.errors import InputError
+from cos_core.types import ImageSlot, Turn
+
+PROFILE_FILE = "cos_profile.json"
+FULL, ROI = ImageSlot("full"), ImageSlot("roi")
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """The wording and geometry that a checkpoint was trained with.
+
+    Templates hold `{image}` (an image slot) and `{question}`. `box_decimals` digits are written, padded with zeros when
+    `box_pad_zeros`; `box_step` (a fraction of the square's side, or None) snaps boxes to a coarser raster before writing;
+    `box_order` names the four numbers. `crop_from`: "image" cuts the region from the original picture and pads it anew,
+    "canvas" cuts from the padded square (the released code, upstream §3.2). `roi_suffix_after_quote`: an answer-format suffix
+    stands after the closing quote of Inst.2 only, instead of inside both quotes.
+    """
+
+    name: str
+    system: str
+    user: str
+    assistant: str
+    turn_end: str
+    plain: str
+    inst1: str
+    inst1_all: str
+    inst1_image: str
+    inst2: str
+    box_order: Literal["x0y0x1y1", "x0x1y0y1"] = "x0y0x1y1"
+    box_decimals: int = 3
+    box_pad_zeros: bool = True
+    box_step: float | None = None
+    crop_from: Literal["image", "canvas"] = "image"
+    extra_turn_prefix: str = ""
+
+    def __post_init__(self) -> None:
+        for key in ("plain", "inst1", "inst1_all", "inst1_image", "inst2"):
+            if getattr(self, key).count("{image}") != 1:
+                raise InputError(f"profile {self.name!r}: {key} must hold {{image}} exactly once")
+        for key in ("plain", "inst1", "inst1_all", "inst2"):
+            if getattr(self, key).count("{question}") != 1:
+                raise InputError(f"profile {self.name!r}: {key} must hold {{question}} exactly once")
+        if self.box_order not in ("x0y0x1y1", "x0x1y0y1"):
+            raise InputError(f"profile {self.name!r}: unknown box_order {self.box_order!r}")
+        if not 1 <= self.box_decimals <= 6:
+            raise InputError(f"profile {self.name!r}: box_decimals must be 1 to 6, got {self.box_decimals}")
+        if self.box_step is not None and not 0 < self.box_step <= 0.5:
+            raise InputError(f"profile {self.name!r}: box_step must lie in (0, 0.5], got {self.box_step}")
+        if self.crop_from not in ("image", "canvas"):
+            raise InputError(f"profile {self.name!r}: unknown crop_from {self.crop_from!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str = "profile") -> Profile:
+        """Raises InputError on unknown or missing keys; `where` names the source in the message."""
+        names = {f.name for f in fields(cls)}
+        unknown = sorted(set(data) - names)
+        if unknown:
+            raise InputError(f"{where}: unknown key {unknown[0]!r}")
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise InputError(f"{where}: {error}") from None
+
+
+def profile_names() -> list[str]:
+    """Names of the shipped profiles, sorted."""
+    return sorted(p.stem for p in assets.template("prompts").glob("*.toml"))
+
+
+def load_profile(name: str) -> Profile:
+    """A shipped profile by name, or one from a `.toml` or `.json` file. Raises InputError when it cannot be read."""
+    path = Path(name)
+    if path.suffix not in (".toml", ".json"):
+        if name not in profile_names():
+            raise InputError(f"no profile is called {name!r}; there are: {', '.join(profile_names())}")
+        path = assets.template("prompts", f"{name}.toml")
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise InputError(f"the profile {path} cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"the profile {path} is not a table of settings")
+    return Profile.from_json(data, str(path))
+
+
+def checkpoint_profile(model: str | Path, asked: str | None = None) -> Profile:
+    """The profile to use with a checkpoint: the one asked for, else the checkpoint's own, else "paper"."""
+    if asked:
+        return load_profile(asked)
+    own = Path(model) / PROFILE_FILE
+    return load_profile(str(own)) if own.is_file() else load_profile("paper")
+
+
+def dialogue(
+    profile: Profile,
+    question: str,
+    *,
+    chain: bool = True,
+    box_text: str | None = None,
+    answer: str | None = None,
+    asks: Literal["single", "all", "image"] = "single",
+    all_questions: Sequence[str] = (),
+    learn_box: bool = True,
+    extra_turns: Sequence[tuple[str, str]] = (),
+) -> tuple[Turn, ...]:
+    """The turns of one sample, for training (with `answer`) and for each inference pass (without what is not known yet).
+
+    `chain` False: the plain LLaVA dialogue, question then answer. With the chain (CoS Eq. 2-3): Inst.1, the box, Inst.2, the
+    answer. Without `box_text` the dialogue ends after Inst.1 (pass 1); with it but without `answer`, after Inst.2 (pass 2).
+    `asks` chooses what Inst.1 asks about (Table 3a); `learn_box` False leaves a box that was given, not predicted, out of the
+    loss. `extra_turns` are further (question, answer) pairs of the image, supervised (the released code's variant).
+    """
+    if not chain:
+        turns = [_user(profile.plain, FULL, question)]
+    else:
+        if asks == "image":
+            first = _user(profile.inst1_image, FULL, None)
+        elif asks == "all":
+            first = _user(profile.inst1_all, FULL, " ".join(all_questions or (question,)))
+        else:
+            first = _user(profile.inst1, FULL, question)
+        if box_text is None:
+            return (first,)
+        turns = [first, Turn("assistant", (box_text,), learn=learn_box), _user(profile.inst2, ROI, question)]
+    if answer is None:
+        return tuple(turns)
+    turns.append(Turn("assistant", (answer,), learn=True))
+    prefix = profile.extra_turn_prefix
+    for further, reply in extra_turns:
+        turns += [Turn("user", (prefix + further,)), Turn("assistant", (reply,), learn=True)]
+        prefix = ""
+    return tuple(turns)
+
+
+def text_dialogue(pairs: Sequence[tuple[str, str]]) -> tuple[Turn, ...]:
+    """The turns of a text-only sample: every answer is learnt."""
+    turns: list[Turn] = []
+    for question, answer in pairs:
+        turns += [Turn("user", (question,)), Turn("assistant", (answer,), learn=True)]
+    return tuple(turns)
+
+
+def _user(template: str, slot: ImageSlot, question: str | None) -> Turn:
+    before, after = template.split("{image}")
+    # The question is put in last, so that braces inside it stay what they are.
+    fill = [part if question is None else part.replace("{question}", question, 1) for part in (before, after)]
+    return Turn("user", tuple(p for p in (fill[0], slot, fill[1]) if p != ""))
