@@ -26,5 +26,5 @@ def miniature_checkpoint() -> Path:
     """The folder of the miniature LLaVA that `cos demo` starts from (also reachable as `--model miniature`)."""
     path = _PACKAGE / "miniature" / "checkpoint"
     if not (path / "config.json").exists():
-        raise InputError("the miniature checkpoint is not in this installation; reinstall, or make one with cos_core.miniature.pretrain")
+        raise InputError("the miniature checkpoint is missing; reinstall, or run python -m cos_core.miniature.pretrain")
     return path

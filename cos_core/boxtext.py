@@ -26,7 +26,7 @@ def write_box(box: Box, profile: Profile) -> str:
     widened by one unit. Raises FrameError for a box in frame "image".
     """
     if box.frame != "square":
-        raise FrameError(f"box text speaks of the square frame, got a box in {box.frame!r}; convert it with SquarePad.to_square")
+        raise FrameError(f"box text speaks of the square frame, got a box in {box.frame!r}; use SquarePad.to_square")
     x0, x1 = _rounded(box.x0, box.x1, profile)
     y0, y1 = _rounded(box.y0, box.y1, profile)
     values = (x0, y0, x1, y1) if profile.box_order == "x0y0x1y1" else (x0, x1, y0, y1)

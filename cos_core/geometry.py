@@ -72,12 +72,10 @@ class Box:
     def union(self, other: Box) -> Box:
         """The smallest box that holds both. Raises FrameError when the frames differ."""
         self._same_frame(other)
-        return Box(
-            min(self.x0, other.x0), min(self.y0, other.y0), max(self.x1, other.x1), max(self.y1, other.y1), self.frame
-        )
+        return Box(min(self.x0, other.x0), min(self.y0, other.y0), max(self.x1, other.x1), max(self.y1, other.y1), self.frame)
 
     def extended(self, fraction: float) -> Box:
-        """Each side moved outwards by `fraction` of that side's length, clipped to the frame ("slightly extended", CoS §3.3)."""
+        """Each side moved outwards by `fraction` of that side's length, clipped to the frame (CoS §3.3)."""
         dx, dy = fraction * (self.x1 - self.x0), fraction * (self.y1 - self.y0)
         return clipped(self.x0 - dx, self.y0 - dy, self.x1 + dx, self.y1 + dy, self.frame)
 
@@ -89,7 +87,7 @@ class Box:
 
     def _same_frame(self, other: Box) -> None:
         if self.frame != other.frame:
-            raise FrameError(f"cannot mix a box in frame {self.frame!r} with one in frame {other.frame!r}; convert one with SquarePad")
+            raise FrameError(f"boxes in frames {self.frame!r} and {other.frame!r} cannot be mixed; convert one with SquarePad")
 
     def to_json(self) -> dict[str, object]:
         """`{"box": [x0, y0, x1, y1], "frame": ...}`."""

@@ -62,8 +62,11 @@ class Relevance:
 class Backbone(Protocol):
     """Relevance of the answer to areas of one image, for several questions on it (CoS Eq. 4-6)."""
 
-    def relevance(self, image: Image, examples: Sequence[Example]) -> list[Relevance]:
-        """One Relevance per example, all on `image`; `examples[i].answers[0]` is the gold answer."""
+    def relevance(self, groups: Sequence[tuple[Image, Sequence[Example]]]) -> list[list[Relevance]]:
+        """One Relevance per example, grouped as given: each group is one image with its questions.
+
+        `example.answers[0]` is the gold answer. An empty question asks about the image alone (policy from_image).
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The records that travel between stages: frozen, checked when made, plain JSON on disk.
 
-    Example -> Annotation -> (checkpoint) -> Prediction -> Score, and a RunManifest beside every finished directory.
+Example -> Annotation -> (checkpoint) -> Prediction -> Score, and a RunManifest beside every finished directory.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Regions:
     def __post_init__(self) -> None:
         if len(self.confidence) != len(self.boxes) or (self.scores is not None and len(self.scores) != len(self.boxes)):
             raise InputError(
-                f"regions need one confidence and one score a box, got {len(self.boxes)} boxes, {len(self.confidence)} confidences"
+                f"regions need one confidence and one score a box ({len(self.boxes)} boxes, {len(self.confidence)} confidences)"
             )
 
 
