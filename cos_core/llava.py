@@ -1,0 +1,177 @@
+"""Loading a LLaVA-1.5-layout checkpoint, once, for every stage that runs a model.
+
+A checkpoint is a local directory, a hub id (`llava-hf/llava-1.5-7b-hf`) or the word `miniature`, in the ordinary `transformers`
+layout. Only safetensors are read: a pickle from a stranger can run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cos_core import assets
+from cos_core.encoding import Encoded, encode
+from cos_core.errors import InputError, MissingError
+from cos_core.images import square_pad
+from cos_core.prompts import Profile, checkpoint_profile
+from cos_core.types import Turn
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+MINIATURE = "miniature"
+
+
+@dataclass(slots=True)
+class Llava:
+    """A loaded model with what is needed to talk to it.
+
+    `image_tokens`: positions that one picture takes in the sequence (576 for LLaVA-1.5); `fill`: the colour that pads a
+    picture to a square (the processor's mean, as LLaVA pads).
+    """
+
+    model: Any
+    tokenizer: Any
+    image_processor: Any
+    profile: Profile
+    image_token_id: int
+    image_tokens: int
+    fill: tuple[int, int, int]
+    name: str
+    fingerprint: str
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    def pixels(self, images: Sequence[Image]) -> torch.Tensor:
+        """Pictures of any size as (n, 3, side, side) in the model's dtype, each padded to a square, then resized and normalised."""
+        squares = [square_pad(image, self.fill) for image in images]
+        pixels = self.image_processor(squares, return_tensors="pt")["pixel_values"]
+        return pixels.to(self.model.device, self.model.dtype)
+
+    def encode(self, turns: Sequence[Turn]) -> Encoded:
+        """Token ids, labels and image slots of a dialogue under this checkpoint's profile."""
+        return encode(self.profile, turns, self.tokenizer, self.image_token_id, self.image_tokens)
+
+    def image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Projected features of pictures: (n, 3, side, side) -> (n, image_tokens, hidden), without gradients."""
+        import torch
+
+        with torch.no_grad():
+            return torch.stack(list(self.model.get_image_features(pixel_values=pixel_values).pooler_output))
+
+    def embed(self, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Token embeddings (batch, length, hidden) with the image positions replaced, in order, by `features` (..., hidden).
+
+        Raises InputError when the number of image positions and of features differ.
+        """
+        embeddings = self.model.get_input_embeddings()(ids)
+        places = ids == self.image_token_id
+        features = features.reshape(-1, features.shape[-1]).to(embeddings.dtype)
+        if int(places.sum()) != features.shape[0]:
+            raise InputError(f"{int(places.sum())} image positions, but {features.shape[0]} image features")
+        return embeddings.masked_scatter(places[..., None].expand_as(embeddings), features)
+
+
+def resolve(model: str | Path) -> str:
+    """The directory or hub id that a model argument means; `miniature` is the shipped checkpoint."""
+    return str(assets.miniature_checkpoint()) if str(model) == MINIATURE else str(model)
+
+
+def load(
+    model: str | Path,
+    *,
+    profile: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    attention: str | None = None,
+) -> Llava:
+    """Loads a checkpoint for inference (eval mode, no gradients on weights changed).
+
+    `device`: "auto" takes a CUDA GPU when there is one; `dtype`: "auto" is bfloat16 on a GPU, float32 on a CPU; `attention`: an
+    attention implementation name known to `transformers`. Raises MissingError without torch or transformers, InputError for a
+    checkpoint that cannot be read, is not LLaVA, or lacks weights.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise MissingError(f"running a model needs the extra 'model': pip install 'cos-toolkit[model]' ({error})") from None
+    where = resolve(model)
+    target = _device(torch, device)
+    kind = {"auto": torch.bfloat16 if target.type == "cuda" else torch.float32}.get(dtype) or getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype):
+        raise InputError(f"unknown dtype {dtype!r}; use auto, float32, bfloat16 or float16")
+    if Path(where).is_dir() and not (Path(where) / "config.json").is_file():
+        raise InputError(f"{where} is not a checkpoint: it has no config.json")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        net, info = transformers.LlavaForConditionalGeneration.from_pretrained(
+            where, dtype=kind, attn_implementation=attention, use_safetensors=True, output_loading_info=True
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where)
+        processor = transformers.AutoImageProcessor.from_pretrained(where, backend="pil")
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"cannot load the checkpoint {where}: {_first_line(error)}") from None
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise InputError(f"the checkpoint {where} lacks {len(missing)} weights, first {missing[0]}")
+    net = net.to(target).eval()
+    return Llava(
+        model=net,
+        tokenizer=tokenizer,
+        image_processor=processor,
+        profile=checkpoint_profile(where, profile),
+        image_token_id=int(net.config.image_token_id),
+        image_tokens=_image_tokens(net.config),
+        fill=padding_colour(processor),
+        name=MINIATURE if str(model) == MINIATURE else where,
+        fingerprint=checkpoint_fingerprint(where),
+    )
+
+
+def padding_colour(image_processor: Any) -> tuple[int, int, int]:
+    """`int(255 * mean)` per channel: (122, 116, 104) with CLIP's mean (upstream §1.3)."""
+    red, green, blue = (int(255 * m) for m in image_processor.image_mean)
+    return red, green, blue
+
+
+def checkpoint_fingerprint(where: str) -> str:
+    """16 hex digits that change with the configuration or the weights: names, sizes and first megabyte of each weight file."""
+    digest = hashlib.sha256(b"" if Path(where).is_dir() else where.encode())
+    for path in sorted(Path(where).glob("*")) if Path(where).is_dir() else ():
+        if path.suffix in (".json", ".safetensors", ".model"):
+            digest.update(f"{path.name}:{path.stat().st_size}:".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(1 << 20))
+    return digest.hexdigest()[:16]
+
+
+def _image_tokens(config: Any) -> int:
+    vision = config.vision_config
+    patches = (int(vision.image_size) // int(vision.patch_size)) ** 2
+    return patches if config.vision_feature_select_strategy == "default" else patches + 1
+
+
+def _device(torch: Any, name: str) -> Any:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise MissingError(f"device {name!r} was asked for, but torch sees no CUDA GPU on this machine")
+    return device
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__
