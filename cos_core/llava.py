@@ -50,7 +50,7 @@ class Llava:
         return device
 
     def pixels(self, images: Sequence[Image]) -> torch.Tensor:
-        """Pictures of any size as (n, 3, side, side) in the model's dtype, each padded to a square, then resized and normalised."""
+        """Pictures of any size as (n, 3, side, side) in the model's dtype, padded to squares, resized, normalised."""
         squares = [square_pad(image, self.fill) for image in images]
         pixels = self.image_processor(squares, return_tensors="pt")["pixel_values"]
         return pixels.to(self.model.device, self.model.dtype)
