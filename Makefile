@@ -1,0 +1,80 @@
+# The two commands of the README are `make demo` and `make test`; each does all the set-up that a fresh machine needs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Written last: without it, or when a file it depends on is newer, the set-up runs (again), keeping what is installed.
+STAMP := $(VENV)/.cos-installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+ARGS ?=
+# Two test processes on two cores: threads inside each would only fight.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint test-fast test-slow bench completions clean
+
+help:
+	@echo "make demo         the whole road in small: scenes, annotate, train, eval, a table and a page (about 15 minutes)"
+	@echo "make demo ARGS=--quick   the same stages on less data (about 2 minutes; proves nothing)"
+	@echo "make test         lint, fast tests, slow tests, with the time of each"
+	@echo "make setup        .venv with everything, leaves .venv/bin/cos (demo and test do this by themselves)"
+	@echo "make lint         ruff, mypy and shellcheck at their pinned versions"
+	@echo "make bench        the benchmarks"
+	@echo "make completions  writes completions/ again"
+	@echo "make clean        removes caches and built files; .venv and runs stay"
+
+setup: $(STAMP)
+
+# torch first and at its pin: resolved together with the rest, a newer build for another device could be chosen.
+# DeepSpeed builds its operators when they are used, not here.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "cos needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)." \
+	       "Name another one: make $(or $(MAKECMDGOALS),setup) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "setup: making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "setup 1/4: torch (the longest part)"
+	@$(PIP) torch
+	@echo "setup 2/4: build tools"
+	@$(PIP) wheel setuptools hatchling editables
+	@echo "setup 3/4: cos and its libraries"
+	@$(PIP) --no-build-isolation -e '.[model,dev]' accelerate
+	@echo "setup 4/4: DeepSpeed"
+	@DS_BUILD_OPS=0 $(PIP) --no-build-isolation deepspeed
+	@$(BIN)/cos --version
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/cos demo $(ARGS)
+
+# Each part says how long it took; the first that fails stops the rest.
+timed = @start=$$(date +%s); $(MAKE) --no-print-directory $(1) || exit 1; \
+	echo "== $(1): $$(( $$(date +%s) - start )) s"
+
+test: $(STAMP)
+	$(call timed,lint)
+	$(call timed,test-fast)
+	$(call timed,test-slow)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/shellcheck .ci/run
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" --durations=10 $(ARGS)
+
+# pytest ends with 5 when a selection holds no test, which is no failure here.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow --durations=10 $(ARGS) || [ $$? -eq 5 ]
+
+bench: $(STAMP)
+	@for file in benchmarks/*.py; do [ -e "$$file" ] || { echo "no benchmarks yet"; break; }; \
+	  echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+completions: $(STAMP)
+	$(BIN)/python -m cos_cli.completion completions
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find cos_cli cos_core tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

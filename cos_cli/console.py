@@ -1,0 +1,206 @@
+"""What a person sees: words and progress on stderr, data on stdout.
+
+`Session` carries the switches that every command shares; `TerminalReporter` and `LineReporter` are the two Reporters. rich is
+imported only when there is a terminal to draw on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from cos_core.interfaces import Reporter, SilentReporter
+from cos_core.types import RunManifest
+
+LINE_EVERY_SECONDS = 15.0
+"""Off a terminal (a log file, a scheduler) one progress line is written this often, and one at the end."""
+DRAW_EVERY_SECONDS = 0.1
+
+
+@dataclass
+class Session:
+    """The switches of one call of `cos`, set by options and read by commands and by `main`."""
+
+    quiet: bool = False
+    traceback: bool = False
+
+
+@contextmanager
+def reporting(session: Session, stream: TextIO | None = None) -> Iterator[Reporter]:
+    """The Reporter that suits `stream` (stderr): a bar on a terminal, occasional lines elsewhere, nothing when quiet."""
+    stream = stream or sys.stderr
+    if session.quiet:
+        yield QuietReporter(stream)
+    elif stream.isatty() and os.environ.get("TERM") != "dumb":
+        reporter = TerminalReporter(stream)
+        try:
+            yield reporter
+        finally:
+            reporter.close()
+    else:
+        yield LineReporter(stream)
+
+
+class QuietReporter(SilentReporter):
+    """Warnings only."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def warn(self, text: str) -> None:
+        _write(self.stream, f"warning: {text}")
+
+
+class LineReporter:
+    """Plain lines, for logs: each note and warning at once, progress every LINE_EVERY_SECONDS and when a stage is done."""
+
+    def __init__(self, stream: TextIO, every: float = LINE_EVERY_SECONDS) -> None:
+        self.stream = stream
+        self.every = every
+        self._pace = Pace()
+        self._written = 0.0
+
+    def note(self, text: str) -> None:
+        _write(self.stream, text)
+
+    def warn(self, text: str) -> None:
+        _write(self.stream, f"warning: {text}")
+
+    def progress(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
+        now = time.monotonic()
+        if self._pace.update(stage, done, now):
+            self._written = now
+        finished = total is not None and done >= total
+        if not finished and now - self._written < self.every:
+            return
+        self._written = now
+        _write(self.stream, self._pace.line(done, total, detail))
+        if finished:
+            # A later call with the same numbers starts a new pace instead of repeating the line.
+            self._pace = Pace()
+
+
+class Pace:
+    """How fast one stage goes; what an earlier, interrupted run had done does not count."""
+
+    def __init__(self) -> None:
+        self.stage = ""
+        self._first = (0, 0.0)
+        self._last = (0, 0.0)
+
+    def update(self, stage: str, done: int, now: float) -> bool:
+        """Takes note of `done` at `now` (seconds); True when a new stage began."""
+        began = stage != self.stage or done < self._last[0]
+        if began:
+            self.stage, self._first = stage, (done, now)
+        self._last = (done, now)
+        return began
+
+    def rate(self) -> float:
+        """Items per second since the stage was first heard of; 0 when unknown."""
+        seconds = self._last[1] - self._first[1]
+        return (self._last[0] - self._first[0]) / seconds if seconds > 0 else 0.0
+
+    def line(self, done: int, total: int | None, detail: str) -> str:
+        parts = [f"{self.stage} {done}/{total}" if total is not None else f"{self.stage} {done}"]
+        rate = self.rate()
+        if rate > 0:
+            parts.append(f"{rate:.3g}/s")
+            if total is not None and done < total:
+                parts.append(f"{duration((total - done) / rate)} left")
+        return ", ".join([*parts, detail] if detail else parts)
+
+
+class TerminalReporter:
+    """A rich progress bar per stage on stderr, with notes and warnings above it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._console = Console(file=stream, highlight=False, soft_wrap=True)
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[words]}", markup=False),
+            console=self._console,
+            transient=True,
+        )
+        self._pace = Pace()
+        self._task: Any = None
+        self._drawn = 0.0
+
+    def note(self, text: str) -> None:
+        self._console.print(clean(text), markup=False)
+
+    def warn(self, text: str) -> None:
+        self._console.print(f"warning: {clean(text)}", markup=False, style="yellow")
+
+    def progress(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
+        now = time.monotonic()
+        began = self._pace.update(stage, done, now)
+        finished = total is not None and done >= total
+        if not (began or finished) and now - self._drawn < DRAW_EVERY_SECONDS:
+            return
+        self._drawn = now
+        words = clean(self._pace.line(done, total, detail)).removeprefix(f"{stage} ")
+        if began or self._task is None:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._progress.start()
+            self._task = self._progress.add_task(clean(stage), total=total, words=words)
+        self._progress.update(self._task, completed=done, total=total, words=words)
+        if finished:
+            self._progress.remove_task(self._task)
+            self._task = None
+            self._console.print(clean(self._pace.line(done, total, detail)), markup=False)
+            self._pace = Pace()
+
+    def close(self) -> None:
+        """Takes the bar off the screen."""
+        self._progress.stop()
+
+
+def emit(text: str) -> None:
+    """Data for the next program: one piece of text on stdout, flushed so that a closed pipe is noticed here."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def emit_json(data: Mapping[str, Any]) -> None:
+    """One JSON object on stdout; escaped to ASCII where stdout cannot take Unicode."""
+    ascii_only = (sys.stdout.encoding or "ascii").lower().replace("-", "") != "utf8"
+    emit(json.dumps(data, ensure_ascii=ascii_only, indent=2, default=str))
+
+
+def summary(manifest: RunManifest, out: object) -> str:
+    """One sentence about a finished stage: counts, time, where the result lies."""
+    counts = ", ".join(f"{n} {name}" for name, n in manifest.counts.items())
+    return f"{manifest.stage} {manifest.status}: {counts or 'nothing to count'} in {duration(manifest.seconds)} -> {out}"
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s" if whole or not seconds else f"{seconds:.1f} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def clean(text: str) -> str:
+    """`text` without control characters: words from data sets and models must not steer the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    stream.write(clean(text) + "\n")
+    stream.flush()

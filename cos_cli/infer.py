@@ -1,0 +1,140 @@
+"""`cos infer`: where to look, then the answer."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cos_cli import options
+from cos_cli.console import Session, clean, emit, emit_json, reporting, summary
+from cos_core.errors import InputError
+from cos_core.types import Prediction
+
+if TYPE_CHECKING:
+    from cos_core.infer import InferConfig
+    from cos_core.interfaces import Reporter
+
+
+def infer(
+    ctx: typer.Context,
+    model: options.Model,
+    image: Annotated[Path | None, typer.Option(help="One picture.", show_default=False)] = None,
+    question: Annotated[str | None, typer.Option(help="The question on --image.", show_default=False)] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Many questions: LLaVA conversation JSON or JSONL, or a LLaVA question file.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder that the image paths in --data start from.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSONL file of predictions to write or to continue.")] = None,
+    roi: options.Roi = "model",
+    on_bad_box: options.OnBadBox = "full",
+    profile: options.Profile = None,
+    batch_size: options.BatchSize = 16,
+    max_new_tokens: options.MaxNewTokens = 128,
+    engine: options.Engine = "hf",
+    limit: options.Limit = None,
+    max_failures: options.MaxFailures = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    traceback: options.Traceback = False,
+) -> None:
+    """Ask a model where to look, then let it answer.
+
+    The answer is given with the whole picture and the zoomed region.
+    With --image and --question: prints box, status and answer. With --data, --images and --out: answers a file of
+    questions; killed and started again, it answers only what is missing.
+
+    \b
+    Examples:
+      cos infer --model miniature --image photo.jpg --question "What colour is the car?"
+      cos infer --model miniature --data questions.json --images pictures --out answers.jsonl
+    """
+    from cos_core.infer import InferConfig
+
+    single = _check_mode(image, question, data, images, out)
+    config = InferConfig(
+        model=model,
+        out=out or Path(),
+        data=data,
+        images=images,
+        image=image,
+        question=question,
+        roi=roi,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        on_bad_box=on_bad_box,
+        profile=profile,
+        limit=limit,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        engine=engine,
+        max_failures=max_failures,
+    )
+    with reporting(ctx.ensure_object(Session)) as reporter:
+        if single:
+            prediction = _answer_one(config, out, reporter)
+        else:
+            _answer_many(config, reporter, json)
+            return
+    if json:
+        emit_json(prediction.to_json())
+    else:
+        emit(describe(prediction))
+
+
+def describe(prediction: Prediction) -> str:
+    """Three lines for a person: box (fractions of the picture), status, answer."""
+    box = prediction.box
+    corners = "[" + ", ".join(f"{v:.3f}" for v in box.corners) + "]  left, top, right, bottom" if box else "none"
+    status: str = prediction.box_status
+    if box is None and prediction.box_text:
+        status += f" ({clean(prediction.box_text)!r})"
+    return f"box     {corners}\nstatus  {status}\nanswer  {clean(prediction.answer or '')}"
+
+
+def _check_mode(image: Path | None, question: str | None, data: Path | None, images: Path | None, out: Path | None) -> bool:
+    """True for one picture, False for a file of questions. Raises typer.BadParameter for a mixture (exit code 2)."""
+    if image is None and question is None:
+        if data is None or images is None or out is None:
+            raise typer.BadParameter("give --image and --question, or --data, --images and --out")
+        return False
+    if image is None or question is None:
+        raise typer.BadParameter("--image and --question belong together")
+    if data is not None or images is not None:
+        raise typer.BadParameter("--image and --question exclude --data and --images")
+    return True
+
+
+def _answer_one(config: InferConfig, out: Path | None, reporter: Reporter) -> Prediction:
+    """Runs the stage on one picture, in a folder that is thrown away unless --out keeps the file."""
+    from cos_core.infer import run
+
+    with tempfile.TemporaryDirectory(prefix="cos-") as folder:
+        path = out or Path(folder) / "answer.jsonl"
+        run(replace(config, out=path), reporter)
+        prediction = _last_prediction(path)
+    if prediction.error:
+        raise InputError(prediction.error)
+    return prediction
+
+
+def _last_prediction(path: Path) -> Prediction:
+    import json
+
+    return Prediction.from_json(json.loads(path.read_text(encoding="utf-8").splitlines()[-1]))
+
+
+def _answer_many(config: InferConfig, reporter: Reporter, json: bool) -> None:
+    from cos_core.infer import run
+
+    manifest = run(config, reporter)
+    reporter.note(summary(manifest, config.out))
+    if json:
+        emit_json(manifest.to_json())

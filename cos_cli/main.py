@@ -1,0 +1,142 @@
+"""The `cos` command: every command is registered here, and here errors become one sentence and an exit code.
+
+Exit codes: 0 ok · 1 bug · 2 usage · 3 bad input or config · 4 missing extra, model or hardware · 5 finished with more failures
+than allowed · 6 regression · 75 locked by another run · 130 interrupted · 141 the reader of stdout went away.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from cos_cli import annotate, evaluate, infer, train, visualize
+from cos_cli.console import Session, clean
+from cos_core import __version__
+from cos_core.errors import CosError
+
+BUG, BAD_INPUT, MISSING, INTERRUPTED, PIPE_CLOSED = 1, 3, 4, 130, 141
+
+EXTRA_OF = {
+    "torch": "model",
+    "transformers": "model",
+    "tokenizers": "model",
+    "safetensors": "model",
+    "accelerate": "train",
+    "deepspeed": "train",
+    "detectron2": "detect",
+    "fvcore": "detect",
+    "omegaconf": "detect",
+    "pycocotools": "detect",
+}
+"""The extra of the distribution that brings an optional package."""
+
+OPERATING_SYSTEM = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.EISDIR,
+    errno.ENOTDIR,
+}
+"""Errors of files that are the machine's or the caller's affair, not a bug."""
+
+app = typer.Typer(
+    name="cos",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("annotate")(annotate.annotate)
+app.command("train")(train.train)
+app.command("infer")(infer.infer)
+app.command("eval")(evaluate.evaluate)
+app.add_typer(visualize.app, name="visualize")
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"cos {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def cos(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Chain-of-Spot: teach a vision-language model where to look, then let it answer.
+
+    One way through: annotate -> train -> infer -> eval -> visualize. Each command's --help has an example.
+
+    \b
+    Example:
+      cos infer --model miniature --image photo.jpg --question "What colour is the car?"
+    """
+
+
+def main() -> None:
+    """Entry point of the `cos` script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code; whatever goes wrong has been said on stderr."""
+    session = Session()
+    try:
+        app(args=list(arguments), prog_name="cos", obj=session)
+    except SystemExit as end:
+        return _exit_code(end)
+    except KeyboardInterrupt:
+        return _interrupted()
+    except CosError as error:
+        return _say(error, str(error), error.exit_code, session)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA_OF:
+            return _bug(error)
+        advice = f"this needs the package {package!r}; install it with: pip install 'cos-toolkit[{EXTRA_OF[package]}]'"
+        return _say(error, advice, MISSING, session)
+    except OSError as error:
+        if error.errno not in OPERATING_SYSTEM:
+            return _bug(error)
+        where = f": {error.filename}" if error.filename else ""
+        return _say(error, f"{(error.strerror or str(error)).lower()}{where}", BAD_INPUT, session)
+    except Exception as error:
+        # The last place before Python's own: a defect is shown in full, with a sentence that calls it one.
+        return _bug(error)
+    return 0
+
+
+def _exit_code(end: SystemExit) -> int:
+    code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    if code == INTERRUPTED:
+        return _interrupted()
+    if isinstance(end.__context__, OSError) and end.__context__.errno == errno.EPIPE:
+        # The reader of our stdout (`| head`) has seen enough.
+        return PIPE_CLOSED
+    return code
+
+
+def _say(error: BaseException, sentence: str, code: int, session: Session) -> int:
+    if session.traceback:
+        traceback.print_exception(error)
+    print(f"cos: {clean(sentence)}", file=sys.stderr)
+    return code
+
+
+def _bug(error: Exception) -> int:
+    traceback.print_exception(error)
+    print(f"cos: this is a defect of cos ({type(error).__name__}); please report it with the lines above", file=sys.stderr)
+    return BUG
+
+
+def _interrupted() -> int:
+    print("cos: interrupted; the same command continues where it stopped", file=sys.stderr)
+    return INTERRUPTED

@@ -1,0 +1,108 @@
+"""Options that several commands share, declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cos_cli.console import Session
+from cos_core import plug
+
+
+def complete(kind: str) -> Callable[[str], list[str]]:
+    """Completion: the plug-ins of `kind`, listed without importing them."""
+
+    def names(incomplete: str) -> list[str]:
+        return [name for name in plug.available(kind) if name.startswith(incomplete.replace("-", "_"))]
+
+    return names
+
+
+def plugin_name(value: str) -> str:
+    """A plug-in as its file is called: `center-crop` and `center_crop` are one name and give one fingerprint."""
+    return value if value.partition(":")[0].endswith(".py") else value.replace("-", "_")
+
+
+def _profiles(incomplete: str) -> list[str]:
+    from cos_core.prompts import profile_names
+
+    return [name for name in profile_names() if name.startswith(incomplete)]
+
+
+def _set_quiet(ctx: typer.Context, value: bool) -> bool:
+    ctx.ensure_object(Session).quiet |= value
+    return value
+
+
+def _set_traceback(ctx: typer.Context, value: bool) -> bool:
+    ctx.ensure_object(Session).traceback |= value
+    return value
+
+
+Data = Annotated[Path, typer.Option(help="Questions: LLaVA conversation JSON or JSONL, or a LLaVA question file.")]
+Images = Annotated[Path, typer.Option(help="Folder that the image paths in --data start from.")]
+Model = Annotated[
+    str, typer.Option(help="LLaVA-1.5 checkpoint: a local folder, a hub id such as llava-hf/llava-1.5-7b-hf, or 'miniature'.")
+]
+Policy = Annotated[
+    str,
+    typer.Option(
+        help="Which questions choose the region (Table 3a of the paper).",
+        parser=plugin_name,
+        metavar="NAME",
+        autocompletion=complete("policies"),
+    ),
+]
+Roi = Annotated[
+    str,
+    typer.Option(
+        help="Where the region comes from: 'model' (two passes), 'none' (one pass), 'center', 'full', 'gold', ...",
+        parser=plugin_name,
+        metavar="NAME",
+        autocompletion=complete("policies"),
+    ),
+]
+Profile = Annotated[
+    str | None,
+    typer.Option(help="Prompt profile; by default the checkpoint's own, else 'paper'.", autocompletion=_profiles),
+]
+Backbone = Annotated[
+    str,
+    typer.Option(
+        help="How relevance is measured: 'regions' or 'patches'.",
+        parser=plugin_name,
+        metavar="NAME",
+        autocompletion=complete("backbones"),
+    ),
+]
+Detector = Annotated[
+    str,
+    typer.Option(
+        help="What proposes candidate regions.", parser=plugin_name, metavar="NAME", autocompletion=complete("detectors")
+    ),
+]
+Engine = Annotated[
+    str, typer.Option(help="What runs the model.", parser=plugin_name, metavar="NAME", autocompletion=complete("engines"))
+]
+OnBadBox = Annotated[
+    Literal["full", "center", "skip"],
+    typer.Option(help="When the box cannot be used: the full picture, the centre crop, or no second pass."),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Questions that go through the model together.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Stop after this many questions.", show_default="all")]
+MaxFailures = Annotated[
+    int | None, typer.Option(min=0, help="Exit with code 5 when more questions than this fail.", show_default="no limit")
+]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+Device = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1', ...")]
+Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Number format of the weights.")]
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, warnings only.", callback=_set_quiet)]
+Traceback = Annotated[
+    bool, typer.Option("--traceback", help="Show where an error arose.", envvar="COS_TRACEBACK", callback=_set_traceback)
+]
