@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from cos_core.errors import FrameError, InputError
 
@@ -39,6 +39,9 @@ class Box:
             raise InputError(f"box coordinates must be finite numbers, got {values}")
         if not (0.0 <= self.x0 < self.x1 <= 1.0 and 0.0 <= self.y0 < self.y1 <= 1.0):
             raise InputError(f"a box needs 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1, got {values}")
+        if self.area == 0.0:
+            # Two sides near 1e-200 multiply to nothing, and an IoU would divide by it.
+            raise InputError(f"a box needs an area, got {values}")
 
     @property
     def corners(self) -> tuple[float, float, float, float]:
@@ -96,14 +99,19 @@ class Box:
     @classmethod
     def from_json(cls, data: object) -> Box:
         """The inverse of `to_json`; a bare list of four numbers is taken as frame "image". Raises InputError."""
-        frame: object = "image"
+        numbers: Any = data
+        frame: Any = "image"
         if isinstance(data, dict):
-            data, frame = data.get("box"), data.get("frame", "image")
-        if not isinstance(data, list | tuple) or len(data) != 4 or isinstance(frame, bool) or not isinstance(frame, str):
-            raise InputError(f"a box is [x0, y0, x1, y1], got {str(data)[:80]!r}")
-        if any(isinstance(v, bool) or not isinstance(v, int | float) for v in data):
-            raise InputError(f"box coordinates must be finite numbers, got {str(data)[:80]}")
-        return cls(*(float(v) for v in data), frame=frame)  # type: ignore[arg-type]
+            numbers, frame = data.get("box"), data.get("frame", "image")
+        if not isinstance(numbers, list | tuple) or len(numbers) != 4:
+            raise InputError(f"a box is [x0, y0, x1, y1], got {str(numbers)[:80]!r}")
+        if any(isinstance(v, bool) or not isinstance(v, int | float) for v in numbers):
+            raise InputError(f"box coordinates must be finite numbers, got {str(numbers)[:80]}")
+        try:
+            x0, y0, x1, y1 = (float(v) for v in numbers)
+        except OverflowError:
+            raise InputError("box coordinates must be finite numbers, got an integer too large for one") from None
+        return cls(x0, y0, x1, y1, frame)
 
 
 def full_box(frame: Frame = "image") -> Box:

@@ -1,0 +1,200 @@
+"""What the miniature is pre-trained on: views of scenes, what stands under each patch, and conversations.
+
+A view is a whole scene ("wide") or a square part of it cut at full resolution ("close"). Wide conversations never ask for
+digits: they cannot be read there. Gold boxes appear here, in captions and "Where is" answers, as grounding data does in LLaVA-1.5's own
+training mix; from the checkpoint onwards no gold box is used.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from cos_core.boxtext import write_box
+from cos_core.encoding import Encoded, encode
+from cos_core.geometry import Box, SquarePad
+from cos_core.miniature.scenes import COLOURS, DIGITS, SHAPES, SIDE, Scene, Thing, draw, make_scene, questions, thing_box
+from cos_core.prompts import FULL, Profile
+from cos_core.types import Turn
+
+CLOSE_SIDES = (0.25, 0.3, 0.3, 0.35, 0.4, 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A picture at the encoder's size, (side, side, 3) uint8, and the things in it, in the view's own fractions."""
+
+    pixels: np.ndarray
+    things: tuple[Thing, ...]
+    close: bool
+
+
+def wide_view(scene: Scene, side: int) -> View:
+    """The whole scene as the encoder sees it."""
+    return View(_shrink(draw(scene), side), scene.things, False)
+
+
+def close_view(scene: Scene, picture: Image.Image, target: Thing, rng: random.Random, side: int) -> View:
+    """A random square part of the scene that holds `target`."""
+    span = rng.choice(CLOSE_SIDES)
+    slack = max(0.0, span / 2 - target.r - 0.02)
+    x0 = min(1 - span, max(0.0, target.x - span / 2 + rng.uniform(-slack, slack)))
+    y0 = min(1 - span, max(0.0, target.y - span / 2 + rng.uniform(-slack, slack)))
+    return _cut(scene, picture, Box(x0, y0, min(1.0, x0 + span), min(1.0, y0 + span)), side, keep=target)
+
+
+def _cut(scene: Scene, picture: Image.Image, box: Box, side: int, keep: Thing | None = None) -> View:
+    span = box.x1 - box.x0
+    inside = tuple(
+        replace(t, x=(t.x - box.x0) / span, y=(t.y - box.y0) / span, r=t.r / span)
+        for t in scene.things
+        if t is keep or (box.contains(t.x - 0.7 * t.r, t.y - 0.7 * t.r) and box.contains(t.x + 0.7 * t.r, t.y + 0.7 * t.r))
+    )
+    return View(_shrink(picture.crop(box.pixels(SIDE, SIDE)), side), inside, True)
+
+
+def _shrink(picture: Image.Image, side: int) -> np.ndarray:
+    """As the checkpoint's image processor resizes a square picture."""
+    return np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC))
+
+
+# --- what stands under each patch (tower and alignment) ---
+
+
+def patch_labels(things: Sequence[Thing], grid: int, lines: int) -> np.ndarray:
+    """(5, grid, grid) class indices under each patch: colour, shape, digit, left line, bottom line of the thing's box.
+
+    The last class of each row of labels means "nothing here"; `lines` is the number of raster steps across the square.
+    """
+    middle = (np.arange(grid) + 0.5) / grid
+    labels = np.empty((5, grid, grid), np.int64)
+    labels[:] = np.array([len(COLOURS), len(SHAPES), len(DIGITS), lines + 1, lines + 1])[:, None, None]
+    for thing in things:
+        near = (middle[None, :] - thing.x) ** 2 + (middle[:, None] - thing.y) ** 2 < max(0.9 * thing.r, 0.6 / grid) ** 2
+        reach = thing.r + 0.025
+        left, bottom = (min(1.0, max(0.0, v)) for v in (thing.x - reach, thing.y + reach))
+        values = (
+            list(COLOURS).index(thing.colour),
+            SHAPES.index(thing.shape),
+            DIGITS.index(thing.digit),
+            round(left * lines),
+            round(bottom * lines),
+        )
+        for row, value in zip(labels, values, strict=True):
+            row[near] = value
+    return labels
+
+
+def views(rng: random.Random, scenes: int, side: int) -> list[View]:
+    """For each of `scenes` new scenes the wide view and a close view of up to four of its things."""
+    found = []
+    for _ in range(scenes):
+        scene = make_scene(rng)
+        picture = draw(scene)
+        found.append(View(_shrink(picture, side), scene.things, False))
+        found += [close_view(scene, picture, thing, rng, side) for thing in scene.things[:4]]
+    return found
+
+
+# --- conversations (talk) ---
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """One conversation over one view: its tokens, and the kind of each answer with its length in tokens (end mark included)."""
+
+    view: View
+    encoded: Encoded
+    kinds: tuple[tuple[str, int], ...]
+
+
+Pair = tuple[str, str, str]
+"""(question, answer, kind)"""
+
+
+class Teacher:
+    """Makes lessons; holds what encoding needs."""
+
+    def __init__(self, profile: Profile, tokenizer: object, image_token_id: int, image_tokens: int, side: int) -> None:
+        self.profile, self.tokenizer, self.side = profile, tokenizer, side
+        self.image_token_id, self.image_tokens = image_token_id, image_tokens
+
+    def box(self, box: Box) -> str:
+        return write_box(SquarePad(SIDE, SIDE).to_square(box), self.profile)
+
+    def wide(self, rng: random.Random) -> Lesson:
+        """A lesson on a whole scene: a grounded caption, where things are, or what they are."""
+        scene = make_scene(rng)
+        drawn = rng.random()
+        if drawn < 0.40:
+            pairs = [("Describe the image.", self._caption(scene, rng), "caption")]
+        elif drawn < 0.70:
+            pairs = self._places(scene, rng)
+        else:
+            pairs = self._attributes(scene, rng)
+        return self._lesson(wide_view(scene, self.side), pairs)
+
+    def close(self, rng: random.Random) -> Lesson:
+        """A lesson on a part of a scene, where digits can be read."""
+        scene = make_scene(rng)
+        view = close_view(scene, draw(scene), rng.choice(scene.things), rng, self.side)
+        things = list(view.things)
+        rng.shuffle(things)
+        if rng.random() < 0.3:
+            pairs = [("Describe the image.", " ".join(f"{t.name} {t.digit}" for t in things), "read-all")]
+        elif rng.random() < 0.75:
+            pairs = [(f"What digit is on the {t.name}?", t.digit, "digit") for t in things[:3]]
+        else:
+            pairs = [self._attribute(t, view.things, rng) for t in things[:3]]
+        return self._lesson(view, pairs)
+
+    def _caption(self, scene: Scene, rng: random.Random) -> str:
+        things = list(scene.things)
+        rng.shuffle(things)
+        shapes = [t.shape for t in things]
+        words = []
+        for thing in things:
+            # A lone shape sometimes comes first, so that place is learnt from shape as well as from colour.
+            lone = shapes.count(thing.shape) == 1 and rng.random() < 0.6
+            first, last = (thing.shape, thing.colour) if lone else (thing.colour, thing.shape)
+            words.append(f"{first} {self.box(thing_box(thing))} {last}")
+        return " ".join(words)
+
+    def _places(self, scene: Scene, rng: random.Random) -> list[Pair]:
+        pairs: list[Pair] = []
+        for thing in rng.sample(scene.things, len(scene.things)):
+            pairs.append((f"Where is the {thing.name}?", self.box(thing_box(thing)), "where"))
+        relations = questions(scene, "relation")
+        pairs += [(q.text, q.answer, "relation") for q in rng.sample(relations, min(4, len(relations)))]
+        rng.shuffle(pairs)
+        return pairs[:6]
+
+    def _attributes(self, scene: Scene, rng: random.Random) -> list[Pair]:
+        """Each thing in one question at most: an earlier turn must not give a later answer away."""
+        pairs = [self._attribute(t, scene.things, rng) for t in rng.sample(scene.things, len(scene.things))]
+        if rng.random() < 0.5:
+            pairs.append(("How many objects are there?", str(len(scene.things)), "count"))
+        rng.shuffle(pairs)
+        return pairs
+
+    def _attribute(self, thing: Thing, things: Sequence[Thing], rng: random.Random) -> Pair:
+        lone = sum(t.shape == thing.shape for t in things) == 1
+        drawn = rng.random()
+        if lone and drawn < 0.35:
+            return f"What colour is the {thing.shape}?", thing.colour, "colour"
+        if lone and drawn < 0.6 and things[0].r < 0.11:
+            return f"Where is the {thing.shape}?", self.box(thing_box(thing)), "where-shape"
+        return f"What shape is the {thing.colour} object?", thing.shape, "shape"
+
+    def _lesson(self, view: View, pairs: Sequence[Pair]) -> Lesson:
+        turns: list[Turn] = []
+        for number, (question, answer, _) in enumerate(pairs):
+            parts = (FULL, "\n" + question) if number == 0 else (question,)
+            turns += [Turn("user", parts), Turn("assistant", (answer,), learn=True)]
+        encoded = encode(self.profile, turns, self.tokenizer, self.image_token_id, self.image_tokens)
+        lengths = [len(self.tokenizer(" " + a + "</s>", add_special_tokens=False)["input_ids"]) for _, a, _ in pairs]  # type: ignore[operator]
+        return Lesson(view, encoded, tuple((kind, n) for (_, _, kind), n in zip(pairs, lengths, strict=True)))

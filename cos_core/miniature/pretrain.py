@@ -1,0 +1,240 @@
+"""Makes the miniature checkpoint from random weights: `python -m cos_core.miniature.pretrain --out DIR --seed 0`.
+
+Three stages, all on one core:
+  tower   the vision tower learns what stands under each patch (a stand-in for CLIP's pre-training);
+  align   patch features, through the projector, learn to name their words in the language model's embeddings (LLaVA stage 1);
+  talk    projector and language model learn to converse: grounded captions, questions and answers (LLaVA stage 2).
+The checkpoint, `pretrain.json` (settings, command, versions) and `pretrain_log.jsonl` are written to the output folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cos_core.encoding import IGNORE
+from cos_core.miniature.lessons import Lesson, Teacher, View, patch_labels, views
+from cos_core.miniature.model import IMAGE_MEAN, IMAGE_STD, Shape, build, save
+from cos_core.miniature.scenes import COLOURS, DIGITS, SHAPES
+from cos_core.miniature.vocabulary import box_marks, make_tokenizer
+from cos_core.prompts import load_profile
+
+Log = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Steps and learning rates of the three stages; `*_scenes` and `wide`/`close` are counts a step."""
+
+    seed: int = 0
+    tower_steps: int = 500
+    tower_scenes: int = 24
+    align_steps: int = 180
+    align_scenes: int = 22
+    talk_steps: int = 900
+    wide: int = 30
+    close: int = 14
+    learning_rate: float = 2e-3
+
+
+class Miniature:
+    """The model in the making and its optimisation; one object for the three stages."""
+
+    def __init__(self, plan: Plan, log: Log) -> None:
+        import torch
+
+        self.plan, self.log, self.shape = plan, log, Shape()
+        self.profile = load_profile("miniature")
+        self.tokenizer = make_tokenizer(self.profile)
+        self.model = build(self.tokenizer, self.shape, plan.seed)
+        self.tower, self.projector = self.model.model.vision_tower, self.model.model.multi_modal_projector
+        self.mean, self.std = torch.tensor(IMAGE_MEAN), torch.tensor(IMAGE_STD)
+
+    def pixels(self, pictures: Sequence[np.ndarray]) -> Any:
+        """(n, 3, side, side) normalised as the image processor does."""
+        import torch
+
+        stacked = torch.from_numpy(np.stack(pictures)).float() / 255
+        return ((stacked - self.mean) / self.std).permute(0, 3, 1, 2).contiguous()
+
+    def run_stage(
+        self, name: str, steps: int, weights: Iterable[Any], loss: Callable[[random.Random], tuple[Any, dict[str, float]]]
+    ) -> None:
+        """AdamW with warm-up, a plateau and a linear end; logs means every 25 steps."""
+        import torch
+
+        weights = list(weights)
+        optimizer = torch.optim.AdamW(weights, self.plan.learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
+        rng = random.Random(f"{name}/{self.plan.seed}")
+        seen: list[dict[str, float]] = []
+        started = time.process_time()
+        for step in range(1, steps + 1):
+            pace = min(1.0, step / 30) * min(1.0, max(0.03, (steps - step) / (0.35 * steps)))
+            for group in optimizer.param_groups:
+                group["lr"] = self.plan.learning_rate * pace
+            value, details = loss(rng)
+            level = float(value.detach())
+            if not math.isfinite(level):
+                raise FloatingPointError(f"stage {name}: the loss is {level} at step {step}")
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            seen.append({"loss": level, **details})
+            if step % 25 == 0 or step == steps:
+                keys = sorted({k for s in seen for k in s})
+                means = {k: round(float(np.mean([s[k] for s in seen if k in s])), 4) for k in keys}
+                self.log({"stage": name, "step": step, "cpu_seconds": round(time.process_time() - started, 1), **means})
+                seen = []
+
+    # --- tower and align: dense labels ---
+
+    def train_tower(self) -> None:
+        import torch
+
+        sizes = [len(COLOURS) + 1, len(SHAPES) + 1, len(DIGITS) + 1]
+        head = torch.nn.Linear(self.shape.width, sum(sizes))
+
+        def loss(rng: random.Random) -> tuple[Any, dict[str, float]]:
+            batch = views(rng, self.plan.tower_scenes, self.shape.image_side)
+            hidden = self.tower(self.pixels([v.pixels for v in batch])).last_hidden_state[:, 1:]
+            return self._dense_loss(torch.split(head(hidden), sizes, dim=-1), batch)
+
+        self.run_stage("tower", self.plan.tower_steps, [*self.tower.parameters(), *head.parameters()], loss)
+
+    def train_align(self) -> None:
+        table = self.model.get_input_embeddings().weight
+        marks = box_marks(self.profile)
+        rows = [[f" {w}" for w in COLOURS], [f" {w}" for w in SHAPES], [f" {w}" for w in DIGITS], marks[0], marks[2]]
+        nothing = self.tokenizer.pad_token_id
+        ids = [[*self.tokenizer.convert_tokens_to_ids(row), nothing] for row in rows]
+
+        def loss(rng: random.Random) -> tuple[Any, dict[str, float]]:
+            batch = views(rng, self.plan.align_scenes, self.shape.image_side)
+            features = self.projector(self.tower(self.pixels([v.pixels for v in batch])).last_hidden_state[:, 1:])
+            features = features * (features.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt()
+            logits = 2 * features @ table.T
+            return self._dense_loss([logits[..., row] for row in ids], batch)
+
+        self.run_stage("align", self.plan.align_steps, [*self.tower.parameters(), *self.projector.parameters(), table], loss)
+
+    def _dense_loss(self, logits: Sequence[Any], batch: Sequence[View]) -> tuple[Any, dict[str, float]]:
+        """Cross-entropy of each patch's labels, "nothing here" weighing less; accuracies over patches with something."""
+        import torch
+
+        lines = len(box_marks(self.profile)[0]) - 1
+        labels = torch.from_numpy(np.stack([patch_labels(v.things, self.shape.grid, lines) for v in batch])).flatten(2)
+        close = torch.tensor([v.close for v in batch])[:, None]
+        total, details = torch.zeros(()), {}
+        for name, scores, wanted in zip(("colour", "shape", "digit", "left", "bottom"), logits, labels.unbind(1), strict=False):
+            something = wanted != scores.shape[-1] - 1
+            weight = torch.where(something, 1.0, 0.3)
+            each = torch.nn.functional.cross_entropy(scores.flatten(0, 1), wanted.flatten(), reduction="none")
+            total = total + (each * weight.flatten()).sum() / weight.sum()
+            right = scores.argmax(-1) == wanted
+            for side, chosen in (("wide", something & ~close), ("close", something & close)):
+                details[f"{name}_{side}"] = float(right[chosen].float().mean())
+        return total, details
+
+    # --- talk: conversations ---
+
+    def train_talk(self) -> None:
+        for weight in self.tower.parameters():
+            weight.requires_grad_(False)
+        teacher = Teacher(
+            self.profile, self.tokenizer, self.model.config.image_token_id, self.shape.grid**2, self.shape.image_side
+        )
+
+        def loss(rng: random.Random) -> tuple[Any, dict[str, float]]:
+            wide, details = self._talk_loss([teacher.wide(rng) for _ in range(self.plan.wide)])
+            close, more = self._talk_loss([teacher.close(rng) for _ in range(self.plan.close)])
+            return 0.5 * wide + 0.4 * close, {**details, **{f"{k}_close": v for k, v in more.items()}}
+
+        self.run_stage("talk", self.plan.talk_steps, [w for w in self.model.parameters() if w.requires_grad], loss)
+        for weight in self.tower.parameters():
+            weight.requires_grad_(True)
+
+    def _talk_loss(self, lessons: Sequence[Lesson]) -> tuple[Any, dict[str, float]]:
+        import torch
+
+        length = max(len(x.encoded) for x in lessons)
+        ids = torch.full((len(lessons), length), self.tokenizer.pad_token_id)
+        labels = torch.full((len(lessons), length), IGNORE)
+        for row, lesson in enumerate(lessons):
+            ids[row, : len(lesson.encoded)] = torch.tensor(lesson.encoded.ids)
+            labels[row, : len(lesson.encoded)] = torch.tensor(lesson.encoded.labels)
+        mask = (torch.arange(length)[None] < torch.tensor([len(x.encoded) for x in lessons])[:, None]).long()
+        out = self.model(
+            input_ids=ids, attention_mask=mask, pixel_values=self.pixels([x.view.pixels for x in lessons]), labels=labels
+        )
+        with torch.no_grad():
+            right = (out.logits[:, :-1].argmax(-1) == labels[:, 1:])[labels[:, 1:] != IGNORE].float().numpy()
+        return out.loss, _accuracy_by_kind(lessons, right)
+
+
+def _accuracy_by_kind(lessons: Sequence[Lesson], right: np.ndarray) -> dict[str, float]:
+    """Mean token accuracy of each kind of answer, end marks left out; boxes by their first two numbers."""
+    found: dict[str, list[float]] = {}
+    at = 0
+    for lesson in lessons:
+        for kind, tokens in lesson.kinds:
+            answer = right[at : at + tokens - 1]
+            found.setdefault(kind, []).append(float(answer[:2].mean() if kind.startswith("where") else answer.mean()))
+            at += tokens
+    return {kind: float(np.mean(values)) for kind, values in found.items()}
+
+
+def pretrain(plan: Plan, out: Path, log: Log) -> None:
+    """Runs the three stages and writes the checkpoint to `out`."""
+    import torch
+
+    torch.set_num_threads(1)
+    mini = Miniature(plan, log)
+    mini.train_tower()
+    mini.train_align()
+    mini.train_talk()
+    save(mini.model.eval(), mini.tokenizer, mini.profile, mini.shape, out)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m cos_core.miniature.pretrain", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the steps to run (tests use a tiny one)")
+    asked = parser.parse_args(argv)
+    plan = Plan(seed=asked.seed)
+    steps = {k: max(1, round(asked.scale * getattr(plan, k))) for k in ("tower_steps", "align_steps", "talk_steps")}
+    plan = Plan(**{**asdict(plan), **steps})
+    asked.out.mkdir(parents=True, exist_ok=True)
+    with (asked.out / "pretrain_log.jsonl").open("w", encoding="utf-8") as file:
+
+        def log(row: dict[str, Any]) -> None:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            sys.stderr.write(json.dumps(row) + "\n")
+
+        started = time.process_time()
+        pretrain(plan, asked.out, log)
+    from cos_core.manifest import versions
+
+    record = {
+        "command": f"python -m cos_core.miniature.pretrain --out DIR --seed {asked.seed} --scale {asked.scale:g}",
+        "plan": asdict(plan),
+        "cpu_seconds": round(time.process_time() - started, 1),
+        "versions": versions(),
+    }
+    (asked.out / "pretrain.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
