@@ -65,7 +65,7 @@ def read_box(text: str, profile: Profile) -> tuple[Box | None, BoxStatus]:
         status = "clamped"
     if not (inside[0] < inside[2] and inside[1] < inside[3]):
         return None, "degenerate"
-    return Box(*inside, frame="square"), status
+    return Box(inside[0], inside[1], inside[2], inside[3], "square"), status
 
 
 def _find_numbers(text: str) -> list[float] | None:

@@ -1,8 +1,8 @@
 """What the miniature is pre-trained on: views of scenes, what stands under each patch, and conversations.
 
 A view is a whole scene ("wide") or a square part of it cut at full resolution ("close"). Wide conversations never ask for
-digits: they cannot be read there. Gold boxes appear here, in captions and "Where is" answers, as grounding data does in LLaVA-1.5's own
-training mix; from the checkpoint onwards no gold box is used.
+digits: they cannot be read there. Gold boxes appear here, in captions and "Where is" answers, as grounding data does in
+LLaVA-1.5's own training mix; from the checkpoint onwards no gold box is used.
 """
 
 from __future__ import annotations
