@@ -1,0 +1,319 @@
+"""JSON Lines: a reader that names the line it cannot use, and a writer whose lines survive the process.
+
+Knows nothing of what the lines mean. `read_json_list` is the reader's counterpart for one big JSON list: it never holds more
+than a few samples in memory.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from cos_core.errors import InputError
+from cos_core.locks import FileLock
+
+MAX_RECORD_BYTES = 64 * 2**20
+"""A line or list element longer than this is taken for a broken file, not for a record."""
+_CHUNK = 4 * 2**20
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing in a file that cannot be used: where, of which example (when known), and why."""
+
+    path: Path
+    line: int | None
+    example_id: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        where = f"{self.path}:{self.line}" if self.line is not None else str(self.path)
+        return f"{where}: {self.reason}" + (f" (id {self.example_id!r})" if self.example_id else "")
+
+
+OnProblem = Callable[[Problem], None]
+
+
+def report(problem: Problem, on_problem: OnProblem | None) -> None:
+    """Hands the problem over; without anybody to take it, raises it as an InputError."""
+    if on_problem is None:
+        raise InputError(str(problem))
+    on_problem(problem)
+
+
+def open_input(path: Path) -> BinaryIO:
+    """The file, open for reading bytes. Raises InputError when it is not there, is a folder, or may not be read."""
+    try:
+        return Path(path).open("rb")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def read_lines(path: Path, on_problem: OnProblem | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) of each line; blank lines are passed over.
+
+    A line that is not a JSON object (a torn last line too) is a Problem and the rest goes on; without `on_problem` the first
+    one raises InputError, as does a file that cannot be opened.
+    """
+    with open_input(path) as file:
+        number = 0
+        while line := file.readline(MAX_RECORD_BYTES + 1):
+            number += 1
+            if len(line) > MAX_RECORD_BYTES:
+                report(Problem(path, number, None, f"the line is longer than {MAX_RECORD_BYTES >> 20} MiB"), on_problem)
+                return
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                report(Problem(path, number, None, f"not valid JSON: {_why(error)}"), on_problem)
+                continue
+            if isinstance(record, dict):
+                yield number, record
+            else:
+                report(Problem(path, number, None, f"expected a JSON object, found {_kind(record)}"), on_problem)
+
+
+def read_json_list(path: Path, on_problem: OnProblem | None = None) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """(line number from 1, index from 0, object) of each element of a file that is one JSON list.
+
+    Elements are decoded one by one from a window of a few MiB, so the memory does not grow with the file. An element that is
+    not an object is a Problem and the rest goes on; after broken JSON nothing more can be told apart, so that Problem is last.
+    """
+    with open_input(path) as file:
+        window = _Window(file)
+        index = 0
+        try:
+            window.skip_space()
+            if window.take(1) != "[":
+                report(Problem(path, window.line, None, "expected a JSON list"), on_problem)
+                return
+            window.skip_space()
+            if window.peek() == "]":
+                return
+            while True:
+                line = window.line
+                value = window.value()
+                if isinstance(value, dict):
+                    yield line, index, value
+                else:
+                    reason = f"sample {index}: expected a JSON object, found {_kind(value)}"
+                    report(Problem(path, line, None, reason), on_problem)
+                index += 1
+                window.skip_space()
+                mark = window.take(1)
+                if mark == "]":
+                    return
+                if mark != ",":
+                    raise ValueError(f"expected ',' or ']' after a sample, found {mark!r}" if mark else "the list breaks off")
+                window.skip_space()
+        except (ValueError, RecursionError) as error:
+            reason = f"sample {index}: not valid JSON ({_why(error)}); the samples after it cannot be read"
+            report(Problem(path, window.line, None, reason), on_problem)
+
+
+class _Window:
+    """A sliding piece of a UTF-8 text file, with the line it starts on."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+        self._scan = json.JSONDecoder().raw_decode
+        self._text, self._at, self._ended = "", 0, False
+        self.line = 1
+
+    def _more(self, size: int = _CHUNK) -> bool:
+        if self._ended:
+            return False
+        data = self._file.read(size)
+        self._ended = not data
+        self._text = self._text[self._at :] + self._decode(data, final=self._ended)
+        self._at = 0
+        return not self._ended
+
+    def _advance(self, end: int) -> str:
+        piece = self._text[self._at : end]
+        self.line += piece.count("\n")
+        self._at = end
+        return piece
+
+    def peek(self) -> str:
+        if self._at >= len(self._text):
+            self._more()
+        return self._text[self._at : self._at + 1]
+
+    def take(self, count: int) -> str:
+        self.peek()
+        return self._advance(self._at + count)
+
+    def skip_space(self) -> None:
+        while (mark := self.peek()) and mark in " \t\r\n":
+            self._advance(_SPACE.match(self._text, self._at).end())  # type: ignore[union-attr]
+
+    def value(self) -> Any:
+        """Decodes one JSON value, reading on while the window ends inside it. Raises ValueError when it is broken."""
+        while True:
+            try:
+                value, end = self._scan(self._text, self._at)
+            except json.JSONDecodeError as error:
+                # An error well before the window's end is a real one, save for a string whose end has not been read yet.
+                cut_off = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - 16
+                if not cut_off or len(self._text) - self._at > MAX_RECORD_BYTES or not self._more(len(self._text) + _CHUNK):
+                    raise
+                continue
+            # A number at the very end of the window may go on in the next piece.
+            if end < len(self._text) or not self._more():
+                self._advance(end)
+                return value
+
+
+class DurableWriter:
+    """Appends records to a JSON Lines file so that nothing appended is lost.
+
+    Each record reaches the operating system at once (a killed process loses nothing) and the disk every `batch` records and at
+    the end (a power cut loses at most `batch`). A torn last line, left by an earlier power cut or full disk, is cut off on
+    opening; a last line that only lacks its line end gets one. One writer at a time: raises LockedError when another live
+    process writes the file, InputError when it cannot be written (a full disk: what stood before stays whole).
+    """
+
+    def __init__(self, path: Path, batch: int = 64) -> None:
+        if batch < 1:
+            raise InputError(f"a batch needs at least one record, got {batch}")
+        self.path = Path(path)
+        self.batch = batch
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.path.parent} cannot be made: {error.strerror}") from None
+        self._lock = FileLock(self.path.with_name(self.path.name + ".lock"), what=self.path)
+        self._lock.acquire()
+        try:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            self._lock.release()
+            raise InputError(f"{self.path} cannot be written: {error.strerror}") from None
+        self._open = True
+        self._size = 0
+        self._pending = 0
+        try:
+            self._repair()
+        except OSError as error:
+            self._shut()
+            raise InputError(f"{self.path} cannot be written: {error.strerror}") from None
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Adds one record as one line. Raises InputError when it is not JSON (NaN included) or the disk refuses it."""
+        if not self._open:
+            raise InputError(f"{self.path} is already closed for writing")
+        try:
+            line = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        except (TypeError, ValueError) as error:
+            raise InputError(f"a record for {self.path} cannot be written as JSON: {error}") from None
+        self._write(line)
+        self._pending += 1
+        if self._pending >= self.batch:
+            self.flush()
+
+    def flush(self) -> None:
+        """Waits until everything appended is on the disk."""
+        if self._pending:
+            try:
+                os.fsync(self._fd)
+            except OSError as error:
+                raise InputError(f"{self.path} cannot be written: {error.strerror}") from None
+            self._pending = 0
+
+    def close(self) -> None:
+        """Flushes and gives the lock back; harmless when repeated."""
+        if self._open:
+            try:
+                self.flush()
+            finally:
+                self._shut()
+
+    def _shut(self) -> None:
+        self._open = False
+        os.close(self._fd)
+        self._lock.release()
+
+    def _write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+        except OSError as error:
+            # Half a line would be taken for a torn one; cut it off while we know where it began.
+            with suppress(OSError):
+                os.ftruncate(self._fd, self._size)
+            raise InputError(f"{self.path} cannot be written: {error.strerror}; free the disk and run again") from None
+        self._size += len(data)
+
+    def _repair(self) -> None:
+        self._size = os.fstat(self._fd).st_size
+        if self._size == 0:
+            sync_folder(self.path.parent)
+            return
+        tail = self._last_line()
+        if tail.endswith(b"\n"):
+            return
+        try:
+            whole = isinstance(json.loads(tail), dict)
+        except (ValueError, RecursionError):
+            whole = False
+        if whole:
+            self._write(b"\n")
+        else:
+            self._size -= len(tail)
+            os.ftruncate(self._fd, self._size)
+        os.fsync(self._fd)
+
+    def _last_line(self) -> bytes:
+        tail, start = b"", self._size
+        while start > 0:
+            step = min(start, 65536)
+            start -= step
+            tail = os.pread(self._fd, step, start) + tail
+            cut = tail.rfind(b"\n", 0, len(tail) - 1)
+            if cut >= 0:
+                return tail[cut + 1 :]
+        return tail
+
+    def __enter__(self) -> DurableWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in `folder` durable, so that a power cut does not lose a new file. Raises OSError."""
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, column {error.colno}"
+    if isinstance(error, UnicodeDecodeError):
+        return "the text is not UTF-8"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)[:120]
+
+
+def _kind(value: object) -> str:
+    names = {list: "a list", str: "a string", bool: "true or false", type(None): "null", dict: "an object"}
+    return names.get(type(value), "a number")
