@@ -1,0 +1,1 @@
+"""What turns dialogues into text: one module an engine. See interfaces.Engine."""

@@ -1,0 +1,201 @@
+"""The hf engine on a tiny random float32 checkpoint, against transformers' own generate and against itself at other batch sizes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch", reason="the engine needs the extra 'model'")
+
+from cos_core import llava, prompts
+from cos_core.engines.hf import HfEngine, build
+from cos_core.interfaces import Reply, Request
+from cos_core.types import Turn
+from tests.tiny_llava import make_checkpoint
+
+PROFILE = prompts.load_profile("paper")
+WORDS = "what which colour digit shape is on the left right of red blue circle square in this picture".split()
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> llava.Llava:
+    return llava.load(make_checkpoint(tmp_path_factory.mktemp("tiny")), device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def engine(loaded: llava.Llava) -> HfEngine:
+    return HfEngine(loaded)
+
+
+def picture(seed: int, size: tuple[int, int] = (83, 61)) -> Image.Image:
+    return Image.frombytes("RGB", size, random.Random(seed).randbytes(3 * size[0] * size[1]))
+
+
+def requests(count: int, budget: int = 11) -> list[Request]:
+    """Plain and second-pass dialogues of many lengths over few pictures, some of them shared."""
+    dice = random.Random(7)
+    pictures = [picture(i, (40 + 13 * i, 71)) for i in range(5)]
+    made = []
+    for i in range(count):
+        question = " ".join(dice.choices(WORDS, k=dice.randint(1, 17)))
+        whole = pictures[i % 5]
+        if i % 3 == 0:
+            made.append(Request(prompts.dialogue(PROFILE, question, chain=False), {"full": whole}, budget))
+        else:
+            turns = prompts.dialogue(PROFILE, question, box_text="[0.250, 0.250, 0.750, 0.750]")
+            made.append(Request(turns, {"full": whole, "roi": whole.crop((5, 5, 29, 31))}, budget))
+    return made
+
+
+def ids_of(engine: HfEngine, asked: Sequence[Request]) -> list[list[int]]:
+    return engine._greedy([engine._job(i, request) for i, request in enumerate(asked)])
+
+
+def margin(engine: HfEngine, request: Request, ids: list[int]) -> float:
+    """Difference of the two largest logits after the prompt and `ids`."""
+    embeddings, _ = engine._batch([engine._job(0, request)])
+    model = engine._llava.model
+    if ids:
+        embeddings = torch.cat([embeddings, model.get_input_embeddings()(torch.tensor([ids]))], dim=1)
+    with torch.inference_mode():
+        best, second = model(inputs_embeds=embeddings).logits[0, -1].topk(2).values.tolist()
+    return best - second
+
+
+def assert_same(engine: HfEngine, asked: Sequence[Request], ours: list[list[int]], theirs: list[list[int]]) -> None:
+    """Equal ids, save from a place on where the two best tokens were closer than 1e-4."""
+    for request, a, b in zip(asked, ours, theirs, strict=True):
+        if a != b:
+            common = next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+            assert margin(engine, request, a[:common]) < 1e-4
+
+
+@pytest.mark.parametrize("batch", [2, 7, 24])
+def test_a_batch_changes_no_answer(engine: HfEngine, batch: int) -> None:
+    asked = requests(24)
+    alone = [ids_of(engine, [request])[0] for request in asked]
+    together = [ids for i in range(0, 24, batch) for ids in ids_of(engine, asked[i : i + batch])]
+    assert_same(engine, asked, together, alone)
+    assert len({tuple(ids) for ids in alone}) > 12, "the questions must not all have one answer, or the test shows nothing"
+
+
+def test_equals_transformers_generate(engine: HfEngine) -> None:
+    asked = requests(9)
+    theirs = []
+    for request in asked:
+        embeddings, mask = engine._batch([engine._job(0, request)])
+        theirs.append(
+            engine._llava.model.generate(
+                inputs_embeds=embeddings, attention_mask=mask, do_sample=False, max_new_tokens=request.max_new_tokens
+            )[0].tolist()
+        )
+    assert_same(engine, asked, ids_of(engine, asked), theirs)
+
+
+def test_the_forward_from_pixels_gives_the_same_first_token(engine: HfEngine) -> None:
+    # The model's own way (ids with image marks, pixel_values) must mean what our embeddings mean, two pictures included.
+    request = requests(2)[1]
+    job = engine._job(0, request)
+    pixels = engine._llava.pixels(list(job.images))
+    with torch.inference_mode():
+        theirs = engine._llava.model(input_ids=torch.tensor([job.encoded.ids]), pixel_values=pixels).logits[0, -1]
+        embeddings, mask = engine._batch([job])
+        ours = engine._llava.model(inputs_embeds=embeddings, attention_mask=mask).logits[0, -1]
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_each_row_has_its_own_budget_and_end_mark(engine: HfEngine) -> None:
+    asked = [Request(r.turns, r.images, 1 + i) for i, r in enumerate(requests(6))]
+    long = ids_of(engine, requests(6))
+    # An end mark in the middle: declare a token that some rows write to be one.
+    stop = long[5][2]
+    engine._stop = frozenset({stop})
+    for i, (got, free) in enumerate(zip(ids_of(engine, asked), long, strict=True)):
+        cut = free[: free.index(stop) + 1] if stop in free else free
+        assert got == cut[: 1 + i]
+    reply = engine.generate(requests(6))[5]
+    assert reply.finished
+    assert reply.tokens_out == long[5].index(stop) + 1
+
+
+def test_a_picture_is_encoded_once_while_it_lives(engine: HfEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    real = llava.Llava.image_features
+
+    def counting(self: llava.Llava, pixels: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(pixels))
+        return real(self, pixels)
+
+    monkeypatch.setattr(llava.Llava, "image_features", counting)
+    whole = picture(1)
+    ask = Request(prompts.dialogue(PROFILE, "what is it", chain=False), {"full": whole}, 2)
+    engine.generate([ask, ask, ask])
+    crop = picture(2)
+    engine.generate([Request(prompts.dialogue(PROFILE, "what", box_text="[0, 0, 1, 1]"), {"full": whole, "roi": crop}, 2)])
+    assert sizes == [1, 1]
+    del ask, whole, crop
+    assert engine._features == {}
+
+
+def test_memory_running_out_halves_the_batch(engine: HfEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = requests(7, budget=3)
+    expected = engine.generate(asked)
+    tried: list[int] = []
+    real = HfEngine._run
+
+    def short_of_memory(self: HfEngine, jobs: Sequence[object]) -> list[Reply]:
+        tried.append(len(jobs))
+        if len(jobs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, jobs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(HfEngine, "_run", short_of_memory)
+    assert engine.generate(asked) == expected
+    assert tried == [7, 4, 2, 2, 2, 1]
+    assert engine.generate(asked[:3]) == expected[:3]
+    assert tried[6:] == [2, 1], "what fitted is remembered"
+
+    def hopeless(self: HfEngine, jobs: Sequence[object]) -> list[Reply]:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+
+    monkeypatch.setattr(HfEngine, "_run", hopeless)
+    assert [r.error for r in engine.generate(asked[:2])] == ["out of memory for a single request"] * 2
+
+    def broken(self: HfEngine, jobs: Sequence[object]) -> list[Reply]:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(HfEngine, "_run", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        engine.generate(asked)
+
+
+def test_what_cannot_run_is_an_error_and_the_rest_is_answered(engine: HfEngine) -> None:
+    good = requests(1, budget=3)[0]
+    turns = prompts.dialogue(PROFILE, "what", box_text="[0, 0, 1, 1]")
+    no_crop = Request(turns, {"full": picture(0)}, 3)
+    marked = Request(prompts.dialogue(PROFILE, "what is <image> here", chain=False), {"full": picture(0)}, 3)
+    long = Request(prompts.dialogue(PROFILE, "x" * 2100, chain=False), {"full": picture(0)}, 3)
+    replies = engine.generate([no_crop, good, marked, long])
+    assert "'roi'" in (replies[0].error or "")
+    assert replies[1].error is None
+    assert "image mark" in (replies[2].error or "")
+    assert "context of 2048" in (replies[3].error or "")
+    assert engine.generate([]) == []
+
+
+def test_a_dialogue_without_pictures(engine: HfEngine) -> None:
+    reply = engine.generate([Request((Turn("user", ("hello",)),), {}, 4)])[0]
+    assert reply.error is None
+    assert reply.tokens_out <= 4
+
+
+def test_sampling_settings_of_a_checkpoint_do_not_matter(tmp_path: Path) -> None:
+    where = make_checkpoint(tmp_path / "m")
+    plain = build(where, device="cpu").generate(requests(3))
+    config = where / "generation_config.json"
+    config.write_text('{"do_sample": true, "temperature": 0.9, "top_p": 0.6, "eos_token_id": [2], "pad_token_id": 0}')
+    assert build(where, device="cpu").generate(requests(3)) == plain
