@@ -1,0 +1,247 @@
+"""Boxes on pictures: colours, strokes, labels and text. Works on copies; no caller's picture is touched.
+
+A box is framed from outside: the clear area inside the stroke is exactly the pixels of `Box.pixels`, and the stroke has a
+margin of its own to stand in, so that nothing inside a box is covered and a box along the border is still seen whole.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image, ImageDraw, ImageFont
+
+from cos_core import images
+from cos_core.errors import InputError
+from cos_core.geometry import Box, SquarePad
+
+RGB = tuple[int, int, int]
+Rectangle = tuple[int, int, int, int]
+CropFrom = Literal["image", "canvas"]
+MarkKind = Literal["predicted", "gold", "annotated", "region"]
+
+# Okabe and Ito's palette: told apart with any of the common colour vision deficiencies. The strokes differ by dash as well.
+COLOURS: dict[MarkKind, RGB] = {
+    "predicted": (230, 159, 0),
+    "gold": (86, 180, 233),
+    "annotated": (204, 121, 167),
+    "region": (240, 228, 66),
+}
+_DASHES: dict[MarkKind, tuple[int, int] | None] = {"predicted": None, "gold": (4, 3), "annotated": (1, 1), "region": (2, 1)}
+BLACK: RGB = (0, 0, 0)
+PAPER: RGB = (250, 249, 246)
+INK: RGB = (28, 28, 30)
+SOFT_INK: RGB = (96, 94, 90)
+
+LABEL_PX = 15
+_TAG_PAD = 4
+_TAG_PX = LABEL_PX + 2 * _TAG_PAD
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A box to draw, in either frame, with the few words that stand on it; `kind` chooses colour and dash."""
+
+    box: Box
+    label: str = ""
+    kind: MarkKind = "predicted"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A picture brought to a size that can be looked at; `factor` is whole when it was enlarged (each pixel a square)."""
+
+    image: Image.Image
+    source_size: tuple[int, int]
+    factor: float
+
+    def rectangle(self, box: Box) -> Rectangle:
+        """(left, top, right, bottom) of `box` (frame "image") on `image`, right and bottom exclusive.
+
+        Of an enlarged picture these are the source's own pixels times `factor`: exactly what a crop of the source holds.
+        """
+        if self.factor > 1:
+            k = int(self.factor)
+            left, top, right, bottom = box.pixels(*self.source_size)
+            return left * k, top * k, right * k, bottom * k
+        return box.pixels(*self.image.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """The result of `draw_marks`: `image` holds the picture at `origin`; `rectangles` are in the picture's pixels."""
+
+    image: Image.Image
+    origin: tuple[int, int]
+    rectangles: tuple[Rectangle, ...]
+
+
+def show(picture: Image.Image, longest: int, smooth: bool = False) -> Shown:
+    """A copy whose longer side is at most `longest` pixels, and more than half of it.
+
+    Enlarged by a whole factor, pixel for pixel (`smooth` False) or bicubically; reduced by area (Lanczos).
+    """
+    if longest < 1:
+        raise InputError(f"a picture cannot be shown {longest} pixels long")
+    width, height = picture.size
+    side = max(width, height)
+    if side > longest:
+        scale = longest / side
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        return Shown(picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0), picture.size, scale)
+    factor = longest // side
+    if factor == 1:
+        return Shown(picture.copy(), picture.size, 1)
+    resampling = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+    return Shown(picture.resize((width * factor, height * factor), resampling), picture.size, factor)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """The input of a square-padding vision encoder: `side` in pixels, the padding's colour, and what a region is cut from."""
+
+    side: int = 336
+    fill: RGB = images.FILL
+    crop_from: CropFrom = "image"
+
+    def view(self, picture: Image.Image, box: Box | None = None) -> Image.Image:
+        """What the encoder is given of `picture`, or of its region `box`: side x side, RGB.
+
+        Bicubic as CLIP's processor; the normalisation that follows there changes no visible detail.
+        """
+        region = picture if box is None else images.crop_region(picture, box, self.crop_from, self.fill)
+        return images.square_pad(region, self.fill).resize((self.side, self.side), Image.Resampling.BICUBIC)
+
+
+def draw_marks(shown: Shown, marks: Sequence[Mark]) -> Marked:
+    """A new picture with every mark on it, in order; later ones lie on top.
+
+    Raises InputError for a box in frame "square" that lies wholly in the padding.
+    """
+    stroke = max(3, max(shown.image.size) // 200)
+    margin = stroke + 2 + (_TAG_PX if any(mark.label for mark in marks) else 0)
+    width, height = shown.image.width + 2 * margin, shown.image.height + 2 * margin
+    canvas = Image.new("RGB", (width, height), PAPER)
+    canvas.paste(shown.image, (margin, margin))
+    sheet = _Sheet(ImageDraw.Draw(canvas), canvas.size, stroke, [])
+    rectangles = []
+    for mark in marks:
+        rectangle = shown.rectangle(image_box(mark.box, shown.source_size))
+        rectangles.append(rectangle)
+        on_canvas = (rectangle[0] + margin, rectangle[1] + margin, rectangle[2] + margin, rectangle[3] + margin)
+        _frame(sheet, on_canvas, mark.kind)
+        if mark.label:
+            _label(sheet, on_canvas, mark)
+    return Marked(canvas, (margin, margin), tuple(rectangles))
+
+
+def image_box(box: Box, size: tuple[int, int]) -> Box:
+    """`box` in frame "image", for a picture of `size` (width, height) pixels. Raises InputError when it lies in the padding."""
+    return box if box.frame == "image" else SquarePad(*size).to_image(box)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sheet:
+    """What the strokes are drawn on: the pen, the canvas size, the stroke's width, and the label tags that stand already."""
+
+    pen: ImageDraw.ImageDraw
+    size: tuple[int, int]
+    stroke: int
+    tags: list[Rectangle]
+
+
+def _frame(sheet: _Sheet, rectangle: Rectangle, kind: MarkKind) -> None:
+    """One dark line, `stroke` coloured ones, one dark line, each around the last: seen on any background."""
+    left, top, right, bottom = rectangle
+    dash = _DASHES[kind]
+    for ring in range(1, sheet.stroke + 3):
+        colour = COLOURS[kind] if 1 < ring < sheet.stroke + 2 and dash is None else BLACK
+        sheet.pen.rectangle((left - ring, top - ring, right - 1 + ring, bottom - 1 + ring), outline=colour)
+    if dash is not None:
+        _dashes(sheet, rectangle, dash, COLOURS[kind])
+
+
+def _dashes(sheet: _Sheet, rectangle: Rectangle, dash: tuple[int, int], colour: RGB) -> None:
+    """Coloured dashes (length and gap in double strokes) along the middle of the dark frame, from each side's first corner."""
+    left, top, right, bottom = rectangle
+    stroke = sheet.stroke
+    length, gap = dash[0] * 2 * stroke, dash[1] * 2 * stroke
+    for start in range(left - 2, right + 2, length + gap):
+        end = min(start + length, right + 2) - 1
+        sheet.pen.rectangle((start, top - 1 - stroke, end, top - 2), fill=colour)
+        sheet.pen.rectangle((start, bottom + 1, end, bottom + stroke), fill=colour)
+    for start in range(top - 2, bottom + 2, length + gap):
+        end = min(start + length, bottom + 2) - 1
+        sheet.pen.rectangle((left - 1 - stroke, start, left - 2, end), fill=colour)
+        sheet.pen.rectangle((right + 1, start, right + stroke, end), fill=colour)
+
+
+def _label(sheet: _Sheet, rectangle: Rectangle, mark: Mark) -> None:
+    """Writes the mark's label above its box, or below where another label stands."""
+    font = font_at(LABEL_PX)
+    text = shorten(mark.label, font, sheet.size[0] - 2 * _TAG_PAD)
+    width = min(sheet.size[0], round(font.getlength(text)) + 2 * _TAG_PAD)
+    left = max(0, min(rectangle[0] - sheet.stroke - 2, sheet.size[0] - width))
+    above, below = rectangle[1] - sheet.stroke - 2 - _TAG_PX, rectangle[3] + sheet.stroke + 2
+    places = [(left, top, left + width, top + _TAG_PX) for top in (above, below)]
+    place = next((p for p in places if not any(_overlap(p, tag) for tag in sheet.tags)), places[0])
+    sheet.pen.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=COLOURS[mark.kind], outline=BLACK)
+    sheet.pen.text((place[0] + _TAG_PAD, place[1] + _TAG_PX // 2), text, fill=BLACK, font=font, anchor="lm")
+    sheet.tags.append(place)
+
+
+def _overlap(one: Rectangle, other: Rectangle) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+@lru_cache(maxsize=16)
+def font_at(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans at `size` pixels, the file that matplotlib ships (a wide choice of scripts, no system fonts needed)."""
+    import matplotlib
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+
+
+def shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """`text` on one line of at most `width` pixels, cut with an ellipsis where it is longer."""
+    text = " ".join(printable(text).split())
+    if font.getlength(text) <= width:
+        return text
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if font.getlength(text[:middle] + "…") <= width else (low, middle - 1)
+    return text[:low] + "…"
+
+
+def wrap(text: str, font: ImageFont.FreeTypeFont, width: float, lines: int) -> list[str]:
+    """`text` in at most `lines` lines of at most `width` pixels; the last is cut with an ellipsis.
+
+    Words longer than a line are broken.
+    """
+    # Nobody reads, and no line holds, more than this; it also bounds the time spent on a hostile 10 MB question.
+    words = printable(text[: 400 * lines]).split()
+    result: list[str] = []
+    while words and len(result) < lines:
+        if len(result) == lines - 1:
+            result.append(shorten(" ".join(words), font, width))
+            break
+        line = words.pop(0)
+        if font.getlength(line) > width:
+            kept = max(1, len(shorten(line, font, width)) - 1)
+            words.insert(0, line[kept:])
+            line = line[:kept]
+        while words and font.getlength(f"{line} {words[0]}") <= width:
+            line = f"{line} {words.pop(0)}"
+        result.append(line)
+    return result
+
+
+def printable(text: str) -> str:
+    """`text` with U+FFFD for control characters and lone surrogates, which no file can hold; line breaks and tabs stay."""
+    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t\r" else c for c in text)

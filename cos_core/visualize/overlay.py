@@ -1,0 +1,220 @@
+"""One prediction as a picture (CoS Fig. 3 and 5): image with boxes, the zoomed region beside it, question and answer below."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from cos_core import datasets, images, manifest
+from cos_core.errors import InputError
+from cos_core.geometry import Box
+from cos_core.interfaces import Reporter
+from cos_core.store import Store
+from cos_core.types import Example, Prediction, RunManifest
+from cos_core.visualize.draw import INK, PAPER, SOFT_INK, CropFrom, Mark, draw_marks, font_at, image_box, show, wrap
+from cos_core.visualize.source import read_predictions
+
+FORMATS = (".png", ".webp", ".pdf")
+_GAP = 20
+_TEXT_PX = 17
+_LINES_PER_NOTE = 4
+_WIDE = 1.9  # a picture wider than this many heights gets its crop below instead of beside it
+_MIN_WIDTH = 560  # narrower sheets would break the question into slivers
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayConfig:
+    """Either a prediction of a recorded file, or one picture with what is to be said about it.
+
+    predictions  a predictions file (JSONL, or a directory that holds predictions.jsonl) and `example`, the id of the one to
+                 draw (None: the first that has a box); `images` is the root of its image paths.
+    data, store  optional, with `predictions`: the questions' file adds the truth and the gold region, the store the annotation.
+    image        a picture, with `box` (x0, y0, x1, y1: fractions of the picture) and `question`, `answer`, `box_status`.
+    out          .png, .webp or .pdf; `longest` is the longer side of the drawn picture, in pixels.
+    """
+
+    out: Path
+    predictions: Path | None = None
+    example: str | None = None
+    images: Path | None = None
+    data: Path | None = None
+    store: Path | None = None
+    image: Path | None = None
+    box: tuple[float, float, float, float] | None = None
+    question: str | None = None
+    answer: str | None = None
+    box_status: str | None = None
+    longest: int = 640
+    crop_from: CropFrom = "image"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What is drawn: a picture, its marks, the region to show enlarged, and (heading, text) notes below."""
+
+    image: Image.Image
+    marks: tuple[Mark, ...] = ()
+    crop: Box | None = None
+    crop_from: CropFrom = "image"
+    notes: tuple[tuple[str, str], ...] = ()
+
+
+def run(config: OverlayConfig, reporter: Reporter) -> RunManifest:
+    """Writes `config.out` and `<out>.manifest.json`.
+
+    Raises InputError: neither or both sources given, no such example, an unreadable picture, an unknown picture format.
+    """
+    if config.out.suffix.lower() not in FORMATS:
+        raise InputError(f"{config.out}: an overlay is written as {', '.join(FORMATS)}")
+    if (config.predictions is None) == (config.image is None):
+        raise InputError("give either a predictions file or an image to draw")
+    work = manifest.started("visualize overlay", config)
+    prediction = _found(config.predictions, config.example) if config.predictions else _given(config)
+    scene = _scene(config, prediction)
+    sheet = render(scene, config.longest)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    data = io.BytesIO()
+    sheet.save(data, format=config.out.suffix[1:].upper())
+    manifest.atomic_write(config.out, data.getvalue())
+    size = scene.image.size
+    boxes = [{"label": m.label, "kind": m.kind, "pixels": image_box(m.box, size).pixels(*size)} for m in scene.marks]
+    found = {"example_id": prediction.example_id, "image_size": size, "boxes": boxes}
+    result = work.finish({"ok": 1}, results=manifest.plain(found))
+    manifest.write(manifest.path_for(config.out), result)
+    reporter.note(f"wrote {config.out}")
+    return result
+
+
+def _found(path: Path, example: str | None) -> Prediction:
+    first: Prediction | None = None
+    for prediction in read_predictions(path):
+        if example is not None:
+            if prediction.example_id == example:
+                return prediction
+        elif prediction.box is not None:
+            return prediction
+        elif first is None:
+            first = prediction
+    if example is not None:
+        raise InputError(f"{path} has no prediction for {example!r}")
+    if first is None:
+        raise InputError(f"{path} holds no predictions")
+    return first
+
+
+def _given(config: OverlayConfig) -> Prediction:
+    box = None if config.box is None else Box(*config.box)
+    status = config.box_status or ("skipped" if box is None else "ok")
+    return Prediction(
+        example_id=config.example or str(config.image),
+        answer=config.answer,
+        box=box,
+        box_status=status,  # type: ignore[arg-type]
+        question=config.question,
+        image=str(config.image),
+    )
+
+
+def _scene(config: OverlayConfig, prediction: Prediction) -> Scene:
+    if prediction.image is None:
+        raise InputError(f"{prediction.example_id!r} was asked without an image: there is nothing to draw")
+    picture = images.open_image(None if config.image else config.images, prediction.image)
+    example = _example(config.data, prediction.example_id) if config.data else None
+    marks: list[Mark] = []
+    if example is not None and example.meta.get("gold") is not None:
+        marks.append(Mark(Box.from_json(example.meta["gold"]), "gold", "gold"))
+    if config.store is not None:
+        with Store.read(config.store) as store:
+            annotation = store.get(prediction.example_id)
+        if annotation is not None and annotation.box is not None:
+            marks.append(Mark(annotation.box, "annotated", "annotated"))
+    if prediction.box is not None:
+        marks.append(Mark(prediction.box, "region of interest", "predicted"))
+    return Scene(picture, tuple(marks), prediction.box, config.crop_from, notes(prediction, example))
+
+
+def _example(path: Path, example_id: str) -> Example | None:
+    return next((e for e in datasets.read_examples(path, text_only="keep") if e.id == example_id), None)
+
+
+def notes(prediction: Prediction, example: Example | None = None) -> tuple[tuple[str, str], ...]:
+    """The (heading, text) lines under a picture: question, what was read as the region, answer, and the truth if known."""
+    region = {
+        "ok": "read as written",
+        "repaired": "read after mending the text",
+        "clamped": "clipped to the picture",
+        "degenerate": "no area: the region was not used",
+        "unparsable": "not readable: the region was not used",
+        "skipped": "not asked for",
+    }[prediction.box_status]
+    if prediction.box_text:
+        region = f"{prediction.box_text.strip()}  ({region})"
+    result = [("Question", prediction.question or (example.question if example else "") or "(not recorded)")]
+    result.append(("Region", region))
+    result.append(("Answer", f"failed: {prediction.error}" if prediction.error else (prediction.answer or "(none)")))
+    if example is not None and example.answers:
+        result.append(("Truth", " / ".join(example.answers)))
+    return tuple(result)
+
+
+def render(scene: Scene, longest: int = 640) -> Image.Image:
+    """The sheet, RGB: the marked picture (longer side at most `longest` pixels), the crop enlarged, the notes.
+
+    `scene.image` is not changed.
+    """
+    marked = draw_marks(show(scene.image, longest), scene.marks).image
+    panels = [("Whole image", marked)]
+    below = scene.image.width > _WIDE * scene.image.height
+    if scene.crop is not None:
+        region = images.crop_region(scene.image, scene.crop, scene.crop_from)
+        # Beside a tall picture the crop may be as tall as it; below a wide one it gets half its length.
+        zoomed = show(region, longest // 2 if below else longest * 3 // 5).image
+        panels.append((f"Zoomed region, {region.width} x {region.height} pixels", zoomed))
+    width, body = _arranged(panels, below)
+    text = _text_block(scene.notes, width - 2 * _GAP)
+    sheet = Image.new("RGB", (width, body.height + text.height + _GAP), PAPER)
+    sheet.paste(body, (0, 0))
+    sheet.paste(text, (_GAP, body.height))
+    return sheet
+
+
+def _arranged(panels: list[tuple[str, Image.Image]], below: bool) -> tuple[int, Image.Image]:
+    """Captioned panels side by side, or one below the other, and the sheet's width in pixels."""
+    font = font_at(_TEXT_PX - 3)
+    caption = _TEXT_PX + 8
+    widths = [max(panel.width, round(font.getlength(name))) for name, panel in panels]
+    heights = [panel.height + caption for _, panel in panels]
+    inner = max(widths) if below else sum(widths) + _GAP * (len(panels) - 1)
+    width = max(_MIN_WIDTH, inner + 2 * _GAP)
+    height = (sum(heights) + _GAP * (len(panels) - 1) if below else max(heights)) + 2 * _GAP
+    body = Image.new("RGB", (width, height), PAPER)
+    pen = ImageDraw.Draw(body)
+    left = top = _GAP
+    for (name, panel), panel_width, panel_height in zip(panels, widths, heights, strict=True):
+        pen.text((left, top), name, fill=SOFT_INK, font=font)
+        body.paste(panel, (left, top + caption))
+        if below:
+            top += panel_height + _GAP
+        else:
+            left += panel_width + _GAP
+    return width, body
+
+
+def _text_block(lines: tuple[tuple[str, str], ...], width: int) -> Image.Image:
+    """The notes as a picture `width` pixels wide: headings in a column of their own."""
+    plain, bold = font_at(_TEXT_PX), font_at(_TEXT_PX, bold=True)
+    column = max((round(bold.getlength(heading)) for heading, _ in lines), default=0) + 16
+    wrapped = [(heading, wrap(text, plain, width - column, _LINES_PER_NOTE)) for heading, text in lines]
+    step = _TEXT_PX + 8
+    block = Image.new("RGB", (width, step * sum(max(1, len(rows)) for _, rows in wrapped)), PAPER)
+    pen = ImageDraw.Draw(block)
+    top = 0
+    for heading, rows in wrapped:
+        pen.text((0, top), heading, fill=INK, font=bold)
+        for row in rows or [""]:
+            pen.text((column, top), row, fill=INK, font=plain)
+            top += step
+    return block

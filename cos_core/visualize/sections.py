@@ -1,0 +1,205 @@
+"""The parts of the demo's page that are words and numbers: headline, tables, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cos_core.visualize.html import Html, element, joined, table, text
+from cos_core.visualize.records import ArmRow, Comparison, DemoReport, LabelRow
+
+_ROLES = {"control": "control", "reference": "upper line"}
+_STATUS_ORDER = ("ok", "repaired", "clamped", "degenerate", "unparsable", "skipped")
+
+
+def percent(share: float | None) -> str:
+    """78.2 %, or a dash for None."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def points(difference: float) -> str:
+    """+51.1, with a true minus sign: percentage points."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def interval(comparison: Comparison) -> str:
+    return f"{points(comparison.low)} to {points(comparison.high)}"
+
+
+def headline(comparison: Comparison | None) -> str:
+    """What the first screen says, and only what the interval bears."""
+    if comparison is None:
+        return "What each way of looking answers"
+    if comparison.low > 0:
+        return (
+            "A model that first says where to look answers far better"
+            if comparison.difference >= 0.2
+            else ("A model that first says where to look answers better")
+        )
+    if comparison.high < 0:
+        return "Here, looking first answered worse"
+    return "Here, looking first made no clear difference"
+
+
+def bar(arm: ArmRow, label: str) -> Html:
+    """Accuracy as a bar on 0..100 % with its interval as a whisker."""
+    value, low, high = 100 * arm.accuracy, 100 * arm.low, 100 * arm.high
+    marks = [
+        element("rect", class_="track", x=0, y=4, width=100, height=8),
+        element("rect", class_=f"fill {arm.role}", x=0, y=2, width=f"{value:.2f}", height=12),
+        element("line", x1=f"{low:.2f}", x2=f"{high:.2f}", y1=8, y2=8),
+        element("line", x1=f"{low:.2f}", x2=f"{low:.2f}", y1=4, y2=12),
+        element("line", x1=f"{high:.2f}", x2=f"{high:.2f}", y1=4, y2=12),
+    ]
+    return element(
+        "svg", joined(marks), class_="bar", viewBox="0 0 100 16", preserveAspectRatio="none", role="img", aria_label=label
+    )
+
+
+def duel(report: DemoReport, comparison: Comparison | None) -> Html:
+    """The two arms of the headline, one bar each; without a comparison every arm."""
+    arms = report.arms if comparison is None else (report.arm(comparison.arm), report.arm(comparison.against))
+    rows = []
+    for arm in arms:
+        name = element("dt", joined([element("span", arm.name), element("b", percent(arm.accuracy))]))
+        whisker = f"{percent(arm.accuracy)}, 95 % interval {percent(arm.low)} to {percent(arm.high)}"
+        rows.append(element("div", joined([name, element("dd", bar(arm, whisker))]), class_=arm.role))
+    return joined(rows)
+
+
+def arms_table(report: DemoReport) -> Html:
+    """Every arm: bar, accuracy, interval, counts, paired difference to the headline's other side, regions."""
+    first = report.headline
+    against = first.against if first else None
+    paired = {c.arm: c for c in report.comparisons if c.kind is None and c.against == against}
+    rows = []
+    for arm in report.arms:
+        label = f"{arm.name}: {percent(arm.accuracy)}"
+        difference = paired.get(arm.name)
+        rows.append(
+            _row(
+                [
+                    _arm_heading(arm),
+                    element("td", bar(arm, label), class_="chart"),
+                    _number(percent(arm.accuracy), f"{percent(arm.low)} to {percent(arm.high)}"),
+                    _number(f"{arm.correct:,} / {arm.total:,}"),
+                    _number(points(difference.difference), interval(difference)) if difference else _number("–"),
+                    _number(percent(arm.hit)),
+                    element("td", _status(arm.status)),
+                ],
+                arm.role,
+            )
+        )
+    name = f"Against “{against}”, points" if against else "Difference, points"
+    head = ["Arm", "Accuracy", "with 95 % interval", "Correct", name, "Region hits", "How its boxes were read"]
+    caption = (
+        "Every arm starts from the same model, trains for the same number of steps and answers the same held-out questions."
+    )
+    return table(caption, head, rows, numbers=(2, 3, 4, 5))
+
+
+def comparisons_table(report: DemoReport) -> Html:
+    """The differences over all questions, with what was asked for beforehand."""
+    rows = []
+    for c in (c for c in report.comparisons if c.kind is None):
+        verdict: object = "–"
+        if c.goal is not None:
+            reached = c.difference >= c.goal and c.low > 0
+            verdict = joined(
+                [
+                    f"{points(c.goal)}: ",
+                    element("span", "reached" if reached else "not reached", class_="yes" if reached else "no"),
+                ]
+            )
+        changed = "–" if c.gained is None or c.lost is None else f"{c.gained:,} / {c.lost:,}"
+        cells = [
+            element("th", f"{c.arm} − {c.against}", scope="row"),
+            _number(points(c.difference)),
+            _number(interval(c)),
+            _number(changed),
+            element("td", verdict),
+        ]
+        rows.append(_row(cells))
+    head = ["Difference", "Points", "95 % interval, paired", "Gained / lost questions", "Asked for beforehand"]
+    return table("Differences on the same questions, with paired intervals.", head, rows, numbers=(1, 2, 3))
+
+
+def kinds_table(report: DemoReport) -> Html:
+    """Accuracy of every arm for each kind of question, and the headline's difference for each."""
+    kinds = report.kinds or tuple(dict.fromkeys(kind for arm in report.arms for kind in arm.kinds))
+    rows = []
+    for arm in report.arms:
+        cells = [_arm_heading(arm, short=True)]
+        for kind in kinds:
+            tally = arm.kinds.get(kind)
+            cells.append(_number(percent(tally.share), f"of {tally.total:,}") if tally else _number("–"))
+        rows.append(_row(cells, arm.role))
+    first = report.headline
+    per_kind = {c.kind: c for c in report.comparisons if first and (c.arm, c.against) == (first.arm, first.against)}
+    if first and len(per_kind) > 1:
+        cells = [element("th", f"{first.arm} − {first.against}, points", scope="row")]
+        for kind in kinds:
+            c = per_kind.get(kind)
+            cells.append(_number(element("span", points(c.difference), class_=_sign(c)), interval(c)) if c else _number("–"))
+        rows.append(_row(cells))
+    return table("Accuracy for each kind of question.", ["Arm", *kinds], rows, numbers=range(1, len(kinds) + 1))
+
+
+def labels_table(labels: Sequence[LabelRow]) -> Html:
+    """How often a label that annotation made lies on the right object, for each kind of question."""
+    with_chance = any(row.chance is not None for row in labels)
+    rows = []
+    for row in labels:
+        cells = [
+            element("th", row.kind, scope="row"),
+            _number(f"{row.count:,}"),
+            _number(percent(row.hit)),
+            _number(f"{row.iou:.2f}"),
+        ]
+        rows.append(_row([*cells, _number(percent(row.chance))] if with_chance else cells))
+    head = ["Question kind", "Labels", "Centre on the right object", "Mean overlap (IoU)"]
+    return table(
+        "Labels against the gold regions.", [*head, "Hits by chance"] if with_chance else head, rows, numbers=(1, 2, 3, 4)
+    )
+
+
+def facts(title: str, values: Mapping[str, Any]) -> Html:
+    """A folded two-column table of settings."""
+    rows = [_row([element("th", key, scope="row"), element("td", _plain(value))]) for key, value in values.items()]
+    body = element("tbody", joined(rows))
+    return element("details", joined([element("summary", title), element("div", element("table", body), class_="scroll")]))
+
+
+def next_steps(steps: Sequence[tuple[str, str]]) -> Html:
+    return joined(joined([element("p", words), element("pre", element("code", command))]) for words, command in steps)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k}: {_plain(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(v) for v in value)
+    return str(value)
+
+
+def _row(cells: Sequence[object], role: str = "arm") -> Html:
+    return element("tr", joined(cells), class_=role)
+
+
+def _number(value: object, below: str = "") -> Html:
+    return element("td", joined([value, element("small", below)]) if below else value, class_="n")
+
+
+def _arm_heading(arm: ArmRow, short: bool = False) -> Html:
+    badge = element("span", _ROLES[arm.role], class_="role") if arm.role in _ROLES else text("")
+    small = element("small", arm.explain) if arm.explain and not short else text("")
+    return element("th", joined([arm.name, badge, small]), scope="row")
+
+
+def _status(status: Mapping[str, int]) -> str:
+    names = [*(s for s in _STATUS_ORDER if s in status), *sorted(set(status) - set(_STATUS_ORDER))]
+    return " · ".join(f"{name} {status[name]:,}" for name in names if status[name]) or "–"
+
+
+def _sign(comparison: Comparison) -> str:
+    return "yes" if comparison.low > 0 else "no" if comparison.high < 0 else "same"

@@ -1,0 +1,143 @@
+"""Statistics of any number of boxes in bounded memory (CoS Fig. 7, appendix B): counts, histograms, the centre-bias map."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from cos_core.geometry import Box
+
+MAP_CELLS = 64
+"""The centre-bias map has this many rows and columns over the picture."""
+_BATCH = 1024
+_FINE = 2000
+
+AREA_EDGES = np.linspace(0.0, 1.0, 21)
+OFFSET_EDGES = np.linspace(0.0, np.sqrt(0.5), 21)
+ASPECT_EDGES = np.geomspace(1 / 8, 8, 25)
+
+
+class Histogram:
+    """Counts in bins between `edges` (values outside go to the end bins), with mean, spread and quantiles.
+
+    Quantiles come from a grid of 2,000 bins between the end edges (`log`: equal ratios) and are right to within one of them.
+    """
+
+    def __init__(self, edges: np.ndarray, log: bool = False) -> None:
+        self.edges = edges
+        space = np.geomspace if log else np.linspace
+        self.fine_edges = space(edges[0], edges[-1], _FINE + 1)
+        self.counts = np.zeros(len(edges) - 1, dtype=np.int64)
+        self.fine = np.zeros(_FINE, dtype=np.int64)
+        self.log = log
+        self.total = 0.0
+        self.squares = 0.0
+
+    def add(self, values: np.ndarray) -> None:
+        inside = np.clip(values, self.edges[0], self.edges[-1])
+        self.counts += np.histogram(inside, self.edges)[0]
+        self.fine += np.histogram(inside, self.fine_edges)[0]
+        scaled = np.log(values) if self.log else values
+        self.total += float(scaled.sum())
+        self.squares += float((scaled * scaled).sum())
+
+    def summary(self) -> dict[str, float | int | None]:
+        """n, mean (for `log`: geometric), standard deviation (for `log`: of the logarithms), quartiles; None when empty."""
+        n = int(self.counts.sum())
+        if n == 0:
+            return {"n": 0, "mean": None, "sd": None, "q25": None, "median": None, "q75": None}
+        mean = self.total / n
+        sd = float(np.sqrt(max(0.0, self.squares / n - mean * mean)))
+        mean = float(np.exp(mean)) if self.log else mean
+        q25, median, q75 = (self._quantile(q) for q in (0.25, 0.5, 0.75))
+        return {"n": n, "mean": mean, "sd": sd, "q25": q25, "median": median, "q75": q75}
+
+    def _quantile(self, share: float) -> float:
+        reached = np.cumsum(self.fine)
+        place = int(np.searchsorted(reached, share * reached[-1]))
+        low, high = self.fine_edges[place], self.fine_edges[place + 1]
+        return float(np.sqrt(low * high) if self.log else (low + high) / 2)
+
+    def rows(self) -> list[tuple[float, float, int]]:
+        """(low, high, count) a bin."""
+        return [
+            (float(low), float(high), int(n)) for low, high, n in zip(self.edges[:-1], self.edges[1:], self.counts, strict=True)
+        ]
+
+
+class BoxTally:
+    """Takes boxes (frame "image") one at a time; its size does not depend on how many."""
+
+    def __init__(self) -> None:
+        self.status: Counter[str] = Counter()
+        self.area = Histogram(AREA_EDGES)
+        self.offset = Histogram(OFFSET_EDGES)
+        self.aspect = Histogram(ASPECT_EDGES, log=True)
+        self._cover = np.zeros((MAP_CELLS, MAP_CELLS))
+        self._boxes = 0
+        self._centre_hits = 0
+        self._waiting: list[tuple[float, float, float, float, float]] = []
+
+    def add(self, box: Box | None, status: str, shape: float = 1.0) -> None:
+        """`shape`: the picture's width / height, for the aspect ratio in pixels; 1 leaves it in fractions of the picture."""
+        self.status[status] += 1
+        if box is None:
+            return
+        self._waiting.append((*box.corners, shape))
+        if len(self._waiting) == _BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        x0, y0, x1, y1, shape = np.array(self._waiting).T
+        self._waiting.clear()
+        width, height = x1 - x0, y1 - y0
+        self.area.add(width * height)
+        self.aspect.add(width * shape / height)
+        self.offset.add(np.hypot((x0 + x1) / 2 - 0.5, (y0 + y1) / 2 - 0.5))
+        self._centre_hits += int(((x0 <= 0.5) & (x1 >= 0.5) & (y0 <= 0.5) & (y1 >= 0.5)).sum())
+        # A cell's share covered by a box is the product of its row's and its column's, so one matrix product adds a batch.
+        self._cover += _covered(y0, y1).T @ _covered(x0, x1)
+        self._boxes += len(x0)
+
+    @property
+    def boxes(self) -> int:
+        """How many boxes were added."""
+        self._flush()
+        return self._boxes
+
+    @property
+    def centre_bias(self) -> np.ndarray:
+        """(MAP_CELLS, MAP_CELLS), rows downwards: the share of boxes that cover each cell, in [0, 1]; zeros without boxes."""
+        self._flush()
+        return self._cover / max(1, self._boxes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure that the plots show, and the summaries."""
+        self._flush()
+        total = sum(self.status.values())
+        return {
+            "examples": total,
+            "boxes": self._boxes,
+            "status": {
+                name: {"count": count, "share": count / total} for name, count in sorted(self.status.items(), key=_by_count)
+            },
+            "area": self.area.summary(),
+            "aspect": self.aspect.summary(),
+            "centre_offset": self.offset.summary(),
+            "covers_picture_centre": self._centre_hits / self._boxes if self._boxes else None,
+        }
+
+
+def _by_count(item: tuple[str, int]) -> tuple[int, str]:
+    return -item[1], item[0]
+
+
+def _covered(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """(n, MAP_CELLS): the share of every cell of [0, 1] that lies in [low, high]."""
+    starts = np.arange(MAP_CELLS) / MAP_CELLS
+    inside = np.minimum(high[:, None], starts + 1 / MAP_CELLS) - np.maximum(low[:, None], starts)
+    return np.clip(inside * MAP_CELLS, 0.0, 1.0)
