@@ -181,15 +181,15 @@ def emit_json(data: Mapping[str, Any]) -> None:
 
 def summary(manifest: RunManifest, out: object) -> str:
     """One sentence about a finished stage: counts, time, where the result lies."""
-    counts = ", ".join(f"{n} {name}" for name, n in manifest.counts.items())
-    return f"{manifest.stage} {manifest.status}: {counts or 'nothing to count'} in {duration(manifest.seconds)} -> {out}"
+    counts = ", ".join(f"{n} {name}" for name, n in manifest.counts.items() if n or name in ("ok", "failed"))
+    return f"{manifest.stage} {manifest.status}: {counts} in {duration(manifest.seconds)} -> {out}"
 
 
 def duration(seconds: float) -> str:
     """`42 s`, `3 min 20 s`, `2 h 05 min`."""
     whole = round(seconds)
     if whole < 60:
-        return f"{whole} s" if whole or not seconds else f"{seconds:.1f} s"
+        return f"{whole} s" if whole else f"{seconds:.1f} s"
     minutes, rest = divmod(whole, 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"

@@ -5,7 +5,6 @@ This is where stages are composed: `infer` writes predictions, `evaluate` scores
 
 from __future__ import annotations
 
-import json as jsonlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +16,7 @@ from cos_cli.console import Session, clean, emit, emit_json, reporting, summary
 from cos_core import plug
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
     from cos_core.infer import InferConfig
@@ -59,6 +58,7 @@ def evaluate(
     profile: options.Profile = None,
     batch_size: options.BatchSize = 16,
     max_new_tokens: options.MaxNewTokens = 128,
+    box_tokens: Annotated[int, typer.Option(min=1, help="Longest first-pass text, in tokens.")] = 48,
     engine: options.Engine = "hf",
     max_failures: options.MaxFailures = None,
     seed: options.Seed = 0,
@@ -82,18 +82,19 @@ def evaluate(
 
     if (predictions is None) == (model is None):
         raise typer.BadParameter("give either --predictions or --model")
+    if model is not None and out is None:
+        raise typer.BadParameter("with --model, --out names the folder for predictions and scores")
     with reporting(ctx.ensure_object(Session)) as reporter:
-        if model is not None:
-            if out is None:
-                raise typer.BadParameter("with --model, --out names the folder for predictions and scores")
+        if predictions is None:
             from cos_core.infer import InferConfig
 
             settings = InferConfig(
-                model=model,
-                out=out / "predictions.jsonl",
+                model=model or "",
+                out=(out or Path()) / "predictions.jsonl",
                 roi=roi,
                 batch_size=batch_size,
                 max_new_tokens=max_new_tokens,
+                box_tokens=box_tokens,
                 on_bad_box=on_bad_box,
                 profile=profile,
                 seed=seed,
@@ -103,44 +104,57 @@ def evaluate(
                 max_failures=max_failures,
             )
             predictions = answer_benchmark(benchmark, data, split, settings, reporter)
-        assert predictions is not None
-        manifest = run(EvalConfig(benchmark=benchmark, data=data, predictions=predictions, out=out, split=split), reporter)
+        config = EvalConfig(benchmark=benchmark, data=data, predictions=predictions, out=out, split=split, seed=seed)
+        manifest = run(config, reporter)
         if out is not None:
             reporter.note(summary(manifest, out))
     if json:
-        emit_json(manifest.to_json())
+        emit_json(
+            {**manifest.results, "status": manifest.status, "counts": manifest.counts, "fingerprint": manifest.fingerprint}
+        )
     else:
         emit(table(manifest))
 
 
 def answer_benchmark(name: str, data: Path, split: str | None, settings: InferConfig, reporter: Reporter) -> Path:
-    """Runs `infer` over a benchmark's questions; returns the predictions file. The questions stand beside it."""
-    from cos_core.infer import run
-    from cos_core.manifest import atomic_write
+    """Runs `infer` over a benchmark's questions into `settings.out`, which it returns; the questions stand beside it."""
+    from cos_core import evaluate as scoring
+    from cos_core import infer
 
-    options = {} if split is None else {"split": split}
-    loaded = plug.load("benchmarks", name, **options).load(data)
-    questions = settings.out.with_name("questions.jsonl")
-    settings.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = (jsonlib.dumps(e.to_json(), ensure_ascii=False) + "\n" for e in loaded.examples)
-    atomic_write(questions, "".join(lines))
-    manifest = run(replace(settings, data=questions, images=loaded.image_root), reporter)
-    reporter.note(summary(manifest, settings.out))
-    return settings.out
+    _, loaded = scoring.load(name, data, split)
+    out = settings.out or Path("predictions.jsonl")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    questions = out.with_name("questions.jsonl")
+    scoring.write_questions(loaded, questions)
+    manifest = infer.run(replace(settings, data=questions, images=loaded.image_root), reporter)
+    reporter.note(summary(manifest, out))
+    return out
 
 
 def table(manifest: RunManifest) -> str:
-    """The metrics for a person, one a line."""
-    rows = list(_flat(manifest.results))
-    width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join(f"{clean(name):{width}}  {value}" for name, value in rows)
+    """The results for a person, one number a line, with its 95 % interval where there is one; the headline comes first."""
+    results = manifest.results
+    intervals: Mapping[str, Any] = results.get("intervals", {})
+    metrics = dict(_flat(results.get("metrics", {})))
+    headline = results.get("headline", {}).get("metric")
+    rows = [(name, _number(metrics[name], intervals.get(name))) for name in sorted(metrics, key=lambda name: name != headline)]
+    rows += [(name, _number(value, intervals.get(name))) for name, value in _flat({"regions": results.get("regions", {})})]
+    shares = [f"{name} {share:.1%}" for name, share in results.get("box_status", {}).items() if share]
+    rows += [("box status", ", ".join(shares))] if shares else []
+    rows.append(("questions", ", ".join(f"{n} {name}" for name, n in manifest.counts.items() if n)))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(clean(f"{name:{width}}  {value}") for name, value in rows)
 
 
-def _flat(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _number(value: object, interval: Sequence[float] | None) -> str:
+    text = f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{text}  [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else text
+
+
+def _flat(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """`{"a": {"b": 1}}` as ("a.b", 1)."""
     for key, value in results.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, float):
-            yield prefix + key, f"{value:.4f}"
         else:
-            yield prefix + key, clean(str(value))
+            yield prefix + key, value

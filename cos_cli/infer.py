@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cos_cli import options
 from cos_cli.console import Session, clean, emit, emit_json, reporting, summary
-from cos_core.errors import InputError
 from cos_core.types import Prediction
-
-if TYPE_CHECKING:
-    from cos_core.infer import InferConfig
-    from cos_core.interfaces import Reporter
 
 
 def infer(
@@ -34,7 +27,9 @@ def infer(
     profile: options.Profile = None,
     batch_size: options.BatchSize = 16,
     max_new_tokens: options.MaxNewTokens = 128,
+    box_tokens: Annotated[int, typer.Option(min=1, help="Longest first-pass text, in tokens.")] = 48,
     engine: options.Engine = "hf",
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again what --out records as failed.")] = False,
     limit: options.Limit = None,
     max_failures: options.MaxFailures = None,
     seed: options.Seed = 0,
@@ -55,12 +50,13 @@ def infer(
       cos infer --model miniature --image photo.jpg --question "What colour is the car?"
       cos infer --model miniature --data questions.json --images pictures --out answers.jsonl
     """
-    from cos_core.infer import InferConfig
+    from cos_core.infer import InferConfig, answer_one, run
+    from cos_core.jsonl import DurableWriter
 
-    single = _check_mode(image, question, data, images, out)
+    single = _is_single(image, question, data, images, out)
     config = InferConfig(
         model=model,
-        out=out or Path(),
+        out=out,
         data=data,
         images=images,
         image=image,
@@ -68,6 +64,7 @@ def infer(
         roi=roi,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
+        box_tokens=box_tokens,
         on_bad_box=on_bad_box,
         profile=profile,
         limit=limit,
@@ -76,13 +73,19 @@ def infer(
         dtype=dtype,
         engine=engine,
         max_failures=max_failures,
+        retry_failed=retry_failed,
     )
     with reporting(ctx.ensure_object(Session)) as reporter:
-        if single:
-            prediction = _answer_one(config, out, reporter)
-        else:
-            _answer_many(config, reporter, json)
+        if not single:
+            manifest = run(config, reporter)
+            reporter.note(summary(manifest, out))
+            if json:
+                emit_json(manifest.to_json())
             return
+        prediction = answer_one(config, reporter)
+    if out is not None:
+        with DurableWriter(out) as writer:
+            writer.append(prediction.to_json())
     if json:
         emit_json(prediction.to_json())
     else:
@@ -96,45 +99,18 @@ def describe(prediction: Prediction) -> str:
     status: str = prediction.box_status
     if box is None and prediction.box_text:
         status += f" ({clean(prediction.box_text)!r})"
-    return f"box     {corners}\nstatus  {status}\nanswer  {clean(prediction.answer or '')}"
+    answer = clean(prediction.answer or "") if prediction.error is None else f"none ({clean(prediction.error)})"
+    return f"box     {corners}\nstatus  {status}\nanswer  {answer}"
 
 
-def _check_mode(image: Path | None, question: str | None, data: Path | None, images: Path | None, out: Path | None) -> bool:
+def _is_single(image: Path | None, question: str | None, data: Path | None, images: Path | None, out: Path | None) -> bool:
     """True for one picture, False for a file of questions. Raises typer.BadParameter for a mixture (exit code 2)."""
     if image is None and question is None:
         if data is None or images is None or out is None:
             raise typer.BadParameter("give --image and --question, or --data, --images and --out")
         return False
-    if image is None or question is None:
+    if image is None or not question:
         raise typer.BadParameter("--image and --question belong together")
     if data is not None or images is not None:
         raise typer.BadParameter("--image and --question exclude --data and --images")
     return True
-
-
-def _answer_one(config: InferConfig, out: Path | None, reporter: Reporter) -> Prediction:
-    """Runs the stage on one picture, in a folder that is thrown away unless --out keeps the file."""
-    from cos_core.infer import run
-
-    with tempfile.TemporaryDirectory(prefix="cos-") as folder:
-        path = out or Path(folder) / "answer.jsonl"
-        run(replace(config, out=path), reporter)
-        prediction = _last_prediction(path)
-    if prediction.error:
-        raise InputError(prediction.error)
-    return prediction
-
-
-def _last_prediction(path: Path) -> Prediction:
-    import json
-
-    return Prediction.from_json(json.loads(path.read_text(encoding="utf-8").splitlines()[-1]))
-
-
-def _answer_many(config: InferConfig, reporter: Reporter, json: bool) -> None:
-    from cos_core.infer import run
-
-    manifest = run(config, reporter)
-    reporter.note(summary(manifest, config.out))
-    if json:
-        emit_json(manifest.to_json())

@@ -83,6 +83,9 @@ def stats(
     ctx: typer.Context,
     source: Annotated[Path, typer.Argument(help="Store of `cos annotate`, or a predictions file.", metavar="SOURCE")],
     out: Annotated[Path, typer.Option(help="Folder for the plots and the numbers beside them.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Picture folder, for aspect ratios in pixels.", show_default="fractions of the picture")
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     traceback: options.Traceback = False,
@@ -97,7 +100,7 @@ def stats(
     from cos_core.visualize.boxes import BoxStatsConfig, run
 
     with reporting(ctx.ensure_object(Session)) as reporter:
-        manifest = run(BoxStatsConfig(source=source, out=out), reporter)
+        manifest = run(BoxStatsConfig(source=source, out=out, images=images), reporter)
         reporter.note(summary(manifest, out))
     if json:
         emit_json(manifest.to_json())

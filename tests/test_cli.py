@@ -1,0 +1,343 @@
+"""The command line: help, exit codes, which stream says what, and that no default of an option differs from its Config's."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import io
+import json
+import os
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cos_cli import annotate as annotate_command
+from cos_cli import completion, evaluate, infer, main, train, visualize
+from cos_cli.console import LineReporter, Pace, QuietReporter, Session, clean, duration, reporting
+from cos_core import __version__
+from cos_core.errors import FailuresError, InputError, LockedError, MissingError
+from cos_core.geometry import Box
+from cos_core.types import Prediction, RunManifest
+
+ROOT = Path(__file__).resolve().parent.parent
+POPE = ROOT / "tests" / "golden" / "pope"
+COMMANDS = ["annotate", "train", "infer", "eval", "visualize", "visualize overlay", "visualize stats"]
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_has_an_example_and_says_nothing_on_stderr(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run([*command.split(), "--help"]) == 0
+    said = capsys.readouterr()
+    assert f"  cos {command}".rstrip() in said.out
+    assert "Example" in said.out
+    assert said.err == ""
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"cos {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fly"], "fly"),
+        (["infer", "--model", "m", "--nonsense"], "--nonsense"),
+        (["infer", "--model", "m"], "--image and --question"),
+        (["infer", "--model", "m", "--image", "a.png"], "belong together"),
+        (["infer", "--model", "m", "--image", "a.png", "--question", "q", "--data", "d"], "exclude"),
+        (["eval", "pope", "--data", "d"], "either --predictions or --model"),
+        (["eval", "pope", "--data", "d", "--predictions", "p", "--model", "m"], "either --predictions or --model"),
+        (["eval", "pope", "--data", "d", "--model", "m"], "--out"),
+        (["annotate", "--data", "d", "--images", "i", "--model", "m", "--out", "o", "--region", "round"], "round"),
+        (["train", "--data", "d", "--images", "i", "--model", "m", "--out", "o", "--epochs", "0"], "epochs"),
+    ],
+)
+def test_wrong_usage_is_2(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(arguments) == 2
+    streams = capsys.readouterr()
+    assert said in streams.err
+    assert streams.out == ""
+
+
+def test_unknown_benchmark_is_3_and_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["eval", "popes", "--data", str(POPE), "--predictions", str(POPE / "predictions.jsonl")]) == 3
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert streams.err.count("\n") == 1
+    assert "did you mean 'pope'?" in streams.err
+
+
+def test_benchmarks_are_listed_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["eval", "--list"]) == 0
+    assert any(line.startswith("pope ") for line in capsys.readouterr().out.splitlines())
+
+
+def test_scores_are_data_and_words_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["eval", "pope", "--data", str(POPE), "--predictions", str(POPE / "predictions.jsonl"), "--out", str(tmp_path)]
+    assert main.run([*arguments, "--json"]) == 0
+    streams = capsys.readouterr()
+    result = json.loads(streams.out)
+    expected = json.loads((POPE / "expected.json").read_text(encoding="utf-8"))
+    assert result["metrics"]["random"]["f1"] == pytest.approx(expected["random"]["f1"], abs=1e-9)
+    assert "eval complete" in streams.err
+    assert main.run(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("mean_f1")
+    assert "[" in lines[0], "the headline has its interval"
+
+
+ERRORS = [
+    (InputError("the picture is torn"), 3, "cos: the picture is torn\n"),
+    (MissingError("no GPU"), 4, "cos: no GPU\n"),
+    (FailuresError("7 of 9 failed"), 5, "cos: 7 of 9 failed\n"),
+    (LockedError("held by 12"), 75, "cos: held by 12\n"),
+    (KeyboardInterrupt(), 130, "cos: interrupted; the same command continues where it stopped\n"),
+    (OSError(28, "No space left on device", "/out/x"), 3, "cos: no space left on device: /out/x\n"),
+    (
+        ModuleNotFoundError("No module named 'torch'", name="torch"),
+        4,
+        "cos: this needs the package 'torch'; install it with: pip install 'cos-toolkit[model]'\n",
+    ),
+    (
+        ModuleNotFoundError("No module named 'detectron2.config'", name="detectron2.config"),
+        4,
+        "cos: this needs the package 'detectron2'; install it with: pip install 'cos-toolkit[detect]'\n",
+    ),
+]
+
+
+def _failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def run(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("cos_core.evaluate.run", run)
+
+
+SCORE = ["eval", "pope", "--data", str(POPE), "--predictions", str(POPE / "predictions.jsonl")]
+
+
+@pytest.mark.parametrize(("error", "code", "sentence"), ERRORS, ids=lambda value: type(value).__name__)
+def test_errors_become_a_sentence_and_a_code(
+    error: BaseException, code: int, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _failing(monkeypatch, error)
+    assert main.run(SCORE) == code
+    streams = capsys.readouterr()
+    assert streams.err == sentence
+    assert streams.out == ""
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("oh"), ModuleNotFoundError("x", name="cos_core.x"), OSError(5, "I/O")])
+def test_a_defect_is_1_and_shown_in_full(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _failing(monkeypatch, error)
+    assert main.run(SCORE) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "a defect of cos" in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("how", ["option", "environment"])
+def test_traceback_on_demand(how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    _failing(monkeypatch, InputError("torn"))
+    if how == "environment":
+        monkeypatch.setenv("COS_TRACEBACK", "1")
+    assert main.run([*SCORE, "--traceback"] if how == "option" else SCORE) == 3
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert said.endswith("cos: torn\n")
+
+
+def test_a_message_cannot_steer_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    _failing(monkeypatch, InputError("file \x1b[2Jx\r"))
+    assert main.run(SCORE) == 3
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    script = "from cos_cli.main import main; main()"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *SCORE], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    os.close(writer)
+    assert done.returncode == 141
+    assert done.stderr == ""
+
+
+@pytest.mark.slow
+def test_a_corrupt_picture_is_one_sentence_and_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "photo.jpg"
+    Image.effect_noise((64, 48), 50).convert("RGB").save(picture)
+    picture.write_bytes(picture.read_bytes()[:400])
+    assert main.run(["infer", "--model", "miniature", "--image", str(picture), "--question", "What colour is it?"]) == 3
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert streams.err.startswith("cos: ")
+    assert streams.err.count("\n") == 1
+    assert "photo.jpg" in streams.err
+
+
+@pytest.mark.slow
+def test_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "photo.jpg"
+    Image.effect_noise((64, 48), 50).convert("RGB").save(picture)
+    arguments = [
+        "infer",
+        "--model",
+        "miniature",
+        "--image",
+        str(picture),
+        "--question",
+        "What colour is it?",
+        "--roi",
+        "center",
+    ]
+    assert main.run([*arguments, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["box"] == [0.25, 0.25, 0.75, 0.75] or answer["box"] == pytest.approx([0.25, 0.25, 0.75, 0.75], abs=1e-2)
+    assert answer["policy"] == "center_crop"
+    assert main.run(arguments) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:2]] == ["box", "status"]
+
+
+def test_what_one_answer_looks_like() -> None:
+    said = infer.describe(Prediction("a", "a red\x1b[0m car", Box(0.25, 0.5, 0.75, 1.0), "[...]", "ok"))
+    assert said.splitlines()[0] == "box     [0.250, 0.500, 0.750, 1.000]  left, top, right, bottom"
+    assert said.splitlines()[1] == "status  ok"
+    assert said.splitlines()[2] == "answer  a red\N{REPLACEMENT CHARACTER}[0m car"
+    failed = infer.describe(Prediction("a", None, None, "over there", "unparsable", error="no usable box"))
+    assert failed.splitlines() == ["box     none", "status  unparsable ('over there')", "answer  none (no usable box)"]
+
+
+CONFIGS = [
+    (annotate_command.annotate, "cos_core.annotate", "AnnotateConfig", set()),
+    (train.train, "cos_core.training", "TrainConfig", set()),
+    (infer.infer, "cos_core.infer", "InferConfig", set()),
+    (evaluate.evaluate, "cos_core.evaluate", "EvalConfig", {"replicates"}),
+    (evaluate.evaluate, "cos_core.infer", "InferConfig", {"image", "images", "question", "data", "limit", "retry_failed"}),
+    (visualize.overlay, "cos_core.visualize.overlay", "OverlayConfig", {"box_status", "crop_from"}),
+    (visualize.stats, "cos_core.visualize.boxes", "BoxStatsConfig", set()),
+]
+
+
+@pytest.mark.parametrize(("command", "module", "name", "left_out"), CONFIGS, ids=lambda v: v if isinstance(v, str) else "")
+def test_options_and_configs_agree(command: typing.Any, module: str, name: str, left_out: set[str]) -> None:
+    """Every field has its option (or is left out on purpose), and the default in the help is the stage's own."""
+    options = inspect.signature(command).parameters
+    for field in dataclasses.fields(getattr(importlib.import_module(module), name)):
+        if field.name in left_out:
+            continue
+        assert field.name in options, f"{name}.{field.name} has no option"
+        default = options[field.name].default
+        if default is not inspect.Parameter.empty and field.default is not dataclasses.MISSING:
+            assert default == field.default, f"--{field.name} has another default than {name}"
+
+
+def test_lines_off_a_terminal() -> None:
+    stream = io.StringIO()
+    reporter = LineReporter(stream, every=0.0)
+    reporter.note("begin")
+    reporter.warn("a torn picture")
+    for done in (10, 11, 20):
+        reporter.progress("annotate", done, 20, "2 failed")
+    lines = stream.getvalue().splitlines()
+    assert lines[:2] == ["begin", "warning: a torn picture"]
+    assert lines[2] == "annotate 10/20, 2 failed"
+    assert lines[3].startswith("annotate 11/20, ")
+    assert " left, 2 failed" in lines[3]
+    assert lines[-1].startswith("annotate 20/20, ")
+
+
+def test_lines_are_occasional() -> None:
+    stream = io.StringIO()
+    reporter = LineReporter(stream, every=3600.0)
+    for done in range(1001):
+        reporter.progress("infer", done, 1000)
+    assert len(stream.getvalue().splitlines()) == 1
+
+
+def test_quiet_keeps_warnings() -> None:
+    stream = io.StringIO()
+    with reporting(Session(quiet=True), stream) as reporter:
+        reporter.note("no")
+        reporter.progress("x", 1, 1)
+        reporter.warn("yes")
+    assert isinstance(reporter, QuietReporter)
+    assert stream.getvalue() == "warning: yes\n"
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with reporting(Session(), stream) as reporter:
+        reporter.progress("infer", 0, 3)
+        reporter.warn("[bold]torn[/bold]")
+        for done in (1, 2, 3):
+            reporter.progress("infer", done, 3, "[x]")
+        reporter.progress("export", 1, None)
+    said = stream.getvalue()
+    assert "warning: [bold]torn[/bold]" in said
+    assert "infer 3/3" in said
+
+
+def test_the_rate_leaves_out_what_was_there_before() -> None:
+    pace = Pace()
+    assert pace.update("infer", 500, 10.0)
+    assert not pace.update("infer", 510, 15.0)
+    assert pace.rate() == 2.0
+    assert pace.line(510, 1000, "") == "infer 510/1000, 2/s, 4 min 05 s left"
+    assert pace.update("export", 0, 16.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.0, "0.0 s"), (0.2, "0.2 s"), (42.4, "42 s"), (200.0, "3 min 20 s"), (7500.0, "2 h 05 min")]
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+def test_clean_keeps_words_of_any_language() -> None:
+    assert clean("où? 在哪里\n\t") == "où? 在哪里\n\t"
+    assert clean("a\x1b[31mb\x07\u202e") == "a\ufffd[31mb\ufffd\ufffd"
+
+
+def test_summary_of_a_manifest() -> None:
+    from cos_cli.console import summary
+
+    manifest = RunManifest("infer", "complete", {}, "f", {"ok": 3, "failed": 0, "skipped": 0, "box_ok": 3}, seconds=61.0)
+    assert summary(manifest, "x.jsonl") == "infer complete: 3 ok, 0 failed, 3 box_ok in 1 min 01 s -> x.jsonl"
+
+
+@pytest.mark.parametrize("shell", list(completion.FILES))
+def test_completion_files_are_fresh(shell: str) -> None:
+    file = ROOT / "completions" / completion.FILES[shell]
+    assert file.read_text(encoding="utf-8") == completion.script(shell), "run: make completions"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [("cos an", "annotate"), ("cos infer --roi cen", "center_crop"), ("cos eval po", "pope")]
+)
+def test_completion_in_bash(words: str, expected: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", "from cos_cli.main import main; import sys; sys.argv[0] = 'cos'; main()"],
+        env={**os.environ, "_COS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert expected in done.stdout.split()
+    assert "torch" not in done.stderr

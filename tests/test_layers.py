@@ -1,0 +1,214 @@
+"""The layers of the code, guarded three times: ruff's banned imports, every import read here, and a run without torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+LAYERS: dict[int, tuple[str, ...]] = {
+    0: ("__init__", "types", "geometry", "errors", "interfaces"),
+    1: (
+        "store",
+        "datasets",
+        "images",
+        "prompts",
+        "boxtext",
+        "encoding",
+        "manifest",
+        "jsonl",
+        "locks",
+        "config",
+        "assets",
+        "plug",
+    ),
+    2: ("relevance", "roi", "answers", "metrics", "statistics", "llava"),
+    3: ("detectors", "backbones", "policies", "engines", "benchmarks"),
+    4: ("annotate", "training", "infer", "evaluate", "visualize", "miniature"),
+}
+"""What stands on which layer of cos_core: the first name after the package's. cos_cli is layer 5."""
+
+LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
+CLI = 5
+
+WITH_TORCH = ("relevance", "llava", "backbones", "engines.hf", "training", "miniature")
+HOMES: dict[str, tuple[str, ...]] = {
+    "torch": WITH_TORCH,
+    "transformers": WITH_TORCH,
+    "tokenizers": WITH_TORCH,
+    "safetensors": WITH_TORCH,
+    "accelerate": ("training",),
+    "deepspeed": ("training",),
+    "detectron2": ("detectors.detectron2",),
+    "lmdb": ("store",),
+    "matplotlib": ("visualize",),
+    "rich": (),
+    "typer": (),
+    "click": (),
+}
+"""Where in cos_core a heavy or bordering package may be imported. cos_cli may import rich and typer, and none of the others."""
+
+
+def modules() -> list[tuple[str, Path]]:
+    """(dotted name, file) of every module of the product."""
+    files = [p for package in ("cos_core", "cos_cli") for p in sorted((ROOT / package).rglob("*.py"))]
+    return [(".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), p) for p in files]
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """(dotted name, line) of everything a file imports, wherever in the file it does so."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are written in full here"
+            assert node.module is not None
+            # `from package import name`: the name may be a module.
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", node.lineno
+
+
+def part(module: str) -> str:
+    """`cos_core.engines.hf` -> `engines`; `cos_core` itself -> `__init__`."""
+    pieces = module.split(".")
+    return pieces[1] if len(pieces) > 1 and pieces[1] in LAYER_OF else "__init__"
+
+
+def layer(module: str) -> int:
+    return CLI if module.startswith("cos_cli") else LAYER_OF[part(module)]
+
+
+def inside(module: str, homes: tuple[str, ...]) -> bool:
+    short = module.removeprefix("cos_core.")
+    return any(short == home or short.startswith(home + ".") for home in homes)
+
+
+def fault(module: str, imported: str) -> str | None:
+    """What is wrong with `module` importing `imported`, or None."""
+    top = imported.split(".")[0]
+    if top in HOMES:
+        allowed = top in ("rich", "typer") if module.startswith("cos_cli") else inside(module, HOMES[top])
+        return None if allowed else f"may not import {top}"
+    if top not in ("cos_core", "cos_cli"):
+        return None
+    mine, theirs = layer(module), layer(imported)
+    if theirs > mine:
+        return f"(layer {mine}) imports {imported} (layer {theirs}), which stands above it"
+    if theirs == mine and mine in (3, 4) and part(module) != part(imported):
+        return f"imports {imported}: adapters and stages do not know each other"
+    if theirs == mine == 3 and not _helper(imported) and not module.endswith(part(module)):
+        return f"imports {imported}: one adapter does not know another"
+    return None
+
+
+def _helper(imported: str) -> bool:
+    """A module of shared helpers inside a folder of adapters starts with an underscore."""
+    return imported.split(".")[2:3] != [] and imported.split(".")[2].startswith("_")
+
+
+def test_every_module_has_a_layer() -> None:
+    unknown = {m for m, _ in modules() if m.startswith("cos_core.") and m.split(".")[1] not in LAYER_OF}
+    assert not unknown, f"give these a layer in LAYERS: {sorted(unknown)}"
+
+
+def test_imports_point_downwards_and_heavy_packages_stay_home() -> None:
+    faults = [
+        f"{path.relative_to(ROOT)}:{line} {why}" for m, path in modules() for i, line in imports(path) if (why := fault(m, i))
+    ]
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize(
+    ("module", "imported", "wrong"),
+    [
+        ("cos_core.types", "cos_core.errors.InputError", False),
+        ("cos_core.geometry", "cos_core.prompts", True),
+        ("cos_core.infer", "cos_core.policies.none", False),
+        ("cos_core.infer", "cos_core.evaluate.run", True),
+        ("cos_core.policies.none", "cos_core.engines.hf", True),
+        ("cos_core.policies.none", "cos_core.policies.gold", True),
+        ("cos_core.policies.none", "cos_core.policies._boxes.middle", False),
+        ("cos_core.training.run", "cos_core.training.data", False),
+        ("cos_core.roi", "torch", True),
+        ("cos_core.engines.hf", "torch.nn", False),
+        ("cos_core.engines.openai", "torch", True),
+        ("cos_core.store", "rich.console", True),
+        ("cos_cli.main", "cos_core.infer.run", False),
+        ("cos_cli.main", "torch", True),
+        ("cos_core.infer", "cos_cli.console", True),
+    ],
+)
+def test_the_guard_itself(module: str, imported: str, wrong: bool) -> None:
+    assert (fault(module, imported) is not None) == wrong
+
+
+def test_ruff_bans_what_this_file_bans() -> None:
+    rules = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]["lint"]
+    assert set(rules["flake8-tidy-imports"]["banned-api"]) == set(HOMES) - {"matplotlib"}
+    assert "TID" in rules["select"]
+    free = {p.removeprefix("cos_core/").removesuffix("/**").removesuffix(".py").replace("/", ".")
+            for p, codes in rules["per-file-ignores"].items() if "TID251" in codes and p.startswith("cos_core/")}  # fmt: skip
+    assert free == {home for homes in HOMES.values() for home in homes} - {"visualize"}
+
+
+WITHOUT_TORCH = """
+import sys
+for name in ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "deepspeed", "torchvision"):
+    sys.modules[name] = None
+from cos_cli.main import run
+code = run(sys.argv[1:])
+sys.stdout.flush()
+sys.exit(code)
+"""
+
+
+def without_torch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["", "annotate", "train", "infer", "eval", "visualize", "visualize overlay", "visualize stats"],
+)
+def test_help_without_torch(command: str) -> None:
+    done = without_torch(*command.split(), "--help")
+    assert done.returncode == 0, done.stderr
+    assert "Example" in done.stdout
+    assert "  cos " in done.stdout
+
+
+def test_scoring_recorded_predictions_without_torch() -> None:
+    golden = ROOT / "tests" / "golden" / "pope"
+    done = without_torch("eval", "pope", "--data", golden, "--predictions", golden / "predictions.jsonl", "--json")
+    assert done.returncode == 0, done.stderr
+    assert '"accuracy"' in done.stdout
+
+
+def test_statistics_of_boxes_without_torch(tmp_path: Path) -> None:
+    source = tmp_path / "answers.jsonl"
+    line = '{{"example_id": "{}", "answer": "red", "box": [0.1, 0.2, 0.5, 0.6], "box_status": "ok", "policy": "from_single_question"}}\n'
+    source.write_text("".join(line.format(i) for i in range(3)), encoding="utf-8")
+    done = without_torch("visualize", "stats", source, "--out", tmp_path / "boxes")
+    assert done.returncode == 0, done.stderr
+    assert any((tmp_path / "boxes").iterdir())
+
+
+def test_the_model_without_torch_is_one_sentence(tmp_path: Path) -> None:
+    from PIL import Image
+
+    picture = tmp_path / "photo.png"
+    Image.new("RGB", (40, 30), "red").save(picture)
+    done = without_torch("infer", "--model", "miniature", "--image", picture, "--question", "What colour?")
+    assert done.returncode == 4, done.stderr
+    assert done.stdout == ""
+    assert "pip install 'cos-toolkit[model]'" in done.stderr
+    assert "Traceback" not in done.stderr
