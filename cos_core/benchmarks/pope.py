@@ -1,0 +1,169 @@
+"""POPE (COCO): is there an X in the image? Three splits of yes/no questions; the headline is the mean of the three F1.
+
+Scoring is LLaVA's `eval_pope.py` (c121f04). It departs in two points, both where that script fails: answers are joined by
+question id and not by order, so a missing answer is one wrong answer instead of a shift of all that follow; and a split
+without positive predictions has precision 0 instead of a division by zero.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cos_core import answers, metrics
+from cos_core.benchmarks import _files
+from cos_core.errors import InputError
+from cos_core.interfaces import BenchmarkData
+from cos_core.metrics import Estimate, Verdict
+from cos_core.statistics import Floats
+from cos_core.types import Example, Prediction, Score
+
+CATEGORIES = ("adversarial", "popular", "random")
+SOURCE = (
+    "take coco_pope_{adversarial,popular,random}.json from AoiDragon/POPE (commit e3e3926 for LLaVA's question file) "
+    "into coco/, and llava_pope_test.jsonl from LLaVA's evaluation files"
+)
+_OBJECT = re.compile(r"is there an? (.+?) in the im", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Pope:
+    """Reads `llava_pope_test.jsonl` with `coco/coco_pope_*.json`, or the latter alone; images in `val2014/`."""
+
+    name: str = "pope"
+    summary: str = "POPE on COCO: object hallucination, yes/no, mean F1 of three splits"
+    headline: str = "mean_f1"
+    unit: str = "fraction"
+
+    def load(self, root: Path) -> BenchmarkData:
+        labels = {category: _labels(root, category) for category in CATEGORIES}
+        questions = _files.optional(root, "llava_pope_test.jsonl")
+        examples = _matched(questions, labels) if questions else _plain(labels)
+        protocol = {"labels": {category: len(rows) for category, (_, rows) in labels.items()}}
+        return BenchmarkData(self.name, "coco", examples, _files.image_root(root, "val2014", "coco/val2014"), protocol)
+
+    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
+        return metrics.judge(data.examples, predictions, _rule, lambda example: {"category": example.meta["category"]})
+
+    def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
+        groups = metrics.by_group(scores, "category")
+        result: dict[str, Any] = {category: _confusion(groups[category]) for category in CATEGORIES if category in groups}
+        return {**result, "mean_f1": sum(table["f1"] for table in result.values()) / len(result)}
+
+    def estimates(self, data: BenchmarkData, scores: list[Score]) -> list[Estimate]:
+        parts = {category: _f1_columns(scores, category) for category in CATEGORIES}
+        result = [Estimate("mean_f1", np.concatenate(list(parts.values()), axis=1), _mean_f1)]
+        for category, columns in parts.items():
+            result.append(Estimate(f"{category}.f1", columns, _mean_f1))
+            result.append(metrics.mean_estimate(f"{category}.accuracy", scores, metrics.in_group("category", category)))
+        return result
+
+
+def build(split: str | None = None) -> Pope:
+    """`split`: only "coco" exists."""
+    if split not in (None, "coco"):
+        raise InputError(f"pope has the split 'coco', not {split!r}")
+    return Pope()
+
+
+def _labels(root: Path, category: str) -> tuple[Path, list[tuple[int, dict[str, Any]]]]:
+    file = f"coco_pope_{category}.json"
+    path = _files.require(root, f"coco/{file}", file, source=SOURCE)
+    rows = _files.rows(path, ("question_id", "image", "text", "label"))
+    for line, row in rows:
+        if row["label"] not in ("yes", "no"):
+            raise InputError(f"{path}:{line}: the label must be yes or no, found {row['label']!r}")
+    return path, rows
+
+
+def _matched(questions: Path, labels: Mapping[str, tuple[Path, list[tuple[int, dict[str, Any]]]]]) -> list[Example]:
+    """LLaVA's questions with their labels. The two files are paired by order, as the official script pairs them, so they must
+    be of one version: every pair is checked for picture and object."""
+    rows = _files.rows(questions, ("question_id", "image", "text", "category"))
+    by_category: dict[str, list[tuple[int, dict[str, Any]]]] = {category: [] for category in CATEGORIES}
+    for line, row in rows:
+        if row["category"] not in by_category:
+            raise InputError(f"{questions}:{line}: unknown category {row['category']!r}")
+        by_category[row["category"]].append((line, row))
+    label_of: dict[int, str] = {}
+    for category, asked in by_category.items():
+        path, known = labels[category]
+        if len(asked) != len(known):
+            raise InputError(
+                f"{path} has {len(known)} labels and {questions} {len(asked)} {category} questions: they are of different "
+                "versions (LLaVA's goes with POPE commit e3e3926, whose random file has 2,910 lines; later ones have 3,000)"
+            )
+        for (line, row), (label_line, label) in zip(asked, known, strict=True):
+            if row["image"] != label["image"] or _object(row["text"]) != _object(label["text"]):
+                raise InputError(
+                    f"{path}:{label_line} and {questions}:{line} ask different questions; the files are of different versions"
+                )
+            label_of[line] = label["label"]
+    return [_example(str(row["question_id"]), row, row["category"], label_of[line]) for line, row in rows]
+
+
+def _plain(labels: Mapping[str, tuple[Path, list[tuple[int, dict[str, Any]]]]]) -> list[Example]:
+    suffixed = "{}\n" + answers.SHORT_ANSWER
+    return [
+        _example(f"{category}-{row['question_id']}", {**row, "text": suffixed.format(row["text"])}, category, row["label"])
+        for category, (_, rows) in labels.items()
+        for _, row in rows
+    ]
+
+
+def _example(example_id: str, row: Mapping[str, Any], category: str, label: str) -> Example:
+    meta = {"category": category, "question_id": str(row["question_id"]), "asked": row["text"].split("\n")[0]}
+    return Example(example_id, "pope", row["image"], row["text"], (label,), meta=meta)
+
+
+def _object(text: str) -> str:
+    """What a question asks for; versions of the files differ in the spelling of the rest ("imange")."""
+    found = _OBJECT.search(text)
+    return found.group(1).lower() if found else text.split("\n")[0]
+
+
+def _rule(example: Example, answer: str) -> Verdict:
+    said, label = "yes" if answers.pope_yes(answer) else "no", example.answers[0]
+    return Verdict(float(said == label), said, label)
+
+
+def _confusion(scores: list[Score]) -> dict[str, Any]:
+    """Counts and rates of one split; an unanswered question counts as the wrong answer."""
+    table = [(score.expected == "yes", score.value == 1.0) for score in scores]
+    tp, fn = table.count((True, True)), table.count((True, False))
+    tn, fp = table.count((False, True)), table.count((False, False))
+    precision = tp / (tp + fp) if tp + fp else 0.0
+    recall = tp / (tp + fn) if tp + fn else 0.0
+    return {
+        "tp": tp,
+        "fp": fp,
+        "tn": tn,
+        "fn": fn,
+        "accuracy": (tp + tn) / len(table),
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * precision * recall / (precision + recall) if precision + recall else 0.0,
+        "yes_ratio": (tp + fp) / len(table),
+    }
+
+
+def _f1_columns(scores: list[Score], category: str) -> Floats:
+    """(questions, 3): true positive, false positive, false negative, of one split."""
+    columns = np.zeros((len(scores), 3))
+    for row, score in enumerate(scores):
+        if score.groups["category"] == category:
+            positive, right = score.expected == "yes", score.value == 1.0
+            columns[row] = (positive and right, not positive and not right, positive and not right)
+    return columns
+
+
+def _mean_f1(sums: Floats) -> Floats:
+    """Mean over splits of F1 = 2 TP / (2 TP + FP + FN); sums (rows, 3 x splits) -> (rows,)."""
+    tp, fp, fn = (sums[:, part::3] for part in range(3))
+    result: Floats = (2 * tp / (2 * tp + fp + fn)).mean(axis=1)
+    return result

@@ -1,0 +1,157 @@
+"""Intervals and tests against hand-computed values, closed forms and simulation."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cos_core import statistics
+from cos_core.errors import InputError
+
+
+def test_wilson_by_hand() -> None:
+    # Newcombe (1998), table I: 81 of 263 and 15 of 148, and the ends.
+    assert statistics.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert statistics.wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert statistics.wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert statistics.wilson(29, 29) == pytest.approx((0.8830, 1.0), abs=5e-5)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(1, 0), (-1, 5), (6, 5)])
+def test_wilson_refuses_what_is_no_share(successes: int, n: int) -> None:
+    with pytest.raises(InputError):
+        statistics.wilson(successes, n)
+
+
+def test_mcnemar_by_hand() -> None:
+    assert statistics.mcnemar(0, 0) == 1.0
+    assert statistics.mcnemar(5, 5) == 1.0
+    assert statistics.mcnemar(0, 5) == pytest.approx(2 / 32)
+    assert statistics.mcnemar(3, 10) == pytest.approx(2 * (1 + 13 + 78 + 286) / 2**13)
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_is_the_binomial_tail_and_symmetric(wins: int, losses: int) -> None:
+    n, k = wins + losses, min(wins, losses)
+    tail = sum(Fraction(math.comb(n, i), 2**n) for i in range(k + 1))
+    assert statistics.mcnemar(wins, losses) == pytest.approx(float(min(Fraction(1), 2 * tail)))
+    assert statistics.mcnemar(wins, losses) == statistics.mcnemar(losses, wins)
+
+
+def test_mcnemar_of_thousands() -> None:
+    # Normal approximation with continuity correction: z = (|40000 - 40400| - 1) / sqrt(80400)
+    p = statistics.mcnemar(40_000, 40_400)
+    assert p == pytest.approx(math.erfc(399 / math.sqrt(80_400) / math.sqrt(2)), rel=1e-3)
+
+
+def test_t_quantile() -> None:
+    for freedom, expected in ((4, 2.7764), (9, 2.2622), (29, 2.0452), (99, 1.9842)):
+        assert statistics._t_quantile(0.975, freedom) == pytest.approx(expected, rel=5e-4)
+
+
+def test_cluster_sums() -> None:
+    index = statistics.cluster_index(["b", "a", "b", "c"])
+    assert index.tolist() == [0, 1, 0, 2]
+    sums = statistics.cluster_sums(np.array([[1.0, 2], [3, 5], [7, 11], [13, 17]]), index)
+    assert sums.tolist() == [[8, 13], [3, 5], [13, 17]]
+
+
+def test_resampling_is_repeatable_and_does_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    sums = np.arange(14.0).reshape(7, 2)
+    first = statistics.resampled_sums(sums, 50, seed=3)
+    assert np.array_equal(first, statistics.resampled_sums(sums, 50, seed=3))
+    assert not np.array_equal(first, statistics.resampled_sums(sums, 50, seed=4))
+    monkeypatch.setattr(statistics, "_BLOCK", 20)
+    assert np.array_equal(first, statistics.resampled_sums(sums, 50, seed=3))
+
+
+def test_bootstrap_of_a_mean_has_the_textbook_width() -> None:
+    values = np.random.default_rng(0).normal(size=400)
+    low, high = statistics.mean_interval(values.tolist(), list(range(400)), replicates=4000)
+    half = 1.966 * values.std(ddof=1) / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.012)
+    assert high == pytest.approx(values.mean() + half, abs=0.012)
+
+
+def test_mean_interval_is_wilson_only_for_independent_shares() -> None:
+    values = [1.0, 0.0, 1.0, 1.0]
+    assert statistics.mean_interval(values, "abcd") == statistics.wilson(3, 4)
+    assert statistics.mean_interval(values, "aabb") != statistics.wilson(3, 4)
+    assert statistics.mean_interval([0.3, 0.0, 1.0, 1.0], "abcd") != statistics.wilson(2.3, 4)
+
+
+def test_clustered_is_wider_on_clustered_data() -> None:
+    generator = np.random.default_rng(5)
+    images = np.repeat(np.arange(100), 8)
+    values = (generator.random(100)[images] < 0.5).astype(float)  # all eight questions of an image agree
+    together = statistics.mean_interval(values.tolist(), images.tolist())
+    alone = statistics.mean_interval(values.tolist(), list(range(800)))
+    assert together.high - together.low > 2 * (alone.high - alone.low)
+
+
+def test_one_cluster_gives_no_bound_and_nothing_gives_nan() -> None:
+    assert statistics.mean_interval([1.0, 0.0], "aa") == (-math.inf, math.inf)
+    assert all(math.isnan(end) for end in statistics.mean_interval([], []))
+
+
+@pytest.mark.parametrize("images", [25, 120])
+def test_coverage_of_the_clustered_interval(images: int) -> None:
+    generator = np.random.default_rng(images)
+    owners = np.repeat(np.arange(images), 3).tolist()
+    inside, runs = 0, 1200
+    for run in range(runs):
+        ease = generator.beta(2, 2, size=images)
+        values = (generator.random((images, 3)) < ease[:, None]).astype(float).ravel()
+        low, high = statistics.mean_interval(values.tolist(), owners, replicates=400, seed=run)
+        inside += low <= 0.5 <= high
+    # 1200 runs give a standard error of 0.6 points.
+    assert inside / runs == pytest.approx(0.95, abs=0.015)
+
+
+def test_sign_flip_agrees_with_mcnemar_on_single_questions() -> None:
+    sums = np.array([1.0] * 16 + [-1.0] * 6 + [0.0] * 30)
+    assert statistics.sign_flip(sums, flips=40_000) == pytest.approx(statistics.mcnemar(16, 6), abs=0.004)
+
+
+def test_sign_flip_against_all_sign_patterns() -> None:
+    sums = np.array([0.9, 0.4, -0.3, 1.2, 0.7, -0.1])
+    patterns = np.array(np.meshgrid(*[[-1, 1]] * 6)).reshape(6, -1).T @ sums
+    exact = np.mean(np.abs(patterns) >= abs(sums.sum()) - 1e-12)
+    assert statistics.sign_flip(sums, flips=40_000) == pytest.approx(exact, abs=0.01)
+    assert statistics.sign_flip(np.zeros(4)) == 1.0
+
+
+def test_paired_by_hand() -> None:
+    a = {"1": 0.0, "2": 0.0, "3": 1.0, "4": 1.0, "5": 0.0, "only a": 1.0}
+    b = {"1": 1.0, "2": 1.0, "3": 1.0, "4": 0.0, "5": 1.0, "only b": 0.0, "also b": 1.0}
+    found = statistics.paired(a, b, {})
+    assert (found.n, found.wins, found.losses, found.only_a, found.only_b) == (5, 3, 1, 1, 2)
+    assert found.mean == pytest.approx(0.4)
+    assert (found.mean_a, found.mean_b) == (0.4, 0.8)
+    assert found.test == "exact McNemar"
+    assert found.p == statistics.mcnemar(3, 1)
+    assert found.low <= found.mean <= found.high
+
+
+def test_paired_takes_images_into_account() -> None:
+    ids = [str(i) for i in range(400)]
+    generator = np.random.default_rng(2)
+    better = generator.random(50) < 0.6
+    a = dict.fromkeys(ids, 0.5)
+    b = {i: 0.5 + (0.25 if better[int(i) // 8] else -0.25) for i in ids}
+    clustered = statistics.paired(a, b, {i: str(int(i) // 8) for i in ids})
+    alone = statistics.paired(a, b, {})
+    assert clustered.clusters == 50
+    assert clustered.test == "sign flip over images"
+    assert clustered.high - clustered.low > 2 * (alone.high - alone.low)
+    assert clustered.p > alone.p
+
+
+def test_paired_without_a_common_question() -> None:
+    with pytest.raises(InputError, match="no question in common"):
+        statistics.paired({"a": 1.0}, {"b": 1.0}, {})
