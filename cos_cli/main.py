@@ -16,6 +16,7 @@ import typer
 
 from cos_cli import annotate, evaluate, infer, train, visualize
 from cos_cli.console import Session, clean
+from cos_cli.demo import command as demo
 from cos_core import __version__
 from cos_core.errors import CosError
 
@@ -59,6 +60,7 @@ app.command("train")(train.train)
 app.command("infer")(infer.infer)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(visualize.app, name="visualize")
+app.command("demo")(demo.demo)
 
 
 def _version(value: bool) -> None:

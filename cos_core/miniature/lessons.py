@@ -126,17 +126,16 @@ class Teacher:
     def box(self, box: Box) -> str:
         return write_box(SquarePad(SIDE, SIDE).to_square(box), self.profile)
 
-    def wide(self, rng: random.Random) -> Lesson:
-        """A lesson on a whole scene: a grounded caption, where things are, or what they are."""
+    def wide(self, rng: random.Random, progress: float) -> Lesson:
+        """A lesson on a whole scene: a grounded caption, where things are, how they stand, or what they are.
+
+        `progress` in [0, 1]: places come first, because every other answer needs them.
+        """
         scene = make_scene(rng)
-        drawn = rng.random()
-        if drawn < 0.40:
-            pairs = [("Describe the image.", self._caption(scene, rng), "caption")]
-        elif drawn < 0.70:
-            pairs = self._places(scene, rng)
-        else:
-            pairs = self._attributes(scene, rng)
-        return self._lesson(wide_view(scene, self.side), pairs)
+        makers = (self._captions, self._places, self._relations, self._attributes)
+        early, late = (0.42, 0.46, 0.04, 0.08), (0.25, 0.25, 0.25, 0.25)
+        shares = [a + progress * (b - a) for a, b in zip(early, late, strict=True)]
+        return self._lesson(wide_view(scene, self.side), rng.choices(makers, shares)[0](scene, rng))
 
     def close(self, rng: random.Random) -> Lesson:
         """A lesson on a part of a scene, where digits can be read."""
@@ -152,7 +151,7 @@ class Teacher:
             pairs = [self._attribute(t, view.things, rng) for t in things[:3]]
         return self._lesson(view, pairs)
 
-    def _caption(self, scene: Scene, rng: random.Random) -> str:
+    def _captions(self, scene: Scene, rng: random.Random) -> list[Pair]:
         things = list(scene.things)
         rng.shuffle(things)
         shapes = [t.shape for t in things]
@@ -162,32 +161,34 @@ class Teacher:
             lone = shapes.count(thing.shape) == 1 and rng.random() < 0.6
             first, last = (thing.shape, thing.colour) if lone else (thing.colour, thing.shape)
             words.append(f"{first} {self.box(thing_box(thing))} {last}")
-        return " ".join(words)
+        return [("Describe the image.", " ".join(words), "caption")]
 
     def _places(self, scene: Scene, rng: random.Random) -> list[Pair]:
         pairs: list[Pair] = []
+        shapes = [t.shape for t in scene.things]
         for thing in rng.sample(scene.things, len(scene.things)):
-            pairs.append((f"Where is the {thing.name}?", self.box(thing_box(thing)), "where"))
-        relations = questions(scene, "relation")
-        pairs += [(q.text, q.answer, "relation") for q in rng.sample(relations, min(4, len(relations)))]
-        rng.shuffle(pairs)
-        return pairs[:6]
+            names = [thing.name, thing.name, f"{thing.colour} object"]
+            names += [thing.shape] if shapes.count(thing.shape) == 1 else []
+            name = rng.choice(names)
+            kind = "where-shape" if name == thing.shape else "where"
+            pairs.append((f"Where is the {name}?", self.box(thing_box(thing)), kind))
+        return pairs
+
+    def _relations(self, scene: Scene, rng: random.Random) -> list[Pair]:
+        pool = questions(scene, "relation")
+        return [(q.text, q.answer, q.kind) for q in rng.sample(pool, min(6, len(pool)))]
 
     def _attributes(self, scene: Scene, rng: random.Random) -> list[Pair]:
         """Each thing in one question at most: an earlier turn must not give a later answer away."""
         pairs = [self._attribute(t, scene.things, rng) for t in rng.sample(scene.things, len(scene.things))]
-        if rng.random() < 0.5:
+        if rng.random() < 0.7:
             pairs.append(("How many objects are there?", str(len(scene.things)), "count"))
         rng.shuffle(pairs)
         return pairs
 
     def _attribute(self, thing: Thing, things: Sequence[Thing], rng: random.Random) -> Pair:
-        lone = sum(t.shape == thing.shape for t in things) == 1
-        drawn = rng.random()
-        if lone and drawn < 0.35:
+        if sum(t.shape == thing.shape for t in things) == 1 and rng.random() < 0.6:
             return f"What colour is the {thing.shape}?", thing.colour, "colour"
-        if lone and drawn < 0.6 and things[0].r < 0.11:
-            return f"Where is the {thing.shape}?", self.box(thing_box(thing)), "where-shape"
         return f"What shape is the {thing.colour} object?", thing.shape, "shape"
 
     def _lesson(self, view: View, pairs: Sequence[Pair]) -> Lesson:

@@ -1,0 +1,103 @@
+"""The command `cos demo`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cos_cli import options
+from cos_cli.console import Session, emit_json, reporting
+
+
+def demo(
+    ctx: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder for the run: data, labels, models, answers, scores, index.html.")] = Path(
+        "runs/demo"
+    ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The same stages on little data, in two minutes; proves nothing.")
+    ] = False,
+    model: options.Model = "miniature",
+    seed: options.Seed = 0,
+    test_seed: Annotated[int, typer.Option(help="Seed of the held-out scenes.")] = 2026,
+    centre_bias: Annotated[
+        float, typer.Option(min=0, max=1, help="Ask about the most central object this often (Appendix B of the paper).")
+    ] = 0.0,
+    jobs: Annotated[int, typer.Option(min=0, help="Processes at a time, one core each.", show_default="one a core")] = 0,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    traceback: options.Traceback = False,
+) -> None:
+    """Show Chain-of-Spot at work, from drawn scenes to a results table, on a CPU.
+
+    Makes scenes, annotates them, trains the rows of the paper's Table 3(a) from one small model, and answers held-out questions
+    with each. About ten minutes on two cores; killed and started again, it goes on where it was.
+
+    \b
+    Examples:
+      cos demo
+      cos demo --quick --out /tmp/demo
+    """
+    from cos_cli.demo.arms import DemoConfig
+    from cos_cli.demo.work import run
+
+    target = out if not quick or out != Path("runs/demo") else Path("runs/demo-quick")
+    config = DemoConfig(target, model, seed, test_seed, quick, centre_bias, jobs)
+    with reporting(ctx.ensure_object(Session)) as reporter:
+        results = run(config, reporter)
+    if json:
+        emit_json(results)
+        return
+    _show(config, results)
+
+
+def _show(config: Any, results: Mapping[str, Any]) -> None:
+    """The table on stdout, as a person reads it."""
+    from rich.console import Console
+
+    from cos_cli.demo.results import next_steps
+
+    console = Console(highlight=False, soft_wrap=True)
+    if config.quick:
+        console.print("Quick run: every stage ran, on too little data to prove anything.\n", style="bold yellow")
+    console.print(_arms(results))
+    console.print(_differences(results))
+    console.print(f"\nThe page: {config.out / 'index.html'}   the figures: {config.out / 'results.json'}", markup=False)
+    console.print("\nWhat to try next:", style="bold")
+    for words, line in next_steps(config):
+        console.print(f"  {words}:\n    {line}", markup=False)
+
+
+def _arms(results: Mapping[str, Any]) -> Any:
+    from rich.table import Table
+
+    kinds = list(results["arms"][0]["kinds"])
+    table = Table(title=f"{results['questions']} held-out questions", title_justify="left")
+    table.add_column("arm", overflow="fold")
+    for name in ("accuracy", "95 %", *kinds, "hit", "boxes read"):
+        table.add_column(name, justify="right")
+    for row in results["arms"]:
+        shares = [f"{100 * t['correct'] / t['total']:.0f}" if (t := row["kinds"].get(k)) else "" for k in kinds]
+        hit = "" if row["hit"] is None else f"{100 * row['hit']:.0f}"
+        read = sum(row["status"].get(s, 0) for s in ("ok", "repaired", "clamped", "skipped"))
+        boxes = f"{read}/{row['total']}" if row["status"] else ""
+        interval = f"{100 * row['low']:.1f}-{100 * row['high']:.1f}"
+        style = "bold" if row["name"] == "from_single_question" else None
+        table.add_row(row["title"], f"{100 * row['accuracy']:.1f}", interval, *shares, hit, boxes, style=style)
+    return table
+
+
+def _differences(results: Mapping[str, Any]) -> Any:
+    from rich.table import Table
+
+    titles = {row["name"]: row["title"] for row in results["arms"]}
+    table = Table(title="Chain-of-Spot minus, in points (paired, scenes resampled)", title_justify="left")
+    for name in ("arm", "questions", "difference", "95 %"):
+        table.add_column(name, justify="left" if name == "arm" else "right")
+    for row in results["differences"]:
+        title = titles[row["against"]] + (f", {row['kind']} only" if row["kind"] else "")
+        table.add_row(title, str(row["n"]), f"{100 * row['mean']:+.1f}", f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}")
+    return table

@@ -1,0 +1,127 @@
+"""The steps of the demo: each runs in a worker process, and its stage skips what an earlier run finished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cos_cli.demo.arms import ARMS, LABELS, DemoConfig, arm
+from cos_core import manifest
+from cos_core.interfaces import Reporter
+from cos_core.types import RunManifest
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One step of the demo: `work(config, argument, reporter)` in a worker process, once all of `needs` are done."""
+
+    name: str
+    work: Callable[[DemoConfig, str, Reporter], None]
+    argument: str = ""
+    needs: tuple[str, ...] = ()
+
+
+def make_scenes(config: DemoConfig, split: str, reporter: Reporter) -> None:
+    """Draws one split. The test seed is not used for anything else in this project."""
+    from cos_core.miniature.scenes import write_dataset
+
+    out = config.out / "scenes" / split
+    seed = config.seed + 1 if split == "train" else config.test_seed
+    count = config.size.train_scenes if split == "train" else config.size.test_scenes
+    settings = {"seed": seed, "count": count, "questions": config.size.questions, "centre_bias": config.centre_bias}
+    print_of = manifest.fingerprint(settings)
+    done = out / manifest.FILE
+    if done.is_file() and manifest.read(done).fingerprint == print_of:
+        return
+    write_dataset(out, count, seed, config.size.questions, config.centre_bias)
+    counts = {"ok": count, "failed": 0, "skipped": 0}
+    manifest.write(done, RunManifest("scenes", "complete", settings, print_of, counts, seed=seed, versions=manifest.versions()))
+
+
+def annotate(config: DemoConfig, policy: str, reporter: Reporter) -> None:
+    from cos_core import annotate as stage
+
+    train = config.out / "scenes" / "train"
+    stage.run(
+        stage.AnnotateConfig(
+            data=train / "questions.jsonl",
+            images=train / "images",
+            model=config.model,
+            out=config.labels(policy),
+            policy=policy,
+            seed=config.seed,
+            batch_images=16,
+        ),
+        reporter,
+    )
+
+
+def train(config: DemoConfig, name: str, reporter: Reporter) -> None:
+    from cos_core.training import TrainConfig, run
+
+    this, size, data = arm(name), config.size, config.out / "scenes" / "train"
+    run(
+        TrainConfig(
+            data=data / "questions.jsonl",
+            images=data / "images",
+            model=config.model,
+            out=config.weights(this),
+            store=config.labels(this.labels) if this.labels else None,
+            policy=this.policy,
+            learning_rate=size.learning_rate,
+            warmup_ratio=0.05,
+            batch_size=size.batch,
+            global_batch=size.batch,
+            max_steps=size.steps,
+            seed=config.seed,
+        ),
+        reporter,
+    )
+
+
+def infer(config: DemoConfig, name: str, reporter: Reporter) -> None:
+    from cos_core import infer as stage
+
+    this, data = arm(name), config.out / "scenes" / "test"
+    config.predictions(this).parent.mkdir(parents=True, exist_ok=True)
+    stage.run(
+        stage.InferConfig(
+            model=str(config.weights(this)),
+            out=config.predictions(this),
+            data=data / "questions.jsonl",
+            images=data / "images",
+            roi=this.policy,
+            batch_size=64,
+            max_new_tokens=12,
+            seed=config.seed,
+        ),
+        reporter,
+    )
+
+
+def score(config: DemoConfig, name: str, reporter: Reporter) -> None:
+    from cos_core import evaluate as stage
+
+    this = arm(name)
+    stage.run(
+        stage.EvalConfig(
+            benchmark="scenes",
+            data=config.out / "scenes" / "test",
+            predictions=config.predictions(this),
+            out=config.scores(this),
+        ),
+        reporter,
+    )
+
+
+def plan(config: DemoConfig) -> list[Task]:
+    """Every step with what it waits for, in the order in which free workers should take them."""
+    tasks = [Task("scenes train", make_scenes, "train"), Task("scenes test", make_scenes, "test")]
+    tasks += [Task(f"annotate {p}", annotate, p, ("scenes train",)) for p in LABELS]
+    for row in ARMS:
+        if row.weights is None:
+            needs = ("scenes train", *([f"annotate {row.labels}"] if row.labels else []))
+            tasks.append(Task(f"train {row.name}", train, row.name, needs))
+        tasks.append(Task(f"infer {row.name}", infer, row.name, (f"train {row.weights or row.name}", "scenes test")))
+        tasks.append(Task(f"score {row.name}", score, row.name, (f"infer {row.name}",)))
+    return tasks
