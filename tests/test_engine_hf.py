@@ -1,4 +1,4 @@
-"""The hf engine on a tiny random float32 checkpoint, against transformers' own generate and against itself at other batch sizes."""
+"""The hf engine on a tiny random float32 checkpoint, against transformers' own generate and against other batch sizes."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
-
-torch = pytest.importorskip("torch", reason="the engine needs the extra 'model'")
+from tiny_llava import make_checkpoint
 
 from cos_core import llava, prompts
 from cos_core.engines.hf import HfEngine, build
 from cos_core.interfaces import Reply, Request
 from cos_core.types import Turn
-from tests.tiny_llava import make_checkpoint
 
 PROFILE = prompts.load_profile("paper")
-WORDS = "what which colour digit shape is on the left right of red blue circle square in this picture".split()
+WORDS = ("what", "which", "colour", "digit", "shape", "is", "left", "right", "of", "the", "red", "blue", "circle", "picture")
 
 
 @pytest.fixture(scope="module")
