@@ -1,0 +1,105 @@
+"""The settings of one training run. The defaults are the paper's protocol (CoS §4.1)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cos_core.errors import InputError
+
+# Settings that do not change what is learnt: where things lie and how the work is cut up.
+_NOT_IN_FINGERPRINT = (
+    "data", "images", "model", "out", "store", "batch_size", "device", "save_every", "resume", "workers", "deepspeed",
+    "gradient_checkpointing",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """One training run. Raises InputError for values that cannot be meant.
+
+    data, images         samples (see datasets.py) and the folder that their image paths start from
+    model, out           start checkpoint (directory, hub id or `miniature`); directory of the finished one
+    store                annotations of `cos annotate`; needed by policies whose box the model writes
+    profile              wording and box text (see templates/prompts); None: the checkpoint's own, else "paper"
+    policy               how the region is chosen, a row of CoS Table 3a (see policies/)
+    learning_rate        peak, per AdamW step, reached after `warmup_ratio` of all steps, then cosine to 0
+    batch_size           samples that one device holds at once
+    global_batch         samples per optimiser step over all devices, by accumulation; None: batch_size x devices
+    max_length           tokens of one sample, image positions included
+    max_steps            optimiser steps; overrides `epochs`
+    extra_turns          the image's other questions follow, supervised, as the released code trains (upstream §1.5)
+    train_projector      the projector is trained too, as the released code does; the paper freezes it
+    dtype                arithmetic: auto is bfloat16 on a GPU, float32 on a CPU; the weights themselves stay float32
+    workers              data loading processes; None is 0 on a CPU, 4 on a GPU
+    save_every           optimiser steps between checkpoints to resume from; None writes none
+    resume               go on from the last whole checkpoint of an interrupted run in `out`
+    deepspeed            a DeepSpeed JSON file for the Hugging Face Trainer
+    gradient_checkpointing   recompute activations to save memory; None: on a GPU only
+    """
+
+    data: Path
+    images: Path
+    model: str
+    out: Path
+    store: Path | None = None
+    profile: str | None = None
+    policy: str = "from_single_question"
+    epochs: int = 1
+    learning_rate: float = 2e-5
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    batch_size: int = 16
+    global_batch: int | None = 1024
+    max_length: int = 2048
+    max_steps: int | None = None
+    extra_turns: bool = False
+    train_projector: bool = False
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "auto"
+    workers: int | None = None
+    save_every: int | None = None
+    resume: bool = True
+    deepspeed: Path | None = None
+    gradient_checkpointing: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "max_length", "global_batch", "max_steps", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
+        if not self.learning_rate > 0:
+            raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
+        if not 0 <= self.warmup_ratio < 1:
+            raise InputError(f"warmup_ratio is a share of all steps in [0, 1), got {self.warmup_ratio}")
+        if self.weight_decay < 0:
+            raise InputError(f"weight_decay must not be negative, got {self.weight_decay}")
+        if self.workers is not None and self.workers < 0:
+            raise InputError(f"workers must not be negative, got {self.workers}")
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise InputError(f"cannot train in dtype {self.dtype!r}; use auto, float32 or bfloat16")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise InputError(f"cannot train on device {self.device!r}; use auto, cpu or cuda (CUDA_VISIBLE_DEVICES chooses)")
+
+    def accumulation(self, devices: int) -> int:
+        """Micro-batches per optimiser step on each of `devices`. Raises InputError when `global_batch` cannot be cut so."""
+        together = self.batch_size * devices
+        if self.global_batch is None:
+            return 1
+        if self.global_batch % together:
+            raise InputError(
+                f"global_batch {self.global_batch} is not a multiple of batch_size {self.batch_size} x {devices} device(s); "
+                f"change one of them"
+            )
+        return self.global_batch // together
+
+    def to_json(self) -> dict[str, Any]:
+        """Every setting, paths as text."""
+        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+
+    def learnt(self, devices: int) -> dict[str, Any]:
+        """The settings that decide what is learnt, for the run's fingerprint; `global_batch` as it comes out."""
+        kept = {key: value for key, value in self.to_json().items() if key not in _NOT_IN_FINGERPRINT}
+        return {**kept, "global_batch": self.batch_size * devices * self.accumulation(devices)}

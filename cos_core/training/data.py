@@ -1,0 +1,256 @@
+"""From examples and annotations to training samples: which question, which box, which tokens, which pictures.
+
+A sample is one conversation: an image with its questions. Each epoch sees each sample once, with one question drawn by a pure
+function of (seed, sample, epoch), so that the draw is the same on any number of workers and after a resume (the paper's "random
+question-answer pair for each image"; the released code drew from an unseeded global generator, upstream §1.2).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cos_core.boxtext import read_box, write_box
+from cos_core.encoding import IGNORE, Encoded, encode
+from cos_core.errors import InputError
+from cos_core.geometry import Box, SquarePad
+from cos_core.images import crop_region, open_image
+from cos_core.interfaces import Policy
+from cos_core.prompts import Profile, dialogue, text_dialogue
+from cos_core.types import Annotation, Example, Turn
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+NO_ANSWER = "no answer to learn"
+NO_ANNOTATION = "no annotation in the store"
+CUT_IMAGE = "longer than max_length: an image would be cut"
+CUT_LABELS = "longer than max_length: nothing to learn is left"
+
+
+class Annotations(Protocol):
+    """What is asked of a store."""
+
+    def get(self, example_id: str) -> Annotation | None: ...
+
+    def failure(self, example_id: str) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """One question, or one whole sample, that is not trained on, and why."""
+
+    id: str
+    reason: str
+
+    def to_json(self) -> dict[str, str]:
+        return {"id": self.id, "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One conversation. `boxes[i]` is the region of `questions[i]` (any frame; all None without a chain or an image)."""
+
+    id: str
+    questions: tuple[Example, ...]
+    boxes: tuple[Box | None, ...]
+    usable: tuple[int, ...]
+
+    @property
+    def image(self) -> str | None:
+        return self.questions[0].image
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One encoded sample: token ids, labels, and the pictures of its image slots in order of appearance."""
+
+    encoded: Encoded
+    pictures: tuple[Image, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What turns a sample into an item, the same in every worker process."""
+
+    policy: Policy
+    profile: Profile
+    tokenizer: Any
+    image_token_id: int
+    image_tokens: int
+    fill: tuple[int, int, int]
+    images: Path
+    seed: int = 0
+    max_length: int = 2048
+    extra_turns: bool = False
+
+
+def draw(seed: int, sample_id: str, epoch: int, n: int) -> int:
+    """Which of `n` questions of a sample an epoch trains on: 0 to n - 1, a pure function of its arguments."""
+    if n < 1:
+        raise InputError(f"sample {sample_id!r} has no question to draw")
+    digest = hashlib.sha256(f"{seed}\x00{epoch}\x00{sample_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % n
+
+
+def collect(
+    examples: Iterable[Example], policy: Policy, annotations: Annotations | None, seed: int
+) -> tuple[list[Sample], list[Skipped]]:
+    """Samples with their boxes, and every question that cannot be trained on.
+
+    `annotations` (a Store) is asked when the model writes the box; it may be None for other policies. A question without an
+    answer or without its box is left out; a sample without any question left is left out whole. Text-only samples need no box.
+    """
+    samples: list[Sample] = []
+    skipped: list[Skipped] = []
+    for key, questions in _grouped(examples):
+        boxes: list[Box | None] = []
+        usable: list[int] = []
+        for i, example in enumerate(questions):
+            box, reason = (None, None) if example.image is None else _box(example, policy, annotations, seed)
+            if not example.answers or not example.answers[0]:
+                reason = NO_ANSWER
+            boxes.append(box)
+            if reason is None:
+                usable.append(i)
+            else:
+                skipped.append(Skipped(example.id, reason))
+        if usable:
+            samples.append(Sample(key, tuple(questions), tuple(boxes), tuple(usable)))
+    return samples, skipped
+
+
+def _grouped(examples: Iterable[Example]) -> Iterator[tuple[str, list[Example]]]:
+    """Consecutive examples of one conversation (`meta["sample"]`), else of one image; text without either stands alone."""
+    group: list[Example] = []
+    current: str | None = None
+    for example in examples:
+        key = str(example.meta.get("sample") or example.image or example.id)
+        if group and (key != current or example.image != group[0].image):
+            yield str(current), group
+            group = []
+        current = key
+        group.append(example)
+    if group:
+        yield str(current), group
+
+
+def _box(example: Example, policy: Policy, annotations: Annotations | None, seed: int) -> tuple[Box | None, str | None]:
+    """(box, None), or (None, why there is none); (None, None) when the policy has no chain."""
+    if policy.source == "none":
+        return None, None
+    if policy.source in ("fixed", "gold"):
+        try:
+            return policy.fixed_box(example, seed), None
+        except InputError as error:
+            return None, str(error)
+    if annotations is None:
+        raise InputError(f"the policy {policy.name!r} needs annotations")
+    found = annotations.get(example.id)
+    if found is None:
+        failure = annotations.failure(example.id)
+        return None, NO_ANNOTATION if failure is None else f"annotating failed: {failure}"
+    return found.box, found.reason if found.box is None else None
+
+
+class TrainData:
+    """The data set that the Trainer indexes.
+
+    A key carries its epoch, `epoch * len(self) + index`, so nothing here has to be told when an epoch begins: worker processes
+    and resumed runs agree by construction.
+    """
+
+    def __init__(self, samples: Sequence[Sample], recipe: Recipe) -> None:
+        self.samples = samples
+        self.recipe = recipe
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: int) -> Item:
+        """The item of a key. A sample that fails is replaced by the next that does not, and named in `Item.skipped`.
+
+        Raises InputError when no sample can be used.
+        """
+        epoch, index = divmod(key, len(self.samples))
+        skipped: list[Skipped] = []
+        for step in range(len(self.samples)):
+            sample = self.samples[(index + step) % len(self.samples)]
+            try:
+                encoded, pictures = make_item(sample, epoch, self.recipe)
+            except InputError as error:
+                skipped.append(Skipped(sample.id, str(error)))
+                continue
+            return Item(encoded, pictures, tuple(skipped))
+        raise InputError(f"none of the {len(self.samples)} samples can be trained on; the first: {skipped[0].reason}")
+
+
+def make_item(sample: Sample, epoch: int, recipe: Recipe) -> tuple[Encoded, tuple[Image, ...]]:
+    """Tokens, labels and pictures of a sample in an epoch. The image is decoded once for both views.
+
+    Raises InputError when the image cannot be read, or when the length limit cuts an image or every label.
+    """
+    chosen = sample.usable[draw(recipe.seed, sample.id, epoch, len(sample.usable))]
+    views: dict[str, Image] = {}
+    box_text = None
+    if sample.image is not None:
+        views["full"] = open_image(recipe.images, sample.image)
+        box = sample.boxes[chosen]
+        if box is not None:
+            box_text, written = as_written(box, SquarePad(*views["full"].size), recipe.profile)
+            views["roi"] = crop_region(views["full"], written, recipe.profile.crop_from, recipe.fill)
+    turns = make_turns(sample, chosen, box_text, recipe)
+    encoded = encode(recipe.profile, turns, recipe.tokenizer, recipe.image_token_id, recipe.image_tokens)
+    encoded = cut(encoded, recipe.max_length, recipe.image_token_id)
+    return encoded, tuple(views[slot] for slot in encoded.slots)
+
+
+def as_written(box: Box, pad: SquarePad, profile: Profile) -> tuple[str, Box]:
+    """The text of a box and the box that this text names, in frame "square".
+
+    The crop that training shows is cut from the text's own box, as inference will cut it, not from the annotation: when the
+    profile rounds or snaps coarsely the two differ by pixels.
+    """
+    text = write_box(box if box.frame == "square" else pad.to_square(box), profile)
+    written, _ = read_box(text, profile)
+    if written is None:
+        raise InputError(f"the box {box.corners} does not survive being written as {text!r}")
+    return text, written
+
+
+def make_turns(sample: Sample, chosen: int, box_text: str | None, recipe: Recipe) -> tuple[Turn, ...]:
+    """The dialogue of a sample under the recipe's policy; a text-only sample keeps all its turns."""
+    pairs = [(sample.questions[i].question, sample.questions[i].answers[0]) for i in sample.usable]
+    if sample.image is None:
+        return text_dialogue(pairs)
+    question, answer = sample.questions[chosen].question, sample.questions[chosen].answers[0]
+    others = [pair for i, pair in zip(sample.usable, pairs, strict=True) if i != chosen] if recipe.extra_turns else []
+    return dialogue(
+        recipe.profile,
+        question,
+        chain=recipe.policy.source != "none",
+        box_text=box_text,
+        answer=answer,
+        asks=recipe.policy.asks,
+        all_questions=[example.question for example in sample.questions],
+        # A fixed box is given at inference too, so there is nothing to learn about it.
+        learn_box=recipe.policy.source != "fixed",
+        extra_turns=others,
+    )
+
+
+def cut(encoded: Encoded, max_length: int, image_token_id: int) -> Encoded:
+    """The first `max_length` tokens. Raises InputError when that would cut an image's tokens, or leave nothing to learn."""
+    ids, labels = encoded.ids, encoded.labels
+    if len(ids) > max_length:
+        if image_token_id in ids[max_length:]:
+            raise InputError(CUT_IMAGE)
+        ids, labels = ids[:max_length], labels[:max_length]
+    # The first position predicts nothing that the loss counts.
+    if all(label == IGNORE for label in labels[1:]):
+        raise InputError(CUT_LABELS)
+    return Encoded(ids, labels, encoded.slots)
