@@ -28,8 +28,9 @@ MAX_PIXELS = 2**28 // 3 * 2
 """Pictures with more pixels (about 179 million, 0.5 GiB as RGB) are refused; Pillow's own limit for an error."""
 MAX_FILE_BYTES = 2**29
 
-# Formats whose readers run no other program and fetch nothing: EPS would start Ghostscript.
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF", "ICO", "TGA")
+# Formats whose readers run no other program and fetch nothing (EPS would start Ghostscript); JPEG brings MPO, and an older
+# Pillow may lack AVIF.
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
 # What Pillow's readers raise on broken files; Image.DecompressionBombError is added for formats that grow while loading.
 _DECODE_ERRORS = (
     OSError,
@@ -158,7 +159,8 @@ def _open_header(data: bytes) -> Image.Image:
     # not safe between threads, hence the lock; only the header is read inside it.
     with _HEADER_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Image.open(io.BytesIO(data), formats=_FORMATS)
+        Image.init()
+        return Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
 
 
 def _upright(image: Image.Image, path: Path) -> Image.Image:

@@ -134,10 +134,11 @@ class _Window:
         self._text, self._at, self._ended = "", 0, False
         self.line = 1
 
-    def _more(self, size: int = _CHUNK) -> bool:
+    def _more(self, at_least: int = 0) -> bool:
+        """Reads on and drops what is behind. Asking for as much as is unread keeps the rescans of a long sample few."""
         if self._ended:
             return False
-        data = self._file.read(size)
+        data = self._file.read(max(_CHUNK, at_least))
         self._ended = not data
         self._text = self._text[self._at :] + self._decode(data, final=self._ended)
         self._at = 0
@@ -169,12 +170,13 @@ class _Window:
                 value, end = self._scan(self._text, self._at)
             except json.JSONDecodeError as error:
                 # An error well before the window's end is a real one, save for a string whose end has not been read yet.
+                unread = len(self._text) - self._at
                 cut_off = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - 16
-                if not cut_off or len(self._text) - self._at > MAX_RECORD_BYTES or not self._more(len(self._text) + _CHUNK):
+                if not cut_off or unread > MAX_RECORD_BYTES or not self._more(unread):
                     raise
                 continue
-            # A number at the very end of the window may go on in the next piece.
-            if end < len(self._text) or not self._more():
+            # A number near the end of the window may go on in the next piece ("0." and then "5").
+            if not isinstance(value, int | float) or len(self._text) - end >= 32 or not self._more():
                 self._advance(end)
                 return value
 

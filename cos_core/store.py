@@ -157,7 +157,8 @@ class Store:
         count = 0
         with atomic_file(path) as file:
             for annotation in self.annotations():
-                file.write(canonical(annotation.to_json()) + b"\n")
+                line = json.dumps(annotation.to_json(), sort_keys=True, separators=(",", ":"))
+                file.write(line.encode() + b"\n")
                 count += 1
         return count
 

@@ -1,0 +1,335 @@
+"""Pictures from untrusted files, the square, and crops at full resolution."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cos_core import images
+from cos_core.errors import InputError
+from cos_core.geometry import Box, SquarePad, full_box
+from cos_core.images import FILL, crop_region, image_path, open_image, square_pad
+
+GOLDEN = Path(__file__).parent / "golden" / "images"
+
+
+def gradient(width: int, height: int, seed: int = 3) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    data = io.BytesIO()
+    image.save(data, form, **options)
+    return data.getvalue()
+
+
+def refused(root: Path, name: str) -> str:
+    with pytest.raises(InputError) as caught:
+        open_image(root, name)
+    message = str(caught.value)
+    assert caught.value.exit_code == 3
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("name", sorted(json.loads((GOLDEN / "padded.json").read_text())))
+def test_padded_pixels_equal_the_original_code(name: str) -> None:
+    expected = json.loads((GOLDEN / "padded.json").read_text())[name]
+    picture = open_image(GOLDEN, name)
+    padded = square_pad(picture)
+    assert picture.mode == "RGB"
+    assert list(picture.size) == expected["size"]
+    assert list(padded.size) == expected["padded_size"]
+    assert hashlib.sha256(padded.tobytes()).hexdigest() == expected["padded_rgb_sha256"]
+
+
+def _no_image(folder: Path) -> str:
+    return "there is no image"
+
+
+def _empty(folder: Path) -> str:
+    (folder / "x.png").write_bytes(b"")
+    return "is empty"
+
+
+def _truncated_png(folder: Path) -> str:
+    data = encoded(gradient(61, 43), "PNG")
+    (folder / "x.png").write_bytes(data[: len(data) // 2])
+    return "cannot be decoded"
+
+
+def _truncated_jpeg(folder: Path) -> str:
+    data = encoded(gradient(61, 43), "JPEG")
+    (folder / "x.png").write_bytes(data[: len(data) // 2])
+    return "cannot be decoded"
+
+
+def _text(folder: Path) -> str:
+    (folder / "x.png").write_text("<html>404 Not Found</html>")
+    return "not a picture in a known format"
+
+
+def _postscript(folder: Path) -> str:
+    (folder / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    return "not a picture in a known format"
+
+
+def _folder(folder: Path) -> str:
+    (folder / "x.png").mkdir()
+    return "is not a file"
+
+
+def _pipe(folder: Path) -> str:
+    os.mkfifo(folder / "x.png")
+    return "is not a file"
+
+
+def _bomb(folder: Path) -> str:
+    # A PNG of a few bytes that claims 60,000 x 60,000 pixels.
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 999)) + chunk(b"IEND", b"")
+    (folder / "x.png").write_bytes(data)
+    return "x.png"
+
+
+def _huge_tiff(folder: Path) -> str:
+    # Sparse: no byte of it is on the disk.
+    with (folder / "x.png").open("wb") as file:
+        file.truncate(images.MAX_FILE_BYTES + 1)
+    return "too large"
+
+
+def _float_tiff(folder: Path) -> str:
+    Image.fromarray(np.ones((5, 7), dtype=np.float32)).save(folder / "x.png", "TIFF")
+    return "32-bit values"
+
+
+BROKEN = [
+    _no_image,
+    _empty,
+    _truncated_png,
+    _truncated_jpeg,
+    _text,
+    _postscript,
+    _folder,
+    _pipe,
+    _bomb,
+    _huge_tiff,
+    _float_tiff,
+]
+
+
+@pytest.mark.parametrize("make", BROKEN, ids=lambda f: f.__name__.strip("_"))
+def test_unusable_files_give_one_sentence(make: Callable[[Path], str], tmp_path: Path) -> None:
+    expected = make(tmp_path)
+    message = refused(tmp_path, "x.png")
+    assert expected in message
+    assert "x.png" in message
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/hostname", "../secret.png", "a/../../secret.png", "link.png", "folder/secret.png", "a\0b"]
+)
+def test_paths_stay_inside_the_root(name: str, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    gradient(3, 3).save(tmp_path / "secret.png")
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    (root / "folder").symlink_to(tmp_path)
+    refused(root, name)
+
+
+def test_links_and_dots_that_stay_inside_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    gradient(5, 3).save(tmp_path / "a" / "x.png")
+    (tmp_path / "link.png").symlink_to("a/x.png")
+    for name in ("a/x.png", "a/../a/x.png", "link.png"):
+        assert open_image(tmp_path, name).size == (5, 3)
+    assert open_image(None, str(tmp_path / "a" / "x.png")).size == (5, 3)
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(InputError):
+        open_image(tmp_path, "loop")
+    assert image_path(tmp_path, "none.png") == tmp_path.resolve() / "none.png"
+
+
+def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(encoded(gradient(7, 5), "GIF"))
+    assert open_image(tmp_path, "x.jpg").size == (7, 5)
+
+
+def test_first_frame_of_an_animation(tmp_path: Path) -> None:
+    red, blue = Image.new("RGB", (7, 5), "red"), Image.new("RGB", (7, 5), "blue")
+    for form in ("GIF", "WEBP", "PNG"):
+        (tmp_path / "x").write_bytes(encoded(red, form, save_all=True, append_images=[blue]))
+        r, g, b = open_image(tmp_path, "x").getpixel((3, 2))
+        assert r > 240, form
+        assert max(g, b) < 20, form
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    values = np.array([[0, 128, 257, 30000, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    for name in ("x.png", "x.tif"):
+        got = np.asarray(open_image(tmp_path, name))
+        # 128 / 257 = 0.498, 30000 / 257 = 116.73
+        assert got[0, :, 0].tolist() == [0, 0, 1, 117, 255]
+        assert (got[..., 0] == got[..., 2]).all()
+
+
+def test_sixteen_bit_grey_map_of_the_ppm_family(tmp_path: Path) -> None:
+    (tmp_path / "x.pgm").write_bytes(b"P5 2 1 65535\n" + struct.pack(">HH", 257 * 3, 65535))
+    assert np.asarray(open_image(tmp_path, "x.pgm"))[0, :, 0].tolist() == [3, 255]
+
+
+def test_modes_follow_convert_rgb(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    base = gradient(9, 7)
+    cases = {
+        "cmyk.jpg": base.convert("CMYK"),
+        "grey.png": base.convert("L"),
+        "greyalpha.png": base.convert("LA"),
+        "bits.png": base.convert("1"),
+        "rgba.png": base.convert("RGBA"),
+    }
+    for name, picture in cases.items():
+        picture.save(tmp_path / name)
+        with Image.open(tmp_path / name) as stored:
+            expected = stored.convert("RGB").tobytes()
+        assert open_image(tmp_path, name).tobytes() == expected, name
+    assert not recwarn.list
+
+
+def test_transparency_is_dropped_as_llava_does(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    Image.new("RGBA", (3, 3), (10, 20, 30, 0)).save(tmp_path / "x.png")
+    assert open_image(tmp_path, "x.png").getpixel((1, 1)) == (10, 20, 30)
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([200, 100, 50, 1, 2, 3])
+    palette.putdata([0, 1])
+    palette.save(tmp_path / "p.png", transparency=b"\x00\xff")
+    got = open_image(tmp_path, "p.png")
+    assert (got.getpixel((0, 0)), got.getpixel((1, 0))) == ((200, 100, 50), (1, 2, 3))
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_once(form: str, orientation: int, tmp_path: Path) -> None:
+    # Left half black, right half white, 16 wide: where black lands says how the picture was turned.
+    stored = Image.new("RGB", (16, 8), "white")
+    stored.paste("black", (0, 0, 8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (tmp_path / "x").write_bytes(encoded(stored, form, exif=exif))
+    got = open_image(tmp_path, "x")
+    black = {1: "left", 2: "right", 3: "right", 4: "left", 5: "top", 6: "top", 7: "bottom", 8: "bottom"}[orientation]
+    probe = {"left": (1, 4), "right": (14, 4), "top": (4, 1), "bottom": (4, 14)}[black]
+    assert got.size == ((16, 8) if orientation <= 4 else (8, 16))
+    assert max(got.getpixel(probe)) < 40
+    assert not got.getexif()
+
+
+def test_a_broken_exif_block_does_not_cost_the_picture(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(encoded(gradient(9, 7), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"))
+    assert open_image(tmp_path, "x.jpg").size == (9, 7)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (30_000, 2)])
+def test_extreme_shapes(size: tuple[int, int], tmp_path: Path) -> None:
+    Image.new("RGB", size, (1, 2, 3)).save(tmp_path / "x.png")
+    picture = open_image(tmp_path, "x.png")
+    assert picture.size == size
+    crop = crop_region(picture, Box(0.4, 0.4, 0.401, 0.401))
+    assert min(crop.size) >= 1
+    assert crop.getpixel((0, 0)) == (1, 2, 3)
+
+
+def test_a_large_photograph_passes_without_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    Image.new("1", (12_000, 9_000)).save(tmp_path / "x.png")  # 108 million pixels: Pillow alone would warn
+    assert open_image(tmp_path, "x.png").size == (12_000, 9_000)
+    assert not recwarn.list
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_damaged_bytes_never_escape_as_another_error(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    form = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "ICO", "TGA", "JPEG2000"]))
+    raw = bytearray(encoded(gradient(23, 17), form))
+    for at, value in data.draw(st.lists(st.tuples(st.integers(0, len(raw) - 1), st.integers(0, 255)), max_size=12)):
+        raw[at] = value
+    raw = raw[: data.draw(st.integers(0, len(raw)))]
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    path.write_bytes(raw)
+    with suppress(InputError):
+        assert open_image(None, str(path)).mode == "RGB"
+
+
+def test_square_pad_by_hand() -> None:
+    picture = Image.new("RGB", (2, 5), "red")
+    padded = square_pad(picture, (1, 2, 3))
+    assert padded.size == (5, 5)
+    assert [padded.getpixel((x, 0)) for x in range(5)] == [(1, 2, 3), (255, 0, 0), (255, 0, 0), (1, 2, 3), (1, 2, 3)]
+    square = Image.new("RGB", (3, 3))
+    assert square_pad(square) is square
+    assert FILL == (122, 116, 104)
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from([(61, 37), (37, 61), (41, 41), (1, 13), (13, 1)]),
+    st.tuples(*[st.floats(0, 1)] * 4).filter(lambda v: abs(v[0] - v[2]) > 1e-3 and abs(v[1] - v[3]) > 1e-3),
+)
+def test_canvas_crop_equals_cutting_the_padded_square(size: tuple[int, int], v: tuple[float, ...]) -> None:
+    picture = gradient(*size)
+    box = Box(min(v[0], v[2]), min(v[1], v[3]), max(v[0], v[2]), max(v[1], v[3]), "square")
+    side = max(size)
+    expected = square_pad(picture).crop(box.pixels(side, side))
+    got = crop_region(picture, box, "canvas")
+    assert (got.size, got.tobytes()) == (expected.size, expected.tobytes())
+
+
+def test_crop_takes_either_frame() -> None:
+    picture = gradient(61, 37)
+    pad = SquarePad(61, 37)
+    box = Box(10 / 61, 5 / 37, 30 / 61, 29 / 37)
+    expected = picture.crop((10, 5, 30, 29)).tobytes()
+    assert crop_region(picture, box).tobytes() == expected
+    assert crop_region(picture, pad.to_square(box)).tobytes() == expected
+    assert crop_region(picture, box, "canvas").tobytes() == expected
+    assert crop_region(picture, full_box("square")).size == (61, 37)
+    assert crop_region(picture, full_box("square"), "canvas").size == (61, 61)
+    with pytest.raises(InputError):
+        crop_region(picture, Box(0, 0, 1, 0.1, "square"))
+    with pytest.raises(InputError):
+        crop_region(picture, box, "elsewhere")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("size", "corners", "pixels"),
+    [  # float boxes and integer crops recorded from the original code
+        ((100, 60), (0.1, 0.2, 0.8, 0.9), (70, 70)),
+        ((1, 50), (0.0, 0.0, 1.0, 1.0), (50, 50)),
+        ((151, 100), (0.5, 0.5, 0.75, 0.62), (37, 18)),
+        ((64, 97), (0.5, 0.1, 0.52, 0.99), (2, 86)),
+    ],
+)
+def test_canvas_crops_have_the_original_sizes(
+    size: tuple[int, int], corners: tuple[float, float, float, float], pixels: tuple[int, int]
+) -> None:
+    assert crop_region(gradient(*size), Box(*corners, "square"), "canvas").size == pixels
