@@ -1,0 +1,1 @@
+"""Who proposes candidate regions: one module each, its file name is its name. See interfaces.Detector."""

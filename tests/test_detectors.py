@@ -1,0 +1,71 @@
+"""Candidate regions: every detector's contract, and the grid's geometry."""
+
+from __future__ import annotations
+
+import pytest
+from cos_core import plug
+from cos_core.detectors import grid
+from cos_core.errors import InputError
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+sizes = st.tuples(st.integers(1, 700), st.integers(1, 700))
+
+
+def picture(width: int, height: int) -> Image.Image:
+    return Image.new("RGB", (width, height), "white")
+
+
+class TestGrid:
+    def test_the_default_on_a_square(self) -> None:
+        boxes = grid.build().detect(picture(1000, 1000)).boxes
+        assert len(boxes) == 29
+        assert boxes[0].corners == (0.0, 0.0, 0.3, 0.3)
+        assert boxes[1].corners == pytest.approx((0.175, 0.0, 0.475, 0.3))
+        assert boxes[24].corners == pytest.approx((0.7, 0.7, 1.0, 1.0))
+        assert [b.corners for b in boxes[25:]] == [(0, 0, 0.5, 0.5), (0.5, 0, 1, 0.5), (0, 0.5, 0.5, 1), (0.5, 0.5, 1, 1)]
+
+    def test_a_wide_picture_gets_more_windows_of_the_same_size(self) -> None:
+        boxes = grid.build(((0.3, 5),)).detect(picture(2000, 1000)).boxes
+        assert len(boxes) == 5 * 11  # (2000 - 300) / 175 = 9.7 steps
+        assert {b.pixels(2000, 1000)[2] - b.pixels(2000, 1000)[0] for b in boxes} == {300}
+
+    def test_a_panorama_has_a_bound(self) -> None:
+        boxes = grid.build().detect(picture(30000, 10)).boxes
+        assert len(boxes) == 20 * 5 + 20 * 2
+        assert max(b.x1 for b in boxes) == 1.0
+
+    def test_one_window_stands_in_the_middle(self) -> None:
+        (box,) = grid.build(((0.5, 1),)).detect(picture(100, 100)).boxes
+        assert box.corners == (0.25, 0.25, 0.75, 0.75)
+
+    def test_a_pixel_is_one_window(self) -> None:
+        assert [b.corners for b in grid.build().detect(picture(1, 1)).boxes] == [(0, 0, 1, 1)]
+
+    @given(sizes, st.lists(st.tuples(st.floats(0.01, 1.0), st.integers(1, 6)), min_size=1, max_size=3))
+    def test_windows_are_square_inside_and_cover_the_borders(
+        self, size: tuple[int, int], windows: list[tuple[float, int]]
+    ) -> None:
+        width, height = size
+        boxes = grid.build(tuple(windows)).detect(picture(width, height)).boxes
+        assert len(set(boxes)) == len(boxes) > 0
+        for box in boxes:
+            left, top, right, bottom = box.pixels(width, height)
+            assert right - left == bottom - top
+        if all(count > 1 for _, count in windows):
+            assert min(b.x0 for b in boxes) == min(b.y0 for b in boxes) == 0.0
+            assert max(b.x1 for b in boxes) == max(b.y1 for b in boxes) == 1.0
+
+    @pytest.mark.parametrize("windows", [(), ((0.0, 2),), ((1.5, 2),), ((0.3, 0),)])
+    def test_impossible_windows(self, windows: tuple[tuple[float, int], ...]) -> None:
+        with pytest.raises(InputError, match="grid"):
+            grid.build(windows)
+
+
+@pytest.mark.parametrize("name", plug.available("detectors"))
+@pytest.mark.parametrize("size", [(1, 1), (97, 61), (3, 400)])
+def test_every_detector_proposes_boxes_in_the_image(name: str, size: tuple[int, int]) -> None:
+    found = plug.load("detectors", name).detect(picture(*size))
+    assert all(box.frame == "image" for box in found.boxes)
+    assert found.scores is None
