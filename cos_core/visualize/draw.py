@@ -1,7 +1,7 @@
 """Boxes on pictures: colours, strokes, labels and text. Works on copies; no caller's picture is touched.
 
 A box is framed from outside: the clear area inside the stroke is exactly the pixels of `Box.pixels`, and the stroke has a
-margin of its own to stand in, so that nothing inside a box is covered and a box along the border is still seen whole.
+margin of its own to stand in, so that a stroke covers nothing inside its box and a box along the border is seen whole.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ BLACK: RGB = (0, 0, 0)
 PAPER: RGB = (250, 249, 246)
 INK: RGB = (28, 28, 30)
 SOFT_INK: RGB = (96, 94, 90)
+HAIRLINE: RGB = (200, 197, 190)
 
 LABEL_PX = 15
 _TAG_PAD = 4
+_LARGE = 4096
 _TAG_PX = LABEL_PX + 2 * _TAG_PAD
 
 
@@ -80,24 +82,30 @@ class Marked:
     rectangles: tuple[Rectangle, ...]
 
 
-def show(picture: Image.Image, longest: int, smooth: bool = False) -> Shown:
-    """A copy whose longer side is at most `longest` pixels, and more than half of it.
-
-    Enlarged by a whole factor, pixel for pixel (`smooth` False) or bicubically; reduced by area (Lanczos).
-    """
+def show(picture: Image.Image, longest: int) -> Shown:
+    """A copy whose longer side is at most `longest` pixels, and more than half of it: enlarged by a whole factor or reduced."""
     if longest < 1:
         raise InputError(f"a picture cannot be shown {longest} pixels long")
     width, height = picture.size
     side = max(width, height)
     if side > longest:
-        scale = longest / side
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        return Shown(picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0), picture.size, scale)
+        return Shown(_fitted(picture, longest), picture.size, longest / side)
     factor = longest // side
-    if factor == 1:
-        return Shown(picture.copy(), picture.size, 1)
-    resampling = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
-    return Shown(picture.resize((width * factor, height * factor), resampling), picture.size, factor)
+    enlarged = picture.resize((width * factor, height * factor), Image.Resampling.NEAREST) if factor > 1 else picture.copy()
+    return Shown(enlarged, picture.size, factor)
+
+
+def zoom(picture: Image.Image, longest: int) -> Image.Image:
+    """A copy whose longer side is about `longest` pixels, for looking into it: smooth, or pixel for pixel when it has few."""
+    if max(picture.size) * 6 <= longest:
+        return show(picture, longest).image
+    return _fitted(picture, longest)
+
+
+def _fitted(picture: Image.Image, longest: int) -> Image.Image:
+    scale = longest / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +122,9 @@ class Encoder:
         Bicubic as CLIP's processor; the normalisation that follows there changes no visible detail.
         """
         region = picture if box is None else images.crop_region(picture, box, self.crop_from, self.fill)
+        if max(region.size) > _LARGE:
+            # A panorama's square would be a hundred times the picture; reduced first, the view differs by less than is seen.
+            region = _fitted(region, _LARGE)
         return images.square_pad(region, self.fill).resize((self.side, self.side), Image.Resampling.BICUBIC)
 
 
@@ -128,15 +139,17 @@ def draw_marks(shown: Shown, marks: Sequence[Mark]) -> Marked:
     canvas = Image.new("RGB", (width, height), PAPER)
     canvas.paste(shown.image, (margin, margin))
     sheet = _Sheet(ImageDraw.Draw(canvas), canvas.size, stroke, [])
-    rectangles = []
-    for mark in marks:
-        rectangle = shown.rectangle(image_box(mark.box, shown.source_size))
-        rectangles.append(rectangle)
-        on_canvas = (rectangle[0] + margin, rectangle[1] + margin, rectangle[2] + margin, rectangle[3] + margin)
-        _frame(sheet, on_canvas, mark.kind)
+    # A hairline shows where the picture ends when it is as bright as the paper.
+    sheet.pen.rectangle((margin - 1, margin - 1, width - margin, height - margin), outline=HAIRLINE)
+    rectangles = tuple(shown.rectangle(image_box(mark.box, shown.source_size)) for mark in marks)
+    on_canvas = [(left + margin, top + margin, right + margin, bottom + margin) for left, top, right, bottom in rectangles]
+    for mark, rectangle in zip(marks, on_canvas, strict=True):
+        _frame(sheet, rectangle, mark.kind)
+    # The last mark is the one that matters most; its label gets the first choice of places.
+    for mark, rectangle in reversed(list(zip(marks, on_canvas, strict=True))):
         if mark.label:
-            _label(sheet, on_canvas, mark)
-    return Marked(canvas, (margin, margin), tuple(rectangles))
+            _label(sheet, rectangle, mark)
+    return Marked(canvas, (margin, margin), rectangles)
 
 
 def image_box(box: Box, size: tuple[int, int]) -> Box:
@@ -181,17 +194,27 @@ def _dashes(sheet: _Sheet, rectangle: Rectangle, dash: tuple[int, int], colour: 
 
 
 def _label(sheet: _Sheet, rectangle: Rectangle, mark: Mark) -> None:
-    """Writes the mark's label above its box, or below where another label stands."""
+    """Writes the mark's label at the nearest free place: above its box, below it, or further off; else over another tag."""
     font = font_at(LABEL_PX)
     text = shorten(mark.label, font, sheet.size[0] - 2 * _TAG_PAD)
     width = min(sheet.size[0], round(font.getlength(text)) + 2 * _TAG_PAD)
-    left = max(0, min(rectangle[0] - sheet.stroke - 2, sheet.size[0] - width))
-    above, below = rectangle[1] - sheet.stroke - 2 - _TAG_PX, rectangle[3] + sheet.stroke + 2
-    places = [(left, top, left + width, top + _TAG_PX) for top in (above, below)]
+    outside = sheet.stroke + 2
+    places = []
+    for step in range(3):
+        tops = (rectangle[1] - outside - (step + 1) * _TAG_PX, rectangle[3] + outside + step * _TAG_PX)
+        lefts = (rectangle[0] - outside, rectangle[2] + outside - width)
+        places += [_kept((left, top, left + width, top + _TAG_PX), sheet.size) for top in tops for left in lefts]
     place = next((p for p in places if not any(_overlap(p, tag) for tag in sheet.tags)), places[0])
     sheet.pen.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=COLOURS[mark.kind], outline=BLACK)
     sheet.pen.text((place[0] + _TAG_PAD, place[1] + _TAG_PX // 2), text, fill=BLACK, font=font, anchor="lm")
     sheet.tags.append(place)
+
+
+def _kept(rectangle: Rectangle, size: tuple[int, int]) -> Rectangle:
+    """The rectangle moved onto a canvas of `size` that is large enough for it."""
+    dx = max(0, -rectangle[0]) or min(0, size[0] - rectangle[2])
+    dy = max(0, -rectangle[1]) or min(0, size[1] - rectangle[3])
+    return rectangle[0] + dx, rectangle[1] + dy, rectangle[2] + dx, rectangle[3] + dy
 
 
 def _overlap(one: Rectangle, other: Rectangle) -> bool:

@@ -6,7 +6,7 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from cos_core import datasets, images, manifest
 from cos_core.errors import InputError
@@ -14,7 +14,20 @@ from cos_core.geometry import Box
 from cos_core.interfaces import Reporter
 from cos_core.store import Store
 from cos_core.types import Example, Prediction, RunManifest
-from cos_core.visualize.draw import INK, PAPER, SOFT_INK, CropFrom, Mark, draw_marks, font_at, image_box, show, wrap
+from cos_core.visualize.draw import (
+    HAIRLINE,
+    INK,
+    PAPER,
+    SOFT_INK,
+    CropFrom,
+    Mark,
+    draw_marks,
+    font_at,
+    image_box,
+    show,
+    wrap,
+    zoom,
+)
 from cos_core.visualize.source import read_predictions
 
 FORMATS = (".png", ".webp", ".pdf")
@@ -171,7 +184,7 @@ def render(scene: Scene, longest: int = 640) -> Image.Image:
     if scene.crop is not None:
         region = images.crop_region(scene.image, scene.crop, scene.crop_from)
         # Beside a tall picture the crop may be as tall as it; below a wide one it gets half its length.
-        zoomed = show(region, longest // 2 if below else longest * 3 // 5).image
+        zoomed = ImageOps.expand(zoom(region, longest // 2 if below else longest * 3 // 5), 1, HAIRLINE)
         panels.append((f"Zoomed region, {region.width} x {region.height} pixels", zoomed))
     width, body = _arranged(panels, below)
     text = _text_block(scene.notes, width - 2 * _GAP)

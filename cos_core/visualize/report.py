@@ -89,8 +89,9 @@ def _hero(report: DemoReport) -> Html:
     headline = "Every stage ran; too little data to say more" if report.quick else sections.headline(first)
     questions = max(arm.total for arm in report.arms)
     explanation = report.note or (
-        f"The same model, trained for the same number of steps, on {questions:,} questions about scenes it has never seen. "
-        "The one difference: it first writes down where to look, and then sees that place enlarged as well."
+        "Both are the same model, trained for the same number of steps, answering the same "
+        f"{questions:,} questions about scenes they have never seen. The one difference: Chain-of-Spot first writes down "
+        "where to look, and then sees that place enlarged as well."
     )
     return fill(
         "hero.html",
@@ -112,7 +113,6 @@ def _section(name: str, title: str, content: Html) -> Html:
 def _sections(report: DemoReport) -> list[tuple[str, str, Html]]:
     """(anchor, title, content) in page order; empty content leaves a section out."""
     nothing = text("")
-    first = report.headline
     kinds = any(arm.kinds for arm in report.arms)
     label_words = (
         "No one drew these regions: annotation found them by asking the model which part of the picture its answer came from. "
@@ -122,7 +122,7 @@ def _sections(report: DemoReport) -> list[tuple[str, str, Html]]:
     facts = [sections.facts(t, v) for t, v in (("Settings", report.settings), ("Provenance", report.provenance)) if v]
     return [
         ("arms", "The table", joined([_about(hits), sections.arms_table(report)])),
-        ("differences", "Differences", sections.comparisons_table(report) if first else nothing),
+        ("differences", "Differences", sections.comparisons_table(report) if sections.shown_differences(report) else nothing),
         ("kinds", "By kind of question", sections.kinds_table(report) if kinds else nothing),
         (
             "labels",
@@ -230,7 +230,8 @@ def _scene(picture: Image.Image, boxes: Sequence[tuple[str, str, Box]]) -> Html:
             "width": f"{box.x1 - box.x0:.5f}",
             "height": f"{box.y1 - box.y0:.5f}",
         }
-        marks += [element("rect", class_="halo", **place), element("rect", class_=kind, **place)]
+        halo = "halo" if kind == "predicted" else "thin"
+        marks += [element("rect", class_=halo, **place), element("rect", class_=kind, **place)]
     label = "; ".join(["Scene", *(f"{name}: {_in_words(box)}" for _, name, box in boxes)])
     drawn = element("svg", joined(marks), viewBox="0 0 1 1", preserveAspectRatio="none", aria_hidden="true")
     return element("span", joined([photo, drawn]), class_="stack", role="img", aria_label=label)

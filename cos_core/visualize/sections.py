@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cos_core.types import BOX_STATUSES
 from cos_core.visualize.html import Html, element, joined, table, text
 from cos_core.visualize.records import ArmRow, Comparison, DemoReport, LabelRow
 
-_ROLES = {"control": "control", "reference": "upper line"}
-_STATUS_ORDER = ("ok", "repaired", "clamped", "degenerate", "unparsable", "skipped")
+_BADGES = ("control", "reference")
 
 
 def percent(share: float | None) -> str:
@@ -85,23 +85,26 @@ def arms_table(report: DemoReport) -> Html:
                     _number(f"{arm.correct:,} / {arm.total:,}"),
                     _number(points(difference.difference), interval(difference)) if difference else _number("–"),
                     _number(percent(arm.hit)),
-                    element("td", _status(arm.status)),
+                    _number(*_status(arm.status)),
                 ],
                 arm.role,
             )
         )
     name = f"Against “{against}”, points" if against else "Difference, points"
-    head = ["Arm", "Accuracy", "with 95 % interval", "Correct", name, "Region hits", "How its boxes were read"]
-    caption = (
-        "Every arm starts from the same model, trains for the same number of steps and answers the same held-out questions."
-    )
-    return table(caption, head, rows, numbers=(2, 3, 4, 5))
+    head = ["Arm", "Accuracy", "with 95 % interval", "Correct", name, "Region hits", "Boxes read as written"]
+    caption = "All arms start from one model, are trained for the same number of steps and answer the same held-out questions."
+    return table(caption, head, rows, numbers=(2, 3, 4, 5, 6))
+
+
+def shown_differences(report: DemoReport) -> list[Comparison]:
+    """The differences over all questions that say more than the arms' table does."""
+    return [c for c in report.comparisons if c.kind is None and (c.goal is not None or c.gained is not None)]
 
 
 def comparisons_table(report: DemoReport) -> Html:
-    """The differences over all questions, with what was asked for beforehand."""
+    """The differences that the arms' table cannot hold: with what was asked for beforehand, and questions gained and lost."""
     rows = []
-    for c in (c for c in report.comparisons if c.kind is None):
+    for c in shown_differences(report):
         verdict: object = "–"
         if c.goal is not None:
             reached = c.difference >= c.goal and c.low > 0
@@ -191,14 +194,20 @@ def _number(value: object, below: str = "") -> Html:
 
 
 def _arm_heading(arm: ArmRow, short: bool = False) -> Html:
-    badge = element("span", _ROLES[arm.role], class_="role") if arm.role in _ROLES else text("")
+    wanted = arm.role in _BADGES and arm.role not in arm.name.lower()
+    badge = element("span", arm.role, class_="role") if wanted else text("")
     small = element("small", arm.explain) if arm.explain and not short else text("")
     return element("th", joined([arm.name, badge, small]), scope="row")
 
 
-def _status(status: Mapping[str, int]) -> str:
-    names = [*(s for s in _STATUS_ORDER if s in status), *sorted(set(status) - set(_STATUS_ORDER))]
-    return " · ".join(f"{name} {status[name]:,}" for name in names if status[name]) or "–"
+def _status(status: Mapping[str, int]) -> tuple[str, str]:
+    """The share of "ok" among boxes that were asked for, and the counts of the others; a dash when none was asked for."""
+    asked = {name: count for name, count in status.items() if name != "skipped" and count}
+    if not asked:
+        return "–", ""
+    names = [*(s for s in BOX_STATUSES if s in asked), *sorted(set(asked) - set(BOX_STATUSES))]
+    others = ", ".join(f"{asked[name]:,} {name}" for name in names if name != "ok")
+    return percent(asked.get("ok", 0) / sum(asked.values())), others
 
 
 def _sign(comparison: Comparison) -> str:

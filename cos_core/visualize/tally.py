@@ -14,7 +14,7 @@ MAP_CELLS = 64
 _BATCH = 1024
 _FINE = 2000
 
-AREA_EDGES = np.linspace(0.0, 1.0, 21)
+AREA_EDGES = np.linspace(0.0, 1.0, 41)
 OFFSET_EDGES = np.linspace(0.0, np.sqrt(0.5), 21)
 ASPECT_EDGES = np.geomspace(1 / 8, 8, 25)
 

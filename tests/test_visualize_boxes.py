@@ -1,0 +1,186 @@
+"""Statistics of boxes: figures by hand, batches that change nothing, and the files of a run."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cos_core import manifest
+from cos_core.errors import InputError
+from cos_core.geometry import Box
+from cos_core.interfaces import SilentReporter
+from cos_core.store import Store
+from cos_core.types import Annotation, Prediction
+from cos_core.visualize import tally
+from cos_core.visualize.boxes import BoxStatsConfig, run
+from cos_core.visualize.tally import MAP_CELLS, BoxTally, Histogram
+
+
+class Warnings(SilentReporter):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_figures_by_hand() -> None:
+    counted = BoxTally()
+    counted.add(Box(0.0, 0.0, 0.5, 0.5), "ok")
+    counted.add(Box(0.5, 0.25, 1.0, 0.75), "clamped")
+    counted.add(None, "unparsable")
+    figures = counted.to_json()
+    assert figures["examples"] == 3
+    assert figures["boxes"] == 2
+    assert figures["status"]["ok"] == {"count": 1, "share": 1 / 3}
+    assert figures["area"]["mean"] == pytest.approx(0.25)
+    assert figures["aspect"]["mean"] == pytest.approx(1.0)
+    # offsets: the corner box sqrt(2)/4, the other 1/4
+    assert figures["centre_offset"]["mean"] == pytest.approx((np.sqrt(2) / 4 + 0.25) / 2)
+    assert figures["covers_picture_centre"] == 1.0
+    cover = counted.centre_bias
+    half = MAP_CELLS // 2
+    assert cover[0, 0] == 0.5
+    assert cover[half - 1, 0] == 0.5
+    assert cover[0, half] == 0.0
+    assert cover[half, half] == 0.5
+    assert cover[half, 0] == 0.0
+
+
+def test_a_cell_counts_by_the_share_that_is_covered() -> None:
+    counted = BoxTally()
+    counted.add(Box(0.0, 0.0, 1.5 / MAP_CELLS, 0.25 / MAP_CELLS), "ok")
+    assert counted.centre_bias[0, :3] == pytest.approx([0.25, 0.125, 0.0])
+    assert counted.centre_bias[1].sum() == 0
+
+
+def test_the_picture_shape_enters_the_aspect() -> None:
+    counted = BoxTally()
+    counted.add(Box(0.0, 0.0, 0.5, 0.5), "ok", shape=4.0)
+    assert counted.to_json()["aspect"]["mean"] == pytest.approx(4.0)
+
+
+CORNERS = st.tuples(*[st.floats(0, 0.98)] * 2, *[st.floats(0.01, 1)] * 2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(CORNERS, min_size=1, max_size=40), st.integers(1, 7))
+def test_batches_change_nothing(corners: list[tuple[float, float, float, float]], batch: int) -> None:
+    boxes = [Box(x, y, min(1.0, x + w * 0.9 + 0.01), min(1.0, y + h * 0.9 + 0.01)) for x, y, w, h in corners]
+    whole = BoxTally()
+    parts = BoxTally()
+    usual = tally._BATCH
+    for box in boxes:
+        whole.add(box, "ok")
+    assert whole.boxes == len(boxes)
+    tally._BATCH = batch
+    try:
+        for box in boxes:
+            parts.add(box, "ok")
+    finally:
+        tally._BATCH = usual
+    parts._flush()
+    assert np.allclose(whole.centre_bias, parts.centre_bias)
+    assert whole.area.rows() == parts.area.rows()
+    # The map integrates to the mean area.
+    assert whole.centre_bias.mean() == pytest.approx(np.mean([b.area for b in boxes]))
+    assert whole.centre_bias.max() <= 1 + 1e-12
+
+
+def test_quantiles_are_near_the_true_ones() -> None:
+    values = np.random.default_rng(0).beta(2, 5, 5000)
+    histogram = Histogram(np.linspace(0, 1, 21))
+    for part in np.array_split(values, 7):
+        histogram.add(part)
+    summary = histogram.summary()
+    assert summary["n"] == 5000
+    assert summary["mean"] == pytest.approx(values.mean())
+    assert summary["sd"] == pytest.approx(values.std())
+    for name, q in (("q25", 0.25), ("median", 0.5), ("q75", 0.75)):
+        assert summary[name] == pytest.approx(np.quantile(values, q), abs=1e-3)
+
+
+def test_values_outside_go_to_the_end_bins() -> None:
+    histogram = Histogram(np.geomspace(1 / 8, 8, 7), log=True)
+    histogram.add(np.array([0.001, 1000.0]))
+    assert [n for _, _, n in histogram.rows()] == [1, 0, 0, 0, 0, 1]
+
+
+def predictions(path: Path, count: int = 10) -> Path:
+    lines = [
+        Prediction(f"q{i}", "x", Box(0.25, 0.25, 0.75, 0.75), "[...]", "ok", image="a.png").to_json() for i in range(count)
+    ]
+    lines.append(Prediction("bad", "x", None, "red", "unparsable").to_json())
+    lines.append(Prediction("gone", None, error="no such image").to_json())
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_a_run_over_predictions(tmp_path: Path) -> None:
+    source = predictions(tmp_path / "predictions.jsonl")
+    with source.open("a") as file:
+        file.write('{"no": "id"}\n{"torn')
+    reporter = Warnings()
+    result = run(BoxStatsConfig(source, tmp_path / "out"), reporter)
+    assert result.counts == {"ok": 10, "failed": 3, "skipped": 1}
+    assert len(reporter.said) == 2
+    assert "predictions.jsonl:13" in reporter.said[0]
+    for name in ("centre_bias", "area", "aspect", "offset", "status"):
+        with Image.open(tmp_path / "out" / f"{name}.png") as plot:
+            assert min(plot.size) > 150
+        rows = list(csv.reader((tmp_path / "out" / f"{name}.csv").open()))
+        assert len(rows) > 1
+    cover = np.loadtxt(tmp_path / "out" / "centre_bias.csv", delimiter=",", skiprows=1)
+    assert cover.shape == (MAP_CELLS, MAP_CELLS)
+    assert cover[MAP_CELLS // 2, MAP_CELLS // 2] == 1.0
+    assert cover[0, 0] == 0.0
+    figures = json.loads((tmp_path / "out" / "boxes.json").read_text())
+    assert figures["area"]["mean"] == 0.25
+    assert manifest.read(tmp_path / "out").status == "complete"
+
+
+def test_a_run_over_a_directory_and_pixel_aspect(tmp_path: Path) -> None:
+    predictions(tmp_path / "predictions.jsonl")
+    Image.new("RGB", (300, 100)).save(tmp_path / "a.png")
+    result = run(BoxStatsConfig(tmp_path, tmp_path / "out", images=tmp_path), SilentReporter())
+    assert result.results["aspect"]["mean"] == pytest.approx(3.0)
+    assert "pixels" in result.results["aspect_unit"]
+
+
+def test_a_run_over_a_store(tmp_path: Path) -> None:
+    with Store.create_or_resume(tmp_path / "rois", "f" * 16, {}) as store:
+        store.put_many(
+            [
+                Annotation("a", Box(0.0, 0.0, 0.5, 0.5), 1.0, "from_single_question", "f" * 16),
+                Annotation("b", None, 0.0, "from_single_question", "f" * 16, reason="no region scored above zero"),
+            ]
+        )
+        store.put_failure("c", "the image is missing")
+    result = run(BoxStatsConfig(tmp_path / "rois", tmp_path / "out"), SilentReporter())
+    assert result.counts == {"ok": 1, "failed": 1, "skipped": 1}
+    assert {k: v["count"] for k, v in result.results["status"].items()} == {"failed": 1, "labelled": 1, "no region": 1}
+
+
+def test_no_boxes_still_make_a_page_of_plots(tmp_path: Path) -> None:
+    source = predictions(tmp_path / "p.jsonl", count=0)
+    reporter = Warnings()
+    result = run(BoxStatsConfig(source, tmp_path / "out"), reporter)
+    assert result.results["area"]["mean"] is None
+    assert any("no boxes" in words for words in reporter.said)
+    assert (tmp_path / "out" / "area.png").exists()
+
+
+def test_nothing_to_count_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such store or predictions"):
+        run(BoxStatsConfig(tmp_path / "gone", tmp_path / "out"), SilentReporter())
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(InputError, match="holds no examples"):
+        run(BoxStatsConfig(tmp_path / "empty.jsonl", tmp_path / "out"), SilentReporter())
+    assert not (tmp_path / "out").exists()
