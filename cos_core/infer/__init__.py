@@ -131,11 +131,11 @@ def run(config: InferConfig, reporter: Reporter, engine: Engine | None = None) -
         before = len(asked.examples) - len(todo)
         reporter.progress("infer", before, len(asked.examples))
         if todo:
-            # The old manifest speaks of a finished file, which this one no longer is.
-            manifest.path_for(config.out).unlink(missing_ok=True)
             if before:
                 reporter.note(f"{before} of {len(asked.examples)} questions are answered already")
             engine = engine or build_engine(config)
+            # The old manifest speaks of a finished file, which this one no longer is.
+            manifest.path_for(config.out).unlink(missing_ok=True)
             chain = TwoPass(engine, made, asked.siblings)
             pictures = _Pictures(config.images)
             for start in range(0, len(todo), config.batch_size):
