@@ -395,7 +395,7 @@ class Slow(Recorder):
     """Takes a while over each batch, so that the process can be killed in the middle."""
 
     def generate(self, requests: list[Request]) -> list[Reply]:
-        time.sleep(0.02)
+        time.sleep(0.04)
         return super().generate(requests)
 
 
