@@ -252,7 +252,7 @@ def _picture(picture: Image.Image, alt: str, kind: str) -> Html:
 
 
 def _no_region() -> Html:
-    return element("p", "no usable region: the whole picture again", class_="noregion")
+    return element("p", "no usable region", class_="noregion")
 
 
 def _plots(report: DemoReport) -> Html:
