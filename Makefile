@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: help setup demo test lint test-fast test-slow bench completions clean
 
 help:
-	@echo "make demo         the whole road in small: scenes, annotate, train, eval, a table and a page (about 15 minutes)"
+	@echo "make demo         the whole road in small: scenes, annotate, train, eval, a table and a page (10 to 15 minutes)"
 	@echo "make demo ARGS=--quick   the same stages on less data (about 2 minutes; proves nothing)"
 	@echo "make test         lint, fast tests, slow tests, with the time of each"
 	@echo "make setup        .venv with everything, leaves .venv/bin/cos (demo and test do this by themselves)"
@@ -29,7 +29,7 @@ setup: $(STAMP)
 # DeepSpeed builds its operators when they are used, not here.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "cos needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)." \
+	  echo "cos needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | grep Python || echo not there)." \
 	       "Name another one: make $(or $(MAKECMDGOALS),setup) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "setup: making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
 	@echo "setup 1/4: torch (the longest part)"
@@ -66,7 +66,7 @@ test-fast: $(STAMP)
 
 # pytest ends with 5 when a selection holds no test, which is no failure here.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow --durations=10 $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -n auto --dist loadfile -m slow --durations=10 $(ARGS) || [ $$? -eq 5 ]
 
 bench: $(STAMP)
 	@for file in benchmarks/*.py; do [ -e "$$file" ] || { echo "no benchmarks yet"; break; }; \

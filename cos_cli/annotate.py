@@ -28,8 +28,14 @@ def annotate(
         int | None, typer.Option(min=1, help="Use the last K layers only.", show_default="all layers")
     ] = None,
     threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the highest relevance that still counts.")] = 0.5,
-    region: Annotated[Literal["top1", "component", "union"], typer.Option(help="How scores become one box.")] = "top1",
-    extend: Annotated[float, typer.Option(min=0.0, help="Each side moves outwards by this share of its length.")] = 0.1,
+    region: Annotated[
+        Literal["top1", "component", "union"] | None,
+        typer.Option(help="How scores become one box.", show_default="top1; component with patches"),
+    ] = None,
+    extend: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Each side moves outwards by this share of its length.", show_default="0; 0.1 with patches"),
+    ] = None,
     batch_images: Annotated[int, typer.Option(min=1, help="Pictures that go through the model together.")] = 8,
     limit: options.Limit = None,
     max_failures: options.MaxFailures = None,

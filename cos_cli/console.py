@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -33,18 +33,22 @@ class Session:
 
 @contextmanager
 def reporting(session: Session, stream: TextIO | None = None) -> Iterator[Reporter]:
-    """The Reporter that suits `stream` (stderr): a bar on a terminal, occasional lines elsewhere, nothing when quiet."""
+    """The Reporter that suits `stream` (stderr): a bar on a terminal, occasional lines elsewhere, nothing when quiet.
+
+    Inside, what libraries print goes to `stream` too: stdout is for data, which commands write after the stage.
+    """
     stream = stream or sys.stderr
-    if session.quiet:
-        yield QuietReporter(stream)
-    elif stream.isatty() and os.environ.get("TERM") != "dumb":
-        reporter = TerminalReporter(stream)
-        try:
-            yield reporter
-        finally:
-            reporter.close()
-    else:
-        yield LineReporter(stream)
+    with redirect_stdout(stream):
+        if session.quiet:
+            yield QuietReporter(stream)
+        elif stream.isatty() and os.environ.get("TERM") != "dumb":
+            reporter = TerminalReporter(stream)
+            try:
+                yield reporter
+            finally:
+                reporter.close()
+        else:
+            yield LineReporter(stream)
 
 
 class QuietReporter(SilentReporter):

@@ -53,6 +53,9 @@ def evaluate(
         Path | None, typer.Option(help="Folder for scores (and predictions, with --model).", show_default="print only")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of the benchmark.", show_default="the benchmark's usual one")] = None,
+    scorer: Annotated[
+        str | None, typer.Option(help="Another scoring rule than the benchmark's own.", show_default="the benchmark's own")
+    ] = None,
     roi: options.Roi = "model",
     on_bad_box: options.OnBadBox = "full",
     profile: options.Profile = None,
@@ -104,7 +107,9 @@ def evaluate(
                 max_failures=max_failures,
             )
             predictions = answer_benchmark(benchmark, data, split, settings, reporter)
-        config = EvalConfig(benchmark=benchmark, data=data, predictions=predictions, out=out, split=split, seed=seed)
+        config = EvalConfig(
+            benchmark=benchmark, data=data, predictions=predictions, out=out, split=split, scorer=scorer, seed=seed
+        )
         manifest = run(config, reporter)
         if out is not None:
             reporter.note(summary(manifest, out))

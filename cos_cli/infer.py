@@ -75,13 +75,15 @@ def infer(
         max_failures=max_failures,
         retry_failed=retry_failed,
     )
-    with reporting(ctx.ensure_object(Session)) as reporter:
-        if not single:
+    session = ctx.ensure_object(Session)
+    if not single:
+        with reporting(session) as reporter:
             manifest = run(config, reporter)
             reporter.note(summary(manifest, out))
-            if json:
-                emit_json(manifest.to_json())
-            return
+        if json:
+            emit_json(manifest.to_json())
+        return
+    with reporting(session) as reporter:
         prediction = answer_one(config, reporter)
     if out is not None:
         with DurableWriter(out) as writer:

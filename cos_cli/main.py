@@ -7,6 +7,7 @@ than allowed · 6 regression · 75 locked by another run · 130 interrupted · 1
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -85,6 +86,9 @@ def cos(
 
 def main() -> None:
     """Entry point of the `cos` script."""
+    if not sys.stderr.isatty():
+        # Bars that libraries draw (downloads, shards) are for people; a log gets our own occasional lines.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     sys.exit(run(sys.argv[1:]))
 
 

@@ -26,7 +26,7 @@ from cos_core.types import Prediction, RunManifest
 
 ROOT = Path(__file__).resolve().parent.parent
 POPE = ROOT / "tests" / "golden" / "pope"
-COMMANDS = ["annotate", "train", "infer", "eval", "visualize", "visualize overlay", "visualize stats"]
+COMMANDS = ["demo", "annotate", "train", "infer", "eval", "visualize", "visualize overlay", "visualize stats"]
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -263,6 +263,14 @@ def test_lines_are_occasional() -> None:
     for done in range(1001):
         reporter.progress("infer", done, 1000)
     assert len(stream.getvalue().splitlines()) == 1
+
+
+def test_what_libraries_print_is_not_data(capsys: pytest.CaptureFixture[str]) -> None:
+    with reporting(Session()):
+        print("chatter")
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert streams.err == "chatter\n"
 
 
 def test_quiet_keeps_warnings() -> None:

@@ -177,7 +177,7 @@ def without_torch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "annotate", "train", "infer", "eval", "visualize", "visualize overlay", "visualize stats"],
+    ["", "demo", "annotate", "train", "infer", "eval", "visualize", "visualize overlay", "visualize stats"],
 )
 def test_help_without_torch(command: str) -> None:
     done = without_torch(*command.split(), "--help")
@@ -207,7 +207,10 @@ def test_the_model_without_torch_is_one_sentence(tmp_path: Path) -> None:
 
     picture = tmp_path / "photo.png"
     Image.new("RGB", (40, 30), "red").save(picture)
-    done = without_torch("infer", "--model", "miniature", "--image", picture, "--question", "What colour?")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "llava"}', encoding="utf-8")
+    done = without_torch("infer", "--model", model, "--image", picture, "--question", "What colour?")
     assert done.returncode == 4, done.stderr
     assert done.stdout == ""
     assert "pip install 'cos-toolkit[model]'" in done.stderr
