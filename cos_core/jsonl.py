@@ -139,10 +139,14 @@ class _Window:
         if self._ended:
             return False
         data = self._file.read(max(_CHUNK, at_least))
-        self._ended = not data
-        self._text = self._text[self._at :] + self._decode(data, final=self._ended)
+        if not data:
+            # Nothing is moved at the end of the file: the caller's places in the text stay valid.
+            self._ended = True
+            self._text += self._decode(b"", final=True)
+            return False
+        self._text = self._text[self._at :] + self._decode(data)
         self._at = 0
-        return not self._ended
+        return True
 
     def _advance(self, end: int) -> str:
         piece = self._text[self._at : end]
@@ -151,8 +155,8 @@ class _Window:
         return piece
 
     def peek(self) -> str:
-        if self._at >= len(self._text):
-            self._more()
+        while self._at >= len(self._text) and self._more():
+            pass
         return self._text[self._at : self._at + 1]
 
     def take(self, count: int) -> str:
