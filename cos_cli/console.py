@@ -161,6 +161,7 @@ class TerminalReporter:
             self._task = self._progress.add_task(clean(stage), total=total, words=words)
         self._progress.update(self._task, completed=done, total=total, words=words)
         if finished:
+            self._progress.stop()
             self._progress.remove_task(self._task)
             self._task = None
             self._console.print(clean(self._pace.line(done, total, detail)), markup=False)
