@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from cos_core import plug
-from cos_core.detectors import grid
-from cos_core.errors import InputError
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+
+from cos_core import plug
+from cos_core.detectors import grid
+from cos_core.errors import InputError
 
 sizes = st.tuples(st.integers(1, 700), st.integers(1, 700))
 

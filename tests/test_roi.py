@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cos_core import roi
 from cos_core.errors import InputError
 from cos_core.geometry import Box, SquarePad
 from cos_core.roi import RoiRule
 from cos_core.types import Regions
-from hypothesis import given
-from hypothesis import strategies as st
 
 LEFT, MIDDLE, RIGHT, FAR = Box(0, 0, 0.3, 0.3), Box(0.2, 0.1, 0.5, 0.4), Box(0.5, 0.1, 0.7, 0.4), Box(0.8, 0.8, 1.0, 1.0)
 
@@ -142,7 +144,7 @@ def test_each_rule_holds_the_one_before(found: list[tuple[Box, float]], threshol
     if results[0].box is None:
         assert len({r.reason for r in results}) == 1
         return
-    for small, large in zip(results, results[1:], strict=False):
+    for small, large in pairwise(results):
         assert set(small.used) <= set(large.used)
         assert small.box is not None
         assert large.box is not None

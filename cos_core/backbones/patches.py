@@ -32,6 +32,8 @@ class PatchesBackbone:
 
     def relevance(self, groups: Sequence[tuple[Image, Sequence[Example]]]) -> list[list[Relevance]]:
         """See interfaces.Backbone."""
+        if not groups:
+            return []
         model = self.asker.model
         step = _questions.pixels_per_call(int(model.model.config.vision_config.image_size))
         pictures = [image for image, _ in groups]

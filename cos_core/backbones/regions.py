@@ -98,13 +98,15 @@ def pixels(model: Any, crops: Sequence[Image]) -> torch.Tensor:
     if side is None:
         result: torch.Tensor = model.pixels(crops)
         return result
-    # The resized bytes are what the processor computes; its arithmetic follows, once for all.
     raster = np.empty((len(crops), side, side, 3), np.uint8)
     for place, crop in zip(raster, crops, strict=True):
         place[:] = np.asarray(images.square_pad(crop, model.fill).resize((side, side), processor.resample))
-    mean, std = (torch.tensor(v, dtype=torch.float32) for v in (processor.image_mean, processor.image_std))
-    scaled = torch.from_numpy(raster).to(torch.float32).mul_(processor.rescale_factor).sub_(mean).div_(std)
-    return scaled.permute(0, 3, 1, 2).contiguous().to(model.device, model.model.dtype)
+    # What the processor's arithmetic makes of each of the 256 values a byte can have, in its own order of rounding.
+    rescaled = (np.arange(256) * processor.rescale_factor).astype(np.float32)
+    for_channel = zip(processor.image_mean, processor.image_std, strict=True)
+    tables = [(rescaled - np.float32(mean)) / np.float32(std) for mean, std in for_channel]
+    normalised = np.stack([table[raster[..., c]] for c, table in enumerate(tables)], 1)
+    return torch.from_numpy(normalised).to(model.device, model.model.dtype)
 
 
 def centre_token(features: torch.Tensor, model: Any) -> torch.Tensor:

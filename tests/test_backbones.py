@@ -1,0 +1,232 @@
+"""Relevance backbones on a tiny random LLaVA: equality with the slow way, and the contract of every backbone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from reference.relevance_reference import relevance_matrix
+from tiny_llava import make_checkpoint
+
+from cos_core import images, plug, relevance
+from cos_core.backbones import _questions, patches, regions
+from cos_core.errors import InputError
+from cos_core.prompts import dialogue
+from cos_core.relevance import Readings, SweepSettings
+from cos_core.types import Example
+
+
+def picture(width: int, height: int, seed: int) -> Image.Image:
+    """Smooth colours, so that different crops differ at every scale."""
+    small = np.random.default_rng(seed).integers(0, 256, (7, 7, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def example(question: str, answer: str | None = "a cat", name: str = "e") -> Example:
+    return Example(name, "test", "a.png", question, () if answer is None else (answer,))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("tiny"), num_key_value_heads=2)
+
+
+@pytest.fixture(scope="module")
+def by_regions(checkpoint: Path) -> regions.RegionsBackbone:
+    return regions.build(str(checkpoint), device="cpu", dtype="float64")
+
+
+@pytest.fixture(scope="module")
+def by_patches(checkpoint: Path) -> patches.PatchesBackbone:
+    return patches.build(str(checkpoint), device="cpu", dtype="float64")
+
+
+def slow_row(asker: _questions.Asker, features: torch.Tensor, question: str, answer: str) -> torch.Tensor:
+    """Relevance of the image positions by the N x N reference: the mean row over the answer's bytes, from the log-odds."""
+    model = asker.model
+    turns = dialogue(model.profile, question, chain=False, answer=answer)
+    text = "".join(p if isinstance(p, str) else "<image>" * len(features) for t in turns for p in t.parts if t.role == "user")
+    prompt = f"{model.profile.system}{model.profile.user}{text}{model.profile.assistant} "
+    ids = torch.tensor([model.tokenizer(prompt + answer)["input_ids"]])
+    size = len(answer.encode())
+    positions = torch.arange(ids.shape[1] - size, ids.shape[1])[None] - 1
+    readings = Readings(positions, ids[:, -size:], torch.ones(1, size, dtype=torch.bool))
+    matrix = relevance_matrix(
+        model.model.model.language_model,
+        model.model.lm_head,
+        model.embed(ids, features),
+        lambda logits: relevance.target_score(logits[:, positions[0]], readings, "log-odds"),
+    )
+    return matrix[0, positions[0]].mean(0)[ids[0] == model.image_token_id]
+
+
+def test_regions_equal_the_slow_way(by_regions: regions.RegionsBackbone) -> None:
+    image = picture(101, 89, 1)
+    ((found,),) = by_regions.relevance([(image, [example("what is it?")])])
+    assert found.regions is not None
+    assert found.regions.scores is not None
+    model = by_regions.asker.model
+    tokens = []
+    for box in found.regions.boxes:
+        (features,) = model.image_features(model.pixels([images.crop_region(image, box)]))
+        tokens.append(features.view(4, 4, -1)[1:3, 1:3].mean((0, 1)))  # 0.6 of four patches: the middle two
+    expected = slow_row(by_regions.asker, torch.stack(tokens), "what is it?", "a cat")
+    assert len(expected) == 6 * 5 + 3 * 2  # along 101 and 89 pixels, of side 0.3 and of side 0.5
+    assert torch.allclose(torch.tensor(found.regions.scores, dtype=torch.float64), expected, rtol=1e-9, atol=1e-12)
+    assert expected.std() > 0
+
+
+def test_patches_equal_the_slow_way(by_patches: patches.PatchesBackbone) -> None:
+    image = picture(101, 53, 2)
+    ((found,),) = by_patches.relevance([(image, [example("what is it?")])])
+    assert found.heat is not None
+    model = by_patches.asker.model
+    (features,) = model.image_features(model.pixels([image]))
+    expected = slow_row(by_patches.asker, features, "what is it?", "a cat").view(4, 4)
+    assert torch.allclose(torch.tensor(found.heat, dtype=torch.float64), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", plug.available("backbones"))
+class TestContract:
+    def test_groups_come_back_as_given_and_do_not_depend_on_the_batch(
+        self, name: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        backbone = plug.load("backbones", name, model=str(checkpoint), device="cpu", dtype="float64")
+        groups = [
+            (picture(60, 60, 3), [example("what?"), example("where is the long-winded one?", "far away")]),
+            (picture(90, 40, 4), [example("", None)]),
+            (picture(40, 90, 5), []),
+            (picture(50, 50, 6), [example("why?", "yes"), example("", None), example("what?", "no")]),
+        ]
+        together = backbone.relevance(groups)
+        assert [len(found) for found in together] == [2, 1, 0, 3]
+        monkeypatch.setattr(_questions, "MOST_TOKENS", 1)
+        monkeypatch.setattr(_questions, "pixels_per_call", lambda side: 3)
+        for group, found in zip(groups, together, strict=True):
+            if group[1]:
+                (alone,) = backbone.relevance([group])
+                for one, other in zip(alone, found, strict=True):
+                    assert flat(one) == pytest.approx(flat(other), rel=1e-9, abs=1e-12)
+        assert flat(together[0][0]) != pytest.approx(flat(together[0][1]), rel=1e-3)
+
+    def test_no_groups(self, name: str, checkpoint: Path) -> None:
+        backbone = plug.load("backbones", name, model=str(checkpoint), device="cpu", dtype="float32")
+        assert backbone.relevance([]) == []
+
+    def test_an_answer_is_needed_unless_the_model_speaks_for_itself(self, name: str, checkpoint: Path) -> None:
+        options = {"model": str(checkpoint), "device": "cpu", "dtype": "float32"}
+        asked = [(picture(30, 30, 1), [example("what?", None)])]
+        with pytest.raises(InputError, match="example 'e' has no answer"):
+            plug.load("backbones", name, **options).relevance(asked)
+        ((found,),) = plug.load("backbones", name, target="argmax", **options).relevance(asked)
+        assert max(flat(found)) >= 0
+
+    def test_fingerprints_tell_settings_apart(self, name: str, checkpoint: Path, tmp_path: Path) -> None:
+        options = {"model": str(checkpoint), "device": "cpu", "dtype": "float32"}
+        other = {**options, "model": str(make_checkpoint(tmp_path, seed=1))}
+        marks = [
+            plug.load("backbones", name, **choice).fingerprint
+            for choice in (options, options, {**options, "target": "logit"}, {**options, "last_layers": 1}, other)
+        ]
+        assert marks[0] == marks[1]
+        assert len(set(marks)) == 4
+
+
+def flat(found: Any) -> list[float]:
+    if found.regions is not None:
+        return list(found.regions.scores)
+    return [value for row in found.heat for value in row]
+
+
+def test_an_image_without_candidates_gives_empty_regions(by_regions: regions.RegionsBackbone) -> None:
+    from cos_core.types import Regions
+
+    class OnlyWide:
+        def detect(self, image: Image.Image) -> Regions:
+            found = by_regions.detector.detect(image)
+            return found if image.width > image.height else Regions((), ())
+
+    backbone = replace(by_regions, detector=OnlyWide())
+    first, second = backbone.relevance([(picture(30, 60, 1), [example("a?")]), (picture(60, 30, 1), [example("a?")])])
+    assert first[0].regions == Regions((), (), scores=())
+    assert second[0].regions is not None
+    assert second[0].regions.boxes
+    assert backbone.relevance([(picture(30, 60, 1), [example("a?")])])[0][0].regions == Regions((), (), scores=())
+
+
+def test_fast_pixels_equal_the_processor(by_regions: regions.RegionsBackbone) -> None:
+    model = by_regions.asker.model
+    crops = [picture(17, 17, 1), picture(130, 130, 2), picture(56, 56, 3), picture(90, 31, 4), picture(1, 1, 5)]
+    fast, slow = regions.pixels(model, crops), model.pixels(crops)
+    assert fast.shape == slow.shape == (5, 3, 56, 56)
+    assert torch.equal(fast, slow)
+
+
+def test_an_unusual_processor_is_left_to_itself(by_regions: regions.RegionsBackbone) -> None:
+    class Unusual:
+        do_resize = do_rescale = True
+        do_normalize = False
+
+    assert regions._plain_side(Unusual()) is None
+    assert regions._plain_side(by_regions.asker.model.image_processor) == 56
+
+
+@pytest.mark.parametrize(("grid", "kept"), [(5, 3), (4, 2), (24, 14), (2, 2), (1, 1)])
+def test_the_centre_of_a_token_grid(grid: int, kept: int) -> None:
+    class Vision:
+        image_size, patch_size = 14 * grid, 14
+
+    class Model:
+        model = type("M", (), {"config": type("C", (), {"vision_config": Vision})})
+
+    margin = (grid - kept) // 2
+    cells = torch.zeros(grid, grid)
+    cells[margin : grid - margin, margin : grid - margin] = 1.0
+    inside = cells.reshape(1, -1, 1)
+    assert cells.sum() == kept**2
+    assert regions.centre_token(inside, Model()).item() == 1.0
+    assert regions.centre_token(1 - inside, Model()).item() == 0.0
+    with_class_token = torch.cat([torch.full((1, 1, 1), 99.0), inside], 1)
+    assert regions.centre_token(with_class_token, Model()).item() == 1.0
+
+
+def test_memory_bounds_grow_with_the_model() -> None:
+    class Text:
+        num_hidden_layers, hidden_size = 32, 4096
+
+    assert _questions.tokens_per_call(Text, torch.bfloat16) == 2**31 // (32 * 4096 * 16 * 2) == 512
+    Text.num_hidden_layers, Text.hidden_size = 5, 128
+    assert _questions.tokens_per_call(Text, torch.float32) == _questions.MOST_TOKENS
+    assert (_questions.pixels_per_call(40), _questions.pixels_per_call(336)) == (512, 18)
+
+
+def test_attention_it_does_not_know_is_refused(tmp_path: Path) -> None:
+    settings = SweepSettings()
+    with pytest.raises(InputError, match="sliding_attention"):
+        _questions.load(str(make_mistral(tmp_path)), "cpu", "float32", settings)
+
+
+def make_mistral(path: Path) -> Path:
+    """The tiny checkpoint with a language model of sliding windows."""
+    from transformers import AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
+
+    config = LlavaConfig.from_pretrained(make_checkpoint(path))
+    words = len(AutoTokenizer.from_pretrained(path))
+    config.text_config = Qwen2Config(
+        vocab_size=words,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        use_sliding_window=True,
+        sliding_window=4,
+        max_window_layers=0,
+    )
+    LlavaForConditionalGeneration(config).save_pretrained(path)
+    return path
