@@ -109,11 +109,9 @@ def _start_worker(told: Any) -> None:
     import multiprocessing
     import threading
 
+    # Read by torch when a step first imports it.
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
-    import torch
-
-    torch.set_num_threads(1)
     _Teller.told = told
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -1,0 +1,5 @@
+"""`python -m cos_cli` is `cos`."""
+
+from cos_cli.main import main
+
+main()

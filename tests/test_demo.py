@@ -1,0 +1,107 @@
+"""`cos demo --quick`, as a person runs it: killed in the middle, started again, and what it leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cos_cli.demo.arms import ARMS, BASE, MAIN, DemoConfig
+from cos_cli.demo.steps import plan
+from cos_core.miniature.scenes import KINDS
+
+COMMAND = [sys.executable, "-m", "cos_cli", "demo", "--quick"]
+
+
+def test_every_step_waits_for_what_it_reads():
+    tasks = plan(DemoConfig(Path("x")))
+    names = [t.name for t in tasks]
+    assert len(set(names)) == len(names)
+    done: set[str] = set()
+    while len(done) < len(tasks):
+        ready = [t for t in tasks if t.name not in done and done.issuperset(t.needs)]
+        assert ready, "steps wait for each other"
+        done.update(t.name for t in ready)
+    assert {f"score {a.name}" for a in ARMS} <= done
+    # No gold region reaches the arm that the demo is about, nor the labels it is trained on.
+    chain = {"annotate from_single_question", f"train {MAIN}"}
+    assert not any("gold" in need for t in tasks if t.name in chain for need in t.needs)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """One quick demo, killed with SIGKILL once two arms are trained, and started again."""
+    out = tmp_path_factory.mktemp("demo") / "run"
+    command = [*COMMAND, "--out", str(out)]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 400
+    while len(list(out.glob("models/*/manifest.json"))) < 2:
+        assert first.poll() is None, "the demo ended before it could be killed"
+        assert time.monotonic() < deadline, "no arm was trained in time"
+        time.sleep(0.2)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    kept = {p: p.stat().st_mtime_ns for p in out.glob("models/*/manifest.json")}
+    # Workers end with their parent; until the last one has, its lock may stand.
+    for _ in range(60):
+        again = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        if again.returncode != 75:
+            break
+        time.sleep(1)
+    assert again.returncode == 0, again.stderr
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept, "a finished arm was trained again"
+    return out, again
+
+
+@pytest.mark.slow
+def test_killed_and_restarted_it_ends_with_the_table(finished: tuple[Path, subprocess.CompletedProcess[str]]):
+    out, again = finished
+    for arm in ARMS:
+        assert arm.title in again.stdout.replace("\n", " ") or arm.title.split()[0] in again.stdout
+    assert "prove anything" in again.stdout
+    assert str(out / "index.html") in again.stdout
+    assert "cos infer --model" in again.stdout
+
+
+@pytest.mark.slow
+def test_results_hold_counts_intervals_and_statuses_beside_every_figure(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+):
+    out, _ = finished
+    results = json.loads((out / "results.json").read_text())
+    assert [row["name"] for row in results["arms"]] == [a.name for a in ARMS]
+    for row in results["arms"]:
+        assert row["total"] == results["questions"] == 60
+        assert row["low"] <= row["accuracy"] <= row["high"]
+        assert row["accuracy"] == pytest.approx(row["correct"] / row["total"])
+        assert sum(t["total"] for t in row["kinds"].values()) == row["total"]
+        if row["name"] != BASE:
+            assert sum(row["status"].values()) == row["total"]
+    gold = next(row for row in results["arms"] if row["name"] == "gold_regions")
+    assert gold["hit"] == 1.0
+    assert {row["policy"] for row in results["labels"]} >= {MAIN, "random", "gold"}
+    assert {row["kind"] for row in results["differences"]} <= {None, *KINDS}
+
+
+@pytest.mark.slow
+def test_page_is_one_file_that_says_it_proves_nothing(finished: tuple[Path, subprocess.CompletedProcess[str]]):
+    out, _ = finished
+    page = (out / "index.html").read_text()
+    assert "proves nothing" in page
+    assert "Content-Security-Policy" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.slow
+def test_other_settings_in_the_same_folder_are_refused(finished: tuple[Path, subprocess.CompletedProcess[str]]):
+    out, _ = finished
+    other = subprocess.run(
+        [*COMMAND, "--out", str(out), "--seed", "9"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert other.returncode == 3
+    assert "other settings" in other.stderr
+    assert "Traceback" not in other.stderr
