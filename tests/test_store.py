@@ -60,24 +60,27 @@ def test_what_is_put_comes_back_equal(writer: Store) -> None:
 
 
 finite = st.floats(0, 1, allow_subnormal=False)
+characters = st.characters(exclude_categories=["Cs"])  # no halves of characters: an id must be valid Unicode
 
 
-@settings(max_examples=60)
+@settings(max_examples=40, deadline=None)
 @given(
-    ids=st.lists(
-        st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300), min_size=1, max_size=8, unique=True
-    ),
-    corners=st.tuples(finite, finite, finite, finite).filter(lambda v: abs(v[0] - v[2]) > 1e-9 and abs(v[1] - v[3]) > 1e-9),
+    ids=st.lists(st.text(characters, min_size=1, max_size=300), min_size=1, max_size=8, unique=True),
+    x=st.tuples(finite, finite).filter(lambda v: abs(v[0] - v[1]) > 1e-9),
+    y=st.tuples(finite, finite).filter(lambda v: abs(v[0] - v[1]) > 1e-9),
     score=st.floats(allow_nan=False, allow_infinity=False),
     image=st.none() | st.text(),
 )
 def test_any_annotation_survives_bit_for_bit(
-    tmp_path_factory: pytest.TempPathFactory, ids: list[str], corners: tuple[float, ...], score: float, image: str | None
+    tmp_path_factory: pytest.TempPathFactory,
+    ids: list[str],
+    x: tuple[float, float],
+    y: tuple[float, float],
+    score: float,
+    image: str | None,
 ) -> None:
     path = tmp_path_factory.mktemp("store")
-    box = Box(
-        min(corners[0], corners[2]), min(corners[1], corners[3]), max(corners[0], corners[2]), max(corners[1], corners[3])
-    )
+    box = Box(min(x), min(y), max(x), max(y))
     items = [Annotation(name, box, score, "p", MARK, (1,), None, image) for name in ids]
     with Store.create_or_resume(path, MARK, {}) as store:
         store.put_many(items)
@@ -159,11 +162,19 @@ def test_places_that_are_no_store(tmp_path: Path) -> None:
         assert txn.stat()["entries"] == 1, "nothing was written into it"
 
 
+SECOND_WRITER = """
+import sys
+from pathlib import Path
+from cos_core.store import Store
+Store.create_or_resume(Path(sys.argv[1]), "0123456789abcdef", {})
+"""
+
+
 def test_one_writer(tmp_path: Path, writer: Store) -> None:
     with pytest.raises(LockedError):
         Store.create_or_resume(tmp_path / "store", MARK, {})
-    code = f"from cos_core.store import Store\nfrom pathlib import Path\nStore.create_or_resume(Path({str(tmp_path / 'store')!r}), {MARK!r}, {{}})"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    command = [sys.executable, "-c", SECOND_WRITER, str(tmp_path / "store")]
+    other = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert "LockedError: another process" in other.stderr
     writer.close()
     writer.close()
@@ -249,16 +260,16 @@ def test_threads_share_a_store(writer: Store) -> None:
 
 
 def test_export_is_canonical(tmp_path: Path) -> None:
-    orders = [range(200), reversed(range(200))]
+    orders = [range(60), reversed(range(60))]
     for name, order in zip("ab", orders, strict=True):
         with Store.create_or_resume(tmp_path / name, MARK, {"run": name}) as store:
             for i in order:
                 store.put_many([annotation(i)])
             store.put_failure("zz", "broken")
-            assert store.export_jsonl(tmp_path / f"{name}.jsonl") == 200
+            assert store.export_jsonl(tmp_path / f"{name}.jsonl") == 60
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     lines = (tmp_path / "a.jsonl").read_text().splitlines()
-    assert [Annotation.from_json(json.loads(line)) for line in lines] == [annotation(i) for i in range(200)]
+    assert [Annotation.from_json(json.loads(line)) for line in lines] == [annotation(i) for i in range(60)]
 
 
 ANNOTATE = """
@@ -275,7 +286,7 @@ with Store.create_or_resume(path, "0123456789abcdef", {}) as store:
     for at in range(0, len(todo), 7):
         batch = todo[at:at + 7]
         store.put_many(
-            Annotation(n, Box(int(n[:6]) / 1e6, 0.25, 0.75, 0.875), int(n[:6]) / 3, "p", "0123456789abcdef", (1, 2), None, "x.jpg")
+            Annotation(n, Box(int(n[:6]) / 1e6, 0.25, 0.75, 0.875), int(n[:6]) / 3, "p", store.fingerprint, (1, 2), None, "x.jpg")
             for n in batch
         )
         print("done", at + len(batch), flush=True)
