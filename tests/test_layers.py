@@ -195,7 +195,7 @@ def test_scoring_recorded_predictions_without_torch() -> None:
 
 def test_statistics_of_boxes_without_torch(tmp_path: Path) -> None:
     source = tmp_path / "answers.jsonl"
-    line = '{{"example_id": "{}", "answer": "red", "box": [0.1, 0.2, 0.5, 0.6], "box_status": "ok", "policy": "from_single_question"}}\n'
+    line = '{{"example_id": "{}", "answer": "red", "box": [0.1, 0.2, 0.5, 0.6], "box_status": "ok"}}\n'
     source.write_text("".join(line.format(i) for i in range(3)), encoding="utf-8")
     done = without_torch("visualize", "stats", source, "--out", tmp_path / "boxes")
     assert done.returncode == 0, done.stderr
