@@ -271,6 +271,24 @@ class TestExplain:
         assert found.shape == (tiny.image_tokens,)
         assert (found - expected).abs().max() <= 1e-12
 
+    def test_a_picture_of_576_tokens(self, tmp_path: Path) -> None:
+        model = llava_module.load(make_checkpoint(tmp_path, image_size=336), device="cpu", dtype="float64")
+        model.model.requires_grad_(False)
+        assert model.image_tokens == 576
+        encoded = model.encode(dialogue(model.profile, "what?", chain=False, answer="y"))
+        features = torch.randn(576, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        (found,) = relevance.explain(model, [Question(encoded.ids, encoded.labels, features)], SweepSettings())
+        ids = torch.tensor([encoded.ids[:-2]])  # without the answer's byte and the end mark
+        answer = Readings(torch.tensor([[0]]), torch.tensor([[encoded.ids[-2]]]), torch.tensor([[True]]))
+        matrix = relevance_matrix(
+            model.model.model.language_model,
+            model.model.lm_head,
+            model.embed(ids, features),
+            lambda logits: relevance.target_score(logits[:, -1:], answer, "log-odds"),
+        )
+        assert (found - matrix[0, -1, ids[0] == model.image_token_id]).abs().max() <= 1e-12
+        assert found.max() > 1e-6
+
     def test_a_batch_equals_one_by_one(self, tiny: llava_module.Llava) -> None:
         batch = questions(tiny, [("what?", "yes"), ("where is the longest of them?", "a much longer answer"), ("", "n")])
         together = relevance.explain(tiny, batch, SweepSettings())
