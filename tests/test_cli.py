@@ -92,6 +92,42 @@ def test_scores_are_data_and_words_are_not(tmp_path: Path, capsys: pytest.Captur
     assert "[" in lines[0], "the headline has its interval"
 
 
+MINE = """
+from pathlib import Path
+from cos_core.interfaces import BenchmarkData
+from cos_core.types import Example, Score
+
+
+class Mine:
+    name = "mine"
+    summary = "two questions"
+
+    def load(self, root: Path) -> BenchmarkData:
+        asked = [Example(str(i), "mine", f"{i}.png", "Is it red?", ("yes",)) for i in range(2)]
+        return BenchmarkData("mine", "test", asked, root)
+
+    def score(self, data, predictions):
+        return [Score(e.id, float(e.id in predictions and predictions[e.id].answer in e.answers)) for e in data.examples]
+
+    def metrics(self, data, scores):
+        return {"accuracy": sum(s.value for s in scores) / len(scores)}
+
+
+def build() -> Mine:
+    return Mine()
+"""
+
+
+def test_a_benchmark_in_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What CONTRIBUTING promises."""
+    (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text('{"example_id": "0", "answer": "yes"}\n{"example_id": "1", "answer": "no"}\n', encoding="utf-8")
+    arguments = ["eval", str(tmp_path / "mine.py"), "--data", str(tmp_path), "--predictions", str(answers), "--json"]
+    assert main.run(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == {"accuracy": 0.5}
+
+
 ERRORS = [
     (InputError("the picture is torn"), 3, "cos: the picture is torn\n"),
     (MissingError("no GPU"), 4, "cos: no GPU\n"),
