@@ -30,13 +30,14 @@ NAMED = 20
 class EvalConfig:
     """`benchmark`: a name or a plug-in file; `data`: the folder with its official files; `predictions`: a JSONL file, or a
     folder with predictions.jsonl; `out`: a folder for scores and manifest, None to write nothing; `split` as the benchmark
-    names it; `replicates` and `seed` of the bootstrap."""
+    names it; `scorer`: one of the benchmark's scorers where it has several; `replicates` and `seed` of the bootstrap."""
 
     benchmark: str
     data: Path
     predictions: Path
     out: Path | None = None
     split: str | None = None
+    scorer: str | None = None
     replicates: int = statistics.REPLICATES
     seed: int = 0
 
@@ -50,7 +51,7 @@ def run(config: EvalConfig, reporter: Reporter | None = None) -> RunManifest:
     """
     reporter = reporter or SilentReporter()
     file = _predictions_file(config.predictions)
-    benchmark, data = load(config.benchmark, config.data, config.split)
+    benchmark, data = load(config.benchmark, config.data, config.split, config.scorer)
     clock = manifest.started("eval", config, seed=config.seed, inputs=_inputs(config, file, data))
     joined = join(data, read_predictions(file), benchmark)
     scores = list(benchmark.score(data, joined.predictions))
@@ -58,7 +59,7 @@ def run(config: EvalConfig, reporter: Reporter | None = None) -> RunManifest:
     results = summarise(benchmark, data, scores, regions, replicates=config.replicates, seed=config.seed)
     results["protocol"] = protocol(benchmark, data, joined.predictions)
     results["problems"] = joined.named()
-    counts = _counts(scores, joined)
+    counts = _counts(len(data.examples), joined)
     for kind, ids in results["problems"].items():
         reporter.warn(f"{counts[kind]} {kind}: {', '.join(ids[:3])}{', ...' if counts[kind] > 3 else ''}")
     complete = not (counts["missing"] or counts["failed"])
@@ -68,15 +69,16 @@ def run(config: EvalConfig, reporter: Reporter | None = None) -> RunManifest:
     return finished
 
 
-def load(name: str, data: Path, split: str | None = None) -> tuple[Benchmark, BenchmarkData]:
-    """The benchmark and its questions. Raises InputError: unknown name or split, missing or unusable files, doubled ids."""
-    options = {} if split is None else {"split": split}
+def load(name: str, data: Path, split: str | None = None, scorer: str | None = None) -> tuple[Benchmark, BenchmarkData]:
+    """The benchmark and its questions. Raises InputError: unknown name, split or scorer, unusable files, doubled ids."""
+    options = {key: value for key, value in (("split", split), ("scorer", scorer)) if value is not None}
     try:
         benchmark: Benchmark = plug.load("benchmarks", name, **options)
     except TypeError as error:
-        if split is None or "split" not in str(error):
+        refused = next((option for option in options if f"keyword argument '{option}'" in str(error)), None)
+        if refused is None:
             raise
-        raise InputError(f"the benchmark {name!r} has no splits to choose from") from None
+        raise InputError(f"the benchmark {name!r} has no {refused}s to choose from") from None
     loaded = benchmark.load(Path(data))
     if not loaded.examples:
         raise InputError(f"{data} holds no question of {name!r}")
@@ -84,6 +86,16 @@ def load(name: str, data: Path, split: str | None = None) -> tuple[Benchmark, Be
     if doubled:
         raise InputError(f"{data}: {len(doubled)} question ids are not unique, the first is {doubled[0]!r}")
     return benchmark, loaded
+
+
+def submission(config: EvalConfig, path: Path) -> None:
+    """Writes the file that the benchmark's server takes. Raises InputError when it takes none, or when answers are missing."""
+    benchmark, data = load(config.benchmark, config.data, config.split, config.scorer)
+    make = getattr(benchmark, "submission", None)
+    if make is None:
+        raise InputError(f"{data.name} {data.split} is scored here; it has no submission file")
+    joined = join(data, read_predictions(_predictions_file(config.predictions)), benchmark)
+    manifest.atomic_write(path, make(config.data, data, joined.predictions))
 
 
 def write_questions(data: BenchmarkData, path: Path) -> None:
@@ -163,7 +175,9 @@ def join(data: BenchmarkData, recorded: Recorded, benchmark: Benchmark | None = 
         if len(candidates) > 1:
             said = _words(asked(prediction.question or "") or "")
             candidates = [example for example in candidates if _words(example.meta.get("asked", example.question)) == said]
-        if len(candidates) != 1 or not _asks(prediction, candidates[0]):
+            # The same question twice on one image: answers go to them in turn.
+            candidates = [example for example in candidates if example.id not in joined.predictions][:1] or candidates[-1:]
+        if not candidates or not _asks(prediction, candidates[0]):
             joined.add("unknown", line, prediction.example_id)
             continue
         example_id = candidates[0].id
@@ -284,10 +298,10 @@ def _one_or_all(values: Iterable[str]) -> str | list[str]:
     return distinct[0] if len(distinct) == 1 else distinct
 
 
-def _counts(scores: Sequence[Score], joined: Joined) -> dict[str, int]:
+def _counts(total: int, joined: Joined) -> dict[str, int]:
     kinds = ("missing", "failed", "doubled", "reordered", "unknown", "unreadable")
     counts = {kind: len(joined.problems.get(kind, ())) for kind in kinds}
-    return {"ok": len(scores) - counts["missing"] - counts["failed"], "skipped": 0, "total": len(scores), **counts}
+    return {"ok": total - counts["missing"] - counts["failed"], "skipped": 0, "total": total, **counts}
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

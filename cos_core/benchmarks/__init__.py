@@ -1,13 +1,16 @@
 """Benchmarks: one module each, its file name is its name (see plug.py).
 
-A module offers `build(split=None)` that returns an object with `name`, `summary`, `load`, `score` and `metrics`
-(interfaces.Benchmark). Four more things are used where they are there:
+A module offers `build()`, with optional `split` and `scorer` (names, None for the usual one), that returns an object with
+`name`, `summary`, `load`, `score` and `metrics` (interfaces.Benchmark). More is used where it is there:
 
   headline, unit            path of the one number that stands for the benchmark ("mean_f1"; else "accuracy") and its unit
                             ("fraction", "percent" or "points"; else "fraction")
   estimates(data, scores)   the aggregates that get an interval (metrics.Estimate; else the mean value as "accuracy")
   asked(prompt)             the question inside a recorded prompt, compared with `meta["asked"]` where question ids repeat
   protocol(predictions)     what the recorded prompts say about how the run was made (TextVQA: OCR tokens or not)
+  submission(root, data, predictions)  the text of the file that a server scores, complete or refused (InputError)
+
+Where labels are not public, `score` gives no scores and `metrics` {"server_scored": True}.
 
 Examples: `id` is unique and stable; `meta["question_id"]` is the official id when it differs; `meta["asked"]` the question
 without its format suffix. `score` gives one Score per example, in order, missing answers included (metrics.judge does).

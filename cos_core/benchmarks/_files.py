@@ -58,3 +58,11 @@ def demand(row: object, fields: Iterable[str], where: str) -> None:
     missing = [name for name in fields if name not in row]
     if missing:
         raise InputError(f"{where}: no field {missing[0]!r}")
+
+
+def listed(path: Path, key: str) -> list[Any]:
+    """The list under `key` of a JSON object file. Raises InputError."""
+    data = read_object(path)
+    if not isinstance(data.get(key), list):
+        raise InputError(f"{path} has no list {key!r}")
+    return list(data[key])

@@ -1,0 +1,146 @@
+"""What the VQA-accuracy benchmarks share: the choice of scorer, percentages, and LLaVA's question texts.
+
+Scorers: "official" is vqaEval.py on the answers as they are; "m4c" is LLaVA's TextVQA scorer; "llava" is what a test server
+makes of LLaVA's submissions, the official scorer on predictions that went through the m4c processor first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cos_core import answers, metrics
+from cos_core.benchmarks import _files
+from cos_core.errors import InputError
+from cos_core.interfaces import BenchmarkData
+from cos_core.metrics import Estimate, Verdict
+from cos_core.types import Example, Prediction, Score
+
+SCORERS = ("llava", "official", "m4c")
+
+
+def chosen(benchmark: str, kind: str, value: str | None, known: Sequence[str]) -> str:
+    """The split or scorer asked for, else the first known. Raises InputError for an unknown one."""
+    if value is not None and value not in known:
+        raise InputError(f"{benchmark} has the {kind}s {', '.join(known)}, not {value!r}")
+    return value or known[0]
+
+
+def rule(scorer: str) -> metrics.Rule:
+    """VQA accuracy under `scorer`; `extracted` is the prediction as it was compared, `expected` the commonest answer."""
+
+    def judged(example: Example, answer: str) -> Verdict:
+        if scorer == "llava":
+            answer = answers.vqa_m4c(answer)
+        elif scorer == "m4c":
+            return Verdict(answers.vqa_accuracy(answer, example.answers, "m4c"), answers.vqa_m4c(answer), _commonest(example))
+        return Verdict(answers.vqa_accuracy(answer, example.answers), answer, _commonest(example))
+
+    return judged
+
+
+def _commonest(example: Example) -> str:
+    return Counter(example.answers).most_common(1)[0][0]
+
+
+@dataclass(frozen=True)
+class VqaScores:
+    """Scoring by VQA accuracy in percent, overall and by the groups named in `slices`; splits in `unlabelled` have none."""
+
+    name: str
+    split: str
+    scorer: str
+    summary: str
+    slices: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()
+    headline: str = "accuracy"
+    unit: str = "percent"
+    load: Callable[[Path], BenchmarkData] = field(kw_only=True)
+    submission: Callable[[Path, BenchmarkData, Mapping[str, Prediction]], str] | None = None
+
+    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
+        if self.split in self.unlabelled:
+            return []
+        slices = self.slices
+        return metrics.judge(data.examples, predictions, rule(self.scorer), lambda e: {key: e.meta[key] for key in slices})
+
+    def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
+        if self.split in self.unlabelled:
+            return {"server_scored": True}
+        return percentages(list(scores), self.slices)
+
+    def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
+        return percentage_estimates(scores, self.slices)
+
+    def protocol(self, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
+        return {"scorer": self.scorer}
+
+
+def percentages(scores: Sequence[Score], slices: Iterable[str] = ()) -> dict[str, Any]:
+    """`accuracy`, and for each slice its groups' accuracies, in percent with two decimals; `samples`."""
+    table: dict[str, Any] = {"samples": len(scores), "accuracy": metrics.percent(scores)}
+    for key in slices:
+        groups = metrics.by_group(scores, key)
+        table[key] = {name: metrics.percent(groups[name]) for name in sorted(groups)}
+    return table
+
+
+def percentage_estimates(scores: Sequence[Score], slices: Iterable[str] = ()) -> list[Estimate]:
+    """The estimates behind `percentages`."""
+    result = [metrics.mean_estimate("accuracy", scores, scale=100.0)]
+    for key in slices:
+        for name in sorted(metrics.by_group(scores, key)):
+            result.append(metrics.mean_estimate(f"{key}.{name}", scores, metrics.in_group(key, name), scale=100.0))
+    return result
+
+
+def ten(found: object, where: str) -> tuple[str, ...]:
+    """The ten answers of a question. Raises InputError when they are not ten texts."""
+    if not isinstance(found, list) or len(found) != 10 or not all(isinstance(answer, str) for answer in found):
+        raise InputError(f"{where}: expected ten answers")
+    return tuple(found)
+
+
+def official_examples(questions: Path, annotations: Path, dataset: str) -> list[Example]:
+    """Examples of the VQA layout: questions and annotations joined by question id. Raises InputError when they do not fit."""
+    labels = {}
+    for place, row in enumerate(_files.listed(annotations, "annotations")):
+        _files.demand(row, ("question_id", "answers"), f"{annotations}: annotation {place}")
+        labels[row["question_id"]] = row
+    examples = []
+    for place, row in enumerate(_files.listed(questions, "questions")):
+        where = f"{questions}: question {place}"
+        _files.demand(row, ("question_id", "image_id", "question"), where)
+        label = labels.get(row["question_id"])
+        if label is None:
+            raise InputError(
+                f"{annotations} has no annotation of question {row['question_id']}; the files do not belong together"
+            )
+        said = [a.get("answer") if isinstance(a, dict) else None for a in label["answers"]]
+        meta = {
+            "asked": row["question"],
+            "answer_type": str(label.get("answer_type", "other")),
+            "question_type": str(label.get("question_type", "none of the above")),
+        }
+        text = f"{row['question']}\n{answers.SHORT_ANSWER}"
+        image = f"COCO_val2014_{int(row['image_id']):012d}.jpg"
+        examples.append(Example(str(row["question_id"]), dataset, image, text, ten(said, where), meta=meta))
+    return examples
+
+
+def asked_texts(path: Path | None) -> dict[str, dict[str, Any]]:
+    """Rows of LLaVA's ready-made question file by question id; empty without one."""
+    rows = _files.rows(path, ("question_id", "image", "text")) if path else []
+    return {str(row["question_id"]): row for _, row in rows}
+
+
+def complete(data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[tuple[Example, str]]:
+    """Each example with its answer, in order. Raises InputError when one is missing: a server scores it as wrong."""
+    pairs = [(example, predictions.get(example.id)) for example in data.examples]
+    gaps = [example.id for example, prediction in pairs if prediction is None or prediction.answer is None]
+    if gaps:
+        raise InputError(f"a {data.name} submission needs every answer; {len(gaps)} are missing, the first is {gaps[0]!r}")
+    return [(example, prediction.answer or "") for example, prediction in pairs if prediction is not None]

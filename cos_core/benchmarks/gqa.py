@@ -1,0 +1,96 @@
+"""GQA (testdev balanced): compositional questions with one-word answers, exact match.
+
+Predictions are cleaned as in LLaVA's `convert_gqa_for_eval.py` (c121f04): trailing periods off, lower case, nothing else; then
+compared as GQA's `eval.py` does. Its consistency, validity, plausibility and grounding need files that version 1.2 does not
+have, and its distribution score is not a share of questions: none of them is computed here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cos_core import answers, metrics
+from cos_core.benchmarks import _files, _vqa
+from cos_core.interfaces import BenchmarkData
+from cos_core.metrics import Estimate, Verdict
+from cos_core.types import Example, Prediction, Score
+
+SOURCE = "take testdev_balanced_questions.json of GQA 1.2 from cs.stanford.edu/people/dorarad/gqa"
+SLICES = ("structural", "semantic", "length", "steps")
+
+
+@dataclass(frozen=True)
+class Gqa:
+    """Questions that are not balanced are left out, as in the official accuracy."""
+
+    name: str = "gqa"
+    summary: str = "GQA testdev balanced: exact match, with binary and open questions apart"
+    headline: str = "accuracy"
+    unit: str = "percent"
+
+    def load(self, root: Path) -> BenchmarkData:
+        path = _files.require(
+            root, "testdev_balanced_questions.json", "questions/testdev_balanced_questions.json", source=SOURCE
+        )
+        prepared = _vqa.asked_texts(_files.optional(root, "llava_gqa_testdev_balanced.jsonl"))
+        rows = _files.read_object(path).items()
+        examples = [_example(key, row, f"{path}: question {key}", prepared) for key, row in rows if _balanced(row)]
+        return BenchmarkData(self.name, "testdev-balanced", examples, _files.image_root(root, "images", "data/images"))
+
+    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
+        keys = ("kind", *SLICES)
+        return metrics.judge(data.examples, predictions, _rule, lambda e: {key: e.meta[key] for key in keys})
+
+    def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
+        scores = list(scores)
+        kinds = metrics.by_group(scores, "kind")
+        return {**_vqa.percentages(scores, SLICES), **{kind: metrics.percent(group) for kind, group in sorted(kinds.items())}}
+
+    def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
+        kinds = sorted(metrics.by_group(scores, "kind"))
+        each = [metrics.mean_estimate(kind, scores, metrics.in_group("kind", kind), scale=100.0) for kind in kinds]
+        return [*_vqa.percentage_estimates(scores, ("structural", "semantic")), *each]
+
+    def submission(self, root: Path, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
+        """The predictions file that GQA's `eval.py` reads."""
+        pairs = _vqa.complete(data, predictions)
+        return json.dumps([{"questionId": example.id, "prediction": _cleaned(answer)} for example, answer in pairs])
+
+
+def build(split: str | None = None) -> Gqa:
+    """`split`: only "testdev-balanced"."""
+    _vqa.chosen("gqa", "split", split, ("testdev-balanced",))
+    return Gqa()
+
+
+def _balanced(row: Any) -> bool:
+    return not isinstance(row, dict) or bool(row.get("isBalanced", True))
+
+
+def _example(key: str, row: Any, where: str, prepared: Mapping[str, dict[str, Any]]) -> Example:
+    _files.demand(row, ("question", "answer", "imageId", "types"), where)
+    _files.demand(row["types"], ("structural", "semantic"), f"{where}: types")
+    own = {"image": f"{row['imageId']}.jpg", "text": f"{row['question']}\n{answers.SHORT_ANSWER}"} | prepared.get(key, {})
+    structural = row["types"]["structural"]
+    meta = {
+        "asked": row["question"],
+        "kind": "open" if structural == "query" else "binary",
+        "structural": structural,
+        "semantic": row["types"]["semantic"],
+        "length": f"{len(row['question'].split()):02d}",
+        "steps": str(len(row.get("semantic") or ())),
+    }
+    return Example(key, "gqa", own["image"], own["text"], (row["answer"],), meta=meta)
+
+
+def _cleaned(answer: str) -> str:
+    return answer.rstrip(".").lower()
+
+
+def _rule(example: Example, answer: str) -> Verdict:
+    said = _cleaned(answer)
+    return Verdict(float(said == example.answers[0]), said, example.answers[0])

@@ -1,0 +1,165 @@
+"""MMBench: multiple choice under CircularEval: a question counts only when every rotation of its options is answered right.
+
+Rows whose index agrees modulo 10^6 are one question. The option an answer names is found by MMBench's rules without a judge
+(answers.option_letter); an answer that they do not decide is wrong, as in VLMEvalKit without a judge. The published figure
+comes from the server, which asks a judge in those cases.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cos_core import answers, metrics
+from cos_core.benchmarks import _files, _vqa
+from cos_core.errors import InputError
+from cos_core.interfaces import BenchmarkData
+from cos_core.metrics import Estimate, Verdict
+from cos_core.types import Example, Prediction, Score
+
+FILES = {"en": "mmbench_dev_20230712.tsv", "cn": "mmbench_dev_cn_20231003.tsv"}
+SUFFIXES = {"en": answers.OPTION_LETTER, "cn": "请直接回答选项字母。"}
+ROUND = 10**6
+_CELL_LIMIT = 64 * 2**20
+_SLICES = ("l2_category", "category")
+
+
+@dataclass(frozen=True)
+class MmBench:
+    """`split` "en" or "cn". Pictures stand inside the TSV; `unpack` writes them where a run finds them."""
+
+    split: str
+    name: str = "mmbench"
+    summary: str = "MMBench dev (2023-07-12 EN, 2023-10-03 CN): CircularEval accuracy, without a judge"
+    headline: str = "accuracy"
+    unit: str = "percent"
+
+    def load(self, root: Path) -> BenchmarkData:
+        path = self._file(root)
+        examples = [_example(row, f"{path}:{line}", SUFFIXES[self.split]) for line, row in _rows(path)]
+        labelled = all(example.answers for example in examples)
+        return BenchmarkData(self.name, self.split, examples, _images(root, self.split), {"labels": labelled})
+
+    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
+        if not data.protocol["labels"]:
+            return []
+        keys = ("circle", *_SLICES)
+        return metrics.judge(data.examples, predictions, _rule, lambda e: {key: e.meta[key] for key in keys})
+
+    def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
+        scores = list(scores)
+        if not scores:
+            return {"server_scored": True}
+        circles = _circles(scores)
+        return {
+            "questions": len(circles),
+            **_vqa.percentages(circles, _SLICES),
+            "samples": len(scores),
+            "one_round": _vanilla(scores),
+        }
+
+    def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
+        hits, seen = {circle.example_id: circle.value for circle in _circles(scores)}, set()
+        columns = np.zeros((len(scores), 2))
+        for row, score in enumerate(scores):
+            circle = score.groups["circle"]
+            if circle not in seen:
+                columns[row] = (hits[circle], 1.0)
+                seen.add(circle)
+        return [Estimate("accuracy", columns, scale=100.0)] if scores else []
+
+    def unpack(self, root: Path) -> None:
+        """Writes each question's picture as images/<split>/<index modulo 10^6>.jpg, those that are not there yet."""
+        path, folder = self._file(root), _images(root, self.split)
+        folder.mkdir(parents=True, exist_ok=True)
+        for line, row in _rows(path):
+            target = folder / f"{int(row['index']) % ROUND}.jpg"
+            # A rotation may hold the index of the row that has the picture instead of the picture.
+            if not target.exists() and len(row.get("image", "")) > 64:
+                try:
+                    target.write_bytes(base64.b64decode(row["image"], validate=True))
+                except (OSError, binascii.Error) as error:
+                    raise InputError(f"{path}:{line}: the picture cannot be unpacked: {error}") from None
+
+    def _file(self, root: Path) -> Path:
+        return _files.require(root, FILES[self.split], source="take it from LLaVA's or OpenCompass's evaluation files")
+
+
+def build(split: str | None = None) -> MmBench:
+    """`split`: "en" (the default) or "cn"."""
+    return MmBench(_vqa.chosen("mmbench", "split", split, tuple(FILES)))
+
+
+def _images(root: Path, split: str) -> Path:
+    return root / "images" / split
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    csv.field_size_limit(_CELL_LIMIT)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter="\t")
+            for row in reader:
+                cells = {key: value for key, value in row.items() if isinstance(key, str) and isinstance(value, str)}
+                _files.demand(cells, ("index", "question", "A", "B"), f"{path}:{reader.line_num}")
+                if not cells["index"].isdigit():
+                    raise InputError(f"{path}:{reader.line_num}: the index {cells['index'][:40]!r} is not a number")
+                yield reader.line_num, cells
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as a table: {error}") from None
+
+
+def _example(row: Mapping[str, str], where: str, suffix: str) -> Example:
+    options = _options(row)
+    answer = row.get("answer", "").strip()
+    if answer and answer not in options:
+        raise InputError(f"{where}: the answer {answer!r} is not one of the options {', '.join(options)}")
+    hint = [] if _blank(row.get("hint")) else [row["hint"]]
+    text = "\n".join([*hint, row["question"], *(f"{letter}. {option}" for letter, option in options.items()), suffix])
+    circle = int(row["index"]) % ROUND
+    meta = {
+        "asked": row["question"],
+        "circle": str(circle),
+        "category": row.get("category", ""),
+        "l2_category": row.get("l2-category", ""),
+    }
+    return Example(row["index"], "mmbench", f"{circle}.jpg", text, (answer,) if answer else (), tuple(options.values()), meta)
+
+
+def _options(row: Mapping[str, str]) -> dict[str, str]:
+    """Options from A on, up to the first that is missing, as LLaVA's reader takes them."""
+    result: dict[str, str] = {}
+    for letter in "ABCD":
+        if _blank(row.get(letter)):
+            break
+        result[letter] = row[letter]
+    return result
+
+
+def _blank(cell: str | None) -> bool:
+    return cell is None or cell.lower() in ("", "nan", "none")
+
+
+def _rule(example: Example, answer: str) -> Verdict:
+    letter = answers.option_letter(answer, dict(zip("ABCD", example.choices, strict=False)))
+    return Verdict(float(letter == example.answers[0]), letter, example.answers[0])
+
+
+def _circles(scores: Sequence[Score]) -> list[Score]:
+    """One score a question: right when every rotation is."""
+    result = []
+    for circle, rounds in metrics.by_group(scores, "circle").items():
+        result.append(Score(circle, float(all(r.value == 1.0 for r in rounds)), groups=rounds[0].groups))
+    return result
+
+
+def _vanilla(scores: Sequence[Score]) -> float:
+    """Accuracy in percent over the rows as they stand in the first round (index below 10^6)."""
+    return metrics.percent([score for score in scores if int(score.example_id) < ROUND])

@@ -1,0 +1,163 @@
+"""MME: two yes/no questions a picture; perception (at most 2000 points, the published figure) and cognition (800).
+
+Scoring is MME's `calculation.py`: a subtask's score is 100 times (accuracy + accuracy+), where accuracy+ is the share of
+pictures with both questions right; an answer whose first four characters say neither yes nor no is wrong. That script consumes
+its lines in pairs; here a picture's two questions are found by name, so the order of the answers does not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cos_core import answers, metrics
+from cos_core.benchmarks import _files, _vqa
+from cos_core.errors import InputError
+from cos_core.interfaces import BenchmarkData
+from cos_core.metrics import Estimate, Verdict
+from cos_core.statistics import Floats
+from cos_core.types import Example, Prediction, Score
+
+PERCEPTION = (
+    "existence",
+    "count",
+    "position",
+    "color",
+    "posters",
+    "celebrity",
+    "scene",
+    "landmark",
+    "artwork",
+    "OCR",
+)
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+SOURCE = "take the 14 folders of MME_Benchmark_release_version from the MME authors"
+_CLOSING = "Please answer yes or no."
+_PICTURES = (".jpg", ".png", ".jpeg")
+
+
+@dataclass(frozen=True)
+class Mme:
+    """Reads the official folders (questions beside the pictures, or in questions_answers_YN/ with images/)."""
+
+    name: str = "mme"
+    summary: str = "MME: perception and cognition points, accuracy and accuracy+ of 14 subtasks"
+    headline: str = "perception"
+    unit: str = "points"
+
+    def load(self, root: Path) -> BenchmarkData:
+        top = _files.image_root(root, "MME_Benchmark_release_version")
+        prepared = _files.optional(root, "llava_mme.jsonl")
+        names = {str(row["question_id"]) for _, row in _files.rows(prepared, ("question_id",))} if prepared else set()
+        examples = [e for category in (*PERCEPTION, *COGNITION) for e in _category(top, category, names)]
+        if not examples:
+            raise InputError(f"{root} has none of MME's folders ({PERCEPTION[0]}, {PERCEPTION[1]}, ...); {SOURCE}")
+        found = sorted({example.meta["category"] for example in examples})
+        missing = sorted(set(PERCEPTION + COGNITION) - set(found))
+        return BenchmarkData(self.name, "all", examples, top, {"missing_categories": missing} if missing else {})
+
+    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
+        return metrics.judge(data.examples, predictions, _rule, lambda e: {"category": e.meta["category"]})
+
+    def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
+        scores = list(scores)
+        groups = metrics.by_group(scores, "category")
+        columns = {category: _columns(group, category).sum(axis=0) for category, group in groups.items()}
+        table: dict[str, Any] = {}
+        for category, (right, asked, both, pictures) in columns.items():
+            said_neither = sum(score.extracted == "other" for score in groups[category])
+            accuracy, plus = float(right / asked), float(both / pictures)
+            table[category] = {"acc": accuracy, "acc_plus": plus, "score": 100 * (accuracy + plus), "other": said_neither}
+        for name, categories in (("perception", PERCEPTION), ("cognition", COGNITION)):
+            table[name] = sum(table[category]["score"] for category in categories if category in table)
+        return table
+
+    def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
+        result = []
+        present = metrics.by_group(scores, "category")
+        for name, categories in (("perception", PERCEPTION), ("cognition", COGNITION)):
+            parts = [_columns(scores, category) for category in categories if category in present]
+            if parts:
+                result.append(Estimate(name, np.concatenate(parts, axis=1), _points))
+        result += [Estimate(f"{category}.score", _columns(scores, category), _points) for category in present]
+        return result
+
+    def asked(self, prompt: str) -> str:
+        """The question of a recorded prompt: without either format suffix."""
+        return _bare(prompt.replace(answers.SHORT_ANSWER, ""))
+
+
+def build(split: str | None = None) -> Mme:
+    """`split`: only "all"."""
+    _vqa.chosen("mme", "split", split, ("all",))
+    return Mme()
+
+
+def _category(top: Path, category: str, names: Set[str]) -> list[Example]:
+    """The questions of one folder. Scoring needs no pictures: without them the name comes from LLaVA's question ids `names`."""
+    folder = top / category
+    texts = _files.image_root(folder, "questions_answers_YN")
+    pictures = _files.image_root(folder, "images")
+    examples = []
+    for path in sorted(texts.glob("*.txt")):
+        candidates = [pictures / f"{path.stem}{ending}" for ending in _PICTURES]
+        known = [file for file in candidates if file.is_file() or f"{category}/{file.name}" in names]
+        file = (known or candidates)[0]
+        examples += _pair(path, f"{category}/{file.name}", str(file.relative_to(top)), category)
+    return examples
+
+
+def _pair(path: Path, key: str, image: str, category: str) -> list[Example]:
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    pairs = [line.rsplit("\t", 1) for line in lines]
+    if len(pairs) != 2 or any(len(pair) != 2 or pair[1].strip().lower() not in ("yes", "no") for pair in pairs):
+        raise InputError(f"{path} should hold two lines, each a question, a tab, and Yes or No")
+    return [
+        Example(
+            f"{key}#{number}",
+            "mme",
+            image,
+            f"{_bare(question)}\n{answers.SHORT_ANSWER}",
+            (answer.strip().lower(),),
+            meta={"question_id": key, "asked": _bare(question), "category": category},
+        )
+        for number, (question, answer) in enumerate(pairs)
+    ]
+
+
+def _bare(question: str) -> str:
+    return question.replace(_CLOSING, "").strip()
+
+
+def _rule(example: Example, answer: str) -> Verdict:
+    label = answers.mme_label(answer)
+    return Verdict(float(label == example.answers[0]), label, example.answers[0])
+
+
+def _columns(scores: Sequence[Score], category: str) -> Floats:
+    """(questions, 4) of one subtask: right, asked, both of the picture right, pictures; the last two on its second question."""
+    columns = np.zeros((len(scores), 4))
+    first: dict[str, float] = {}
+    for row, score in enumerate(scores):
+        if score.groups["category"] != category:
+            continue
+        picture = score.groups[metrics.IMAGE]
+        columns[row, :2] = (score.value, 1.0)
+        if picture in first:
+            columns[row, 2:] = (score.value * first[picture], 1.0)
+        first[picture] = score.value
+    return columns
+
+
+def _points(sums: Floats) -> Floats:
+    """Sum over subtasks of 100 (acc + acc+); sums (rows, 4 x subtasks) -> (rows,)."""
+    right, asked, both, pictures = (sums[:, part::4] for part in range(4))
+    result: Floats = 100 * (right / asked + both / pictures).sum(axis=1)
+    return result

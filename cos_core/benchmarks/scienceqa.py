@@ -1,0 +1,126 @@
+"""ScienceQA: options by letter. The published figure (ScienceQA-IMG) is the accuracy over questions with a picture.
+
+Scoring is LLaVA's `eval_science_qa.py` (c121f04), quirks included: a question counts as one with a picture when its *recorded
+prompt* holds `<image>`, so one without an answer leaves the image accuracy's denominator. For predictions whose prompts have no
+such marks (ours), the problem's own picture decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cos_core import answers, metrics
+from cos_core.benchmarks import _files
+from cos_core.errors import InputError
+from cos_core.interfaces import BenchmarkData
+from cos_core.jsonl import read_json_list
+from cos_core.metrics import Estimate, Verdict
+from cos_core.types import Example, Prediction, Score
+
+SOURCE = "take problems.json and pid_splits.json from lupantech/ScienceQA"
+PICTURES = "-image"
+_MARK = "<image>"
+
+
+@dataclass(frozen=True)
+class ScienceQa:
+    """`split`: a key of pid_splits.json, with "-image" for its questions with a picture only."""
+
+    split: str
+    name: str = "scienceqa"
+    summary: str = "ScienceQA test: option letters; image accuracy is the published figure"
+    headline: str = "image_accuracy"
+    unit: str = "percent"
+
+    def load(self, root: Path) -> BenchmarkData:
+        part = self.split.removesuffix(PICTURES)
+        splits = _files.read_object(_files.require(root, "pid_splits.json", source=SOURCE))
+        path = _files.require(root, "problems.json", source=SOURCE)
+        problems = _files.read_object(path)
+        if part not in splits:
+            raise InputError(f"pid_splits.json has the splits {', '.join(splits)}, not {part!r}")
+        texts = _texts(_files.optional(root, f"llava_{part}_CQM-A.json"))
+        examples = [_example(str(pid), problems.get(str(pid)), path, texts) for pid in splits[part]]
+        if self.split.endswith(PICTURES):
+            examples = [example for example in examples if example.image is not None]
+        return BenchmarkData(self.name, self.split, examples, _files.image_root(root, f"images/{part}", part))
+
+    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
+        marked = any(_MARK in (prediction.question or "") for prediction in predictions.values())
+
+        def modality(example: Example) -> Mapping[str, str]:
+            prediction = predictions.get(example.id)
+            shown = _MARK in ((prediction.question if prediction else None) or "") if marked else example.image is not None
+            return {"modality": "image" if shown else "text", "subject": example.meta["subject"]}
+
+        return metrics.judge(data.examples, predictions, _rule, modality)
+
+    def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
+        scores = list(scores)
+        pictures = metrics.by_group(scores, "modality").get("image", [])
+        return {
+            "total": len(scores),
+            "correct": sum(score.value == 1.0 for score in scores),
+            "accuracy": metrics.percent(scores),
+            "image_total": len(pictures),
+            "image_accuracy": metrics.percent(pictures),
+            # The official script lists them in its result file, too.
+            "per_question": {score.example_id: [score.extracted or "FAILED", score.value == 1.0] for score in scores},
+        }
+
+    def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
+        pictures = metrics.in_group("modality", "image")
+        return [
+            metrics.mean_estimate("accuracy", scores, scale=100.0),
+            metrics.mean_estimate("image_accuracy", scores, pictures, scale=100.0),
+        ]
+
+
+def build(split: str | None = None) -> ScienceQa:
+    """`split`: "test" (the default), "test-image", "val", ..."""
+    if split is not None and not split.replace("-", "").isalnum():
+        raise InputError(f"scienceqa has splits like 'test' and 'test-image', not {split!r}")
+    return ScienceQa(split or "test")
+
+
+def _texts(path: Path | None) -> dict[str, str]:
+    """LLaVA's prepared question texts by problem id, without the image mark."""
+    texts = {}
+    for line, _, row in read_json_list(path) if path else ():
+        _files.demand(row, ("id", "conversations"), f"{path}:{line}")
+        turns = row["conversations"]
+        if not isinstance(turns, list) or not turns or not isinstance(turns[0], dict) or "value" not in turns[0]:
+            raise InputError(f"{path}:{line}: the sample has no question")
+        texts[str(row["id"])] = str(turns[0]["value"]).replace(_MARK, "").strip()
+    return texts
+
+
+def _example(pid: str, problem: Any, path: Path, texts: Mapping[str, str]) -> Example:
+    _files.demand(problem, ("question", "choices", "answer"), f"{path}: problem {pid}")
+    choices = tuple(problem["choices"])
+    if not 0 <= problem["answer"] < min(len(choices), len(answers.LETTERS)):
+        raise InputError(f"{path}: problem {pid}: the answer {problem['answer']} is not one of its {len(choices)} choices")
+    body = texts.get(pid) or _body(problem, choices)
+    return Example(
+        pid,
+        "scienceqa",
+        f"{pid}/{problem['image']}" if problem.get("image") else None,
+        f"{body}\n{answers.OPTION_LETTER}",
+        (answers.LETTERS[problem["answer"]],),
+        choices,
+        {"asked": problem["question"], "subject": str(problem.get("subject", ""))},
+    )
+
+
+def _body(problem: Mapping[str, Any], choices: Sequence[str]) -> str:
+    context = [f"Context: {problem['hint']}"] if problem.get("hint") else []
+    options = [f"{letter}. {choice}" for letter, choice in zip(answers.LETTERS, choices, strict=False)]
+    return "\n".join([*context, problem["question"], *options])
+
+
+def _rule(example: Example, answer: str) -> Verdict:
+    letter, expected = answers.scienceqa_letter(answer), example.answers[0]
+    return Verdict(float(letter == expected), letter or "FAILED", expected)

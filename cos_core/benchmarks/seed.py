@@ -1,0 +1,94 @@
+"""SEED-Bench v1: option letters over nine image and three video kinds of question (one middle frame a video).
+
+Scoring is LLaVA's `convert_seed_for_submission.py` (c121f04): the answer must equal the letter exactly, case included; a
+missing answer is wrong. The official JSON was changed on 2023-11-30; LLaVA's question file and figures go with the version
+before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cos_core import answers, metrics
+from cos_core.benchmarks import _files, _vqa
+from cos_core.errors import InputError
+from cos_core.interfaces import BenchmarkData
+from cos_core.metrics import Estimate, Verdict
+from cos_core.types import Example, Prediction, Score
+
+SOURCE = "take SEED-Bench.json from AILab-CVC/SEED-Bench (the version before 2023-11-30 for LLaVA's question file)"
+SPLITS = ("all", "image", "video")
+
+
+@dataclass(frozen=True)
+class Seed:
+    """`split`: "all", or the questions on images or videos only. Question texts are LLaVA's where its file is there."""
+
+    split: str
+    name: str = "seed"
+    summary: str = "SEED-Bench v1: option letters; total, image and video accuracy"
+    headline: str = "Total"
+    unit: str = "percent"
+
+    def load(self, root: Path) -> BenchmarkData:
+        path = _files.require(root, "SEED-Bench.json", source=SOURCE)
+        kinds = _files.read_object(path).get("question_type")
+        if not isinstance(kinds, dict):
+            raise InputError(f"{path} has no object 'question_type'")
+        names = {number: name for name, number in kinds.items()}
+        prepared = _vqa.asked_texts(_files.optional(root, "llava-seed-bench.jsonl"))
+        rows = enumerate(_files.listed(path, "questions"))
+        examples = [_example(row, f"{path}: question {place}", names, prepared) for place, row in rows]
+        if self.split != "all":
+            examples = [example for example in examples if example.meta["data_type"] == self.split]
+        return BenchmarkData(self.name, self.split, examples, root)
+
+    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
+        return metrics.judge(data.examples, predictions, _rule, lambda e: {key: e.meta[key] for key in ("type", "data_type")})
+
+    def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
+        scores = list(scores)
+        groups = metrics.by_group(scores, "type") | metrics.by_group(scores, "data_type")
+        return {**{name: metrics.percent(group) for name, group in groups.items()}, "Total": metrics.percent(scores)}
+
+    def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
+        result = [metrics.mean_estimate("Total", scores, scale=100.0)]
+        for key in ("type", "data_type"):
+            for name in metrics.by_group(scores, key):
+                result.append(metrics.mean_estimate(name, scores, metrics.in_group(key, name), scale=100.0))
+        return result
+
+    def submission(self, root: Path, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
+        """The leaderboard's JSON lines: question id and the answer as it was given."""
+        pairs = _vqa.complete(data, predictions)
+        return "".join(json.dumps({"question_id": example.id, "prediction": said}) + "\n" for example, said in pairs)
+
+
+def build(split: str | None = None) -> Seed:
+    """`split`: "all" (the default), "image" or "video"."""
+    return Seed(_vqa.chosen("seed", "split", split, SPLITS))
+
+
+def _example(row: Any, where: str, names: Mapping[int, str], prepared: Mapping[str, dict[str, Any]]) -> Example:
+    needed = ("question_id", "question", "choice_a", "choice_b", "choice_c", "choice_d")
+    _files.demand(row, (*needed, "answer", "data_id", "data_type", "question_type_id"), where)
+    if row["question_type_id"] not in names:
+        raise InputError(f"{where}: unknown question type {row['question_type_id']!r}")
+    key = str(row["question_id"])
+    choices = tuple(str(row[f"choice_{letter}"]) for letter in "abcd")
+    options = "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCD", choices, strict=True))
+    # Frames cut from videos are named after their question; LLaVA's file, where it is there, says otherwise.
+    video = row["data_type"] == "video"
+    image = f"SEED-Bench-video-image/{key}.png" if video else f"SEED-Bench-image/{row['data_id']}"
+    text = f"{row['question']}\n{options}\n{answers.OPTION_LETTER}"
+    own = prepared.get(key, {"image": image, "text": text})
+    meta = {"asked": row["question"], "type": names[row["question_type_id"]], "data_type": row["data_type"]}
+    return Example(key, "seed", own["image"], own["text"], (row["answer"],), choices, meta)
+
+
+def _rule(example: Example, answer: str) -> Verdict:
+    return Verdict(float(answer == example.answers[0]), answer, example.answers[0])

@@ -1,0 +1,65 @@
+"""TextVQA (val 0.5.1): reading scene text; VQA accuracy as LLaVA's `eval_textvqa.py` and `m4c_evaluator.py` (c121f04) score it.
+
+With LLaVA's question file the prompts carry Rosetta's OCR tokens, which is worth 10 points and more: the protocol says whether
+the recorded prompts had them. LLaVA's answers name the image, not the question, so they are joined by image and question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cos_core import answers
+from cos_core.benchmarks import _files, _vqa
+from cos_core.interfaces import BenchmarkData
+from cos_core.types import Example, Prediction
+
+SOURCE = "take TextVQA_0.5.1_val.json from the TextVQA site, llava_textvqa_val_v051_ocr.jsonl from LLaVA's evaluation files"
+SPLITS = ("val", "val-plain")
+_OCR_MARKS = ("Reference OCR token: ", "OCR tokens: ")
+
+
+@dataclass(frozen=True)
+class TextVqa(_vqa.VqaScores):
+    """`split` "val-plain" asks without OCR tokens even where LLaVA's question file is there."""
+
+    def asked(self, prompt: str) -> str | None:
+        """The lower-case question inside a recorded prompt."""
+        return answers.textvqa_question(prompt)
+
+    def protocol(self, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
+        prompts = [p.question for p in predictions.values() if p.question is not None]
+        with_tokens = sum(any(mark in prompt for mark in _OCR_MARKS) for prompt in prompts)
+        said = "unknown" if not prompts else {0: "no", len(prompts): "yes"}.get(with_tokens, "mixed")
+        return {**super().protocol(predictions), "ocr_tokens": said}
+
+
+def build(split: str | None = None, scorer: str | None = None) -> TextVqa:
+    """`split`: "val" or "val-plain"; `scorer`: "m4c" (LLaVA's, the default), "llava" or "official"."""
+    split = _vqa.chosen("textvqa", "split", split, SPLITS)
+    scorer = _vqa.chosen("textvqa", "scorer", scorer, ("m4c", "llava", "official"))
+    summary = "TextVQA val 0.5.1: VQA accuracy, with OCR tokens when LLaVA's question file is there"
+    return TextVqa("textvqa", split, scorer, summary, load=lambda root: _load(root, split))
+
+
+def _load(root: Path, split: str) -> BenchmarkData:
+    path = _files.require(root, "TextVQA_0.5.1_val.json", source=SOURCE)
+    prepared = _files.optional(root, "llava_textvqa_val_v051_ocr.jsonl") if split == "val" else None
+    prompts = _prompts(prepared) if prepared else {}
+    examples = []
+    for place, row in enumerate(_files.listed(path, "data")):
+        where = f"{path}: question {place}"
+        _files.demand(row, ("question_id", "question", "image_id", "answers"), where)
+        question, image = row["question"], row["image_id"]
+        text = prompts.get((image, question.lower()), f"{question}\n{answers.SHORT_ANSWER}")
+        meta = {"question_id": image, "asked": question}
+        ten = _vqa.ten(row["answers"], where)
+        examples.append(Example(str(row["question_id"]), "textvqa", f"{image}.jpg", text, ten, meta=meta))
+    return BenchmarkData("textvqa", split, examples, _files.image_root(root, "train_images"))
+
+
+def _prompts(path: Path) -> dict[tuple[str, str], str]:
+    rows = _files.rows(path, ("question_id", "text"))
+    return {(str(row["question_id"]), answers.textvqa_question(row["text"]) or ""): row["text"] for _, row in rows}

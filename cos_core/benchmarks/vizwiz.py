@@ -1,0 +1,68 @@
+"""VizWiz-VQA: questions of blind people, some unanswerable. Split "val" is scored here, "test" gives a submission file.
+
+VQA accuracy over ten answers; the default scorer "m4c" is the processing of LLaVA's submissions
+(`convert_vizwiz_for_submission.py`, c121f04) on both sides. What the challenge server runs is not published.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from cos_core import answers
+from cos_core.benchmarks import _files, _vqa
+from cos_core.interfaces import BenchmarkData
+from cos_core.jsonl import read_json_list
+from cos_core.types import Example, Prediction
+
+SUFFIX = f"{answers.UNANSWERABLE}\n{answers.SHORT_ANSWER}"
+SOURCE = "take val.json (or test.json) from vizwiz.org"
+
+
+def build(split: str | None = None, scorer: str | None = None) -> _vqa.VqaScores:
+    """`split`: "val" or "test"; `scorer`: "m4c" (the default), "llava" or "official"."""
+    split = _vqa.chosen("vizwiz", "split", split, ("val", "test"))
+    scorer = _vqa.chosen("vizwiz", "scorer", scorer, ("m4c", "llava", "official"))
+    return _vqa.VqaScores(
+        "vizwiz",
+        split,
+        scorer,
+        "VizWiz: VQA accuracy on val; test by submission",
+        slices=("answer_type",),
+        unlabelled=("test",),
+        load=_load_val if split == "val" else _load_test,
+        submission=_submission if split == "test" else None,
+    )
+
+
+def _load_val(root: Path) -> BenchmarkData:
+    path = _files.require(root, "val.json", "Annotations/val.json", source=SOURCE)
+    examples = []
+    for line, _, row in read_json_list(path):
+        where = f"{path}:{line}"
+        _files.demand(row, ("image", "question", "answers"), where)
+        said = _vqa.ten([a.get("answer") if isinstance(a, dict) else None for a in row["answers"]], where)
+        meta = {"asked": row["question"], "answer_type": str(row.get("answer_type", "other"))}
+        examples.append(Example(row["image"], "vizwiz", row["image"], f"{row['question']}\n{SUFFIX}", said, meta=meta))
+    return BenchmarkData("vizwiz", "val", examples, _files.image_root(root, "val"))
+
+
+def _load_test(root: Path) -> BenchmarkData:
+    """LLaVA's question file where it is there, else the official list."""
+    prepared = _files.optional(root, "llava_test.jsonl")
+    if prepared:
+        examples = [Example(key, "vizwiz", row["image"], row["text"]) for key, row in _vqa.asked_texts(prepared).items()]
+    else:
+        path = _files.require(root, "test.json", "Annotations/test.json", source=SOURCE)
+        examples = []
+        for line, _, row in read_json_list(path):
+            _files.demand(row, ("image", "question"), f"{path}:{line}")
+            examples.append(Example(row["image"], "vizwiz", row["image"], f"{row['question']}\n{SUFFIX}"))
+    return BenchmarkData("vizwiz", "test", examples, _files.image_root(root, "test"))
+
+
+def _submission(root: Path, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
+    """The challenge's JSON list of image and processed answer."""
+    pairs = _vqa.complete(data, predictions)
+    return json.dumps([{"image": example.image, "answer": answers.vqa_m4c(answer)} for example, answer in pairs])

@@ -1,0 +1,61 @@
+"""VQAv2: VQA accuracy. Split "val" is scored here; "test-dev" is scored by EvalAI only, so it gives a submission file.
+
+Scoring is GT-Vision-Lab/VQA's `vqaEval.py` (a013f00), by default on predictions that went through the m4c processor, as in
+LLaVA's submissions (`convert_vqav2_for_submission.py`, c121f04): the official scorer does not even lower-case when all ten
+annotators agree. The submission holds every question of the test split, empty outside test-dev, in the file's order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from cos_core import answers
+from cos_core.benchmarks import _files, _vqa
+from cos_core.errors import InputError
+from cos_core.interfaces import BenchmarkData
+from cos_core.types import Example, Prediction
+
+VAL = ("v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json")
+TEST_DEV, TEST = "llava_vqav2_mscoco_test-dev2015.jsonl", "llava_vqav2_mscoco_test2015.jsonl"
+SPLITS = ("val", "test-dev")
+
+
+def build(split: str | None = None, scorer: str | None = None) -> _vqa.VqaScores:
+    """`split`: "val" or "test-dev"; `scorer`: "llava" (the default), "official" or "m4c"."""
+    split = _vqa.chosen("vqav2", "split", split, SPLITS)
+    scorer = _vqa.chosen("vqav2", "scorer", scorer, _vqa.SCORERS)
+    return _vqa.VqaScores(
+        "vqav2",
+        split,
+        scorer,
+        "VQAv2: VQA accuracy on val; test-dev by submission",
+        slices=("answer_type", "question_type"),
+        unlabelled=("test-dev",),
+        load=_load_val if split == "val" else _load_test,
+        submission=_submission if split == "test-dev" else None,
+    )
+
+
+def _load_val(root: Path) -> BenchmarkData:
+    source = "take both files of the v2 validation split from visualqa.org"
+    questions, annotations = (_files.require(root, name, source=source) for name in VAL)
+    examples = list(_vqa.official_examples(questions, annotations, "vqav2"))
+    return BenchmarkData("vqav2", "val", examples, _files.image_root(root, "val2014"))
+
+
+def _load_test(root: Path) -> BenchmarkData:
+    path = _files.require(root, TEST_DEV, source="take it from LLaVA's evaluation files")
+    examples = [Example(key, "vqav2", row["image"], row["text"]) for key, row in _vqa.asked_texts(path).items()]
+    return BenchmarkData("vqav2", "test-dev", examples, _files.image_root(root, "test2015"))
+
+
+def _submission(root: Path, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
+    """EvalAI's JSON list: every test question in order, processed answers, "" outside test-dev."""
+    path = _files.require(root, TEST, source="a submission lists the whole test split; take it from LLaVA's evaluation files")
+    order = [str(row["question_id"]) for _, row in _files.rows(path, ("question_id",))]
+    said = {example.id: answers.vqa_m4c(answer) for example, answer in _vqa.complete(data, predictions)}
+    if foreign := sorted(set(said) - set(order)):
+        raise InputError(f"{path} lacks question {foreign[0]} of {TEST_DEV}; the files are of different versions")
+    return json.dumps([{"question_id": int(key), "answer": said.get(key, "")} for key in order])
