@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tiny_llava import byte_tokenizer, make_checkpoint
 
 from cos_core import manifest, plug, training
 from cos_core.boxtext import read_box, write_box
 from cos_core.datasets import read_examples
 from cos_core.encoding import IGNORE, Encoded, encode
-from cos_core.errors import CosError, InputError
+from cos_core.errors import CosError, InputError, MissingError
 from cos_core.geometry import Box, SquarePad
 from cos_core.images import crop_region, open_image
 from cos_core.interfaces import SilentReporter
@@ -42,7 +43,6 @@ from cos_core.training.data import (
     make_item,
 )
 from cos_core.types import Annotation, Example
-from tiny_llava import byte_tokenizer, make_checkpoint
 
 IMAGE_TOKENS = 16
 SIZES = ((61, 47), (53, 53), (31, 71), (89, 43))
@@ -307,10 +307,12 @@ def test_questions_without_box_or_answer_are_named(world: Path) -> None:
 def test_a_broken_image_is_replaced_and_named(world: Path) -> None:
     data = samples(world, "from_single_question")
     broken = replace(data[1], questions=tuple(replace(q, image="nowhere.png") for q in data[1].questions))
-    item = TrainData([data[0], broken, data[2]], recipe(world))[1]
-    assert item.encoded == make_item(data[2], 0, recipe(world))[0]
+    found = TrainData([data[0], broken, data[2]], recipe(world))
+    item = found[1]
+    assert item.encoded in [found[0].encoded, found[2].encoded]
     assert [s.id for s in item.skipped] == [broken.id]
-    with pytest.raises(InputError, match="none of the 1 samples"):
+    assert found[1].encoded == item.encoded
+    with pytest.raises(InputError, match=r"1 samples in a row cannot be trained on; the first, s1: .*nowhere\.png"):
         TrainData([broken], recipe(world))[0]
 
 
@@ -426,7 +428,11 @@ class Interrupt(SilentReporter):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_weights(world: Path, tmp_path: Path) -> None:
-    whole = config(world, tmp_path / "whole", epochs=3, max_steps=None, save_every=2)
+    records = json.loads((world / "data.json").read_text())
+    records[1]["image"] = "gone.png"
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    data = tmp_path / "data.json"
+    whole = config(world, tmp_path / "whole", data=data, epochs=3, max_steps=None, save_every=2)
     training.run(whole, SilentReporter())
     torn = replace(whole, out=tmp_path / "torn")
     with pytest.raises(KeyboardInterrupt):
@@ -435,6 +441,8 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(world: Path, tmp_path: P
     training.run(torn, SilentReporter())
     assert [r["step"] for r in log_of(torn.out)] == list(range(1, 10))
     assert [r["loss"] for r in log_of(torn.out)] == [r["loss"] for r in log_of(whole.out)]
+    assert manifest.read(torn.out).counts == manifest.read(whole.out).counts == {"ok": 4, "failed": 1, "skipped": 0}
+    assert (torn.out / "skipped.jsonl").read_text() == (whole.out / "skipped.jsonl").read_text()
     one, two = weights(whole.out), weights(torn.out)
     assert all(one[name].equal(two[name]) for name in one)
 
@@ -460,10 +468,23 @@ def test_missing_annotations_and_broken_images_are_counted(world: Path, tmp_path
     done = training.run(replace(made, max_steps=None), ears)
     assert done.counts == {"ok": 4, "failed": 2, "skipped": 1}
     named = {record["id"]: record["reason"] for _, record in read_lines(tmp_path / "out" / "skipped.jsonl")}
-    assert named.keys() == {"s0#q1", "s1"}
+    assert named.keys() == {"s0#q1", "s1", ""}
+    assert "data.json:" in named[""]
     assert named["s0#q1"] == NO_ANNOTATION
     assert "gone.png" in named["s1"]
     assert any(NO_ANNOTATION in warning for warning in ears.warnings)
+
+
+def test_bfloat16_arithmetic_keeps_float32_weights(world: Path, tmp_path: Path, trained: Path) -> None:
+    training.run(config(world, tmp_path / "out", dtype="bfloat16"), SilentReporter())
+    after = weights(tmp_path / "out")
+    assert {str(tensor.dtype) for tensor in after.values()} == {"torch.float32"}
+    assert log_of(tmp_path / "out")[0]["loss"] == pytest.approx(log_of(trained)[0]["loss"], rel=0.02)
+
+
+def test_nothing_is_written_to_stdout(world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    training.run(config(world, tmp_path / "out", max_steps=1), SilentReporter())
+    assert capfd.readouterr().out == ""
 
 
 def test_text_only_data_spends_no_vision_pass(world: Path, tmp_path: Path) -> None:
@@ -482,6 +503,7 @@ def test_impossible_settings_are_refused(world: Path, tmp_path: Path) -> None:
         {"device": "cuda:1"},
         {"workers": -1},
         {"weight_decay": -1.0},
+        {"seed": -1},
     ):
         with pytest.raises(InputError):
             config(world, tmp_path / "out", **wrong)
@@ -489,7 +511,12 @@ def test_impossible_settings_are_refused(world: Path, tmp_path: Path) -> None:
         training.run(config(world, tmp_path / "out", global_batch=3), SilentReporter())
     with pytest.raises(InputError, match="give the store"):
         training.run(config(world, tmp_path / "out", store=None), SilentReporter())
-    with pytest.raises(InputError, match="can be trained on"):
+    with pytest.raises(InputError, match="no folder of images"):
+        training.run(config(world, tmp_path / "out", images=tmp_path / "nowhere"), SilentReporter())
+    with pytest.raises(MissingError, match="one process"):
+        training.run(config(world, tmp_path / "out", deepspeed=tmp_path / "zero.json"), SilentReporter())
+    assert not (tmp_path / "out" / "run.json").exists(), "a run that never began takes no directory"
+    with pytest.raises(InputError, match="cannot be trained on"):
         training.run(config(world, tmp_path / "short", max_length=8), SilentReporter())
 
 

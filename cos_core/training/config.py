@@ -35,7 +35,7 @@ class TrainConfig:
     workers              data loading processes; None is 0 on a CPU, 4 on a GPU
     save_every           optimiser steps between checkpoints to resume from; None writes none
     resume               go on from the last whole checkpoint of an interrupted run in `out`
-    deepspeed            a DeepSpeed JSON file for the Hugging Face Trainer
+    deepspeed            a DeepSpeed JSON file for the Hugging Face Trainer; refused in this version
     gradient_checkpointing   recompute activations to save memory; None: on a GPU only
     """
 
@@ -78,6 +78,8 @@ class TrainConfig:
             raise InputError(f"weight_decay must not be negative, got {self.weight_decay}")
         if self.workers is not None and self.workers < 0:
             raise InputError(f"workers must not be negative, got {self.workers}")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed must lie in [0, 2**32), got {self.seed}")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise InputError(f"cannot train in dtype {self.dtype!r}; use auto, float32 or bfloat16")
         if self.device not in ("auto", "cpu", "cuda"):

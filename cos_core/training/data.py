@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 NO_ANSWER = "no answer to learn"
 NO_ANNOTATION = "no annotation in the store"
+_ATTEMPTS = 64
 CUT_IMAGE = "longer than max_length: an image would be cut"
 CUT_LABELS = "longer than max_length: nothing to learn is left"
 
@@ -41,13 +42,14 @@ class Annotations(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """One question, or one whole sample, that is not trained on, and why."""
+    """One question, or one whole sample, that is not trained on, and why; `training`: found only when its turn came."""
 
     id: str
     reason: str
+    training: bool = False
 
-    def to_json(self) -> dict[str, str]:
-        return {"id": self.id, "reason": self.reason}
+    def to_json(self) -> dict[str, Any]:
+        return {"id": self.id, "reason": self.reason, "training": self.training}
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,21 +174,24 @@ class TrainData:
         return len(self.samples)
 
     def __getitem__(self, key: int) -> Item:
-        """The item of a key. A sample that fails is replaced by the next that does not, and named in `Item.skipped`.
+        """The item of a key. A sample that fails is replaced by another, drawn like a question, and named in `Item.skipped`.
 
-        Raises InputError when no sample can be used.
+        Raises InputError when some dozens in a row fail.
         """
         epoch, index = divmod(key, len(self.samples))
-        skipped: list[Skipped] = []
-        for step in range(len(self.samples)):
-            sample = self.samples[(index + step) % len(self.samples)]
-            try:
-                encoded, pictures = make_item(sample, epoch, self.recipe)
-            except InputError as error:
-                skipped.append(Skipped(sample.id, str(error)))
-                continue
-            return Item(encoded, pictures, tuple(skipped))
-        raise InputError(f"none of the {len(self.samples)} samples can be trained on; the first: {skipped[0].reason}")
+        skipped: dict[int, Skipped] = {}
+        for attempt in range(_ATTEMPTS):
+            if index not in skipped:
+                sample = self.samples[index]
+                try:
+                    encoded, pictures = make_item(sample, epoch, self.recipe)
+                except InputError as error:
+                    skipped[index] = Skipped(sample.id, str(error), training=True)
+                else:
+                    return Item(encoded, pictures, tuple(skipped.values()))
+            index = draw(self.recipe.seed, f"{key} {attempt}", epoch, len(self.samples))
+        first = next(iter(skipped.values()))
+        raise InputError(f"{len(skipped)} samples in a row cannot be trained on; the first, {first.id}: {first.reason}")
 
 
 def make_item(sample: Sample, epoch: int, recipe: Recipe) -> tuple[Encoded, tuple[Image, ...]]:

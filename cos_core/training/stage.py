@@ -10,8 +10,9 @@ import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from cos_core import manifest, plug
 from cos_core.datasets import read_examples
 from cos_core.errors import InputError, MissingError
-from cos_core.interfaces import Policy, Reporter, SilentReporter
+from cos_core.interfaces import Policy, Reporter
 from cos_core.jsonl import DurableWriter, Problem, read_lines
 from cos_core.locks import FileLock
 from cos_core.prompts import checkpoint_profile
@@ -35,14 +36,13 @@ if TYPE_CHECKING:
     from cos_core.training.trainer import ChainTrainer
 
 RUN_FILE, LOG_FILE, SKIPPED_FILE, CHECKPOINTS = "run.json", "train_log.jsonl", "skipped.jsonl", "checkpoints"
-_FEW_STEPS = 30
 
 
 @dataclass(frozen=True, slots=True)
 class _Data:
     samples: list[Sample]
     skipped: list[Skipped]
-    problems: int
+    problems: list[Skipped]
 
 
 def run(config: TrainConfig, reporter: Reporter) -> RunManifest:
@@ -53,33 +53,34 @@ def run(config: TrainConfig, reporter: Reporter) -> RunManifest:
     `config.resume`. Raises InputError for data or settings that cannot be used (an `out` of other settings among them),
     MissingError without the extra `train` or the hardware asked for, LockedError when another run writes to `out`.
     """
-    arguments = _arguments(config)
-    first = arguments.process_index == 0
     with ExitStack() as stack:
-        if first:
-            config.out.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(config.out / ".lock", what=config.out))
-        return _run(config, arguments, reporter if first else SilentReporter())
+        # DeepSpeed's logger, which the Trainer's helpers wake wherever it is installed, speaks on stdout; that is for data.
+        stack.enter_context(redirect_stdout(sys.stderr))
+        arguments = _arguments(config)
+        config.out.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(FileLock(config.out / ".lock", what=config.out))
+        return _run(config, arguments, reporter)
 
 
 def _run(config: TrainConfig, arguments: TrainingArguments, reporter: Reporter) -> RunManifest:
+    if not config.images.is_dir():
+        raise InputError(f"there is no folder of images at {config.images}")
     policy = plug.load("policies", config.policy)
     settings, inputs = _settings(config, policy, arguments.world_size)
     mark = manifest.fingerprint(settings)
-    finished = _claim(config.out, mark, settings)
-    if finished is not None:
+    if _is_finished(config.out, mark, settings):
         reporter.note(f"{config.out} is already trained with these settings; nothing to do")
-        return finished
+        return manifest.read(config.out)
     started = manifest.started("train", config, seed=config.seed, inputs=inputs, settings_fingerprint=mark)
 
     data = _read(config, policy, reporter)
     llava = _load(config)
     trained = freeze(llava, config.train_projector)
-    trainer, losses = _train(config, arguments, llava, _recipe(config, policy, llava), data, reporter)
+    # Not before data and model are found good: a directory is not taken by a run that never began.
+    claim = {"fingerprint": mark, "settings": settings}
+    manifest.atomic_write(config.out / RUN_FILE, json.dumps(claim, indent=1, ensure_ascii=False) + "\n")
+    trainer = _train(config, arguments, llava, _recipe(config, policy, llava), data, reporter)
 
-    everything = [*data.skipped, *trainer.skipped.values()]
-    lines = [json.dumps(s.to_json(), ensure_ascii=False) + "\n" for s in everything]
-    manifest.atomic_write(config.out / SKIPPED_FILE, "".join(lines))
     from cos_core.llava import resolve
     from cos_core.training.save import save_checkpoint, stored_dtype
     from cos_core.training.trainer import summary
@@ -89,16 +90,16 @@ def _run(config: TrainConfig, arguments: TrainingArguments, reporter: Reporter) 
     save_checkpoint(llava, stored_dtype(resolve(config.model)), config.out)
     counts = {
         "ok": len(data.samples) - len(trainer.skipped),
-        "failed": len(trainer.skipped) + data.problems,
+        "failed": len(trainer.skipped) + len(data.problems),
         "skipped": len(data.skipped),
     }
+    losses = [record["loss"] for _, record in read_lines(config.out / LOG_FILE)]
     results = {
         "steps": trainer.state.global_step,
         "samples": len(data.samples),
-        "replaced": trainer.replaced,
         "trained_weights": trained,
-        "first_loss": losses[0] if losses else None,
-        "last_losses_mean": math.fsum(losses[-10:]) / len(losses[-10:]) if losses else None,
+        "first_loss": losses[0],
+        "last_losses_mean": math.fsum(losses[-10:]) / len(losses[-10:]),
     }
     done = started.finish(counts, results=results)
     manifest.write(config.out / manifest.FILE, done)
@@ -130,19 +131,13 @@ def _settings(config: TrainConfig, policy: Policy, devices: int) -> tuple[dict[s
     return settings, inputs
 
 
-def _claim(out: Path, mark: str, settings: Mapping[str, Any]) -> RunManifest | None:
-    """Takes `out` for this run, or returns the manifest when it is already finished.
-
-    Raises InputError when `out` belongs to a run with other settings, or to something else.
-    """
+def _is_finished(out: Path, mark: str, settings: Mapping[str, Any]) -> bool:
+    """Whether `out` holds the whole result of this run. Raises InputError when it belongs to another run."""
     path = out / RUN_FILE
     if not path.is_file():
         if (out / "config.json").exists():
             raise InputError(f"{out} holds a checkpoint that cos train did not write; choose another output directory")
-        manifest.atomic_write(
-            path, json.dumps({"fingerprint": mark, "settings": settings}, indent=1, ensure_ascii=False) + "\n"
-        )
-        return None
+        return False
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
         other, before = there["fingerprint"], there["settings"]
@@ -154,7 +149,7 @@ def _claim(out: Path, mark: str, settings: Mapping[str, Any]) -> RunManifest | N
             f"{out} belongs to a run with other settings ({', '.join(changed[:4]) or 'unknown'} differ); "
             f"choose another output directory or remove it"
         )
-    return manifest.read(out) if (out / manifest.FILE).is_file() else None
+    return (out / manifest.FILE).is_file()
 
 
 def _read(config: TrainConfig, policy: Policy, reporter: Reporter) -> _Data:
@@ -175,25 +170,30 @@ def _read(config: TrainConfig, policy: Policy, reporter: Reporter) -> _Data:
         reporter.warn(f"not trained on: {summary(skipped)}; all are in {SKIPPED_FILE}")
     if not samples:
         raise InputError(f"nothing in {config.data} can be trained on" + (f": {summary(skipped)}" if skipped else ""))
-    return _Data(samples, skipped, len(problems))
+    return _Data(samples, skipped, [Skipped(problem.example_id or "", str(problem)) for problem in problems])
 
 
 def _train(
     config: TrainConfig, arguments: TrainingArguments, llava: Llava, recipe: Recipe, data: _Data, reporter: Reporter
-) -> tuple[ChainTrainer, list[float]]:
+) -> ChainTrainer:
     from transformers.trainer_callback import PrinterCallback
 
     from cos_core.training.collate import Collator
     from cos_core.training.trainer import ChainTrainer, Order, Report
 
     order = Order(len(data.samples), config.seed)
-    last = _last_checkpoint(config.out / CHECKPOINTS) if config.resume else None
-    if arguments.process_index == 0:
-        _trim_log(config.out / LOG_FILE, last)
+    if not config.resume:
+        shutil.rmtree(config.out / CHECKPOINTS, ignore_errors=True)
+    last = _last_checkpoint(config.out / CHECKPOINTS)
+    _trim_log(config.out / LOG_FILE, last)
+    before = _skipped_before(config.out / SKIPPED_FILE) if last else {}
+    (config.out / SKIPPED_FILE).unlink(missing_ok=True)
     with ExitStack() as stack:
         stack.enter_context(_without_cache(llava.model.config))
-        first = arguments.process_index == 0
-        log = stack.enter_context(DurableWriter(config.out / LOG_FILE)) if first else None
+        log = stack.enter_context(DurableWriter(config.out / LOG_FILE))
+        skipped_log = stack.enter_context(DurableWriter(config.out / SKIPPED_FILE, batch=4096))
+        for skipped in (*data.problems, *data.skipped, *before.values()):
+            skipped_log.append(skipped.to_json())
         report = Report(order, log, reporter)
         trainer = ChainTrainer(
             model=llava.model,
@@ -202,15 +202,14 @@ def _train(
             train_dataset=TrainData(data.samples, recipe),
             callbacks=[report],
             order=order,
+            skipped=before,
+            skipped_log=skipped_log,
         )
         trainer.remove_callback(PrinterCallback)
         report.trainer = trainer
-        if last is not None:
-            reporter.note(f"going on from step {_step(last)}")
+        reporter.note(f"{len(data.samples)} samples" + (f", going on from step {_step(last)}" if last else ""))
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-        if trainer.state.max_steps < _FEW_STEPS:
-            reporter.warn(f"only {trainer.state.max_steps} optimiser steps; a smaller global batch gives more")
-        return trainer, report.losses
+        return trainer
 
 
 @contextmanager
@@ -265,17 +264,22 @@ def _pad_id(llava: Llava) -> int:
 
 
 def _arguments(config: TrainConfig) -> TrainingArguments:
-    """The Trainer's settings, made before the model, as DeepSpeed wants. Raises MissingError without the packages or GPU."""
+    """The Trainer's settings, made before the model, as the Trainer wants. Raises MissingError without the packages or GPU."""
     try:
         import accelerate  # noqa: F401
         import torch
         import transformers
     except ImportError as error:
         raise MissingError(f"training needs the extra 'train': pip install 'cos-toolkit[train]' ({error})") from None
+    if config.deepspeed is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise MissingError("this version trains in one process; run it without DeepSpeed and without torchrun")
     cuda = torch.cuda.is_available()
     if config.device == "cuda" and not cuda:
         raise MissingError("device 'cuda' was asked for, but torch sees no CUDA GPU on this machine")
     gpu = cuda and config.device != "cpu"
+    if not gpu:
+        # Otherwise DeepSpeed looks for an accelerator by itself, and warns that there is none.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     recompute = gpu if config.gradient_checkpointing is None else config.gradient_checkpointing
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -285,7 +289,7 @@ def _arguments(config: TrainConfig) -> TrainingArguments:
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
         per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulation(int(os.environ.get("WORLD_SIZE", "1"))),
+        gradient_accumulation_steps=config.accumulation(devices=1),
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=config.warmup_ratio,
@@ -296,7 +300,6 @@ def _arguments(config: TrainConfig) -> TrainingArguments:
         bf16=config.dtype == "bfloat16" or (config.dtype == "auto" and gpu),
         activation_checkpointing=recompute,
         activation_checkpointing_kwargs={"use_reentrant": False} if recompute else None,
-        deepspeed=str(config.deepspeed) if config.deepspeed else None,
         dataloader_num_workers=(4 if gpu else 0) if config.workers is None else config.workers,
         dataloader_pin_memory=gpu,
         remove_unused_columns=False,
@@ -310,7 +313,7 @@ def _arguments(config: TrainConfig) -> TrainingArguments:
         save_total_limit=1,
     )
     if arguments.n_gpu > 1:
-        # Several GPUs are used by several processes (torchrun, deepspeed), never by the Trainer's DataParallel.
+        # Several GPUs are work for several processes, never for the Trainer's DataParallel.
         arguments._n_gpu = 1
     return arguments
 
@@ -323,6 +326,14 @@ def _last_checkpoint(folder: Path) -> Path | None:
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
+
+
+def _skipped_before(path: Path) -> dict[str, Skipped]:
+    """What an interrupted run had to skip while it trained, by sample id."""
+    if not path.is_file():
+        return {}
+    records = [record for _, record in read_lines(path, lambda _: None) if record.get("training")]
+    return {str(record["id"]): Skipped(str(record["id"]), str(record["reason"]), training=True) for record in records}
 
 
 def _trim_log(path: Path, checkpoint: Path | None) -> None:

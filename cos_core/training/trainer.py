@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from cos_core.interfaces import Reporter
 from cos_core.jsonl import DurableWriter
 from cos_core.training.collate import SKIPPED
 from cos_core.training.data import Skipped
+
+_FEW_STEPS = 30
 
 
 class Order(torch.utils.data.Sampler[int]):
@@ -40,13 +42,18 @@ class Order(torch.utils.data.Sampler[int]):
 
 
 class ChainTrainer(Trainer):
-    """Trainer with our data order, which also collects what the data set had to skip."""
+    """Trainer with our data order, which also collects what the data set had to skip.
 
-    def __init__(self, *args: Any, order: Order, **options: Any) -> None:
+    `skipped`: by sample id, what an interrupted run skipped before; `skipped_log`: where each new one is written at once.
+    """
+
+    def __init__(
+        self, *args: Any, order: Order, skipped: Mapping[str, Skipped], skipped_log: DurableWriter, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
         self.order = order
-        self.skipped: dict[str, Skipped] = {}
-        self.replaced = 0
+        self.skipped = dict(skipped)
+        self._skipped_log = skipped_log
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Weights of a checkpoint into the model, every one of them.
@@ -65,19 +72,23 @@ class ChainTrainer(Trainer):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         for batch in batches:
             for skipped in batch.pop(SKIPPED):
+                if skipped.id not in self.skipped:
+                    self._skipped_log.append(skipped.to_json())
                 self.skipped[skipped.id] = skipped
-                self.replaced += 1
         return batches, items
 
 
 class Report(TrainerCallback):
     """Sets the epoch of the data order, writes train_log.jsonl, drives the Reporter; stops on a loss that is no number."""
 
-    def __init__(self, order: Order, log: DurableWriter | None, reporter: Reporter) -> None:
+    def __init__(self, order: Order, log: DurableWriter, reporter: Reporter) -> None:
         self._order, self._log, self._reporter = order, log, reporter
-        self.losses: list[float] = []
         self.trainer: ChainTrainer | None = None
         self._last = time.monotonic()
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.max_steps < _FEW_STEPS:
+            self._reporter.warn(f"only {state.max_steps} optimiser steps; a smaller global batch gives more")
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         # `state.epoch` is a whole number at an epoch's start and a fraction where a resumed run goes on inside one.
@@ -98,19 +109,17 @@ class Report(TrainerCallback):
             raise CosError(f"the loss became {loss} at step {state.global_step}; lower the learning rate or look at the data")
         now = time.monotonic()
         skipped = len(self.trainer.skipped) if self.trainer else 0
-        self.losses.append(loss)
         norm = logs.get("grad_norm")
-        if self._log is not None:
-            record = {
-                "step": state.global_step,
-                "epoch": round(float(state.epoch or 0), 6),
-                "loss": loss,
-                "grad_norm": norm if norm is not None and math.isfinite(norm) else None,
-                "learning_rate": logs.get("learning_rate"),
-                "seconds": round(now - self._last, 4),
-                "skipped": skipped,
-            }
-            self._log.append(record)
+        record = {
+            "step": state.global_step,
+            "epoch": round(float(state.epoch or 0), 6),
+            "loss": loss,
+            "grad_norm": norm if norm is not None and math.isfinite(norm) else None,
+            "learning_rate": logs.get("learning_rate"),
+            "seconds": round(now - self._last, 4),
+            "skipped": skipped,
+        }
+        self._log.append(record)
         detail = f"loss {loss:.4f}" + (f", {skipped} skipped" if skipped else "")
         self._reporter.progress("train", state.global_step, state.max_steps, detail)
         self._last = now
