@@ -87,7 +87,7 @@ class Report(TrainerCallback):
         self._last = time.monotonic()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.max_steps < _FEW_STEPS:
+        if args.max_steps <= 0 and state.max_steps < _FEW_STEPS:
             self._reporter.warn(f"only {state.max_steps} optimiser steps; a smaller global batch gives more")
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
