@@ -13,7 +13,8 @@ from cos_core.geometry import Box
 from cos_core.prompts import Profile
 from cos_core.types import BoxStatus
 
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?"
+# Not inside a word or another number (the 0 of "x0", the "-" of "0.1-0.3"); letters of scripts without spaces may stand before.
+_NUMBER = r"(?<![A-Za-z0-9_.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?"
 _NUMBERS = re.compile(rf"({_NUMBER}|\bnan\b|\binf(?:inity)?\b)\s*(%?)", re.IGNORECASE)
 _BRACKETED = re.compile(r"[\[(]([^\[\]()]*)[\])]")
 _CLEAN = re.compile(r"\[(\d(?:\.\d{1,6})?), (\d(?:\.\d{1,6})?), (\d(?:\.\d{1,6})?), (\d(?:\.\d{1,6})?)\]")
@@ -30,9 +31,11 @@ def write_box(box: Box, profile: Profile) -> str:
     x0, x1 = _rounded(box.x0, box.x1, profile)
     y0, y1 = _rounded(box.y0, box.y1, profile)
     values = (x0, y0, x1, y1) if profile.box_order == "x0y0x1y1" else (x0, x1, y0, y1)
-    if profile.box_pad_zeros:
-        return "[" + ", ".join(f"{v:.{profile.box_decimals}f}" for v in values) + "]"
-    return "[" + ", ".join(str(round(v, profile.box_decimals)) for v in values) + "]"
+    digits = [f"{v:.{profile.box_decimals}f}" for v in values]
+    if not profile.box_pad_zeros:
+        # As Python's str writes a rounded float: 0.5, 1.0; but never 1e-05.
+        digits = [d[:3] + d[3:].rstrip("0") for d in digits]
+    return "[" + ", ".join(digits) + "]"
 
 
 def _rounded(low: float, high: float, profile: Profile) -> tuple[float, float]:
@@ -63,7 +66,7 @@ def read_box(text: str, profile: Profile) -> tuple[Box | None, BoxStatus]:
     inside = [min(1.0, max(0.0, v)) for v in (x0, y0, x1, y1)]
     if inside != [x0, y0, x1, y1]:
         status = "clamped"
-    if not (inside[0] < inside[2] and inside[1] < inside[3]):
+    if inside[0] >= inside[2] or inside[1] >= inside[3] or (inside[2] - inside[0]) * (inside[3] - inside[1]) == 0.0:
         return None, "degenerate"
     return Box(inside[0], inside[1], inside[2], inside[3], "square"), status
 

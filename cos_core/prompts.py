@@ -29,8 +29,7 @@ class Profile:
     Templates hold `{image}` (an image slot) and `{question}`. `box_decimals` digits are written, padded with zeros when
     `box_pad_zeros`; `box_step` (a fraction of the square's side, or None) snaps boxes to a coarser raster before writing;
     `box_order` names the four numbers. `crop_from`: "image" cuts the region from the original picture and pads it anew,
-    "canvas" cuts from the padded square (the released code, upstream §3.2). `roi_suffix_after_quote`: an answer-format suffix
-    stands after the closing quote of Inst.2 only, instead of inside both quotes.
+    "canvas" cuts from the padded square (the released code, upstream §3.2).
     """
 
     name: str
@@ -78,7 +77,7 @@ class Profile:
             raise InputError(f"{where}: unknown key {unknown[0]!r}")
         try:
             return cls(**data)
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             raise InputError(f"{where}: {error}") from None
 
 

@@ -183,9 +183,8 @@ def test_repeats_and_namesakes(tmp_path: Path) -> None:
     assert examples[2].id == "1#q0"
     assert [p.example_id for p in problems] == ["0001"] * 3
     assert all("the same sample was there before" in p.reason for p in problems)
-    assert [e.id for e in read(tmp_path / "x.json", samples)[0]] == [e.id for e in examples], (
-        "ids do not change from run to run"
-    )
+    again_read, _ = read(tmp_path / "x.json", samples)
+    assert again_read == examples, "ids do not change from run to run"
 
 
 def test_marks_are_gone_however_they_are_nested(tmp_path: Path) -> None:
@@ -209,27 +208,13 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=6,
 )
-keys = (
-    "id",
-    "image",
-    "conversations",
-    "question_id",
-    "text",
-    "question",
-    "answers",
-    "choices",
-    "meta",
-    "dataset",
-    "from",
-    "value",
-)
-turns = st.fixed_dictionaries(
-    {"from": st.sampled_from(["human", "gpt"]) | json_values, "value": st.text(max_size=9) | json_values}
-)
+keys = ("id", "image", "conversations", "question_id", "text", "question", "answers", "choices", "meta", "dataset")
+speakers = st.sampled_from(["human", "gpt"]) | json_values
+turns = st.fixed_dictionaries({"from": speakers, "value": st.text(max_size=9) | json_values})
 records = st.dictionaries(st.sampled_from(keys), json_values | st.lists(turns, max_size=4), max_size=6)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(records, max_size=6))
 def test_any_json_is_read_or_named(tmp_path_factory: pytest.TempPathFactory, samples: list) -> None:
     path = tmp_path_factory.getbasetemp() / "any.json"
@@ -245,7 +230,7 @@ def test_memory_stays_small(tmp_path: Path) -> None:
     path = tmp_path / "big.json"
     with path.open("w") as file:
         file.write("[")
-        for i in range(20_000):
+        for i in range(5_000):
             pairs = talk(*(f"Question {k} of {i}, with some more words in it?" for k in range(10)))
             file.write(("," if i else "") + json.dumps({"id": f"{i:09d}", "image": f"coco/{i}.jpg", "conversations": pairs}))
         file.write("]")
@@ -253,6 +238,6 @@ def test_memory_stays_small(tmp_path: Path) -> None:
     count = sum(1 for _ in read_examples(path))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert count == 100_000
-    # 20,000 ids and digests at about 200 bytes each, and the window.
-    assert peak < 30e6
+    assert count == 25_000
+    # 5,000 ids and digests at about 200 bytes each, and the window.
+    assert peak < 25e6

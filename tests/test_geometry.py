@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cos_core.boxtext import read_box, write_box
@@ -30,6 +30,7 @@ def edges_px(pad: SquarePad, box: Box) -> tuple[float, ...]:
     return box.x0 * pad.width, box.y0 * pad.height, box.x1 * pad.width, box.y1 * pad.height
 
 
+@settings(deadline=None)
 @given(pixel_boxes())
 def test_square_and_back_is_the_same_box(case: tuple[SquarePad, Box]) -> None:
     pad, box = case
@@ -40,6 +41,7 @@ def test_square_and_back_is_the_same_box(case: tuple[SquarePad, Box]) -> None:
 
 
 @pytest.mark.parametrize("name", ["paper", "repo-2024"])
+@settings(deadline=None)
 @given(case=pixel_boxes())
 def test_text_moves_an_edge_by_half_a_thousandth_of_the_side(name: str, case: tuple[SquarePad, Box]) -> None:
     pad, box = case
@@ -117,6 +119,7 @@ def test_iou_union_extension_by_hand() -> None:
         clipped(1.1, 0.0, 1.5, 1.0, "image")
 
 
+@settings(deadline=None)
 @given(pixel_boxes())
 def test_pixels_of_a_pixel_box_are_its_own(case: tuple[SquarePad, Box]) -> None:
     pad, box = case
@@ -124,6 +127,7 @@ def test_pixels_of_a_pixel_box_are_its_own(case: tuple[SquarePad, Box]) -> None:
     assert got == tuple(round(v) for v in edges_px(pad, box))
 
 
+@settings(deadline=None)
 @given(sizes, st.floats(0, 1), st.floats(0, 1), st.floats(1e-6, 1), st.floats(1e-6, 1))
 def test_pixels_are_inside_and_never_empty(size: tuple[int, int], x: float, y: float, w: float, h: float) -> None:
     box = Box(min(x, 1 - 1e-7), min(y, 1 - 1e-7), min(1.0, x + w), min(1.0, y + h))

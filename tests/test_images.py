@@ -266,7 +266,7 @@ def test_a_large_photograph_passes_without_warning(tmp_path: Path, recwarn: pyte
     assert not recwarn.list
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_damaged_bytes_never_escape_as_another_error(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     form = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "ICO", "TGA", "JPEG2000"]))
@@ -290,7 +290,7 @@ def test_square_pad_by_hand() -> None:
     assert FILL == (122, 116, 104)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from([(61, 37), (37, 61), (41, 41), (1, 13), (13, 1)]),
     st.tuples(*[st.floats(0, 1)] * 4).filter(lambda v: abs(v[0] - v[2]) > 1e-3 and abs(v[1] - v[3]) > 1e-3),

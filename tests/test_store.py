@@ -286,7 +286,7 @@ with Store.create_or_resume(path, "0123456789abcdef", {}) as store:
     for at in range(0, len(todo), 7):
         batch = todo[at:at + 7]
         store.put_many(
-            Annotation(n, Box(int(n[:6]) / 1e6, 0.25, 0.75, 0.875), int(n[:6]) / 3, "p", store.fingerprint, (1, 2), None, "x.jpg")
+            Annotation(n, Box(int(n[:6]) / 1e6, 0.25, 0.75, 0.875), int(n[:6]) / 3, "p", store.fingerprint, (1, 2), None, "x")
             for n in batch
         )
         print("done", at + len(batch), flush=True)
