@@ -54,7 +54,8 @@ def encode(profile: Profile, turns: Sequence[Turn], tokenizer: Any, image_token_
     """Token ids, labels and slots of a dialogue.
 
     `tokenizer`: a fast Hugging Face tokenizer (character offsets are needed for exact labels); `image_tokens`: how many
-    positions one picture takes (576 for LLaVA-1.5). A token is learnt when it reaches into a learnt stretch.
+    positions one picture takes (576 for LLaVA-1.5). A token is learnt when it reaches into a learnt stretch. Raises InputError
+    for a tokenizer without offsets and for text that holds the image token's own mark.
     """
     ids: list[int] = []
     labels: list[int] = []
@@ -64,6 +65,8 @@ def encode(profile: Profile, turns: Sequence[Turn], tokenizer: Any, image_token_
     def flush() -> None:
         if stretch:
             new_ids, new_labels = _encode_text(stretch, tokenizer, first=not ids)
+            if image_token_id in new_ids:
+                raise InputError("a question or answer holds the image mark; take it out of the text")
             ids.extend(new_ids)
             labels.extend(new_labels)
             stretch.clear()
@@ -90,8 +93,7 @@ def _encode_text(stretch: Sequence[tuple[str, bool]], tokenizer: Any, first: boo
         at += len(piece)
     if not getattr(tokenizer, "is_fast", False):
         raise InputError("the checkpoint's tokenizer has no fast version; save it again with a current transformers")
-    # split_special_tokens stays False: the end mark in the profile must become the end token. `<image>` typed inside a
-    # question is refused by the caller of `dialogue` (datasets), so it cannot arrive here.
+    # split_special_tokens stays False: the end mark in the profile must become the end token.
     out = tokenizer(text, return_offsets_mapping=True, add_special_tokens=first)
     ids, labels = [], []
     for token, (start, end) in zip(out["input_ids"], out["offset_mapping"], strict=True):

@@ -1,0 +1,166 @@
+"""Profiles, and dialogues whose bytes are the same in training and inference."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cos_core.encoding import render
+from cos_core.errors import InputError
+from cos_core.prompts import Profile, checkpoint_profile, dialogue, load_profile, profile_names, text_dialogue
+from cos_core.types import ImageSlot, Turn
+
+PAPER, RELEASED = load_profile("paper"), load_profile("repo-2024")
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+)
+
+
+def text_of(profile: Profile, turns: tuple[Turn, ...]) -> str:
+    """The dialogue as one text, image slots in angle brackets."""
+    return "".join(f"<{p.slot}>" if isinstance(p, ImageSlot) else p[0] for p in render(profile, turns))
+
+
+def test_the_papers_dialogue_word_for_word() -> None:
+    turns = dialogue(PAPER, "What is on the sign?", box_text="[0.1, 0.2, 0.3, 0.4]", answer="Stop")
+    assert text_of(PAPER, turns) == (
+        SYSTEM + 'USER: <full>\nTo answer the question: "What is on the sign?", where is the region of interest in the image?'
+        " ASSISTANT: [0.1, 0.2, 0.3, 0.4]</s>USER: The region of interest in the image is <roi>\n. Answer the question: "
+        '"What is on the sign?" ASSISTANT: Stop</s>'
+    )
+
+
+def test_the_released_code_asks_what_at_inference() -> None:
+    assert text_of(RELEASED, dialogue(RELEASED, "Q?")) == (
+        SYSTEM + 'USER: <full>\nTo answer the question: "Q?", what is the region of interest in the image? ASSISTANT:'
+    )
+
+
+def test_the_plain_dialogue_is_llavas() -> None:
+    assert text_of(PAPER, dialogue(PAPER, "Q?", chain=False, answer="A")) == SYSTEM + "USER: <full>\nQ? ASSISTANT: A</s>"
+    assert (
+        text_of(PAPER, text_dialogue([("a", "b"), ("c", "d")])) == SYSTEM + "USER: a ASSISTANT: b</s>USER: c ASSISTANT: d</s>"
+    )
+
+
+questions = st.text(max_size=30) | st.sampled_from(["{question}", "{image}", "{", '"', "a\nb", "}{", "\\1", "%s"])
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(profile_names()),
+    questions,
+    st.text(max_size=20),
+    st.text(max_size=20),
+    st.sampled_from(["single", "all", "image"]),
+    st.lists(questions, max_size=3),
+    st.lists(st.tuples(questions, st.text(max_size=9)), max_size=2),
+)
+def test_training_begins_with_what_inference_sees(
+    name: str, question: str, box_text: str, answer: str, asks: str, others: list[str], extra: list[tuple[str, str]]
+) -> None:
+    profile = load_profile(name)
+    options = {"asks": asks, "all_questions": others}
+    first = text_of(profile, dialogue(profile, question, **options))  # type: ignore[arg-type]
+    second = text_of(profile, dialogue(profile, question, box_text=box_text, **options))  # type: ignore[arg-type]
+    train = text_of(profile, dialogue(profile, question, box_text=box_text, answer=answer, extra_turns=extra, **options))  # type: ignore[arg-type]
+    assert second.startswith(f"{first} {box_text}{profile.turn_end}")
+    assert train.startswith(f"{second} {answer}{profile.turn_end}")
+    if not extra:
+        assert train == f"{second} {answer}{profile.turn_end}"
+    assert (train.count("<full>"), train.count("<roi>")) >= (1, 1)
+    plain = text_of(profile, dialogue(profile, question, chain=False))
+    assert text_of(profile, dialogue(profile, question, chain=False, answer=answer)) == f"{plain} {answer}{profile.turn_end}"
+    assert question in second
+    assert question in plain
+
+
+def test_what_the_loss_sees() -> None:
+    def learnt(turns: tuple[Turn, ...]) -> list[tuple[str | ImageSlot, ...]]:
+        return [turn.parts for turn in turns if turn.learn]
+
+    assert learnt(dialogue(PAPER, "q", box_text="[b]", answer="a")) == [("[b]",), ("a",)]
+    assert learnt(dialogue(PAPER, "q", box_text="[b]", answer="a", learn_box=False)) == [("a",)]
+    assert learnt(dialogue(PAPER, "q", box_text="[b]", answer="a", extra_turns=[("r", "c"), ("s", "d")])) == [
+        ("[b]",),
+        ("a",),
+        ("c",),
+        ("d",),
+    ]
+    with pytest.raises(InputError):
+        Turn("user", ("q",), learn=True)
+
+
+def test_further_turns_are_announced_once() -> None:
+    text = text_of(PAPER, dialogue(PAPER, "q", box_text="[b]", answer="a", extra_turns=[("r", "c"), ("s", "d")]))
+    announced = "Now answer the following questions based on the raw image: "
+    assert text.endswith(f"USER: {announced}r ASSISTANT: c</s>USER: s ASSISTANT: d</s>")
+    assert text.count(announced) == 1
+
+
+def test_inst1_asks_about_one_all_or_the_image() -> None:
+    def first(asks: str) -> str:
+        return text_of(PAPER, dialogue(PAPER, "q?", asks=asks, all_questions=("q?", "r?")))  # type: ignore[arg-type]
+
+    assert 'question: "q?", where' in first("single")
+    assert 'questions: "q? r?", where' in first("all")
+    assert first("image").endswith("USER: <full>\nWhere is the region of interest in the image? ASSISTANT:")
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_shipped_profile_loads_and_round_trips(name: str) -> None:
+    profile = load_profile(name)
+    assert profile.name == name
+    assert Profile.from_json(json.loads(json.dumps(profile.to_json()))) == profile
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"inst3": "x"}, "unknown key 'inst3'"),
+        ({"inst1": "no image {question}"}, "inst1 must hold {image} exactly once"),
+        ({"inst2": "{image}"}, "inst2 must hold {question} exactly once"),
+        ({"inst1": 3}, ""),
+        ({"box_order": "yxyx"}, "unknown box_order"),
+        ({"box_decimals": 0}, "box_decimals must be 1 to 6"),
+        ({"box_decimals": "3"}, ""),
+        ({"box_step": 0.0}, "box_step must lie in"),
+        ({"crop_from": "screen"}, "unknown crop_from"),
+    ],
+)
+def test_broken_profiles_are_refused(change: dict, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({**PAPER.to_json(), **change}))
+    with pytest.raises(InputError) as caught:
+        load_profile(str(path))
+    assert words in str(caught.value)
+
+
+def test_profiles_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text("name = ")
+    (tmp_path / "x.json").write_text("[]")
+    (tmp_path / "y.json").write_text('{"name": "y"}')
+    for name in (
+        "none",
+        str(tmp_path / "none.toml"),
+        str(tmp_path / "x.toml"),
+        str(tmp_path / "x.json"),
+        str(tmp_path / "y.json"),
+    ):
+        with pytest.raises(InputError):
+            load_profile(name)
+
+
+def test_a_checkpoint_carries_its_own_profile(tmp_path: Path) -> None:
+    assert checkpoint_profile(tmp_path) == PAPER
+    assert checkpoint_profile("llava-hf/llava-1.5-7b-hf") == PAPER
+    own = replace(PAPER, name="own", box_decimals=2)
+    (tmp_path / "cos_profile.json").write_text(json.dumps(own.to_json()))
+    assert checkpoint_profile(tmp_path) == own
+    assert checkpoint_profile(tmp_path, "repo-2024") == RELEASED
