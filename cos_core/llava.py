@@ -16,7 +16,7 @@ from cos_core import assets
 from cos_core.encoding import Encoded, encode
 from cos_core.errors import InputError, MissingError
 from cos_core.images import square_pad
-from cos_core.prompts import Profile, checkpoint_profile
+from cos_core.prompts import PROFILE_FILE, Profile, checkpoint_profile
 from cos_core.types import Turn
 
 if TYPE_CHECKING:
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MINIATURE = "miniature"
+_CHECKPOINT_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "processor_config.json",
+    "preprocessor_config.json",
+    PROFILE_FILE,
+)
 
 
 @dataclass(slots=True)
@@ -147,7 +155,8 @@ def checkpoint_fingerprint(where: str) -> str:
     """16 hex digits that change with the configuration or the weights: names, sizes and first megabyte of each weight file."""
     digest = hashlib.sha256(b"" if Path(where).is_dir() else where.encode())
     for path in sorted(Path(where).glob("*")) if Path(where).is_dir() else ():
-        if path.suffix in (".json", ".safetensors", ".model"):
+        # Manifests and logs hold times: the same weights trained twice must be the same checkpoint.
+        if path.name in _CHECKPOINT_FILES or path.suffix == ".safetensors":
             digest.update(f"{path.name}:{path.stat().st_size}:".encode())
             with path.open("rb") as file:
                 digest.update(file.read(1 << 20))
