@@ -84,9 +84,9 @@ def test_patch_labels_name_what_stands_under_a_patch():
     assert int((labels[0] == 1).sum()) == 1
 
 
-def test_wide_lessons_never_ask_for_a_digit(teacher: lessons.Teacher):
+def test_lessons_on_whole_scenes_never_ask_for_a_digit(teacher: lessons.Teacher):
     rng = random.Random(2)
-    kinds = {kind for step in range(60) for kind, _ in teacher.wide(rng, step / 60).kinds}
+    kinds = {kind for _ in range(60) for lesson in (teacher.place(rng), teacher.fact(rng)) for kind, _ in lesson.kinds}
     assert kinds == {"caption", "where", "where-shape", "relation", "shape", "colour", "count"}
 
 

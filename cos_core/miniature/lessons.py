@@ -126,16 +126,17 @@ class Teacher:
     def box(self, box: Box) -> str:
         return write_box(SquarePad(SIDE, SIDE).to_square(box), self.profile)
 
-    def wide(self, rng: random.Random, progress: float) -> Lesson:
-        """A lesson on a whole scene: a grounded caption, where things are, how they stand, or what they are.
+    def place(self, rng: random.Random) -> Lesson:
+        """A lesson on where things are in a whole scene: a grounded caption, or questions."""
+        scene = make_scene(rng, distinct_shapes=rng.random() < 0.5)
+        maker = self._captions if rng.random() < 0.45 else self._places
+        return self._lesson(wide_view(scene, self.side), maker(scene, rng))
 
-        `progress` in [0, 1]: places come first, because every other answer needs them.
-        """
-        scene = make_scene(rng)
-        makers = (self._captions, self._places, self._relations, self._attributes)
-        early, late = (0.42, 0.46, 0.04, 0.08), (0.25, 0.25, 0.25, 0.25)
-        shares = [a + progress * (b - a) for a, b in zip(early, late, strict=True)]
-        return self._lesson(wide_view(scene, self.side), rng.choices(makers, shares)[0](scene, rng))
+    def fact(self, rng: random.Random) -> Lesson:
+        """A lesson on a whole scene whose answers are single words: how things stand, what they are, how many."""
+        scene = make_scene(rng, distinct_shapes=rng.random() < 0.4)
+        maker = self._relations if rng.random() < 0.45 else self._attributes
+        return self._lesson(wide_view(scene, self.side), maker(scene, rng))
 
     def close(self, rng: random.Random) -> Lesson:
         """A lesson on a part of a scene, where digits can be read."""
@@ -158,7 +159,7 @@ class Teacher:
         words = []
         for thing in things:
             # A lone shape sometimes comes first, so that place is learnt from shape as well as from colour.
-            lone = shapes.count(thing.shape) == 1 and rng.random() < 0.6
+            lone = shapes.count(thing.shape) == 1 and rng.random() < 0.5
             first, last = (thing.shape, thing.colour) if lone else (thing.colour, thing.shape)
             words.append(f"{first} {self.box(thing_box(thing))} {last}")
         return [("Describe the image.", " ".join(words), "caption")]
@@ -167,8 +168,8 @@ class Teacher:
         pairs: list[Pair] = []
         shapes = [t.shape for t in scene.things]
         for thing in rng.sample(scene.things, len(scene.things)):
-            names = [thing.name, thing.name, f"{thing.colour} object"]
-            names += [thing.shape] if shapes.count(thing.shape) == 1 else []
+            names = [thing.name, f"{thing.colour} object"]
+            names += 2 * [thing.shape] if shapes.count(thing.shape) == 1 else []
             name = rng.choice(names)
             kind = "where-shape" if name == thing.shape else "where"
             pairs.append((f"Where is the {name}?", self.box(thing_box(thing)), kind))
@@ -181,7 +182,7 @@ class Teacher:
     def _attributes(self, scene: Scene, rng: random.Random) -> list[Pair]:
         """Each thing in one question at most: an earlier turn must not give a later answer away."""
         pairs = [self._attribute(t, scene.things, rng) for t in rng.sample(scene.things, len(scene.things))]
-        if rng.random() < 0.7:
+        if rng.random() < 0.8:
             pairs.append(("How many objects are there?", str(len(scene.things)), "count"))
         rng.shuffle(pairs)
         return pairs

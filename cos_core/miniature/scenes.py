@@ -1,7 +1,7 @@
 """Procedural scenes: a few large shapes, each with a small digit that cannot be read once the whole picture is shrunk.
 
-A scene is 384 px wide; each object is about a fifth of that and carries a white digit a tenth of the scene high: 38 px in the
-picture, 4 px at the miniature's 40 px input, 13-16 px in a crop of the object. So questions about digits need the region of
+A scene is 384 px wide; each object is about a fifth of that and carries a white digit a twelfth of the scene high: 32 px in the
+picture, 3 px at the miniature's 40 px input, 11-13 px in a crop of the object. So questions about digits need the region of
 interest *by construction*; questions about colour, shape, order and number do not.
 
 Scenes are unbiased: objects stand in a jittered 3x3 layout and any of them is asked about. `centre_bias` p asks about the most
@@ -45,7 +45,7 @@ KINDS = ("reading", "colour", "shape", "relation", "scene")
 SHARES = {"reading": 0.70, "colour": 0.08, "shape": 0.08, "relation": 0.07, "scene": 0.07}
 """How often each kind is asked, where the scene allows it."""
 
-GLYPH_HEIGHT = 1 / 10
+GLYPH_HEIGHT = 1 / 12
 MARGIN = 0.025
 """Gold regions reach this far (fraction of the scene) beyond the object's nominal radius."""
 
@@ -98,14 +98,15 @@ class Question:
     about: tuple[int, ...]
 
 
-def make_scene(rng: random.Random) -> Scene:
-    """A random scene; colours never repeat, shapes and digits may."""
-    cells = rng.sample(range(9), rng.randint(3, 5))
+def make_scene(rng: random.Random, distinct_shapes: bool = False) -> Scene:
+    """A random scene; colours never repeat, digits may, and so may shapes unless they are asked to be distinct."""
+    cells = rng.sample(range(9), rng.randint(3, 4 if distinct_shapes else 5))
+    shapes = rng.sample(SHAPES, len(cells)) if distinct_shapes else [rng.choice(SHAPES) for _ in cells]
     things = []
-    for cell, colour in zip(cells, rng.sample(list(COLOURS), len(cells)), strict=True):
+    for cell, colour, shape in zip(cells, rng.sample(list(COLOURS), len(cells)), shapes, strict=True):
         x = (cell % 3 + 0.5) / 3 + rng.uniform(-0.05, 0.05)
         y = (cell // 3 + 0.5) / 3 + rng.uniform(-0.05, 0.05)
-        things.append(Thing(colour, rng.choice(SHAPES), rng.choice(DIGITS), x, y, rng.uniform(0.085, 0.105)))
+        things.append(Thing(colour, shape, rng.choice(DIGITS), x, y, rng.uniform(0.085, 0.105)))
     return Scene(tuple(things), rng.randint(205, 245))
 
 
