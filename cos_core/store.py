@@ -277,11 +277,12 @@ class _Handle:
         self.meta = json.loads(about) if about else {}
 
     def _open_tables(self) -> dict[str, Any]:
-        create = False
-        if self.writable:
-            with self._env.begin() as txn:
-                create = txn.stat()["entries"] == 0
-        return {name: self._env.open_db(name.encode(), create=create) for name in _TABLES}
+        if not self.writable:
+            return {name: self._env.open_db(name.encode(), create=False) for name in _TABLES}
+        # All in one transaction: a job killed here leaves every table or none.
+        with self._env.begin(write=True) as txn:
+            new = txn.stat()["entries"] == 0
+            return {name: self._env.open_db(name.encode(), txn=txn, create=new) for name in _TABLES}
 
     def _living(self) -> None:
         """After a fork, gives the child a read-only handle of its own: LMDB's may not be used on both sides."""

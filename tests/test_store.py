@@ -162,6 +162,25 @@ def test_places_that_are_no_store(tmp_path: Path) -> None:
         assert txn.stat()["entries"] == 1, "nothing was written into it"
 
 
+def test_a_store_killed_while_it_was_made_is_begun_again(tmp_path: Path) -> None:
+    with lmdb.open(str(tmp_path / "store"), max_dbs=3) as env, env.begin(write=True) as txn:
+        for name in (b"annotations", b"failures", b"meta"):
+            env.open_db(name, txn=txn)
+    with pytest.raises(InputError, match="never begun"):
+        Store.read(tmp_path / "store")
+    with Store.create_or_resume(tmp_path / "store", MARK, {}) as store:
+        assert store.put_many([annotation(1)]) == 1
+
+
+def test_a_store_without_a_usable_reader_table_is_read(tmp_path: Path, writer: Store) -> None:
+    writer.put_many([annotation(1)])
+    writer.close()
+    (tmp_path / "store" / "lock.mdb").unlink()
+    (tmp_path / "store" / "lock.mdb").mkdir()  # stands for a folder that we may not write to
+    with Store.read(tmp_path / "store") as store:
+        assert list(store.annotations()) == [annotation(1)]
+
+
 SECOND_WRITER = """
 import sys
 from pathlib import Path
