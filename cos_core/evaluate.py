@@ -6,6 +6,7 @@ named and counted: missing, failed, doubled, re-ordered and unknown answers, unr
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -312,10 +313,12 @@ def _predictions_file(path: Path) -> Path:
 
 
 def _inputs(config: EvalConfig, file: Path, data: BenchmarkData) -> dict[str, dict[str, Any]]:
-    questions = {"questions": [[e.id, e.image, e.question, list(e.answers)] for e in data.examples]}
+    digest = hashlib.sha256()
+    for example in data.examples:
+        digest.update(json.dumps([example.id, example.image, example.question, example.answers]).encode())
     return {
         "predictions": manifest.file_input(file),
-        "data": {"path": str(config.data), "fingerprint": manifest.fingerprint(questions)},
+        "data": {"path": str(config.data), "questions_sha256": digest.hexdigest()},
     }
 
 

@@ -63,13 +63,11 @@ def resampled_sums(sums: Floats, replicates: int = REPLICATES, seed: int = 0) ->
     """Totals of `replicates` samples of clusters drawn with replacement; (clusters, k) -> (replicates, k)."""
     groups = sums.shape[0]
     generator = np.random.default_rng(seed)
-    block = max(1, _BLOCK // max(1, groups))
     totals = np.empty((replicates, sums.shape[1]))
-    for start in range(0, replicates, block):
-        rows = min(block, replicates - start)
-        drawn = generator.integers(0, groups, size=(rows, groups)) + np.arange(rows)[:, None] * groups
-        times = np.bincount(drawn.ravel(), minlength=rows * groups).reshape(rows, groups)
-        totals[start : start + rows] = times @ sums
+    # One replicate at a time stays in the cache: for 40,000 images this is faster than blocks of replicates.
+    for row in range(replicates):
+        times = np.bincount(generator.integers(0, groups, size=groups), minlength=groups)
+        totals[row] = times @ sums
     return totals
 
 

@@ -48,7 +48,10 @@ def _commonest(example: Example) -> str:
 
 @dataclass(frozen=True)
 class VqaScores:
-    """Scoring by VQA accuracy in percent, overall and by the groups named in `slices`; splits in `unlabelled` have none."""
+    """Scoring by VQA accuracy in percent, overall and by the groups named in `slices` (with intervals for the first).
+
+    The splits in `unlabelled` are scored by a server.
+    """
 
     name: str
     split: str
@@ -73,7 +76,7 @@ class VqaScores:
         return percentages(list(scores), self.slices)
 
     def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
-        return percentage_estimates(scores, self.slices)
+        return percentage_estimates(scores, self.slices[:1])
 
     def protocol(self, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
         return {"scorer": self.scorer}
