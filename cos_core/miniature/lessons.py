@@ -1,8 +1,9 @@
 """What the miniature is pre-trained on: views of scenes, what stands under each patch, and conversations.
 
 A view is a whole scene ("wide") or a square part of it cut at full resolution ("close"). Wide conversations never ask for
-digits: they cannot be read there. Gold boxes appear here, in captions and "Where is" answers, as grounding data does in
-LLaVA-1.5's own training mix; from the checkpoint onwards no gold box is used.
+digits: they cannot be read there. An album is many parts of one scene, one token each, as `cos annotate --backbone regions`
+shows a scene; it is learnt from answers alone. Gold boxes appear here, in captions and "Where is" answers, as grounding data
+does in LLaVA-1.5's own training mix; from the checkpoint onwards no gold box is used.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from cos_core.boxtext import write_box
+from cos_core.detectors.grid import Grid
 from cos_core.encoding import Encoded, encode
 from cos_core.geometry import Box, SquarePad
 from cos_core.miniature.scenes import COLOURS, DIGITS, SHAPES, SIDE, Scene, Thing, draw, make_scene, questions, thing_box
@@ -112,6 +115,14 @@ class Lesson:
     kinds: tuple[tuple[str, int], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Album:
+    """Parts of one scene, (n, side, side, 3) uint8, and conversations in which each part takes one image position."""
+
+    parts: np.ndarray
+    conversations: tuple[Encoded, ...]
+
+
 Pair = tuple[str, str, str]
 """(question, answer, kind)"""
 
@@ -119,7 +130,7 @@ Pair = tuple[str, str, str]
 class Teacher:
     """Makes lessons; holds what encoding needs."""
 
-    def __init__(self, profile: Profile, tokenizer: object, image_token_id: int, image_tokens: int, side: int) -> None:
+    def __init__(self, profile: Profile, tokenizer: Any, image_token_id: int, image_tokens: int, side: int) -> None:
         self.profile, self.tokenizer, self.side = profile, tokenizer, side
         self.image_token_id, self.image_tokens = image_token_id, image_tokens
 
@@ -151,6 +162,22 @@ class Teacher:
         else:
             pairs = [self._attribute(t, view.things, rng) for t in things[:3]]
         return self._lesson(view, pairs)
+
+    def album(self, rng: random.Random) -> Album:
+        """Between eight parts and all of a grid's windows, each thing whole in one at least, in random order."""
+        scene = make_scene(rng, distinct_shapes=rng.random() < 0.3)
+        picture = draw(scene)
+        parts = [close_view(scene, picture, thing, rng, self.side) for thing in scene.things]
+        windows = Grid().detect(picture).boxes
+        for box in rng.sample(windows, rng.randint(max(0, 8 - len(parts)), len(windows) - len(parts))):
+            parts.append(_cut(scene, picture, box, self.side))
+        rng.shuffle(parts)
+        things = rng.sample(scene.things, len(scene.things))
+        readings = [(f"What digit is on the {t.name}?", t.digit, "digit") for t in things[:3]]
+        # Questions about an attribute stand alone: the names in another question would give their answers away.
+        alone = [[self._attribute(t, scene.things, rng)] for t in things[:2]]
+        conversations = tuple(self._encode(pairs, len(parts)) for pairs in (readings, *alone))
+        return Album(np.stack([p.pixels for p in parts]), conversations)
 
     def _captions(self, scene: Scene, rng: random.Random) -> list[Pair]:
         things = list(scene.things)
@@ -193,10 +220,13 @@ class Teacher:
         return f"What shape is the {thing.colour} object?", thing.shape, "shape"
 
     def _lesson(self, view: View, pairs: Sequence[Pair]) -> Lesson:
+        lengths = [len(self.tokenizer(" " + a + "</s>", add_special_tokens=False)["input_ids"]) for _, a, _ in pairs]
+        kinds = tuple((kind, n) for (_, _, kind), n in zip(pairs, lengths, strict=True))
+        return Lesson(view, self._encode(pairs, self.image_tokens), kinds)
+
+    def _encode(self, pairs: Sequence[Pair], image_tokens: int) -> Encoded:
         turns: list[Turn] = []
         for number, (question, answer, _) in enumerate(pairs):
             parts = (FULL, "\n" + question) if number == 0 else (question,)
             turns += [Turn("user", parts), Turn("assistant", (answer,), learn=True)]
-        encoded = encode(self.profile, turns, self.tokenizer, self.image_token_id, self.image_tokens)
-        lengths = [len(self.tokenizer(" " + a + "</s>", add_special_tokens=False)["input_ids"]) for _, a, _ in pairs]  # type: ignore[operator]
-        return Lesson(view, encoded, tuple((kind, n) for (_, _, kind), n in zip(pairs, lengths, strict=True)))
+        return encode(self.profile, turns, self.tokenizer, self.image_token_id, image_tokens)

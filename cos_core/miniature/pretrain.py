@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from cos_core.encoding import IGNORE
-from cos_core.miniature.lessons import Lesson, Teacher, View, patch_labels, views
+from cos_core.backbones.regions import centre_token
+from cos_core.encoding import IGNORE, Encoded
+from cos_core.miniature.lessons import Album, Lesson, Teacher, View, patch_labels, views
 from cos_core.miniature.model import IMAGE_MEAN, IMAGE_STD, Shape, build, save
 from cos_core.miniature.scenes import COLOURS, DIGITS, SHAPES
 from cos_core.miniature.vocabulary import box_marks, make_tokenizer
@@ -36,7 +37,7 @@ Loss = Callable[[random.Random], tuple[Any, dict[str, float]]]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Steps and learning rates of the three stages; `*_scenes`, `places`, `facts` and `close` are counts a step."""
+    """Steps of the three stages; `*_scenes` and the sorts of lessons below `talk_steps` are counts a step."""
 
     seed: int = 0
     tower_steps: int = 900
@@ -47,6 +48,7 @@ class Plan:
     places: int = 20
     facts: int = 16
     close: int = 12
+    albums: int = 4
     learning_rate: float = 2e-3
 
 
@@ -160,30 +162,53 @@ class Miniature:
             places, where = self._talk_loss([teacher.place(rng) for _ in range(self.plan.places)])
             facts, what = self._talk_loss([teacher.fact(rng) for _ in range(self.plan.facts)])
             close, read = self._talk_loss([teacher.close(rng) for _ in range(self.plan.close)])
+            albums, found = self._album_loss([teacher.album(rng) for _ in range(self.plan.albums)])
             # Each sort has a mean of its own: the few tokens of one-word answers would drown among the boxes.
-            loss = 0.4 * places + 0.3 * facts + 0.3 * close
-            return loss, {**where, **what, **{f"{kind}_close": share for kind, share in read.items()}}
+            loss = 0.35 * places + 0.3 * facts + 0.25 * close + 0.2 * albums
+            return loss, {**where, **what, **{f"{kind}_close": share for kind, share in read.items()}, **found}
 
         self.run_stage("talk", self.plan.talk_steps, [w for w in self.model.parameters() if w.requires_grad], loss)
         for weight in self.tower.parameters():
             weight.requires_grad_(True)
 
     def _talk_loss(self, lessons: Sequence[Lesson]) -> tuple[Any, dict[str, float]]:
+        ids, mask, labels = self._padded([x.encoded for x in lessons])
+        pixels = self.pixels([x.view.pixels for x in lessons])
+        out = self.model(input_ids=ids, attention_mask=mask, pixel_values=pixels, labels=labels)
+        return out.loss, _accuracy_by_kind(lessons, _right(out.logits, labels))
+
+    def _album_loss(self, albums: Sequence[Album]) -> tuple[Any, dict[str, float]]:
         import torch
 
-        length = max(len(x.encoded) for x in lessons)
-        ids = torch.full((len(lessons), length), self.tokenizer.pad_token_id)
-        labels = torch.full((len(lessons), length), IGNORE)
-        for row, lesson in enumerate(lessons):
-            ids[row, : len(lesson.encoded)] = torch.tensor(lesson.encoded.ids)
-            labels[row, : len(lesson.encoded)] = torch.tensor(lesson.encoded.labels)
-        mask = (torch.arange(length)[None] < torch.tensor([len(x.encoded) for x in lessons])[:, None]).long()
-        out = self.model(
-            input_ids=ids, attention_mask=mask, pixel_values=self.pixels([x.view.pixels for x in lessons]), labels=labels
-        )
-        with torch.no_grad():
-            right = (out.logits[:, :-1].argmax(-1) == labels[:, 1:])[labels[:, 1:] != IGNORE].float().numpy()
-        return out.loss, _accuracy_by_kind(lessons, right)
+        seen = self.model.get_image_features(pixel_values=self.pixels([part for a in albums for part in a.parts])).pooler_output
+        tokens = centre_token(torch.stack(list(seen)), self).split([len(a.parts) for a in albums])
+        features = torch.cat([own for album, own in zip(albums, tokens, strict=True) for _ in album.conversations])
+        ids, mask, labels = self._padded([c for album in albums for c in album.conversations])
+        places = (ids == self.model.config.image_token_id)[..., None]
+        embeddings = self.model.get_input_embeddings()(ids).masked_scatter(places, features)
+        out = self.model(inputs_embeds=embeddings, attention_mask=mask, labels=labels)
+        right = _right(out.logits, labels)
+        return out.loss, {"album": float(right[::2].mean())}
+
+    def _padded(self, rows: Sequence[Encoded]) -> tuple[Any, Any, Any]:
+        """Token ids, attention mask and labels, (rows, longest), padded on the right."""
+        import torch
+
+        lengths = torch.tensor([len(row) for row in rows])
+        longest = int(lengths.max())
+        ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
+        labels = torch.full((len(rows), longest), IGNORE)
+        for number, row in enumerate(rows):
+            ids[number, : len(row)] = torch.tensor(row.ids)
+            labels[number, : len(row)] = torch.tensor(row.labels)
+        return ids, (torch.arange(longest)[None] < lengths[:, None]).long(), labels
+
+
+def _right(logits: Any, labels: Any) -> np.ndarray:
+    """For each learnt token, in order, whether it was predicted: (learnt tokens,) of 0 and 1."""
+    found = (logits.detach()[:, :-1].argmax(-1) == labels[:, 1:])[labels[:, 1:] != IGNORE]
+    result: np.ndarray = found.float().numpy()
+    return result
 
 
 def _accuracy_by_kind(lessons: Sequence[Lesson], right: np.ndarray) -> dict[str, float]:
