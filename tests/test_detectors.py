@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from cos_core import plug
-from cos_core.detectors import grid
+from cos_core.detectors import components, grid
 from cos_core.errors import InputError
 
 sizes = st.tuples(st.integers(1, 700), st.integers(1, 700))
@@ -70,3 +71,31 @@ def test_every_detector_proposes_boxes_in_the_image(name: str, size: tuple[int, 
     found = plug.load("detectors", name).detect(picture(*size))
     assert all(box.frame == "image" for box in found.boxes)
     assert found.scores is None
+
+
+class TestComponents:
+    def test_things_on_a_plain_ground(self) -> None:
+        image = Image.new("RGB", (480, 240), (220, 220, 220))
+        draw = ImageDraw.Draw(image)
+        draw.rectangle((48, 24, 95, 119), fill="red")  # pixels 48-95 across, 24-119 down
+        draw.rectangle((300, 100, 419, 219), fill="blue")
+        draw.point((5, 5), fill="black")  # too small to count
+        first, second = components.build().detect(image).boxes
+        assert first.corners == pytest.approx((300 / 480, 100 / 240, 420 / 480, 220 / 240), abs=0.025 + 1 / 48)
+        assert first.contains(300 / 480, 100 / 240)
+        assert first.contains(420 / 480, 220 / 240)
+        assert second.corners == pytest.approx((0.1, 0.1, 0.2, 0.5), abs=0.025 + 1 / 48)
+
+    def test_a_winding_area_is_one(self) -> None:
+        spiral = np.zeros((9, 9), bool)
+        spiral[1, 1:8] = spiral[1:8, 7] = spiral[7, 1:8] = spiral[3:8, 1] = spiral[3, 1:6] = spiral[3:6, 5] = True
+        spiral[5, 3] = True
+        areas = components._areas(spiral)
+        assert sorted(len(rows) for rows, _ in areas) == [1, int(spiral.sum()) - 1]
+
+    def test_nothing_on_an_empty_ground(self) -> None:
+        assert components.build().detect(picture(64, 64)).boxes == ()
+
+    def test_impossible_settings(self) -> None:
+        with pytest.raises(InputError, match="components"):
+            components.Components(side=0)
