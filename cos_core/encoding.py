@@ -1,18 +1,28 @@
 """From a dialogue to token ids and loss labels: one function for training and inference.
 
 Text between image slots is tokenised in one piece per stretch and the repeated start mark is dropped, as LLaVA's own
-`tokenizer_image_token` does (upstream §7); each image slot becomes `image_tokens` copies of the image token.
+`tokenizer_image_token` does; each image slot becomes `image_tokens` copies of the image token.
 Knows tokenizers by their call signature only; imports neither torch nor transformers.
+
+What follows the end mark (`</s>USER: ...`) has three tokenisations in the wild; a checkpoint answers best under the one it was
+trained with. The profile's `after_end` names it:
+  native   whatever the tokenizer itself does;
+  spaced   as if a space stood there, `▁US ER` (`transformers` 4.31 with `legacy` true, and most later fast tokenizers);
+  cut      as spaced, then the space mark is cut off the first piece, `US ER` (4.31 with `legacy` false, as LLaVA-1.5);
+  joined   as in the middle of a word, `USER` (4.37 and later, slow tokenizer with `legacy` false).
+The last three also put SentencePiece's space mark in front of every stretch, even one that begins with a space. A tokenizer
+that writes no such mark has only its native way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cos_core.errors import InputError
-from cos_core.prompts import Profile
+from cos_core.prompts import AfterEnd, Profile
 from cos_core.types import ImageSlot, Slot, Turn
 
 IGNORE = -100
@@ -64,7 +74,7 @@ def encode(profile: Profile, turns: Sequence[Turn], tokenizer: Any, image_token_
 
     def flush() -> None:
         if stretch:
-            new_ids, new_labels = _encode_text(stretch, tokenizer, first=not ids)
+            new_ids, new_labels = _encode_text(stretch, tokenizer, profile.after_end, first=not ids)
             if image_token_id in new_ids:
                 raise InputError("a question or answer holds the image mark; take it out of the text")
             ids.extend(new_ids)
@@ -83,7 +93,9 @@ def encode(profile: Profile, turns: Sequence[Turn], tokenizer: Any, image_token_
     return Encoded(tuple(ids), tuple(labels), tuple(slots))
 
 
-def _encode_text(stretch: Sequence[tuple[str, bool]], tokenizer: Any, first: bool) -> tuple[list[int], list[int]]:
+def _encode_text(
+    stretch: Sequence[tuple[str, bool]], tokenizer: Any, after_end: AfterEnd, first: bool
+) -> tuple[list[int], list[int]]:
     text = "".join(t for t, _ in stretch)
     learnt: list[tuple[int, int]] = []
     at = 0
@@ -91,13 +103,57 @@ def _encode_text(stretch: Sequence[tuple[str, bool]], tokenizer: Any, first: boo
         if learn:
             learnt.append((at, at + len(piece)))
         at += len(piece)
+    ids, labels = [], []
+    for token, start, end in tokenize(text, tokenizer, after_end, first=first):
+        ids.append(token)
+        inside = any(end > low and start < high and end > start for low, high in learnt)
+        labels.append(token if inside else IGNORE)
+    return ids, labels
+
+
+def tokenize(text: str, tokenizer: Any, after_end: AfterEnd = "native", *, first: bool) -> list[tuple[int, int, int]]:
+    """(token id, start, end) of one stretch of text, in characters; the start mark in front when `first`.
+
+    Raises InputError for a tokenizer that cannot say where its tokens stand.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise InputError("the checkpoint's tokenizer has no fast version; save it again with a current transformers")
-    # split_special_tokens stays False: the end mark in the profile must become the end token.
-    out = tokenizer(text, return_offsets_mapping=True, add_special_tokens=first)
-    ids, labels = [], []
-    for token, (start, end) in zip(out["input_ids"], out["offset_mapping"], strict=True):
-        ids.append(int(token))
-        inside = any(end > low and start < high and end > start for low, high in learnt)
-        labels.append(int(token) if inside else IGNORE)
-    return ids, labels
+    if after_end == "native" or tokenizer.backend_tokenizer.token_to_id(_SPACE) is None:
+        # split_special_tokens stays False: the end mark in the profile must become the end token.
+        out = tokenizer(text, return_offsets_mapping=True, add_special_tokens=first)
+        return [(int(t), *place) for t, place in zip(out["input_ids"], out["offset_mapping"], strict=True)]
+    found: list[tuple[int, int, int]] = []
+    if first and tokenizer.bos_token_id is not None:
+        found.append((int(tokenizer.bos_token_id), 0, 0))
+    marks = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
+    at = 0
+    for part in re.split(f"({'|'.join(map(re.escape, marks))})", text):
+        if part in marks:
+            found.append((int(tokenizer.convert_tokens_to_ids(part)), at, at + len(part)))
+        elif part:
+            found += [(token, at + low, at + high) for token, low, high in _pieces(part, tokenizer, after_end, inner=at > 0)]
+        at += len(part)
+    return found
+
+
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+"""How SentencePiece writes a space."""
+
+
+def _pieces(text: str, tokenizer: Any, after_end: AfterEnd, *, inner: bool) -> Iterator[tuple[int, int, int]]:
+    """SentencePiece's pieces of a text without special tokens; `inner`: it stands after one."""
+    model = tokenizer.backend_tokenizer.model
+    prefix = "" if inner and after_end == "joined" else _SPACE
+    written = prefix + text.replace(" ", _SPACE)
+    # The model counts bytes of what it is given; labels need characters of the text.
+    character = [i for i, c in enumerate(written) for _ in c.encode("utf-8")] + [len(written)]
+    shift = len(prefix)
+    for token in model.tokenize(written):
+        low, high = (max(0, character[place] - shift) for place in token.offsets)
+        if inner and after_end == "cut" and token.offsets[0] == 0 and token.value.startswith(_SPACE) and text[0] != " ":
+            rest = token.value[len(_SPACE) :]
+            if rest:
+                yield int(tokenizer.convert_tokens_to_ids(rest)), low, high
+            continue
+        # A byte of a character that has no piece ends inside that character; it still belongs to it.
+        yield int(token.id), low, max(high, low + 1) if token.value.startswith("<0x") else high

@@ -6,7 +6,7 @@ Each plug-in module offers one function `build(**options)` that returns the obje
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -69,24 +69,56 @@ class Backbone(Protocol):
         """
 
 
+class Grammar(Protocol):
+    """A finite language of texts that a reply must come from, asked one prefix at a time."""
+
+    @property
+    def alphabet(self) -> frozenset[str]:
+        """Every character that occurs in a text of the language."""
+
+    def follows(self, prefix: str) -> frozenset[str]:
+        """The characters that can stand next; empty when `prefix` is a whole text, or no prefix of one."""
+
+    def viable(self, prefix: str) -> bool:
+        """Whether some text of the language begins with `prefix`."""
+
+    def finish(self, prefix: str) -> str:
+        """A whole text that begins with the viable `prefix`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One generation: a dialogue whose last turn is the user's, and its pictures by slot ("full", "roi")."""
+    """One generation: a dialogue whose last turn is the user's, and its pictures by slot ("full", "roi").
+
+    `grammar`: only its texts may come out (engines that cannot promise it refuse); `listen` is called with each new
+    piece of the text as it comes.
+    """
 
     turns: tuple[Turn, ...]
     images: Mapping[str, Image]
     max_new_tokens: int = 128
+    grammar: Grammar | None = None
+    listen: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The text generated for a Request, without the end-of-sequence mark; `error` set (and text "") when it failed."""
+    """The text generated for a Request, without the end-of-sequence mark; `error` set (and text "") when it failed.
+
+    `cached`: how many of the `tokens_in` needed no computation; `steps`: how often the model was asked for a token (fewer than
+    `tokens_out` where a grammar left one choice); `ids` and `margins`: the tokens, and for each the lead of the best logit over
+    the second (infinite for a forced token), where the engine knows them.
+    """
 
     text: str
     tokens_in: int = 0
     tokens_out: int = 0
     finished: bool = True
     error: str | None = None
+    cached: int = 0
+    steps: int = 0
+    ids: tuple[int, ...] = ()
+    margins: tuple[float, ...] = ()
 
 
 class Engine(Protocol):
@@ -147,6 +179,7 @@ __all__ = [
     "Box",
     "Detector",
     "Engine",
+    "Grammar",
     "Policy",
     "Relevance",
     "Reply",

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cos_core import assets
 from cos_core.errors import InputError
@@ -20,6 +20,16 @@ from cos_core.types import ImageSlot, Turn
 
 PROFILE_FILE = "cos_profile.json"
 FULL, ROI = ImageSlot("full"), ImageSlot("roi")
+
+AfterEnd = Literal["native", "spaced", "cut", "joined"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "box_order": ("x0y0x1y1", "x0x1y0y1"),
+    "crop_from": ("image", "canvas"),
+    "box_reader": ("lenient", "released"),
+    "after_end": get_args(AfterEnd),
+    "suffix": ("inside", "after"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +39,10 @@ class Profile:
     Templates hold `{image}` (an image slot) and `{question}`. `box_decimals` digits are written, padded with zeros when
     `box_pad_zeros`; `box_step` (a fraction of the square's side, or None) snaps boxes to a coarser raster before writing;
     `box_order` names the four numbers. `crop_from`: "image" cuts the region from the original picture and pads it anew,
-    "canvas" cuts from the padded square (the released code, upstream §3.2).
+    "canvas" cuts from the padded square, as the released code does. `box_reader`: "lenient" reads what models write, "released"
+    falls back wherever the released parser does. `after_end`: how text after the end mark is tokenised (encoding.py).
+    `suffix`: whether a request for a format that a benchmark keeps apart from its question stands "inside" the quotes of both
+    instructions or "after" the quote of Inst.2 alone (the released MMBench and ScienceQA scripts).
     """
 
     name: str
@@ -48,6 +61,9 @@ class Profile:
     box_step: float | None = None
     crop_from: Literal["image", "canvas"] = "image"
     extra_turn_prefix: str = ""
+    box_reader: Literal["lenient", "released"] = "lenient"
+    after_end: AfterEnd = "native"
+    suffix: Literal["inside", "after"] = "inside"
 
     def __post_init__(self) -> None:
         for key in ("plain", "inst1", "inst1_all", "inst1_image", "inst2"):
@@ -56,14 +72,13 @@ class Profile:
         for key in ("plain", "inst1", "inst1_all", "inst2"):
             if getattr(self, key).count("{question}") != 1:
                 raise InputError(f"profile {self.name!r}: {key} must hold {{question}} exactly once")
-        if self.box_order not in ("x0y0x1y1", "x0x1y0y1"):
-            raise InputError(f"profile {self.name!r}: unknown box_order {self.box_order!r}")
         if not 1 <= self.box_decimals <= 6:
             raise InputError(f"profile {self.name!r}: box_decimals must be 1 to 6, got {self.box_decimals}")
         if self.box_step is not None and not 0 < self.box_step <= 0.5:
             raise InputError(f"profile {self.name!r}: box_step must lie in (0, 0.5], got {self.box_step}")
-        if self.crop_from not in ("image", "canvas"):
-            raise InputError(f"profile {self.name!r}: unknown crop_from {self.crop_from!r}")
+        for key, allowed in _CHOICES.items():
+            if getattr(self, key) not in allowed:
+                raise InputError(f"profile {self.name!r}: unknown {key} {getattr(self, key)!r}; one of {', '.join(allowed)}")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -104,11 +119,15 @@ def load_profile(name: str) -> Profile:
 
 
 def checkpoint_profile(model: str | Path, asked: str | None = None) -> Profile:
-    """The profile to use with a checkpoint: the one asked for, else the checkpoint's own, else "paper"."""
-    if asked:
-        return load_profile(asked)
+    """The profile to use with a checkpoint: the one asked for, else the checkpoint's own, else "paper".
+
+    How text after the end mark is tokenised belongs to the checkpoint's tokenizer: the checkpoint's own word on it stays.
+    """
     own = Path(model) / PROFILE_FILE
-    return load_profile(str(own)) if own.is_file() else load_profile("paper")
+    kept = load_profile(str(own)) if own.is_file() else None
+    if not asked:
+        return kept or load_profile("paper")
+    return replace(load_profile(asked), after_end=kept.after_end) if kept else load_profile(asked)
 
 
 def dialogue(
@@ -121,6 +140,7 @@ def dialogue(
     asks: Literal["single", "all", "image"] = "single",
     all_questions: Sequence[str] = (),
     learn_box: bool = True,
+    suffix: str = "",
     extra_turns: Sequence[tuple[str, str]] = (),
 ) -> tuple[Turn, ...]:
     """The turns of one sample, for training (with `answer`) and for each inference pass (without what is not known yet).
@@ -128,10 +148,14 @@ def dialogue(
     `chain` False: the plain LLaVA dialogue, question then answer. With the chain (CoS Eq. 2-3): Inst.1, the box, Inst.2, the
     answer. Without `box_text` the dialogue ends after Inst.1 (pass 1); with it but without `answer`, after Inst.2 (pass 2).
     `asks` chooses what Inst.1 asks about (Table 3a); `learn_box` False leaves a box that was given, not predicted, out of the
-    loss. `extra_turns` are further (question, answer) pairs of the image, supervised (the released code's variant).
+    loss. `suffix`: a request for a format that was kept apart from the question; the profile says where it stands.
+    `extra_turns` are further (question, answer) pairs of the image, supervised (the released code's variant).
     """
+    second = question + suffix
+    if profile.suffix == "inside":
+        question = second
     if not chain:
-        turns = [_user(profile.plain, FULL, question)]
+        turns = [_user(profile.plain, FULL, second)]
     else:
         if asks == "image":
             first = _user(profile.inst1_image, FULL, None)
@@ -142,6 +166,8 @@ def dialogue(
         if box_text is None:
             return (first,)
         turns = [first, Turn("assistant", (box_text,), learn=learn_box), _user(profile.inst2, ROI, question)]
+        if suffix and profile.suffix == "after":
+            turns[-1] = Turn("user", (*turns[-1].parts, suffix))
     if answer is None:
         return tuple(turns)
     turns.append(Turn("assistant", (answer,), learn=True))

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cos_core.boxtext import read_box, write_box
-from cos_core.errors import FrameError
+from cos_core.boxtext import BoxGrammar, read_box, write_box
+from cos_core.errors import FrameError, InputError
 from cos_core.geometry import Box
 from cos_core.prompts import load_profile
 from cos_core.types import BOX_STATUSES
@@ -38,6 +38,12 @@ READ: list[tuple[str, Corners | None, str]] = [
     ("[(0.1, 0.2), (0.8, 0.9)]", USUAL, "repaired"),
     ("[.1, .2, .8, .9]", USUAL, "repaired"),
     ("[1e-1, 2e-1, .8, 9.0e-1]", USUAL, "repaired"),
+    ("[0.12, 0.1234, 0.8, 0.9]", (0.12, 0.1234, 0.8, 0.9), "ok"),
+    ("[0.1,0.2, 0.8 0.9]", USUAL, "repaired"),
+    ("[0.1, 0.2][0.8, 0.9]", USUAL, "repaired"),
+    ("<box>0.1 0.2 0.8 0.9</box>", USUAL, "repaired"),
+    ("[+0.1, +0.2, +0.8, +0.9]", USUAL, "repaired"),
+    ("0.1,0.2,0.8,0.9", USUAL, "repaired"),
     ("[0.1, 0.2, 0.8, 0.9].", USUAL, "repaired"),
     ("[0.1, 0.2, 0.8, 0.9]</s>", USUAL, "repaired"),
     ("0.1-0.2-0.8-0.9", USUAL, "repaired"),
@@ -55,6 +61,8 @@ READ: list[tuple[str, Corners | None, str]] = [
     ("[0.1, 0.2, 0.8, 0.9], [0.3, 0.3, 0.4, 0.4]", USUAL, "repaired"),
     ("[7] [0.1, 0.2, 0.8, 0.9]", USUAL, "repaired"),
     # percent
+    ("10% 20% 80% 90%", USUAL, "repaired"),
+    ("[-0.0, 0.2, 0.8, 0.9]", (0, 0.2, 0.8, 0.9), "repaired"),
     ("[10%, 20%, 80%, 90 %]", USUAL, "repaired"),
     # swapped corners
     ("[0.8, 0.2, 0.1, 0.9]", USUAL, "repaired"),
@@ -175,3 +183,87 @@ def test_what_is_written_is_read_as_written(x: tuple, y: tuple, base: object, or
         allowed = (unit / 2 if high - low >= unit else unit) + 1e-9
         assert abs(low - low_read) <= allowed
         assert abs(high - high_read) <= allowed
+
+
+RELEASED_READS: list[tuple[str, Corners | None, str]] = [
+    ("[0.1, 0.2, 0.8, 0.9]", USUAL, "ok"),
+    ("(0.1, 0.2, 0.8, 0.9)", USUAL, "repaired"),
+    ("[0.1, 0.2, 0.8, 0.9, 0.5]", USUAL, "repaired"),
+    ("[1e-1, 2e-1, .8, 9.0e-1]", USUAL, "repaired"),
+    ("[0_0.1, 0.2, 0.8, 0.9]", USUAL, "repaired"),
+    ("[0.1,0.2,0.8,0.9]", None, "unparsable"),
+    ("0.1, 0.2, 0.8, 0.9", (0.1, 0.2, 0.8, 0.0), "unparsable"),
+    ("[0.8, 0.2, 0.1, 0.9]", None, "unparsable"),
+    ("[0.1, 0.2, 0.8, 0.9].", None, "unparsable"),
+    ("[0.1, 0.2, 1.4, 1.3]", (0.1, 0.2, 1, 1), "clamped"),
+    ("[0.5, 0.5, 0.5, 0.5]", None, "degenerate"),
+    ("", None, "unparsable"),
+]
+
+
+@pytest.mark.parametrize(("text", "corners", "status"), RELEASED_READS, ids=[repr(row[0][:30]) for row in RELEASED_READS])
+def test_the_released_reader_falls_back_where_the_released_code_does(text: str, corners: object, status: str) -> None:
+    box, got = read_box(text, RELEASED)
+    assert got == status
+    if box is not None:
+        assert box.corners == pytest.approx(corners)
+
+
+GRAMMARS = [
+    PAPER,
+    RELEASED,
+    replace(PAPER, box_order="x0x1y0y1"),
+    replace(PAPER, box_step=0.0625),
+    replace(RELEASED, box_decimals=1),
+    replace(PAPER, box_step=0.2, box_decimals=1),
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(GRAMMARS), st.randoms(use_true_random=False))
+def test_whatever_follows_the_grammar_is_read_as_written(profile: object, dice: object) -> None:
+    grammar = BoxGrammar(profile)  # type: ignore[arg-type]
+    text = ""
+    while follows := grammar.follows(text):
+        assert grammar.viable(text)
+        assert follows <= grammar.alphabet
+        assert read_box(grammar.finish(text), profile)[1] == "ok"  # type: ignore[arg-type]
+        text += dice.choice(sorted(follows))  # type: ignore[attr-defined]
+    box, status = read_box(text, profile)  # type: ignore[arg-type]
+    assert status == "ok"
+    assert box is not None
+    assert write_box(box, profile) == text  # type: ignore[arg-type]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.tuples(*[fractions] * 4), st.sampled_from(GRAMMARS), st.integers(0, 40), st.sampled_from(list("[]0123456789., x")))
+def test_everything_written_follows_the_grammar(values: tuple, profile: object, at: int, other: str) -> None:
+    x0, y0, x1, y1 = values
+    if not (x0 < x1 and y0 < y1):
+        return
+    grammar = BoxGrammar(profile)  # type: ignore[arg-type]
+    try:
+        text = write_box(Box(x0, y0, x1, y1, "square"), profile)  # type: ignore[arg-type]
+    except InputError:
+        return
+    for end in range(len(text)):
+        assert text[end] in grammar.follows(text[:end])
+    assert grammar.viable(text)
+    assert grammar.follows(text) == frozenset()
+    # A wrong character makes it unviable, and follows() knows it.
+    wrong = text[:at] + other
+    assert grammar.viable(wrong) == (other in grammar.follows(text[:at]) if at <= len(text) else wrong == text)
+
+
+def test_the_grammar_by_hand() -> None:
+    grammar = BoxGrammar(PAPER)
+    assert grammar.follows("") == {"["}
+    assert grammar.follows("[") == {"0"}, "the first corner lies below 1"
+    assert grammar.follows("[0.999") == {","}
+    assert grammar.follows("[0.999, 0.000, ") == {"1"}, "only 1.000 lies beyond 0.999"
+    assert grammar.follows("[0.250, 0.000, 0.2") == set("56789")
+    assert grammar.follows("[0.250, 0.000, 0.25") == set("123456789")
+    assert not grammar.viable("[0.250, 0.000, 0.250")
+    assert BoxGrammar(RELEASED).follows("[0.5") == set("0123456789,")
+    with pytest.raises(InputError, match="four decimals"):
+        BoxGrammar(replace(PAPER, box_decimals=5))

@@ -163,4 +163,17 @@ def test_a_checkpoint_carries_its_own_profile(tmp_path: Path) -> None:
     own = replace(PAPER, name="own", box_decimals=2)
     (tmp_path / "cos_profile.json").write_text(json.dumps(own.to_json()))
     assert checkpoint_profile(tmp_path) == own
-    assert checkpoint_profile(tmp_path, "repo-2024") == RELEASED
+    # The wording can be another; how text after the end mark is tokenised stays the checkpoint's.
+    assert checkpoint_profile(tmp_path, "repo-2024") == replace(RELEASED, after_end=own.after_end)
+    assert checkpoint_profile("llava-hf/llava-1.5-7b-hf", "repo-2024") == RELEASED
+
+
+def test_a_format_kept_apart_stands_where_the_profile_says() -> None:
+    turns = dialogue(PAPER, "Q?", box_text="B", suffix="\nOne letter.")
+    assert text_of(PAPER, turns).count('"Q?\nOne letter."') == 2
+    assert text_of(PAPER, turns).endswith('"Q?\nOne letter." ASSISTANT:')
+    released = text_of(RELEASED, dialogue(RELEASED, "Q?", box_text="B", suffix="\nOne letter."))
+    assert released.count('"Q?"') == 2
+    assert released.endswith('Answer the question: "Q?"\nOne letter. ASSISTANT:')
+    plain = text_of(RELEASED, dialogue(RELEASED, "Q?", chain=False, suffix="\nOne letter."))
+    assert plain.endswith("<full>\nQ?\nOne letter. ASSISTANT:")
