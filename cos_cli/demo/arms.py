@@ -42,10 +42,10 @@ ARMS = (
     Arm("center_crop", "centre crop", "center_crop"),
     Arm("from_image", "from image", "from_image", labels="from_image"),
     Arm("from_questions", "from questions", "from_questions", labels="from_questions"),
-    Arm("from_single_question", "Chain-of-Spot (single question)", "from_single_question", labels="from_single_question"),
-    Arm("random_labels", "control: labels are random regions", "from_single_question", labels="random"),
-    Arm("gold_labels", "reference: labels are gold regions", "from_single_question", labels="gold"),
-    Arm("gold_regions", "upper line: gold regions when answering", "gold", weights="from_single_question"),
+    Arm("from_single_question", "Chain-of-Spot", "from_single_question", labels="from_single_question"),
+    Arm("random_labels", "random labels", "from_single_question", labels="random"),
+    Arm("gold_labels", "gold labels", "from_single_question", labels="gold"),
+    Arm("gold_regions", "gold regions", "gold", weights="from_single_question"),
 )
 MAIN, BASE, CENTRE = "from_single_question", "none", "center_crop"
 LABELS = ("from_single_question", "from_questions", "from_image", "random", "gold")

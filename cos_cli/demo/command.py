@@ -10,6 +10,7 @@ import typer
 
 from cos_cli import options
 from cos_cli.console import Session, emit_json, reporting
+from cos_cli.demo.arms import MAIN
 
 
 def demo(
@@ -72,29 +73,46 @@ def _show(config: Any, results: Mapping[str, Any]) -> None:
 
 
 def _arms(results: Mapping[str, Any]) -> Any:
+    """Percentages; fits eighty columns."""
+    from rich import box
     from rich.table import Table
 
     kinds = list(results["arms"][0]["kinds"])
-    table = Table(title=f"{results['questions']} held-out questions", title_justify="left")
-    table.add_column("arm", overflow="fold")
-    for name in ("accuracy", "95 %", *kinds, "hit", "boxes read"):
-        table.add_column(name, justify="right")
+    table = Table(
+        title=f"{results['questions']} held-out questions, percent right",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("arm", no_wrap=True)
+    for name in ("all", "95 %", *kinds, "hit", "box"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in results["arms"]:
         shares = [f"{100 * t['correct'] / t['total']:.0f}" if (t := row["kinds"].get(k)) else "" for k in kinds]
         hit = "" if row["hit"] is None else f"{100 * row['hit']:.0f}"
-        read = sum(row["status"].get(s, 0) for s in ("ok", "repaired", "clamped", "skipped"))
-        boxes = f"{read}/{row['total']}" if row["status"] else ""
-        interval = f"{100 * row['low']:.1f}-{100 * row['high']:.1f}"
-        style = "bold" if row["name"] == "from_single_question" else None
+        read = sum(row["status"].get(s, 0) for s in ("ok", "repaired", "clamped"))
+        asked = row["total"] - row["status"].get("skipped", 0)
+        boxes = f"{100 * read / asked:.0f}" if row["status"] and asked else ""
+        interval = f"{100 * row['low']:.0f}-{100 * row['high']:.0f}"
+        style = "bold" if row["name"] == MAIN else None
         table.add_row(row["title"], f"{100 * row['accuracy']:.1f}", interval, *shares, hit, boxes, style=style)
+    table.caption = "hit: the region holds the right object's centre; box: boxes that could be read"
+    table.caption_justify = "left"
     return table
 
 
 def _differences(results: Mapping[str, Any]) -> Any:
+    from rich import box
     from rich.table import Table
 
     titles = {row["name"]: row["title"] for row in results["arms"]}
-    table = Table(title="Chain-of-Spot minus, in points (paired, scenes resampled)", title_justify="left")
+    table = Table(
+        title="Chain-of-Spot minus the others, in points (paired, scenes resampled)",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for name in ("arm", "questions", "difference", "95 %"):
         table.add_column(name, justify="left" if name == "arm" else "right")
     for row in results["differences"]:
