@@ -83,6 +83,7 @@ def _arms(results: Mapping[str, Any]) -> Any:
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        show_edge=False,
         padding=(0, 1, 0, 0),
     )
     table.add_column("arm", no_wrap=True)
