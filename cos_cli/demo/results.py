@@ -9,6 +9,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def _arm_row(
     low, high = found.results["intervals"]["accuracy"]
     kinds = metrics.by_group(scores, "kind")
     pointed = [e for e in test if e.meta["kind"] in POINTED]
-    fits = metrics.region_scores(pointed, predictions, {}) if arm.name != BASE else []
+    fits = metrics.region_scores(pointed, _read(predictions), {}) if arm.name != BASE else []
     return {
         "name": arm.name,
         "title": arm.title,
@@ -121,6 +122,12 @@ def _label_rows(config: DemoConfig, policy: str, train: Sequence[Example]) -> li
             count = sum(fit.area is not None for fit in group)
             found.append({"policy": policy, "kind": kind, "questions": len(group), "labelled": count, **means})
     return found
+
+
+def _read(predictions: Mapping[str, Prediction]) -> dict[str, Prediction]:
+    """The predictions without boxes that stand in for one that could not be read: the whole picture would always hit."""
+    unread = ("unparsable", "degenerate")
+    return {k: replace(p, box=None) if p.box_status in unread else p for k, p in predictions.items()}
 
 
 def _predictions(path: Path) -> dict[str, Prediction]:
