@@ -39,11 +39,11 @@ def make_scenes(config: DemoConfig, split: str, reporter: Reporter) -> None:
 
 
 def annotate(config: DemoConfig, policy: str, reporter: Reporter) -> None:
-    from cos_core import annotate as stage
+    from cos_core.annotate import AnnotateConfig, run
 
     train = config.out / "scenes" / "train"
-    stage.run(
-        stage.AnnotateConfig(
+    run(
+        AnnotateConfig(
             data=train / "questions.jsonl",
             images=train / "images",
             model=config.model,
@@ -80,12 +80,12 @@ def train(config: DemoConfig, name: str, reporter: Reporter) -> None:
 
 
 def infer(config: DemoConfig, name: str, reporter: Reporter) -> None:
-    from cos_core import infer as stage
+    from cos_core.infer import InferConfig, run
 
     this, data = arm(name), config.out / "scenes" / "test"
     config.predictions(this).parent.mkdir(parents=True, exist_ok=True)
-    stage.run(
-        stage.InferConfig(
+    run(
+        InferConfig(
             model=str(config.weights(this)),
             out=config.predictions(this),
             data=data / "questions.jsonl",
@@ -100,11 +100,11 @@ def infer(config: DemoConfig, name: str, reporter: Reporter) -> None:
 
 
 def score(config: DemoConfig, name: str, reporter: Reporter) -> None:
-    from cos_core import evaluate as stage
+    from cos_core.evaluate import EvalConfig, run
 
     this = arm(name)
-    stage.run(
-        stage.EvalConfig(
+    run(
+        EvalConfig(
             benchmark="scenes",
             data=config.out / "scenes" / "test",
             predictions=config.predictions(this),
