@@ -46,7 +46,9 @@ def _digits(value: float, profile: Profile) -> str:
 
 def _rounded(low: float, high: float, profile: Profile) -> tuple[float, float]:
     unit = profile.box_step or 10.0**-profile.box_decimals
-    first, last = round(low / unit), round(high / unit)
+    # Python's round looks at a number's exact value; dividing first would turn some halves the other way.
+    near = (low, high) if profile.box_step else (round(low, profile.box_decimals), round(high, profile.box_decimals))
+    first, last = round(near[0] / unit), round(near[1] / unit)
     if last <= first:
         first = min(math.floor((low + high) / 2 / unit), math.ceil(1 / unit) - 1)
         last = first + 1

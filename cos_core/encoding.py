@@ -45,7 +45,7 @@ def render(profile: Profile, turns: Sequence[Turn]) -> list[tuple[str, bool] | I
     """The dialogue as stretches: (text, learnt) pairs and image slots, in order.
 
     A dialogue whose last turn is the user's ends with the assistant's role, ready for generation. A learnt stretch is an
-    assistant's text with its end mark, as LLaVA supervises it.
+    assistant's text with the space before it and its end mark, as LLaVA supervises it.
     """
     pieces: list[tuple[str, bool] | ImageSlot] = [(profile.system, False)]
     for turn in turns:
@@ -55,8 +55,9 @@ def render(profile: Profile, turns: Sequence[Turn]) -> list[tuple[str, bool] | I
             pieces.append((profile.assistant, False))
         else:
             text = "".join(p for p in turn.parts if isinstance(p, str))
-            # The space after the role is not learnt, but stays in front of the answer for the tokenizer.
-            pieces += [(" ", False), (text + profile.turn_end, turn.learn)]
+            # The prompt ends right after the role, so the space is the answer's: where a tokenizer makes a token of it (in front
+            # of a digit, say), the model has to write it, and LLaVA's own labels hold it.
+            pieces.append((" " + text + profile.turn_end, turn.learn))
     return pieces
 
 

@@ -108,14 +108,16 @@ def samples(world: Path, policy: str) -> list[Sample]:
 
 
 def supervised(encoded: Encoded, tokenizer: Any) -> list[str]:
-    """The texts of the runs of learnt tokens."""
+    """The texts of the runs of learnt tokens, each without the space that parts it from the role."""
     runs: list[list[int]] = [[]]
     for label in encoded.labels:
         if label == IGNORE:
             runs += [[]] if runs[-1] else []
         else:
             runs[-1].append(label)
-    return [tokenizer.decode(run) for run in runs if run]
+    texts = [tokenizer.decode(run) for run in runs if run]
+    assert all(text.startswith(" ") for text in texts), "a prompt ends before the space, so the model must write it"
+    return [text[1:] for text in texts]
 
 
 def config(world: Path, out: Path, **changes: Any) -> TrainConfig:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from cos_core.boxtext import read_box, write_box
 from cos_core.encoding import IGNORE, Encoded, encode
@@ -20,6 +20,7 @@ from cos_core.geometry import Box, SquarePad
 from cos_core.images import crop_region, open_image
 from cos_core.interfaces import Policy
 from cos_core.prompts import Profile, dialogue, text_dialogue
+from cos_core.released import ReleasedRegions, Square
 from cos_core.types import Annotation, Example, Turn
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ NO_ANNOTATION = "no annotation in the store"
 _ATTEMPTS = 64
 CUT_IMAGE = "longer than max_length: an image would be cut"
 CUT_LABELS = "longer than max_length: nothing to learn is left"
+
+
+Region = Box | Square
+"""A box in either frame, or a square in pixels that becomes a box once the picture's size is known."""
 
 
 class Annotations(Protocol):
@@ -58,7 +63,7 @@ class Sample:
 
     id: str
     questions: tuple[Example, ...]
-    boxes: tuple[Box | None, ...]
+    boxes: tuple[Region | None, ...]
     usable: tuple[int, ...]
 
     @property
@@ -68,11 +73,16 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One encoded sample: token ids, labels, and the pictures of its image slots in order of appearance."""
+    """One encoded sample: token ids, labels, and the pictures of its image slots in order of appearance.
+
+    `filler`: nothing of it is learnt; it only makes a batch as large as its neighbours on other devices.
+    """
 
     encoded: Encoded
     pictures: tuple[Image, ...]
     skipped: tuple[Skipped, ...] = ()
+    id: str = ""
+    filler: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +99,7 @@ class Recipe:
     seed: int = 0
     max_length: int = 2048
     extra_turns: bool = False
+    crop_of: Literal["text", "region"] = "text"
 
 
 def draw(seed: int, sample_id: str, epoch: int, n: int) -> int:
@@ -100,7 +111,7 @@ def draw(seed: int, sample_id: str, epoch: int, n: int) -> int:
 
 
 def collect(
-    examples: Iterable[Example], policy: Policy, annotations: Annotations | None, seed: int
+    examples: Iterable[Example], policy: Policy, annotations: Annotations | ReleasedRegions | None, seed: int
 ) -> tuple[list[Sample], list[Skipped]]:
     """Samples with their boxes, and every question that cannot be trained on.
 
@@ -110,7 +121,7 @@ def collect(
     samples: list[Sample] = []
     skipped: list[Skipped] = []
     for key, questions in _grouped(examples):
-        boxes: list[Box | None] = []
+        boxes: list[Region | None] = []
         usable: list[int] = []
         for i, example in enumerate(questions):
             box, reason = (None, None) if example.image is None else _box(example, policy, annotations, seed)
@@ -141,7 +152,9 @@ def _grouped(examples: Iterable[Example]) -> Iterator[tuple[str, list[Example]]]
         yield str(current), group
 
 
-def _box(example: Example, policy: Policy, annotations: Annotations | None, seed: int) -> tuple[Box | None, str | None]:
+def _box(
+    example: Example, policy: Policy, annotations: Annotations | ReleasedRegions | None, seed: int
+) -> tuple[Region | None, str | None]:
     """(box, None), or (None, why there is none); (None, None) when the policy has no chain."""
     if policy.source == "none":
         return None, None
@@ -152,6 +165,9 @@ def _box(example: Example, policy: Policy, annotations: Annotations | None, seed
             return None, str(error)
     if annotations is None:
         raise InputError(f"the policy {policy.name!r} needs annotations")
+    if isinstance(annotations, ReleasedRegions):
+        entry = annotations.find(example)
+        return (None, NO_ANNOTATION) if entry is None else (entry[2], None)
     found = annotations.get(example.id)
     if found is None:
         failure = annotations.failure(example.id)
@@ -163,7 +179,7 @@ class TrainData:
     """The data set that the Trainer indexes.
 
     A key carries its epoch, `epoch * len(self) + index`, so nothing here has to be told when an epoch begins: worker processes
-    and resumed runs agree by construction.
+    and resumed runs agree by construction. `-key - 1` is the same sample as a filler, with nothing to learn.
     """
 
     def __init__(self, samples: Sequence[Sample], recipe: Recipe) -> None:
@@ -178,6 +194,9 @@ class TrainData:
 
         Raises InputError when some dozens in a row fail.
         """
+        if key < 0:
+            item = self[-key - 1]
+            return replace(item, encoded=replace(item.encoded, labels=(IGNORE,) * len(item.encoded)), filler=True)
         epoch, index = divmod(key, len(self.samples))
         skipped: dict[int, Skipped] = {}
         for attempt in range(_ATTEMPTS):
@@ -188,10 +207,14 @@ class TrainData:
                 except InputError as error:
                     skipped[index] = Skipped(sample.id, str(error), training=True)
                 else:
-                    return Item(encoded, pictures, tuple(skipped.values()))
+                    return Item(encoded, pictures, tuple(skipped.values()), sample.id)
             index = draw(self.recipe.seed, f"{key} {attempt}", epoch, len(self.samples))
         first = next(iter(skipped.values()))
         raise InputError(f"{len(skipped)} samples in a row cannot be trained on; the first, {first.id}: {first.reason}")
+
+    def length(self, index: int, epoch: int) -> int:
+        """About how many tokens a sample has in an epoch, without opening its image."""
+        return about_tokens(self.samples[index], epoch, self.recipe)
 
 
 def make_item(sample: Sample, epoch: int, recipe: Recipe) -> tuple[Encoded, tuple[Image, ...]]:
@@ -200,18 +223,32 @@ def make_item(sample: Sample, epoch: int, recipe: Recipe) -> tuple[Encoded, tupl
     Raises InputError when the image cannot be read, or when the length limit cuts an image or every label.
     """
     chosen = sample.usable[draw(recipe.seed, sample.id, epoch, len(sample.usable))]
+    picture = None if sample.image is None else open_image(recipe.images, sample.image)
+    return encode_sample(sample, chosen, picture, recipe)
+
+
+def encode_sample(sample: Sample, chosen: int, picture: Image | None, recipe: Recipe) -> tuple[Encoded, tuple[Image, ...]]:
+    """`make_item` for one question of a sample and its decoded picture."""
     views: dict[str, Image] = {}
     box_text = None
-    if sample.image is not None:
-        views["full"] = open_image(recipe.images, sample.image)
-        box = sample.boxes[chosen]
-        if box is not None:
-            box_text, written = as_written(box, SquarePad(*views["full"].size), recipe.profile)
-            views["roi"] = crop_region(views["full"], written, recipe.profile.crop_from, recipe.fill)
+    if picture is not None:
+        views["full"] = picture
+        region = sample.boxes[chosen]
+        if region is not None:
+            box_text, views["roi"] = _zoom(picture, region, recipe)
     turns = make_turns(sample, chosen, box_text, recipe)
     encoded = encode(recipe.profile, turns, recipe.tokenizer, recipe.image_token_id, recipe.image_tokens)
     encoded = cut(encoded, recipe.max_length, recipe.image_token_id)
     return encoded, tuple(views[slot] for slot in encoded.slots)
+
+
+def _zoom(picture: Image, region: Region, recipe: Recipe) -> tuple[str, Image]:
+    """The box text of a region and its crop; `crop_of` "region" cuts the region itself, as the released code trains."""
+    pad = SquarePad(*picture.size)
+    box = region.box(*picture.size) if isinstance(region, Square) else region
+    text, written = as_written(box, pad, recipe.profile)
+    cut_from = written if recipe.crop_of == "text" else box
+    return text, crop_region(picture, cut_from, recipe.profile.crop_from, recipe.fill)
 
 
 def as_written(box: Box, pad: SquarePad, profile: Profile) -> tuple[str, Box]:
@@ -225,6 +262,24 @@ def as_written(box: Box, pad: SquarePad, profile: Profile) -> tuple[str, Box]:
     if written is None:
         raise InputError(f"the box {box.corners} does not survive being written as {text!r}")
     return text, written
+
+
+_CHARACTERS_A_TOKEN = 3.5
+_FRAME_TOKENS = 70
+"""System prompt, roles, instructions and box text, which every chained sample has."""
+
+
+def about_tokens(sample: Sample, epoch: int, recipe: Recipe) -> int:
+    """About how many tokens `make_item` gives, from the number of characters: for sorting by length and for plans."""
+    chosen = sample.usable[draw(recipe.seed, sample.id, epoch, len(sample.usable))]
+    if sample.image is None or recipe.extra_turns:
+        letters = sum(len(sample.questions[i].question) + len(sample.questions[i].answers[0]) for i in sample.usable)
+    else:
+        letters = len(sample.questions[chosen].question) + len(sample.questions[chosen].answers[0])
+    chained = sample.boxes[chosen] is not None
+    letters += len(sample.questions[chosen].question) if chained else 0
+    pictures = 0 if sample.image is None else 2 if chained else 1
+    return pictures * recipe.image_tokens + _FRAME_TOKENS + round(letters / _CHARACTERS_A_TOKEN)
 
 
 def make_turns(sample: Sample, chosen: int, box_text: str | None, recipe: Recipe) -> tuple[Turn, ...]:
