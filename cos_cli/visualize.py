@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -44,6 +45,23 @@ def overlay(
     ] = None,
     question: Annotated[str | None, typer.Option(help="The question on --image.")] = None,
     answer: Annotated[str | None, typer.Option(help="The answer to it.")] = None,
+    heat: Annotated[
+        Path | None, typer.Option(help="A relevance map to lay over the picture: .npy, or rows of numbers as JSON.")
+    ] = None,
+    heat_frame: Annotated[
+        Literal["square", "image"], typer.Option(help="What the map's cells divide: the padded square, or the picture.")
+    ] = "square",
+    detector: Annotated[
+        str | None,
+        typer.Option(
+            help="Also draw the candidate regions of this detector.",
+            parser=options.plugin_name,
+            metavar="NAME",
+            autocompletion=options.complete("detectors"),
+            show_default="none",
+        ),
+    ] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="Show the picture in the terminal, too (24-bit colour).")] = False,
     longest: Annotated[int, typer.Option(min=64, help="Longer side of the drawn picture, in pixels.")] = 640,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -69,11 +87,18 @@ def overlay(
         box=box,
         question=question,
         answer=answer,
+        heat=heat,
+        heat_frame=heat_frame,
+        detector=detector,
         longest=longest,
     )
     with reporting(ctx.ensure_object(Session)) as reporter:
         manifest = run(config, reporter)
         reporter.note(summary(manifest, out))
+    if preview:
+        from cos_cli.preview import show
+
+        show(config.out, sys.stderr)
     if json:
         emit_json(manifest.to_json())
 

@@ -92,7 +92,7 @@ def test_dashed_strokes_have_both_colours(kind: str) -> None:
     marked = draw_marks(show(noise(400, 300), 400), [Mark(BOXES["inside"], "", kind)])  # type: ignore[arg-type]
     left, top, right, _ = marked.rectangles[0]
     dx, dy = marked.origin
-    row = {tuple(v) for v in np.asarray(marked.image)[dy + top - 3, dx + left : dx + right]}
+    row = {tuple(v) for v in np.asarray(marked.image)[dy + top - 2, dx + left : dx + right]}
     assert row == {BLACK, COLOURS[kind]}  # type: ignore[index]
 
 

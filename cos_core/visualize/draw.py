@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -144,7 +144,8 @@ def draw_marks(shown: Shown, marks: Sequence[Mark]) -> Marked:
     rectangles = tuple(shown.rectangle(image_box(mark.box, shown.source_size)) for mark in marks)
     on_canvas = [(left + margin, top + margin, right + margin, bottom + margin) for left, top, right, bottom in rectangles]
     for mark, rectangle in zip(marks, on_canvas, strict=True):
-        _frame(sheet, rectangle, mark.kind)
+        # Candidate regions are many: a thin line each.
+        _frame(replace(sheet, stroke=1) if mark.kind == "region" else sheet, rectangle, mark.kind)
     # The last mark is the one that matters most; its label gets the first choice of places.
     for mark, rectangle in reversed(list(zip(marks, on_canvas, strict=True))):
         if mark.label:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
 
-from cos_core import datasets, images, manifest
+from cos_core import datasets, images, manifest, plug
 from cos_core.errors import InputError
-from cos_core.geometry import Box
+from cos_core.geometry import Box, Frame
 from cos_core.interfaces import Reporter
 from cos_core.store import Store
 from cos_core.types import Example, Prediction, RunManifest
@@ -28,6 +28,7 @@ from cos_core.visualize.draw import (
     wrap,
     zoom,
 )
+from cos_core.visualize.heat import Grid, blend, read_heat, with_bar
 from cos_core.visualize.source import read_predictions
 
 FORMATS = (".png", ".webp", ".pdf")
@@ -46,6 +47,9 @@ class OverlayConfig:
                  draw (None: the first that has a box); `images` is the root of its image paths.
     data, store  optional, with `predictions`: the questions' file adds the truth and the gold region, the store the annotation.
     image        a picture, with `box` (x0, y0, x1, y1: fractions of the picture) and `question`, `answer`, `box_status`.
+    heat         optional: a relevance map (heat.read_heat), drawn as a panel of its own with its colour bar; `heat_frame` says
+                 whether its cells divide the padded square, as a vision encoder's patches do, or the picture itself.
+    detector     optional: a detector plug-in that needs no model; its candidate regions are drawn, thin.
     out          .png, .webp or .pdf; `longest` is the longer side of the drawn picture, in pixels.
     """
 
@@ -60,18 +64,23 @@ class OverlayConfig:
     question: str | None = None
     answer: str | None = None
     box_status: str | None = None
+    heat: Path | None = None
+    heat_frame: Frame = "square"
+    detector: str | None = None
     longest: int = 640
     crop_from: CropFrom = "image"
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What is drawn: a picture, its marks, the region to show enlarged, and (heading, text) notes below."""
+    """What is drawn: a picture, its marks, the region to show enlarged, a relevance map, and (heading, text) notes below."""
 
     image: Image.Image
     marks: tuple[Mark, ...] = ()
     crop: Box | None = None
     crop_from: CropFrom = "image"
+    heat: Grid | None = None
+    heat_frame: Frame = "square"
     notes: tuple[tuple[str, str], ...] = ()
 
 
@@ -89,9 +98,7 @@ def run(config: OverlayConfig, reporter: Reporter) -> RunManifest:
     scene = _scene(config, prediction)
     sheet = render(scene, config.longest)
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    data = io.BytesIO()
-    sheet.save(data, format=config.out.suffix[1:].upper())
-    manifest.atomic_write(config.out, data.getvalue())
+    write_picture(config.out, sheet)
     size = scene.image.size
     boxes = [{"label": m.label, "kind": m.kind, "pixels": image_box(m.box, size).pixels(*size)} for m in scene.marks]
     found = {"example_id": prediction.example_id, "image_size": size, "boxes": boxes}
@@ -99,6 +106,14 @@ def run(config: OverlayConfig, reporter: Reporter) -> RunManifest:
     manifest.write(manifest.path_for(config.out), result)
     reporter.note(f"wrote {config.out}")
     return result
+
+
+def write_picture(out: Path, sheet: Image.Image) -> None:
+    """Writes `sheet` as the format that `out` ends in (FORMATS), whole or not at all. WebP is lossless: text stays sharp."""
+    data = io.BytesIO()
+    options = {"lossless": True} if out.suffix.lower() == ".webp" else {}
+    sheet.save(data, format=out.suffix[1:].upper(), **options)
+    manifest.atomic_write(out, data.getvalue())
 
 
 def _found(path: Path, example: str | None) -> Prediction:
@@ -137,6 +152,8 @@ def _scene(config: OverlayConfig, prediction: Prediction) -> Scene:
     picture = images.open_image(None if config.image else config.images, prediction.image)
     example = _example(config.data, prediction.example_id) if config.data else None
     marks: list[Mark] = []
+    if config.detector is not None:
+        marks += [Mark(box, "", "region") for box in plug.load("detectors", config.detector).detect(picture).boxes]
     if example is not None and example.meta.get("gold") is not None:
         marks.append(Mark(Box.from_json(example.meta["gold"]), "gold", "gold"))
     if config.store is not None:
@@ -146,7 +163,8 @@ def _scene(config: OverlayConfig, prediction: Prediction) -> Scene:
             marks.append(Mark(annotation.box, "annotated", "annotated"))
     if prediction.box is not None:
         marks.append(Mark(prediction.box, "region of interest", "predicted"))
-    return Scene(picture, tuple(marks), prediction.box, config.crop_from, notes(prediction, example))
+    heat = None if config.heat is None else read_heat(config.heat)
+    return Scene(picture, tuple(marks), prediction.box, config.crop_from, heat, config.heat_frame, notes(prediction, example))
 
 
 def _example(path: Path, example_id: str) -> Example | None:
@@ -174,13 +192,16 @@ def notes(prediction: Prediction, example: Example | None = None) -> tuple[tuple
 
 
 def render(scene: Scene, longest: int = 640) -> Image.Image:
-    """The sheet, RGB: the marked picture (longer side at most `longest` pixels), the crop enlarged, the notes.
+    """The sheet, RGB: the marked picture (longer side at most `longest` pixels), relevance map, crop enlarged, notes.
 
     `scene.image` is not changed.
     """
     marked = draw_marks(show(scene.image, longest), scene.marks).image
     panels = [("Whole image", marked)]
     below = scene.image.width > _WIDE * scene.image.height
+    if scene.heat is not None:
+        heated = blend(show(scene.image, longest).image, scene.heat, scene.heat_frame)
+        panels.append(("Relevance of each place to the answer", with_bar(heated, float(scene.heat.max()))))
     if scene.crop is not None:
         region = images.crop_region(scene.image, scene.crop, scene.crop_from)
         # Beside a tall picture the crop may be as tall as it; below a wide one it gets half its length.
