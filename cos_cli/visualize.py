@@ -16,13 +16,76 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 @app.callback()
 def visualize() -> None:
-    """See where the model looked: overlays and statistics.
+    """See where the model looked, and whether it mattered.
 
     \b
     Examples:
       cos visualize overlay --predictions answers.jsonl --images pictures --out overlay.png
       cos visualize stats answers.jsonl --out boxes
+      cos visualize report run --out report.html
     """
+
+
+Runs = Annotated[
+    list[Path], typer.Argument(help="Folders of `cos eval`; the last is the one looked at.", metavar="RUN [RUN...]")
+]
+RunData = Annotated[
+    Path | None, typer.Option(help="The benchmark's folder or questions' file.", show_default="where the run found it")
+]
+RunImages = Annotated[
+    Path | None, typer.Option(help="Folder that the image paths start from.", show_default="where the run found them")
+]
+Flipped = Annotated[bool, typer.Option("--flipped", help="Only questions on which the first two runs' verdicts differ.")]
+Wrong = Annotated[bool, typer.Option("--wrong", help="Only questions that the last run got wrong.")]
+Fallback = Annotated[bool, typer.Option("--fallback", help="Only questions whose box could not be used.")]
+MinArea = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Only regions of at least this share of the picture.", show_default="any")
+]
+Question = Annotated[str | None, typer.Option(help="Only questions that match this regular expression.", show_default="any")]
+Sample = Annotated[int | None, typer.Option(min=1, help="So many of them, drawn at random.", show_default="all")]
+
+
+@app.command()
+def report(
+    ctx: typer.Context,
+    runs: Runs,
+    out: Annotated[Path, typer.Option(help="Page to write, .html.")],
+    data: RunData = None,
+    images: RunImages = None,
+    store: Annotated[Path | None, typer.Option(help="A store of `cos annotate`: adds the annotated regions.")] = None,
+    heat: Annotated[
+        Path | None, typer.Option(help="Folder of relevance maps, EXAMPLE_ID.npy or .json; '/' is written '_'.")
+    ] = None,
+    cards: Annotated[int, typer.Option(min=0, help="Questions shown with their pictures, at most.")] = 2000,
+    embed_mb: Annotated[float, typer.Option(min=0, help="Megabytes of pictures inside the page; more go to a folder.")] = 30.0,
+    flipped: Flipped = False,
+    wrong: Wrong = False,
+    fallback: Fallback = False,
+    min_area: MinArea = None,
+    question: Question = None,
+    sample: Sample = None,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    traceback: options.Traceback = False,
+) -> None:
+    """Write runs as one page that opens from disk: table, plots, every answer.
+
+    \b
+    Examples:
+      cos visualize report run --out report.html
+      cos visualize report before after --flipped --out changed.html
+    """
+    from cos_core.visualize.run_report import ReportConfig, run
+    from cos_core.visualize.select import Selection
+
+    selection = Selection(flipped, wrong, fallback, min_area, question, sample, seed)
+    with reporting(ctx.ensure_object(Session)) as reporter:
+        config = ReportConfig(tuple(runs), out, data, images, store, heat, cards, embed_mb, selection)
+        manifest = run(config, reporter)
+        reporter.note(summary(manifest, out))
+    if json:
+        emit_json(manifest.to_json())
 
 
 @app.command()

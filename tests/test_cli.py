@@ -26,7 +26,8 @@ from cos_core.types import Prediction, RunManifest
 
 ROOT = Path(__file__).resolve().parent.parent
 POPE = ROOT / "tests" / "golden" / "pope"
-COMMANDS = ["demo", "annotate", "train", "infer", "eval", "visualize", "visualize overlay", "visualize stats"]
+COMMANDS = ["demo", "annotate", "train", "infer", "eval", "visualize"]
+COMMANDS += [f"visualize {name}" for name in ("overlay", "stats", "report")]
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -258,10 +259,12 @@ CONFIGS = [
     (annotate_command.annotate, "cos_core.annotate", "AnnotateConfig", set()),
     (train.train, "cos_core.training", "TrainConfig", set()),
     (infer.infer, "cos_core.infer", "InferConfig", set()),
-    (evaluate.evaluate, "cos_core.evaluate", "EvalConfig", {"replicates"}),
+    (evaluate.evaluate, "cos_core.evaluate", "EvalConfig", {"replicates", "benchmark"}),
     (evaluate.evaluate, "cos_core.infer", "InferConfig", {"image", "images", "question", "data", "limit", "retry_failed"}),
     (visualize.overlay, "cos_core.visualize.overlay", "OverlayConfig", {"box_status", "crop_from"}),
     (visualize.stats, "cos_core.visualize.boxes", "BoxStatsConfig", set()),
+    (visualize.report, "cos_core.visualize.run_report", "ReportConfig", {"selection"}),
+    (visualize.report, "cos_core.visualize.select", "Selection", set()),
 ]
 
 

@@ -49,6 +49,8 @@ class Page(HTMLParser):
 
     def __init__(self, source: str) -> None:
         super().__init__(convert_charrefs=True)
+        data = re.search(r'<script type="application/json" id="data">(.*?)</script>', source, re.DOTALL)
+        self.data = json.loads(data[1]) if data else {"cards": [], "pictures": []}
         self.tags: list[tuple[str, dict[str, str]]] = []
         self.open: list[str] = []
         self.words: list[str] = []
@@ -179,10 +181,12 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     for image in page.all("img"):
         assert image["src"].startswith("data:image/")
     assert all(a["href"].startswith("#") for a in page.all("a"))
+    assert all(picture.startswith("data:image/") for picture in page.data["pictures"])
     for script in page.all("script"):
-        assert not script
+        assert script in ({}, {"type": "application/json", "id": "data"})
     source = (tmp_path / "report.html").read_text()
-    assert not re.search(r"(https?:)?//[a-z]+\.", re.sub(r'src="data:[^"]*"', "", source))
+    without = re.sub(r'"data:image/[^"]*"', "", source).replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"(https?:)?//[a-z]+\.", without)
 
 
 def test_only_the_pages_own_style_and_script_may_run(tmp_path: Path) -> None:
@@ -212,6 +216,9 @@ def test_hostile_text_is_text(tmp_path: Path, words: str) -> None:
     assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
     kept = words.replace("\x00", "\ufffd").replace("\ud800", "\ufffd")
     assert re.sub(r"\s+", " ", kept) in page.text
+    for card in page.data["cards"]:
+        assert card["q"] == card["id"] == kept
+        assert [row[1] for row in card["r"]] == [kept, card["r"][1][1], kept, kept]
 
 
 def test_every_picture_has_words_and_every_table_its_headings(tmp_path: Path) -> None:
@@ -233,10 +240,11 @@ def test_shown_is_what_the_encoder_is_given(tmp_path: Path) -> None:
     page = written(tmp_path)
     with Image.open(tmp_path / "scene.png") as picture:
         scene = picture.convert("RGB")
-    seen = [image for image in page.all("img") if image.get("class") == "seen"]
+    addresses = [image["src"] for image in page.all("img") if image.get("class") == "seen"]
+    addresses += [page.data["pictures"][number] for number, _, _, kind in page.data["cards"][0]["v"] if kind == "seen"]
     expected = [Encoder(40).view(scene), Encoder(40).view(scene, Box(0.25, 0.5, 0.5, 1.0))]
-    for image, view in zip(seen[:2], expected, strict=True):
-        with Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))) as embedded:
+    for address, view in zip(addresses, 2 * expected, strict=True):
+        with Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))) as embedded:
             assert embedded.tobytes() == view.tobytes()
 
 
@@ -244,12 +252,16 @@ def test_boxes_over_a_scene_are_the_boxes(tmp_path: Path) -> None:
     page = written(tmp_path)
     drawn = [a for a in page.all("rect") if a.get("class") == "predicted"]
     assert drawn[0] == {"class": "predicted", "x": "0.25000", "y": "0.50000", "width": "0.25000", "height": "0.50000"}
+    boxes = page.data["cards"][0]["b"]
+    assert [box[0] for box in boxes] == ["gold", "predicted"]
+    assert boxes[1][1:] == ["region the model chose: left 25%, top 50%, right 50%, bottom 100%", 0.25, 0.5, 0.5, 1.0]
 
 
 def test_a_missing_picture_leaves_a_sentence(tmp_path: Path) -> None:
     base = report(tmp_path)
     page = written(tmp_path, cards=(replace(base.cards[0], image=Path("gone.png")), base.cards[0]))
-    assert "gone.png" in page.text
+    assert "gone.png" in page.data["cards"][0]["p"]
+    assert page.data["cards"][0]["s"] is None
     assert "One of the questions" in page.text
 
 
@@ -257,9 +269,20 @@ def test_a_card_without_a_usable_box(tmp_path: Path) -> None:
     base = report(tmp_path)
     card = replace(base.cards[0], predicted=None, box_status="unparsable", box_text="red")
     page = written(tmp_path, cards=(card,))
-    assert "no usable region" in page.text
-    assert "(unparsable)" in page.text
+    (shown,) = page.data["cards"]
+    assert ["no usable region", ""] in shown["t"]
+    assert shown["r"][3] == ["box", "red", "", 1, "(unparsable)"]
     assert "One of the questions" not in page.text
+
+
+def test_a_region_hit_is_defined(tmp_path: Path) -> None:
+    assert "the region holds the centre of the right object" in written(tmp_path).text
+
+
+def test_a_picture_is_kept_once(tmp_path: Path) -> None:
+    page = written(tmp_path)
+    assert len(page.data["cards"]) == 2
+    assert len(page.data["pictures"]) == 3
 
 
 def test_the_smallest_report(tmp_path: Path) -> None:

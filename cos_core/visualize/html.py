@@ -11,7 +11,7 @@ from string import Template
 
 from PIL import Image, features
 
-from cos_core import assets
+from cos_core import assets, manifest
 from cos_core.visualize.draw import printable
 
 
@@ -69,4 +69,37 @@ def data_uri(image: Image.Image, lossless: bool = False) -> str:
         image.save(data, format="PNG", optimize=True)
     else:
         image.save(data, format=kind.upper(), quality=88)
-    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
+    return uri(kind, data.getvalue())
+
+
+def uri(kind: str, data: bytes) -> str:
+    """The `data:` address of a picture file of the format `kind` (png, webp, jpeg)."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def page(title: str, sections: Sequence[tuple[str, str, Html]], *, first: Html, banner: Html, in_folder: bool = False) -> Html:
+    """The whole page: `first` on top, then (anchor, title, content) sections that hold something, with a way to each.
+
+    Nothing leaves it: the Content-Security-Policy takes our own style and script, embedded pictures, and (`in_folder`) pictures
+    of the page's own origin.
+    """
+    parts = [part for part in sections if part[2]]
+    style, script = shipped("report.css"), shipped("report.js")
+    return fill(
+        "page.html",
+        title=title,
+        style=style,
+        style_hash=Html(digest(style)),
+        script=script,
+        script_hash=Html(digest(script)),
+        pictures="data: 'self' file:" if in_folder else "data:",
+        banner=banner,
+        nav=joined(element("a", name, href=f"#{anchor}") for anchor, name, _ in parts),
+        sections=joined([first, *(_section(*part) for part in parts)]),
+        footer=f"{title} · written by cos {manifest.versions().get('cos', '')}".strip(),
+    )
+
+
+def _section(anchor: str, title: str, content: Html) -> Html:
+    heading = element("h2", title, id=f"{anchor}-title")
+    return element("section", joined([heading, content]), id=anchor, aria_labelledby=f"{anchor}-title")

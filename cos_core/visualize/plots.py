@@ -89,7 +89,12 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _save(figure: Figure, path: Path) -> None:
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
     data = io.BytesIO()
     figure.savefig(data, format="png")
-    manifest.atomic_write(path, data.getvalue())
+    return data.getvalue()
+
+
+def _save(figure: Figure, path: Path) -> None:
+    manifest.atomic_write(path, png(figure))

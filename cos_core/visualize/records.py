@@ -34,7 +34,7 @@ class Tally:
 class ArmRow:
     """One row of the table: how one way of choosing the region did.
 
-    `low`, `high`: the accuracy's interval; `hit`: share of questions whose region holds the right object (None: no regions);
+    `low`, `high`: the accuracy's interval; `hit`: share of questions whose region holds the right object's centre (None: none);
     `status`: box status -> count; `kinds`: question kind -> Tally; `explain`: a few words on what the arm does.
     """
 
@@ -77,7 +77,7 @@ class Comparison:
 class LabelRow:
     """How the labels that annotation made compare with the gold regions, for one kind of question ("all": every one).
 
-    `hit`: share whose centre lies in the gold region; `iou`: mean intersection over union; `chance`: a random region's hit.
+    `hit`: share that holds the right object's centre; `iou`: mean intersection over union; `chance`: a random region's hit.
     """
 
     kind: str

@@ -6,17 +6,29 @@ question that holds markup stays text even if escaping were ever forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from cos_core import images, manifest
+from cos_core import images
 from cos_core.errors import InputError
 from cos_core.geometry import Box
 from cos_core.visualize import sections
 from cos_core.visualize.draw import Encoder, show
-from cos_core.visualize.html import Html, data_uri, digest, element, fill, joined, shipped, text
+from cos_core.visualize.gallery import (
+    Album,
+    BoxKind,
+    Gallery,
+    GalleryCard,
+    Row,
+    Shape,
+    View,
+    gallery,
+    in_words,
+    page_folder,
+    write_page,
+)
+from cos_core.visualize.html import Html, data_uri, element, fill, joined, page, text
 from cos_core.visualize.records import (
     Answered,
     ArmRow,
@@ -50,7 +62,7 @@ _OUTCOMES = {
     "hurt": "Chain-of-Spot alone is wrong",
     "neither": "both wrong",
 }
-_BUTTONS = {"": "All", "helped": "Helped", "both": "Both right", "hurt": "Hurt", "neither": "Both wrong"}
+_BUTTONS = {"helped": "Helped", "both": "Both right", "hurt": "Hurt", "neither": "Both wrong"}
 
 
 def write_demo_report(out: Path, report: DemoReport) -> None:
@@ -58,23 +70,10 @@ def write_demo_report(out: Path, report: DemoReport) -> None:
 
     Pictures that cannot be read leave a sentence in their place. The page computes nothing: every figure is from `report`.
     """
-    parts = [part for part in _sections(report) if part[2]]
-    body = joined([_hero(report), *(_section(name, title, content) for name, title, content in parts)])
-    style, script = shipped("report.css"), shipped("report.js")
-    page = fill(
-        "page.html",
-        title=report.title,
-        style=style,
-        style_hash=Html(digest(style)),
-        script=script,
-        script_hash=Html(digest(script)),
-        banner=_banner(report.quick),
-        nav=joined(element("a", title, href=f"#{name}") for name, title, _ in parts),
-        sections=body,
-        footer=f"{report.title} · written by cos {manifest.versions().get('cos', '')}".strip(),
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    manifest.atomic_write(out, page)
+    album = Album(page_folder(out))
+    content = _sections(report, album)
+    title, first, banner = report.title, _hero(report), _banner(report.quick)
+    write_page(out, page(title, content, first=first, banner=banner, in_folder=album.in_folder))
 
 
 def _banner(quick: bool) -> Html:
@@ -104,13 +103,7 @@ def _hero(report: DemoReport) -> Html:
     )
 
 
-def _section(name: str, title: str, content: Html) -> Html:
-    return element(
-        "section", joined([element("h2", title, id=f"{name}-title"), content]), id=name, aria_labelledby=f"{name}-title"
-    )
-
-
-def _sections(report: DemoReport) -> list[tuple[str, str, Html]]:
+def _sections(report: DemoReport, album: Album) -> list[tuple[str, str, Html]]:
     """(anchor, title, content) in page order; empty content leaves a section out."""
     nothing = text("")
     kinds = any(arm.kinds for arm in report.arms)
@@ -118,7 +111,7 @@ def _sections(report: DemoReport) -> list[tuple[str, str, Html]]:
         "No one drew these regions: annotation found them by asking the model which part of the picture its answer came from. "
         "This is how often they lie on the right object."
     )
-    hits = "“Region hits”: the region's centre lies on the right object."
+    hits = "“Region hits”: the region holds the centre of the right object."
     facts = [sections.facts(t, v) for t, v in (("Settings", report.settings), ("Provenance", report.provenance)) if v]
     return [
         ("arms", "The table", joined([_about(hits), sections.arms_table(report)])),
@@ -129,7 +122,7 @@ def _sections(report: DemoReport) -> list[tuple[str, str, Html]]:
             "The labels",
             joined([_about(label_words), sections.labels_table(report.labels)]) if report.labels else nothing,
         ),
-        ("scenes", "Scenes", _gallery(report) if report.cards else nothing),
+        ("scenes", "Scenes", _gallery(report, album) if report.cards else nothing),
         ("plots", "Regions in numbers", _plots(report) if report.plots else nothing),
         ("next", "What to try next", sections.next_steps(report.next_steps)),
         ("facts", "How this was made", joined(facts)),
@@ -146,7 +139,7 @@ def _worked(report: DemoReport) -> Html:
         if card.predicted is None or not card.with_cos.correct or card.without.correct:
             continue
         try:
-            views = _views(report, card, gold=False)
+            views = _views(report, card, card.predicted)
         except InputError:
             continue
         return fill(
@@ -161,41 +154,64 @@ def _worked(report: DemoReport) -> Html:
     return text("")
 
 
-def _gallery(report: DemoReport) -> Html:
-    kinds = report.kinds or tuple(dict.fromkeys(card.kind for card in report.cards))
-    outcomes = [
-        element("button", words, type="button", data_outcome=name, aria_pressed="false" if name else "true")
-        for name, words in _BUTTONS.items()
-    ]
-    count = f"{len(report.cards)} of {len(report.cards)} scenes"
-    options = [element("option", kind, value=kind) for kind in kinds]
-    cards = [_card(report, card) for card in report.cards]
-    return fill("gallery.html", outcomes=joined(outcomes), kinds=joined(options), count=count, cards=joined(cards))
+_LEGEND: dict[BoxKind, str] = {
+    "predicted": "region the model chose",
+    "gold": "right region",
+    "annotated": "label from annotation",
+}
 
 
-def _card(report: DemoReport, card: Card) -> Html:
+def _gallery(report: DemoReport, album: Album) -> Html:
+    cards = [_card(report, card, album) for card in report.cards]
+    return gallery(Gallery(cards, _BUTTONS, "scenes", keys=_LEGEND), album)
+
+
+def _card(report: DemoReport, card: Card, album: Album) -> GalleryCard:
     outcome = {(False, True): "helped", (True, True): "both", (True, False): "hurt", (False, False): "neither"}[
         card.without.correct, card.with_cos.correct
     ]
-    try:
-        views = _views(report, card)
-    except InputError as error:
-        blank = element("p", str(error), class_="noregion")
-        views = {"scene": blank, "whole": text(""), "crop": text("")}
-    return fill(
-        "card.html",
-        kind=card.kind,
-        outcome=outcome,
-        outcome_words=_OUTCOMES[outcome],
-        label=f"{card.kind} question {card.example_id}: {_OUTCOMES[outcome]}",
-        question=card.question,
-        truth=card.truth,
-        without=_verdict(card.without),
-        with_cos=_verdict(card.with_cos),
-        box_text=card.box_text or "–",
-        box_note=f"({card.box_status})" if card.box_status != "ok" else "",
-        **views,
+    rows = (
+        _answer_row("without", card.without),
+        _answer_row("with", card.with_cos),
+        Row("truth", card.truth),
+        Row("box", card.box_text or "–", code=True, note=f"({card.box_status})" if card.box_status != "ok" else ""),
     )
+    kinds: tuple[tuple[BoxKind, Box | None], ...] = (
+        ("annotated", card.annotated),
+        ("gold", card.gold),
+        ("predicted", card.predicted),
+    )
+    scene, problem = None, ""
+    views: list[View] = []
+    try:
+        picture = _picture_of(report, card)
+        shown = show(picture, SCENE_PX).image if max(picture.size) > SCENE_PX else picture
+        scene = (album.add(shown), shown.width, shown.height)
+        seen = [("whole", "the whole picture", report.encoder.view(picture))]
+        if card.predicted:
+            seen.append(("region", "the chosen region", report.encoder.view(picture, card.predicted)))
+        for name, of, view in seen:
+            views.append(View(album.add(view, lossless=True), f"encoder: {name}", _seen_words(view, of), "seen"))
+    except InputError as error:
+        problem = str(error)
+    return GalleryCard(
+        card.example_id,
+        card.question,
+        outcome,
+        scene,
+        problem,
+        tuple(Shape(kind, _LEGEND[kind], box) for kind, box in kinds if box is not None),
+        tuple(views),
+        rows,
+        ((card.kind, ""), (_OUTCOMES[outcome], outcome), *([] if card.predicted else [("no usable region", "")])),
+        {"Kind": card.kind},
+        {"region area": card.predicted.area if card.predicted else None, "question": card.question},
+        f"{card.kind} question {card.example_id}: {_OUTCOMES[outcome]}",
+    )
+
+
+def _answer_row(term: str, answer: Answered) -> Row:
+    return Row(term, answer.text or "(nothing)", "right" if answer.correct else "wrong")
 
 
 def _verdict(answer: Answered) -> Html:
@@ -204,55 +220,48 @@ def _verdict(answer: Answered) -> Html:
     return element("span", joined([element("bdi", answer.text or "(nothing)"), " ", sign]), class_=f"verdict {name}")
 
 
-def _views(report: DemoReport, card: Card, gold: bool = True) -> dict[str, Html]:
-    """The scene with its boxes, and what the encoder is given of all of it and of the region. Raises InputError."""
-    picture = images.open_image(None if card.image.is_absolute() else report.images, str(card.image))
-    boxes = [("predicted", "region the model chose", card.predicted)]
-    if gold:
-        boxes = [("annotated", "label from annotation", card.annotated), ("gold", "right region", card.gold), *boxes]
+def _picture_of(report: DemoReport, card: Card) -> Image.Image:
+    return images.open_image(None if card.image.is_absolute() else report.images, str(card.image))
+
+
+def _views(report: DemoReport, card: Card, region: Box) -> dict[str, Html]:
+    """The scene with its region, and what the encoder is given of all of it and of the region. Raises InputError."""
+    picture = _picture_of(report, card)
     encoder = report.encoder
     return {
-        "scene": _scene(picture, [(kind, name, box) for kind, name, box in boxes if box is not None]),
+        "scene": _scene(picture, region),
         "whole": _seen(encoder.view(picture), "the whole picture"),
-        "crop": _seen(encoder.view(picture, card.predicted), "the chosen region") if card.predicted else _no_region(),
+        "crop": _seen(encoder.view(picture, region), "the chosen region"),
     }
 
 
-def _scene(picture: Image.Image, boxes: Sequence[tuple[str, str, Box]]) -> Html:
-    """The picture with its boxes drawn over it as vectors: exact at any size, and the picture itself unchanged."""
+def _scene(picture: Image.Image, region: Box) -> Html:
+    """The picture with its region drawn over it as a vector: exact at any size, and the picture itself unchanged."""
     shown = show(picture, SCENE_PX).image if max(picture.size) > SCENE_PX else picture
     photo = Html(f'<img src="{data_uri(shown)}" width="{shown.width}" height="{shown.height}" alt="">')
-    marks = []
-    for kind, _, box in boxes:
-        place = {
-            "x": f"{box.x0:.5f}",
-            "y": f"{box.y0:.5f}",
-            "width": f"{box.x1 - box.x0:.5f}",
-            "height": f"{box.y1 - box.y0:.5f}",
-        }
-        halo = "halo" if kind == "predicted" else "thin"
-        marks += [element("rect", class_=halo, **place), element("rect", class_=kind, **place)]
-    label = "; ".join(["Scene", *(f"{name}: {_in_words(box)}" for _, name, box in boxes)])
+    place = {
+        "x": f"{region.x0:.5f}",
+        "y": f"{region.y0:.5f}",
+        "width": f"{region.x1 - region.x0:.5f}",
+        "height": f"{region.y1 - region.y0:.5f}",
+    }
+    marks = [element("rect", class_=kind, **place) for kind in ("halo", "predicted")]
     drawn = element("svg", joined(marks), viewBox="0 0 1 1", preserveAspectRatio="none", aria_hidden="true")
+    label = f"Scene; {_LEGEND['predicted']}: {in_words(region)}"
     return element("span", joined([photo, drawn]), class_="stack", role="img", aria_label=label)
 
 
-def _in_words(box: Box) -> str:
-    sides = ("left", box.x0), ("top", box.y0), ("right", box.x1), ("bottom", box.y1)
-    return ", ".join(f"{name} {value:.0%}" for name, value in sides)
-
-
 def _seen(view: Image.Image, what: str) -> Html:
-    return _picture(view, f"What the encoder is given of {what}: {view.width} by {view.height} pixels, shown enlarged", "seen")
+    return _picture(view, _seen_words(view, what), "seen")
+
+
+def _seen_words(view: Image.Image, what: str) -> str:
+    return f"What the encoder is given of {what}: {view.width} by {view.height} pixels, shown enlarged"
 
 
 def _picture(picture: Image.Image, alt: str, kind: str) -> Html:
     size = f'width="{picture.width}" height="{picture.height}"'
     return Html(f'<img class="{kind}" src="{data_uri(picture, lossless=True)}" {size} alt="{text(alt)}">')
-
-
-def _no_region() -> Html:
-    return element("p", "no usable region", class_="noregion")
 
 
 def _plots(report: DemoReport) -> Html:

@@ -43,14 +43,19 @@ def headline(comparison: Comparison | None) -> str:
 
 def bar(arm: ArmRow, label: str) -> Html:
     """Accuracy as a bar on 0..100 % with its interval as a whisker."""
-    value, low, high = 100 * arm.accuracy, 100 * arm.low, 100 * arm.high
+    return share_bar(arm.accuracy, (arm.low, arm.high), arm.role, label)
+
+
+def share_bar(share: float, ends: tuple[float, float] | None, role: str, label: str) -> Html:
+    """A share in [0, 1] as a bar on 0..100 %, with its interval, if any, as a whisker."""
     marks = [
         element("rect", class_="track", x=0, y=4, width=100, height=8),
-        element("rect", class_=f"fill {arm.role}", x=0, y=2, width=f"{value:.2f}", height=12),
-        element("line", x1=f"{low:.2f}", x2=f"{high:.2f}", y1=8, y2=8),
-        element("line", x1=f"{low:.2f}", x2=f"{low:.2f}", y1=4, y2=12),
-        element("line", x1=f"{high:.2f}", x2=f"{high:.2f}", y1=4, y2=12),
+        element("rect", class_=f"fill {role}", x=0, y=2, width=f"{100 * share:.2f}", height=12),
     ]
+    if ends is not None:
+        low, high = (f"{100 * end:.2f}" for end in ends)
+        marks.append(element("line", x1=low, x2=high, y1=8, y2=8))
+        marks += [element("line", x1=end, x2=end, y1=4, y2=12) for end in (low, high)]
     return element(
         "svg", joined(marks), class_="bar", viewBox="0 0 100 16", preserveAspectRatio="none", role="img", aria_label=label
     )
@@ -160,7 +165,7 @@ def labels_table(labels: Sequence[LabelRow]) -> Html:
             _number(f"{row.iou:.2f}"),
         ]
         rows.append(_row([*cells, _number(percent(row.chance))] if with_chance else cells))
-    head = ["Question kind", "Labels", "Centre on the right object", "Mean overlap (IoU)"]
+    head = ["Question kind", "Labels", "Hold the centre of the right object", "Mean overlap (IoU)"]
     return table(
         "Labels against the gold regions.", [*head, "Hits by chance"] if with_chance else head, rows, numbers=(1, 2, 3, 4)
     )

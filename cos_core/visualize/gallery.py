@@ -1,0 +1,242 @@
+"""The cards of a page: what each shows, as data that the page's own script turns into a searchable, sortable gallery.
+
+Texts travel as JSON and become text nodes, never markup; pictures are stored once however many cards show them, inside the page
+up to a limit, in a folder beside it beyond that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image, features
+
+from cos_core import manifest
+from cos_core.errors import InputError
+from cos_core.geometry import Box
+from cos_core.visualize.draw import printable
+from cos_core.visualize.html import Html, element, fill, joined, text, uri
+
+EMBED_BYTES = 30_000_000
+"""Pictures up to this many bytes together stay inside the page (base64 adds a third)."""
+
+BoxKind = Literal["predicted", "other", "gold", "annotated"]
+_OWN_FILE = re.compile(r"[0-9a-f]{32}\.(png|webp|jpeg)")
+
+
+class Album:
+    """The pictures of one page, each kept once, addressed by number.
+
+    Embedded while they are at most `limit` bytes together; then all of them go to `folder`, beside the page, named by their
+    content.
+    """
+
+    def __init__(self, folder: Path, limit: int = EMBED_BYTES) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._numbers: dict[str, int] = {}
+        self._waiting: dict[str, bytes] = {}
+        self._bytes = 0
+        self._outside = False
+
+    @property
+    def in_folder(self) -> bool:
+        """Whether the page needs its folder."""
+        return self._outside
+
+    def add(self, picture: Image.Image, lossless: bool = False) -> int:
+        """The number of `picture`: PNG when `lossless`, else WebP where Pillow has it, else JPEG."""
+        kind = "png" if lossless else "webp" if features.check("webp") else "jpeg"
+        data = io.BytesIO()
+        picture.save(data, format=kind.upper(), **({"optimize": True} if lossless else {"quality": 82}))
+        name = f"{hashlib.sha256(data.getvalue()).hexdigest()[:32]}.{kind}"
+        if name in self._numbers:
+            return self._numbers[name]
+        self._numbers[name] = len(self._numbers)
+        self._waiting[name] = data.getvalue()
+        self._bytes += len(data.getvalue())
+        if self._outside or self._bytes > self._limit:
+            self._outside = True
+            self._write_waiting()
+        return self._numbers[name]
+
+    def addresses(self) -> list[str]:
+        """What stands in `src`, by number. Also takes pictures of an earlier page out of the folder."""
+        kept = set(self._numbers) if self._outside else set()
+        for file in self._folder.glob("*.*") if self._folder.is_dir() else ():
+            if _OWN_FILE.fullmatch(file.name) and file.name not in kept:
+                file.unlink()
+        if self._outside:
+            return [f"{self._folder.name}/{name}" for name in self._numbers]
+        with suppress(OSError):  # it is not there, or holds what is not ours
+            self._folder.rmdir()
+        return [uri(name.rpartition(".")[2], self._waiting[name]) for name in self._numbers]
+
+    def _write_waiting(self) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for name, data in self._waiting.items():
+                if not (self._folder / name).is_file():
+                    (self._folder / name).write_bytes(data)
+        except OSError as error:
+            raise InputError(f"the pictures' folder {self._folder} cannot be written: {error.strerror}") from None
+        self._waiting.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A box over the scene (frame "image"), with the words that a screen reader says."""
+
+    kind: BoxKind
+    name: str
+    box: Box
+
+    def words(self) -> str:
+        """The name, and where the box lies."""
+        return f"{printable(self.name)}: {in_words(self.box)}"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A small picture beside the scene: its number in the album; "seen" is shown pixel by pixel, as the encoder gets it."""
+
+    picture: int
+    caption: str
+    alt: str
+    kind: Literal["seen", "crop"] = "crop"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A term and its text; `mark` adds a sign for right or wrong; `code` sets it as what a model wrote; `note` follows it."""
+
+    term: str
+    text: str
+    mark: Literal["right", "wrong", ""] = ""
+    code: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GalleryCard:
+    """One question. `scene`: (number in the album, width, height), or None with a `problem` that says why.
+
+    `outcome`: the button that finds it; `facets`: list name -> this card's value; `sort`: order name -> number or text, None
+    last; `label` names the card to a screen reader.
+    """
+
+    example_id: str
+    heading: str
+    outcome: str
+    scene: tuple[int, int, int] | None = None
+    problem: str = ""
+    shapes: tuple[Shape, ...] = ()
+    views: tuple[View, ...] = ()
+    rows: tuple[Row, ...] = ()
+    tags: tuple[tuple[str, str], ...] = ()
+    facets: Mapping[str, str] = field(default_factory=dict)
+    sort: Mapping[str, float | str | None] = field(default_factory=dict)
+    label: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Short keys and lists: a page holds thousands of these."""
+        return {
+            "id": printable(self.example_id),
+            "q": printable(self.heading),
+            "o": self.outcome,
+            "s": self.scene,
+            "p": printable(self.problem),
+            "b": [[s.kind, s.words(), *(round(v, 5) for v in s.box.corners)] for s in self.shapes],
+            "v": [[v.picture, printable(v.caption), printable(v.alt), v.kind] for v in self.views],
+            "r": [[printable(r.term), printable(r.text), r.mark, int(r.code), printable(r.note)] for r in self.rows],
+            "t": [[printable(words), kind] for words, kind in self.tags],
+            "f": {name: printable(value) for name, value in self.facets.items()},
+            "k": {name: printable(value) if isinstance(value, str) else value for name, value in self.sort.items()},
+            "l": printable(self.label),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """All cards of a page. `outcomes`: key -> words on its button; `noun` is what is counted ("scenes"); `note` stands above;
+    `keys`: the box kinds that the legend explains."""
+
+    cards: Sequence[GalleryCard]
+    outcomes: Mapping[str, str]
+    noun: str = "questions"
+    note: str = ""
+    keys: Mapping[BoxKind, str] = field(default_factory=dict)
+
+
+def gallery(content: Gallery, album: Album) -> Html:
+    """The section: filters, legend, an empty place for cards, the template of one, and the data of all."""
+    cards = content.cards
+    counts = Counter(card.outcome for card in cards)
+    outcomes = [_button("", f"All {len(cards):,}", True)]
+    outcomes += [_button(key, f"{words} {counts[key]:,}", False) for key, words in content.outcomes.items() if counts[key]]
+    data = {"pictures": album.addresses(), "cards": [card.to_json() for card in cards], "noun": content.noun}
+    legend = [
+        joined([element("span", class_=f"key {kind}", aria_hidden="true"), f" {words} "])
+        for kind, words in content.keys.items()
+    ]
+    return fill(
+        "gallery.html",
+        outcomes=joined(outcomes) if len(outcomes) > 2 else "",
+        facets=joined(_facet(number, name, cards) for number, name in enumerate(_names(cards, "facets"))),
+        orders=joined(element("option", name, value=name) for name in _names(cards, "sort")),
+        count=f"{len(cards):,} of {len(cards):,} {content.noun}",
+        noun=content.noun,
+        note=element("p", content.note, class_="about") if content.note else "",
+        legend=element("p", joined(legend), class_="legend") if legend else "",
+        data=Html(as_json(data)),
+    )
+
+
+def as_json(data: object) -> str:
+    """JSON that may stand in a `<script>`: plain ASCII, and nothing that could end the element or open another."""
+    plain = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def in_words(box: Box) -> str:
+    """Left 25%, top 50%, ..."""
+    sides = ("left", box.x0), ("top", box.y0), ("right", box.x1), ("bottom", box.y1)
+    return ", ".join(f"{name} {value:.0%}" for name, value in sides)
+
+
+def _button(key: str, words: str, pressed: bool) -> Html:
+    return element("button", words, type="button", data_outcome=key, aria_pressed="true" if pressed else "false")
+
+
+def _names(cards: Sequence[GalleryCard], part: Literal["facets", "sort"]) -> list[str]:
+    """The names of all facets or orders, first come first; a facet with one value filters nothing and is left out."""
+    names = dict.fromkeys(name for card in cards for name in getattr(card, part))
+    if part == "sort":
+        return list(names)
+    return [name for name in names if len({card.facets.get(name) for card in cards}) > 1]
+
+
+def _facet(number: int, name: str, cards: Sequence[GalleryCard]) -> Html:
+    counts = Counter(card.facets.get(name, "") for card in cards)
+    options = [element("option", f"{value} ({counts[value]:,})", value=value) for value in counts if value]
+    choice = element("select", joined([element("option", "all", value=""), *options]), data_facet=name, id=f"facet-{number}")
+    return element("label", joined([text(name), " ", choice]))
+
+
+def page_folder(out: Path) -> Path:
+    """The folder of a page's pictures, when they do not fit inside it."""
+    return out.with_name(f"{out.stem}_pictures")
+
+
+def write_page(out: Path, page: Html) -> None:
+    """Writes the page whole or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    manifest.atomic_write(out, page)

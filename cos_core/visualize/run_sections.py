@@ -1,0 +1,154 @@
+"""The parts of a report that are tables: runs with their intervals, all metrics, differences, protocol, what is amiss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from cos_core import metrics, statistics
+from cos_core.visualize.html import Html, element, joined, table
+from cos_core.visualize.runs import UNUSED, Run
+from cos_core.visualize.sections import percent, share_bar
+
+_FULL_SCALE = {"fraction": 1.0, "percent": 100.0}
+
+
+def amount(value: object, unit: str = "") -> str:
+    """A number for a person: shares as percent, anything else as it is; a dash for nothing."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "–" if value is None else str(value)
+    if unit == "fraction":
+        return percent(value)
+    if unit == "percent":
+        return f"{value:.1f} %"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
+
+
+def runs_table(runs: Sequence[Run]) -> Html:
+    """A row a run: headline with its interval, questions, how its boxes were read, how it was asked."""
+    rows = [element("tr", joined(_run_cells(run)), class_="method" if run is runs[-1] else "arm") for run in runs]
+    head = ["Run", "Score", "with 95 % interval", "Answered", "Region hits", "Box not usable", "Policy, profile"]
+    caption = "Every run as `cos eval` scored it; a dash where a run does not say."
+    return table(caption, head, rows, numbers=(2, 3, 4, 5))
+
+
+def _run_cells(run: Run) -> list[Html]:
+    headline: Mapping[str, Any] = run.results.get("headline", {})
+    unit, value = str(headline.get("unit", "")), headline.get("value")
+    low, high = headline.get("low"), headline.get("high")
+    ends = None if low is None or high is None else f"{amount(low, unit)} to {amount(high, unit)}"
+    chart: object = ""
+    if isinstance(value, int | float) and unit in _FULL_SCALE:
+        scale = _FULL_SCALE[unit]
+        whisker = None if low is None or high is None else (low / scale, high / scale)
+        words = f"{headline.get('metric')}: {amount(value, unit)}{f', 95 % interval {ends}' if ends else ''}"
+        chart = share_bar(value / scale, whisker, "method", words)
+    counts = run.manifest.counts if run.manifest else {}
+    answered = sum(p.answer is not None for p in run.predictions.values())
+    total = len(run.scores) or len(run.predictions)
+    failed = counts.get("failed", sum(p.error is not None for p in run.predictions.values()))
+    below = ", ".join(f"{n:,} {name}" for name, n in (("failed", failed), ("missing", counts.get("missing", 0))) if n)
+    unused = sum(p.box_status in UNUSED for p in run.predictions.values())
+    asked = sum(p.box_status != "skipped" for p in run.predictions.values())
+    regions: Mapping[str, Any] = run.results.get("regions", {})
+    how = [_listed(run.protocol.get(key)) or _said(run, key) for key in ("policy", "profile")]
+    return [
+        element("th", joined([run.name, element("small", run.benchmark or "not scored")]), scope="row"),
+        element("td", chart, class_="chart"),
+        _cell(amount(value, unit), ends or ""),
+        _cell(f"{answered:,} / {total:,}", below),
+        _cell(percent(regions.get("hit"))),
+        _cell(percent(unused / asked) if asked else "–", f"{unused:,} of {asked:,}" if asked else ""),
+        element("td", ", ".join(words for words in how if words) or "–"),
+    ]
+
+
+def metrics_table(runs: Sequence[Run]) -> Html | None:
+    """Every metric of every run with its interval; None when no run has any."""
+    each = [dict(_flat(run.results.get("metrics", {}))) | _regions(run) for run in runs]
+    names = list(dict.fromkeys(name for found in each for name in found))
+    if not names:
+        return None
+    rows = []
+    for name in names:
+        cells = [element("th", name, scope="row")]
+        for run, found in zip(runs, each, strict=True):
+            ends = run.results.get("intervals", {}).get(name)
+            cells.append(_cell(amount(found.get(name)), f"{amount(ends[0])} to {amount(ends[1])}" if ends else ""))
+        rows.append(element("tr", joined(cells)))
+    return table(
+        "Metrics in the benchmark's own units, with 95 % intervals.",
+        ["Metric", *(r.name for r in runs)],
+        rows,
+        range(1, len(runs) + 1),
+    )
+
+
+def differences_table(runs: Sequence[Run]) -> Html | None:
+    """Every further scored run minus the first, on the questions both have; None when there are not two scored ones."""
+    scored = [run for run in runs if run.scores]
+    rows = []
+    for other in scored[1:]:
+        first = scored[0]
+        if not first.scores.keys() & other.scores.keys():
+            continue
+        images = {i: s.groups.get(metrics.IMAGE, i) for run in (first, other) for i, s in run.scores.items()}
+        theirs, ours = ({i: s.value for i, s in run.scores.items()} for run in (first, other))
+        found = statistics.paired(theirs, ours, images)
+        sign = "yes" if found.low > 0 else "no" if found.high < 0 else "same"
+        cells = [
+            element("th", f"{other.name} − {first.name}", scope="row"),
+            _cell(element("span", _signed(found.mean), class_=sign), f"{_signed(found.low)} to {_signed(found.high)}"),
+            _cell(f"{found.wins:,} / {found.losses:,}"),
+            _cell(f"{found.p:.2g}", found.test),
+            _cell(f"{found.n:,}", f"{found.only_a + found.only_b:,} in one run only" if found.only_a + found.only_b else ""),
+        ]
+        rows.append(element("tr", joined(cells)))
+    if not rows:
+        return None
+    caption = "Mean score per question, later run minus first, with paired 95 % intervals; images are resampled."
+    return table(caption, ["Difference", "Mean", "Gained / lost questions", "p", "Questions"], rows, (1, 2, 3, 4))
+
+
+def remarks(runs: Sequence[Run], more: Sequence[str] = ()) -> Html | None:
+    """What is amiss with the runs and their pictures, or None."""
+    lines = [f"{run.name}: {remark}" for run in runs for remark in run.remarks] + list(more)
+    return element("ul", joined(element("li", line) for line in lines), class_="remarks") if lines else None
+
+
+def provenance(run: Run) -> dict[str, Any]:
+    """What a reader needs to make the run again."""
+    if run.manifest is None:
+        return {"path": str(run.path)}
+    found = run.manifest
+    parts: dict[str, Any] = {"path": str(run.path), "status": found.status, "finished": found.finished, "seed": found.seed}
+    return parts | dict(run.protocol) | {f"{k}": v for k, v in found.config.items() if v is not None} | dict(found.versions)
+
+
+def _regions(run: Run) -> dict[str, Any]:
+    found = run.results.get("regions", {})
+    return {f"regions.{name}": value for name, value in _flat(found) if not name.startswith("kinds.")}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def _said(run: Run, key: str) -> str:
+    return _listed(sorted({str(getattr(p, key)) for p in run.predictions.values()}))
+
+
+def _listed(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value or "")
+
+
+def _cell(value: object, below: str = "") -> Html:
+    return element("td", joined([value, element("small", below)]) if below else value, class_="n")
