@@ -39,8 +39,9 @@ class AnnotateConfig:
     `data`, `images`: questions and the folder their image paths start from; `out`: the store. `model`: the checkpoint that the
     `backbone` runs; `detector` proposes regions to it. `policy`: a row of CoS Table 3a or a control ("random" takes a random
     candidate of the detector, so that its sizes are those of real labels). `target`, `last_layers`: relevance.SweepSettings;
-    `threshold`, `region`, `extend`: see roi.RoiRule, None leaves it to the backbone. `limit`: stop after the image with which
-    this many questions are reached; `max_failures`: stop once more questions than this have no region.
+    `region_tokens`: the `tokens` of backbone "regions". `threshold`, `region`, `extend`: see roi.RoiRule, None leaves it to the
+    backbone. `limit`: stop after the image with which this many questions are reached; `max_failures`: stop once more questions
+    than this have no region.
     """
 
     data: Path
@@ -61,13 +62,16 @@ class AnnotateConfig:
     max_failures: int | None = None
     device: str = "auto"
     dtype: str = "auto"
+    region_tokens: int | None = None
 
     def __post_init__(self) -> None:
         roi.RoiRule(self.region or "top1", self.threshold, self.extend or 0.0)
-        for name, least in (("batch_images", 1), ("limit", 1), ("max_failures", 0)):
+        for name, least in (("batch_images", 1), ("limit", 1), ("max_failures", 0), ("region_tokens", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name} must be at least {least}, got {value}")
+        if self.region_tokens is not None and self.backbone != "regions":
+            raise InputError(f"region_tokens belongs to the backbone 'regions', not to {self.backbone!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +333,8 @@ def _annotator(config: AnnotateConfig) -> Annotator:
     if policy.source == "model":
         options = {"target": config.target, "last_layers": config.last_layers}
         where = {"model": config.model, "device": config.device, "dtype": config.dtype}
-        backbone = plug.load("backbones", config.backbone, detector=config.detector, **options, **where)
+        own = {} if config.region_tokens is None else {"tokens": config.region_tokens}
+        backbone = plug.load("backbones", config.backbone, detector=config.detector, **options, **where, **own)
         defaults: dict[str, Any] = {"region": "top1", "extend": 0.0, **getattr(backbone, "roi", {})}
         extend = defaults["extend"] if config.extend is None else config.extend
         rule = roi.RoiRule(config.region or defaults["region"], config.threshold, extend)

@@ -356,15 +356,15 @@ class Question:
 def explain(llava: Any, questions: Sequence[Question], settings: SweepSettings) -> list[torch.Tensor]:
     """For each question the relevance of its answer to its image positions, (image positions,), on the CPU.
 
-    y is read wherever a label is not IGNORE, the end mark left out; under target "argmax", which needs no labels, where the
-    model begins to answer. `llava`: a cos_core.llava.Llava. Raises InputError for an answer without tokens.
+    y is read wherever a label is not IGNORE, without the end mark and a blank in front, which say nothing of the answer; under
+    target "argmax", which needs no labels, where the model begins to answer. `llava`: a cos_core.llava.Llava. Raises InputError
+    for an answer without tokens.
     """
     if not questions:
         return []
     device = llava.device
-    end_mark = tuple(llava.tokenizer(llava.profile.turn_end, add_special_tokens=False)["input_ids"])
     own_choice = settings.target == "argmax"
-    cut = [_cut(question, end_mark, own_choice) for question in questions]
+    cut = [_start(question) if own_choice else _cut(question, llava) for question in questions]
     length, most = max(len(ids) for ids, _, _ in cut), max(len(positions) for _, positions, _ in cut)
     filler = int(llava.image_token_id == 0)  # never seen: padding stands behind every position that is read
     ids = torch.tensor([[*row, *[filler] * (length - len(row))] for row, _, _ in cut], device=device)
@@ -382,14 +382,21 @@ def explain(llava: Any, questions: Sequence[Question], settings: SweepSettings) 
     return [row[place] for row, place in zip(rows, places, strict=True)]
 
 
-def _cut(question: Question, end_mark: tuple[int, ...], own_choice: bool) -> tuple[list[int], list[int], list[int]]:
+def _start(question: Question) -> tuple[list[int], list[int], list[int]]:
+    """(ids up to the end of the prompt, its last position, a token that is not looked at)."""
+    last = next((i for i, label in enumerate(question.labels) if label != IGNORE), len(question.ids)) - 1
+    return list(question.ids[: last + 1]), [last], [0]
+
+
+def _cut(question: Question, llava: Any) -> tuple[list[int], list[int], list[int]]:
     """(ids up to the last position read, positions read, tokens expected there)."""
     learnt = [i for i, label in enumerate(question.labels) if label != IGNORE]
-    if own_choice:
-        last = (learnt[0] if learnt else len(question.ids)) - 1
-        return list(question.ids[: last + 1]), [last], [0]
-    if end_mark and tuple(question.ids[i] for i in learnt[-len(end_mark) :]) == end_mark:
+    end_mark = llava.tokenizer(llava.profile.turn_end, add_special_tokens=False)["input_ids"]
+    if end_mark and [question.ids[i] for i in learnt[-len(end_mark) :]] == end_mark:
         learnt = learnt[: -len(end_mark)]
+    # Some tokenizers make a token of the space between role and answer.
+    while learnt and not llava.tokenizer.decode([question.ids[learnt[0]]]).strip():
+        learnt = learnt[1:]
     if not learnt:
         raise InputError("an answer needs at least one token to be explained")
     return list(question.ids[: learnt[-1]]), [i - 1 for i in learnt], [question.ids[i] for i in learnt]

@@ -282,11 +282,17 @@ class TestWhatFails:
             run(job, SilentReporter())
 
     @pytest.mark.parametrize(
-        "wrong", [{"batch_images": 0}, {"limit": 0}, {"max_failures": -1}, {"threshold": 2.0}, {"extend": -1.0}]
+        "wrong",
+        [{"batch_images": 0}, {"limit": 0}, {"max_failures": -1}, {"threshold": 2.0}, {"extend": -1.0}, {"region_tokens": 0}],
     )
     def test_impossible_settings(self, job: AnnotateConfig, wrong: dict[str, Any]) -> None:
         with pytest.raises(InputError):
             replace(job, **wrong)
+
+    def test_region_tokens_belong_to_regions(self, job: AnnotateConfig) -> None:
+        with pytest.raises(InputError, match="backbone 'regions'"):
+            replace(job, backbone="patches", region_tokens=2)
+        assert run(replace(job, region_tokens=2), SilentReporter()).counts["ok"] == 6
 
 
 class TestResume:

@@ -81,6 +81,21 @@ def test_regions_equal_the_slow_way(by_regions: regions.RegionsBackbone) -> None
     assert expected.std() > 0
 
 
+def test_four_tokens_a_region_are_summed(checkpoint: Path) -> None:
+    backbone = regions.build(str(checkpoint), device="cpu", dtype="float64", tokens=2)
+    image = picture(40, 40, 7)
+    ((found,),) = backbone.relevance([(image, [example("what?")])])
+    assert found.regions is not None
+    assert found.regions.scores is not None
+    model = backbone.asker.model
+    crops = [images.crop_region(image, box) for box in found.regions.boxes]
+    cells = model.image_features(model.pixels(crops)).view(29, 4, 4, -1)[:, 1:3, 1:3]
+    expected = slow_row(backbone.asker, cells.reshape(29 * 4, -1), "what?", "a cat").view(29, 4).sum(1)
+    assert torch.allclose(torch.tensor(found.regions.scores, dtype=torch.float64), expected, rtol=1e-9, atol=1e-12)
+    with pytest.raises(InputError, match="at least one token"):
+        regions.build(str(checkpoint), tokens=0)
+
+
 def test_patches_equal_the_slow_way(by_patches: patches.PatchesBackbone) -> None:
     image = picture(101, 53, 2)
     ((found,),) = by_patches.relevance([(image, [example("what is it?")])])
@@ -189,10 +204,11 @@ def test_the_centre_of_a_token_grid(grid: int, kept: int) -> None:
     cells[margin : grid - margin, margin : grid - margin] = 1.0
     inside = cells.reshape(1, -1, 1)
     assert cells.sum() == kept**2
-    assert regions.centre_token(inside, Model()).item() == 1.0
-    assert regions.centre_token(1 - inside, Model()).item() == 0.0
+    assert regions.centre_tokens(inside, Model()).item() == 1.0
+    assert regions.centre_tokens(1 - inside, Model()).item() == 0.0
+    assert regions.centre_tokens(torch.cat([inside, inside]), Model(), 2).tolist() == [[1.0]] * 8
     with_class_token = torch.cat([torch.full((1, 1, 1), 99.0), inside], 1)
-    assert regions.centre_token(with_class_token, Model()).item() == 1.0
+    assert regions.centre_tokens(with_class_token, Model()).item() == 1.0
 
 
 def test_memory_bounds_grow_with_the_model() -> None:

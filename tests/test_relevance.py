@@ -305,8 +305,11 @@ class TestExplain:
         assert torch.equal(first, second)
 
     def test_an_empty_answer_is_refused(self, tiny: llava_module.Llava) -> None:
-        with pytest.raises(InputError, match="at least one token"):
-            relevance.explain(tiny, questions(tiny, [("what?", "")]), SweepSettings())
+        encoded = tiny.encode(dialogue(tiny.profile, "what?", chain=False))
+        bare = Question(encoded.ids, encoded.labels, torch.zeros(tiny.image_tokens, 64, dtype=torch.float64))
+        for nothing in (bare, *questions(tiny, [("what?", ""), ("what?", "  ")])):
+            with pytest.raises(InputError, match="at least one token"):
+                relevance.explain(tiny, [nothing], SweepSettings())
 
     def test_nothing_to_do(self, tiny: llava_module.Llava) -> None:
         assert relevance.explain(tiny, [], SweepSettings()) == []

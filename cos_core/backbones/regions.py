@@ -1,8 +1,8 @@
 """The paper's §3.2 with the LLaVA model itself: relevance of the answer to candidate regions seen at full resolution.
 
-Every region that the detector proposes is cut from the original pixels, encoded, projected and pooled to one visual token;
-these tokens stand in the place of the image in the plain dialogue, the gold answer is teacher-forced, and Eq. 4-6 give the
-relevance of the answer to each of them. So the annotator can read what is unreadable in the shrunken picture. Regions are
+Every region that the detector proposes is cut from the original pixels, encoded, projected and pooled to one visual token
+(or a few); these stand in the place of the image in the plain dialogue, the gold answer is teacher-forced, and Eq. 4-6 give
+the relevance of the answer to each of them. So the annotator can read what is unreadable in the shrunken picture. Regions are
 encoded once an image, whatever the number of its questions.
 
 No region's place is told: the token of a region carries its content only.
@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from cos_core import images, plug
 from cos_core.backbones import _questions
+from cos_core.errors import InputError
 from cos_core.interfaces import Detector, Relevance
 from cos_core.manifest import fingerprint, plain
 from cos_core.relevance import SweepSettings, TargetKind
@@ -28,13 +30,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CENTRE = 0.6
-"""Share of a region's token grid, along each side, whose mean is its token: what stands at the border is half another's."""
+"""Share of a region's token grid, along each side, that its tokens are pooled from: things at the border are cut in half."""
 
 
 @dataclass(frozen=True, slots=True)
 class RegionsBackbone:
     """Made by `build`. `fingerprint` changes with the weights and with all settings that change scores.
 
+    `tokens`: visual tokens a region along each side of a small grid (1: one token a region, 2: four); its score is their sum.
     `roi`: the best window as it is. Windows are wider than most objects already, a threshold over overlapping windows only
     widens them, and on the miniature scenes it gained nothing.
     """
@@ -42,6 +45,7 @@ class RegionsBackbone:
     asker: _questions.Asker
     detector: Detector
     fingerprint: str
+    tokens: int = 1
     roi: Mapping[str, Any] = field(default_factory=lambda: {"region": "top1", "extend": 0.0})
 
     def relevance(self, groups: Sequence[tuple[Image, Sequence[Example]]]) -> list[list[Relevance]]:
@@ -53,22 +57,25 @@ class RegionsBackbone:
         questions = [self.asker.question(e, features[g]) for e, g in zip(examples, places, strict=True)]
         rows = iter(self.asker.explain(examples, questions))
         return [
-            [Relevance(replace(found, scores=tuple(next(rows).tolist()) if found.boxes else ())) for _ in asked]
+            [Relevance(replace(found, scores=self._scores(next(rows)) if found.boxes else ())) for _ in asked]
             for (_, asked), found in zip(groups, regions, strict=True)
         ]
 
+    def _scores(self, row: torch.Tensor) -> tuple[float, ...]:
+        """Relevance of token positions, region after region, to one score a region."""
+        return tuple(row.view(-1, self.tokens**2).sum(1).tolist())
+
     def _features(self, proposals: Sequence[tuple[Image, Regions]]) -> list[torch.Tensor]:
-        """For each image (regions, hidden): one token a region."""
+        """For each image (regions x tokens a region, hidden)."""
         model = self.asker.model
         crops = [images.crop_region(image, box) for image, found in proposals for box in found.boxes]
         if not crops:
             return [torch.empty(0) for _ in proposals]
         side = int(model.model.config.vision_config.image_size)
         step = _questions.pixels_per_call(side)
-        tokens = [
-            centre_token(model.image_features(pixels(model, crops[i : i + step])), model) for i in range(0, len(crops), step)
-        ]
-        return list(torch.cat(tokens).split([len(found.boxes) for _, found in proposals]))
+        parts = [crops[i : i + step] for i in range(0, len(crops), step)]
+        tokens = [centre_tokens(model.image_features(pixels(model, part)), model, self.tokens) for part in parts]
+        return list(torch.cat(tokens).split([len(found.boxes) * self.tokens**2 for _, found in proposals]))
 
 
 def build(
@@ -78,14 +85,20 @@ def build(
     last_layers: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    tokens: int = 1,
 ) -> RegionsBackbone:
-    """Loads the checkpoint and the detector. Raises InputError for attention that relevance does not know."""
+    """Loads the checkpoint and the detector; `tokens`: see RegionsBackbone.
+
+    Raises InputError for attention that relevance does not know, or tokens that are not 1 or more.
+    """
+    if tokens < 1:
+        raise InputError(f"a region needs at least one token, got {tokens}")
     asker = _questions.load(model, device, dtype, SweepSettings(target, last_layers))
     proposer = plug.load("detectors", detector)
-    settings = {"backbone": "regions", "centre": CENTRE, "target": target, "last_layers": last_layers, "detector": detector}
+    settings = {"backbone": "regions", "centre": CENTRE, "target": target, "last_layers": last_layers, "tokens": tokens}
     model_settings = {"model": asker.model.fingerprint, "profile": asker.model.profile, "dtype": str(asker.model.model.dtype)}
-    mark = fingerprint(plain({**settings, **model_settings, "detector_settings": _settings(proposer)}))
-    return RegionsBackbone(asker, proposer, mark)
+    mark = fingerprint(plain({**settings, **model_settings, "detector": [detector, _settings(proposer)]}))
+    return RegionsBackbone(asker, proposer, mark, tokens)
 
 
 def pixels(model: Any, crops: Sequence[Image]) -> torch.Tensor:
@@ -109,13 +122,18 @@ def pixels(model: Any, crops: Sequence[Image]) -> torch.Tensor:
     return torch.from_numpy(normalised).to(model.device, model.model.dtype)
 
 
-def centre_token(features: torch.Tensor, model: Any) -> torch.Tensor:
-    """The mean over the central CENTRE of each side of the token grid: (n, image tokens, hidden) -> (n, hidden)."""
+def centre_tokens(features: torch.Tensor, model: Any, side: int = 1) -> torch.Tensor:
+    """The central CENTRE of each side of the token grid, pooled to side x side.
+
+    (n, image tokens, hidden) -> (n side^2, hidden); with `side` 1 the mean over the centre. Where `side` does not divide the
+    centre evenly, neighbouring tokens share cells.
+    """
     vision = model.model.config.vision_config
     grid = int(vision.image_size) // int(vision.patch_size)
     cells = features[:, features.shape[1] - grid * grid :].unflatten(1, (grid, grid))  # a class token would stand first
     margin = (grid - max(1, round(CENTRE * grid))) // 2
-    return cells[:, margin : grid - margin, margin : grid - margin].mean((1, 2))
+    centre = cells[:, margin : grid - margin, margin : grid - margin].permute(0, 3, 1, 2)
+    return functional.adaptive_avg_pool2d(centre, side).flatten(2).transpose(1, 2).flatten(0, 1)
 
 
 def _plain_side(processor: Any) -> int | None:
