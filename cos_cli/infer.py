@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, TextIO
 
 import typer
 
@@ -28,7 +30,24 @@ def infer(
     batch_size: options.BatchSize = 16,
     max_new_tokens: options.MaxNewTokens = 128,
     box_tokens: Annotated[int, typer.Option(min=1, help="Longest first-pass text, in tokens.")] = 48,
+    box_decode: Annotated[
+        Literal["free", "grammar"], typer.Option(help="Let the first pass write anything, or nothing but a box.")
+    ] = "free",
+    reuse: Annotated[
+        bool, typer.Option("--reuse/--no-reuse", help="Continue the first pass's keys and values; share those of a picture.")
+    ] = True,
+    kv_budget: Annotated[
+        float | None, typer.Option(help="GiB for keys and values; a quarter of the free memory (GPU: 70 %) when not given.")
+    ] = None,
+    verify_reuse: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Answer the first N of --data with and without reuse, and list what differs."),
+    ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="With --question: print the answer as it comes.")] = False,
     engine: options.Engine = "hf",
+    server: Annotated[str | None, typer.Option(help="With --engine openai: the server's address, up to /v1.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="With --engine openai: requests under way at once.")] = 8,
+    timeout: Annotated[float, typer.Option(min=0.1, help="With --engine openai: seconds that one request may take.")] = 120.0,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again what --out records as failed.")] = False,
     limit: options.Limit = None,
     max_failures: options.MaxFailures = None,
@@ -43,7 +62,8 @@ def infer(
 
     The answer is given with the whole picture and the zoomed region.
     With --image and --question: prints box, status and answer. With --data, --images and --out: answers a file of
-    questions; killed and started again, it answers only what is missing.
+    questions; killed and started again, it answers only what is missing. With --images, --question and --out: the same
+    question about every picture of a folder.
 
     \b
     Examples:
@@ -53,7 +73,11 @@ def infer(
     from cos_core.infer import InferConfig, answer_one, run
     from cos_core.jsonl import DurableWriter
 
-    single = _is_single(image, question, data, images, out)
+    if verify_reuse is not None and (data is None or images is None):
+        raise typer.BadParameter("--verify-reuse needs --data and --images")
+    single = verify_reuse is None and _is_single(image, question, data, images, out)
+    if stream and (not single or json):
+        raise typer.BadParameter("--stream is for --image with --question, without --json")
     config = InferConfig(
         model=model,
         out=out,
@@ -74,8 +98,21 @@ def infer(
         engine=engine,
         max_failures=max_failures,
         retry_failed=retry_failed,
+        box_decode=box_decode,
+        reuse=reuse,
+        kv_budget=kv_budget,
+        server=server,
+        concurrency=concurrency,
+        timeout=timeout,
     )
     session = ctx.ensure_object(Session)
+    if verify_reuse is not None:
+        from cos_core.infer.verify import verify
+
+        with reporting(session) as reporter:
+            verdict = verify(config, verify_reuse, reporter)
+        emit_json(verdict) if json else emit(differences(verdict))
+        return
     if not single:
         with reporting(session) as reporter:
             manifest = run(config, reporter)
@@ -83,8 +120,12 @@ def infer(
         if json:
             emit_json(manifest.to_json())
         return
+    stdout = sys.stdout
     with reporting(session) as reporter:
-        prediction = answer_one(config, reporter)
+        # Inside, sys.stdout is stderr: libraries may print.
+        prediction = answer_one(config, reporter, listen=(lambda text: _write(stdout, text)) if stream else None)
+    if stream:
+        _write(stdout, "\n")
     if out is not None:
         with DurableWriter(out) as writer:
             writer.append(prediction.to_json())
@@ -105,11 +146,26 @@ def describe(prediction: Prediction) -> str:
     return f"box     {corners}\nstatus  {status}\nanswer  {answer}"
 
 
+def differences(verdict: Mapping[str, Any]) -> str:
+    """A line for each reply that reuse changed, and one that counts them."""
+    lines = [
+        f"token {flip['token']}, margin {flip['margin']}: {clean(flip['plain'])!r} became {clean(flip['reused'])!r}"
+        for flip in verdict["flips"]
+    ]
+    counted = f"{len(verdict['flips'])} of {verdict['replies']} replies to {verdict['questions']} questions differ with reuse"
+    return "\n".join([*lines, counted])
+
+
+def _write(stream: TextIO, text: str) -> None:
+    stream.write(clean(text))
+    stream.flush()
+
+
 def _is_single(image: Path | None, question: str | None, data: Path | None, images: Path | None, out: Path | None) -> bool:
     """True for one picture, False for a file of questions. Raises typer.BadParameter for a mixture (exit code 2)."""
-    if image is None and question is None:
-        if data is None or images is None or out is None:
-            raise typer.BadParameter("give --image and --question, or --data, --images and --out")
+    if image is None and (question is None or (images is not None and data is None)):
+        if (data is None and question is None) or images is None or out is None:
+            raise typer.BadParameter("give --image and --question, or --data (or --question), --images and --out")
         return False
     if image is None or not question:
         raise typer.BadParameter("--image and --question belong together")

@@ -55,8 +55,8 @@ def render(profile: Profile, turns: Sequence[Turn]) -> list[tuple[str, bool] | I
             pieces.append((profile.assistant, False))
         else:
             text = "".join(p for p in turn.parts if isinstance(p, str))
-            # The prompt ends right after the role, so the space is the answer's: where a tokenizer makes a token of it (in front
-            # of a digit, say), the model has to write it, and LLaVA's own labels hold it.
+            # The prompt ends right after the role, so the space is the answer's: where a tokenizer makes a token of it (before
+            # a digit, say), the model has to write it, and LLaVA's own labels hold it.
             pieces.append((" " + text + profile.turn_end, turn.learn))
     return pieces
 
@@ -158,3 +158,43 @@ def _pieces(text: str, tokenizer: Any, after_end: AfterEnd, *, inner: bool) -> I
             continue
         # A byte of a character that has no piece ends inside that character; it still belongs to it.
         yield int(token.id), low, max(high, low + 1) if token.value.startswith("<0x") else high
+
+
+def detokenize(ids: Sequence[int], tokenizer: Any) -> str:
+    """The text of generated ids, special tokens left out.
+
+    Llama's tokenizers spell what they have no piece for in bytes. A run of them that is no valid UTF-8 is read as SentencePiece
+    reads it, one replacement mark a byte that fits nowhere; newer tokenizers replace the whole run, valid characters and all.
+    """
+    if tokenizer.backend_tokenizer.token_to_id("<0x00>") is None:
+        text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+    special = set(tokenizer.all_special_ids)
+    parts: list[str] = []
+    run = bytearray()
+    for token in tokenizer.convert_ids_to_tokens([i for i in ids if i not in special]):
+        if _BYTE.fullmatch(token):
+            run.append(int(token[3:5], 16))
+            continue
+        parts += [_characters(bytes(run)), token.replace(_SPACE, " ")]
+        run.clear()
+    return "".join([*parts, _characters(bytes(run))])
+
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+def _characters(data: bytes) -> str:
+    text, at = "", 0
+    while at < len(data):
+        for length in (1, 2, 3, 4):
+            try:
+                text += data[at : at + length].decode("utf-8")
+            except UnicodeDecodeError:
+                continue
+            at += length
+            break
+        else:
+            text += "\N{REPLACEMENT CHARACTER}"
+            at += 1
+    return text

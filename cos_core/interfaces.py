@@ -115,10 +115,10 @@ class Reply:
     tokens_out: int = 0
     finished: bool = True
     error: str | None = None
-    cached: int = 0
-    steps: int = 0
-    ids: tuple[int, ...] = ()
-    margins: tuple[float, ...] = ()
+    cached: int = field(default=0, compare=False)
+    steps: int = field(default=0, compare=False)
+    ids: tuple[int, ...] = field(default=(), compare=False)
+    margins: tuple[float, ...] = field(default=(), compare=False)
 
 
 class Engine(Protocol):

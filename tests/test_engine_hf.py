@@ -54,9 +54,17 @@ def ids_of(engine: HfEngine, asked: Sequence[Request]) -> list[list[int]]:
     return engine._greedy([engine._job(i, request) for i, request in enumerate(asked)])
 
 
+def prompt(engine: HfEngine, request: Request) -> tuple[torch.Tensor, tuple[Image.Image, ...]]:
+    """Embeddings (1, length, hidden) of the request's dialogue, pictures in place."""
+    job = engine._job(0, request)
+    model = engine._llava
+    features = model.image_features(model.pixels(list(job.row.images)))
+    return model.embed(torch.tensor([job.encoded.ids]), features), job.row.images
+
+
 def margin(engine: HfEngine, request: Request, ids: list[int]) -> float:
     """Difference of the two largest logits after the prompt and `ids`."""
-    embeddings, _ = engine._batch([engine._job(0, request)])
+    embeddings, _ = prompt(engine, request)
     model = engine._llava.model
     if ids:
         embeddings = torch.cat([embeddings, model.get_input_embeddings()(torch.tensor([ids]))], dim=1)
@@ -86,7 +94,8 @@ def test_equals_transformers_generate(engine: HfEngine) -> None:
     asked = requests(9)
     theirs = []
     for request in asked:
-        embeddings, mask = engine._batch([engine._job(0, request)])
+        embeddings, _ = prompt(engine, request)
+        mask = torch.ones(embeddings.shape[:2], dtype=torch.long)
         theirs.append(
             engine._llava.model.generate(
                 inputs_embeds=embeddings, attention_mask=mask, do_sample=False, max_new_tokens=request.max_new_tokens
@@ -99,11 +108,10 @@ def test_the_forward_from_pixels_gives_the_same_first_token(engine: HfEngine) ->
     # The model's own way (ids with image marks, pixel_values) must mean what our embeddings mean, two pictures included.
     request = requests(2)[1]
     job = engine._job(0, request)
-    pixels = engine._llava.pixels(list(job.images))
+    pixels = engine._llava.pixels(list(job.row.images))
     with torch.inference_mode():
         theirs = engine._llava.model(input_ids=torch.tensor([job.encoded.ids]), pixel_values=pixels).logits[0, -1]
-        embeddings, mask = engine._batch([job])
-        ours = engine._llava.model(inputs_embeds=embeddings, attention_mask=mask).logits[0, -1]
+        ours = engine._prompts([job.row], 0).logits[0]
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 

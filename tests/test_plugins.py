@@ -19,7 +19,7 @@ from cos_core.prompts import dialogue, load_profile
 from cos_core.types import Example
 
 MEMBERS = [(kind, name) for kind in plug.KINDS for name in plug.available(kind)]
-NEEDS_A_MODEL = {("engines", "hf")}
+NEEDS_A_MODEL = {("engines", "hf"), ("engines", "openai")}
 """Built in its own test on a tiny checkpoint."""
 
 

@@ -2,7 +2,9 @@
 
 Rows of different length are padded on the left; masked positions and explicit position ids keep a row's answer independent of
 its neighbours (up to rounding: kernels of another batch size add in another order, so two nearly equal logits can swap).
-A picture that several requests share, or that returns in a later call, is encoded once, for as long as the caller holds it.
+A picture that several requests share, or that returns in a later call, is encoded once, and a dialogue that begins as an
+earlier one did continues its keys and values (_prefix.py), for as long as the caller holds the picture. Where a first-pass text
+comes back in other tokens than were generated, what stands before the first difference is still used.
 
 The decoding loop is this module's own, around the model's ordinary forward: the checkpoint's sampling settings (Vicuna ships
 temperature 0.9) cannot leak in, each request has its own token budget, and finished rows leave the batch. A test compares its
@@ -11,50 +13,126 @@ token ids with `transformers`' `generate`.
 
 from __future__ import annotations
 
+import itertools
+import math
+import os
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from cos_core import llava as loader
-from cos_core.encoding import Encoded
+from cos_core.encoding import Encoded, detokenize
+from cos_core.engines._constrain import TokenGrammar
 from cos_core.errors import InputError
-from cos_core.interfaces import Reply, Request
+from cos_core.interfaces import Grammar, Reply, Request
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from cos_core.engines._prefix import Match, Prefix
 
-@dataclass(frozen=True, slots=True)
+T = TypeVar("T")
+
+WORTH_SHARING = 16
+"""Fewer common tokens than this are not computed apart for the questions of one picture."""
+
+
+@dataclass(slots=True)
+class _Row:
+    """A token sequence to run: its pictures in order, and how much of it is stored already.
+
+    `keys`: the ids with a negative number a picture in its positions, so that equal keys mean equal keys and values.
+    """
+
+    ids: np.ndarray
+    keys: np.ndarray
+    images: tuple[Image, ...]
+    numbers: tuple[int, ...]
+    match: Match
+
+
+@dataclass(slots=True)
 class _Job:
-    """A request made ready: its place among the replies, token ids, and one picture a slot."""
+    """A request made ready, and what has been generated for it."""
 
     place: int
+    request: Request
     encoded: Encoded
-    images: tuple[Image, ...]
-    budget: int
+    row: _Row
+    grammar: TokenGrammar | None
+    given: int = 0
+    """How many of `ids` the grammar had forced before the model was asked: they stand at the end of `row`."""
+    ids: list[int] = field(default_factory=list)
+    margins: list[float] = field(default_factory=list)
+    pending: list[int] = field(default_factory=list)
+    steps: int = 0
+    cached: int = 0
+    heard: int = 0
+    done: bool = False
+
+    @property
+    def columns(self) -> int:
+        """Positions that answering takes at most; rows of a grammar wait for each other's forced tokens."""
+        return len(self.row.ids) + self.request.max_new_tokens * (2 if self.grammar else 1)
+
+
+@dataclass(slots=True)
+class _State:
+    """A batch under way: keys and values, which columns count, the next position of each row."""
+
+    cache: Any
+    mask: torch.Tensor
+    positions: torch.Tensor
+    stored: int
+    """Columns in front that were copied from the store."""
+    logits: torch.Tensor
 
 
 class HfEngine:
-    """Turns dialogues into text with one loaded model. Not for use from several threads at once."""
+    """Turns dialogues into text with one loaded model. Not for use from several threads at once, `prepare` excepted.
+
+    `reuse` False computes every dialogue from its start. `kv_budget`: bytes that keys and values may take, those of the running
+    batch and those kept for later together; batches are cut to fit. None: a quarter of the free memory, on a GPU 70 %.
+    """
 
     name = "hf"
 
-    def __init__(self, llava: loader.Llava) -> None:
+    def __init__(self, llava: loader.Llava, *, reuse: bool = True, kv_budget: int | None = None) -> None:
+        from cos_core.engines._prefix import PrefixStore
+
         self._llava = llava
         self._stop = _stop_ids(llava)
-        self._context = int(llava.model.config.get_text_config().max_position_embeddings)
+        text = llava.model.config.get_text_config()
+        self._context = int(text.max_position_embeddings)
+        self._layers = int(text.num_hidden_layers)
+        self._token_bytes = _token_bytes(text, llava.model.dtype)
+        self.reuse = reuse
+        self.kv_budget = kv_budget or _free_memory(llava.device)
+        self.kv_peak = 0
+        """Most bytes of keys and values ever held at once."""
+        self._store = PrefixStore(self.kv_budget // 2)
         self._features: dict[int, torch.Tensor] = {}
+        self._pixels: dict[int, torch.Tensor] = {}
+        self._numbers: dict[int, int] = {}
+        self._count = itertools.count()
+        self._grammars: dict[Grammar, TokenGrammar] = {}
         self._rows: int | None = None
         """Most rows that a batch may have, once memory has run out for more."""
+
+    def without_reuse(self) -> HfEngine:
+        """The same weights, every dialogue computed from its start."""
+        return HfEngine(self._llava, reuse=False, kv_budget=self.kv_budget)
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply a request, in order.
 
-        A request that cannot be run (a picture is missing, `<image>` stands in its text, it is longer than the model's context,
-        memory runs out for it alone) gets a Reply with `error`; the others are answered.
+        A request that cannot be run (a picture is missing, `<image>` stands in its text, it is too long for the model's context
+        or for the budget, memory runs out for it alone) gets a Reply with `error`; the others are answered.
         """
         replies: dict[int, Reply] = {}
         todo: list[_Job] = []
@@ -64,7 +142,7 @@ class HfEngine:
             except InputError as error:
                 replies[place] = Reply("", error=str(error))
         while todo:
-            part = todo[: self._rows or len(todo)]
+            part = todo[: self._fitting(todo)]
             answered = self._unless_out_of_memory(part)
             if answered is None and len(part) > 1:
                 self._rows = (len(part) + 1) // 2
@@ -74,7 +152,16 @@ class HfEngine:
             todo = todo[len(part) :]
         return [replies[place] for place in range(len(requests))]
 
+    def prepare(self, images: Sequence[Image]) -> None:
+        """Pads, resizes and normalises pictures ahead of their use; may run in another thread than `generate`."""
+        for image in images:
+            if id(image) not in self._features and id(image) not in self._pixels:
+                self._number(image)
+                self._pixels[id(image)] = self._llava.pixels([image])[0]
+
     def _job(self, place: int, request: Request) -> _Job:
+        from cos_core.engines._prefix import Match
+
         encoded = self._llava.encode(request.turns)
         missing = [slot for slot in encoded.slots if slot not in request.images]
         if missing:
@@ -85,7 +172,38 @@ class HfEngine:
             raise InputError(
                 f"{len(encoded)} tokens and {request.max_new_tokens} new ones exceed the model's context of {self._context}"
             )
-        return _Job(place, encoded, tuple(request.images[slot] for slot in encoded.slots), request.max_new_tokens)
+        grammar = self._grammar(request.grammar)
+        given = grammar.forced([])[: request.max_new_tokens] if grammar else []
+        images = tuple(request.images[slot] for slot in encoded.slots)
+        numbers = tuple(self._number(image) for image in images)
+        ids = np.array([*encoded.ids, *given], dtype=np.int64)
+        keys = ids.copy()
+        keys[ids == self._llava.image_token_id] = np.repeat([-1 - n for n in numbers], self._llava.image_tokens)
+        job = _Job(place, request, encoded, _Row(ids, keys, images, numbers, Match()), grammar, len(given), list(given))
+        job.margins = [math.inf] * len(given)
+        if job.columns * self._token_bytes > self.kv_budget:
+            raise InputError(
+                f"one dialogue needs {job.columns * self._token_bytes / 2**20:.0f} MiB of keys and values, "
+                f"more than the budget of {self.kv_budget / 2**20:.0f} MiB (--kv-budget)"
+            )
+        return job
+
+    def _grammar(self, grammar: Grammar | None) -> TokenGrammar | None:
+        if grammar is None:
+            return None
+        if grammar not in self._grammars:
+            self._grammars[grammar] = TokenGrammar(grammar, self._llava.tokenizer, self._llava.profile)
+        return self._grammars[grammar]
+
+    def _fitting(self, jobs: Sequence[_Job]) -> int:
+        """How many of the first jobs run together: half the budget is theirs, half the store's; at least one runs."""
+        longest, rows = 0, 0
+        for job in jobs[: self._rows or len(jobs)]:
+            longest = max(longest, job.columns)
+            if rows and (rows + 1) * longest * self._token_bytes > self.kv_budget // 2:
+                break
+            rows += 1
+        return rows
 
     def _unless_out_of_memory(self, jobs: Sequence[_Job]) -> list[Reply] | None:
         import torch
@@ -95,92 +213,261 @@ class HfEngine:
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
+        self._store.clear()
+        for job in jobs:
+            job.ids, job.margins = job.ids[: job.given], job.margins[: job.given]
+            job.pending, job.steps, job.done = [], 0, False
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None
 
     def _run(self, jobs: Sequence[_Job]) -> list[Reply]:
-        replies = []
-        for job, ids in zip(jobs, self._greedy(jobs), strict=True):
-            finished = bool(ids) and ids[-1] in self._stop
-            text = self._llava.tokenizer.decode(
-                ids[:-1] if finished else ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-            replies.append(Reply(text.strip(), tokens_in=len(job.encoded), tokens_out=len(ids), finished=finished))
-        return replies
+        self._greedy(jobs)
+        return [self._reply(job) for job in jobs]
+
+    def _reply(self, job: _Job) -> Reply:
+        finished = job.grammar.complete(job.ids) if job.grammar else bool(job.ids) and job.ids[-1] in self._stop
+        return Reply(
+            self._text(job).strip(),
+            tokens_in=len(job.encoded),
+            tokens_out=len(job.ids),
+            finished=finished,
+            cached=job.cached,
+            steps=job.steps,
+            ids=tuple(job.ids),
+            margins=tuple(job.margins),
+        )
+
+    def _text(self, job: _Job) -> str:
+        if job.grammar:
+            return job.grammar.text(job.ids)
+        ids = job.ids[:-1] if job.ids and job.ids[-1] in self._stop else job.ids
+        return detokenize(ids, self._llava.tokenizer)
 
     def _greedy(self, jobs: Sequence[_Job]) -> list[list[int]]:
         """The most likely continuation of each job, its end mark included when it came before the budget was spent."""
         import torch
-        from transformers import DynamicCache
 
-        model = self._llava.model
-        generated: list[list[int]] = [[] for _ in jobs]
+        working = max(job.columns for job in jobs) * len(jobs) * self._token_bytes
+        self._store.limit = max(0, self.kv_budget - working)
+        self._store.shrink(self._store.limit)
         with torch.inference_mode():
-            embeddings, mask = self._batch(jobs)  # (rows, length, hidden), (rows, length)
-            positions = (mask.cumsum(1) - 1).clamp(min=0)
-            cache = DynamicCache(config=model.config.get_text_config())
-            rows = list(range(len(jobs)))  # which job stands in each row of the batch
-            step: dict[str, torch.Tensor] = {"inputs_embeds": embeddings}
-            while rows:
-                logits = model(
-                    **step,
-                    attention_mask=mask,
-                    position_ids=positions,
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                ).logits[:, -1]  # (rows, vocabulary)
-                chosen = logits.argmax(-1)
-                for job, token in zip(rows, chosen.tolist(), strict=True):
-                    if not self._over(generated[job], jobs[job].budget):
-                        generated[job].append(token)
-                alive = [i for i, job in enumerate(rows) if not self._over(generated[job], jobs[job].budget)]
-                if not alive:
-                    break
-                if 2 * len(alive) <= len(rows):
-                    # Copying keys and values costs; done at every halving, it costs less than the steps it saves.
-                    keep = torch.tensor(alive, device=mask.device)
-                    cache.batch_select_indices(keep)
-                    mask, positions, chosen = mask[keep], positions[keep], chosen[keep]
-                    rows = [rows[i] for i in alive]
-                mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-                positions = positions[:, -1:] + 1
-                step = {"input_ids": chosen[:, None]}
-        return generated
+            self._share([job.row for job in jobs])
+            for batch in self._alike(jobs):
+                self._answer(batch)
+                self.kv_peak = max(self.kv_peak, self._store.held + working)
+        return [job.ids for job in jobs]
 
-    def _over(self, ids: list[int], budget: int) -> bool:
-        return len(ids) >= budget or (bool(ids) and ids[-1] in self._stop)
+    def _share(self, rows: Sequence[_Row]) -> None:
+        """Computes what the questions of one picture have in common once, before the questions themselves."""
+        from cos_core.engines._prefix import common_length
 
-    def _batch(self, jobs: Sequence[_Job]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings (rows, length, hidden) with the pictures in place, and the mask (rows, length): 0 on the padding, left."""
+        if not self.reuse:
+            return
+        groups: dict[int, list[_Row]] = {}
+        for row in rows:
+            if row.numbers:
+                groups.setdefault(row.numbers[0], []).append(row)
+        shared: list[_Row] = []
+        for group in groups.values():
+            first = group[0]
+            common = min(min(common_length(first.keys, row.keys), len(row.keys) - 1) for row in group)
+            match = self._store.match(first.keys[: common + 1])
+            if len(group) > 1 and common - match.length >= WORTH_SHARING:
+                cut = _Row(first.ids[:common], first.keys[:common], first.images, first.numbers, match)
+                pictures = int((cut.keys < 0).sum()) // self._llava.image_tokens
+                cut.images, cut.numbers = cut.images[:pictures], cut.numbers[:pictures]
+                shared.append(cut)
+        # Rows that continue little and rows that begin anew are not padded to one another.
+        for batch in _by_length(shared, lambda row: len(row.ids) - row.match.length):
+            state = self._prompts(batch, 0)
+            for place, row in enumerate(batch):
+                self._keep(state, place, row, row.keys)
+        for row in rows:
+            row.match = self._store.match(row.keys)
+
+    def _alike(self, jobs: Sequence[_Job]) -> list[list[_Job]]:
+        return _by_length(jobs, lambda job: len(job.row.ids) - job.row.match.length)
+
+    def _answer(self, jobs: list[_Job]) -> None:
+        """Prompts, then tokens until every job has its end mark or its budget; finished rows leave at every halving."""
         import torch
 
-        length = max(len(job.encoded) for job in jobs)
-        padding = 0 if self._llava.image_token_id != 0 else 1  # any id but the image's; the mask hides it
-        ids = torch.full((len(jobs), length), padding)
-        mask = torch.zeros((len(jobs), length), dtype=torch.long)
-        for row, job in enumerate(jobs):
-            ids[row, length - len(job.encoded) :] = torch.tensor(job.encoded.ids)
-            mask[row, length - len(job.encoded) :] = 1
-        ids, mask = ids.to(self._llava.device), mask.to(self._llava.device)
-        pictures = [image for job in jobs for image in job.images]
-        if not pictures:
-            return self._llava.model.get_input_embeddings()(ids), mask
-        return self._llava.embed(ids, self._image_features(pictures)), mask
+        state = self._prompts([job.row for job in jobs], max(job.columns - len(job.row.ids) for job in jobs))
+        for job in jobs:
+            job.cached = min(job.row.match.length, len(job.encoded))
+        rows = list(jobs)  # which job stands in each row of the batch
+        while True:
+            self._choose(rows, state.logits)
+            for place, job in enumerate(rows):
+                if not job.done and self._over(job):
+                    job.done = True
+                    if self.reuse and len(job.row.numbers) == 1:
+                        fed = job.ids[job.given : len(job.ids) - len(job.pending)]
+                        self._keep(state, place, job.row, np.concatenate([job.row.keys, np.array(fed, dtype=np.int64)]))
+            alive = [place for place, job in enumerate(rows) if not job.done]
+            if not alive:
+                return
+            if 2 * len(alive) <= len(rows):
+                # Copying keys and values costs; done at every halving, it costs less than the steps it saves.
+                keep = torch.tensor(alive, device=state.mask.device)
+                state.cache.batch_select_indices(keep)
+                state.mask, state.positions = state.mask[keep], state.positions[keep]
+                rows = [rows[place] for place in alive]
+            self._step(state, [job.pending for job in rows])
 
-    def _image_features(self, pictures: Sequence[Image]) -> torch.Tensor:
-        """(pictures, image_tokens, hidden), each distinct picture encoded once."""
+    def _choose(self, rows: Sequence[_Job], logits: torch.Tensor) -> None:
+        """Each unfinished row's next token, and those that its grammar then leaves no choice about."""
+        best = logits.argmax(-1).tolist()
+        two = logits.float().topk(2, dim=-1).values  # (rows, 2)
+        leads = (two[:, 0] - two[:, 1]).tolist()
+        for place, job in enumerate(rows):
+            if job.done:
+                continue
+            job.steps += 1
+            if job.grammar is None:
+                token, lead, forced = best[place], leads[place], []
+            else:
+                scores, order = logits[place, job.grammar.candidates].float().sort(descending=True)
+                token, lead = job.grammar.choose(job.ids, order.tolist(), scores.tolist())
+                forced = job.grammar.forced([*job.ids, token])
+            room = job.request.max_new_tokens - len(job.ids)
+            job.pending = [token, *forced][:room]
+            job.ids += job.pending
+            job.margins += [lead, *(math.inf for _ in forced)][:room]
+            if job.request.listen is not None:
+                self._tell(job, job.request.listen)
+
+    def _tell(self, job: _Job, listen: Callable[[str], None]) -> None:
+        text = self._text(job).lstrip()
+        # A character of several tokens shows as a replacement mark until its last token is there.
+        if not text.endswith("\N{REPLACEMENT CHARACTER}") and len(text) > job.heard:
+            listen(text[job.heard :])
+            job.heard = len(text)
+
+    def _over(self, job: _Job) -> bool:
+        if len(job.ids) >= job.request.max_new_tokens:
+            return True
+        return job.grammar.complete(job.ids) if job.grammar else bool(job.ids) and job.ids[-1] in self._stop
+
+    def _prompts(self, rows: Sequence[_Row], room: int) -> _State:
+        """Runs what is not stored of each row; leaves room for `room` more positions."""
+        import torch
+
+        from cos_core.engines._prefix import buffer
+
+        device = self._llava.device
+        stored = max(row.match.length for row in rows)
+        fresh = [row.ids[row.match.length :] for row in rows]
+        longest = max(len(ids) for ids in fresh)
+        cache = buffer(self._layers, stored + longest + room)
+        if stored:
+            for layer, part in enumerate(cache.layers):
+                part.start([_segments(row.match.prefix, layer, row.match.length) for row in rows], stored)
+        padding = 0 if self._llava.image_token_id != 0 else 1  # any id but the image's; the mask hides it
+        ids = torch.full((len(rows), longest), padding)
+        mask = torch.zeros((len(rows), stored + longest), dtype=torch.long)
+        positions = torch.zeros((len(rows), longest), dtype=torch.long)
+        for place, (row, new) in enumerate(zip(rows, fresh, strict=True)):
+            ids[place, longest - len(new) :] = torch.from_numpy(new)
+            mask[place, stored - row.match.length : stored] = 1
+            mask[place, stored + longest - len(new) :] = 1
+            positions[place, longest - len(new) :] = torch.arange(row.match.length, len(row.ids))
+        ids, mask, positions = ids.to(device), mask.to(device), positions.to(device)
+        features = self._shown(rows)
+        embeddings = self._llava.model.get_input_embeddings()(ids) if features is None else self._llava.embed(ids, features)
+        state = _State(cache, mask, positions, stored, embeddings)
+        self._forward(state, inputs_embeds=embeddings)
+        return state
+
+    def _step(self, state: _State, new: Sequence[Sequence[int]]) -> None:
+        """Runs the tokens just chosen, padded on the left to the longest row."""
+        import torch
+
+        width = max(len(tokens) for tokens in new)
+        ids = torch.tensor([[0] * (width - len(tokens)) + list(tokens) for tokens in new])
+        mask = torch.tensor([[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in new]).to(state.mask)
+        state.positions = (state.positions[:, -1:] + mask.cumsum(1)).clamp(min=0)
+        state.mask = torch.cat([state.mask, mask], dim=1)
+        self._forward(state, input_ids=ids.to(state.mask.device))
+
+    def _forward(self, state: _State, **inputs: torch.Tensor) -> None:
+        state.logits = self._llava.model(
+            **inputs,
+            attention_mask=state.mask,
+            position_ids=state.positions,
+            past_key_values=state.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]  # (rows, vocabulary)
+
+    def _keep(self, state: _State, place: int, row: _Row, keys: np.ndarray) -> None:
+        """Stores what the row has computed, so that a later one that begins alike continues it."""
+        columns = state.mask[place, state.stored :].nonzero()[:, 0] + state.stored
+        layers = [(part.keys[place, :, columns], part.values[place, :, columns]) for part in state.cache.layers]
+        self._store.add(keys, row.match, layers, row.numbers)
+
+    def _shown(self, rows: Sequence[_Row]) -> torch.Tensor | None:
+        """Features of every image position that is not stored, in order: (positions, hidden)."""
+        import torch
+
+        size = self._llava.image_tokens
+        wanted: list[tuple[Image, int]] = []
+        for row in rows:
+            starts = np.flatnonzero(row.keys < 0)[::size]
+            wanted += [
+                (image, max(0, row.match.length - int(start)))
+                for image, start in zip(row.images, starts, strict=True)
+                if start + size > row.match.length
+            ]
+        if not wanted:
+            return None
+        features = self._image_features([image for image, _ in wanted])
+        return torch.cat([found[skip:] for found, (_, skip) in zip(features, wanted, strict=True)])
+
+    def _image_features(self, pictures: Sequence[Image]) -> list[torch.Tensor]:
+        """(image_tokens, hidden) each, every distinct picture encoded once."""
         import torch
 
         new = {id(image): image for image in pictures if id(image) not in self._features}
         if new:
-            encoded = self._llava.image_features(self._llava.pixels(list(new.values())))
-            for (key, image), features in zip(new.items(), encoded, strict=True):
+            ready = [self._pixels.pop(key, None) for key in new]
+            missing = [image for image, pixels in zip(new.values(), ready, strict=True) if pixels is None]
+            made = iter(self._llava.pixels(missing) if missing else ())
+            stacked = torch.stack([next(made) if pixels is None else pixels for pixels in ready])
+            for key, features in zip(new, self._llava.image_features(stacked), strict=True):
                 self._features[key] = features
-                # The entry goes when the picture does, so an id can never mean another picture.
-                weakref.finalize(image, self._features.pop, key, None)
-        return torch.stack([self._features[id(image)] for image in pictures])
+        return [self._features[id(image)] for image in pictures]
+
+    def _number(self, image: Image) -> int:
+        """What stands for the picture in keys, for as long as it lives; never given to another one."""
+        if id(image) not in self._numbers:
+            self._numbers[id(image)] = next(self._count)
+            weakref.finalize(image, _forget, weakref.ref(self), id(image))
+        return self._numbers[id(image)]
+
+
+def _forget(engine: weakref.ref[HfEngine], key: int) -> None:
+    """A picture is gone, and with it all that was computed from it."""
+    self = engine()
+    if self is not None:
+        self._features.pop(key, None)
+        self._pixels.pop(key, None)
+        self._store.forget(self._numbers.pop(key))
+
+
+def _segments(prefix: Prefix | None, layer: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return prefix.segments(layer, length) if prefix is not None and length else []
+
+
+def _by_length(items: Sequence[T], length: Callable[[T], int]) -> list[list[T]]:
+    """Items in batches of like length, so that little padding is computed."""
+    batches: list[list[T]] = []
+    for item in sorted(items, key=length):
+        if not batches or length(item) > 1.5 * length(batches[-1][0]) + 32:
+            batches.append([])
+        batches[-1].append(item)
+    return batches
 
 
 def build(
@@ -190,10 +477,28 @@ def build(
     dtype: str = "auto",
     profile: str | None = None,
     attention: str | None = None,
+    reuse: bool = True,
+    kv_budget: int | None = None,
     **_unused: Any,
 ) -> HfEngine:
     """Loads the checkpoint and returns its engine. Raises what `llava.load` raises."""
-    return HfEngine(loader.load(model, profile=profile, device=device, dtype=dtype, attention=attention))
+    llava = loader.load(model, profile=profile, device=device, dtype=dtype, attention=attention)
+    return HfEngine(llava, reuse=reuse, kv_budget=kv_budget)
+
+
+def _token_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Bytes of keys and values that one position takes in all layers."""
+    heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    width = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return 2 * int(config.num_hidden_layers) * heads * width * dtype.itemsize
+
+
+def _free_memory(device: torch.device) -> int:
+    import torch
+
+    if device.type == "cuda":
+        return int(0.7 * torch.cuda.mem_get_info(device)[0])
+    return max(2**28, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
 
 
 def _stop_ids(llava: loader.Llava) -> frozenset[int]:

@@ -10,23 +10,21 @@ Imports no torch itself: the engine does when it is built.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from cos_core import llava, manifest, plug
 from cos_core.datasets import Problem, read_examples
 from cos_core.errors import FailuresError, InputError
 from cos_core.images import open_image
-from cos_core.infer.passes import OnBadBox, Setting, TwoPass
+from cos_core.infer.passes import BoxDecode, OnBadBox, Setting, TwoPass
+from cos_core.infer.pictures import PictureReader
 from cos_core.interfaces import Engine, Reporter
 from cos_core.jsonl import DurableWriter, read_lines
 from cos_core.prompts import checkpoint_profile
 from cos_core.types import BOX_STATUSES, Example, Prediction, RunManifest
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 ROI_ALIASES = {"model": "from_single_question", "center": "center_crop"}
 """Short names of the option `--roi`; every other name is a policy module's."""
@@ -41,9 +39,13 @@ class InferConfig:
 
     `roi`: a policy, or "model" or "center" for short; `on_bad_box`: what to look at when the first pass names no usable region:
     the whole image again, its centre, or nothing (the question is left unanswered and counted as skipped).
+    `question` with `images` and no `data`: the same question about every picture of the folder.
     `box_tokens`: budget of the first pass; three decimals take 29 tokens in LLaVA's tokenizer, six take 41, and a few words may
     stand around them. `max_new_tokens`: budget of the answer. `max_failures`: stop once more items than this have failed;
-    `retry_failed`: ask again what a former run recorded as failed.
+    `retry_failed`: ask again what a former run recorded as failed. `box_decode`: "grammar" lets the first pass write only
+    boxes. `reuse`: the second pass continues the first, and questions on one picture share its beginning; `kv_budget` (GiB)
+    bounds the keys and values of both (None: a quarter of the free memory, 70 % on a GPU). `server`, `concurrency`, `timeout` (seconds) are
+    the engine openai's: its address up to /v1, requests under way at once, how long one may take.
     """
 
     model: str | Path
@@ -56,6 +58,7 @@ class InferConfig:
     batch_size: int = 16
     max_new_tokens: int = 128
     box_tokens: int = 48
+    box_decode: BoxDecode = "free"
     on_bad_box: OnBadBox = "full"
     profile: str | None = None
     limit: int | None = None
@@ -65,8 +68,17 @@ class InferConfig:
     engine: str = "hf"
     max_failures: int | None = None
     retry_failed: bool = False
+    reuse: bool = True
+    kv_budget: float | None = None
+    server: str | None = None
+    concurrency: int = 8
+    timeout: float = 120.0
 
     def __post_init__(self) -> None:
+        if self.box_decode not in get_args(BoxDecode):
+            raise InputError(f"box_decode is one of {', '.join(get_args(BoxDecode))}, got {self.box_decode!r}")
+        if self.kv_budget is not None and not self.kv_budget > 0:
+            raise InputError(f"kv_budget must be positive, got {self.kv_budget}")
         if self.on_bad_box not in get_args(OnBadBox):
             raise InputError(f"on_bad_box is one of {', '.join(get_args(OnBadBox))}, got {self.on_bad_box!r}")
         for name in ("batch_size", "max_new_tokens", "box_tokens"):
@@ -91,6 +103,7 @@ def setting(config: InferConfig) -> Setting:
             "on_bad_box": config.on_bad_box,
             "max_new_tokens": config.max_new_tokens,
             "box_tokens": config.box_tokens,
+            "box_decode": config.box_decode,
             "seed": config.seed,
         }
     )
@@ -101,6 +114,7 @@ def setting(config: InferConfig) -> Setting:
         on_bad_box=config.on_bad_box,
         max_new_tokens=config.max_new_tokens,
         box_tokens=config.box_tokens,
+        box_decode=config.box_decode,
         seed=config.seed,
     )
 
@@ -113,15 +127,15 @@ def run(config: InferConfig, reporter: Reporter, engine: Engine | None = None) -
     picture as skipped. Raises InputError for settings or data that cannot be used, LockedError when another run writes `out`,
     FailuresError once more than `max_failures` items have failed; what was finished stays.
     """
-    if config.data is None or config.out is None:
+    if config.out is None or (config.data is None and not (config.images and config.question)):
         raise InputError("a run needs a file of questions (data) and a file for the answers (out)")
     made = setting(config)
     inputs = {
-        "data": manifest.file_input(config.data),
+        "data": manifest.file_input(config.data) if config.data else {"path": str(config.images)},
         "model": {"path": str(config.model), "fingerprint": llava.checkpoint_fingerprint(llava.resolve(config.model))},
     }
     begun = manifest.started("infer", config, seed=config.seed, inputs=inputs, settings_fingerprint=made.fingerprint)
-    asked = _read_questions(config, reporter)
+    asked = questions(config, reporter)
     if config.retry_failed:
         _drop_failures(config.out)
     tally = _Tally(failed=asked.problems, skipped=asked.text_only)
@@ -137,15 +151,16 @@ def run(config: InferConfig, reporter: Reporter, engine: Engine | None = None) -
             # The old manifest speaks of a finished file, which this one no longer is.
             manifest.path_for(config.out).unlink(missing_ok=True)
             chain = TwoPass(engine, made, asked.siblings)
-            pictures = _Pictures(config.images)
-            for start in range(0, len(todo), config.batch_size):
-                if tally.exceeds(config.max_failures):
-                    break
-                batch = todo[start : start + config.batch_size]
-                for prediction in chain.predict(pictures.beside(batch)):
-                    writer.append(prediction.to_json())
-                    tally.add(prediction)
-                reporter.progress("infer", before + start + len(batch), len(asked.examples), tally.words())
+            batches = [todo[start : start + config.batch_size] for start in range(0, len(todo), config.batch_size)]
+            with PictureReader(config.images, getattr(engine, "prepare", None)) as pictures:
+                for batch, after in zip(batches, [*batches[1:], []], strict=True):
+                    if tally.exceeds(config.max_failures):
+                        break
+                    for prediction in chain.predict(pictures.beside(batch, after)):
+                        writer.append(prediction.to_json())
+                        tally.add(prediction)
+                    before += len(batch)
+                    reporter.progress("infer", before, len(asked.examples), tally.words())
     stopped = tally.exceeds(config.max_failures)
     finished = begun.finish(tally.counts(), status="failed" if stopped else "complete")
     manifest.write(manifest.path_for(config.out), finished)
@@ -156,8 +171,10 @@ def run(config: InferConfig, reporter: Reporter, engine: Engine | None = None) -
     return finished
 
 
-def answer_one(config: InferConfig, reporter: Reporter, engine: Engine | None = None) -> Prediction:
-    """Answers `config.question` about `config.image`; writes nothing.
+def answer_one(
+    config: InferConfig, reporter: Reporter, engine: Engine | None = None, listen: Callable[[str], None] | None = None
+) -> Prediction:
+    """Answers `config.question` about `config.image`; writes nothing. `listen` hears the answer as it comes.
 
     Raises InputError when the picture cannot be used or the model gave no answer; a question left unanswered because of its box
     (`on_bad_box="skip"`) comes back with `error`.
@@ -166,7 +183,7 @@ def answer_one(config: InferConfig, reporter: Reporter, engine: Engine | None = 
         raise InputError("one answer needs an image and a question")
     made = setting(config)
     picture = open_image(None, str(config.image))
-    chain = TwoPass(engine or build_engine(config), made)
+    chain = TwoPass(engine or build_engine(config), made, listen=listen)
     example = Example(id=config.image.name, dataset="single", image=str(config.image), question=config.question)
     prediction = chain.predict([(example, picture)])[0]
     if prediction.error is not None and not _was_skipped(prediction):
@@ -179,13 +196,23 @@ def answer_one(config: InferConfig, reporter: Reporter, engine: Engine | None = 
 def build_engine(config: InferConfig) -> Engine:
     """The engine that the settings name, loaded. Raises InputError or MissingError."""
     made: Engine = plug.load(
-        "engines", config.engine, model=config.model, device=config.device, dtype=config.dtype, profile=config.profile
+        "engines",
+        config.engine,
+        model=config.model,
+        device=config.device,
+        dtype=config.dtype,
+        profile=config.profile,
+        reuse=config.reuse,
+        server=config.server,
+        concurrency=config.concurrency,
+        timeout=config.timeout,
+        kv_budget=None if config.kv_budget is None else int(config.kv_budget * 2**30),
     )
     return made
 
 
 @dataclass(frozen=True, slots=True)
-class _Questions:
+class Questions:
     examples: list[Example]
     siblings: Mapping[str, Sequence[str]]
     """All questions of each image, in the order of the file, whatever `limit` says."""
@@ -193,12 +220,16 @@ class _Questions:
     text_only: int
 
 
-def _read_questions(config: InferConfig, reporter: Reporter) -> _Questions:
+def questions(config: InferConfig, reporter: Reporter) -> Questions:
+    """What a run asks: one picture's questions side by side. Raises InputError when there is none."""
+    if config.data is None:
+        found = _same_question(config)
+        return Questions(found[: config.limit], {}, 0, 0)
     problems: list[Problem] = []
     text_only = 0
-    found: list[Example] = []
+    found = []
     siblings: dict[str, list[str]] = {}
-    for example in read_examples(Path(config.data or ""), text_only="keep", on_problem=problems.append):
+    for example in read_examples(config.data, text_only="keep", on_problem=problems.append):
         if example.image is None:
             text_only += 1
             continue
@@ -212,30 +243,32 @@ def _read_questions(config: InferConfig, reporter: Reporter) -> _Questions:
         reporter.note(f"{text_only} samples without a picture are skipped")
     if not found:
         raise InputError(f"{config.data} holds no question about a picture")
-    return _Questions(found[: config.limit], siblings, len(problems), text_only)
+    return Questions(_grouped(found[: config.limit]), siblings, len(problems), text_only)
+
+
+def _grouped(examples: Sequence[Example]) -> list[Example]:
+    """The questions of one picture side by side, pictures in the order in which they first appear."""
+    groups: dict[str | None, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.image, []).append(example)
+    return [example for group in groups.values() for example in group]
+
+
+def _same_question(config: InferConfig) -> list[Example]:
+    """`config.question` about every picture that lies in the folder `config.images`, by name."""
+    folder = Path(config.images or "")
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}")
+    names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICTURES and p.is_file())
+    if not names:
+        raise InputError(f"the folder {folder} holds no picture")
+    return [Example(id=name, dataset="folder", image=name, question=config.question or "") for name in names]
 
 
 _SHOWN = 5
 """How many problems of a data file are shown one by one."""
-
-
-class _Pictures:
-    """Opens the pictures of one batch after another; a picture that the next batch also needs is not decoded again."""
-
-    def __init__(self, root: Path | None) -> None:
-        self._root = root
-        self._open: dict[str, Image | InputError] = {}
-
-    def beside(self, batch: Sequence[Example]) -> list[tuple[Example, Image | InputError]]:
-        names = dict.fromkeys(example.image or "" for example in batch)
-        self._open = {name: self._open.get(name) or self._read(name) for name in names}
-        return [(example, self._open[example.image or ""]) for example in batch]
-
-    def _read(self, name: str) -> Image | InputError:
-        try:
-            return open_image(self._root, name)
-        except InputError as error:
-            return error
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""What counts as a picture in a folder."""
 
 
 @dataclass(slots=True)

@@ -6,11 +6,11 @@ Knows policies, wording and engines; nothing of files, resuming or command lines
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from cos_core.boxtext import read_box, write_box
+from cos_core.boxtext import BoxGrammar, read_box, write_box
 from cos_core.errors import InputError
 from cos_core.geometry import Box, SquarePad, full_box
 from cos_core.images import crop_region
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 OnBadBox = Literal["full", "center", "skip"]
+BoxDecode = Literal["free", "grammar"]
 CENTRE = Box(0.25, 0.25, 0.75, 0.75, "image")
 """What `on_bad_box="center"` looks at: the central quarter of the area, as the policy center_crop."""
 
@@ -36,6 +37,7 @@ class Setting:
     on_bad_box: OnBadBox = "full"
     max_new_tokens: int = 128
     box_tokens: int = 48
+    box_decode: BoxDecode = "free"
     seed: int = 0
 
 
@@ -57,13 +59,23 @@ class _Work:
 class TwoPass:
     """Answers batches of questions under one Setting; keeps the box texts of policies that ask once an image."""
 
-    def __init__(self, engine: Engine, setting: Setting, siblings: Mapping[str, Sequence[str]] | None = None) -> None:
-        """`siblings`: all questions of each image, by its name, for the policy that asks with all of them."""
+    def __init__(
+        self,
+        engine: Engine,
+        setting: Setting,
+        siblings: Mapping[str, Sequence[str]] | None = None,
+        listen: Callable[[str], None] | None = None,
+    ) -> None:
+        """`siblings`: all questions of each image, by its name, for the policy that asks with all of them; `listen` hears the
+        answer's text as it comes.
+        """
         self._engine = engine
+        self._listen = listen
         self._setting = setting
         self._policy, self._profile = setting.policy, setting.profile
         self._siblings = siblings or {}
         self._image_texts: dict[str, str] = {}
+        self._grammar = BoxGrammar(setting.profile) if setting.box_decode == "grammar" else None
 
     def predict(self, batch: Sequence[tuple[Example, Image | InputError]]) -> list[Prediction]:
         """One Prediction an example, in order; `seconds` is the batch's wall time divided by its size."""
@@ -84,9 +96,10 @@ class TwoPass:
 
     def _first_turns(self, example: Example) -> dict[str, Any]:
         """What Inst.1 asks about, as keyword arguments of `dialogue`, the same for both passes."""
+        suffix = {"suffix": str(example.meta.get("suffix", ""))}
         if self._policy.asks != "all":
-            return {"asks": self._policy.asks}
-        return {"asks": "all", "all_questions": self._siblings.get(example.image or "", ())}
+            return {"asks": self._policy.asks, **suffix}
+        return {"asks": "all", "all_questions": self._siblings.get(example.image or "", ()), **suffix}
 
     def _ask_where(self, work: Sequence[_Work]) -> None:
         """Pass 1 (CoS Eq. 2): the raw text of the box; asked once an image by policies that do not look at the question."""
@@ -101,6 +114,7 @@ class TwoPass:
                 dialogue(self._profile, item.example.question, **self._first_turns(item.example)),
                 {"full": item.image},
                 self._setting.box_tokens,
+                self._grammar,
             )
             for item in asking.values()
             if item.image is not None
@@ -165,11 +179,16 @@ class TwoPass:
                 item.example.question,
                 chain=chain,
                 box_text=item.box_text,
-                **(self._first_turns(item.example) if chain else {}),
+                **self._first_turns(item.example),
             )
             images = {"full": item.image, "roi": item.roi}
             requests.append(
-                Request(turns, {slot: image for slot, image in images.items() if image}, self._setting.max_new_tokens)
+                Request(
+                    turns,
+                    {slot: image for slot, image in images.items() if image},
+                    self._setting.max_new_tokens,
+                    listen=self._listen,
+                )
             )
         for item, reply in zip(asked, self._engine.generate(requests) if requests else [], strict=True):
             _count(item, "pass2" if chain else "pass1", reply)
@@ -198,3 +217,5 @@ class TwoPass:
 
 def _count(item: _Work, which: str, reply: Reply) -> None:
     item.tokens |= {f"{which}_in": reply.tokens_in, f"{which}_out": reply.tokens_out}
+    if reply.steps:
+        item.tokens |= {f"{which}_cached": reply.cached, f"{which}_steps": reply.steps}

@@ -1,0 +1,71 @@
+"""`cos model`: checkpoints in and out of the original LLaVA layouts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cos_cli import options
+from cos_cli.console import Session, emit, emit_json, reporting
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Convert and inspect checkpoints.")
+
+
+@app.command()
+def convert(
+    ctx: typer.Context,
+    source: Annotated[Path, typer.Argument(help="Original LLaVA-1.5 checkpoint: a local folder.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="New folder for the converted checkpoint.", show_default=False)],
+    base: Annotated[
+        Path | None, typer.Option(help="The language model, when SOURCE holds only a projector or a LoRA adapter.")
+    ] = None,
+    vision_tower: Annotated[
+        Path | None, typer.Option(help="The CLIP folder, when it is not where the checkpoint's mm_vision_tower says.")
+    ] = None,
+    profile: options.Profile = None,
+    quiet: options.Quiet = False,
+    traceback: options.Traceback = False,
+) -> None:
+    """Convert an original LLaVA checkpoint.
+
+    Reads sharded .bin or safetensors, separate projectors and LoRA adapters; writes the transformers layout that every
+    command takes.
+
+    \b
+    Example:
+      cos model convert llava-CoS-13B --vision-tower clip-vit-large-patch14-336 --out llava-cos-13b
+    """
+    from cos_core.convert import ConvertConfig
+    from cos_core.convert import convert as run
+
+    with reporting(ctx.ensure_object(Session)) as reporter:
+        for note in run(ConvertConfig(source, out, base, vision_tower, profile)):
+            reporter.note(note)
+        reporter.note(f"converted -> {out}")
+
+
+@app.command()
+def info(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="A converted checkpoint: a local folder, or 'miniature'.", show_default=False)],
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    traceback: options.Traceback = False,
+) -> None:
+    """Say what a checkpoint is: weights, sizes, wording.
+
+    \b
+    Example:
+      cos model info miniature
+    """
+    from cos_core.checkpoints import describe
+
+    with reporting(ctx.ensure_object(Session)):
+        found = describe(model)
+    if json:
+        emit_json(found)
+    else:
+        width = max(map(len, found))
+        emit("\n".join(f"{name:<{width}}  {value}" for name, value in found.items()))

@@ -1,0 +1,282 @@
+"""Original LLaVA-1.5 checkpoints to the `transformers` layout, one weight file in memory at a time.
+
+Read are the layouts in the wild: language weights and `model.mm_projector.*` in one or several `.bin` or safetensors files; a
+separate `mm_projector.bin`, or a LoRA adapter with `non_lora_trainables.bin`, beside a base model; the vision tower as a CLIP
+checkpoint of its own (`mm_vision_tower`), or inside the weights. As in the original, a tower of its own wins.
+Pickles are read with `weights_only=True`: they can hold tensors, not code.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from cos_core.errors import InputError
+from cos_core.prompts import PROFILE_FILE, load_profile
+
+PROJECTOR = {"0": "linear_1", "2": "linear_2"}
+_DROPPED = re.compile(r"rotary_emb\.inv_freq$|position_ids$|^(text_model|text_projection|visual_projection|logit_scale)")
+_INSIDE = "model.vision_tower.vision_tower."
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertConfig:
+    """`source`: an original checkpoint's directory; `base`: the language model that it was trained from, when `source` holds
+    only a projector or a LoRA adapter; `vision_tower`: the CLIP directory, when it is not where `mm_vision_tower` says;
+    `profile`: wording to keep with the checkpoint ("repo-2024" for a name with "cos" in it, else "paper").
+    """
+
+    source: Path
+    out: Path
+    base: Path | None = None
+    vision_tower: Path | None = None
+    profile: str | None = None
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What was found, and what is said about it."""
+
+    config: dict[str, Any]
+    language: Path
+    tower: Path | None
+    notes: list[str] = field(default_factory=list)
+
+
+def convert(config: ConvertConfig) -> list[str]:
+    """Writes the converted checkpoint to `config.out` (new or empty) and returns remarks, one sentence each.
+
+    Raises InputError for a source that is not an original LLaVA-1.5 checkpoint, and for weights that are missing, unknown or of
+    another shape; nothing is left behind then.
+    """
+    plan = _plan(config)
+    if config.out.exists() and any(config.out.iterdir()):
+        raise InputError(f"{config.out} is not empty; give a new directory")
+    part = config.out.with_name(config.out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        _write(config, plan, part)
+        if config.out.exists():
+            config.out.rmdir()
+        part.rename(config.out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return plan.notes
+
+
+def _write(config: ConvertConfig, plan: _Plan, out: Path) -> None:
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(plan.language)
+    image = len(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]}, replace_extra_special_tokens=False)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token
+    tokenizer.padding_side = "left"
+    net = _config(plan, image, tokenizer)
+    with torch.device("meta"):
+        wanted = {name: tensor.shape for name, tensor in transformers.LlavaForConditionalGeneration(net).state_dict().items()}
+    sizes = _weights(config, plan, out, wanted)
+    net.dtype = sizes.pop("dtype")
+    net.save_pretrained(out)
+    transformers.GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    ).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    transformers.AutoImageProcessor.from_pretrained(plan.tower or plan.language, backend="pil").save_pretrained(out)
+    legacy = _json(plan.language / "tokenizer_config.json").get("legacy", True)
+    name = config.profile or ("repo-2024" if "cos" in config.source.resolve().name.lower() else "paper")
+    profile = replace(load_profile(name), after_end="cut" if legacy is False else "spaced")
+    (out / PROFILE_FILE).write_text(json.dumps(profile.to_json(), indent=2) + "\n", encoding="utf-8")
+    plan.notes.append(f"profile {profile.name}, text after the end mark tokenised as {profile.after_end!r}")
+
+
+def _plan(config: ConvertConfig) -> _Plan:
+    settings = _json(config.source / "config.json")
+    if "text_config" in settings:
+        raise InputError(f"{config.source} is in the transformers layout already")
+    if "mm_projector_type" not in settings and "mm_hidden_size" not in settings:
+        raise InputError(f"{config.source} is not an original LLaVA checkpoint: its config.json names no mm_projector")
+    if settings.get("mm_projector_type") != "mlp2x_gelu":
+        raise InputError(f"{config.source}: the projector {settings.get('mm_projector_type')!r} is not LLaVA-1.5's mlp2x_gelu")
+    has_language = bool(_files(config.source))
+    if not has_language and config.base is None:
+        raise InputError(f"{config.source} holds a projector or an adapter only; name the model it belongs to with --base")
+    plan = _Plan(settings, config.source if has_language else Path(config.base or ""), None)
+    plan.tower = _tower(config, settings)
+    if plan.tower is None:
+        plan.notes.append("no vision tower of its own was found: the weights inside the checkpoint are used")
+    return plan
+
+
+def _tower(config: ConvertConfig, settings: Mapping[str, Any]) -> Path | None:
+    if config.vision_tower is not None:
+        if not (config.vision_tower / "config.json").is_file():
+            raise InputError(f"the vision tower {config.vision_tower} has no config.json")
+        return config.vision_tower
+    name = str(settings.get("mm_vision_tower", ""))
+    places = (Path(name), config.source / name, config.source.resolve().parent / name)
+    return next((p for p in places if name and (p / "config.json").is_file()), None)
+
+
+def _config(plan: _Plan, image: int, tokenizer: Any) -> Any:
+    import transformers
+
+    keep = transformers.LlamaConfig().to_dict().keys() - {"architectures", "model_type", "dtype", "torch_dtype"}
+    text = {k: v for k, v in plan.config.items() if k in keep and v is not None}
+    text["vocab_size"] = max(int(plan.config["vocab_size"]), image + 1)
+    if plan.tower is not None:
+        vision = _json(plan.tower / "config.json")
+        vision = vision.get("vision_config", vision)
+    elif str(plan.config.get("mm_vision_tower")).endswith("clip-vit-large-patch14-336"):
+        vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+        vision |= {"image_size": 336, "patch_size": 14, "hidden_act": "quick_gelu"}
+    else:
+        raise InputError(f"the vision tower {plan.config.get('mm_vision_tower')!r} is not here; name its directory")
+    keep = transformers.CLIPVisionConfig().to_dict().keys() - {"architectures", "model_type", "dtype", "torch_dtype"}
+    tower = transformers.CLIPVisionConfig(**{k: v for k, v in vision.items() if k in keep and v is not None})
+    return transformers.LlavaConfig(
+        vision_config=tower,
+        text_config=transformers.LlamaConfig(**text),
+        image_token_id=image,
+        image_seq_length=(tower.image_size // tower.patch_size) ** 2,
+        projector_hidden_act="gelu",
+        vision_feature_layer=int(plan.config.get("mm_vision_select_layer", -2)),
+        vision_feature_select_strategy="full" if plan.config.get("mm_vision_select_feature") == "cls_patch" else "default",
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+    )
+
+
+def _weights(config: ConvertConfig, plan: _Plan, out: Path, wanted: Mapping[str, torch.Size]) -> dict[str, Any]:
+    """Writes the weights, a shard a source file, and their index. Raises InputError that names missing or unknown ones."""
+    found: dict[str, str] = {}
+    unknown: list[str] = []
+    ignored = 0
+    dtype = torch.float32
+    delta = _Lora(config.source) if (config.source / "adapter_config.json").is_file() else None
+    for number, shard in enumerate(_shards(config, plan), start=1):
+        name = f"model-{number:05d}.safetensors"
+        tensors: dict[str, torch.Tensor] = {}
+        for key, tensor in shard:
+            if _INSIDE in key and plan.tower is not None:
+                ignored += 1
+                continue
+            target = _target(key)
+            if target is None:
+                continue
+            if target not in wanted:
+                unknown.append(key)
+                continue
+            made = _grown(delta.merged(key, tensor) if delta else tensor, wanted[target])
+            if made.shape != wanted[target]:
+                raise InputError(f"the weight {key} has shape {tuple(tensor.shape)}, expected {tuple(wanted[target])}")
+            tensors[target] = made.contiguous()
+            if target == "lm_head.weight":
+                dtype = made.dtype
+            # Later files win: a projector of its own stands for the one inside.
+            found[target] = name
+        save_file(tensors, out / name, metadata={"format": "pt"})
+    missing = sorted(set(wanted) - set(found))
+    if unknown or missing:
+        what = [f"lacks {len(missing)} weights, first {missing[0]}"] if missing else []
+        what += [f"holds {len(unknown)} unknown weights, first {unknown[0]}"] if unknown else []
+        raise InputError(f"the checkpoint {config.source} {' and '.join(what)}")
+    if ignored:
+        plan.notes.append(f"{ignored} vision weights inside the checkpoint are ignored, as in the original; used: {plan.tower}")
+    index = json.dumps({"metadata": {}, "weight_map": found}, indent=2, sort_keys=True)
+    (out / "model.safetensors.index.json").write_text(index + "\n", encoding="utf-8")
+    return {"dtype": dtype}
+
+
+def _shards(config: ConvertConfig, plan: _Plan) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
+    for path in _files(plan.language):
+        yield _tensors(path)
+    for name in ("mm_projector.bin", "non_lora_trainables.bin"):
+        if (config.source / name).is_file():
+            yield _tensors(config.source / name)
+    if plan.tower is not None:
+        for path in _files(plan.tower):
+            yield ((f"tower:{key}", tensor) for key, tensor in _tensors(path))
+
+
+def _target(key: str) -> str | None:
+    """The name in `transformers` of an original weight; None for buffers that are computed; unknown names as they are."""
+    key = re.sub(r"^(base_model\.model\.|module\.)+", "", key)
+    if key.startswith("tower:") or _INSIDE in key:
+        key = key.removeprefix("tower:").removeprefix(_INSIDE)
+        return None if _DROPPED.search(key) else "model.vision_tower." + key.removeprefix("vision_model.")
+    if _DROPPED.search(key):
+        return None
+    if match := re.fullmatch(r"(?:model\.)?mm_projector\.(\d+)\.(weight|bias)", key):
+        return f"model.multi_modal_projector.{PROJECTOR.get(match[1], match[1])}.{match[2]}"
+    return key if key == "lm_head.weight" else key.replace("model.", "model.language_model.", 1)
+
+
+def _grown(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """A vocabulary matrix with rows for added tokens: copies of the first, whose equal logits the lower id wins."""
+    missing = shape[0] - tensor.shape[0] if tensor.dim() == len(shape) == 2 and tensor.shape[1] == shape[1] else 0
+    return torch.cat([tensor, tensor[:1].expand(missing, -1)]) if 0 < missing <= 64 else tensor
+
+
+class _Lora:
+    """Low-rank additions to a base model's weights: W + B A scale."""
+
+    def __init__(self, directory: Path) -> None:
+        settings = _json(directory / "adapter_config.json")
+        self._scale = float(settings["lora_alpha"]) / float(settings["r"])
+        path = next((p for p in (directory / f"adapter_model{e}" for e in (".safetensors", ".bin")) if p.is_file()), None)
+        if path is None:
+            raise InputError(f"{directory} has an adapter_config.json, but no adapter_model")
+        self._parts = {re.sub(r"^(base_model\.model\.)+", "", key): tensor for key, tensor in _tensors(path)}
+
+    def merged(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
+        stem = re.sub(r"^(base_model\.model\.)+", "", key).removesuffix(".weight")
+        down, up = self._parts.get(f"{stem}.lora_A.weight"), self._parts.get(f"{stem}.lora_B.weight")
+        if down is None or up is None:
+            return tensor
+        return (tensor.float() + self._scale * (up.float() @ down.float())).to(tensor.dtype)
+
+
+def _files(directory: Path) -> list[Path]:
+    """The weight files of a checkpoint: safetensors before pickles; adapters and projectors are not among them."""
+    for pattern in ("model*.safetensors", "pytorch_model*.bin"):
+        found = sorted(directory.glob(pattern))
+        if found:
+            return found
+    return []
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    import pickle
+
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a mapping)
+                yield key, file.get_tensor(key)
+        return
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        raise InputError(f"the weights {path} cannot be read safely: {str(error).splitlines()[0]}") from None
+    yield from weights.items()
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return data

@@ -1,0 +1,107 @@
+"""Grammars over characters, decoded over tokens: which tokens can stand next, and which must.
+
+Of all ways to cut a text into tokens only the tokenizer's own is let through: it is what the model learnt, and the second pass,
+which tokenises the text anew, finds every key and value of the first in place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cos_core.encoding import tokenize
+from cos_core.errors import InputError
+from cos_core.interfaces import Grammar
+from cos_core.prompts import Profile
+
+
+@dataclass(slots=True)
+class TokenGrammar:
+    """One grammar under one tokenizer and profile; shared by all rows that decode by it.
+
+    Raises InputError when the tokenizer merges the assistant's role with the text behind it.
+    """
+
+    grammar: Grammar
+    tokenizer: Any
+    profile: Profile
+    candidates: list[int] = field(default_factory=list)
+    """Ids of every token that is made of the grammar's characters."""
+    _role: list[int] = field(default_factory=list)
+    _texts: dict[int, str] = field(default_factory=dict)
+    _forced: dict[str, list[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._role = self._ids(self.profile.assistant)
+        self.ids_of(self.grammar.finish(""))
+        allowed = self.grammar.alphabet | {" "}
+        spaces = {"\N{LOWER ONE EIGHTH BLOCK}": " ", "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}": " "}
+        for token, number in self.tokenizer.get_vocab().items():
+            written = "".join(spaces.get(c, c) for c in token)
+            if written and set(written) <= allowed:
+                self.candidates.append(number)
+                self._texts[number] = written
+
+    def ids_of(self, text: str) -> list[int]:
+        """The tokenizer's own tokens of a reply, as they stand behind the assistant's role."""
+        ids = self._ids(f"{self.profile.assistant} {text}")
+        if ids[: len(self._role)] != self._role:
+            raise InputError("this tokenizer merges the assistant's role with its reply; decode boxes freely")
+        return ids[len(self._role) :]
+
+    def _ids(self, text: str) -> list[int]:
+        return [token for token, _, _ in tokenize(text, self.tokenizer, first=False)]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The reply so far; the space in front of it is no part of the grammar."""
+        return "".join(self._texts[i] for i in ids).removeprefix(" ")
+
+    def forced(self, ids: Sequence[int]) -> list[int]:
+        """The tokens that every text that begins with `ids` goes on with; to its end when only one is left."""
+        text = self.text(ids)
+        if text not in self._forced:
+            self._forced[text] = self._common(text)
+        return self._forced[text][len(ids) :]
+
+    def _common(self, text: str) -> list[int]:
+        while len(follows := self.grammar.follows(text)) == 1:
+            text += next(iter(follows))
+        # What comes behind can change how this is cut: only what all continuations share is certain.
+        ways = [self.ids_of(self.grammar.finish(text + c)) for c in sorted(follows)] or [self.ids_of(text)]
+        return shared(ways)
+
+    def choose(self, ids: Sequence[int], order: Sequence[int], scores: Sequence[float]) -> tuple[int, float]:
+        """The likeliest token that can stand after `ids`, and its lead over the next one that could (infinite without one).
+
+        `order`: indices into `candidates`, likeliest first; `scores`: their logits, in the same order. Raises InputError when
+        none can stand: the tokenizer cannot write the grammar's texts.
+        """
+        ranked = ((self.candidates[i], score) for i, score in zip(order, scores, strict=True))
+        able = ((token, score) for token, score in ranked if self._can(ids, token))
+        first = next(able, None)
+        if first is None:
+            raise InputError("this tokenizer cannot write a box by grammar; decode boxes freely")
+        second = next(able, None)
+        return first[0], math.inf if second is None else first[1] - second[1]
+
+    def _can(self, ids: Sequence[int], token: int) -> bool:
+        longer = self.text([*ids, token])
+        if not self.grammar.viable(longer) or (ids and not self._texts[token]):
+            return False
+        return self.ids_of(self.grammar.finish(longer))[: len(ids) + 1] == [*ids, token]
+
+    def complete(self, ids: Sequence[int]) -> bool:
+        """Whether `ids` are a whole text."""
+        text = self.text(ids)
+        return not self.grammar.follows(text) and self.grammar.viable(text)
+
+
+def shared(ways: Sequence[list[int]]) -> list[int]:
+    """The longest common beginning of the lists."""
+    first = ways[0]
+    for i, token in enumerate(first):
+        if any(len(way) <= i or way[i] != token for way in ways):
+            return first[:i]
+    return first

@@ -1,0 +1,61 @@
+"""Does reuse leave the answers as they are? The same requests, with and without it, on the model at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cos_core.infer import InferConfig, build_engine, questions, setting
+from cos_core.infer.passes import TwoPass
+from cos_core.infer.pictures import PictureReader
+from cos_core.interfaces import Engine, Reply, Reporter, Request
+
+
+@dataclass(slots=True)
+class _Both:
+    """An engine that asks two and hands on the first one's replies; notes where the second one's differ."""
+
+    reusing: Engine
+    plain: Engine
+    compared: int = 0
+    flips: list[dict[str, Any]] = field(default_factory=list)
+    name: str = "both"
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        ours = self.reusing.generate(requests)
+        # One by one and from the start: neither neighbours nor stored keys can have a part in it.
+        theirs = [self.plain.generate([request])[0] for request in requests]
+        for a, b in zip(ours, theirs, strict=True):
+            self.compared += 1
+            if a.ids != b.ids or a.error != b.error:
+                self.flips.append(_flip(a, b))
+        return ours
+
+
+def _flip(ours: Reply, theirs: Reply) -> dict[str, Any]:
+    pairs = enumerate(zip(ours.ids, theirs.ids, strict=False))
+    place = next((i for i, (a, b) in pairs if a != b), min(len(ours.ids), len(theirs.ids)))
+    margins = [reply.margins[place] for reply in (ours, theirs) if place < len(reply.margins)]
+    return {"token": place, "margin": min(margins, default=None), "reused": ours.text, "plain": theirs.text}
+
+
+def verify(config: InferConfig, count: int, reporter: Reporter) -> dict[str, Any]:
+    """Asks the first `count` questions with reuse in batches and without it one by one.
+
+    Returns how many replies were compared (two a question) and every one whose token ids differ, with the place of the first
+    difference and the lead of the best logit there: near 0, rounding decided. Raises InputError as a run does.
+    """
+    made = setting(config)
+    asked = questions(replace(config, limit=count), reporter)
+    reusing = build_engine(replace(config, reuse=True))
+    # One set of weights serves both.
+    alone = getattr(reusing, "without_reuse", None)
+    both = _Both(reusing, alone() if alone else build_engine(replace(config, reuse=False)))
+    chain = TwoPass(both, made, asked.siblings)
+    with PictureReader(config.images) as pictures:
+        for start in range(0, len(asked.examples), config.batch_size):
+            batch = asked.examples[start : start + config.batch_size]
+            chain.predict(pictures.beside(batch))
+            reporter.progress("verify", start + len(batch), len(asked.examples), f"{len(both.flips)} differ")
+    return {"questions": len(asked.examples), "replies": both.compared, "flips": both.flips}
