@@ -30,7 +30,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "plug",
         "released",
     ),
-    2: ("relevance", "roi", "answers", "metrics", "statistics", "llava"),
+    2: ("relevance", "roi", "answers", "metrics", "statistics", "llava", "convert", "checkpoints"),
     3: ("detectors", "backbones", "policies", "engines", "benchmarks"),
     4: ("annotate", "training", "infer", "evaluate", "visualize", "miniature"),
 }
@@ -39,7 +39,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 CLI = 5
 
-WITH_TORCH = ("relevance", "llava", "backbones", "engines.hf", "engines._prefix", "training", "miniature")
+WITH_TORCH = ("relevance", "llava", "convert", "backbones", "engines.hf", "engines._prefix", "training", "miniature")
 HOMES: dict[str, tuple[str, ...]] = {
     "torch": WITH_TORCH,
     "transformers": WITH_TORCH,

@@ -20,7 +20,7 @@ from cos_core.types import Example
 
 MEMBERS = [(kind, name) for kind in plug.KINDS for name in plug.available(kind)]
 NEEDS_A_MODEL = {("engines", "hf"), ("engines", "openai")}
-"""Built in its own test on a tiny checkpoint."""
+"""Built in its own test: on a tiny checkpoint, or with a server."""
 
 
 @pytest.mark.parametrize(("kind", "name"), MEMBERS, ids="/".join)

@@ -44,8 +44,8 @@ class InferConfig:
     stand around them. `max_new_tokens`: budget of the answer. `max_failures`: stop once more items than this have failed;
     `retry_failed`: ask again what a former run recorded as failed. `box_decode`: "grammar" lets the first pass write only
     boxes. `reuse`: the second pass continues the first, and questions on one picture share its beginning; `kv_budget` (GiB)
-    bounds the keys and values of both (None: a quarter of the free memory, 70 % on a GPU). `server`, `concurrency`, `timeout` (seconds) are
-    the engine openai's: its address up to /v1, requests under way at once, how long one may take.
+    bounds the keys and values of both (None: a quarter of the free memory, 70 % on a GPU).
+    `server`, `concurrency`, `timeout` (seconds): the engine openai's address up to /v1, requests at once, patience with one.
     """
 
     model: str | Path

@@ -218,4 +218,5 @@ class TwoPass:
 def _count(item: _Work, which: str, reply: Reply) -> None:
     item.tokens |= {f"{which}_in": reply.tokens_in, f"{which}_out": reply.tokens_out}
     if reply.steps:
-        item.tokens |= {f"{which}_cached": reply.cached, f"{which}_steps": reply.steps}
+        # What was cached depends on the neighbours in the batch; a record holds only what a second run would repeat.
+        item.tokens[f"{which}_steps"] = reply.steps
