@@ -89,6 +89,82 @@ def report(
 
 
 @app.command()
+def compare(
+    ctx: typer.Context,
+    runs: Runs,
+    out: Annotated[Path, typer.Option(help="Contact sheet to write: .pdf (vector), .png or .webp; OUT.csv has the table.")],
+    data: RunData = None,
+    images: RunImages = None,
+    grid: Annotated[str, typer.Option(help="Columns x rows of a sheet.")] = "4x3",
+    flipped: Flipped = False,
+    wrong: Wrong = False,
+    fallback: Fallback = False,
+    min_area: MinArea = None,
+    question: Question = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="So many questions, drawn at random.", show_default="one sheet")
+    ] = None,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    traceback: options.Traceback = False,
+) -> None:
+    """Put the same questions of two runs on contact sheets: answers, boxes, verdicts.
+
+    \b
+    Examples:
+      cos visualize compare before after --flipped --out flipped.pdf
+      cos visualize compare run --wrong --grid 5x4 --out wrong.png
+    """
+    from cos_core.visualize.compare import CompareConfig, run
+    from cos_core.visualize.select import Selection
+
+    selection = Selection(flipped, wrong, fallback, min_area, question, sample, seed)
+    with reporting(ctx.ensure_object(Session)) as reporter:
+        manifest = run(CompareConfig(tuple(runs), out, data, images, grid, selection), reporter)
+        reporter.note(summary(manifest, out))
+    if json:
+        emit_json(manifest.to_json())
+
+
+@app.command()
+def export(
+    ctx: typer.Context,
+    source: Annotated[Path, typer.Argument(help="Folder of `cos eval`, or a predictions file.", metavar="RUN")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    format: Annotated[Literal["coco", "fiftyone", "label-studio", "lmms-eval"], typer.Option(help="What reads it.")],
+    data: RunData = None,
+    images: RunImages = None,
+    image_prefix: Annotated[str, typer.Option(help="What stands before a picture's path in label-studio.")] = "",
+    wrong: Wrong = False,
+    fallback: Fallback = False,
+    min_area: MinArea = None,
+    question: Question = None,
+    sample: Sample = None,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    traceback: options.Traceback = False,
+) -> None:
+    """Write a run for another viewer: COCO, FiftyOne, Label Studio, lmms-eval samples.
+
+    \b
+    Examples:
+      cos visualize export run --format coco --out boxes.json
+      cos visualize export run --format lmms-eval --out samples.jsonl
+    """
+    from cos_core.visualize.export import ExportConfig, run
+    from cos_core.visualize.select import Selection
+
+    selection = Selection(False, wrong, fallback, min_area, question, sample, seed)
+    with reporting(ctx.ensure_object(Session)) as reporter:
+        manifest = run(ExportConfig(source, out, format, data, images, image_prefix, selection), reporter)
+        reporter.note(summary(manifest, out))
+    if json:
+        emit_json(manifest.to_json())
+
+
+@app.command()
 def overlay(
     ctx: typer.Context,
     out: Annotated[Path, typer.Option(help="Picture to write: .png, .webp or .pdf.")],
@@ -174,6 +250,9 @@ def stats(
     images: Annotated[
         Path | None, typer.Option(help="Picture folder, for aspect ratios in pixels.", show_default="fractions of the picture")
     ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Regions to measure against: a store, predictions, or questions with gold regions.")
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     traceback: options.Traceback = False,
@@ -188,7 +267,7 @@ def stats(
     from cos_core.visualize.boxes import BoxStatsConfig, run
 
     with reporting(ctx.ensure_object(Session)) as reporter:
-        manifest = run(BoxStatsConfig(source=source, out=out, images=images), reporter)
+        manifest = run(BoxStatsConfig(source=source, out=out, images=images, reference=reference), reporter)
         reporter.note(summary(manifest, out))
     if json:
         emit_json(manifest.to_json())

@@ -27,7 +27,7 @@ from cos_core.types import Prediction, RunManifest
 ROOT = Path(__file__).resolve().parent.parent
 POPE = ROOT / "tests" / "golden" / "pope"
 COMMANDS = ["demo", "annotate", "train", "infer", "eval", "visualize"]
-COMMANDS += [f"visualize {name}" for name in ("overlay", "stats", "report")]
+COMMANDS += [f"visualize {name}" for name in ("overlay", "stats", "report", "compare", "export")]
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -255,16 +255,28 @@ def test_what_one_answer_looks_like() -> None:
     assert failed.splitlines() == ["box     none", "status  unparsable ('over there')", "answer  none (no usable box)"]
 
 
+ENGINE_DETAILS = {"box_decode", "reuse", "kv_budget", "server", "concurrency", "timeout"}
+"""Settings of a run of its own (`cos infer`), which a scoring run leaves at their defaults."""
+
 CONFIGS = [
     (annotate_command.annotate, "cos_core.annotate", "AnnotateConfig", set()),
     (train.train, "cos_core.training", "TrainConfig", set()),
     (infer.infer, "cos_core.infer", "InferConfig", set()),
     (evaluate.evaluate, "cos_core.evaluate", "EvalConfig", {"replicates", "benchmark"}),
-    (evaluate.evaluate, "cos_core.infer", "InferConfig", {"image", "images", "question", "data", "limit", "retry_failed"}),
+    (
+        evaluate.evaluate,
+        "cos_core.infer",
+        "InferConfig",
+        {"image", "images", "question", "data", "limit", "retry_failed"} | ENGINE_DETAILS,
+    ),
     (visualize.overlay, "cos_core.visualize.overlay", "OverlayConfig", {"box_status", "crop_from"}),
     (visualize.stats, "cos_core.visualize.boxes", "BoxStatsConfig", set()),
     (visualize.report, "cos_core.visualize.run_report", "ReportConfig", {"selection"}),
     (visualize.report, "cos_core.visualize.select", "Selection", set()),
+    (visualize.compare, "cos_core.visualize.compare", "CompareConfig", {"selection"}),
+    (visualize.compare, "cos_core.visualize.select", "Selection", set()),
+    (visualize.export, "cos_core.visualize.export", "ExportConfig", {"selection"}),
+    (visualize.export, "cos_core.visualize.select", "Selection", {"flipped"}),
 ]
 
 

@@ -184,3 +184,84 @@ def test_nothing_to_count_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no examples"):
         run(BoxStatsConfig(tmp_path / "empty.jsonl", tmp_path / "out"), SilentReporter())
     assert not (tmp_path / "out").exists()
+
+
+# --- against a reference, by data set, at scale ---
+
+
+def test_against_a_reference_by_hand() -> None:
+    counted = BoxTally()
+    counted.add(Box(0.0, 0.0, 0.5, 0.5), "ok", reference=Box(0.25, 0.25, 0.5, 0.5))  # IoU 1/4, centre held
+    counted.add(Box(0.0, 0.0, 0.2, 0.2), "ok", reference=Box(0.5, 0.5, 1.0, 1.0))  # apart
+    counted.add(None, "unparsable", reference=Box(0.5, 0.5, 1.0, 1.0))
+    counted.add(Box(0.0, 0.0, 1.0, 1.0), "ok")
+    found = counted.to_json()["reference"]
+    assert (found["n"], found["without_box"]) == (3, 1)
+    assert found["holds_centre"] == pytest.approx(1 / 3)
+    assert found["iou_mean"] == pytest.approx(0.25 / 3)
+    assert found["iou"]["mean"] == pytest.approx(0.125)
+
+
+def test_merged_parts_are_the_whole() -> None:
+    numbers = np.random.default_rng(3).uniform(0, 0.5, (300, 4))
+    boxes = [Box(x, y, x + w / 2 + 0.01, y + h / 2 + 0.01) for x, y, w, h in numbers]
+    whole, merged = BoxTally(), BoxTally()
+    parts = [BoxTally() for _ in range(3)]
+    for number, box in enumerate(boxes):
+        for counted in (whole, parts[number % 3]):
+            counted.add(box, "ok", reference=boxes[0])
+    for part in parts:
+        merged.merge(part)
+    assert merged.boxes == 300
+    assert merged.centre_bias == pytest.approx(whole.centre_bias)
+    one, other = merged.to_json(), whole.to_json()
+    for name in ("area", "aspect", "centre_offset"):
+        assert one[name] == pytest.approx(other[name])
+    assert one["reference"]["iou"] == pytest.approx(other["reference"]["iou"])
+    assert one["reference"]["holds_centre"] == other["reference"]["holds_centre"]
+
+
+def test_data_sets_and_references_of_a_store(tmp_path: Path) -> None:
+    box, mark = Box(0.0, 0.0, 0.5, 0.5), "f" * 16
+    with Store.create_or_resume(tmp_path / "store", mark, {}) as store:
+        rows = [("a", "coco/1.jpg"), ("b", "gqa/2.jpg"), ("c", "coco/3.jpg")]
+        store.put_many([Annotation(i, box, 1.0, "p", mark, image=image) for i, image in rows])
+    predictions = [Prediction("a", "x", box, "", "ok"), Prediction("b", "x", Box(0.5, 0.5, 1.0, 1.0), "", "ok")]
+    (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(p.to_json()) + "\n" for p in predictions))
+    config = BoxStatsConfig(tmp_path / "store", tmp_path / "out", reference=tmp_path / "predictions.jsonl")
+    found = run(config, SilentReporter()).results
+    assert found["data_sets"]["coco"]["boxes"] == 2
+    assert found["data_sets"]["gqa"]["boxes"] == 1
+    assert found["reference"]["n"] == 2
+    assert found["reference"]["iou_mean"] == pytest.approx(0.5)
+    with (tmp_path / "out" / "data_sets.csv").open() as file:
+        assert [row[0] for row in csv.reader(file)] == ["data_set", "coco", "gqa"]
+    assert (tmp_path / "out" / "overlap.png").is_file()
+    turned = BoxStatsConfig(tmp_path / "predictions.jsonl", tmp_path / "turned", reference=tmp_path / "store")
+    assert run(turned, SilentReporter()).results["reference"]["holds_centre"] == 0.5
+
+
+def test_statistics_equal_a_plain_numpy_computation() -> None:
+    """What benchmarks/box_statistics.py checks on 3.3 million boxes, on as many as fill several batches."""
+    generator = np.random.default_rng(11)
+    low = generator.uniform(0, 0.8, (10_000, 2))
+    high = np.minimum(1.0, low + generator.uniform(0.01, 0.9, (10_000, 2)))
+    counted = BoxTally()
+    for (x0, y0), (x1, y1) in zip(low.tolist(), high.tolist(), strict=True):
+        counted.add(Box(x0, y0, x1, y1), "ok")
+    figures = counted.to_json()
+    side = high - low
+    area, aspect = side.prod(axis=1), side[:, 0] / side[:, 1]
+    offset = np.hypot(*(((low + high) / 2 - 0.5).T))
+    assert figures["area"]["mean"] == pytest.approx(area.mean())
+    assert figures["area"]["sd"] == pytest.approx(area.std())
+    assert figures["area"]["median"] == pytest.approx(np.median(area), abs=1 / 2000)
+    assert figures["aspect"]["mean"] == pytest.approx(np.exp(np.log(aspect).mean()))
+    assert figures["centre_offset"]["mean"] == pytest.approx(offset.mean())
+    assert counted.area.counts.tolist() == np.histogram(area, tally.AREA_EDGES)[0].tolist()
+    assert counted.offset.counts.tolist() == np.histogram(offset, tally.OFFSET_EDGES)[0].tolist()
+    edges = np.arange(MAP_CELLS + 1) / MAP_CELLS
+    cover = [
+        np.clip(np.minimum(high[:, a, None], edges[1:]) - np.maximum(low[:, a, None], edges[:-1]), 0, None) for a in (0, 1)
+    ]
+    assert counted.centre_bias == pytest.approx(np.einsum("ny,nx->yx", cover[1], cover[0]) * MAP_CELLS**2 / len(low))

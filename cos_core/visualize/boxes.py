@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from cos_core import images, manifest
 from cos_core.errors import InputError
@@ -18,11 +19,16 @@ from cos_core.types import RunManifest
 from cos_core.visualize import plots, source
 from cos_core.visualize.tally import BoxTally
 
+MOST_SETS, OTHERS = 100, "(others)"
+"""Data sets told apart, so that a folder for each picture cannot fill the memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class BoxStatsConfig:
     """`source`: a store, a predictions file, or a directory with predictions.jsonl; `out`: a directory.
 
+    `reference`: what to measure the regions against (IoU, centre held): a store, predictions, or a questions' file with gold
+    regions. Data sets are told apart by the first folder of the image paths, as LLaVA's mixture has them.
     `images`: the root of the image paths, needed only to give aspect ratios in pixels; without it they are in fractions of the
     picture (1: the picture's own shape).
     """
@@ -30,19 +36,24 @@ class BoxStatsConfig:
     source: Path
     out: Path
     images: Path | None = None
+    reference: Path | None = None
 
 
 def run(config: BoxStatsConfig, reporter: Reporter) -> RunManifest:
-    """Writes boxes.json, centre_bias/area/aspect/offset/status as .png and .csv, and manifest.json last.
+    """Writes boxes.json, centre_bias/area/aspect/offset/status as .png and .csv (and overlap where there is a reference,
+    data_sets.csv where there are several), and manifest.json last.
 
     Unreadable lines are counted as failed and reported, not fatal. Raises InputError when the source is not there or holds
     no example.
     """
-    settings = {"source": config.source, "images": config.images}
+    settings = {"source": config.source, "images": config.images, "reference": config.reference}
     work = manifest.started("visualize boxes", config, settings_fingerprint=manifest.fingerprint(settings))
     if not config.source.exists():
         raise InputError(f"{config.source}: no such store or predictions file")
-    tally, unreadable = _counted(config, reporter)
+    sets, unreadable = _counted(config, reporter)
+    tally = BoxTally()
+    for part in sets.values():
+        tally.merge(part)
     if not tally.status:
         raise InputError(f"{config.source} holds no examples{f' ({unreadable} unreadable lines)' if unreadable else ''}")
     if tally.boxes == 0:
@@ -50,6 +61,9 @@ def run(config: BoxStatsConfig, reporter: Reporter) -> RunManifest:
     config.out.mkdir(parents=True, exist_ok=True)
     unit = "pixels" if config.images else "fractions of the picture"
     statistics = {"source": str(config.source), "aspect_unit": f"width / height in {unit}", **tally.to_json()}
+    if len(sets) > 1:
+        statistics["data_sets"] = {name or "(no folder)": part.to_json() for name, part in sorted(sets.items())}
+        _write_sets(config.out, statistics["data_sets"])
     _write_numbers(config.out, tally)
     manifest.atomic_write(config.out / "boxes.json", json.dumps(statistics, indent=2) + "\n")
     plots.write_all(config.out, tally, unit)
@@ -65,8 +79,8 @@ def run(config: BoxStatsConfig, reporter: Reporter) -> RunManifest:
     return result
 
 
-def _counted(config: BoxStatsConfig, reporter: Reporter) -> tuple[BoxTally, int]:
-    """The tally, and how many lines could not be read."""
+def _counted(config: BoxStatsConfig, reporter: Reporter) -> tuple[dict[str, BoxTally], int]:
+    """A tally for each data set, and how many lines could not be read."""
     unreadable = 0
 
     def problem(found: Problem) -> None:
@@ -75,15 +89,25 @@ def _counted(config: BoxStatsConfig, reporter: Reporter) -> tuple[BoxTally, int]
         if unreadable <= 5:
             reporter.warn(str(found))
 
-    tally = BoxTally()
-    for done, found in enumerate(source.read_boxes(config.source, problem), 1):
-        shape = 1.0
-        if config.images is not None and found.box is not None and found.image is not None:
-            shape = _shape(config.images, found.image)
-        tally.add(found.box, found.status, shape)
-        if done % 1000 == 0:
-            reporter.progress("boxes", done, None)
-    return tally, unreadable
+    sets: dict[str, BoxTally] = {}
+    with source.references(config.reference) as reference_of:
+        for done, found in enumerate(source.read_boxes(config.source, problem), 1):
+            shape = 1.0
+            if config.images is not None and found.box is not None and found.image is not None:
+                shape = _shape(config.images, found.image)
+            name = _data_set(found.image)
+            tally = sets.get(name if name in sets or len(sets) < MOST_SETS else OTHERS)
+            if tally is None:
+                tally = sets[name if len(sets) < MOST_SETS else OTHERS] = BoxTally()
+            tally.add(found.box, found.status, shape, reference_of(found.example_id))
+            if done % 5000 == 0:
+                reporter.progress("boxes", done, None)
+    return sets, unreadable
+
+
+def _data_set(image: str | None) -> str:
+    """The first folder of an image path: `coco` of `coco/train2017/1.jpg`; empty without one."""
+    return image.partition("/")[0] if image is not None and "/" in image else ""
 
 
 # Questions on one image follow each other; a small memory keeps each header from being read again.
@@ -95,11 +119,32 @@ def _shape(root: Path, relative: str) -> float:
 
 
 def _write_numbers(out: Path, tally: BoxTally) -> None:
-    for name, histogram in (("area", tally.area), ("aspect", tally.aspect), ("offset", tally.offset)):
+    histograms = [("area", tally.area), ("aspect", tally.aspect), ("offset", tally.offset)]
+    if tally.overlap.counts.any():
+        histograms.append(("overlap", tally.overlap))
+    for name, histogram in histograms:
         _write_csv(out / f"{name}.csv", ("low", "high", "count"), histogram.rows())
     _write_csv(out / "status.csv", ("status", "count"), sorted(tally.status.items()))
     cover = tally.centre_bias
     _write_csv(out / "centre_bias.csv", [f"x{i}" for i in range(cover.shape[1])], (tuple(f"{v:.6g}" for v in r) for r in cover))
+
+
+def _write_sets(out: Path, sets: Mapping[str, Mapping[str, Any]]) -> None:
+    head = ("data_set", "examples", "boxes", "area_mean", "area_median", "aspect_mean", "offset_mean", "covers_picture_centre")
+    rows = [
+        (
+            name,
+            part["examples"],
+            part["boxes"],
+            part["area"]["mean"],
+            part["area"]["median"],
+            part["aspect"]["mean"],
+            part["centre_offset"]["mean"],
+            part["covers_picture_centre"],
+        )
+        for name, part in sets.items()
+    ]
+    _write_csv(out / "data_sets.csv", head, rows)
 
 
 def _write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

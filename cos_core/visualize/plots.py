@@ -27,6 +27,9 @@ def write_all(out: Path, tally: BoxTally, aspect_unit: str) -> None:
     label = "distance from the picture's centre to the region's centre (1: the side)"
     _save(histogram(tally.offset, f"How far from the centre ({n:,} boxes)", label), out / "offset.png")
     _save(status(tally), out / "status.png")
+    if tally.overlap.counts.any():
+        title = f"Overlap with the reference ({tally.overlap.counts.sum():,} pairs)"
+        _save(histogram(tally.overlap, title, "intersection over union"), out / "overlap.png")
 
 
 def centre_bias(tally: BoxTally) -> Figure:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from cos_core import jsonl
+from cos_core import datasets, jsonl
 from cos_core.errors import InputError
 from cos_core.geometry import Box
 from cos_core.jsonl import OnProblem, Problem
@@ -23,6 +25,7 @@ class Found:
     box: Box | None
     status: str
     image: str | None = None
+    example_id: str = ""
 
 
 def is_store(path: Path) -> bool:
@@ -51,10 +54,41 @@ def read_boxes(path: Path, on_problem: OnProblem | None = None) -> Iterator[Foun
     """Every example's region in a store or predictions file, in stored order."""
     if not is_store(path):
         for prediction in read_predictions(path, on_problem):
-            yield Found(prediction.box, "failed" if prediction.error else prediction.box_status, prediction.image)
+            status = "failed" if prediction.error else prediction.box_status
+            yield Found(prediction.box, status, prediction.image, prediction.example_id)
         return
     with Store.read(path) as store:
         for annotation in store.annotations():
-            yield Found(annotation.box, "labelled" if annotation.box else "no region", annotation.image)
-        for _ in store.failures():
-            yield Found(None, "failed")
+            box = annotation.box
+            yield Found(box, "no region" if box is None else "labelled", annotation.image, annotation.example_id)
+        for example_id, _ in store.failures():
+            yield Found(None, "failed", None, example_id)
+
+
+@contextmanager
+def references(path: Path | None) -> Iterator[Callable[[str], Box | None]]:
+    """The region that another source names for an id: a store's (looked up, not held), a predictions file's, or the gold
+    regions of a questions' file. Raises InputError."""
+    if path is None:
+        yield lambda example_id: None
+    elif is_store(path):
+        with Store.read(path) as store:
+
+            def stored(example_id: str) -> Box | None:
+                annotation = store.get(example_id)
+                return annotation.box if annotation else None
+
+            yield stored
+    else:
+        yield _held(path).get
+
+
+def _held(path: Path) -> dict[str, Box]:
+    if path.is_dir() or _holds_predictions(path):
+        return {p.example_id: p.box for p in read_predictions(path) if p.box is not None}
+    examples = datasets.read_examples(path, text_only="keep")
+    return {e.id: Box.from_json(e.meta["gold"]) for e in examples if e.meta.get("gold") is not None}
+
+
+def _holds_predictions(path: Path) -> bool:
+    return path.suffix == ".jsonl" and any("example_id" in row for _, row in islice(jsonl.read_lines(path), 1))

@@ -11,11 +11,12 @@ from cos_core.geometry import Box
 
 MAP_CELLS = 64
 """The centre-bias map has this many rows and columns over the picture."""
-_BATCH = 1024
+_BATCH = 4096
 _FINE = 2000
 
 AREA_EDGES = np.linspace(0.0, 1.0, 41)
 OFFSET_EDGES = np.linspace(0.0, np.sqrt(0.5), 21)
+OVERLAP_EDGES = np.linspace(0.0, 1.0, 21)
 ASPECT_EDGES = np.geomspace(1 / 8, 8, 25)
 
 
@@ -42,6 +43,13 @@ class Histogram:
         scaled = np.log(values) if self.log else values
         self.total += float(scaled.sum())
         self.squares += float((scaled * scaled).sum())
+
+    def merge(self, other: Histogram) -> None:
+        """Adds the values of a histogram with the same edges."""
+        self.counts += other.counts
+        self.fine += other.fine
+        self.total += other.total
+        self.squares += other.squares
 
     def summary(self) -> dict[str, float | int | None]:
         """n, mean (for `log`: geometric), standard deviation (for `log`: of the logarithms), quartiles; None when empty."""
@@ -75,17 +83,25 @@ class BoxTally:
         self.area = Histogram(AREA_EDGES)
         self.offset = Histogram(OFFSET_EDGES)
         self.aspect = Histogram(ASPECT_EDGES, log=True)
+        self.overlap = Histogram(OVERLAP_EDGES)
         self._cover = np.zeros((MAP_CELLS, MAP_CELLS))
         self._boxes = 0
         self._centre_hits = 0
+        self._reference_hits = 0
+        self._missed = 0
         self._waiting: list[tuple[float, float, float, float, float]] = []
+        self._paired: list[tuple[float, ...]] = []
 
-    def add(self, box: Box | None, status: str, shape: float = 1.0) -> None:
-        """`shape`: the picture's width / height, for the aspect ratio in pixels; 1 leaves it in fractions of the picture."""
+    def add(self, box: Box | None, status: str, shape: float = 1.0, reference: Box | None = None) -> None:
+        """`shape`: the picture's width / height, for the aspect ratio in pixels; 1 leaves it in fractions of the picture.
+        `reference`: the region that another source names; without a `box` it counts as IoU 0 and no hit."""
         self.status[status] += 1
         if box is None:
+            self._missed += reference is not None
             return
-        self._waiting.append((*box.corners, shape))
+        self._waiting.append((box.x0, box.y0, box.x1, box.y1, shape))
+        if reference is not None:
+            self._paired.append((*box.corners, *reference.corners))
         if len(self._waiting) == _BATCH:
             self._flush()
 
@@ -102,6 +118,29 @@ class BoxTally:
         # A cell's share covered by a box is the product of its row's and its column's, so one matrix product adds a batch.
         self._cover += _covered(y0, y1).T @ _covered(x0, x1)
         self._boxes += len(x0)
+
+        if self._paired:
+            self._flush_paired()
+
+    def _flush_paired(self) -> None:
+        x0, y0, x1, y1, rx0, ry0, rx1, ry1 = np.array(self._paired).T
+        self._paired.clear()
+        both = np.clip(np.minimum(x1, rx1) - np.maximum(x0, rx0), 0, None)
+        both = both * np.clip(np.minimum(y1, ry1) - np.maximum(y0, ry0), 0, None)
+        self.overlap.add(both / ((x1 - x0) * (y1 - y0) + (rx1 - rx0) * (ry1 - ry0) - both))
+        cx, cy = (rx0 + rx1) / 2, (ry0 + ry1) / 2
+        self._reference_hits += int(((x0 <= cx) & (cx <= x1) & (y0 <= cy) & (cy <= y1)).sum())
+
+    def merge(self, other: BoxTally) -> None:
+        """Adds everything that `other` has counted."""
+        other._flush()
+        self._flush()
+        self.status.update(other.status)
+        for name in ("area", "offset", "aspect", "overlap"):
+            getattr(self, name).merge(getattr(other, name))
+        self._cover += other._cover
+        for name in ("_boxes", "_centre_hits", "_reference_hits", "_missed"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     @property
     def boxes(self) -> int:
@@ -129,6 +168,19 @@ class BoxTally:
             "aspect": self.aspect.summary(),
             "centre_offset": self.offset.summary(),
             "covers_picture_centre": self._centre_hits / self._boxes if self._boxes else None,
+            **({"reference": self._to_reference()} if self.overlap.counts.sum() + self._missed else {}),
+        }
+
+    def _to_reference(self) -> dict[str, Any]:
+        """Against the reference regions: how many, the share whose centre is held, and the mean IoU; a missing box counts 0."""
+        pairs = int(self.overlap.counts.sum())
+        n = pairs + self._missed
+        return {
+            "n": n,
+            "without_box": self._missed,
+            "holds_centre": self._reference_hits / n,
+            "iou_mean": self.overlap.total / n,
+            "iou": self.overlap.summary(),
         }
 
 
