@@ -146,7 +146,7 @@ class Teacher:
     def fact(self, rng: random.Random) -> Lesson:
         """A lesson on a whole scene whose answers are single words: how things stand, what they are, how many."""
         scene = make_scene(rng, distinct_shapes=rng.random() < 0.4)
-        maker = self._relations if rng.random() < 0.45 else self._attributes
+        maker = self._relations if rng.random() < 0.3 else self._attributes
         return self._lesson(wide_view(scene, self.side), maker(scene, rng))
 
     def close(self, rng: random.Random) -> Lesson:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from cos_core.backbones.regions import centre_token
+from cos_core.backbones.regions import centre_tokens
 from cos_core.encoding import IGNORE, Encoded
 from cos_core.miniature.lessons import Album, Lesson, Teacher, View, patch_labels, views
 from cos_core.miniature.model import IMAGE_MEAN, IMAGE_STD, Shape, build, save
@@ -31,22 +31,23 @@ from cos_core.miniature.vocabulary import box_marks, make_tokenizer
 from cos_core.prompts import load_profile
 
 Log = Callable[[dict[str, Any]], None]
-Loss = Callable[[random.Random], tuple[Any, dict[str, float]]]
-"""random numbers -> (loss, figures to log)"""
+Loss = Callable[[random.Random, float], tuple[Any, dict[str, float]]]
+"""(random numbers, progress in (0, 1]) -> (loss, figures to log)"""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Steps of the three stages; `*_scenes` and the sorts of lessons below `talk_steps` are counts a step."""
+    """Steps of the three stages; `*_scenes` and the sorts of lessons below `talk_steps` are counts a step (pairs: at the
+    start and at the end)."""
 
     seed: int = 0
     tower_steps: int = 900
     tower_scenes: int = 24
     align_steps: int = 450
     align_scenes: int = 22
-    talk_steps: int = 1300
-    places: int = 20
-    facts: int = 16
+    talk_steps: int = 1500
+    places: tuple[int, int] = (28, 16)
+    facts: tuple[int, int] = (4, 18)
     close: int = 12
     albums: int = 4
     learning_rate: float = 2e-3
@@ -85,7 +86,7 @@ class Miniature:
             pace = min(1.0, step / 30) * min(1.0, max(0.03, (steps - step) / (0.35 * steps)))
             for group in optimizer.param_groups:
                 group["lr"] = self.plan.learning_rate * pace
-            value, details = loss(rng)
+            value, details = loss(rng, step / steps)
             level = float(value.detach())
             if not math.isfinite(level):
                 raise FloatingPointError(f"stage {name}: the loss is {level} at step {step}")
@@ -108,7 +109,7 @@ class Miniature:
         sizes = [len(COLOURS) + 1, len(SHAPES) + 1, len(DIGITS) + 1]
         head = torch.nn.Linear(self.shape.width, sum(sizes))
 
-        def loss(rng: random.Random) -> tuple[Any, dict[str, float]]:
+        def loss(rng: random.Random, _: float) -> tuple[Any, dict[str, float]]:
             batch = views(rng, self.plan.tower_scenes, self.shape.image_side)
             hidden = self.tower(self.pixels([v.pixels for v in batch])).last_hidden_state[:, 1:]
             return self._dense_loss(torch.split(head(hidden), sizes, dim=-1), batch)
@@ -122,7 +123,7 @@ class Miniature:
         nothing = self.tokenizer.pad_token_id
         ids = [[*self.tokenizer.convert_tokens_to_ids(row), nothing] for row in rows]
 
-        def loss(rng: random.Random) -> tuple[Any, dict[str, float]]:
+        def loss(rng: random.Random, _: float) -> tuple[Any, dict[str, float]]:
             batch = views(rng, self.plan.align_scenes, self.shape.image_side)
             features = self.projector(self.tower(self.pixels([v.pixels for v in batch])).last_hidden_state[:, 1:])
             features = features * (features.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt()
@@ -158,13 +159,14 @@ class Miniature:
             self.profile, self.tokenizer, self.model.config.image_token_id, self.shape.grid**2, self.shape.image_side
         )
 
-        def loss(rng: random.Random) -> tuple[Any, dict[str, float]]:
-            places, where = self._talk_loss([teacher.place(rng) for _ in range(self.plan.places)])
-            facts, what = self._talk_loss([teacher.fact(rng) for _ in range(self.plan.facts)])
+        def loss(rng: random.Random, progress: float) -> tuple[Any, dict[str, float]]:
+            # Places come first: every other answer needs them.
+            places, where = self._talk_loss([teacher.place(rng) for _ in range(_between(self.plan.places, progress))])
+            facts, what = self._talk_loss([teacher.fact(rng) for _ in range(_between(self.plan.facts, progress))])
             close, read = self._talk_loss([teacher.close(rng) for _ in range(self.plan.close)])
             albums, found = self._album_loss([teacher.album(rng) for _ in range(self.plan.albums)])
             # Each sort has a mean of its own: the few tokens of one-word answers would drown among the boxes.
-            loss = 0.35 * places + 0.3 * facts + 0.25 * close + 0.2 * albums
+            loss = (0.5 - 0.2 * progress) * places + (0.1 + 0.25 * progress) * facts + 0.25 * close + 0.2 * albums
             return loss, {**where, **what, **{f"{kind}_close": share for kind, share in read.items()}, **found}
 
         self.run_stage("talk", self.plan.talk_steps, [w for w in self.model.parameters() if w.requires_grad], loss)
@@ -181,7 +183,7 @@ class Miniature:
         import torch
 
         seen = self.model.get_image_features(pixel_values=self.pixels([part for a in albums for part in a.parts])).pooler_output
-        tokens = centre_token(torch.stack(list(seen)), self).split([len(a.parts) for a in albums])
+        tokens = centre_tokens(torch.stack(list(seen)), self).split([len(a.parts) for a in albums])
         features = torch.cat([own for album, own in zip(albums, tokens, strict=True) for _ in album.conversations])
         ids, mask, labels = self._padded([c for album in albums for c in album.conversations])
         places = (ids == self.model.config.image_token_id)[..., None]
@@ -202,6 +204,10 @@ class Miniature:
             ids[number, : len(row)] = torch.tensor(row.ids)
             labels[number, : len(row)] = torch.tensor(row.labels)
         return ids, (torch.arange(longest)[None] < lengths[:, None]).long(), labels
+
+
+def _between(ends: tuple[int, int], progress: float) -> int:
+    return round(ends[0] + progress * (ends[1] - ends[0]))
 
 
 def _right(logits: Any, labels: Any) -> np.ndarray:
