@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setup 2/4: build tools"
 	@$(PIP) wheel setuptools hatchling editables
 	@echo "setup 3/4: cos and its libraries"
-	@$(PIP) --no-build-isolation -e '.[model,dev]' accelerate
+	@$(PIP) --no-build-isolation -e '.[model,dev]' accelerate peft
 	@echo "setup 4/4: DeepSpeed"
 	@DS_BUILD_OPS=0 $(PIP) --no-build-isolation deepspeed
 	@$(BIN)/cos --version

@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from cos_cli import options
+from cos_cli import launcher, options
 from cos_cli.console import Session, emit_json, reporting, summary
+from cos_core.interfaces import Reporter
+from cos_core.manifest import read as read_manifest
 
 
 def train(
@@ -17,7 +19,10 @@ def train(
     images: options.Images,
     model: options.Model,
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and the trained model.")],
-    store: Annotated[Path | None, typer.Option(help="Store that `cos annotate` wrote.", show_default="no regions")] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Store that `cos annotate` wrote, or the released region file (.json).", show_default="no regions"),
+    ] = None,
     policy: options.Policy = "from_single_question",
     profile: options.Profile = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 1,
@@ -32,7 +37,10 @@ def train(
     max_steps: Annotated[
         int | None, typer.Option(min=1, help="Stop after this many steps.", show_default="epochs decide")
     ] = None,
-    save_every: Annotated[int | None, typer.Option(min=1, help="Steps between checkpoints.", show_default="at the end")] = None,
+    save_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between checkpoints.", show_default="by time only")
+    ] = None,
+    save_minutes: Annotated[float | None, typer.Option(min=0.0, help="Minutes between checkpoints.")] = 30.0,
     resume: Annotated[bool, typer.Option(help="Continue from the last whole checkpoint in --out.")] = True,
     extra_turns: Annotated[
         bool, typer.Option("--extra-turns", help="Append the picture's other questions, as the released code does.")
@@ -46,7 +54,36 @@ def train(
     gradient_checkpointing: Annotated[
         bool | None, typer.Option(help="Recompute activations to save memory.", show_default="on a GPU only")
     ] = None,
-    deepspeed: Annotated[Path | None, typer.Option(help="DeepSpeed configuration (JSON).", show_default="none")] = None,
+    group_by_length: Annotated[
+        bool, typer.Option("--group-by-length", help="Make batches of samples of like length: less padding.")
+    ] = False,
+    crop_of: Annotated[
+        Literal["text", "region"],
+        typer.Option(help="Crop what the box text says, as inference will, or the annotated region, as the released code."),
+    ] = "text",
+    lora: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train adapters of this rank, merged at the end.", show_default="all weights"),
+    ] = None,
+    qlora: Annotated[bool, typer.Option("--qlora", help="Adapters over 4-bit weights (GPU, with --lora).")] = False,
+    liger: Annotated[bool, typer.Option("--liger", help="Liger's fused kernels (GPU).")] = False,
+    report_to: Annotated[Literal["none", "tensorboard", "wandb"], typer.Option(help="Where the Trainer reports to.")] = "none",
+    deepspeed: Annotated[
+        str | None, typer.Option(help="zero2, zero3, zero3_offload, or a DeepSpeed JSON file.", show_default="none")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes (GPUs) on this machine, by DeepSpeed's launcher.", show_default="one")
+    ] = None,
+    hostfile: Annotated[
+        Path | None, typer.Option(help="Machines and their GPUs, in DeepSpeed's format.", show_default="this machine")
+    ] = None,
+    check: Annotated[
+        Literal["sample", "full", "off"], typer.Option(help="Examine the data first: some samples closely, all, or none.")
+    ] = "sample",
+    check_only: Annotated[bool, typer.Option("--check-only", help="Examine the data and stop.")] = False,
+    max_faults: Annotated[int, typer.Option(min=0, help="Faulty samples to pass over instead of stopping.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the bill (steps, memory, disk, hours) and stop.")] = False,
+    mfu: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of a GPU's peak that the bill assumes.")] = 0.4,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Arithmetic; weights stay float32.")] = "auto",
@@ -57,11 +94,13 @@ def train(
     """Fine-tune a checkpoint on questions and their regions.
 
     The loss sees boxes and answers only; vision tower and projector stay frozen.
-    Killed and started again, it continues from its last whole checkpoint.
+    The data is examined first. Killed and started again, it continues from its last whole checkpoint.
 
     \b
     Example:
       cos train --model miniature --data questions.json --images pictures --store rois --out tuned --max-steps 2
+      cos train ... --dry-run
+      cos train ... --processes 8 --deepspeed zero3
     """
     from cos_core.training import TrainConfig, run
 
@@ -89,11 +128,38 @@ def train(
         workers=workers,
         gradient_checkpointing=gradient_checkpointing,
         save_every=save_every,
+        save_minutes=save_minutes,
         resume=resume,
         deepspeed=deepspeed,
+        group_by_length=group_by_length,
+        crop_of=crop_of,
+        lora=lora,
+        qlora=qlora,
+        liger=liger,
+        report_to=report_to,
+        check=check,
+        check_only=check_only,
+        max_faults=max_faults,
+        dry_run=dry_run,
+        mfu=mfu,
     )
     with reporting(ctx.ensure_object(Session)) as reporter:
-        manifest = run(config, reporter)
-        reporter.note(summary(manifest, out))
+        if launcher.wanted(processes, hostfile):
+            launcher.launch(config, processes, hostfile, reporter)
+            manifest = read_manifest(out)
+        else:
+            manifest = run(config, reporter)
+        if not (check_only or dry_run):
+            _draw(out, reporter)
+            reporter.note(summary(manifest, out))
     if json:
         emit_json(manifest.to_json())
+
+
+def _draw(out: Path, reporter: Reporter) -> None:
+    """The loss curve of a finished run, `loss.png` beside its log; training itself draws nothing."""
+    if launcher.inside():
+        return
+    from cos_core.visualize.loss import draw
+
+    draw(out / "train_log.jsonl", out / "loss.png")

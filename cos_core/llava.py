@@ -138,7 +138,7 @@ def load(
         image_processor=processor,
         profile=checkpoint_profile(where, profile),
         image_token_id=int(net.config.image_token_id),
-        image_tokens=_image_tokens(net.config),
+        image_tokens=image_tokens_of(net.config),
         fill=padding_colour(processor),
         name=MINIATURE if str(model) == MINIATURE else where,
         fingerprint=checkpoint_fingerprint(where),
@@ -149,6 +149,45 @@ def padding_colour(image_processor: Any) -> tuple[int, int, int]:
     """`int(255 * mean)` per channel: (122, 116, 104) with CLIP's mean (upstream §1.3)."""
     red, green, blue = (int(255 * m) for m in image_processor.image_mean)
     return red, green, blue
+
+
+def processed(image_processor: Any, pictures: Sequence[Image], fill: tuple[int, int, int]) -> torch.Tensor:
+    """What the processor makes of pictures padded to squares, (n, 3, side, side) in float32 on the CPU, bit for bit.
+
+    Where it only resizes, rescales and normalises, that is done here, for a fraction of its time: a batch of bytes through one
+    table a channel, instead of four passes over floats for each picture.
+    """
+    import numpy as np
+    import torch
+
+    squares = [square_pad(picture, fill) for picture in pictures]
+    side = _plain_side(image_processor)
+    if side is None:
+        result: torch.Tensor = image_processor(squares, return_tensors="pt")["pixel_values"]
+        return result
+    # What the processor's arithmetic makes of each of the 256 values a byte can have, in its own order of rounding.
+    rescaled = (np.arange(256) * image_processor.rescale_factor).astype(np.float32)
+    tables = [
+        (rescaled - np.float32(mean)) / np.float32(std)
+        for mean, std in zip(image_processor.image_mean, image_processor.image_std, strict=True)
+    ]
+    out = np.empty((len(squares), 3, side, side), np.float32)
+    for place, square in zip(out, squares, strict=True):
+        raster = np.asarray(square.resize((side, side), image_processor.resample))
+        for channel, table in enumerate(tables):
+            np.take(table, raster[..., channel], out=place[channel])
+    return torch.from_numpy(out)
+
+
+def _plain_side(image_processor: Any) -> int | None:
+    """The side that a square is resized to, when resizing, rescaling and normalising is all the processor does."""
+    steps = ("do_resize", "do_rescale", "do_normalize")
+    if not all(getattr(image_processor, step, False) for step in steps) or getattr(image_processor, "do_pad", False):
+        return None
+    sides = {int(v) for v in dict(image_processor.size).values() if v is not None}
+    if getattr(image_processor, "do_center_crop", False):
+        sides |= {int(v) for v in dict(image_processor.crop_size).values() if v is not None}
+    return sides.pop() if len(sides) == 1 else None
 
 
 def checkpoint_fingerprint(where: str) -> str:
@@ -163,7 +202,8 @@ def checkpoint_fingerprint(where: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _image_tokens(config: Any) -> int:
+def image_tokens_of(config: Any) -> int:
+    """How many positions one picture takes under a LLaVA configuration: 576 for LLaVA-1.5."""
     vision = config.vision_config
     patches = (int(vision.image_size) // int(vision.patch_size)) ** 2
     return patches if config.vision_feature_select_strategy == "default" else patches + 1

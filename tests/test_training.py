@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -73,11 +76,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     records.append({"id": "words", "conversations": text})
     (root / "data.json").write_text(json.dumps(records))
     with Store.create_or_resume(root / "store", "f", {}) as store:
-        store.put_many(
-            Annotation(e.id, BOX, 1.0, "from_single_question", "f", image=e.image)
-            for e in examples(root)
-            if e.image is not None
-        )
+        store.put_many(Annotation(e.id, BOX, 1.0, "from_single_question", "f") for e in examples(root) if e.image is not None)
     make_checkpoint(root / "model")
     return root
 
@@ -132,6 +131,7 @@ def config(world: Path, out: Path, **changes: Any) -> TrainConfig:
         global_batch=None,
         max_steps=4,
         device="cpu",
+        max_faults=9,
     )
     return replace(made, **changes)
 
@@ -268,17 +268,51 @@ def test_items_depend_on_the_key_alone(world: Path) -> None:
 
 
 def test_a_permutation_an_epoch() -> None:
-    from cos_core.training.trainer import Order
+    from cos_core.training.order import Cut, Order
 
-    order = Order(100, seed=3)
+    order = Order(100, 3, Cut(1, 1, 1))
     first = list(order)
     order.epoch = 1
     second = list(order)
     assert sorted(first) == list(range(100))
     assert sorted(second) == list(range(100, 200))
     assert [k - 100 for k in second] != first
-    assert list(Order(100, seed=3)) == first
-    assert list(Order(100, seed=4)) != first
+    assert list(Order(100, 3, Cut(1, 1, 1))) == first
+    assert list(Order(100, 4, Cut(1, 1, 1))) != first
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_order_depends_on_the_global_batch_alone(grouped: bool) -> None:
+    """Eight samples a step on one device or on four: the same in every step, sorted inside it; fillers only at the end."""
+    from cos_core.training.order import Cut, Order
+
+    def length(index: int, _epoch: int) -> int:
+        return 100 + index * 37 % 50
+
+    one, four = Cut(2, 2, 8), Cut(2, 8, 8)
+    alone = list(Order(45, 0, one, length, grouped))
+    together = list(Order(45, 0, four, length, grouped))
+    assert sorted(alone) == list(range(45))
+    assert together[:45] == alone
+    assert len(together) == len(Order(45, 0, four, length, grouped)) == 48
+    assert all(key < 0 and 0 <= -key - 1 < 45 for key in together[45:])
+    steps = [[length(key, 0) for key in alone[i : i + 8]] for i in range(0, 45, 8)]
+    assert all(step == sorted(step, reverse=True) for step in steps)
+    plain = list(Order(45, 0, one))
+    if not grouped:
+        assert [set(alone[i : i + 8]) for i in range(0, 45, 8)] == [set(plain[i : i + 8]) for i in range(0, 45, 8)]
+    else:
+        spread = sum(max(step) - min(step) for step in steps)
+        unsorted = [[length(key, 0) for key in plain[i : i + 8]] for i in range(0, 45, 8)]
+        assert spread < sum(max(step) - min(step) for step in unsorted)
+
+
+def test_a_filler_is_its_sample_without_labels(world: Path) -> None:
+    data = TrainData(samples(world, "from_single_question"), recipe(world))
+    item, filler = data[2], data[-3]
+    assert filler.filler
+    assert filler.encoded.ids == item.encoded.ids
+    assert set(filler.encoded.labels) == {IGNORE}
 
 
 # What is left out
@@ -338,6 +372,14 @@ def test_batches_are_padded_on_the_right(world: Path) -> None:
         assert set(batch["labels"][row, size:].tolist()) <= {IGNORE}
     assert batch["pixel_values"].equal(model.pixels([p for item in items for p in item.pictures]))
     assert "pixel_values" not in collate([data[4]])
+    assert batch["about"].pictures == 4
+    assert batch["about"].tokens == sum(len(item.encoded) for item in items)
+    # ZeRO-3 needs a picture in every batch: one stands behind the text, where nothing attends to it.
+    stand_in = replace(collate, stand_in=(model.image_token_id, IMAGE_TOKENS))([data[4]])
+    assert stand_in["pixel_values"].shape[0] == 1
+    assert int((stand_in["input_ids"] == model.image_token_id).sum()) == IMAGE_TOKENS
+    assert not stand_in["attention_mask"][stand_in["input_ids"] == model.image_token_id].any()
+    assert "pixel_values" in batch
 
 
 # Whole runs
@@ -418,6 +460,15 @@ def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(world: Pa
         training.run(config(world, world / "model"), SilentReporter())
 
 
+FIRST_TEN = [6.13460, 6.36527, 5.54565, 4.87779, 4.23660, 3.93777, 3.55748, 3.75161, 3.76143, 3.76826]
+
+
+def test_the_first_ten_losses_are_fixed(world: Path, tmp_path: Path) -> None:
+    done = training.run(config(world, tmp_path / "out", max_steps=10), SilentReporter())
+    assert [r["loss"] for r in log_of(tmp_path / "out")] == pytest.approx(FIRST_TEN, rel=1e-3)
+    assert done.results["processes"] == 1
+
+
 class Interrupt(SilentReporter):
     """Stops the run as Ctrl-C would, after some steps."""
 
@@ -447,6 +498,72 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(world: Path, tmp_path: P
     assert (torn.out / "skipped.jsonl").read_text() == (whole.out / "skipped.jsonl").read_text()
     one, two = weights(whole.out), weights(torn.out)
     assert all(one[name].equal(two[name]) for name in one)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_whole_checkpoint(world: Path, tmp_path: Path, number: signal.Signals) -> None:
+    class Signal(SilentReporter):
+        def progress(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
+            if stage == "train" and done == 2:
+                os.kill(os.getpid(), number)
+
+    from cos_core.training import checkpoints
+
+    made = config(world, tmp_path / "out", max_steps=6)
+    with pytest.raises(KeyboardInterrupt):
+        training.run(made, Signal())
+    last = checkpoints.last_whole(tmp_path / "out" / "checkpoints")
+    assert last is not None
+    assert checkpoints.step_of(last) == 3, "the step at hand is finished"
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler), "handlers are put back"
+    torn = tmp_path / "out" / "checkpoints" / "checkpoint-5"
+    torn.mkdir()
+    (torn / "model.safetensors").write_bytes(b"half")
+    assert checkpoints.last_whole(torn.parent) == last, "a torn checkpoint does not count"
+    training.run(made, SilentReporter())
+    assert [r["step"] for r in log_of(tmp_path / "out")] == list(range(1, 7))
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_checkpoints_by_time(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cos_core.training import checkpoints
+
+    marked: list[int] = []
+    whole = checkpoints.mark_whole
+
+    def mark(folder: Path, processes: int) -> None:
+        whole(folder, processes)
+        marked.append(checkpoints.step_of(folder))
+
+    monkeypatch.setattr(checkpoints, "mark_whole", mark)
+    training.run(config(world, tmp_path / "out", save_minutes=1e-6, max_steps=3), SilentReporter())
+    assert marked == [1, 2, 3]
+
+
+def test_lora_learns_adapters_and_merges_them(world: Path, tmp_path: Path) -> None:
+    done = training.run(config(world, tmp_path / "out", lora=4, max_steps=2), SilentReporter())
+    before, after = weights(world / "model"), weights(tmp_path / "out")
+    assert before.keys() == after.keys()
+    changed = {name for name, tensor in before.items() if not tensor.equal(after[name])}
+    assert changed
+    assert all("language_model" in name and "_proj" in name for name in changed)
+    assert done.results["trained_weights"] < 20_000
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_the_bill_needs_no_model(world: Path, tmp_path: Path) -> None:
+    ears = Ears()
+    made = config(world, tmp_path / "out", dry_run=True, max_steps=None, epochs=2, global_batch=4, deepspeed="zero3")
+    bill = training.run(made, ears).results["bill"]
+    assert bill["steps"] == 4, "5 samples, 4 a step, 2 epochs"
+    assert bill["samples"] == 5
+    assert bill["pictures"] == 8
+    data = TrainData(samples(world, "from_single_question"), recipe(world))
+    exact = sum(len(data[key].encoded) for key in range(5))
+    assert bill["tokens"] == pytest.approx(exact, rel=0.02)
+    assert bill["hours"] > 0
+    assert "A100 at 40 %" in bill["hours_from"]
+    assert not (tmp_path / "out").exists()
 
 
 class Ears(SilentReporter):
@@ -505,6 +622,9 @@ def test_impossible_settings_are_refused(world: Path, tmp_path: Path) -> None:
         {"device": "cuda:1"},
         {"workers": -1},
         {"weight_decay": -1.0},
+        {"save_minutes": 0.0},
+        {"qlora": True},
+        {"max_faults": -1},
         {"seed": -1},
     ):
         with pytest.raises(InputError):
@@ -515,8 +635,11 @@ def test_impossible_settings_are_refused(world: Path, tmp_path: Path) -> None:
         training.run(config(world, tmp_path / "out", store=None), SilentReporter())
     with pytest.raises(InputError, match="no folder of images"):
         training.run(config(world, tmp_path / "out", images=tmp_path / "nowhere"), SilentReporter())
-    with pytest.raises(MissingError, match="one process"):
-        training.run(config(world, tmp_path / "out", deepspeed=tmp_path / "zero.json"), SilentReporter())
+    with pytest.raises(InputError, match="deepspeed is zero2, zero3, zero3_offload or a"):
+        training.run(config(world, tmp_path / "out", deepspeed="zero9"), SilentReporter())
+    if importlib.util.find_spec("wandb") is None:
+        with pytest.raises(MissingError, match="'wandb'"):
+            training.run(config(world, tmp_path / "out", report_to="wandb"), SilentReporter())
     assert not (tmp_path / "out" / "run.json").exists(), "a run that never began takes no directory"
     with pytest.raises(InputError, match="cannot be trained on"):
         training.run(config(world, tmp_path / "short", max_length=8), SilentReporter())
@@ -525,6 +648,40 @@ def test_impossible_settings_are_refused(world: Path, tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_stops_the_run(world: Path, tmp_path: Path) -> None:
     with pytest.raises(CosError, match="the loss became"):
         training.run(config(world, tmp_path / "out", learning_rate=1e30, warmup_ratio=0.0, max_steps=9), SilentReporter())
+
+
+def test_guards_name_the_samples(world: Path) -> None:
+    from cos_core.training.collate import Contents
+    from cos_core.training.flops import Size
+    from cos_core.training.order import Cut, Order
+    from cos_core.training.watch import Station, StopRequest, Watch
+
+    class Trainer:
+        contents = (Contents(ids=["a", "b"]), Contents(ids=["c"]))
+        skipped: dict[str, str] = {}  # noqa: RUF012
+
+    station = Station(world, SilentReporter(), None, Size(1, 0, 0, 0, 1, 1, 1, 1), None, None)
+    watch = Watch(Order(1, 0, Cut(1, 1, 1)), station, StopRequest())
+    watch.trainer = Trainer()  # type: ignore[assignment]
+    with pytest.raises(CosError, match=r"exactly 0 at step 3.* \(samples of this step: a, b, c\)"):
+        watch._guard(0.0, 1.0, 3)
+    with pytest.raises(CosError, match="became nan at step 4"):
+        watch._guard(float("nan"), 1.0, 4)
+    for step in range(3):
+        watch._guard(1.0, float("inf"), step)
+    watch._guard(1.0, 1.0, 3)
+    for step in range(4, 7):
+        watch._guard(1.0, float("inf"), step)
+    with pytest.raises(CosError, match="not finite for 4 steps up to step 7"):
+        watch._guard(1.0, float("inf"), 7)
+
+
+def test_a_batch_with_nothing_to_learn_stops_the_run(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cos_core.training import data as data_module
+
+    monkeypatch.setattr(data_module, "cut", lambda encoded, *_: replace(encoded, labels=(IGNORE,) * len(encoded)))
+    with pytest.raises(CosError, match=r"nothing of these samples would be learnt.*: s\d|words"):
+        training.run(config(world, tmp_path / "out", max_steps=1, check="off"), SilentReporter())
 
 
 def test_the_defaults_are_the_papers() -> None:

@@ -3,40 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cos_core.encoding import IGNORE
-from cos_core.images import square_pad
-from cos_core.training.data import Item
+from cos_core.llava import processed
+from cos_core.training.data import Item, Skipped
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SKIPPED = "skipped"
+ABOUT = "about"
+"""The key of a batch's Contents, taken out before the model sees the batch."""
+
+
+@dataclass(slots=True)
+class Contents:
+    """What a batch holds. `unlearnt`: samples without a label; `squares`: the sum of the squared lengths (attention)."""
+
+    ids: list[str] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    unlearnt: list[str] = field(default_factory=list)
+    tokens: int = 0
+    squares: int = 0
+    pictures: int = 0
+    padding: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Collator:
     """Pads on the right to the longest of the batch; runs in the data loading process, on the CPU.
 
-    `image_processor`: the checkpoint's own; `fill`: the colour that pads a picture to a square.
+    `image_processor`: the checkpoint's own; `fill`: the colour that pads a picture to a square. `stand_in` (image token id and
+    tokens a picture): a batch of text only gets one grey picture, hidden behind the end of its first row, where nothing attends
+    to it. Only needed where every process must run the vision tower in every step (ZeRO-3).
     """
 
     image_processor: Any
     pad_token_id: int
     fill: tuple[int, int, int]
+    stand_in: tuple[int, int] | None = None
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
         """`input_ids`, `attention_mask`, `labels` (batch, length), IGNORE on padding; `pixel_values` (pictures, 3, side, side).
 
         Pictures stand in the order of their slots, row by row, as the model's forward fills image tokens; a batch of text only
-        has no `pixel_values`, so that no vision pass is spent on it. `skipped` lists what was replaced (taken out before the
-        model sees the batch).
+        has no `pixel_values`, so that no vision pass is spent on it.
         """
+        pictures = [picture for item in items for picture in item.pictures]
+        hidden = self.stand_in if not pictures else None
         length = max(len(item.encoded) for item in items)
+        if hidden is not None:
+            length = max(length, len(items[0].encoded) + hidden[1])
         ids = torch.full((len(items), length), self.pad_token_id)
         labels = torch.full((len(items), length), IGNORE)
         mask = torch.zeros((len(items), length), dtype=torch.long)
@@ -45,14 +65,36 @@ class Collator:
             ids[row, :size] = torch.tensor(item.encoded.ids)
             labels[row, :size] = torch.tensor(item.encoded.labels)
             mask[row, :size] = 1
+        if hidden is not None:
+            start = len(items[0].encoded)
+            ids[0, start : start + hidden[1]] = hidden[0]
         batch: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        pictures = [picture for item in items for picture in item.pictures]
         if pictures:
             batch["pixel_values"] = self._pixels(pictures)
-        batch[SKIPPED] = [skipped for item in items for skipped in item.skipped]
+        elif hidden is not None:
+            batch["pixel_values"] = self._pixels([_grey(self.fill)])
+        batch[ABOUT] = _contents(items, length, len(pictures))
         return batch
 
     def _pixels(self, pictures: Sequence[Image]) -> torch.Tensor:
-        squares = [square_pad(picture, self.fill) for picture in pictures]
-        pixels: torch.Tensor = self.image_processor(squares, return_tensors="pt")["pixel_values"]
-        return pixels
+        return processed(self.image_processor, pictures, self.fill)
+
+
+def _grey(fill: tuple[int, int, int]) -> Image:
+    from PIL import Image
+
+    return Image.new("RGB", (32, 32), fill)
+
+
+def _contents(items: Sequence[Item], length: int, pictures: int) -> Contents:
+    real = [item for item in items if not item.filler]
+    sizes = [len(item.encoded) for item in items]
+    return Contents(
+        ids=[item.id for item in real],
+        skipped=[skipped for item in items for skipped in item.skipped],
+        unlearnt=[item.id for item in real if all(label == IGNORE for label in item.encoded.labels[1:])],
+        tokens=sum(sizes),
+        squares=sum(size * size for size in sizes),
+        pictures=pictures,
+        padding=len(items) * length - sum(sizes),
+    )

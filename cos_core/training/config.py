@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cos_core.errors import InputError
 
+if TYPE_CHECKING:
+    from cos_core.training.order import Cut
+
 # Settings that do not change what is learnt: where things lie and how the work is cut up.
 _NOT_IN_FINGERPRINT = (
-    "data", "images", "model", "out", "store", "batch_size", "device", "save_every", "resume", "workers", "deepspeed",
-    "gradient_checkpointing",
+    "data", "images", "model", "out", "store", "batch_size", "device", "save_every", "save_minutes", "resume", "workers",
+    "deepspeed", "gradient_checkpointing", "check", "check_only", "max_faults", "dry_run", "mfu", "liger", "report_to",
 )  # fmt: skip
+_LORA_ALPHA = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +25,8 @@ class TrainConfig:
 
     data, images         samples (see datasets.py) and the folder that their image paths start from
     model, out           start checkpoint (directory, hub id or `miniature`); directory of the finished one
-    store                annotations of `cos annotate`; needed by policies whose box the model writes
+    store                annotations of `cos annotate`, or the released region file (.json); needed by policies whose box the
+                         model writes
     profile              wording and box text (see templates/prompts); None: the checkpoint's own, else "paper"
     policy               how the region is chosen, a row of CoS Table 3a (see policies/)
     learning_rate        peak, per AdamW step, reached after `warmup_ratio` of all steps, then cosine to 0
@@ -33,10 +38,20 @@ class TrainConfig:
     train_projector      the projector is trained too, as the released code does; the paper freezes it
     dtype                arithmetic: auto is bfloat16 on a GPU, float32 on a CPU; the weights themselves stay float32
     workers              data loading processes; None is 0 on a CPU, 4 on a GPU
-    save_every           optimiser steps between checkpoints to resume from; None writes none
+    save_every           optimiser steps between checkpoints to resume from; None leaves it to the time
+    save_minutes         minutes between checkpoints; None leaves it to the steps
     resume               go on from the last whole checkpoint of an interrupted run in `out`
-    deepspeed            a DeepSpeed JSON file for the Hugging Face Trainer; refused in this version
+    deepspeed            zero2, zero3, zero3_offload (see templates/deepspeed), or a DeepSpeed JSON file for the Trainer
     gradient_checkpointing   recompute activations to save memory; None: on a GPU only
+    group_by_length      global batches of samples of like length: less padding, but batches are no longer drawn at random
+    crop_of              the crop that training shows: of the box as its "text" says, as inference will cut it, or of the
+                         annotated "region" itself, as the released code trains
+    lora, qlora          rank of low-rank adapters on the language model (None: all weights); over 4-bit weights
+    liger                Liger's fused kernels (GPU, package liger-kernel)
+    report_to            where the Trainer reports: none, tensorboard, wandb
+    check, check_only    the data doctor before training: on a sample, in full, or off; stop after it
+    max_faults           faulty samples that the check lets pass; they are left out
+    dry_run, mfu         print the bill and stop; share of a GPU's peak assumed where no GPU can be probed
     """
 
     data: Path
@@ -61,12 +76,24 @@ class TrainConfig:
     device: str = "auto"
     workers: int | None = None
     save_every: int | None = None
+    save_minutes: float | None = 30.0
     resume: bool = True
-    deepspeed: Path | None = None
+    deepspeed: str | None = None
     gradient_checkpointing: bool | None = None
+    group_by_length: bool = False
+    crop_of: Literal["text", "region"] = "text"
+    lora: int | None = None
+    qlora: bool = False
+    liger: bool = False
+    report_to: Literal["none", "tensorboard", "wandb"] = "none"
+    check: Literal["sample", "full", "off"] = "sample"
+    check_only: bool = False
+    max_faults: int = 0
+    dry_run: bool = False
+    mfu: float = 0.4
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "max_length", "global_batch", "max_steps", "save_every"):
+        for name in ("epochs", "batch_size", "max_length", "global_batch", "max_steps", "save_every", "lora"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
@@ -78,6 +105,18 @@ class TrainConfig:
             raise InputError(f"weight_decay must not be negative, got {self.weight_decay}")
         if self.workers is not None and self.workers < 0:
             raise InputError(f"workers must not be negative, got {self.workers}")
+        if self.save_minutes is not None and self.save_minutes <= 0:
+            raise InputError(f"save_minutes must be positive, got {self.save_minutes}")
+        if self.qlora and self.lora is None:
+            raise InputError("qlora needs the rank of its adapters: give lora, too")
+        if self.check not in ("sample", "full", "off"):
+            raise InputError(f"check is sample, full or off, got {self.check!r}")
+        if self.crop_of not in ("text", "region"):
+            raise InputError(f"crop_of is text or region, got {self.crop_of!r}")
+        if self.max_faults < 0:
+            raise InputError(f"max_faults must not be negative, got {self.max_faults}")
+        if not 0 < self.mfu <= 1:
+            raise InputError(f"mfu is a share of the peak in (0, 1], got {self.mfu}")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed must lie in [0, 2**32), got {self.seed}")
         if self.dtype not in ("auto", "float32", "bfloat16"):
@@ -96,6 +135,18 @@ class TrainConfig:
                 f"change one of them"
             )
         return self.global_batch // together
+
+    @property
+    def lora_alpha(self) -> int:
+        """The adapters' scale, twice the rank, as LLaVA's own LoRA recipe has it."""
+        return _LORA_ALPHA * (self.lora or 0)
+
+    def cut(self, devices: int) -> Cut:
+        """How an epoch is cut into batches, micro-steps and optimiser steps on `devices`."""
+        from cos_core.training.order import Cut
+
+        together = self.batch_size * devices
+        return Cut(self.batch_size, together, together * self.accumulation(devices))
 
     def to_json(self) -> dict[str, Any]:
         """Every setting, paths as text."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 NO_ANSWER = "no answer to learn"
 NO_ANNOTATION = "no annotation in the store"
+OTHER_IMAGE = "its region in the store was made on another image"
 _ATTEMPTS = 64
 CUT_IMAGE = "longer than max_length: an image would be cut"
 CUT_LABELS = "longer than max_length: nothing to learn is left"
@@ -47,11 +48,15 @@ class Annotations(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """One question, or one whole sample, that is not trained on, and why; `training`: found only when its turn came."""
+    """One question, or one whole sample, that is not trained on, and why; `training`: found only when its turn came.
+
+    `index`: the sample's place in the data file, where that is known.
+    """
 
     id: str
     reason: str
     training: bool = False
+    index: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {"id": self.id, "reason": self.reason, "training": self.training}
@@ -131,7 +136,7 @@ def collect(
             if reason is None:
                 usable.append(i)
             else:
-                skipped.append(Skipped(example.id, reason))
+                skipped.append(Skipped(example.id, reason, index=example.meta.get("index")))
         if usable:
             samples.append(Sample(key, tuple(questions), tuple(boxes), tuple(usable)))
     return samples, skipped
@@ -172,6 +177,8 @@ def _box(
     if found is None:
         failure = annotations.failure(example.id)
         return None, NO_ANNOTATION if failure is None else f"annotating failed: {failure}"
+    if found.image is not None and found.image != example.image:
+        return None, OTHER_IMAGE
     return found.box, found.reason if found.box is None else None
 
 

@@ -4,28 +4,58 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
-from cos_core.llava import Llava
+from cos_core.llava import Llava, resolve
 from cos_core.prompts import PROFILE_FILE
+from cos_core.training import adapters
+from cos_core.training.config import TrainConfig
 
 _STAGING = "saving"
 
 
-def save_checkpoint(llava: Llava, dtype: Any, out: Path) -> None:
-    """Model, tokenizer, processor, generation settings and profile, into `out`.
+def gathered(trainer: Any, config: TrainConfig) -> dict[str, Any] | None:
+    """The trained weights by name, on the main process; called by all, for ZeRO-3 gathers them from all. None elsewhere."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    state = trainer.accelerator.get_state_dict(trainer.deepspeed) if trainer.is_deepspeed_enabled else model.state_dict()
+    if not trainer.is_world_process_zero():
+        return None
+    if config.lora is not None:
+        from peft import get_peft_model_state_dict
 
-    Everything is written to a folder inside `out` first and moved when whole. `dtype`: the numbers on disk, the start
-    checkpoint's own, so that frozen weights come out bit for bit as they went in.
+        return dict(get_peft_model_state_dict(model, state_dict=state))
+    learnt = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    return {name: weight for name, weight in state.items() if name in learnt}
+
+
+def save_checkpoint(llava: Llava, weights: dict[str, Any], config: TrainConfig) -> None:
+    """Model, tokenizer, processor, generation settings and profile, into `config.out`.
+
+    The start checkpoint is read anew, in the numbers that it is stored in, and only what was trained is put into it: frozen
+    weights come out bit for bit as they went in, whatever arithmetic and however many processes trained. Everything is written
+    to a folder inside `out` first and moved when whole.
     """
-    from transformers import LlavaProcessor
+    import torch
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    # Otherwise ZeRO-3 would cut up this model, too.
+    unset_hf_deepspeed_config()
+    out, where = config.out, resolve(config.model)
+    kept = stored_dtype(where)
     staging = out / _STAGING
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    model = llava.model
-    model.to(dtype).save_pretrained(staging)
+    merging = config.lora is not None
+    model = LlavaForConditionalGeneration.from_pretrained(where, dtype=torch.float32 if merging else kept, use_safetensors=True)
+    if merging:
+        model = adapters.merge(model, weights, config, staging / adapters.FOLDER)
+    else:
+        with torch.no_grad():
+            mine = dict(model.named_parameters())
+            for name, weight in weights.items():
+                mine[name].copy_(weight)
+    model.to(kept).save_pretrained(staging)
     LlavaProcessor(
         image_processor=llava.image_processor,
         tokenizer=llava.tokenizer,
@@ -40,7 +70,10 @@ def save_checkpoint(llava: Llava, dtype: Any, out: Path) -> None:
         json.dumps(llava.profile.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     for path in sorted(staging.iterdir()):
-        path.replace(out / path.name)
+        target = out / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        path.replace(target)
     staging.rmdir()
 
 

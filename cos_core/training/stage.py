@@ -1,32 +1,33 @@
-"""One training run: data, Trainer, checkpoint, manifest. Reads a data file, images and a store; writes only `config.out`.
+"""One training run: data, check, Trainer, checkpoint, manifest. Reads data, images and regions; writes only `config.out`.
 
 What lies in `out`: `run.json` (fingerprint and settings, written first), `train_log.jsonl` (one line a step), `skipped.jsonl`
-(what was not trained on and why), `checkpoints/` (only while the run is not finished), the checkpoint, `manifest.json` (last).
+(what was not trained on and why), `check.jsonl` (what the data doctor found), `checkpoints/` (only while the run is not
+finished), the checkpoint, `manifest.json` (last). Under a launcher every process runs this; only the first writes and speaks.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cos_core import manifest, plug
-from cos_core.datasets import read_examples
-from cos_core.errors import InputError, MissingError
-from cos_core.interfaces import Policy, Reporter
-from cos_core.jsonl import DurableWriter, Problem, read_lines
+from cos_core.errors import InputError
+from cos_core.interfaces import Policy, Reporter, SilentReporter
+from cos_core.jsonl import DurableWriter, read_lines
 from cos_core.locks import FileLock
 from cos_core.prompts import checkpoint_profile
 from cos_core.store import Store
+from cos_core.training import checkpoints, engine, parts
 from cos_core.training.config import TrainConfig
-from cos_core.training.data import Recipe, Sample, Skipped, TrainData, collect
+from cos_core.training.data import Skipped, TrainData
+from cos_core.training.engine import CHECKPOINTS, World
 from cos_core.types import RunManifest
 
 if TYPE_CHECKING:
@@ -34,15 +35,9 @@ if TYPE_CHECKING:
 
     from cos_core.llava import Llava
     from cos_core.training.trainer import ChainTrainer
+    from cos_core.training.watch import Watch
 
-RUN_FILE, LOG_FILE, SKIPPED_FILE, CHECKPOINTS = "run.json", "train_log.jsonl", "skipped.jsonl", "checkpoints"
-
-
-@dataclass(frozen=True, slots=True)
-class _Data:
-    samples: list[Sample]
-    skipped: list[Skipped]
-    problems: list[Skipped]
+RUN_FILE, LOG_FILE, SKIPPED_FILE = "run.json", "train_log.jsonl", "skipped.jsonl"
 
 
 def run(config: TrainConfig, reporter: Reporter) -> RunManifest:
@@ -50,61 +45,109 @@ def run(config: TrainConfig, reporter: Reporter) -> RunManifest:
 
     The loss of a step is the mean over all supervised tokens of its global batch; AdamW, gradient norm clipped at 1. A finished
     `out` of the same settings is returned as it is; an unfinished one goes on from its last whole checkpoint when
-    `config.resume`. Raises InputError for data or settings that cannot be used (an `out` of other settings among them),
-    MissingError without the extra `train` or the hardware asked for, LockedError when another run writes to `out`.
+    `config.resume`. SIGTERM and SIGINT leave a whole checkpoint and raise KeyboardInterrupt. With `check_only` or `dry_run`
+    nothing is trained; the manifest returned then holds the report or the bill. Raises InputError for data or settings that
+    cannot be used (an `out` of other settings among them), MissingError without the extra `train` or the hardware asked for,
+    LockedError when another run writes to `out`, CosError when a guard stops the run.
     """
     with ExitStack() as stack:
         # DeepSpeed's logger, which the Trainer's helpers wake wherever it is installed, speaks on stdout; that is for data.
         stack.enter_context(redirect_stdout(sys.stderr))
-        arguments = _arguments(config)
-        config.out.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(FileLock(config.out / ".lock", what=config.out))
-        return _run(config, arguments, reporter)
+        world = World.here()
+        engine.require(config)
+        if not config.images.is_dir():
+            raise InputError(f"there is no folder of images at {config.images}")
+        policy = plug.load("policies", config.policy)
+        if config.check_only or config.dry_run:
+            from cos_core.training.plan import plan
+
+            return plan(config, policy, world, reporter)
+        if world.main:
+            config.out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(config.out / ".lock", what=config.out))
+        return _run(config, policy, world, reporter if world.main else SilentReporter())
 
 
-def _run(config: TrainConfig, arguments: TrainingArguments, reporter: Reporter) -> RunManifest:
-    if not config.images.is_dir():
-        raise InputError(f"there is no folder of images at {config.images}")
-    policy = plug.load("policies", config.policy)
-    settings, inputs = _settings(config, policy, arguments.world_size)
+def _run(config: TrainConfig, policy: Policy, world: World, reporter: Reporter) -> RunManifest:
+    settings, inputs = _settings(config, policy, world.size)
     mark = manifest.fingerprint(settings)
     if _is_finished(config.out, mark, settings):
         reporter.note(f"{config.out} is already trained with these settings; nothing to do")
         return manifest.read(config.out)
     started = manifest.started("train", config, seed=config.seed, inputs=inputs, settings_fingerprint=mark)
+    data = read(config, policy, reporter)
+    if world.main and config.check != "off":
+        parts.check(config, data, parts.light(config, policy).recipe, reporter)
+    arguments = engine.arguments(config, world)
+    llava = load(config)
+    if world.main:
+        # Not before data and model are found good: a directory is not taken by a run that never began.
+        claim = {"fingerprint": mark, "settings": settings}
+        manifest.atomic_write(config.out / RUN_FILE, json.dumps(claim, indent=1, ensure_ascii=False) + "\n")
+    trainer, watch = train(config, arguments, llava, data, reporter)
+    if watch.stopped:
+        raise KeyboardInterrupt
+    return _finish(config, started, llava, trainer, data, reporter)
 
-    data = _read(config, policy, reporter)
-    llava = _load(config)
-    trained = freeze(llava, config.train_projector)
-    # Not before data and model are found good: a directory is not taken by a run that never began.
-    claim = {"fingerprint": mark, "settings": settings}
-    manifest.atomic_write(config.out / RUN_FILE, json.dumps(claim, indent=1, ensure_ascii=False) + "\n")
-    trainer = _train(config, arguments, llava, _recipe(config, policy, llava), data, reporter)
 
-    from cos_core.llava import resolve
-    from cos_core.training.save import save_checkpoint, stored_dtype
+def _finish(
+    config: TrainConfig, started: Any, llava: Llava, trainer: ChainTrainer, data: parts.Data, reporter: Reporter
+) -> RunManifest:
+    """The checkpoint and its manifest, written by the main process; the others return an equal manifest."""
+    from cos_core.training.save import gathered, save_checkpoint
     from cos_core.training.trainer import summary
 
-    if trainer.skipped:
-        reporter.warn(f"skipped while training: {summary(list(trainer.skipped.values()))}; all are in {SKIPPED_FILE}")
-    save_checkpoint(llava, stored_dtype(resolve(config.model)), config.out)
+    skipped = _all_skipped(trainer)
+    weights = gathered(trainer, config)
+    if skipped:
+        reporter.warn(f"skipped while training: {summary(list(skipped.values()))}; all are in {SKIPPED_FILE}")
+    losses = [record["loss"] for _, record in read_lines(config.out / LOG_FILE)]
     counts = {
-        "ok": len(data.samples) - len(trainer.skipped),
-        "failed": len(trainer.skipped) + len(data.problems),
+        "ok": len(data.samples) - len(skipped),
+        "failed": len(skipped) + len(data.problems),
         "skipped": len(data.skipped),
     }
-    losses = [record["loss"] for _, record in read_lines(config.out / LOG_FILE)]
     results = {
         "steps": trainer.state.global_step,
         "samples": len(data.samples),
-        "trained_weights": trained,
+        "trained_weights": sum(_numel(p) for p in trainer.model.parameters() if p.requires_grad),
+        "processes": trainer.args.world_size,
         "first_loss": losses[0],
         "last_losses_mean": math.fsum(losses[-10:]) / len(losses[-10:]),
     }
-    done = started.finish(counts, results=results)
-    manifest.write(config.out / manifest.FILE, done)
-    shutil.rmtree(config.out / CHECKPOINTS, ignore_errors=True)
+    done: RunManifest = started.finish(counts, results=results)
+    if weights is not None:
+        _write_skipped(config.out, data, skipped)
+        save_checkpoint(llava, weights, config)
+        manifest.write(config.out / manifest.FILE, done)
+        shutil.rmtree(config.out / CHECKPOINTS, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
     return done
+
+
+def _numel(weight: Any) -> int:
+    # ZeRO-3 leaves each process an empty stump and the true size beside it.
+    return int(getattr(weight, "ds_numel", weight.numel()))
+
+
+def _all_skipped(trainer: ChainTrainer) -> dict[str, Skipped]:
+    """What any process had to skip, by id."""
+    if trainer.args.world_size == 1:
+        return trainer.skipped
+    import torch
+
+    every: list[dict[str, Skipped]] = [{} for _ in range(trainer.args.world_size)]
+    torch.distributed.all_gather_object(every, trainer.skipped)
+    return {name: skipped for found in every for name, skipped in found.items()}
+
+
+def _write_skipped(out: Path, data: parts.Data, skipped: Mapping[str, Skipped]) -> None:
+    """One file of what all processes left out, in place of one a process."""
+    records = [*_named_problems(data), *data.skipped, *skipped.values()]
+    lines = "".join(json.dumps(record.to_json()) + "\n" for record in records)
+    manifest.atomic_write(out / SKIPPED_FILE, lines)
+    for path in out.glob("skipped-*.jsonl"):
+        path.unlink()
 
 
 def _settings(config: TrainConfig, policy: Policy, devices: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -123,7 +166,10 @@ def _settings(config: TrainConfig, policy: Policy, devices: int) -> tuple[dict[s
         "data": inputs["data"]["sha256"],
         "model": inputs["model"]["fingerprint"],
     }
-    if config.store is not None:
+    if config.store is not None and config.store.suffix == ".json":
+        inputs["store"] = manifest.file_input(config.store)
+        settings["store"] = inputs["store"]["sha256"]
+    elif config.store is not None:
         with Store.read(config.store) as store:
             inputs["store"] = {"path": str(config.store), **store.info()}
         # Times, failures and bytes differ between equal stores; what the job was told to do and how far it is do not.
@@ -152,64 +198,121 @@ def _is_finished(out: Path, mark: str, settings: Mapping[str, Any]) -> bool:
     return (out / manifest.FILE).is_file()
 
 
-def _read(config: TrainConfig, policy: Policy, reporter: Reporter) -> _Data:
+def read(config: TrainConfig, policy: Policy, reporter: Reporter) -> parts.Data:
+    """The samples, with a warning about what is left out. Raises InputError when nothing is left."""
     from cos_core.training.trainer import summary
 
-    problems: list[Problem] = []
-    examples = read_examples(config.data, text_only="keep", on_problem=problems.append)
-    with ExitStack() as stack:
-        store = None
-        if policy.source == "model":
-            if config.store is None:
-                raise InputError(f"the policy {policy.name!r} learns boxes: give the store that cos annotate made")
-            store = stack.enter_context(Store.read(config.store))
-        samples, skipped = collect(examples, policy, store, config.seed)
-    if problems:
-        reporter.warn(f"{len(problems)} problems in the data; the first: {problems[0]}")
-    if skipped:
-        reporter.warn(f"not trained on: {summary(skipped)}; all are in {SKIPPED_FILE}")
-    if not samples:
-        raise InputError(f"nothing in {config.data} can be trained on" + (f": {summary(skipped)}" if skipped else ""))
-    return _Data(samples, skipped, [Skipped(problem.example_id or "", str(problem)) for problem in problems])
+    data = parts.read(config, policy)
+    if data.problems:
+        reporter.warn(f"{len(data.problems)} problems in the data; the first: {data.problems[0]}")
+    if data.skipped:
+        reporter.warn(f"not trained on: {summary(data.skipped)}; all are in {SKIPPED_FILE}")
+    if not data.samples:
+        why = f": {summary(data.skipped)}" if data.skipped else ""
+        raise InputError(f"nothing in {config.data} can be trained on{why}")
+    return data
 
 
-def _train(
-    config: TrainConfig, arguments: TrainingArguments, llava: Llava, recipe: Recipe, data: _Data, reporter: Reporter
-) -> ChainTrainer:
+def _named_problems(data: parts.Data) -> list[Skipped]:
+    return [Skipped(problem.example_id or "", str(problem)) for problem in data.problems]
+
+
+def train(
+    config: TrainConfig, arguments: TrainingArguments, llava: Llava, data: parts.Data, reporter: Reporter
+) -> tuple[ChainTrainer, Watch]:
+    """Trains to the end, or to where a signal stopped it, from the last whole checkpoint on."""
     from transformers.trainer_callback import PrinterCallback
 
-    from cos_core.training.collate import Collator
-    from cos_core.training.trainer import ChainTrainer, Order, Report
+    from cos_core.training.order import Order
+    from cos_core.training.trainer import ChainTrainer
+    from cos_core.training.watch import STOP_FILE, StopRequest, Watch
 
-    order = Order(len(data.samples), config.seed)
-    if not config.resume:
-        shutil.rmtree(config.out / CHECKPOINTS, ignore_errors=True)
-    last = _last_checkpoint(config.out / CHECKPOINTS)
-    _trim_log(config.out / LOG_FILE, last)
-    before = _skipped_before(config.out / SKIPPED_FILE) if last else {}
-    (config.out / SKIPPED_FILE).unlink(missing_ok=True)
+    main, rank = arguments.process_index == 0, arguments.process_index
+    last = _last_checkpoint(config, arguments.world_size)
+    before = _skipped_before(config.out) if last and main else {}
+    samples = TrainData(data.samples, _recipe(config, llava))
+    order = Order(len(samples), config.seed, config.cut(arguments.world_size), samples.length, config.group_by_length)
     with ExitStack() as stack:
         stack.enter_context(_without_cache(llava.model.config))
-        log = stack.enter_context(DurableWriter(config.out / LOG_FILE))
-        skipped_log = stack.enter_context(DurableWriter(config.out / SKIPPED_FILE, batch=4096))
-        for skipped in (*data.problems, *data.skipped, *before.values()):
+        with arguments.main_process_first(local=False):
+            if main:
+                _tidy(config.out, last)
+        log = stack.enter_context(DurableWriter(config.out / LOG_FILE)) if main else None
+        name = SKIPPED_FILE if main else f"skipped-{rank}.jsonl"
+        skipped_log = stack.enter_context(DurableWriter(config.out / name, batch=4096))
+        for skipped in (*_named_problems(data), *data.skipped, *before.values()) if main else ():
             skipped_log.append(skipped.to_json())
-        report = Report(order, log, reporter)
+        request = stack.enter_context(StopRequest().listening())
+        watch = Watch(order, _station(config, arguments, llava, log, reporter), request)
         trainer = ChainTrainer(
             model=llava.model,
             args=arguments,
-            data_collator=Collator(llava.image_processor, _pad_id(llava), llava.fill),
-            train_dataset=TrainData(data.samples, recipe),
-            callbacks=[report],
+            data_collator=_collator(config, arguments, llava, samples),
+            train_dataset=samples,
+            callbacks=[watch],
             order=order,
             skipped=before,
             skipped_log=skipped_log,
         )
         trainer.remove_callback(PrinterCallback)
-        report.trainer = trainer
-        reporter.note(f"{len(data.samples)} samples" + (f", going on from step {_step(last)}" if last else ""))
+        watch.trainer = trainer
+        going_on = f", going on from step {checkpoints.step_of(last)}" if last else ""
+        reporter.note(f"{len(samples)} samples, {arguments.world_size} process(es){going_on}")
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-        return trainer
+        if main:
+            (config.out / STOP_FILE).unlink(missing_ok=True)
+        return trainer, watch
+
+
+def _last_checkpoint(config: TrainConfig, processes: int) -> Path | None:
+    """Where to go on from. Raises InputError for a DeepSpeed checkpoint of another number of processes."""
+    last = checkpoints.last_whole(config.out / CHECKPOINTS) if config.resume else None
+    record = checkpoints.record_of(last) if last else None
+    if record is not None and config.deepspeed is not None and record["processes"] != processes:
+        raise InputError(
+            f"{last} was written by {record['processes']} processes, and DeepSpeed cannot go on from it with {processes}; "
+            f"use as many, or begin anew without resume"
+        )
+    return last
+
+
+def _tidy(out: Path, last: Path | None) -> None:
+    """Makes the folder as it was when `last` was written: later lines of the log, torn checkpoints and stop requests go."""
+    from cos_core.training.watch import STOP_FILE
+
+    checkpoints.prune(out / CHECKPOINTS, keep=last)
+    _trim_log(out / LOG_FILE, checkpoints.step_of(last) if last else 0)
+    for path in (out / SKIPPED_FILE, out / STOP_FILE, *out.glob("skipped-*.jsonl")):
+        path.unlink(missing_ok=True)
+
+
+def _station(
+    config: TrainConfig, arguments: TrainingArguments, llava: Llava, log: DurableWriter | None, reporter: Reporter
+) -> Any:
+    import torch
+
+    from cos_core.training.flops import peak_flops, size_of
+    from cos_core.training.watch import Station
+
+    peak = peak_flops(torch.cuda.get_device_name(0)) if engine.on_gpu(config) else None
+    return Station(
+        out=config.out,
+        reporter=reporter,
+        log=log,
+        size=size_of(llava.model.config),
+        peak=peak * arguments.world_size if peak else None,
+        save_minutes=config.save_minutes,
+    )
+
+
+def _collator(config: TrainConfig, arguments: TrainingArguments, llava: Llava, samples: TrainData) -> Any:
+    from cos_core.training.collate import Collator
+
+    # Where processes run the tower or a trained projector together, one with text alone may not leave it out.
+    together = arguments.world_size > 1 and (engine.stage_of(engine.deepspeed_settings(config)) == 3 or config.train_projector)
+    mixed = len({sample.image is None for sample in samples.samples}) == 2
+    stand_in = (llava.image_token_id, llava.image_tokens) if together and mixed else None
+    return Collator(llava.image_processor, _pad_id(llava), llava.fill, stand_in)
 
 
 @contextmanager
@@ -226,35 +329,32 @@ def _without_cache(config: Any) -> Iterator[None]:
             config.__dict__.pop("use_cache", None)
 
 
-def freeze(llava: Llava, train_projector: bool) -> int:
-    """Leaves the language model (and the projector, if asked) to be trained; returns how many weights that is."""
+def freeze(llava: Llava, train_projector: bool) -> None:
+    """Leaves the language model (and the projector, if asked) to be trained."""
     model = llava.model
     model.requires_grad_(True)
     model.model.vision_tower.requires_grad_(False)
     model.model.multi_modal_projector.requires_grad_(train_projector)
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def _load(config: TrainConfig) -> Llava:
+def load(config: TrainConfig) -> Llava:
+    """The start checkpoint with what is not trained frozen, or with adapters."""
     from cos_core import llava
 
     # Float32 weights whatever the arithmetic: at 2e-5 most AdamW steps are smaller than bfloat16 can add.
-    return llava.load(config.model, profile=config.profile, device="cpu", dtype="float32")
+    loaded = llava.load(config.model, profile=config.profile, device="cpu", dtype="float32")
+    if config.lora is None:
+        freeze(loaded, config.train_projector)
+        return loaded
+    from cos_core.training import adapters
+
+    if config.qlora:
+        loaded = adapters.quantized(loaded, config)
+    return replace(loaded, model=adapters.adapt(loaded, config))
 
 
-def _recipe(config: TrainConfig, policy: Policy, llava: Llava) -> Recipe:
-    return Recipe(
-        policy=policy,
-        profile=llava.profile,
-        tokenizer=llava.tokenizer,
-        image_token_id=llava.image_token_id,
-        image_tokens=llava.image_tokens,
-        fill=llava.fill,
-        images=config.images,
-        seed=config.seed,
-        max_length=config.max_length,
-        extra_turns=config.extra_turns,
-    )
+def _recipe(config: TrainConfig, llava: Llava) -> Any:
+    return replace(parts.light(config, plug.load("policies", config.policy)).recipe, profile=llava.profile)
 
 
 def _pad_id(llava: Llava) -> int:
@@ -263,83 +363,16 @@ def _pad_id(llava: Llava) -> int:
     return int(pad if pad is not None else llava.tokenizer.eos_token_id or 0)
 
 
-def _arguments(config: TrainConfig) -> TrainingArguments:
-    """The Trainer's settings, made before the model, as the Trainer wants. Raises MissingError without the packages or GPU."""
-    try:
-        import accelerate  # noqa: F401
-        import torch
-        import transformers
-    except ImportError as error:
-        raise MissingError(f"training needs the extra 'train': pip install 'cos-toolkit[train]' ({error})") from None
-    if config.deepspeed is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise MissingError("this version trains in one process; run it without DeepSpeed and without torchrun")
-    cuda = torch.cuda.is_available()
-    if config.device == "cuda" and not cuda:
-        raise MissingError("device 'cuda' was asked for, but torch sees no CUDA GPU on this machine")
-    gpu = cuda and config.device != "cpu"
-    if not gpu:
-        # Otherwise DeepSpeed looks for an accelerator by itself, and warns that there is none.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    recompute = gpu if config.gradient_checkpointing is None else config.gradient_checkpointing
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    arguments = transformers.TrainingArguments(
-        output_dir=str(config.out / CHECKPOINTS),
-        seed=config.seed,
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps or -1,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulation(devices=1),
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=config.warmup_ratio,
-        weight_decay=config.weight_decay,
-        max_grad_norm=1.0,
-        optim="adamw_torch_fused",
-        use_cpu=not gpu,
-        bf16=config.dtype == "bfloat16" or (config.dtype == "auto" and gpu),
-        activation_checkpointing=recompute,
-        activation_checkpointing_kwargs={"use_reentrant": False} if recompute else None,
-        dataloader_num_workers=(4 if gpu else 0) if config.workers is None else config.workers,
-        dataloader_pin_memory=gpu,
-        remove_unused_columns=False,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        log_level="error",
-        disable_tqdm=True,
-        report_to="none",
-        save_strategy="steps" if config.save_every else "no",
-        save_steps=config.save_every or 500,
-        save_total_limit=1,
-    )
-    if arguments.n_gpu > 1:
-        # Several GPUs are work for several processes, never for the Trainer's DataParallel.
-        arguments._n_gpu = 1
-    return arguments
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint: the Trainer writes `trainer_state.json` when the rest is there."""
-    whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return max(whole, key=_step, default=None)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def _skipped_before(path: Path) -> dict[str, Skipped]:
-    """What an interrupted run had to skip while it trained, by sample id."""
-    if not path.is_file():
-        return {}
-    records = [record for _, record in read_lines(path, lambda _: None) if record.get("training")]
+def _skipped_before(out: Path) -> dict[str, Skipped]:
+    """What an interrupted run had to skip while it trained, in any process, by sample id."""
+    paths = sorted(out.glob("skipped*.jsonl"))
+    records = [record for path in paths for _, record in read_lines(path, lambda _: None) if record.get("training")]
     return {str(record["id"]): Skipped(str(record["id"]), str(record["reason"]), training=True) for record in records}
 
 
-def _trim_log(path: Path, checkpoint: Path | None) -> None:
+def _trim_log(path: Path, upto: int) -> None:
     """Drops lines of steps that will be done again, so that the log holds each step once."""
     if not path.is_file():
         return
-    upto = _step(checkpoint) if checkpoint else 0
     kept = [record for _, record in read_lines(path, lambda _: None) if record.get("step", 0) <= upto]
     manifest.atomic_write(path, "".join(json.dumps(record) + "\n" for record in kept))

@@ -1,0 +1,118 @@
+"""`cos train` in several processes, by DeepSpeed's own launcher: it starts the same command once for each GPU.
+
+The data is examined here, before any process takes a GPU. A signal to this process asks all of them, on all machines, to write
+a checkpoint and stop, by a file in the output folder that they look for after each step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cos_core.errors import MissingError
+from cos_core.interfaces import Reporter
+
+if TYPE_CHECKING:
+    from cos_core.training import TrainConfig
+
+_LAUNCH_ONLY = ("--processes", "--hostfile")
+
+
+def inside() -> bool:
+    """Whether a launcher (deepspeed, torchrun, slurm's srun with torchrun) has started this process."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def wanted(processes: int | None, hostfile: Path | None) -> bool:
+    """Whether this command line asks for a launcher and is not already under one."""
+    return (processes is not None or hostfile is not None) and "RANK" not in os.environ
+
+
+def launch(config: TrainConfig, processes: int | None, hostfile: Path | None, reporter: Reporter) -> None:
+    """Examines the data, then trains in as many processes as asked and waits for them.
+
+    Raises typer.Exit with the processes' own exit code when they fail, and KeyboardInterrupt when they were asked to stop.
+    """
+    from importlib.util import find_spec
+
+    from cos_core import training
+
+    if find_spec("deepspeed") is None:
+        raise MissingError("several processes need the package 'deepspeed': pip install 'cos-toolkit[train]'")
+    if config.check_only or config.dry_run or config.check != "off":
+        training.run(dataclasses.replace(config, check_only=not config.dry_run), reporter)
+        if config.check_only or config.dry_run:
+            raise typer.Exit
+    command = [sys.executable, "-m", "deepspeed.launcher.runner"]
+    if hostfile is not None:
+        command += ["--hostfile", str(hostfile)]
+    if processes is not None:
+        command += ["--num_gpus", str(processes)]
+    # The port of the meeting point: free here and now, so that two runs on one machine do not meet.
+    command += ["--master_port", str(_free_port()), "--no_local_rank", "--module", "cos_cli", *_arguments(sys.argv[1:])]
+    environment = dict(os.environ)
+    if config.device == "cpu" or not _cuda():
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+    code, stopped = _wait(command, environment, config.out / ".stop")
+    if stopped:
+        raise KeyboardInterrupt
+    if code:
+        raise typer.Exit(code if 0 < code < 128 or code == 130 else 1)
+
+
+def _arguments(argv: list[str]) -> list[str]:
+    """The command line for each process: without what is the launcher's, and with the check done."""
+    kept: list[str] = []
+    skip = False
+    for word in argv:
+        if skip:
+            skip = False
+        elif word in _LAUNCH_ONLY:
+            skip = True
+        elif not word.startswith(tuple(f"{name}=" for name in _LAUNCH_ONLY)):
+            kept.append(word)
+    return [*kept, "--check", "off"]
+
+
+def _wait(command: list[str], environment: dict[str, str], stop: Path) -> tuple[int, bool]:
+    """(exit code, whether a signal asked to stop). The processes speak on our stderr; stdout stays for data."""
+    asked: list[int] = []
+
+    def ask(number: int, _frame: Any) -> None:
+        asked.append(number)
+        if len(asked) == 1:
+            stop.parent.mkdir(parents=True, exist_ok=True)
+            stop.touch()
+        else:
+            child.terminate()
+
+    # A group of its own: Ctrl-C in a terminal must not reach the processes before their checkpoint is written.
+    child = subprocess.Popen(command, env=environment, stdout=sys.stderr, start_new_session=True)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        code = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code, bool(asked) and code != 0
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _cuda() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("torch") is not None and Path("/dev/nvidiactl").exists()

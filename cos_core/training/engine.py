@@ -1,0 +1,167 @@
+"""How the Trainer runs here: processes, devices, DeepSpeed. Imports torch, transformers and deepspeed only when called."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cos_core import assets
+from cos_core.errors import InputError, MissingError
+from cos_core.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process among those of the run, as the launcher (deepspeed, torchrun) says in the environment."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def here(cls) -> World:
+        """Raises InputError when the launcher's words make no sense."""
+        try:
+            return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        except ValueError:
+            raise InputError("RANK and WORLD_SIZE in the environment must be numbers") from None
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+
+def require(config: TrainConfig) -> None:
+    """Raises MissingError, before anything is read, when a package or the device asked for is not there."""
+    try:
+        import accelerate  # noqa: F401
+        import torch
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise MissingError(f"training needs the extra 'train': pip install 'cos-toolkit[train]' ({error})") from None
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise MissingError("device 'cuda' was asked for, but torch sees no CUDA GPU on this machine")
+    if not on_gpu(config):
+        # Otherwise DeepSpeed, which the Trainer wakes wherever it is installed, looks for an accelerator and warns of none.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    wanted = {
+        "deepspeed": config.deepspeed is not None,
+        "peft": config.lora is not None,
+        "bitsandbytes": config.qlora,
+        "liger_kernel": config.liger,
+        "tensorboard": config.report_to == "tensorboard",
+        "wandb": config.report_to == "wandb",
+    }
+    for package, needed in wanted.items():
+        if needed and not _installed(package):
+            raise MissingError(f"these settings need the package {package!r}: pip install {package.replace('_', '-')}")
+    if config.qlora and config.deepspeed:
+        raise InputError("qlora keeps 4-bit weights whole on every GPU, which DeepSpeed's stages cannot cut; leave one out")
+
+
+def _installed(package: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(package) is not None
+
+
+def on_gpu(config: TrainConfig) -> bool:
+    """Whether this run computes on a GPU."""
+    import torch
+
+    return config.device != "cpu" and torch.cuda.is_available()
+
+
+def deepspeed_settings(config: TrainConfig) -> dict[str, Any] | None:
+    """The DeepSpeed settings: a shipped template by name, or a file. Raises InputError when they cannot be read."""
+    if config.deepspeed is None:
+        return None
+    path = Path(config.deepspeed)
+    if path.suffix != ".json":
+        names = sorted(p.stem for p in assets.template("deepspeed").glob("*.json"))
+        if config.deepspeed not in names:
+            raise InputError(f"deepspeed is {', '.join(names)} or a .json file, got {config.deepspeed!r}")
+        path = assets.template("deepspeed", f"{config.deepspeed}.json")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"the DeepSpeed settings {path} cannot be read: {error}") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"the DeepSpeed settings {path} are not a JSON object")
+    return settings
+
+
+def stage_of(settings: dict[str, Any] | None) -> int:
+    """The ZeRO stage of DeepSpeed settings; 0 without them."""
+    return int((settings or {}).get("zero_optimization", {}).get("stage", 0))
+
+
+def arguments(config: TrainConfig, world: World) -> TrainingArguments:
+    """The Trainer's settings. Starts the process group and takes the device, so nothing that can fail early comes after it.
+
+    Made before the model, which ZeRO-3 cuts up while it is loaded.
+    """
+    import transformers
+
+    gpu = on_gpu(config)
+    settings = deepspeed_settings(config)
+    if not gpu:
+        _without_accelerator(settings)
+    recompute = gpu if config.gradient_checkpointing is None else config.gradient_checkpointing
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    made = transformers.TrainingArguments(
+        output_dir=str(config.out / CHECKPOINTS),
+        seed=config.seed,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation(world.size),
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup_ratio,
+        weight_decay=config.weight_decay,
+        max_grad_norm=1.0,
+        # DeepSpeed cuts up the optimiser it is given; the fused one is for whole ones.
+        optim="adamw_torch" if settings else "adamw_torch_fused",
+        use_cpu=not gpu,
+        bf16=config.dtype == "bfloat16" or (config.dtype == "auto" and gpu),
+        activation_checkpointing=recompute,
+        activation_checkpointing_kwargs={"use_reentrant": False} if recompute else None,
+        dataloader_num_workers=(4 if gpu else 0) if config.workers is None else config.workers,
+        dataloader_pin_memory=gpu,
+        remove_unused_columns=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        log_level="error",
+        disable_tqdm=True,
+        use_liger_kernel=config.liger,
+        report_to=config.report_to,
+        run_name=config.out.name,
+        save_strategy="steps" if config.save_every else "no",
+        save_steps=config.save_every or 500,
+        deepspeed=settings,
+        ddp_backend=None if gpu or world.size == 1 else "gloo",
+        ddp_find_unused_parameters=False,
+    )
+    if made.n_gpu > 1:
+        # Several GPUs are work for several processes, never for the Trainer's DataParallel.
+        made._n_gpu = 1
+    return made
+
+
+def _without_accelerator(settings: dict[str, Any] | None) -> None:
+    """Keeps DeepSpeed on plain gloo: no compiler at work for a shared-memory backend."""
+    if settings is None:
+        return
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    settings.get("zero_optimization", {}).pop("overlap_comm", None)

@@ -1,0 +1,110 @@
+"""Reading what a run is made of: the samples with their regions, and everything of the checkpoint but its weights."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from cos_core.datasets import read_examples
+from cos_core.errors import InputError
+from cos_core.interfaces import Policy, Reporter
+from cos_core.jsonl import Problem
+from cos_core.prompts import checkpoint_profile
+from cos_core.released import ReleasedRegions
+from cos_core.store import Store
+from cos_core.training import doctor
+from cos_core.training.config import TrainConfig
+from cos_core.training.data import Recipe, Sample, Skipped, collect
+
+CHECK_FILE = "check.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """`problems`: records that could not be read, as the data reader named them; `regions`: the released file, where used."""
+
+    samples: list[Sample]
+    skipped: list[Skipped]
+    problems: list[Problem]
+    regions: ReleasedRegions | None = None
+
+
+def read(config: TrainConfig, policy: Policy) -> Data:
+    """Samples with their boxes. Raises InputError when the policy needs regions and none are given."""
+    problems: list[Problem] = []
+    examples = read_examples(config.data, text_only="keep", on_problem=problems.append)
+    regions = None
+    with ExitStack() as stack:
+        store: Store | None = None
+        if policy.source == "model":
+            if config.store is None:
+                raise InputError(f"the policy {policy.name!r} learns boxes: give the store that cos annotate made")
+            if config.store.suffix == ".json":
+                regions = ReleasedRegions(config.store)
+            else:
+                store = stack.enter_context(Store.read(config.store))
+        samples, skipped = collect(examples, policy, regions or store, config.seed)
+    return Data(samples, skipped, problems, regions)
+
+
+@dataclass(frozen=True, slots=True)
+class Light:
+    """A checkpoint without its weights: its configuration, and how it turns samples into tokens."""
+
+    config: Any
+    recipe: Recipe
+
+
+def light(config: TrainConfig, policy: Policy) -> Light:
+    """The recipe under the checkpoint's own tokenizer and processor. Raises InputError when they cannot be read."""
+    import transformers
+
+    from cos_core.llava import image_tokens_of, padding_colour, resolve
+
+    where = resolve(config.model)
+    transformers.logging.set_verbosity_error()
+    try:
+        settings = transformers.AutoConfig.from_pretrained(where)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where)
+        processor = transformers.AutoImageProcessor.from_pretrained(where, backend="pil")
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"cannot load the checkpoint {where}: {str(error).strip().splitlines()[0]}") from None
+    if settings.model_type != "llava":
+        raise InputError(f"{where} is no LLaVA-1.5 checkpoint, but {settings.model_type!r}")
+    recipe = Recipe(
+        policy=policy,
+        profile=checkpoint_profile(where, config.profile),
+        tokenizer=tokenizer,
+        image_token_id=int(settings.image_token_id),
+        image_tokens=image_tokens_of(settings),
+        fill=padding_colour(processor),
+        images=config.images,
+        seed=config.seed,
+        max_length=config.max_length,
+        extra_turns=config.extra_turns,
+        crop_of=config.crop_of,
+    )
+    return Light(settings, recipe)
+
+
+def check(config: TrainConfig, data: Data, recipe: Recipe, reporter: Reporter) -> doctor.Report:
+    """The data doctor's report, said and kept in `check.jsonl` in the output folder.
+
+    Raises InputError when there are more faults than `max_faults`.
+    """
+    patient = doctor.Patient(config.data, data.samples, data.problems, data.skipped, recipe, data.regions)
+    report = doctor.examine(patient, full=config.check == "full", reporter=reporter)
+    faults = report.faults
+    for line in report.lines():
+        (reporter.warn if report.findings else reporter.note)(line)
+    if report.findings:
+        config.out.mkdir(parents=True, exist_ok=True)
+        doctor.write(report, config.out / CHECK_FILE)
+    if len(faults) > config.max_faults:
+        named = "; ".join(str(finding) for finding in faults[:3])
+        raise InputError(
+            f"the data has {len(faults)} faults, all named in {config.out / CHECK_FILE}; the first: {named}. "
+            f"Mend them, or let {len(faults)} pass with max_faults"
+        )
+    return report

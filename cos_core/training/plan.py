@@ -1,0 +1,73 @@
+"""What is found out without training: the data doctor's report and the bill (`--check-only`, `--dry-run`)."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cos_core import manifest, plug
+from cos_core.interfaces import Policy, Reporter, SilentReporter
+from cos_core.jsonl import read_lines
+from cos_core.training import engine, parts, stage
+from cos_core.training.config import TrainConfig
+from cos_core.training.data import TrainData
+from cos_core.training.engine import World
+from cos_core.types import RunManifest
+
+_PROBE_STEPS = 6
+
+
+def plan(config: TrainConfig, policy: Policy, world: World, reporter: Reporter) -> RunManifest:
+    """The doctor's report and, for a dry run, the bill; no model is loaded, unless a GPU is there to be probed."""
+    started = manifest.started("train", config, seed=config.seed, inputs={"data": manifest.file_input(config.data)})
+    data = stage.read(config, policy, reporter)
+    made = parts.light(config, policy)
+    results: dict[str, Any] = {}
+    if config.check != "off":
+        report = parts.check(config, data, made.recipe, reporter)
+        results["check"] = {"checked": report.checked, "faults": len(report.faults), "findings": len(report.findings)}
+    if config.dry_run:
+        results["bill"] = _bill(config, made, data, world, reporter)
+    counts = {"ok": len(data.samples), "failed": len(data.problems), "skipped": len(data.skipped)}
+    return started.finish(counts, results=results)
+
+
+def _bill(config: TrainConfig, made: parts.Light, data: parts.Data, world: World, reporter: Reporter) -> dict[str, Any]:
+    import torch
+
+    from cos_core.training import bill
+    from cos_core.training.flops import size_of
+    from cos_core.training.order import Order
+
+    gpu = engine.on_gpu(config)
+    zero = engine.deepspeed_settings(config)
+    machine = bill.Machine(
+        devices=world.size,
+        device=torch.cuda.get_device_name(0) if gpu else None,
+        zero=engine.stage_of(zero),
+        offload="offload_optimizer" in (zero or {}).get("zero_optimization", {}),
+        half=config.dtype != "float32",
+        recompute=config.gradient_checkpointing is not False,
+    )
+    samples = TrainData(data.samples, made.recipe)
+    order = Order(len(samples), config.seed, config.cut(world.size), samples.length, config.group_by_length)
+    seconds = _probe(config, reporter) if gpu else None
+    result = bill.make(config, size_of(made.config), bill.load_of(samples, order, config.batch_size), machine, seconds)
+    for line in result.lines():
+        reporter.note(line)
+    return result.to_json()
+
+
+def _probe(config: TrainConfig, reporter: Reporter) -> float:
+    """Seconds a step, from a few real ones in a folder that is thrown away; the first two warm up and do not count."""
+    with tempfile.TemporaryDirectory(prefix="cos-probe-") as folder:
+        short = replace(config, out=Path(folder), dry_run=False, check="off", max_steps=_PROBE_STEPS, report_to="none")
+        reporter.note(f"probing {_PROBE_STEPS} real steps")
+        policy = plug.load("policies", short.policy)
+        stage.train(
+            short, engine.arguments(short, World.here()), stage.load(short), parts.read(short, policy), SilentReporter()
+        )
+        seconds = [record["seconds"] for _, record in read_lines(Path(folder) / stage.LOG_FILE)][2:]
+    return float(sum(seconds) / len(seconds))
