@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
 from cos_cli import options
 from cos_cli.console import Session, clean, emit, emit_json, reporting, summary
 from cos_core.types import Prediction
+
+if TYPE_CHECKING:
+    from cos_core.infer import InferConfig
 
 
 def infer(
@@ -44,6 +47,12 @@ def infer(
         typer.Option(min=1, metavar="N", help="Answer the first N of --data with and without reuse, and list what differs."),
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="With --question: print the answer as it comes.")] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="With --image: read questions from the terminal, one a line, until an empty one.")
+    ] = False,
+    show: Annotated[
+        Path | None, typer.Option(help="With --question: save the picture with its region and answer (.png, .webp or .pdf).")
+    ] = None,
     engine: options.Engine = "hf",
     server: Annotated[str | None, typer.Option(help="With --engine openai: the server's address, up to /v1.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="With --engine openai: requests under way at once.")] = 8,
@@ -75,7 +84,11 @@ def infer(
 
     if verify_reuse is not None and (data is None or images is None):
         raise typer.BadParameter("--verify-reuse needs --data and --images")
-    single = verify_reuse is None and _is_single(image, question, data, images, out)
+    if chat and (image is None or question is not None or data is not None or out is not None or json):
+        raise typer.BadParameter("--chat takes --image alone")
+    single = chat or (verify_reuse is None and _is_single(image, question, data, images, out))
+    if show is not None and (not single or chat):
+        raise typer.BadParameter("--show is for --image with --question")
     if stream and (not single or json):
         raise typer.BadParameter("--stream is for --image with --question, without --json")
     config = InferConfig(
@@ -113,6 +126,9 @@ def infer(
             verdict = verify(config, verify_reuse, reporter)
         emit_json(verdict) if json else emit(differences(verdict))
         return
+    if chat:
+        converse(config, session)
+        return
     if not single:
         with reporting(session) as reporter:
             manifest = run(config, reporter)
@@ -126,6 +142,8 @@ def infer(
         prediction = answer_one(config, reporter, listen=(lambda text: _write(stdout, text)) if stream else None)
     if stream:
         _write(stdout, "\n")
+    if show is not None:
+        draw(prediction, config, show, session)
     if out is not None:
         with DurableWriter(out) as writer:
             writer.append(prediction.to_json())
@@ -144,6 +162,43 @@ def describe(prediction: Prediction) -> str:
         status += f" ({clean(prediction.box_text)!r})"
     answer = clean(prediction.answer or "") if prediction.error is None else f"none ({clean(prediction.error)})"
     return f"box     {corners}\nstatus  {status}\nanswer  {answer}"
+
+
+def converse(config: InferConfig, session: Session) -> None:
+    """Questions from stdin, one a line, until an empty one or the end; answers on stdout as they come."""
+    from cos_core.infer.chat import Conversation
+
+    stdout, person = sys.stdout, sys.stdin.isatty()
+    with reporting(session) as reporter:
+        conversation = Conversation(config, listen=lambda text: _write(stdout, text))
+        if person:
+            reporter.note("ask away; an empty line ends")
+        for line in sys.stdin:
+            if not line.strip():
+                break
+            prediction = conversation.ask(line.strip())
+            _write(stdout, "\n")
+            if prediction.error is not None:
+                reporter.warn(prediction.error)
+            elif prediction.box is not None:
+                reporter.note(describe(prediction).splitlines()[0] + f"  ({prediction.box_status})")
+
+
+def draw(prediction: Prediction, config: InferConfig, path: Path, session: Session) -> None:
+    """The picture with the region that was looked at, saved to `path`."""
+    from cos_core.visualize import overlay
+
+    scene = overlay.OverlayConfig(
+        out=path,
+        image=config.image,
+        box=prediction.box.corners if prediction.box else None,
+        question=config.question,
+        answer=prediction.answer,
+        box_status=prediction.box_status,
+    )
+    with reporting(session) as reporter:
+        overlay.run(scene, reporter)
+        reporter.note(f"picture -> {path}")
 
 
 def differences(verdict: Mapping[str, Any]) -> str:

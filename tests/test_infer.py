@@ -471,3 +471,46 @@ def test_on_a_real_model_the_batch_size_changes_nothing(config: InferConfig, mod
     assert done.inputs["model"]["fingerprint"] == infer.llava.checkpoint_fingerprint(str(model))
     run(replace(config, out=tmp_path / "alone.jsonl", batch_size=1), QUIET)
     assert comparable(config.out) == comparable(tmp_path / "alone.jsonl")
+
+
+# --- grouping, folders, grammar, verification ---------------------------------------------------------------------------------
+
+
+def test_questions_of_one_picture_stand_side_by_side(config: InferConfig, tmp_path: Path) -> None:
+    rows = [("1", "b.png", "x"), ("2", "a.png", "y"), ("3", "b.png", "z"), ("4", "a.png", "w")]
+    run(replace(config, data=questions(tmp_path, rows, "mixed.jsonl")), QUIET, Recorder())
+    assert [p.example_id for p in stored(config.out)] == ["1", "3", "2", "4"]
+
+
+def test_one_question_about_every_picture_of_a_folder(config: InferConfig, pictures: Path) -> None:
+    (pictures / "notes.txt").write_text("no picture")
+    config = replace(config, data=None, question="colour?")
+    done = run(config, QUIET, Recorder())
+    assert [p.example_id for p in stored(config.out)] == ["a.png", "b.png", "broken.png"]
+    assert (done.counts["ok"], done.counts["failed"]) == (2, 1)
+
+
+def test_a_format_kept_apart_goes_where_the_profile_says(config: InferConfig, tmp_path: Path) -> None:
+    row = {"id": "s", "dataset": "d", "image": "a.png", "question": "Q?", "meta": {"suffix": "\nOne letter."}}
+    data = tmp_path / "suffix.jsonl"
+    data.write_text(json.dumps(row) + "\n")
+    engine = Recorder()
+    run(replace(config, data=data, profile="repo-2024"), QUIET, engine)
+    first, second = map(last_user_text, engine.seen)
+    assert "One letter" not in first
+    assert second.endswith('"Q?"\nOne letter.')
+
+
+def test_grammar_and_verification_on_a_real_model(config: InferConfig, tmp_path: Path) -> None:
+    from cos_core.infer.verify import verify
+
+    where = make_checkpoint(tmp_path / "model")
+    config = replace(config, model=where, engine="hf", device="cpu", box_decode="grammar", max_new_tokens=4)
+    done = run(config, QUIET)
+    assert done.counts["box_ok"] == 3
+    assert all(p.tokens["pass1_steps"] < 0.6 * p.tokens["pass1_out"] for p in stored(config.out))
+    with pytest.raises(InputError, match="other settings"):
+        run(replace(config, box_decode="free"), QUIET)
+    verdict = verify(config, 2, QUIET)
+    assert (verdict["questions"], verdict["replies"]) == (2, 4)
+    assert all(flip["margin"] < 1e-4 for flip in verdict["flips"])

@@ -127,14 +127,14 @@ def _read(data: bytes) -> tuple[Reply | None, str, bool]:
         choice = answer["choices"][0]
         text = choice["message"]["content"]
         usage = answer.get("usage") or {}
-        counts = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+        tokens_in, tokens_out = (int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))
         cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         return None, f"not a chat completion: {data[:80]!r}", False
     if not isinstance(text, str):
         return None, "a chat completion without text", False
     finished = choice.get("finish_reason") != "length"
-    return Reply(text.strip(), *counts, finished=finished, cached=cached), "", True
+    return Reply(text.strip(), tokens_in, tokens_out, finished, cached=cached), "", True
 
 
 def _message(turn: Turn, images: Any) -> dict[str, Any]:

@@ -39,6 +39,8 @@ class ScriptedEngine:
             return found
         if found is None:
             return Reply("", error=f"the scripted engine has no answer to {text[:80]!r}")
+        if request.listen is not None:
+            request.listen(found)
         return Reply(found, tokens_in=len(text.split()), tokens_out=len(found.split()))
 
 

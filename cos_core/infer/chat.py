@@ -1,0 +1,33 @@
+"""One picture, many questions, one loaded model: the picture's keys and values stay warm between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cos_core.errors import InputError
+from cos_core.images import open_image
+from cos_core.infer import InferConfig, build_engine, setting
+from cos_core.infer.passes import TwoPass
+from cos_core.interfaces import Engine
+from cos_core.types import Example, Prediction
+
+
+class Conversation:
+    """Answers questions about `config.image` one after the other, each on its own (no question hears of another).
+
+    `listen` hears each answer as it comes. Raises InputError or MissingError when picture, model or settings cannot be used.
+    """
+
+    def __init__(self, config: InferConfig, engine: Engine | None = None, listen: Callable[[str], None] | None = None) -> None:
+        if config.image is None:
+            raise InputError("a conversation needs an image")
+        self._name = config.image.name
+        # The engine keeps what it computed for as long as this picture lives.
+        self._picture = open_image(None, str(config.image))
+        made = setting(config)
+        self._chain = TwoPass(engine or build_engine(config), made, listen=listen)
+
+    def ask(self, question: str) -> Prediction:
+        """The answer, or a Prediction with `error`."""
+        example = Example(id=self._name, dataset="chat", image=self._name, question=question)
+        return self._chain.predict([(example, self._picture)])[0]
