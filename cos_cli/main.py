@@ -59,7 +59,7 @@ app = typer.Typer(
 app.command("annotate")(annotate.annotate)
 app.command("train")(train.train)
 app.command("infer")(infer.infer)
-app.command("eval")(evaluate.evaluate)
+app.add_typer(evaluate.app, name="eval")
 app.add_typer(visualize.app, name="visualize")
 app.add_typer(model.app, name="model")
 app.command("demo")(demo.demo)

@@ -34,6 +34,18 @@ class FailuresError(CosError):
     exit_code = 5
 
 
+class RegressionError(CosError):
+    """A score stands below its limit, or below the baseline's."""
+
+    exit_code = 6
+
+
+class TimeUpError(CosError):
+    """The time that the run was given is over; what is finished is kept, and the same command continues."""
+
+    exit_code = 130
+
+
 class LockedError(CosError):
     """Another live process writes to the same place."""
 

@@ -10,6 +10,11 @@ A module offers `build()`, with optional `split` and `scorer` (names, None for t
   protocol(predictions)     what the recorded prompts say about how the run was made (TextVQA: OCR tokens or not)
   submission(root, data, predictions)  the text of the file that a server scores, complete or refused (InputError)
 
+  needs, counts             what to download (_files.Need) and how many questions each official split has
+  unpack(root)              makes pictures that stand inside the files into files, before a model runs
+  judge_prompt(), judge_sample(example, answer), judge_grade(reply), judged(data, predictions, grades)
+                            answers that a language model grades (evaluate/judge.py)
+
 Where labels are not public, `score` gives no scores and `metrics` {"server_scored": True}.
 
 Examples: `id` is unique and stable; `meta["question_id"]` is the official id when it differs; `meta["asked"]` the question

@@ -2,13 +2,58 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cos_core.errors import InputError
 from cos_core.jsonl import read_lines
+
+SUMS = "SHA256SUMS"
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """One thing to download: a file or folder below the data folder (any of `names`), and where it comes from.
+
+    `split`: only this split needs it; `optional`: scoring works without it.
+    """
+
+    names: tuple[str, ...]
+    source: str
+    split: str | None = None
+    optional: bool = False
+
+    def found(self, root: Path) -> Path | None:
+        """The first of `names` that is there."""
+        return next((root / name for name in self.names if (root / name).exists()), None)
+
+
+def check_sums(root: Path) -> int:
+    """Compares the files with SHA256SUMS (as `sha256sum` writes it) where the data folder has one; returns how many it names.
+
+    Raises InputError for a file that is missing or differs, or a line that is none.
+    """
+    path = root / SUMS
+    if not path.is_file():
+        return 0
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for number, line in enumerate(lines, 1):
+        digest, _, name = line.partition(" ")
+        file = root / name.strip().removeprefix("*")
+        if len(digest) != 64 or not name.strip():
+            raise InputError(f"{path}:{number}: expected a SHA-256 and a file name")
+        try:
+            with file.open("rb") as data:
+                found = hashlib.file_digest(data, "sha256").hexdigest()
+        except OSError as error:
+            raise InputError(f"{path}:{number}: {file} cannot be read: {error.strerror}") from None
+        if found != digest.lower():
+            raise InputError(f"{file} is not the file that {path}:{number} names: its SHA-256 is {found}")
+    return len(lines)
 
 
 def optional(root: Path, *names: str) -> Path | None:

@@ -61,6 +61,8 @@ class VqaScores:
     unlabelled: tuple[str, ...] = ()
     headline: str = "accuracy"
     unit: str = "percent"
+    needs: tuple[_files.Need, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
     load: Callable[[Path], BenchmarkData] = field(kw_only=True)
     submission: Callable[[Path, BenchmarkData, Mapping[str, Prediction]], str] | None = None
 

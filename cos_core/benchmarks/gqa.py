@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,12 @@ from cos_core.metrics import Estimate, Verdict
 from cos_core.types import Example, Prediction, Score
 
 SOURCE = "take testdev_balanced_questions.json of GQA 1.2 from cs.stanford.edu/people/dorarad/gqa"
+NEEDS = (
+    _files.Need(("testdev_balanced_questions.json", "questions/testdev_balanced_questions.json"), SOURCE),
+    _files.Need(("llava_gqa_testdev_balanced.jsonl",), "LLaVA's evaluation files (eval.zip)", optional=True),
+    _files.Need(("images", "data/images"), "images.zip of GQA; only to run a model", optional=True),
+)
+COUNTS = {"testdev-balanced": 12_578}
 SLICES = ("structural", "semantic", "length", "steps")
 
 
@@ -31,6 +37,8 @@ class Gqa:
     summary: str = "GQA testdev balanced: exact match, with binary and open questions apart"
     headline: str = "accuracy"
     unit: str = "percent"
+    needs: tuple[_files.Need, ...] = NEEDS
+    counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
 
     def load(self, root: Path) -> BenchmarkData:
         path = _files.require(

@@ -26,6 +26,8 @@ from cos_core.types import Example, Prediction, Score
 
 FILES = {"en": "mmbench_dev_20230712.tsv", "cn": "mmbench_dev_cn_20231003.tsv"}
 SUFFIXES = {"en": answers.OPTION_LETTER, "cn": "请直接回答选项字母。"}
+SOURCE = "LLaVA's or OpenCompass's evaluation files"
+NEEDS = tuple(_files.Need((name,), SOURCE, split=split) for split, name in FILES.items())
 ROUND = 10**6
 _CELL_LIMIT = 64 * 2**20
 _SLICES = ("l2_category", "category")
@@ -40,6 +42,7 @@ class MmBench:
     summary: str = "MMBench dev (2023-07-12 EN, 2023-10-03 CN): CircularEval accuracy, without a judge"
     headline: str = "accuracy"
     unit: str = "percent"
+    needs: tuple[_files.Need, ...] = NEEDS
 
     def load(self, root: Path) -> BenchmarkData:
         path = self._file(root)
@@ -89,7 +92,7 @@ class MmBench:
                     raise InputError(f"{path}:{line}: the picture cannot be unpacked: {error}") from None
 
     def _file(self, root: Path) -> Path:
-        return _files.require(root, FILES[self.split], source="take it from LLaVA's or OpenCompass's evaluation files")
+        return _files.require(root, FILES[self.split], source=f"take it from {SOURCE}")
 
 
 def build(split: str | None = None) -> MmBench:

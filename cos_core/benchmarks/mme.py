@@ -8,7 +8,7 @@ its lines in pairs; here a picture's two questions are found by name, so the ord
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,11 @@ PERCEPTION = (
 )
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 SOURCE = "take the 14 folders of MME_Benchmark_release_version from the MME authors"
+NEEDS = (
+    _files.Need(("MME_Benchmark_release_version", PERCEPTION[0]), "the MME authors, on request; questions and pictures"),
+    _files.Need(("llava_mme.jsonl",), "LLaVA's evaluation files (eval.zip)", optional=True),
+)
+COUNTS = {"all": 2_374}
 _CLOSING = "Please answer yes or no."
 _PICTURES = (".jpg", ".png", ".jpeg")
 
@@ -48,6 +53,8 @@ class Mme:
     summary: str = "MME: perception and cognition points, accuracy and accuracy+ of 14 subtasks"
     headline: str = "perception"
     unit: str = "points"
+    needs: tuple[_files.Need, ...] = NEEDS
+    counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
 
     def load(self, root: Path) -> BenchmarkData:
         top = _files.image_root(root, "MME_Benchmark_release_version")

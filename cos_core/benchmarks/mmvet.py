@@ -1,16 +1,30 @@
-"""MM-Vet: open answers graded by a language model. Nothing is scored here; `submission` writes the file that graders take."""
+"""MM-Vet: open answers graded by a language model, or exported for graders who have one.
+
+The prompt and the reading of a reply are those of `mm-vet_evaluator.py` (7d717c2); the scores are 100 times the mean grade, in
+all, for each capability and for each set of capabilities, with one decimal. An unanswered question has grade 0; the official
+script stops there.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cos_core import assets, metrics
 from cos_core.benchmarks import _files, _vqa
 from cos_core.interfaces import BenchmarkData
+from cos_core.metrics import Estimate, Verdict
 from cos_core.types import Example, Prediction, Score
+
+SOURCE = "mm-vet.zip of yuweihao/MM-Vet"
+NEEDS = (
+    _files.Need(("mm-vet.json", "mm-vet/mm-vet.json"), SOURCE),
+    _files.Need(("images", "mm-vet/images"), f"{SOURCE}; only to run a model", optional=True),
+)
+COUNTS = {"v1": 218}
 
 
 @dataclass(frozen=True)
@@ -18,12 +32,14 @@ class MmVet:
     """Reads `mm-vet.json`; questions are asked as they are, without a format suffix."""
 
     name: str = "mmvet"
-    summary: str = "MM-Vet: open answers for a judge; reads, asks and exports, does not grade"
+    summary: str = "MM-Vet: open answers for a judge; graded through an endpoint, or exported"
     headline: str = "total"
     unit: str = "percent"
+    needs: tuple[_files.Need, ...] = NEEDS
+    counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
 
     def load(self, root: Path) -> BenchmarkData:
-        path = _files.require(root, "mm-vet.json", "mm-vet/mm-vet.json", source="take mm-vet.zip from yuweihao/MM-Vet")
+        path = _files.require(root, "mm-vet.json", "mm-vet/mm-vet.json", source=f"take {SOURCE}")
         examples = []
         for key, row in _files.read_object(path).items():
             _files.demand(row, ("imagename", "question", "answer", "capability"), f"{path}: question {key}")
@@ -34,13 +50,72 @@ class MmVet:
     def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
         return []
 
+    def judge_prompt(self) -> str:
+        """What stands before every sample: the instruction and seven graded examples."""
+        return assets.template("judge", "mmvet.txt").read_text(encoding="utf-8")
+
+    def judge_sample(self, example: Example, answer: str) -> str:
+        """The row that the judge completes."""
+        truth = example.answers[0].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+        return " | ".join([example.question, truth, answer, ""])
+
+    def judge_grade(self, reply: str) -> float | None:
+        """The grade at the start of a reply, in [0, 1]; None when there is none."""
+        try:
+            grade = float(reply.split(" ")[0].strip())
+        except ValueError:
+            return None
+        return grade if 0.0 <= grade <= 1.0 else None
+
+    def judged(
+        self, data: BenchmarkData, predictions: Mapping[str, Prediction], grades: Mapping[str, Sequence[float]]
+    ) -> list[Score]:
+        """One score a question, the mean of its grades; `extracted` lists them. `grades`: by example id, equally many each."""
+
+        def rule(example: Example, answer: str) -> Verdict:
+            given = grades.get(example.id, ())
+            mean = sum(given) / len(given) if given else 0.0
+            return Verdict(mean, " ".join(f"{grade:g}" for grade in given) or None, example.answers[0])
+
+        return metrics.judge(
+            data.examples, predictions, rule, lambda e: {"capabilities": "_".join(sorted(e.meta["capability"]))}
+        )
+
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
-        return {"server_scored": True}
+        scores = list(scores)
+        if not scores:
+            return {"server_scored": True}
+        sets = metrics.by_group(scores, "capabilities")
+        single = sorted({capability for name in sets for capability in name.split("_")})
+        parts = {name: [s for s in scores if name in s.groups["capabilities"].split("_")] for name in single}
+        runs = _run_totals(scores)
+        spread = (sum((total - sum(runs) / len(runs)) ** 2 for total in runs) / len(runs)) ** 0.5
+        return {
+            "total": _points(scores),
+            "std": round(spread, 1),
+            "runs": [round(total, 1) for total in runs],
+            "capabilities": {name: _points(group) for name, group in parts.items()},
+            "integrations": {name: _points(group) for name, group in sorted(sets.items())},
+        }
+
+    def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
+        return [metrics.mean_estimate("total", scores, scale=100.0)] if scores else []
 
     def submission(self, root: Path, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
         """The results file of `mm-vet_evaluator.py`: question key -> answer."""
         pairs = _vqa.complete(data, predictions)
         return json.dumps({example.id: answer for example, answer in pairs}, indent=2)
+
+
+def _points(scores: Sequence[Score]) -> float:
+    return round(100 * metrics.mean(scores), 1)
+
+
+def _run_totals(scores: Sequence[Score]) -> list[float]:
+    """The total of each judge run; an unanswered question adds nothing to any."""
+    grades = [[float(grade) for grade in (score.extracted or "").split()] for score in scores]
+    runs = max((len(given) for given in grades), default=0) or 1
+    return [100 * sum(given[run] for given in grades if run < len(given)) / len(scores) for run in range(runs)]
 
 
 def build(split: str | None = None) -> MmVet:

@@ -14,13 +14,19 @@ from cos_core.interfaces import BenchmarkData
 
 FILES = ("OpenEnded_mscoco_val2014_questions.json", "mscoco_val2014_annotations.json")
 
+NEEDS = (
+    *(_files.Need((name,), "okvqa.allenai.org, version 1.1") for name in FILES),
+    _files.Need(("val2014",), "images.cocodataset.org/zips/val2014.zip; only to run a model", optional=True),
+)
+COUNTS = {"val": 5_046}
+
 
 def build(split: str | None = None, scorer: str | None = None) -> _vqa.VqaScores:
     """`split`: only "val"; `scorer`: "llava" (the default), "official" or "m4c"."""
     split = _vqa.chosen("okvqa", "split", split, ("val",))
     scorer = _vqa.chosen("okvqa", "scorer", scorer, _vqa.SCORERS)
     summary = "OKVQA val2014: VQA accuracy, questions that need outside knowledge"
-    return _vqa.VqaScores("okvqa", split, scorer, summary, slices=("question_type",), load=_load)
+    return _vqa.VqaScores("okvqa", split, scorer, summary, slices=("question_type",), needs=NEEDS, counts=COUNTS, load=_load)
 
 
 def _load(root: Path) -> BenchmarkData:

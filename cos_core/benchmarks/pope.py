@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,15 @@ SOURCE = (
     "take coco_pope_{adversarial,popular,random}.json from AoiDragon/POPE (commit e3e3926 for LLaVA's question file) "
     "into coco/, and llava_pope_test.jsonl from LLaVA's evaluation files"
 )
+NEEDS = (
+    *(
+        _files.Need((f"coco/coco_pope_{c}.json", f"coco_pope_{c}.json"), "AoiDragon/POPE, commit e3e3926, output/coco")
+        for c in CATEGORIES
+    ),
+    _files.Need(("llava_pope_test.jsonl",), "LLaVA's evaluation files (eval.zip)", optional=True),
+    _files.Need(("val2014", "coco/val2014"), "images.cocodataset.org/zips/val2014.zip; only to run a model", optional=True),
+)
+COUNTS = {"coco": 8_910}
 _OBJECT = re.compile(r"is there an? (.+?) in the im", re.IGNORECASE)
 
 
@@ -39,6 +48,8 @@ class Pope:
     summary: str = "POPE on COCO: object hallucination, yes/no, mean F1 of three splits"
     headline: str = "mean_f1"
     unit: str = "fraction"
+    needs: tuple[_files.Need, ...] = NEEDS
+    counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
 
     def load(self, root: Path) -> BenchmarkData:
         labels = {category: _labels(root, category) for category in CATEGORIES}

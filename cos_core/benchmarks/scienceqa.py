@@ -8,7 +8,7 @@ such marks (ours), the problem's own picture decides.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,13 @@ from cos_core.metrics import Estimate, Verdict
 from cos_core.types import Example, Prediction, Score
 
 SOURCE = "take problems.json and pid_splits.json from lupantech/ScienceQA"
+NEEDS = (
+    _files.Need(("problems.json",), "lupantech/ScienceQA, data/scienceqa"),
+    _files.Need(("pid_splits.json",), "lupantech/ScienceQA, data/scienceqa"),
+    _files.Need(("llava_test_CQM-A.json",), "LLaVA's evaluation files (eval.zip)", optional=True),
+    _files.Need(("images/test", "test"), "test.zip of ScienceQA's pictures; only to run a model", optional=True),
+)
+COUNTS = {"test": 4_241, "test-image": 2_017}
 PICTURES = "-image"
 _MARK = "<image>"
 
@@ -34,6 +41,8 @@ class ScienceQa:
     summary: str = "ScienceQA test: option letters; image accuracy is the published figure"
     headline: str = "image_accuracy"
     unit: str = "percent"
+    needs: tuple[_files.Need, ...] = NEEDS
+    counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
 
     def load(self, root: Path) -> BenchmarkData:
         part = self.split.removesuffix(PICTURES)

@@ -21,6 +21,12 @@ from cos_core.metrics import Estimate, Verdict
 from cos_core.types import Example, Prediction, Score
 
 SOURCE = "take SEED-Bench.json from AILab-CVC/SEED-Bench (the version before 2023-11-30 for LLaVA's question file)"
+NEEDS = (
+    _files.Need(("SEED-Bench.json",), "AILab-CVC/SEED-Bench, the version before 2023-11-30"),
+    _files.Need(("llava-seed-bench.jsonl",), "LLaVA's evaluation files (eval.zip)", optional=True),
+    _files.Need(("SEED-Bench-image",), "SEED-Bench-image.zip; only to run a model", optional=True),
+    _files.Need(("SEED-Bench-video-image",), "middle frames, by LLaVA's extract_video_frames.py", split="video", optional=True),
+)
 SPLITS = ("all", "image", "video")
 
 
@@ -33,6 +39,7 @@ class Seed:
     summary: str = "SEED-Bench v1: option letters; total, image and video accuracy"
     headline: str = "Total"
     unit: str = "percent"
+    needs: tuple[_files.Need, ...] = NEEDS
 
     def load(self, root: Path) -> BenchmarkData:
         path = _files.require(root, "SEED-Bench.json", source=SOURCE)

@@ -17,6 +17,12 @@ from cos_core.interfaces import BenchmarkData
 from cos_core.types import Example, Prediction
 
 SOURCE = "take TextVQA_0.5.1_val.json from the TextVQA site, llava_textvqa_val_v051_ocr.jsonl from LLaVA's evaluation files"
+NEEDS = (
+    _files.Need(("TextVQA_0.5.1_val.json",), "textvqa.org/dataset"),
+    _files.Need(("llava_textvqa_val_v051_ocr.jsonl",), "LLaVA's evaluation files (eval.zip): the OCR tokens", optional=True),
+    _files.Need(("train_images",), "train_val_images.zip of TextVQA; only to run a model", optional=True),
+)
+COUNTS = {"val": 5_000, "val-plain": 5_000}
 SPLITS = ("val", "val-plain")
 _OCR_MARKS = ("Reference OCR token: ", "OCR tokens: ")
 
@@ -41,7 +47,7 @@ def build(split: str | None = None, scorer: str | None = None) -> TextVqa:
     split = _vqa.chosen("textvqa", "split", split, SPLITS)
     scorer = _vqa.chosen("textvqa", "scorer", scorer, ("m4c", "llava", "official"))
     summary = "TextVQA val 0.5.1: VQA accuracy, with OCR tokens when LLaVA's question file is there"
-    return TextVqa("textvqa", split, scorer, summary, load=lambda root: _load(root, split))
+    return TextVqa("textvqa", split, scorer, summary, needs=NEEDS, counts=COUNTS, load=lambda root: _load(root, split))
 
 
 def _load(root: Path, split: str) -> BenchmarkData:

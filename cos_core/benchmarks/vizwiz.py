@@ -19,6 +19,14 @@ from cos_core.types import Example, Prediction
 SUFFIX = f"{answers.UNANSWERABLE}\n{answers.SHORT_ANSWER}"
 SOURCE = "take val.json (or test.json) from vizwiz.org"
 
+NEEDS = (
+    _files.Need(("val.json", "Annotations/val.json"), "vizwiz.org, VQA annotations", split="val"),
+    _files.Need(("llava_test.jsonl", "test.json", "Annotations/test.json"), "LLaVA's files, or vizwiz.org", split="test"),
+    _files.Need(("val",), "val.zip of VizWiz; only to run a model", split="val", optional=True),
+    _files.Need(("test",), "test.zip of VizWiz; only to run a model", split="test", optional=True),
+)
+COUNTS = {"val": 4_319, "test": 8_000}
+
 
 def build(split: str | None = None, scorer: str | None = None) -> _vqa.VqaScores:
     """`split`: "val" or "test"; `scorer`: "m4c" (the default), "llava" or "official"."""
@@ -31,6 +39,8 @@ def build(split: str | None = None, scorer: str | None = None) -> _vqa.VqaScores
         "VizWiz: VQA accuracy on val; test by submission",
         slices=("answer_type",),
         unlabelled=("test",),
+        needs=NEEDS,
+        counts=COUNTS,
         load=_load_val if split == "val" else _load_test,
         submission=_submission if split == "test" else None,
     )

@@ -19,6 +19,14 @@ from cos_core.types import Example, Prediction
 
 VAL = ("v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json")
 TEST_DEV, TEST = "llava_vqav2_mscoco_test-dev2015.jsonl", "llava_vqav2_mscoco_test2015.jsonl"
+NEEDS = (
+    *(_files.Need((name,), "visualqa.org, version 2, validation", split="val") for name in VAL),
+    _files.Need((TEST_DEV,), "LLaVA's evaluation files (eval.zip)", split="test-dev"),
+    _files.Need((TEST,), "LLaVA's evaluation files (eval.zip); for the submission", split="test-dev"),
+    _files.Need(("val2014",), "images.cocodataset.org/zips/val2014.zip; only to run a model", split="val", optional=True),
+    _files.Need(("test2015",), "cocodataset.org, test2015.zip; only to run a model", split="test-dev", optional=True),
+)
+COUNTS = {"val": 214_354, "test-dev": 107_394}
 SPLITS = ("val", "test-dev")
 
 
@@ -33,6 +41,8 @@ def build(split: str | None = None, scorer: str | None = None) -> _vqa.VqaScores
         "VQAv2: VQA accuracy on val; test-dev by submission",
         slices=("answer_type", "question_type"),
         unlabelled=("test-dev",),
+        needs=NEEDS,
+        counts=COUNTS,
         load=_load_val if split == "val" else _load_test,
         submission=_submission if split == "test-dev" else None,
     )

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from cos_core import jsonl, manifest, metrics, plug, statistics
+from cos_core.benchmarks._files import SUMS, check_sums
 from cos_core.errors import InputError
+from cos_core.evaluate import judge
 from cos_core.interfaces import Benchmark, BenchmarkData, Reporter, SilentReporter
 from cos_core.locks import FileLock
 from cos_core.metrics import RegionScore
@@ -31,7 +33,11 @@ NAMED = 20
 class EvalConfig:
     """`benchmark`: a name or a plug-in file; `data`: the folder with its official files; `predictions`: a JSONL file, or a
     folder with predictions.jsonl; `out`: a folder for scores and manifest, None to write nothing; `split` as the benchmark
-    names it; `scorer`: one of the benchmark's scorers where it has several; `replicates` and `seed` of the bootstrap."""
+    names it; `scorer`: one of the benchmark's scorers where it has several; `replicates` and `seed` of the bootstrap.
+
+    Answers that a language model grades (MM-Vet): `judge_url` is an OpenAI-compatible endpoint, asked only when it is given;
+    `judge_runs` grades an answer. Grades are kept in `out` and read from there without a `judge_url`.
+    """
 
     benchmark: str
     data: Path
@@ -41,6 +47,9 @@ class EvalConfig:
     scorer: str | None = None
     replicates: int = statistics.REPLICATES
     seed: int = 0
+    judge_url: str | None = None
+    judge_model: str = "gpt-4-0613"
+    judge_runs: int = 1
 
 
 def run(config: EvalConfig, reporter: Reporter | None = None) -> RunManifest:
@@ -55,10 +64,17 @@ def run(config: EvalConfig, reporter: Reporter | None = None) -> RunManifest:
     benchmark, data = load(config.benchmark, config.data, config.split, config.scorer)
     clock = manifest.started("eval", config, seed=config.seed, inputs=_inputs(config, file, data))
     joined = join(data, read_predictions(file), benchmark)
-    scores = list(benchmark.score(data, joined.predictions))
+    by_judge = getattr(benchmark, "judged", None)
+    grades = judge.grades(config, benchmark, data, joined.predictions, reporter) if by_judge else None
+    if by_judge is not None and grades is not None:
+        scores = list(by_judge(data, joined.predictions, grades))
+    else:
+        scores = list(benchmark.score(data, joined.predictions))
     regions = metrics.region_scores(data.examples, joined.predictions, {score.example_id: score.groups for score in scores})
     results = summarise(benchmark, data, scores, regions, replicates=config.replicates, seed=config.seed)
     results["protocol"] = protocol(benchmark, data, joined.predictions)
+    if grades is not None:
+        results["protocol"]["judge"] = judge.protocol(config, benchmark)
     results["problems"] = joined.named()
     counts = _counts(len(data.examples), joined)
     for kind, ids in results["problems"].items():
@@ -89,6 +105,19 @@ def load(name: str, data: Path, split: str | None = None, scorer: str | None = N
     return benchmark, loaded
 
 
+def check_data(benchmark: Benchmark, data: BenchmarkData, root: Path, reporter: Reporter) -> None:
+    """Before a model runs: compares the files with SHA256SUMS beside them, if there is one, and warns of an unusual count.
+
+    Raises InputError for a file that differs.
+    """
+    checked = check_sums(root)
+    if checked:
+        reporter.note(f"{data.name}: {checked} files are as {root / SUMS} says")
+    usual = getattr(benchmark, "counts", {}).get(data.split)
+    if usual is not None and usual != len(data.examples):
+        reporter.warn(f"{data.name} {data.split} has {len(data.examples)} questions here, {usual} in the official files")
+
+
 def submission(config: EvalConfig, path: Path) -> None:
     """Writes the file that the benchmark's server takes. Raises InputError when it takes none, or when answers are missing."""
     benchmark, data = load(config.benchmark, config.data, config.split, config.scorer)
@@ -97,6 +126,11 @@ def submission(config: EvalConfig, path: Path) -> None:
         raise InputError(f"{data.name} {data.split} is scored here; it has no submission file")
     joined = join(data, read_predictions(_predictions_file(config.predictions)), benchmark)
     manifest.atomic_write(path, make(config.data, data, joined.predictions))
+
+
+def write_records(records: Iterable[Any], path: Path) -> None:
+    """Writes records (those of types.py, or mappings) as JSON Lines, whole or not at all. Raises InputError."""
+    _write_lines(path, records)
 
 
 def write_questions(data: BenchmarkData, path: Path) -> None:

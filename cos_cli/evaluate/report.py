@@ -1,0 +1,62 @@
+"""`cos eval report --paper`: the paper's tables beside finished runs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cos_cli import options
+from cos_cli.console import Session, emit, emit_json, reporting
+from cos_core.errors import InputError
+
+
+def report(
+    ctx: typer.Context,
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Runs by the row they stand for: cos-13b=FOLDER, base-13b=FOLDER, none=FOLDER, ...", metavar="ROW=RUN..."
+        ),
+    ],
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Tables 1, 2, 3(a) and 3(b) of the paper (the only report so far).")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for paper.md, .csv, .json and .html.", show_default="print only")
+    ] = None,
+    replicates: Annotated[int, typer.Option(min=100, help="Bootstrap samples.")] = 2000,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    traceback: options.Traceback = False,
+) -> None:
+    """Set the paper's tables beside finished runs: ours, theirs, the difference, its interval, a verdict.
+
+    Rows: base-7b, cos-7b, base-13b, cos-13b (Tables 1 and 2); none, center_crop, from_image, from_questions,
+    from_single_question (3a); low-rate, one-epoch, two-epochs, three-epochs (3b).
+
+    \b
+    Example:
+      cos eval report --paper base-13b=runs/base cos-13b=runs/cos --out report
+    """
+    from cos_core.evaluate import paper as papers
+
+    if not paper:
+        raise typer.BadParameter("say which report: --paper")
+    named: dict[str, Path] = {}
+    for text in runs:
+        row, mark, folder = text.partition("=")
+        if not mark or not folder:
+            raise InputError(f"a run is given as ROW=FOLDER, such as cos-13b=runs/cos, not {text!r}")
+        named[row] = Path(folder)
+    with reporting(ctx.ensure_object(Session)) as reporter:
+        cells = papers.report(named, replicates=replicates)
+        if out is not None:
+            for path in papers.write(cells, out):
+                reporter.note(f"written: {path}")
+    if json:
+        emit_json({"cells": [asdict(cell) for cell in cells]})
+    else:
+        emit(papers.markdown([cell for cell in cells if cell.verdict != papers.ABSENT]) if named else "")
