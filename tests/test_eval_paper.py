@@ -1,0 +1,89 @@
+"""The paper's tables beside runs: figures, verdicts, formats."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from cos_cli import main
+from cos_core import evaluate
+from cos_core.errors import InputError
+from cos_core.evaluate import EvalConfig, paper
+
+
+def gqa(folder: Path, right: int, of: int, out: str) -> Path:
+    """A finished GQA run with `right` of `of` questions right, each on a picture of its own."""
+    data = folder / f"gqa-{of}"
+    data.mkdir(exist_ok=True)
+    types = {"structural": "query", "semantic": "attr"}
+    rows = {f"{i:05d}": {"question": "Which?", "answer": "cat", "imageId": str(i), "types": types} for i in range(of)}
+    (data / "testdev_balanced_questions.json").write_text(json.dumps(rows))
+    answers = folder / f"{out}.jsonl"
+    answers.write_text(
+        "".join(json.dumps({"question_id": k, "text": "cat" if i < right else "dog"}) + "\n" for i, k in enumerate(rows))
+    )
+    evaluate.run(EvalConfig("gqa", data, answers, out=folder / out, replicates=100))
+    return folder / out
+
+
+def test_the_tables_hold_the_papers_figures() -> None:
+    assert [len(table.rows) * len(table.columns) for table in paper.TABLES] == [24, 24, 10, 8]
+    assert all(len(row.figures) == len(table.columns) for table in paper.TABLES for row in table.rows)
+    cells = {(c.table[:8], c.row, c.column): c for c in paper.report({})}
+    assert {c.verdict for c in cells.values()} == {paper.ABSENT}
+    drop = cells["Table 2:", "LLaVA-1.5 7B + CoS", "MME"]
+    assert (drop.paper, round(drop.paper_gain or 0, 1)) == (1501.1, -9.6)
+    assert round(cells["Table 3(", "from single question", "VQAv2"].paper_gain or 0, 1) == 1.6
+
+
+def test_verdicts_by_hand() -> None:
+    assert paper.weigh(64.0, 65.5, 64.8, 1.5) == paper.REPRODUCED
+    assert paper.weigh(62.0, 63.5, 64.8, 1.5) == paper.NOT
+    assert paper.weigh(60.0, 70.0, 64.8, 1.5) == paper.UNDERPOWERED
+
+
+def test_a_run_beside_the_paper(tmp_path: Path) -> None:
+    """Of 12,000 questions 63.3 and 64.8 % right: intervals of about 0.9 points, the gain is told apart."""
+    runs = {"base-13b": gqa(tmp_path, 7596, 12_000, "base"), "cos-13b": gqa(tmp_path, 7776, 12_000, "cos")}
+    found = {c.row: c for c in paper.report(runs, replicates=200) if c.column == "GQA" and c.verdict != paper.ABSENT}
+    base, cos = found["LLaVA-1.5 13B"], found["LLaVA-1.5 13B + CoS"]
+    assert (base.ours, base.difference, base.verdict) == (63.3, 0.0, paper.REPRODUCED)
+    assert (cos.ours, cos.verdict, cos.gain_verdict) == (64.8, paper.REPRODUCED, paper.REPRODUCED)
+    assert cos.gain == pytest.approx(1.5)
+    few = paper.report({"cos-13b": gqa(tmp_path, 65, 100, "few")})
+    assert [c.verdict for c in few if c.ours is not None] == [paper.UNDERPOWERED]
+
+
+def test_formats_and_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = gqa(tmp_path, 70, 100, "run")
+    assert main.run(["eval", "report", "--paper", f"cos-13b={run}", "--out", str(tmp_path / "out"), "-q"]) == 0
+    said = capsys.readouterr().out
+    assert "## Table 1: visual question answering" in said
+    assert "underpowered" in said
+    with (tmp_path / "out" / "paper.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 66
+    assert [row["ours"] for row in rows if row["verdict"] == "underpowered"] == ["70.0"]
+    assert json.loads((tmp_path / "out" / "paper.json").read_text())["cells"][0]["column"] == "VQAv2"
+    assert "<td>GQA</td>" in (tmp_path / "out" / "paper.html").read_text()
+    assert main.run(["eval", "report", "--paper", f"cos-14b={run}"]) == 3
+    assert main.run(["eval", "report", "--paper", "cos-13b"]) == 3
+    assert main.run(["eval", "report", f"cos-13b={run}"]) == 2
+    with pytest.raises(InputError, match="no row 'x'"):
+        paper.report({"x": run})
+
+
+def test_another_split_is_not_comparable(tmp_path: Path) -> None:
+    question = {"question_id": 1, "image_id": 1, "question": "Is it red?"}
+    answers = [{"answer": "yes"}] * 10
+    (tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json").write_text(json.dumps({"questions": [question]}))
+    (tmp_path / "v2_mscoco_val2014_annotations.json").write_text(
+        json.dumps({"annotations": [{"question_id": 1, "answers": answers}]})
+    )
+    (tmp_path / "a.jsonl").write_text('{"question_id": 1, "text": "yes"}\n')
+    evaluate.run(EvalConfig("vqav2", tmp_path, tmp_path / "a.jsonl", out=tmp_path / "out"))
+    (cell,) = [c for c in paper.report({"cos-7b": tmp_path / "out"}) if c.ours is not None]
+    assert (cell.verdict, cell.note) == (paper.ELSEWHERE, "ours is of split val, the paper's of test-dev")
