@@ -79,6 +79,7 @@ def test_a_card_shows_everything_about_its_question(two: tuple[Path, Path], tmp_
     assert card["k"]["overlap with gold"] == pytest.approx(BOX.iou(Box(0.25, 0.5, 0.5, 1.0)), abs=1e-5)
     for words in ("50.0 %", "95 % intervals", "model, paper", "4 / 4", "25.0 %", "1 of 4", "regions.hit"):
         assert words in text, words
+    assert "newer" not in text
     assert 'alt="Where the regions of after lie' in config.out.read_text()
     assert data["cards"][2]["r"][1] == ["first pass", "red", "", 1, "(unparsable)"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -229,11 +229,12 @@ class _Cards:
         return self._scenes[name]
 
     def _is_newer(self, name: str) -> bool:
-        """Whether the file was written after the answers were: it may not be the picture that the model saw."""
+        """Whether the file was written after the answers were, whose time is told to the second: it may not be the picture that
+        the model saw."""
         if self._finished is None:
             return False
         changed = images.image_path(self._root, name).stat().st_mtime
-        return datetime.fromtimestamp(changed, UTC) > self._finished
+        return datetime.fromtimestamp(changed, UTC) > self._finished + timedelta(seconds=1)
 
 
 def _outcome(items: Sequence[Item]) -> str:
