@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cos_core import assets
 from cos_core.encoding import Encoded, encode
 from cos_core.errors import InputError, MissingError
+from cos_core.geometry import SquarePad
 from cos_core.images import square_pad
 from cos_core.prompts import PROFILE_FILE, Profile, checkpoint_profile
 from cos_core.types import Turn
@@ -160,9 +161,9 @@ def processed(image_processor: Any, pictures: Sequence[Image], fill: tuple[int, 
     import numpy as np
     import torch
 
-    squares = [square_pad(picture, fill) for picture in pictures]
     side = _plain_side(image_processor)
     if side is None:
+        squares = [square_pad(picture, fill) for picture in pictures]
         result: torch.Tensor = image_processor(squares, return_tensors="pt")["pixel_values"]
         return result
     # What the processor's arithmetic makes of each of the 256 values a byte can have, in its own order of rounding.
@@ -171,12 +172,28 @@ def processed(image_processor: Any, pictures: Sequence[Image], fill: tuple[int, 
         (rescaled - np.float32(mean)) / np.float32(std)
         for mean, std in zip(image_processor.image_mean, image_processor.image_std, strict=True)
     ]
-    out = np.empty((len(squares), 3, side, side), np.float32)
-    for place, square in zip(out, squares, strict=True):
-        raster = np.asarray(square.resize((side, side), image_processor.resample))
+    out = np.empty((len(pictures), 3, side, side), np.float32)
+    for place, picture in zip(out, pictures, strict=True):
+        raster = np.asarray(_square_resized(picture, side, image_processor.resample, fill))
         for channel, table in enumerate(tables):
             np.take(table, raster[..., channel], out=place[channel])
     return torch.from_numpy(out)
+
+
+def _square_resized(picture: Image, side: int, resample: Any, fill: tuple[int, int, int]) -> Image:
+    """The picture padded to a square and resized to `side`, bit for bit, but padded late where that is the same.
+
+    Pillow resizes rows first, then columns: rows of padding stay what they are, so a wide picture gets them in between, when
+    the canvas is a third as large.
+    """
+    if picture.width <= picture.height:
+        return square_pad(picture, fill).resize((side, side), resample)
+    from PIL import Image
+
+    pad = SquarePad(*picture.size)
+    canvas = Image.new("RGB", (side, pad.side), fill)
+    canvas.paste(picture.resize((side, picture.height), resample), (0, pad.offset[1]))
+    return canvas.resize((side, side), resample)
 
 
 def _plain_side(image_processor: Any) -> int | None:

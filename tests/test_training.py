@@ -382,6 +382,25 @@ def test_batches_are_padded_on_the_right(world: Path) -> None:
     assert "pixel_values" in batch
 
 
+def test_quick_pixels_are_the_processors_to_the_bit() -> None:
+    import numpy as np
+    from transformers import CLIPImageProcessorPil
+
+    from cos_core.images import square_pad
+    from cos_core.llava import processed
+
+    random = np.random.default_rng(0)
+    sizes = [(97, 61), (61, 97), (53, 53), (500, 3), (3, 500), (336, 200), (1001, 337), (1, 1), (2, 1)]
+    pictures = [Image.fromarray(random.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+    fill = (122, 116, 104)
+    for size in (56, 336):
+        processor = CLIPImageProcessorPil(
+            size={"shortest_edge": size}, crop_size={"height": size, "width": size}, do_center_crop=True
+        )
+        plain = processor([square_pad(picture, fill) for picture in pictures], return_tensors="pt")["pixel_values"]
+        assert processed(processor, pictures, fill).equal(plain)
+
+
 # Whole runs
 
 

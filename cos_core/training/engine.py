@@ -114,6 +114,10 @@ def arguments(config: TrainConfig, world: World) -> TrainingArguments:
     settings = deepspeed_settings(config)
     if not gpu:
         _without_accelerator(settings)
+    if settings is not None and "RANK" not in os.environ:
+        # DeepSpeed wants a launcher's words even for one process.
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        os.environ.update(alone)
     recompute = gpu if config.gradient_checkpointing is None else config.gradient_checkpointing
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -151,6 +155,11 @@ def arguments(config: TrainConfig, world: World) -> TrainingArguments:
         ddp_backend=None if gpu or world.size == 1 else "gloo",
         ddp_find_unused_parameters=False,
     )
+    if settings is not None and not gpu:
+        import deepspeed
+
+        # On a CPU the Trainer's helpers open torch's group only, and ZeRO-3's loading would count one process.
+        deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
     if made.n_gpu > 1:
         # Several GPUs are work for several processes, never for the Trainer's DataParallel.
         made._n_gpu = 1
