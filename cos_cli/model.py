@@ -10,7 +10,18 @@ import typer
 from cos_cli import options
 from cos_cli.console import Session, emit, emit_json, reporting
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Convert and inspect checkpoints.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def model() -> None:
+    """Convert and inspect checkpoints.
+
+    \b
+    Examples:
+      cos model convert llava-v1.5-7b --vision-tower clip-vit-large-patch14-336 --out llava-7b
+      cos model info miniature
+    """
 
 
 @app.command()

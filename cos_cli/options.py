@@ -59,7 +59,7 @@ Policy = Annotated[
 Roi = Annotated[
     str,
     typer.Option(
-        help="Where the region comes from: 'model' (two passes), 'none' (one pass), 'center', 'full', 'gold', ...",
+        help="Where the region comes from: 'model' (two passes), 'none' (one), 'relevance' (untrained), 'center', 'full', ...",
         parser=plugin_name,
         metavar="NAME",
         autocompletion=complete("policies"),

@@ -514,3 +514,13 @@ def test_grammar_and_verification_on_a_real_model(config: InferConfig, tmp_path:
     verdict = verify(config, 2, QUIET)
     assert (verdict["questions"], verdict["replies"]) == (2, 4)
     assert all(flip["margin"] < 1e-4 for flip in verdict["flips"])
+
+
+def test_regions_from_relevance_need_no_training(config: InferConfig, tmp_path: Path) -> None:
+    where = make_checkpoint(tmp_path / "model")
+    config = replace(config, model=where, engine="hf", device="cpu", roi="relevance", max_new_tokens=4)
+    assert run(config, QUIET).counts["ok"] == 3
+    predictions = stored(config.out)
+    assert all(p.policy == "relevance" and p.box is not None and p.box_status == "skipped" for p in predictions)
+    assert any(p.box is not None and p.box.area < 0.9 for p in predictions), "a region, not always the whole picture"
+    assert all(p.tokens["pass2_in"] > p.tokens["pass1_in"] + 16 for p in predictions)

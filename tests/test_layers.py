@@ -39,7 +39,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 CLI = 5
 
-WITH_TORCH = ("relevance", "llava", "convert", "backbones", "engines.hf", "engines._prefix", "training", "miniature")
+WITH_TORCH = ("relevance", "llava", "convert", "backbones", "engines.hf", "engines._prefix", "engines._batch", "training", "miniature")
 HOMES: dict[str, tuple[str, ...]] = {
     "torch": WITH_TORCH,
     "transformers": WITH_TORCH,
@@ -178,7 +178,20 @@ def without_torch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "demo", "annotate", "train", "infer", "eval", "visualize", "visualize overlay", "visualize stats"],
+    [
+        "",
+        "demo",
+        "annotate",
+        "train",
+        "infer",
+        "eval",
+        "visualize",
+        "visualize overlay",
+        "visualize stats",
+        "visualize report",
+        "model convert",
+        "model info",
+    ],
 )
 def test_help_without_torch(command: str) -> None:
     done = without_torch(*command.split(), "--help")

@@ -15,82 +15,37 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from cos_core import llava as loader
-from cos_core.encoding import Encoded, detokenize
+from cos_core.encoding import detokenize
+from cos_core.engines._batch import (
+    Job,
+    Row,
+    State,
+    by_length,
+    free_memory,
+    is_out_of_memory,
+    segments,
+    stop_ids,
+    token_bytes,
+)
 from cos_core.engines._constrain import TokenGrammar
+from cos_core.engines._prefix import Match, PrefixStore, buffer, common_length
 from cos_core.errors import InputError
 from cos_core.interfaces import Grammar, Reply, Request
 
 if TYPE_CHECKING:
-    import torch
     from PIL.Image import Image
-
-    from cos_core.engines._prefix import Match, Prefix
-
-T = TypeVar("T")
 
 WORTH_SHARING = 16
 """Fewer common tokens than this are not computed apart for the questions of one picture."""
-
-
-@dataclass(slots=True)
-class _Row:
-    """A token sequence to run: its pictures in order, and how much of it is stored already.
-
-    `keys`: the ids with a negative number a picture in its positions, so that equal keys mean equal keys and values.
-    """
-
-    ids: np.ndarray
-    keys: np.ndarray
-    images: tuple[Image, ...]
-    numbers: tuple[int, ...]
-    match: Match
-
-
-@dataclass(slots=True)
-class _Job:
-    """A request made ready, and what has been generated for it."""
-
-    place: int
-    request: Request
-    encoded: Encoded
-    row: _Row
-    grammar: TokenGrammar | None
-    given: int = 0
-    """How many of `ids` the grammar had forced before the model was asked: they stand at the end of `row`."""
-    ids: list[int] = field(default_factory=list)
-    margins: list[float] = field(default_factory=list)
-    pending: list[int] = field(default_factory=list)
-    steps: int = 0
-    cached: int = 0
-    heard: int = 0
-    done: bool = False
-
-    @property
-    def columns(self) -> int:
-        """Positions that answering takes at most; rows of a grammar wait for each other's forced tokens."""
-        return len(self.row.ids) + self.request.max_new_tokens * (2 if self.grammar else 1)
-
-
-@dataclass(slots=True)
-class _State:
-    """A batch under way: keys and values, which columns count, the next position of each row."""
-
-    cache: Any
-    mask: torch.Tensor
-    positions: torch.Tensor
-    stored: int
-    """Columns in front that were copied from the store."""
-    logits: torch.Tensor
 
 
 class HfEngine:
@@ -103,16 +58,14 @@ class HfEngine:
     name = "hf"
 
     def __init__(self, llava: loader.Llava, *, reuse: bool = True, kv_budget: int | None = None) -> None:
-        from cos_core.engines._prefix import PrefixStore
-
         self._llava = llava
-        self._stop = _stop_ids(llava)
+        self._stop = stop_ids(llava)
         text = llava.model.config.get_text_config()
         self._context = int(text.max_position_embeddings)
         self._layers = int(text.num_hidden_layers)
-        self._token_bytes = _token_bytes(text, llava.model.dtype)
+        self._token_bytes = token_bytes(text, llava.model.dtype)
         self.reuse = reuse
-        self.kv_budget = kv_budget or _free_memory(llava.device)
+        self.kv_budget = kv_budget or free_memory(llava.device)
         self.kv_peak = 0
         """Most bytes of keys and values ever held at once."""
         self._store = PrefixStore(self.kv_budget // 2)
@@ -135,7 +88,7 @@ class HfEngine:
         or for the budget, memory runs out for it alone) gets a Reply with `error`; the others are answered.
         """
         replies: dict[int, Reply] = {}
-        todo: list[_Job] = []
+        todo: list[Job] = []
         for place, request in enumerate(requests):
             try:
                 todo.append(self._job(place, request))
@@ -159,9 +112,7 @@ class HfEngine:
                 self._number(image)
                 self._pixels[id(image)] = self._llava.pixels([image])[0]
 
-    def _job(self, place: int, request: Request) -> _Job:
-        from cos_core.engines._prefix import Match
-
+    def _job(self, place: int, request: Request) -> Job:
         encoded = self._llava.encode(request.turns)
         missing = [slot for slot in encoded.slots if slot not in request.images]
         if missing:
@@ -179,7 +130,7 @@ class HfEngine:
         ids = np.array([*encoded.ids, *given], dtype=np.int64)
         keys = ids.copy()
         keys[ids == self._llava.image_token_id] = np.repeat([-1 - n for n in numbers], self._llava.image_tokens)
-        job = _Job(place, request, encoded, _Row(ids, keys, images, numbers, Match()), grammar, len(given), list(given))
+        job = Job(place, request, encoded, Row(ids, keys, images, numbers, Match()), grammar, len(given), list(given))
         job.margins = [math.inf] * len(given)
         if job.columns * self._token_bytes > self.kv_budget:
             raise InputError(
@@ -195,7 +146,7 @@ class HfEngine:
             self._grammars[grammar] = TokenGrammar(grammar, self._llava.tokenizer, self._llava.profile)
         return self._grammars[grammar]
 
-    def _fitting(self, jobs: Sequence[_Job]) -> int:
+    def _fitting(self, jobs: Sequence[Job]) -> int:
         """How many of the first jobs run together: half the budget is theirs, half the store's; at least one runs."""
         longest, rows = 0, 0
         for job in jobs[: self._rows or len(jobs)]:
@@ -205,13 +156,11 @@ class HfEngine:
             rows += 1
         return rows
 
-    def _unless_out_of_memory(self, jobs: Sequence[_Job]) -> list[Reply] | None:
-        import torch
-
+    def _unless_out_of_memory(self, jobs: Sequence[Job]) -> list[Reply] | None:
         try:
             return self._run(jobs)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         self._store.clear()
         for job in jobs:
@@ -221,11 +170,11 @@ class HfEngine:
             torch.cuda.empty_cache()
         return None
 
-    def _run(self, jobs: Sequence[_Job]) -> list[Reply]:
+    def _run(self, jobs: Sequence[Job]) -> list[Reply]:
         self._greedy(jobs)
         return [self._reply(job) for job in jobs]
 
-    def _reply(self, job: _Job) -> Reply:
+    def _reply(self, job: Job) -> Reply:
         finished = job.grammar.complete(job.ids) if job.grammar else bool(job.ids) and job.ids[-1] in self._stop
         return Reply(
             self._text(job).strip(),
@@ -238,16 +187,14 @@ class HfEngine:
             margins=tuple(job.margins),
         )
 
-    def _text(self, job: _Job) -> str:
+    def _text(self, job: Job) -> str:
         if job.grammar:
             return job.grammar.text(job.ids)
         ids = job.ids[:-1] if job.ids and job.ids[-1] in self._stop else job.ids
         return detokenize(ids, self._llava.tokenizer)
 
-    def _greedy(self, jobs: Sequence[_Job]) -> list[list[int]]:
+    def _greedy(self, jobs: Sequence[Job]) -> list[list[int]]:
         """The most likely continuation of each job, its end mark included when it came before the budget was spent."""
-        import torch
-
         working = max(job.columns for job in jobs) * len(jobs) * self._token_bytes
         self._store.limit = max(0, self.kv_budget - working)
         self._store.shrink(self._store.limit)
@@ -258,41 +205,37 @@ class HfEngine:
                 self.kv_peak = max(self.kv_peak, self._store.held + working)
         return [job.ids for job in jobs]
 
-    def _share(self, rows: Sequence[_Row]) -> None:
+    def _share(self, rows: Sequence[Row]) -> None:
         """Computes what the questions of one picture have in common once, before the questions themselves."""
-        from cos_core.engines._prefix import common_length
-
         if not self.reuse:
             return
-        groups: dict[int, list[_Row]] = {}
+        groups: dict[int, list[Row]] = {}
         for row in rows:
             if row.numbers:
                 groups.setdefault(row.numbers[0], []).append(row)
-        shared: list[_Row] = []
+        shared: list[Row] = []
         for group in groups.values():
             first = group[0]
             common = min(min(common_length(first.keys, row.keys), len(row.keys) - 1) for row in group)
             match = self._store.match(first.keys[: common + 1])
             if len(group) > 1 and common - match.length >= WORTH_SHARING:
-                cut = _Row(first.ids[:common], first.keys[:common], first.images, first.numbers, match)
+                cut = Row(first.ids[:common], first.keys[:common], first.images, first.numbers, match)
                 pictures = int((cut.keys < 0).sum()) // self._llava.image_tokens
                 cut.images, cut.numbers = cut.images[:pictures], cut.numbers[:pictures]
                 shared.append(cut)
         # Rows that continue little and rows that begin anew are not padded to one another.
-        for batch in _by_length(shared, lambda row: len(row.ids) - row.match.length):
+        for batch in by_length(shared, lambda row: len(row.ids) - row.match.length):
             state = self._prompts(batch, 0)
             for place, row in enumerate(batch):
                 self._keep(state, place, row, row.keys)
         for row in rows:
             row.match = self._store.match(row.keys)
 
-    def _alike(self, jobs: Sequence[_Job]) -> list[list[_Job]]:
-        return _by_length(jobs, lambda job: len(job.row.ids) - job.row.match.length)
+    def _alike(self, jobs: Sequence[Job]) -> list[list[Job]]:
+        return by_length(jobs, lambda job: len(job.row.ids) - job.row.match.length)
 
-    def _answer(self, jobs: list[_Job]) -> None:
+    def _answer(self, jobs: list[Job]) -> None:
         """Prompts, then tokens until every job has its end mark or its budget; finished rows leave at every halving."""
-        import torch
-
         state = self._prompts([job.row for job in jobs], max(job.columns - len(job.row.ids) for job in jobs))
         for job in jobs:
             job.cached = min(job.row.match.length, len(job.encoded))
@@ -316,7 +259,7 @@ class HfEngine:
                 rows = [rows[place] for place in alive]
             self._step(state, [job.pending for job in rows])
 
-    def _choose(self, rows: Sequence[_Job], logits: torch.Tensor) -> None:
+    def _choose(self, rows: Sequence[Job], logits: torch.Tensor) -> None:
         """Each unfinished row's next token, and those that its grammar then leaves no choice about."""
         best = logits.argmax(-1).tolist()
         two = logits.float().topk(2, dim=-1).values  # (rows, 2)
@@ -338,24 +281,20 @@ class HfEngine:
             if job.request.listen is not None:
                 self._tell(job, job.request.listen)
 
-    def _tell(self, job: _Job, listen: Callable[[str], None]) -> None:
+    def _tell(self, job: Job, listen: Callable[[str], None]) -> None:
         text = self._text(job).lstrip()
         # A character of several tokens shows as a replacement mark until its last token is there.
         if not text.endswith("\N{REPLACEMENT CHARACTER}") and len(text) > job.heard:
             listen(text[job.heard :])
             job.heard = len(text)
 
-    def _over(self, job: _Job) -> bool:
+    def _over(self, job: Job) -> bool:
         if len(job.ids) >= job.request.max_new_tokens:
             return True
         return job.grammar.complete(job.ids) if job.grammar else bool(job.ids) and job.ids[-1] in self._stop
 
-    def _prompts(self, rows: Sequence[_Row], room: int) -> _State:
+    def _prompts(self, rows: Sequence[Row], room: int) -> State:
         """Runs what is not stored of each row; leaves room for `room` more positions."""
-        import torch
-
-        from cos_core.engines._prefix import buffer
-
         device = self._llava.device
         stored = max(row.match.length for row in rows)
         fresh = [row.ids[row.match.length :] for row in rows]
@@ -363,7 +302,7 @@ class HfEngine:
         cache = buffer(self._layers, stored + longest + room)
         if stored:
             for layer, part in enumerate(cache.layers):
-                part.start([_segments(row.match.prefix, layer, row.match.length) for row in rows], stored)
+                part.start([segments(row.match.prefix, layer, row.match.length) for row in rows], stored)
         padding = 0 if self._llava.image_token_id != 0 else 1  # any id but the image's; the mask hides it
         ids = torch.full((len(rows), longest), padding)
         mask = torch.zeros((len(rows), stored + longest), dtype=torch.long)
@@ -376,14 +315,12 @@ class HfEngine:
         ids, mask, positions = ids.to(device), mask.to(device), positions.to(device)
         features = self._shown(rows)
         embeddings = self._llava.model.get_input_embeddings()(ids) if features is None else self._llava.embed(ids, features)
-        state = _State(cache, mask, positions, stored, embeddings)
+        state = State(cache, mask, positions, stored, embeddings)
         self._forward(state, inputs_embeds=embeddings)
         return state
 
-    def _step(self, state: _State, new: Sequence[Sequence[int]]) -> None:
+    def _step(self, state: State, new: Sequence[Sequence[int]]) -> None:
         """Runs the tokens just chosen, padded on the left to the longest row."""
-        import torch
-
         width = max(len(tokens) for tokens in new)
         ids = torch.tensor([[0] * (width - len(tokens)) + list(tokens) for tokens in new])
         mask = torch.tensor([[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in new]).to(state.mask)
@@ -391,7 +328,7 @@ class HfEngine:
         state.mask = torch.cat([state.mask, mask], dim=1)
         self._forward(state, input_ids=ids.to(state.mask.device))
 
-    def _forward(self, state: _State, **inputs: torch.Tensor) -> None:
+    def _forward(self, state: State, **inputs: torch.Tensor) -> None:
         state.logits = self._llava.model(
             **inputs,
             attention_mask=state.mask,
@@ -401,16 +338,14 @@ class HfEngine:
             logits_to_keep=1,
         ).logits[:, -1]  # (rows, vocabulary)
 
-    def _keep(self, state: _State, place: int, row: _Row, keys: np.ndarray) -> None:
+    def _keep(self, state: State, place: int, row: Row, keys: np.ndarray) -> None:
         """Stores what the row has computed, so that a later one that begins alike continues it."""
         columns = state.mask[place, state.stored :].nonzero()[:, 0] + state.stored
         layers = [(part.keys[place, :, columns], part.values[place, :, columns]) for part in state.cache.layers]
         self._store.add(keys, row.match, layers, row.numbers)
 
-    def _shown(self, rows: Sequence[_Row]) -> torch.Tensor | None:
+    def _shown(self, rows: Sequence[Row]) -> torch.Tensor | None:
         """Features of every image position that is not stored, in order: (positions, hidden)."""
-        import torch
-
         size = self._llava.image_tokens
         wanted: list[tuple[Image, int]] = []
         for row in rows:
@@ -427,8 +362,6 @@ class HfEngine:
 
     def _image_features(self, pictures: Sequence[Image]) -> list[torch.Tensor]:
         """(image_tokens, hidden) each, every distinct picture encoded once."""
-        import torch
-
         new = {id(image): image for image in pictures if id(image) not in self._features}
         if new:
             ready = [self._pixels.pop(key, None) for key in new]
@@ -456,20 +389,6 @@ def _forget(engine: weakref.ref[HfEngine], key: int) -> None:
         self._store.forget(self._numbers.pop(key))
 
 
-def _segments(prefix: Prefix | None, layer: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return prefix.segments(layer, length) if prefix is not None and length else []
-
-
-def _by_length(items: Sequence[T], length: Callable[[T], int]) -> list[list[T]]:
-    """Items in batches of like length, so that little padding is computed."""
-    batches: list[list[T]] = []
-    for item in sorted(items, key=length):
-        if not batches or length(item) > 1.5 * length(batches[-1][0]) + 32:
-            batches.append([])
-        batches[-1].append(item)
-    return batches
-
-
 def build(
     model: str | Path = loader.MINIATURE,
     *,
@@ -484,35 +403,3 @@ def build(
     """Loads the checkpoint and returns its engine. Raises what `llava.load` raises."""
     llava = loader.load(model, profile=profile, device=device, dtype=dtype, attention=attention)
     return HfEngine(llava, reuse=reuse, kv_budget=kv_budget)
-
-
-def _token_bytes(config: Any, dtype: torch.dtype) -> int:
-    """Bytes of keys and values that one position takes in all layers."""
-    heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-    width = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    return 2 * int(config.num_hidden_layers) * heads * width * dtype.itemsize
-
-
-def _free_memory(device: torch.device) -> int:
-    import torch
-
-    if device.type == "cuda":
-        return int(0.7 * torch.cuda.mem_get_info(device)[0])
-    return max(2**28, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
-
-
-def _stop_ids(llava: loader.Llava) -> frozenset[int]:
-    """The ids that end an answer: the tokenizer's and the model's end tokens, and the profile's end mark if it is one token."""
-    configured = llava.model.generation_config.eos_token_id
-    ids = {llava.tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
-    mark = llava.tokenizer(llava.profile.turn_end, add_special_tokens=False)["input_ids"] if llava.profile.turn_end else []
-    if len(mark) == 1:
-        ids.add(mark[0])
-    return frozenset(int(i) for i in ids if i is not None)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """torch raises OutOfMemoryError on a GPU and a bare RuntimeError with these words when a CPU allocation fails."""
-    import torch
-
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

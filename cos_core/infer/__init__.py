@@ -19,6 +19,7 @@ from cos_core import llava, manifest, plug
 from cos_core.datasets import Problem, read_examples
 from cos_core.errors import FailuresError, InputError
 from cos_core.images import open_image
+from cos_core.infer import heat
 from cos_core.infer.passes import BoxDecode, OnBadBox, Setting, TwoPass
 from cos_core.infer.pictures import PictureReader
 from cos_core.interfaces import Engine, Reporter
@@ -37,8 +38,9 @@ UNUSABLE = ("unparsable", "degenerate")
 class InferConfig:
     """Settings of one run: a file of questions (`data`, `images`, `out`), or one `image` with one `question`.
 
-    `roi`: a policy, or "model" or "center" for short; `on_bad_box`: what to look at when the first pass names no usable region:
-    the whole image again, its centre, or nothing (the question is left unanswered and counted as skipped).
+    `roi`: a policy, "model" or "center" for short, or "relevance" (heat.py: no training needed); `on_bad_box`: what to look at
+    when there is no usable region: the whole image again, its centre, or nothing (the question is left unanswered and counted
+    as skipped).
     `question` with `images` and no `data`: the same question about every picture of the folder.
     `box_tokens`: budget of the first pass; three decimals take 29 tokens in LLaVA's tokenizer, six take 41, and a few words may
     stand around them. `max_new_tokens`: budget of the answer. `max_failures`: stop once more items than this have failed;
@@ -91,7 +93,7 @@ class InferConfig:
 
 def setting(config: InferConfig) -> Setting:
     """Resolves policy and profile. Raises InputError for an unknown policy or profile."""
-    policy = plug.load("policies", ROI_ALIASES.get(config.roi, config.roi))
+    policy = heat.POLICY if config.roi == heat.POLICY.name else plug.load("policies", ROI_ALIASES.get(config.roi, config.roi))
     where = llava.resolve(config.model)
     profile = checkpoint_profile(where, config.profile)
     fingerprint = manifest.fingerprint(
@@ -150,7 +152,7 @@ def run(config: InferConfig, reporter: Reporter, engine: Engine | None = None) -
             engine = engine or build_engine(config)
             # The old manifest speaks of a finished file, which this one no longer is.
             manifest.path_for(config.out).unlink(missing_ok=True)
-            chain = TwoPass(engine, made, asked.siblings)
+            chain = TwoPass(engine, made, asked.siblings, finder=finder(config))
             batches = [todo[start : start + config.batch_size] for start in range(0, len(todo), config.batch_size)]
             with PictureReader(config.images, getattr(engine, "prepare", None)) as pictures:
                 for batch, after in zip(batches, [*batches[1:], []], strict=True):
@@ -183,7 +185,7 @@ def answer_one(
         raise InputError("one answer needs an image and a question")
     made = setting(config)
     picture = open_image(None, str(config.image))
-    chain = TwoPass(engine or build_engine(config), made, listen=listen)
+    chain = TwoPass(engine or build_engine(config), made, listen=listen, finder=finder(config))
     example = Example(id=config.image.name, dataset="single", image=str(config.image), question=config.question)
     prediction = chain.predict([(example, picture)])[0]
     if prediction.error is not None and not _was_skipped(prediction):
@@ -191,6 +193,13 @@ def answer_one(
     if prediction.box_status in UNUSABLE and config.on_bad_box != "skip":
         reporter.warn(f"the first pass named no usable region ({prediction.box_status}); looked at: {config.on_bad_box}")
     return prediction
+
+
+def finder(config: InferConfig) -> heat.HeatFinder | None:
+    """What finds regions for `roi="relevance"`; None for every other choice."""
+    if config.roi != heat.POLICY.name:
+        return None
+    return heat.build(str(config.model), config.device, config.dtype)
 
 
 def build_engine(config: InferConfig) -> Engine:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from cos_core.errors import InputError
 from cos_core.images import open_image
-from cos_core.infer import InferConfig, build_engine, setting
+from cos_core.infer import InferConfig, build_engine, finder, setting
 from cos_core.infer.passes import TwoPass
 from cos_core.interfaces import Engine
 from cos_core.types import Example, Prediction
@@ -25,7 +25,7 @@ class Conversation:
         # The engine keeps what it computed for as long as this picture lives.
         self._picture = open_image(None, str(config.image))
         made = setting(config)
-        self._chain = TwoPass(engine or build_engine(config), made, listen=listen)
+        self._chain = TwoPass(engine or build_engine(config), made, listen=listen, finder=finder(config))
 
     def ask(self, question: str) -> Prediction:
         """The answer, or a Prediction with `error`."""

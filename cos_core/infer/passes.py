@@ -21,6 +21,8 @@ from cos_core.types import BoxStatus, Example, Prediction
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from cos_core.infer.heat import HeatFinder
+
 OnBadBox = Literal["full", "center", "skip"]
 BoxDecode = Literal["free", "grammar"]
 CENTRE = Box(0.25, 0.25, 0.75, 0.75, "image")
@@ -65,11 +67,13 @@ class TwoPass:
         setting: Setting,
         siblings: Mapping[str, Sequence[str]] | None = None,
         listen: Callable[[str], None] | None = None,
+        finder: HeatFinder | None = None,
     ) -> None:
         """`siblings`: all questions of each image, by its name, for the policy that asks with all of them; `listen` hears the
-        answer's text as it comes.
+        answer's text as it comes; `finder` gives the regions instead of the policy, from plain answers.
         """
         self._engine = engine
+        self._finder = finder
         self._listen = listen
         self._setting = setting
         self._policy, self._profile = setting.policy, setting.profile
@@ -86,6 +90,8 @@ class TwoPass:
         ]
         if self._policy.source == "model":
             self._ask_where(work)
+        elif self._finder is not None:
+            self._find_box(work, self._finder)
         elif self._policy.source in ("fixed", "gold"):
             self._give_box(work)
         if self._policy.source != "none":
@@ -146,6 +152,29 @@ class TwoPass:
                 item.error = str(error)
                 continue
             item.box_text = write_box(SquarePad(*item.image.size).to_square(box), self._profile)
+
+    def _find_box(self, work: Sequence[_Work], finder: HeatFinder) -> None:
+        """Instead of pass 1: a plain answer, and the area of the picture that it rests on, written as a box."""
+        asked = [(item, item.image) for item in work if item.error is None and item.image is not None]
+        requests = [
+            Request(dialogue(self._profile, item.example.question, chain=False), {"full": image}, self._setting.max_new_tokens)
+            for item, image in asked
+        ]
+        replies = self._engine.generate(requests) if requests else []
+        explained = []
+        for (item, image), reply in zip(asked, replies, strict=True):
+            _count(item, "pass1", reply)
+            if reply.error is not None or not reply.text:
+                item.error = f"pass 1: {reply.error or 'the plain answer is empty, there is nothing to explain'}"
+            else:
+                explained.append((item, image, reply.text))
+        boxes = finder.find([(item.example, image, text) for item, image, text in explained]) if explained else []
+        for (item, image, _), found in zip(explained, boxes, strict=True):
+            box = found or {"full": full_box("image"), "center": CENTRE, "skip": None}[self._setting.on_bad_box]
+            if box is None:
+                item.error = "no area of the picture stands out; skipped as asked"
+                continue
+            item.box_text = write_box(SquarePad(*image.size).to_square(box), self._profile)
 
     def _cut(self, work: Sequence[_Work]) -> None:
         """Reads each box text and cuts the region that it names, or that stands in for it, from the picture."""

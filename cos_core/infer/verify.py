@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cos_core.infer import InferConfig, build_engine, questions, setting
+from cos_core.infer import InferConfig, build_engine, finder, questions, setting
 from cos_core.infer.passes import TwoPass
 from cos_core.infer.pictures import PictureReader
 from cos_core.interfaces import Engine, Reply, Reporter, Request
@@ -52,7 +52,7 @@ def verify(config: InferConfig, count: int, reporter: Reporter) -> dict[str, Any
     # One set of weights serves both.
     alone = getattr(reusing, "without_reuse", None)
     both = _Both(reusing, alone() if alone else build_engine(replace(config, reuse=False)))
-    chain = TwoPass(both, made, asked.siblings)
+    chain = TwoPass(both, made, asked.siblings, finder=finder(config))
     with PictureReader(config.images) as pictures:
         for start in range(0, len(asked.examples), config.batch_size):
             batch = asked.examples[start : start + config.batch_size]
