@@ -26,7 +26,7 @@ from cos_core.types import Prediction, RunManifest
 
 ROOT = Path(__file__).resolve().parent.parent
 POPE = ROOT / "tests" / "golden" / "pope"
-COMMANDS = ["demo", "annotate", "train", "infer", "eval", "visualize"]
+COMMANDS = ["demo", "annotate", "train", "infer", "eval", "visualize", "model"]
 COMMANDS += [f"visualize {name}" for name in ("overlay", "stats", "report", "compare", "export")]
 
 
@@ -400,3 +400,32 @@ def test_completion_in_bash(words: str, expected: str) -> None:
     )
     assert expected in done.stdout.split()
     assert "torch" not in done.stderr
+
+
+def scripted(tmp_path: Path) -> list[str]:
+    """The first arguments of `cos infer` about one picture, with answers from a table."""
+    table, picture = tmp_path / "table.json", tmp_path / "photo.png"
+    inst1 = '<image>\nTo answer the question: "{}", where is the region of interest in the image?'
+    inst2 = 'The region of interest in the image is <image>\n. Answer the question: "{}"'
+    words = {"q": "red", "r": "blue"}
+    answers = {inst1.format(q): "[0.250, 0.250, 0.750, 0.750]" for q in words} | {inst2.format(q): a for q, a in words.items()}
+    table.write_text(json.dumps(answers))
+    Image.new("RGB", (40, 30), "red").save(picture)
+    return ["infer", "--engine", "scripted", "--model", str(table), "--image", str(picture)]
+
+
+def test_a_conversation_about_one_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("q\nr\n\nq\n"))
+    assert main.run([*scripted(tmp_path), "--chat"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "red\nblue\n"
+    assert captured.err.count("box     [0.250") == 2
+
+
+def test_an_answer_as_it_comes_and_as_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = tmp_path / "shown.png"
+    assert main.run([*scripted(tmp_path), "--question", "q", "--stream", "--show", str(saved)]) == 0
+    assert capsys.readouterr().out.startswith("red\nbox     [0.250")
+    assert Image.open(saved).width > 40
