@@ -86,6 +86,9 @@ def evaluate(
         float | None, typer.Option(help="GiB for keys and values; a quarter of the free memory (GPU: 70 %) when not given.")
     ] = None,
     engine: options.Engine = "hf",
+    server: Annotated[str | None, typer.Option(help="With --engine openai: the server's address, up to /v1.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="With --engine openai: requests under way at once.")] = 8,
+    timeout: Annotated[float, typer.Option(min=0.1, help="With --engine openai: seconds that one request may take.")] = 120.0,
     max_failures: options.MaxFailures = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -157,6 +160,9 @@ def evaluate(
             device=device,
             dtype=dtype,
             engine=engine,
+            server=server,
+            concurrency=concurrency,
+            timeout=timeout,
             max_failures=max_failures,
         )
     suite = suites.Suite(
