@@ -7,10 +7,7 @@ comes from the server, which asks a judge in those cases.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cos_core import answers, metrics
-from cos_core.benchmarks import _files, _vqa
+from cos_core.benchmarks import _files, _tsv, _vqa
 from cos_core.errors import InputError
 from cos_core.interfaces import BenchmarkData
 from cos_core.metrics import Estimate, Verdict
@@ -29,7 +26,6 @@ SUFFIXES = {"en": answers.OPTION_LETTER, "cn": "请直接回答选项字母。"}
 SOURCE = "LLaVA's or OpenCompass's evaluation files"
 NEEDS = tuple(_files.Need((name,), SOURCE, split=split) for split, name in FILES.items())
 ROUND = 10**6
-_CELL_LIMIT = 64 * 2**20
 _SLICES = ("l2_category", "category")
 
 
@@ -46,7 +42,7 @@ class MmBench:
 
     def load(self, root: Path) -> BenchmarkData:
         path = self._file(root)
-        examples = [_example(row, f"{path}:{line}", SUFFIXES[self.split]) for line, row in _rows(path)]
+        examples = [_example(row, f"{path}:{line}", SUFFIXES[self.split]) for line, row in _tsv.rows(path)]
         labelled = all(example.answers for example in examples)
         return BenchmarkData(self.name, self.split, examples, _images(root, self.split), {"labels": labelled})
 
@@ -82,14 +78,9 @@ class MmBench:
         """Writes each question's picture as images/<split>/<index modulo 10^6>.jpg, those that are not there yet."""
         path, folder = self._file(root), _images(root, self.split)
         folder.mkdir(parents=True, exist_ok=True)
-        for line, row in _rows(path):
-            target = folder / f"{int(row['index']) % ROUND}.jpg"
+        for line, row in _tsv.rows(path):
             # A rotation may hold the index of the row that has the picture instead of the picture.
-            if not target.exists() and len(row.get("image", "")) > 64:
-                try:
-                    target.write_bytes(base64.b64decode(row["image"], validate=True))
-                except (OSError, binascii.Error) as error:
-                    raise InputError(f"{path}:{line}: the picture cannot be unpacked: {error}") from None
+            _tsv.unpack(row.get("image", ""), folder / f"{int(row['index']) % ROUND}.jpg", f"{path}:{line}")
 
     def _file(self, root: Path) -> Path:
         return _files.require(root, FILES[self.split], source=f"take it from {SOURCE}")
@@ -104,27 +95,12 @@ def _images(root: Path, split: str) -> Path:
     return root / "images" / split
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    csv.field_size_limit(_CELL_LIMIT)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t")
-            for row in reader:
-                cells = {key: value for key, value in row.items() if isinstance(key, str) and isinstance(value, str)}
-                _files.demand(cells, ("index", "question", "A", "B"), f"{path}:{reader.line_num}")
-                if not cells["index"].isdigit():
-                    raise InputError(f"{path}:{reader.line_num}: the index {cells['index'][:40]!r} is not a number")
-                yield reader.line_num, cells
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read as a table: {error}") from None
-
-
 def _example(row: Mapping[str, str], where: str, suffix: str) -> Example:
-    options = _options(row)
+    options = _tsv.options(row)
     answer = row.get("answer", "").strip()
     if answer and answer not in options:
         raise InputError(f"{where}: the answer {answer!r} is not one of the options {', '.join(options)}")
-    hint = [] if _blank(row.get("hint")) else [row["hint"]]
+    hint = [] if _tsv.blank(row.get("hint")) else [row["hint"]]
     text = "\n".join([*hint, row["question"], *(f"{letter}. {option}" for letter, option in options.items()), suffix])
     circle = int(row["index"]) % ROUND
     meta = {
@@ -134,20 +110,6 @@ def _example(row: Mapping[str, str], where: str, suffix: str) -> Example:
         "l2_category": row.get("l2-category", ""),
     }
     return Example(row["index"], "mmbench", f"{circle}.jpg", text, (answer,) if answer else (), tuple(options.values()), meta)
-
-
-def _options(row: Mapping[str, str]) -> dict[str, str]:
-    """Options from A on, up to the first that is missing, as LLaVA's reader takes them."""
-    result: dict[str, str] = {}
-    for letter in "ABCD":
-        if _blank(row.get(letter)):
-            break
-        result[letter] = row[letter]
-    return result
-
-
-def _blank(cell: str | None) -> bool:
-    return cell is None or cell.lower() in ("", "nan", "none")
 
 
 def _rule(example: Example, answer: str) -> Verdict:

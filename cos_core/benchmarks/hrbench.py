@@ -1,0 +1,87 @@
+"""HR-Bench: questions on 4K and 8K pictures, of one object (single) or several (cross); option letters, mean over four rounds.
+
+Reads `hr_bench_4k.tsv` or `hr_bench_8k.tsv` of DreamMr/HR-Bench. Each question stands four times with its options rotated, and
+the score is the plain mean over all rows, not CircularEval. The option an answer names is found by MMBench's rules without a
+judge; the authors ask a judge where rules do not decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cos_core import answers, metrics
+from cos_core.benchmarks import _files, _tsv, _vqa
+from cos_core.errors import InputError
+from cos_core.interfaces import BenchmarkData
+from cos_core.metrics import Estimate, Verdict
+from cos_core.types import Example, Prediction, Score
+
+SPLITS = ("4k", "8k")
+NEEDS = tuple(
+    _files.Need((f"hr_bench_{split}.tsv",), "DreamMr/HR-Bench on the Hugging Face hub", split=split) for split in SPLITS
+)
+COUNTS = {"4k": 800, "8k": 800}
+
+
+@dataclass(frozen=True)
+class HrBench:
+    """`split` "4k" or "8k". Pictures stand inside the table; `unpack` writes them where a run finds them."""
+
+    split: str
+    name: str = "hrbench"
+    summary: str = "HR-Bench 4K and 8K: option letters on high-resolution pictures, single and cross"
+    headline: str = "accuracy"
+    unit: str = "percent"
+    needs: tuple[_files.Need, ...] = NEEDS
+    counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
+
+    def load(self, root: Path) -> BenchmarkData:
+        path = self._file(root)
+        examples = [_example(row, f"{path}:{line}") for line, row in _tsv.rows(path, ("index", "question", "A", "B", "answer"))]
+        return BenchmarkData(self.name, self.split, examples, root / "images" / self.split)
+
+    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
+        return metrics.judge(data.examples, predictions, _rule, lambda e: {"category": e.meta["category"]})
+
+    def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
+        return _vqa.percentages(list(scores), ("category",))
+
+    def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
+        return _vqa.percentage_estimates(scores, ("category",))
+
+    def unpack(self, root: Path) -> None:
+        """Writes each row's picture as images/<split>/<index>.jpg, those that are not there yet."""
+        path, folder = self._file(root), root / "images" / self.split
+        folder.mkdir(parents=True, exist_ok=True)
+        for line, row in _tsv.rows(path):
+            _tsv.unpack(row.get("image", ""), folder / f"{row['index']}.jpg", f"{path}:{line}")
+
+    def _file(self, root: Path) -> Path:
+        return _files.require(
+            root, f"hr_bench_{self.split}.tsv", source="take it from DreamMr/HR-Bench on the Hugging Face hub"
+        )
+
+
+def build(split: str | None = None) -> HrBench:
+    """`split`: "4k" (the default) or "8k"."""
+    return HrBench(_vqa.chosen("hrbench", "split", split, SPLITS))
+
+
+def _example(row: Mapping[str, str], where: str) -> Example:
+    options, answer, index = _tsv.options(row), row["answer"].strip(), row["index"]
+    if answer not in options:
+        raise InputError(f"{where}: the answer {answer!r} is not one of the options {', '.join(options)}")
+    lines = [row["question"], *(f"{letter}. {option}" for letter, option in options.items()), answers.OPTION_LETTER]
+    # The cell of a later round may name the row that has the picture.
+    cell = row.get("image", "")
+    image = cell if cell.isdigit() and len(cell) <= 64 else index
+    meta = {"asked": row["question"], "category": row.get("category", "")}
+    return Example(index, "hrbench", f"{image}.jpg", "\n".join(lines), (answer,), tuple(options.values()), meta)
+
+
+def _rule(example: Example, answer: str) -> Verdict:
+    letter = answers.option_letter(answer, dict(zip("ABCD", example.choices, strict=False)))
+    return Verdict(float(letter == example.answers[0]), letter, example.answers[0])

@@ -1,0 +1,76 @@
+"""V*Bench: small objects in large pictures; attributes of one object, or how two lie to each other. Options by letter.
+
+Reads `test_questions.jsonl` of craigwu/vstar_bench, whose texts hold the options and the format sentence. The option an answer
+names is found by MMBench's rules without a judge; the authors rank the options by likelihood instead, so figures of models that
+answer freely are their own protocol.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cos_core import answers, metrics
+from cos_core.benchmarks import _files, _vqa
+from cos_core.errors import InputError
+from cos_core.interfaces import BenchmarkData
+from cos_core.metrics import Estimate, Verdict
+from cos_core.types import Example, Prediction, Score
+
+SOURCE = "craigwu/vstar_bench on the Hugging Face hub"
+NEEDS = (
+    _files.Need(("test_questions.jsonl",), SOURCE),
+    _files.Need(("direct_attributes",), f"{SOURCE}; only to run a model", optional=True),
+    _files.Need(("relative_position",), f"{SOURCE}; only to run a model", optional=True),
+)
+COUNTS = {"test": 191}
+_OPTION = re.compile(r"^\(([A-D])\)\s*(.+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class VStar:
+    """One split."""
+
+    name: str = "vstar"
+    summary: str = "V*Bench: small objects in large pictures, option letters by category"
+    headline: str = "accuracy"
+    unit: str = "percent"
+    needs: tuple[_files.Need, ...] = NEEDS
+    counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
+
+    def load(self, root: Path) -> BenchmarkData:
+        path = _files.require(root, "test_questions.jsonl", source=f"take it from {SOURCE}")
+        rows = _files.rows(path, ("question_id", "image", "text", "label", "category"))
+        return BenchmarkData(self.name, "test", [_example(row, f"{path}:{line}") for line, row in rows], root)
+
+    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
+        return metrics.judge(data.examples, predictions, _rule, lambda e: {"category": e.meta["category"]})
+
+    def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
+        return _vqa.percentages(list(scores), ("category",))
+
+    def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
+        return _vqa.percentage_estimates(scores, ("category",))
+
+
+def build(split: str | None = None) -> VStar:
+    """`split`: only "test"."""
+    _vqa.chosen("vstar", "split", split, ("test",))
+    return VStar()
+
+
+def _example(row: Mapping[str, Any], where: str) -> Example:
+    options = dict(_OPTION.findall(row["text"]))
+    if row["label"] not in options:
+        raise InputError(f"{where}: the label {row['label']!r} is not one of the options {', '.join(options) or '(none)'}")
+    text = row["text"] if answers.OPTION_LETTER in row["text"] else f"{row['text']}\n{answers.OPTION_LETTER}"
+    meta = {"asked": row["text"].split("\n")[0], "category": row["category"]}
+    return Example(str(row["question_id"]), "vstar", row["image"], text, (row["label"],), tuple(options.values()), meta)
+
+
+def _rule(example: Example, answer: str) -> Verdict:
+    letter = answers.option_letter(answer, dict(zip("ABCD", example.choices, strict=False)))
+    return Verdict(float(letter == example.answers[0]), letter, example.answers[0])
