@@ -2,8 +2,8 @@
 
     python benchmarks/box_statistics.py [BOXES] [FOLDER]     (3.3 million, a temporary folder)
 
-A store that is in FOLDER already is read again. Memory is what the process itself holds; the pages of the store's file that the
-system keeps in memory meanwhile are given beside it.
+A store that is in FOLDER already is read again. Memory is the most that the process held, the pages of the store's file that
+the system lends it included.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def measured(store: Path, out: Path, answer: multiprocessing.SimpleQueue) -> Non
     """In a process of its own, so that memory is the statistics' alone."""
     wall, cpu = time.perf_counter(), time.process_time()
     found = run(BoxStatsConfig(store, out), SilentReporter()).results
-    answer.put((found, time.perf_counter() - wall, time.process_time() - cpu, memory("RssAnon"), memory("RssFile")))
+    answer.put((found, time.perf_counter() - wall, time.process_time() - cpu, memory("VmHWM")))
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def main() -> None:
         answer = context.SimpleQueue()
         process = context.Process(target=measured, args=(folder / "store", folder / "out", answer))
         process.start()
-        found, wall, cpu, own, file = answer.get()
+        found, wall, cpu, most = answer.get()
         process.join()
     side = values[:, 2:] - values[:, :2]
     offset = np.hypot(*((values[:, :2] + values[:, 2:]) / 2 - 0.5).T)
@@ -80,9 +80,9 @@ def main() -> None:
     apart = max(abs(found[name]["mean"] / value - 1) for name, value in plain.items())
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     print(f"{machine}, Python {platform.python_version()}, numpy {np.__version__}")
-    print("| boxes | seconds | CPU seconds | own memory, MB | store's pages, MB | furthest mean from numpy's |")
-    print("|---|---|---|---|---|---|")
-    print(f"| {found['boxes']:,} | {wall:.1f} | {cpu:.1f} | {own:.0f} | {file:.0f} | {apart:.1e} |")
+    print("| boxes | seconds | CPU seconds | peak memory, MB | furthest mean from numpy's |")
+    print("|---|---|---|---|---|")
+    print(f"| {found['boxes']:,} | {wall:.1f} | {cpu:.1f} | {most:.0f} | {apart:.1e} |")
 
 
 if __name__ == "__main__":

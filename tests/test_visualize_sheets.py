@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from scored_runs import folder, scored
 
+from cos_cli import main
 from cos_core import manifest
 from cos_core.errors import InputError
 from cos_core.geometry import Box
@@ -164,3 +165,22 @@ def test_an_export_without_pictures(two: tuple[Path, Path], tmp_path: Path) -> N
     assert result.counts == {"ok": 2, "failed": 2, "skipped": 0}
     with pytest.raises(InputError, match="no export format"):
         ExportConfig(two[1], tmp_path / "c.json", "yolo")  # type: ignore[arg-type]
+
+
+# --- as a person calls them ---
+
+
+def test_the_commands(two: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = map(str, two)
+    calls = (
+        (["report", before, after, "--out", str(tmp_path / "r.html"), "--flipped"], "2 cards of 2 questions"),
+        (["compare", before, after, "--out", str(tmp_path / "c.png"), "--grid", "1x1"], "4 questions fit, 1 are shown"),
+        (["export", after, "--format", "coco", "--out", str(tmp_path / "e.json"), "--wrong"], "2 questions"),
+    )
+    for arguments, words in calls:
+        assert main.run(["visualize", *arguments, "--json"]) == 0
+        said = capsys.readouterr()
+        assert words in said.err
+        assert json.loads(said.out)["status"] == "complete"
+    assert main.run(["visualize", "report", before, "--out", str(tmp_path / "x.html"), "--flipped"]) == 3
+    assert "--flipped compares two runs" in capsys.readouterr().err

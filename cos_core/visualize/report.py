@@ -109,7 +109,7 @@ def _sections(report: DemoReport, album: Album) -> list[tuple[str, str, Html]]:
     kinds = any(arm.kinds for arm in report.arms)
     label_words = (
         "No one drew these regions: annotation found them by asking the model which part of the picture its answer came from. "
-        "This is how often they lie on the right object."
+        "This is how often they hold the centre of the right object."
     )
     hits = "“Region hits”: the region holds the centre of the right object."
     facts = [sections.facts(t, v) for t, v in (("Settings", report.settings), ("Provenance", report.provenance)) if v]

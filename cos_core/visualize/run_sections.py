@@ -28,7 +28,10 @@ def runs_table(runs: Sequence[Run]) -> Html:
     """A row a run: headline with its interval, questions, how its boxes were read, how it was asked."""
     rows = [element("tr", joined(_run_cells(run)), class_="method" if run is runs[-1] else "arm") for run in runs]
     head = ["Run", "Score", "with 95 % interval", "Answered", "Region hits", "Box not usable", "Policy, profile"]
-    caption = "Every run as `cos eval` scored it; a dash where a run does not say."
+    caption = (
+        "Every run as cos eval scored it; a dash where a run does not say. “Region hits”: the region holds the centre of the "
+        "right object."
+    )
     return table(caption, head, rows, numbers=(2, 3, 4, 5))
 
 
