@@ -585,6 +585,14 @@ def test_the_bill_needs_no_model(world: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_the_probe_takes_real_steps(world: Path, tmp_path: Path) -> None:
+    from cos_core.training import parts, plan
+
+    made = config(world, tmp_path / "out", dry_run=True)
+    assert plan._probe(made, parts.light(made, plug.load("policies", made.policy)), SilentReporter()) > 0
+    assert not (tmp_path / "out").exists()
+
+
 class Ears(SilentReporter):
     """Keeps the warnings."""
 

@@ -167,7 +167,7 @@ def make(config: TrainConfig, size: Size, load: Load, machine: Machine, seconds_
     step = config.batch_size * machine.devices * config.accumulation(machine.devices)
     steps = config.max_steps or config.epochs * -(-load.samples // step)
     epochs = steps * step / load.samples if config.max_steps else config.epochs
-    flops = epochs * size.step_flops(load.tokens, load.squares, load.pictures)
+    flops = epochs * size.step_flops(load.tokens, load.squares, load.pictures, config.lora is not None)
     if seconds_a_step is not None:
         hours = seconds_a_step * steps / 3600
         source = f"from a probe of real steps, {seconds_a_step:.2f} s each"

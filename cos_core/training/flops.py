@@ -42,13 +42,14 @@ class Size:
     def total(self) -> int:
         return self.language + self.vision + self.projector
 
-    def step_flops(self, tokens: int, squares: int, pictures: int) -> float:
+    def step_flops(self, tokens: int, squares: int, pictures: int, adapters: bool = False) -> float:
         """Model FLOPs of training on `tokens` positions; `squares`: the sum of squared lengths; frozen tower: forward only.
 
         6 x weights x tokens for forward and backward, 12 x layers x hidden x length^2 for attention (halved, as it is causal),
-        2 x weights x positions for each picture. Recomputed activations do not count, as in every MFU.
+        2 x weights x positions for each picture. Under `adapters` the weights get no gradient: 4 instead of 6. Recomputed
+        activations do not count, as in every MFU.
         """
-        dense = 6.0 * (self.language - self.embedding) * tokens
+        dense = (4.0 if adapters else 6.0) * (self.language - self.embedding) * tokens
         attention = 6.0 * self.layers * self.hidden * squares
         seeing = (2.0 * self.vision * self.vision_positions + 2.0 * self.projector * self.vision_positions) * pictures
         return dense + attention + seeing

@@ -16,6 +16,7 @@ from cos_core.store import Store
 from cos_core.training import doctor
 from cos_core.training.config import TrainConfig
 from cos_core.training.data import Recipe, Sample, Skipped, collect
+from cos_core.training.flops import Size, size_of
 
 CHECK_FILE = "check.jsonl"
 
@@ -54,6 +55,7 @@ class Light:
 
     config: Any
     recipe: Recipe
+    size: Size
 
 
 def light(config: TrainConfig, policy: Policy) -> Light:
@@ -85,7 +87,8 @@ def light(config: TrainConfig, policy: Policy) -> Light:
         extra_turns=config.extra_turns,
         crop_of=config.crop_of,
     )
-    return Light(settings, recipe)
+    # Measured here, before ZeRO-3 is told to cut up every model that is built.
+    return Light(settings, recipe, size_of(settings))
 
 
 def check(config: TrainConfig, data: Data, recipe: Recipe, reporter: Reporter) -> doctor.Report:

@@ -38,7 +38,6 @@ def _bill(config: TrainConfig, made: parts.Light, data: parts.Data, world: World
     import torch
 
     from cos_core.training import bill
-    from cos_core.training.flops import size_of
     from cos_core.training.order import Order
 
     gpu = engine.on_gpu(config)
@@ -53,21 +52,20 @@ def _bill(config: TrainConfig, made: parts.Light, data: parts.Data, world: World
     )
     samples = TrainData(data.samples, made.recipe)
     order = Order(len(samples), config.seed, config.cut(world.size), samples.length, config.group_by_length)
-    seconds = _probe(config, reporter) if gpu else None
-    result = bill.make(config, size_of(made.config), bill.load_of(samples, order, config.batch_size), machine, seconds)
+    seconds = _probe(config, made, reporter) if gpu else None
+    result = bill.make(config, made.size, bill.load_of(samples, order, config.batch_size), machine, seconds)
     for line in result.lines():
         reporter.note(line)
     return result.to_json()
 
 
-def _probe(config: TrainConfig, reporter: Reporter) -> float:
+def _probe(config: TrainConfig, made: parts.Light, reporter: Reporter) -> float:
     """Seconds a step, from a few real ones in a folder that is thrown away; the first two warm up and do not count."""
     with tempfile.TemporaryDirectory(prefix="cos-probe-") as folder:
         short = replace(config, out=Path(folder), dry_run=False, check="off", max_steps=_PROBE_STEPS, report_to="none")
         reporter.note(f"probing {_PROBE_STEPS} real steps")
-        policy = plug.load("policies", short.policy)
-        stage.train(
-            short, engine.arguments(short, World.here()), stage.load(short), parts.read(short, policy), SilentReporter()
-        )
+        data = parts.read(short, plug.load("policies", short.policy))
+        arguments = engine.arguments(short, World.here())
+        stage.train(short, arguments, (stage.load(short), made), data, SilentReporter())
         seconds = [record["seconds"] for _, record in read_lines(Path(folder) / stage.LOG_FILE)][2:]
     return float(sum(seconds) / len(seconds))

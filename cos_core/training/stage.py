@@ -76,15 +76,16 @@ def _run(config: TrainConfig, policy: Policy, world: World, reporter: Reporter) 
         return manifest.read(config.out)
     started = manifest.started("train", config, seed=config.seed, inputs=inputs, settings_fingerprint=mark)
     data = read(config, policy, reporter)
+    made = parts.light(config, policy)
     if world.main and config.check != "off":
-        parts.check(config, data, parts.light(config, policy).recipe, reporter)
+        parts.check(config, data, made.recipe, reporter)
     arguments = engine.arguments(config, world)
     llava = load(config)
     if world.main:
         # Not before data and model are found good: a directory is not taken by a run that never began.
         claim = {"fingerprint": mark, "settings": settings}
         manifest.atomic_write(config.out / RUN_FILE, json.dumps(claim, indent=1, ensure_ascii=False) + "\n")
-    trainer, watch = train(config, arguments, llava, data, reporter)
+    trainer, watch = train(config, arguments, (llava, made), data, reporter)
     if watch.stopped:
         raise KeyboardInterrupt
     return _finish(config, started, llava, trainer, data, reporter)
@@ -218,7 +219,11 @@ def _named_problems(data: parts.Data) -> list[Skipped]:
 
 
 def train(
-    config: TrainConfig, arguments: TrainingArguments, llava: Llava, data: parts.Data, reporter: Reporter
+    config: TrainConfig,
+    arguments: TrainingArguments,
+    model: tuple[Llava, parts.Light],
+    data: parts.Data,
+    reporter: Reporter,
 ) -> tuple[ChainTrainer, Watch]:
     """Trains to the end, or to where a signal stopped it, from the last whole checkpoint on."""
     from transformers.trainer_callback import PrinterCallback
@@ -227,10 +232,11 @@ def train(
     from cos_core.training.trainer import ChainTrainer
     from cos_core.training.watch import STOP_FILE, StopRequest, Watch
 
+    llava, made = model
     main, rank = arguments.process_index == 0, arguments.process_index
     last = _last_checkpoint(config, arguments.world_size)
     before = _skipped_before(config.out) if last and main else {}
-    samples = TrainData(data.samples, _recipe(config, llava))
+    samples = TrainData(data.samples, made.recipe)
     order = Order(len(samples), config.seed, config.cut(arguments.world_size), samples.length, config.group_by_length)
     with ExitStack() as stack:
         stack.enter_context(_without_cache(llava.model.config))
@@ -243,7 +249,7 @@ def train(
         for skipped in (*_named_problems(data), *data.skipped, *before.values()) if main else ():
             skipped_log.append(skipped.to_json())
         request = stack.enter_context(StopRequest().listening())
-        watch = Watch(order, _station(config, arguments, llava, log, reporter), request)
+        watch = Watch(order, _station(config, arguments, made, log, reporter), request)
         trainer = ChainTrainer(
             model=llava.model,
             args=arguments,
@@ -287,11 +293,11 @@ def _tidy(out: Path, last: Path | None) -> None:
 
 
 def _station(
-    config: TrainConfig, arguments: TrainingArguments, llava: Llava, log: DurableWriter | None, reporter: Reporter
+    config: TrainConfig, arguments: TrainingArguments, made: parts.Light, log: DurableWriter | None, reporter: Reporter
 ) -> Any:
     import torch
 
-    from cos_core.training.flops import peak_flops, size_of
+    from cos_core.training.flops import peak_flops
     from cos_core.training.watch import Station
 
     peak = peak_flops(torch.cuda.get_device_name(0)) if engine.on_gpu(config) else None
@@ -299,9 +305,10 @@ def _station(
         out=config.out,
         reporter=reporter,
         log=log,
-        size=size_of(llava.model.config),
+        size=made.size,
         peak=peak * arguments.world_size if peak else None,
         save_minutes=config.save_minutes,
+        adapters=config.lora is not None,
     )
 
 
@@ -351,10 +358,6 @@ def load(config: TrainConfig) -> Llava:
     if config.qlora:
         loaded = adapters.quantized(loaded, config)
     return replace(loaded, model=adapters.adapt(loaded, config))
-
-
-def _recipe(config: TrainConfig, llava: Llava) -> Any:
-    return replace(parts.light(config, plug.load("policies", config.policy)).recipe, profile=llava.profile)
 
 
 def _pad_id(llava: Llava) -> int:

@@ -88,6 +88,7 @@ class Station:
     size: Size
     peak: float | None
     save_minutes: float | None
+    adapters: bool = False
 
 
 class Watch(TrainerCallback):
@@ -149,7 +150,9 @@ class Watch(TrainerCallback):
         tally = self._tally
         rate = tally.tokens / seconds if seconds > 0 else 0.0
         peak = self._station.peak
-        flops = self._station.size.step_flops(int(tally.tokens), int(tally.squares), int(tally.pictures))
+        flops = self._station.size.step_flops(
+            int(tally.tokens), int(tally.squares), int(tally.pictures), self._station.adapters
+        )
         record = {
             "step": state.global_step,
             "epoch": round(float(state.epoch or 0), 6),
