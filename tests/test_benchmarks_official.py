@@ -8,11 +8,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pytest
 
 from cos_core import evaluate
+from cos_core.benchmarks import gqa
 from cos_core.errors import InputError
 from cos_core.evaluate import EvalConfig
+from cos_core.types import Prediction
 
 GOLDEN = Path(__file__).parent / "golden"
 SHORT = "Answer the question using a single word or phrase."
@@ -233,6 +236,24 @@ GQA = [  # structural type, answer, prediction, right
 ]
 
 
+def test_gqa_distribution(tmp_path: Path) -> None:
+    """Two groups. "colour", three questions, true red red blue, said red blue Blue.: (2-1)^2/2 + (1-2)^2/1 = 1.5. "room", one,
+    true attic, said hall: 1. In all (3 * 1.5 + 1 * 1) / 4 = 1.375, which GQA prints divided by 100."""
+    truth = [("red", "colour"), ("red", "colour"), ("blue", "colour"), ("attic", "room"), ("yes", None)]
+    types = {"structural": "query", "semantic": "attr"}
+    rows = {
+        str(i): {"question": "?", "answer": answer, "imageId": "n", "types": types, "groups": {"global": group}}
+        for i, (answer, group) in enumerate(truth)
+    }
+    dump(tmp_path / "testdev_balanced_questions.json", rows)
+    texts = ["red", "blue", "Blue.", "hall", "no"]
+    table = results("gqa", tmp_path, [said(str(i), text) for i, text in enumerate(texts)])["metrics"]
+    assert (table["accuracy"], table["distribution"]) == (40.0, 0.01)
+    _, data = evaluate.load("gqa", tmp_path)
+    scores = evaluate.load("gqa", tmp_path)[0].score(data, {str(i): Prediction(str(i), t) for i, t in enumerate(texts)})
+    assert gqa._distribution(scores) == 1.375
+
+
 def test_gqa(tmp_path: Path) -> None:
     data = {
         f"2{i:07d}": {
@@ -366,6 +387,20 @@ def test_mmbench_counts_circles(tmp_path: Path) -> None:
     letter = "Answer with the option's letter from the given choices directly."
     assert asked["3"] == f"A hint.\nWhich of 3?\nA. red\nB. blue\n{letter}"
     assert data.examples[1].image == "1.jpg"
+
+
+def test_mmbench_sheet(tmp_path: Path) -> None:
+    answers = mmbench_layout(tmp_path / "mmbench_dev_20230712.tsv")
+    answers[0]["text"] = "=A\x07"
+    upload = tmp_path / "upload.xlsx"
+    evaluate.submission(config("mmbench", tmp_path, answers), upload)
+    rows = list(openpyxl.load_workbook(upload)["Sheet1"].iter_rows(values_only=True))
+    assert rows[0] == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
+    assert len(rows) == 13
+    assert rows[1][0] == 1
+    assert rows[1][6] == "=A", "text, not a formula; control characters cannot stand in a sheet"
+    with pytest.raises(InputError, match="1 are missing"):
+        evaluate.submission(config("mmbench", tmp_path, answers[1:]), tmp_path / "other.xlsx")
 
 
 def test_mmbench_without_labels_and_in_chinese(tmp_path: Path) -> None:

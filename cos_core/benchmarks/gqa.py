@@ -2,12 +2,13 @@
 
 Predictions are cleaned as in LLaVA's `convert_gqa_for_eval.py` (c121f04): trailing periods off, lower case, nothing else; then
 compared as GQA's `eval.py` does. Its consistency, validity, plausibility and grounding need files that version 1.2 does not
-have, and its distribution score is not a share of questions: none of them is computed here.
+have: none of them is computed here. `distribution` is its chi-square (lower is better), divided by 100 as there.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,13 +51,15 @@ class Gqa:
         return BenchmarkData(self.name, "testdev-balanced", examples, _files.image_root(root, "images", "data/images"))
 
     def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
-        keys = ("kind", *SLICES)
+        keys = ("kind", "group", *SLICES)
         return metrics.judge(data.examples, predictions, _rule, lambda e: {key: e.meta[key] for key in keys})
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
         scores = list(scores)
         kinds = metrics.by_group(scores, "kind")
-        return {**_vqa.percentages(scores, SLICES), **{kind: metrics.percent(group) for kind, group in sorted(kinds.items())}}
+        table = {**_vqa.percentages(scores, SLICES), **{kind: metrics.percent(group) for kind, group in sorted(kinds.items())}}
+        chi_square = _distribution(scores)
+        return table if chi_square is None else {**table, "distribution": round(chi_square / 100, 2)}
 
     def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
         kinds = sorted(metrics.by_group(scores, "kind"))
@@ -89,6 +92,7 @@ def _example(key: str, row: Any, where: str, prepared: Mapping[str, dict[str, An
         "kind": "open" if structural == "query" else "binary",
         "structural": structural,
         "semantic": row["types"]["semantic"],
+        "group": str((row.get("groups") or {}).get("global") or ""),
         "length": f"{len(row['question'].split()):02d}",
         "steps": str(len(row.get("semantic") or ())),
     }
@@ -97,6 +101,24 @@ def _example(key: str, row: Any, where: str, prepared: Mapping[str, dict[str, An
 
 def _cleaned(answer: str) -> str:
     return answer.rstrip(".").lower()
+
+
+def _distribution(scores: Sequence[Score]) -> float | None:
+    """chiSquare of GQA's `eval.py`: in each global group the squared distance of the predicted answers' counts from the true,
+    divided by the true; groups weighted by their questions. Answers that are never true do not count. None without groups.
+    """
+    groups: dict[str, tuple[Counter[str], Counter[str]]] = {}
+    for score in scores:
+        if score.groups.get("group"):
+            truth, said = groups.setdefault(score.groups["group"], (Counter(), Counter()))
+            truth[score.expected or ""] += 1
+            said[score.extracted or ""] += 1
+    total = weight = 0.0
+    for truth, said in groups.values():
+        size = truth.total()
+        total += size * sum((truth[answer] - said[answer]) ** 2 / truth[answer] for answer in truth)
+        weight += size
+    return total / weight if weight else None
 
 
 def _rule(example: Example, answer: str) -> Verdict:

@@ -7,6 +7,8 @@ comes from the server, which asks a judge in those cases.
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 
 from cos_core import answers, metrics
 from cos_core.benchmarks import _files, _tsv, _vqa
-from cos_core.errors import InputError
+from cos_core.errors import InputError, MissingError
 from cos_core.interfaces import BenchmarkData
 from cos_core.metrics import Estimate, Verdict
 from cos_core.types import Example, Prediction, Score
@@ -26,6 +28,8 @@ SUFFIXES = {"en": answers.OPTION_LETTER, "cn": "请直接回答选项字母。"}
 SOURCE = "LLaVA's or OpenCompass's evaluation files"
 NEEDS = tuple(_files.Need((name,), SOURCE, split=split) for split, name in FILES.items())
 ROUND = 10**6
+_SHEET: tuple[str, ...] = ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
+_UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _SLICES = ("l2_category", "category")
 
 
@@ -38,6 +42,7 @@ class MmBench:
     summary: str = "MMBench dev (2023-07-12 EN, 2023-10-03 CN): CircularEval accuracy, without a judge"
     headline: str = "accuracy"
     unit: str = "percent"
+    upload: str = ".xlsx"
     needs: tuple[_files.Need, ...] = NEEDS
 
     def load(self, root: Path) -> BenchmarkData:
@@ -81,6 +86,30 @@ class MmBench:
         for line, row in _tsv.rows(path):
             # A rotation may hold the index of the row that has the picture instead of the picture.
             _tsv.unpack(row.get("image", ""), folder / f"{int(row['index']) % ROUND}.jpg", f"{path}:{line}")
+
+    def submission(self, root: Path, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> bytes:
+        """The sheet that the server takes: the table without hint, categories, source, picture and comment, with `prediction`.
+
+        Raises InputError when an answer is missing, MissingError without the package that writes sheets.
+        """
+        try:
+            from openpyxl import Workbook
+            from openpyxl.cell import WriteOnlyCell
+        except ModuleNotFoundError:
+            raise MissingError("an MMBench submission is an xlsx file; pip install 'cos-toolkit[sheets]'") from None
+        said = {example.id: answer for example, answer in _vqa.complete(data, predictions)}
+        book = Workbook(write_only=True)
+        sheet = book.create_sheet("Sheet1")
+        sheet.append(list(_SHEET))
+        for _, row in _tsv.rows(self._file(root)):
+            cells = {**row, "prediction": said[row["index"]]}
+            texts = [WriteOnlyCell(sheet, _UNWRITABLE.sub("", cells.get(name, ""))) for name in _SHEET[1:]]
+            for cell in texts:
+                cell.data_type = "s"  # an answer that begins with "=" is no formula
+            sheet.append([int(row["index"]), *texts])
+        file = io.BytesIO()
+        book.save(file)
+        return file.getvalue()
 
     def _file(self, root: Path) -> Path:
         return _files.require(root, FILES[self.split], source=f"take it from {SOURCE}")

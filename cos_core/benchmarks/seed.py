@@ -39,6 +39,7 @@ class Seed:
     summary: str = "SEED-Bench v1: option letters; total, image and video accuracy"
     headline: str = "Total"
     unit: str = "percent"
+    upload: str = ".jsonl"
     needs: tuple[_files.Need, ...] = NEEDS
 
     def load(self, root: Path) -> BenchmarkData:
