@@ -27,10 +27,15 @@ def annotate(
     last_layers: Annotated[
         int | None, typer.Option(min=1, help="Use the last K layers only.", show_default="all layers")
     ] = None,
-    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the highest relevance that still counts.")] = 0.5,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, help="Share of the highest relevance that still counts.", show_default="0.3; 0.5 with patches"
+        ),
+    ] = None,
     region: Annotated[
         Literal["top1", "component", "union"] | None,
-        typer.Option(help="How scores become one box.", show_default="top1; component with patches"),
+        typer.Option(help="How scores become one box.", show_default="union; component with patches"),
     ] = None,
     extend: Annotated[
         float | None,

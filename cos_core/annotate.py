@@ -53,7 +53,7 @@ class AnnotateConfig:
     policy: str = "from_single_question"
     target: TargetKind = "log-odds"
     last_layers: int | None = None
-    threshold: float = 0.5
+    threshold: float | None = None
     region: roi.RegionKind | None = None
     extend: float | None = None
     seed: int = 0
@@ -65,7 +65,7 @@ class AnnotateConfig:
     region_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        roi.RoiRule(self.region or "top1", self.threshold, self.extend or 0.0)
+        _rule(self, roi.RoiRule())
         for name, least in (("batch_images", 1), ("limit", 1), ("max_failures", 0), ("region_tokens", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -321,13 +321,19 @@ def merged(relevances: Sequence[Relevance]) -> Relevance:
     return Relevance(heat=tuple(flat[i : i + columns] for i in range(0, len(flat), columns)))
 
 
+def _rule(config: AnnotateConfig, default: roi.RoiRule) -> roi.RoiRule:
+    """The default with what the user set instead. Raises InputError for values out of range."""
+    asked: dict[str, Any] = {"region": config.region, "threshold": config.threshold, "extend": config.extend}
+    return replace(default, **{k: v for k, v in asked.items() if v is not None})
+
+
 def _annotator(config: AnnotateConfig) -> Annotator:
     """Loads what the policy needs. Raises InputError for names that are not there, MissingError without torch."""
     policy: Policy = plug.load("policies", config.policy)
     if policy.source == "none":
         raise InputError(f"the policy {config.policy!r} looks at no region, so there is nothing to annotate")
     settings: dict[str, Any] = {"policy": policy.name}
-    rule = roi.RoiRule(config.region or "top1", config.threshold, config.extend or 0.0)
+    rule = _rule(config, roi.RoiRule("top1"))
     backbone: Any = None
     candidates: Any = None
     if policy.source == "model":
@@ -335,9 +341,7 @@ def _annotator(config: AnnotateConfig) -> Annotator:
         where = {"model": config.model, "device": config.device, "dtype": config.dtype}
         own = {} if config.region_tokens is None else {"tokens": config.region_tokens}
         backbone = plug.load("backbones", config.backbone, detector=config.detector, **options, **where, **own)
-        defaults: dict[str, Any] = {"region": "top1", "extend": 0.0, **getattr(backbone, "roi", {})}
-        extend = defaults["extend"] if config.extend is None else config.extend
-        rule = roi.RoiRule(config.region or defaults["region"], config.threshold, extend)
+        rule = _rule(config, getattr(backbone, "roi", roi.RoiRule("top1")))
         settings |= {"backbone": config.backbone, "backbone_settings": backbone.fingerprint, **options}
         settings |= {"model": config.model, "detector": config.detector, "rule": rule}
     elif policy.name == "random":

@@ -60,7 +60,13 @@ class Relevance:
 
 
 class Backbone(Protocol):
-    """Relevance of the answer to areas of one image, for several questions on it (CoS Eq. 4-6)."""
+    """Relevance of the answer to areas of one image, for several questions on it (CoS Eq. 4-6).
+
+    `fingerprint` changes with the weights and with every setting that changes scores. A backbone may also have `roi`, the
+    roi.RoiRule that suits its scores.
+    """
+
+    fingerprint: str
 
     def relevance(self, groups: Sequence[tuple[Image, Sequence[Example]]]) -> list[list[Relevance]]:
         """One Relevance per example, grouped as given: each group is one image with its questions.

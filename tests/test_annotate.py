@@ -123,9 +123,9 @@ class TestPolicies:
         for annotation in found.values():
             assert annotation.box is not None
             assert annotation.score > 0
-            assert len(annotation.regions_used) == 1  # the best window, as it is
+            assert annotation.regions_used
         assert made.counts == {"ok": 6, "failed": 0, "skipped": 0, "no_region": 0, "new": 6}
-        assert made.results["rule"] == {"region": "top1", "threshold": 0.5, "extend": 0.0}
+        assert made.results["rule"] == {"region": "union", "threshold": 0.3, "extend": 0.0}
         assert manifest.read(job.out) == made
         assert told.steps[-1] == (6, 6)
 
@@ -149,7 +149,7 @@ class TestPolicies:
     def test_backbones(self, job: AnnotateConfig, backbone: str) -> None:
         made = run(replace(job, backbone=backbone), SilentReporter())
         assert made.counts["ok"] + made.counts["no_region"] == 6
-        assert made.results["rule"]["region"] == {"regions": "top1", "patches": "component"}[backbone]
+        assert made.results["rule"]["region"] == {"regions": "union", "patches": "component"}[backbone]
 
     def test_centre(self, job: AnnotateConfig) -> None:
         run(replace(job, policy="center_crop", model="no such model"), SilentReporter())

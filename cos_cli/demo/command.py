@@ -23,7 +23,7 @@ def demo(
     ] = False,
     model: options.Model = "miniature",
     seed: options.Seed = 0,
-    test_seed: Annotated[int, typer.Option(help="Seed of the held-out scenes.")] = 2026,
+    test_seed: Annotated[int, typer.Option(help="Seed of the held-out scenes.")] = 7001,
     centre_bias: Annotated[
         float, typer.Option(min=0, max=1, help="Ask about the most central object this often (Appendix B of the paper).")
     ] = 0.0,

@@ -6,8 +6,8 @@ The model sees what it always sees, the whole picture at the encoder's size; wha
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,10 +16,14 @@ from cos_core.backbones import _questions
 from cos_core.interfaces import Relevance
 from cos_core.manifest import fingerprint, plain
 from cos_core.relevance import SweepSettings, TargetKind
+from cos_core.roi import RoiRule
 from cos_core.types import Example
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+ROI = RoiRule("component", threshold=0.5, extend=0.1)
+"""What suits this backbone's scores; see the class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ class PatchesBackbone:
 
     asker: _questions.Asker
     fingerprint: str
-    roi: Mapping[str, Any] = field(default_factory=lambda: {"region": "component", "extend": 0.1})
+    roi: RoiRule = ROI
 
     def relevance(self, groups: Sequence[tuple[Image, Sequence[Example]]]) -> list[list[Relevance]]:
         """See interfaces.Backbone."""
