@@ -47,6 +47,8 @@ def browser() -> Iterator[Any]:
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER or ""
     arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,900"]
+    # Smooth scrolling would move what is about to be clicked.
+    arguments.append("--force-prefers-reduced-motion")
     for argument in [*arguments, "--disable-extensions", "--disable-background-networking", "--no-first-run"]:
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
@@ -172,10 +174,13 @@ def test_thousands_of_cards_load_and_filter_fast(browser: Any, pages: dict[str, 
         loads.append(time.perf_counter() - start)
         for words in ("shape 1", "reading", ""):
             filters.append(script(browser, change, words) / 1000)
-    print(f"load {min(loads):.2f} s, slowest filter of the best round {sorted(filters)[-1]:.3f} s")
     # Other work on the machine only ever adds: the quickest round is what the page needs.
+    filtering = min(max(filters[i : i + 3]) for i in (0, 3, 6))
+    print(
+        f"{MANY:,} cards: load {min(loads):.2f} s, filter {filtering:.3f} s; slowest {max(loads):.2f} and {max(filters):.3f} s"
+    )
     assert min(loads) <= LOAD_SECONDS
-    assert min(max(filters[i : i + 3]) for i in (0, 3, 6)) <= FILTER_SECONDS
+    assert filtering <= FILTER_SECONDS
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
