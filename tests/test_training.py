@@ -519,11 +519,15 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(world: Path, tmp_path: P
     assert all(one[name].equal(two[name]) for name in one)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_a_whole_checkpoint(world: Path, tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, None])
+def test_a_signal_leaves_a_whole_checkpoint(world: Path, tmp_path: Path, number: signal.Signals | None) -> None:
+    """None: the file that a launcher puts down instead of a signal."""
+
     class Signal(SilentReporter):
         def progress(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
-            if stage == "train" and done == 2:
+            if stage == "train" and done == 2 and number is None:
+                (tmp_path / "out" / ".stop").touch()
+            elif stage == "train" and done == 2 and number is not None:
                 os.kill(os.getpid(), number)
 
     from cos_core.training import checkpoints
@@ -534,7 +538,9 @@ def test_a_signal_leaves_a_whole_checkpoint(world: Path, tmp_path: Path, number:
     last = checkpoints.last_whole(tmp_path / "out" / "checkpoints")
     assert last is not None
     assert checkpoints.step_of(last) == 3, "the step at hand is finished"
-    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler), "handlers are put back"
+    handlers = (signal.SIG_DFL, signal.default_int_handler)
+    assert number is None or signal.getsignal(number) in handlers, "handlers are put back"
+    assert not (tmp_path / "out" / ".stop").exists()
     torn = tmp_path / "out" / "checkpoints" / "checkpoint-5"
     torn.mkdir()
     (torn / "model.safetensors").write_bytes(b"half")
@@ -716,6 +722,28 @@ def test_the_defaults_are_the_papers() -> None:
     assert (made.epochs, made.learning_rate, made.warmup_ratio, made.weight_decay) == (1, 2e-5, 0.03, 0.0)
     assert (made.global_batch, made.max_length, made.extra_turns, made.train_projector) == (1024, 2048, False, False)
     assert made.accumulation(8) == 8
+
+
+def test_the_shipped_settings_are_settings() -> None:
+    """The paper's file says what the defaults are; the released one names where the two differ."""
+    import tomllib
+
+    from cos_core import assets
+    from cos_core.training.engine import deepspeed_settings, stage_of
+
+    places = {"data": Path("d"), "images": Path("i"), "out": Path("o"), "store": Path("s")}
+    made = {}
+    for name in ("paper", "released"):
+        settings = tomllib.loads(assets.template("config", f"train-{name}.toml").read_text())["train"]
+        made[name] = TrainConfig(**places, **settings)
+    paper, released = made["paper"], made["released"]
+    assert replace(paper, deepspeed=None) == TrainConfig(**places, model="llava-hf/llava-1.5-7b-hf")
+    assert (released.global_batch, released.extra_turns, released.train_projector) == (128, True, True)
+    assert load_profile(str(released.profile)).inst1.count("where")
+    stages = {
+        name: stage_of(deepspeed_settings(replace(paper, deepspeed=name))) for name in ("zero2", "zero3", "zero3_offload")
+    }
+    assert stages == {"zero2": 2, "zero3": 3, "zero3_offload": 3}
 
 
 def test_importing_the_stage_loads_no_torch() -> None:

@@ -248,7 +248,7 @@ def train(
         skipped_log = stack.enter_context(DurableWriter(config.out / name, batch=4096))
         for skipped in (*_named_problems(data), *data.skipped, *before.values()) if main else ():
             skipped_log.append(skipped.to_json())
-        request = stack.enter_context(StopRequest().listening())
+        request = stack.enter_context(StopRequest().listening(alone=arguments.world_size == 1))
         watch = Watch(order, _station(config, arguments, made, log, reporter), request)
         trainer = ChainTrainer(
             model=llava.model,

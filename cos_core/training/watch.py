@@ -44,9 +44,13 @@ class StopRequest:
         self.asked = True
 
     @contextmanager
-    def listening(self) -> Iterator[StopRequest]:
-        """Handles the two signals inside; only the main thread may, elsewhere nothing changes."""
-        if threading.current_thread() is not threading.main_thread():
+    def listening(self, alone: bool) -> Iterator[StopRequest]:
+        """Handles the two signals inside; only the main thread may, elsewhere nothing changes.
+
+        Not `alone`, a process that waits in vain for one that was killed must die at the launcher's first word: there a stop is
+        asked for by STOP_FILE, which the launcher's own signals become.
+        """
+        if not alone or threading.current_thread() is not threading.main_thread():
             yield self
             return
         before = {number: signal.signal(number, self) for number in (signal.SIGTERM, signal.SIGINT)}
