@@ -2,9 +2,9 @@
 
     python benchmarks/eval.py [--questions 214354]
 
-Writes synthetic questions, annotations and predictions in the official layout, scores them as `cos eval vqav2` does in a process
-of its own (reading, scoring, intervals, files), then a straight transcription of vqaEval.py's loop in another, and compares CPU
-time and score.
+Writes synthetic questions, annotations and predictions in the official layout, scores them as `cos eval vqav2` does in one
+process (reading, scoring, intervals, files) and by a straight transcription of vqaEval.py with vqa.py's index in another, and
+compares CPU time and score.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ done = evaluate.run(EvalConfig("vqav2", root, root / "predictions.jsonl", out=ro
 print(json.dumps(done.results["metrics"]["accuracy"]))
 """
 PLAIN = """
-import json, re, sys
+import copy, json, re, sys
 from pathlib import Path
 from cos_core.answers import CONTRACTIONS
 root = Path(sys.argv[1])
@@ -57,10 +57,17 @@ def digits(text):
         if word in CONTRACTIONS:
             words[i] = CONTRACTIONS[word]
     return " ".join(words)
-notes = {a["question_id"]: a for a in json.loads((root / "v2_mscoco_val2014_annotations.json").read_text())["annotations"]}
-json.loads((root / "v2_OpenEnded_mscoco_val2014_questions.json").read_text())
+dataset = json.loads((root / "v2_mscoco_val2014_annotations.json").read_text())
+asked = json.loads((root / "v2_OpenEnded_mscoco_val2014_questions.json").read_text())
+by_image, notes, by_id = {}, {}, {}
+for a in dataset["annotations"]:
+    by_image.setdefault(a["image_id"], []).append(a)
+    notes[a["question_id"]] = a
+for q in asked["questions"]:
+    by_id[q["question_id"]] = q
+results = copy.deepcopy(asked["questions"])
 said = {r["question_id"]: r["text"] for r in map(json.loads, (root / "predictions.jsonl").open())}
-total = []
+total, by_question, by_answer = [], {}, {}
 for key, note in notes.items():
     truth = [dict(a) for a in note["answers"]]
     for a in truth:
@@ -74,7 +81,11 @@ for key, note in notes.items():
     for a in truth:
         others = [b for b in truth if b != a]
         each.append(min(1, len([b for b in others if b["answer"] == guess]) / 3))
-    total.append(sum(each) / len(each))
+    value = sum(each) / len(each)
+    total.append(value)
+    by_question.setdefault(note["question_type"], []).append(value)
+    by_answer.setdefault(note["answer_type"], []).append(value)
+tables = [{k: round(100 * sum(v) / len(v), 2) for k, v in group.items()} for group in (by_question, by_answer)]
 print(json.dumps(round(100 * sum(total) / len(total), 2)))
 """
 

@@ -116,11 +116,13 @@ def vqa_matches(prediction: str, answers: Sequence[str], rule: VqaRule = "offici
     if rule == "m4c":
         said = vqa_m4c(prediction)
         return sum(vqa_m4c(answer) == said for answer in answers)
-    first = _one_line(answers[0])
-    if all(_one_line(answer) == first for answer in answers):
-        return len(answers) if _one_line(prediction) == first else 0
+    # Ten answers are two or three different texts: each is looked at once.
+    distinct = set(answers)
+    lines = {_one_line(answer) for answer in distinct}
+    if len(lines) == 1:
+        return len(answers) if _one_line(prediction) in lines else 0
     said = vqa_official(prediction)
-    return sum(vqa_official(answer) == said for answer in answers)
+    return sum(answers.count(answer) for answer in distinct if vqa_official(answer) == said)
 
 
 # --- yes or no -------------------------------------------------------------------------------------------------------

@@ -172,7 +172,7 @@ def _score(suite: Suite, each: _Loaded, arm: str, reporter: Reporter) -> Scored:
     if suite.predictions is not None and len(suite.benchmarks) > 1:
         predictions = _recorded(suite.predictions, each.name)
     config = replace(suite.score, benchmark=each.name, data=suite.root(each.name), predictions=predictions, out=folder)
-    manifest = evaluate.run(config, reporter)
+    manifest = evaluate.run(config, reporter, (each.benchmark, each.data))
     if folder is not None:
         reporter.note(summary(manifest, folder))
     upload = None

@@ -6,10 +6,12 @@ named and counted: missing, failed, doubled, re-ordered and unknown answers, unr
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,16 +54,36 @@ class EvalConfig:
     judge_runs: int = 1
 
 
-def run(config: EvalConfig, reporter: Reporter | None = None) -> RunManifest:
+Loaded = tuple[Benchmark, BenchmarkData]
+
+
+def run(config: EvalConfig, reporter: Reporter | None = None, loaded: Loaded | None = None) -> RunManifest:
     """Scores a predictions file; the manifest's `results` are described at `summarise`, `counts` count the answers.
 
     Status "partial" when questions went unanswered (they score 0). With `out` writes scores.jsonl, regions.jsonl (where the
     data names regions), problems.jsonl (where there are any) and, last, manifest.json.
+    `loaded`: what `load` gave for the config already.
     Raises InputError for unusable files and when no prediction belongs to the benchmark.
     """
-    reporter = reporter or SilentReporter()
+    with _without_collector():
+        return _run(config, reporter or SilentReporter(), loaded)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """No garbage collection: a million records that live to the end would be walked again and again, and hold no cycles."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _run(config: EvalConfig, reporter: Reporter, loaded: Loaded | None) -> RunManifest:
     file = _predictions_file(config.predictions)
-    benchmark, data = load(config.benchmark, config.data, config.split, config.scorer)
+    benchmark, data = loaded or load(config.benchmark, config.data, config.split, config.scorer)
     clock = manifest.started("eval", config, seed=config.seed, inputs=_inputs(config, file, data))
     joined = join(data, read_predictions(file), benchmark)
     by_judge = getattr(benchmark, "judged", None)
@@ -88,6 +110,11 @@ def run(config: EvalConfig, reporter: Reporter | None = None) -> RunManifest:
 
 def load(name: str, data: Path, split: str | None = None, scorer: str | None = None) -> tuple[Benchmark, BenchmarkData]:
     """The benchmark and its questions. Raises InputError: unknown name, split or scorer, unusable files, doubled ids."""
+    with _without_collector():
+        return _load(name, data, split, scorer)
+
+
+def _load(name: str, data: Path, split: str | None, scorer: str | None) -> Loaded:
     options = {key: value for key, value in (("split", split), ("scorer", scorer)) if value is not None}
     try:
         benchmark: Benchmark = plug.load("benchmarks", name, **options)
