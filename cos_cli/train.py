@@ -140,6 +140,7 @@ def train(
         check=check,
         check_only=check_only,
         max_faults=max_faults,
+        processes=processes,
         dry_run=dry_run,
         mfu=mfu,
     )

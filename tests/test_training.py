@@ -589,6 +589,10 @@ def test_the_bill_needs_no_model(world: Path, tmp_path: Path) -> None:
     assert bill["hours"] > 0
     assert "A100 at 40 %" in bill["hours_from"]
     assert not (tmp_path / "out").exists()
+    two = training.run(replace(made, processes=2, batch_size=1), Ears()).results["bill"]
+    assert two["steps"] == 4, "the same global batch on two devices"
+    assert "2 x A100" in two["hours_from"]
+    assert two["hours"] == pytest.approx(bill["hours"] / 2)
 
 
 def test_the_probe_takes_real_steps(world: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _NOT_IN_FINGERPRINT = (
     "data", "images", "model", "out", "store", "batch_size", "device", "save_every", "save_minutes", "resume", "workers",
     "deepspeed", "gradient_checkpointing", "check", "check_only", "max_faults", "dry_run", "mfu", "liger", "report_to",
+    "processes",
 )  # fmt: skip
 _LORA_ALPHA = 2
 
@@ -51,6 +52,7 @@ class TrainConfig:
     report_to            where the Trainer reports: none, tensorboard, wandb
     check, check_only    the data doctor before training: on a sample, in full, or off; stop after it
     max_faults           faulty samples that the check lets pass; they are left out
+    processes            how many a launcher will start, which the bill is made out for; None: as many as there are
     dry_run, mfu         print the bill and stop; share of a GPU's peak assumed where no GPU can be probed
     """
 
@@ -89,11 +91,12 @@ class TrainConfig:
     check: Literal["sample", "full", "off"] = "sample"
     check_only: bool = False
     max_faults: int = 0
+    processes: int | None = None
     dry_run: bool = False
     mfu: float = 0.4
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "max_length", "global_batch", "max_steps", "save_every", "lora"):
+        for name in ("epochs", "batch_size", "max_length", "global_batch", "max_steps", "save_every", "lora", "processes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")

@@ -41,9 +41,10 @@ def _bill(config: TrainConfig, made: parts.Light, data: parts.Data, world: World
     from cos_core.training.order import Order
 
     gpu = engine.on_gpu(config)
+    devices = config.processes or world.size
     zero = engine.deepspeed_settings(config)
     machine = bill.Machine(
-        devices=world.size,
+        devices=devices,
         device=torch.cuda.get_device_name(0) if gpu else None,
         zero=engine.stage_of(zero),
         offload="offload_optimizer" in (zero or {}).get("zero_optimization", {}),
@@ -51,8 +52,9 @@ def _bill(config: TrainConfig, made: parts.Light, data: parts.Data, world: World
         recompute=config.gradient_checkpointing is not False,
     )
     samples = TrainData(data.samples, made.recipe)
-    order = Order(len(samples), config.seed, config.cut(world.size), samples.length, config.group_by_length)
-    seconds = _probe(config, made, reporter) if gpu else None
+    order = Order(len(samples), config.seed, config.cut(devices), samples.length, config.group_by_length)
+    # Several devices wait for one another, which one alone cannot show.
+    seconds = _probe(config, made, reporter) if gpu and devices == 1 else None
     result = bill.make(config, made.size, bill.load_of(samples, order, config.batch_size), machine, seconds)
     for line in result.lines():
         reporter.note(line)
