@@ -3,7 +3,7 @@
 The model has LLaVA-1.5's shape where it matters (576 image positions, 336-pixel pictures, a Llama tokenizer that splits digits)
 and random weights, small enough that prompts are bound by arithmetic on one core. First-pass texts are 29 tokens, answers 5.
 What generating costs beyond the floor is memory bandwidth: each token reads all keys and values of its row; `--box-decode`
-`grammar` halves these steps. Ends with 6 when a ratio with grammar exceeds its limit: 2.3; with shared pictures 1.5, and half the loop.
+`grammar` halves these steps. Exit code 6: a ratio with grammar is over its limit (2.3; shared pictures 1.5, half the loop).
 
     python benchmarks/two_pass.py [--questions 8] [--batch 8] [--layers 4] [--hidden 512]
 """

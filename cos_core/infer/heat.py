@@ -43,4 +43,4 @@ class HeatFinder:
 def build(model: str, device: str, dtype: str) -> HeatFinder:
     """Loads the model once more, for the gradients. Raises what `llava.load` raises."""
     backbone: Any = plug.load("backbones", "patches", model=model, device=device, dtype=dtype)
-    return HeatFinder(backbone, roi.RoiRule(**getattr(backbone, "roi", {})))
+    return HeatFinder(backbone, getattr(backbone, "roi", roi.RoiRule()))
