@@ -84,20 +84,21 @@ def _arguments(argv: list[str]) -> list[str]:
 def _wait(command: list[str], environment: dict[str, str], stop: Path) -> tuple[int, bool]:
     """(exit code, whether a signal asked to stop). The processes speak on our stderr; stdout stays for data."""
     asked: list[int] = []
+    children: list[subprocess.Popen[bytes]] = []
 
     def ask(number: int, _frame: Any) -> None:
         asked.append(number)
         if len(asked) == 1:
             stop.parent.mkdir(parents=True, exist_ok=True)
             stop.touch()
-        else:
+        for child in children if len(asked) > 1 else ():
             child.terminate()
 
-    # A group of its own: Ctrl-C in a terminal must not reach the processes before their checkpoint is written.
-    child = subprocess.Popen(command, env=environment, stdout=sys.stderr, start_new_session=True)
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        code = child.wait()
+        # A group of its own: Ctrl-C in a terminal must not reach the processes before their checkpoint is written.
+        children.append(subprocess.Popen(command, env=environment, stdout=sys.stderr, start_new_session=True))
+        code = children[0].wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -31,14 +31,15 @@ def test_a_process_under_a_launcher_launches_nothing(monkeypatch: pytest.MonkeyP
 def test_a_signal_becomes_a_stop_file_and_the_code_is_kept(tmp_path: Path) -> None:
     """The child stands for the launcher: it waits for the file and then fails as an interrupted run does."""
     stop = tmp_path / "out" / ".stop"
-    child = f"import pathlib, sys, time\nwhile not pathlib.Path({str(stop)!r}).exists(): time.sleep(0.02)\nsys.exit(130)"
-    code = (
-        "import sys; from pathlib import Path; from cos_cli import launcher\n"
-        f"print(launcher._wait([sys.executable, '-c', {child!r}], {{}}, Path({str(stop)!r})), flush=True)"
+    child = (
+        "import os, pathlib, signal, sys, time\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        f"while not pathlib.Path({str(stop)!r}).exists(): time.sleep(0.02)\n"
+        "sys.exit(130)"
     )
     runner = (
-        "import os, signal, subprocess, sys, threading, time\n"
-        "threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()\n" + code
+        "import sys; from pathlib import Path; from cos_cli import launcher\n"
+        f"print(launcher._wait([sys.executable, '-c', {child!r}], {{}}, Path({str(stop)!r})), flush=True)"
     )
     done = subprocess.run([sys.executable, "-c", runner], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "(130, True)"
