@@ -41,6 +41,10 @@ def annotate(
         float | None,
         typer.Option(min=0.0, help="Each side moves outwards by this share of its length.", show_default="0; 0.1 with patches"),
     ] = None,
+    region_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Visual tokens a region, along each side (backbone regions).", show_default="1"),
+    ] = None,
     batch_images: Annotated[int, typer.Option(min=1, help="Pictures that go through the model together.")] = 8,
     limit: options.Limit = None,
     max_failures: options.MaxFailures = None,
@@ -75,6 +79,7 @@ def annotate(
         threshold=threshold,
         region=region,
         extend=extend,
+        region_tokens=region_tokens,
         seed=seed,
         batch_images=batch_images,
         limit=limit,

@@ -12,6 +12,9 @@ from cos_cli import options
 from cos_cli.console import Session, emit_json, reporting
 from cos_cli.demo.arms import MAIN
 
+_SHORT = {"reading": "read", "colour": "col.", "relation": "rel."}
+"""Column heads that would not fit."""
+
 
 def demo(
     ctx: typer.Context,
@@ -87,18 +90,18 @@ def _arms(results: Mapping[str, Any]) -> Any:
         padding=(0, 1, 0, 0),
     )
     table.add_column("arm", no_wrap=True)
-    for name in ("all", "95 %", *kinds, "hit", "box"):
+    for name in ("all", "95 %", *(_SHORT.get(kind, kind) for kind in kinds), "hit", "area", "box"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in results["arms"]:
         shares = [f"{100 * t['correct'] / t['total']:.0f}" if (t := row["kinds"].get(k)) else "" for k in kinds]
-        hit = "" if row["hit"] is None else f"{100 * row['hit']:.0f}"
+        hit, area = ("" if row[k] is None else f"{100 * row[k]:.0f}" for k in ("hit", "area"))
         read = sum(row["status"].get(s, 0) for s in ("ok", "repaired", "clamped"))
         asked = row["total"] - row["status"].get("skipped", 0)
         boxes = f"{100 * read / asked:.0f}" if row["status"] and asked else ""
         interval = f"{100 * row['low']:.0f}-{100 * row['high']:.0f}"
         style = "bold" if row["name"] == MAIN else None
-        table.add_row(row["title"], f"{100 * row['accuracy']:.1f}", interval, *shares, hit, boxes, style=style)
-    table.caption = "hit: the region holds the right object's centre; box: boxes that could be read"
+        table.add_row(row["title"], f"{100 * row['accuracy']:.1f}", interval, *shares, hit, area, boxes, style=style)
+    table.caption = "hit: the region holds the right object's centre; area: of the picture; box: could be read"
     table.caption_justify = "left"
     return table
 

@@ -79,6 +79,7 @@ def _arm_row(
         "kinds": {k: {"correct": round(sum(s.value for s in kinds[k])), "total": len(kinds[k])} for k in KINDS if k in kinds},
         "hit": metrics.region_metrics(fits).get("hit"),
         "iou": metrics.region_metrics(fits).get("iou"),
+        "area": metrics.region_metrics(fits).get("area"),
         "status": dict(Counter(p.box_status for p in predictions.values())) if arm.name != BASE else {},
     }
 
@@ -141,17 +142,17 @@ def markdown(results: Mapping[str, Any]) -> list[str]:
     """The results as Markdown tables, also for docs/miniature.md."""
     lines = [
         f"Held-out questions: {results['questions']}. Intervals are 95 %, scenes resampled. "
-        "Hit: the region holds the centre of the right object, over questions about an object.",
+        "Hit: the region holds the centre of the right object, over questions about an object; area: its share of the picture.",
         "",
-        "| arm | accuracy | 95 % | " + " | ".join(KINDS) + " | hit | box status |",
-        "|---|---|---|" + "---|" * len(KINDS) + "---|---|",
+        "| arm | accuracy | 95 % | " + " | ".join(KINDS) + " | hit | area | box status |",
+        "|---|---|---|" + "---|" * len(KINDS) + "---|---|---|",
     ]
     for row in results["arms"]:
         kinds = " | ".join(_share(row["kinds"].get(k)) for k in KINDS)
-        hit = "" if row["hit"] is None else f"{row['hit']:.3f}"
+        hit, area = ("" if row[k] is None else f"{row[k]:.3f}" for k in ("hit", "area"))
         status = ", ".join(f"{name} {count}" for name, count in sorted(row["status"].items()))
         interval = f"{row['low']:.3f}-{row['high']:.3f}"
-        lines.append(f"| {row['title']} | {row['accuracy']:.3f} | {interval} | {kinds} | {hit} | {status} |")
+        lines.append(f"| {row['title']} | {row['accuracy']:.3f} | {interval} | {kinds} | {hit} | {area} | {status} |")
     lines += ["", "| Chain-of-Spot minus | kind | difference | 95 %, paired | questions |", "|---|---|---|---|---|"]
     for row in results["differences"]:
         title = next(a.title for a in ARMS if a.name == row["against"])
@@ -257,6 +258,7 @@ def _page_arm(row: Mapping[str, Any]) -> page.ArmRow:
         role=_ROLES.get(row["name"], "arm"),
         explain=_EXPLAIN[row["name"]],
         hit=row["hit"],
+        area=row["area"],
         status=row["status"],
         kinds={kind: page.Tally(**tally) for kind, tally in row["kinds"].items()},
     )

@@ -35,6 +35,7 @@ class ArmRow:
     """One row of the table: how one way of choosing the region did.
 
     `low`, `high`: the accuracy's interval; `hit`: share of questions whose region holds the right object's centre (None: none);
+    `area`: those regions' mean share of the picture, since a large one hits easily;
     `status`: box status -> count; `kinds`: question kind -> Tally; `explain`: a few words on what the arm does.
     """
 
@@ -46,6 +47,7 @@ class ArmRow:
     role: ArmRole = "arm"
     explain: str = ""
     hit: float | None = None
+    area: float | None = None
     status: Mapping[str, int] = field(default_factory=dict)
     kinds: Mapping[str, Tally] = field(default_factory=dict)
 

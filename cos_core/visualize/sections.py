@@ -89,7 +89,7 @@ def arms_table(report: DemoReport) -> Html:
                     _number(percent(arm.accuracy), f"{percent(arm.low)} to {percent(arm.high)}"),
                     _number(f"{arm.correct:,} / {arm.total:,}"),
                     _number(points(difference.difference), interval(difference)) if difference else _number("–"),
-                    _number(percent(arm.hit)),
+                    _number(percent(arm.hit), f"{percent(arm.area)} of the picture" if arm.area is not None else ""),
                     _number(*_status(arm.status)),
                 ],
                 arm.role,
