@@ -39,7 +39,17 @@ LAYERS: dict[int, tuple[str, ...]] = {
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 CLI = 5
 
-WITH_TORCH = ("relevance", "llava", "convert", "backbones", "engines.hf", "engines._prefix", "engines._batch", "training", "miniature")
+WITH_TORCH = (
+    "relevance",
+    "llava",
+    "convert",
+    "backbones",
+    "engines.hf",
+    "engines._prefix",
+    "engines._batch",
+    "training",
+    "miniature",
+)
 HOMES: dict[str, tuple[str, ...]] = {
     "torch": WITH_TORCH,
     "transformers": WITH_TORCH,
