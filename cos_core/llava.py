@@ -60,9 +60,7 @@ class Llava:
 
     def pixels(self, images: Sequence[Image]) -> torch.Tensor:
         """Pictures of any size as (n, 3, side, side) in the model's dtype, padded to squares, resized, normalised."""
-        squares = [square_pad(image, self.fill) for image in images]
-        pixels = self.image_processor(squares, return_tensors="pt")["pixel_values"]
-        return pixels.to(self.model.device, self.model.dtype)
+        return processed(self.image_processor, images, self.fill).to(self.model.device, self.model.dtype)
 
     def encode(self, turns: Sequence[Turn]) -> Encoded:
         """Token ids, labels and image slots of a dialogue under this checkpoint's profile."""
@@ -208,14 +206,22 @@ def _plain_side(image_processor: Any) -> int | None:
 
 
 def checkpoint_fingerprint(where: str) -> str:
-    """16 hex digits that change with the configuration or the weights: names, sizes and first megabyte of each weight file."""
+    """16 hex digits that change with the configuration or the weights.
+
+    Small files count whole; of a large one, its size, its first megabyte and 4 KiB at 1024 even distances: fast on 14 GB, and
+    a fine-tuned layer cannot hide between the samples.
+    """
     digest = hashlib.sha256(b"" if Path(where).is_dir() else where.encode())
     for path in sorted(Path(where).glob("*")) if Path(where).is_dir() else ():
         # Manifests and logs hold times: the same weights trained twice must be the same checkpoint.
         if path.name in _CHECKPOINT_FILES or path.suffix == ".safetensors":
-            digest.update(f"{path.name}:{path.stat().st_size}:".encode())
+            size = path.stat().st_size
+            digest.update(f"{path.name}:{size}:".encode())
             with path.open("rb") as file:
                 digest.update(file.read(1 << 20))
+                for place in range(1 << 20, size, max(4096, size // 1024)):
+                    file.seek(place)
+                    digest.update(file.read(4096))
     return digest.hexdigest()[:16]
 
 

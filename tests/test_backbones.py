@@ -13,7 +13,7 @@ from PIL import Image
 from reference.relevance_reference import relevance_matrix
 from tiny_llava import make_checkpoint
 
-from cos_core import images, plug, relevance
+from cos_core import images, llava, plug, relevance
 from cos_core.backbones import _questions, patches, regions
 from cos_core.errors import InputError
 from cos_core.prompts import dialogue
@@ -174,12 +174,13 @@ def test_an_image_without_candidates_gives_empty_regions(by_regions: regions.Reg
     assert backbone.relevance([(picture(30, 60, 1), [example("a?")])])[0][0].regions == Regions((), (), scores=())
 
 
-def test_fast_pixels_equal_the_processor(by_regions: regions.RegionsBackbone) -> None:
+def test_pixels_equal_the_processor(by_regions: regions.RegionsBackbone) -> None:
     model = by_regions.asker.model
     crops = [picture(17, 17, 1), picture(130, 130, 2), picture(56, 56, 3), picture(90, 31, 4), picture(1, 1, 5)]
-    fast, slow = regions.pixels(model, crops), model.pixels(crops)
-    assert fast.shape == slow.shape == (5, 3, 56, 56)
-    assert torch.equal(fast, slow)
+    squares = [images.square_pad(crop, model.fill) for crop in crops]
+    wanted = model.image_processor(squares, return_tensors="pt")["pixel_values"]
+    assert model.pixels(crops).shape == wanted.shape == (5, 3, 56, 56)
+    assert torch.equal(model.pixels(crops), wanted)
 
 
 def test_an_unusual_processor_is_left_to_itself(by_regions: regions.RegionsBackbone) -> None:
@@ -187,8 +188,8 @@ def test_an_unusual_processor_is_left_to_itself(by_regions: regions.RegionsBackb
         do_resize = do_rescale = True
         do_normalize = False
 
-    assert regions._plain_side(Unusual()) is None
-    assert regions._plain_side(by_regions.asker.model.image_processor) == 56
+    assert llava._plain_side(Unusual()) is None
+    assert llava._plain_side(by_regions.asker.model.image_processor) == 56
 
 
 @pytest.mark.parametrize(("grid", "kept"), [(5, 3), (4, 2), (24, 14), (2, 2), (1, 1)])

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.nn import functional
 
@@ -78,7 +77,7 @@ class RegionsBackbone:
         side = int(model.model.config.vision_config.image_size)
         step = _questions.pixels_per_call(side)
         parts = [crops[i : i + step] for i in range(0, len(crops), step)]
-        tokens = [centre_tokens(model.image_features(pixels(model, part)), model, self.tokens) for part in parts]
+        tokens = [centre_tokens(model.image_features(model.pixels(part)), model, self.tokens) for part in parts]
         return list(torch.cat(tokens).split([len(found.boxes) * self.tokens**2 for _, found in proposals]))
 
 
@@ -105,27 +104,6 @@ def build(
     return RegionsBackbone(asker, proposer, mark, tokens)
 
 
-def pixels(model: Any, crops: Sequence[Image]) -> torch.Tensor:
-    """What `Llava.pixels` gives, (n, 3, side, side), made a batch at a time where the processor only resizes and normalises.
-
-    The processor's work a picture costs more than the vision tower does on small encoders. Equality is tested.
-    """
-    processor = model.image_processor
-    side = _plain_side(processor)
-    if side is None:
-        result: torch.Tensor = model.pixels(crops)
-        return result
-    raster = np.empty((len(crops), side, side, 3), np.uint8)
-    for place, crop in zip(raster, crops, strict=True):
-        place[:] = np.asarray(images.square_pad(crop, model.fill).resize((side, side), processor.resample))
-    # What the processor's arithmetic makes of each of the 256 values a byte can have, in its own order of rounding.
-    rescaled = (np.arange(256) * processor.rescale_factor).astype(np.float32)
-    for_channel = zip(processor.image_mean, processor.image_std, strict=True)
-    tables = [(rescaled - np.float32(mean)) / np.float32(std) for mean, std in for_channel]
-    normalised = np.stack([table[raster[..., c]] for c, table in enumerate(tables)], 1)
-    return torch.from_numpy(normalised).to(model.device, model.model.dtype)
-
-
 def centre_tokens(features: torch.Tensor, model: Any, side: int = 1) -> torch.Tensor:
     """The central CENTRE of each side of the token grid, pooled to side x side.
 
@@ -138,18 +116,6 @@ def centre_tokens(features: torch.Tensor, model: Any, side: int = 1) -> torch.Te
     margin = (grid - max(1, round(CENTRE * grid))) // 2
     centre = cells[:, margin : grid - margin, margin : grid - margin].permute(0, 3, 1, 2)
     return functional.adaptive_avg_pool2d(centre, side).flatten(2).transpose(1, 2).flatten(0, 1)
-
-
-def _plain_side(processor: Any) -> int | None:
-    """The side that a square picture is resized to, when resizing, rescaling and normalising is all the processor does."""
-    steps = ("do_resize", "do_rescale", "do_normalize")
-    if not all(getattr(processor, step, False) for step in steps) or getattr(processor, "do_pad", False):
-        return None
-    size = dict(processor.size)
-    sides = {int(v) for v in size.values() if v is not None}
-    if getattr(processor, "do_center_crop", False):
-        sides |= {int(v) for v in dict(processor.crop_size).values() if v is not None}
-    return sides.pop() if len(sides) == 1 else None
 
 
 def _settings(detector: Detector) -> Any:
