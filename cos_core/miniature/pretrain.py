@@ -4,6 +4,7 @@ Three stages, all on one core:
   tower   the vision tower learns what stands under each patch (a stand-in for CLIP's pre-training);
   align   patch features, through the projector, learn to name their words in the language model's embeddings (LLaVA stage 1);
   talk    projector and language model learn to converse: grounded captions, questions and answers (LLaVA stage 2).
+Tokens that never occurred are then settled, so that prompts of another form are met calmly.
 The checkpoint, `pretrain.json` (settings, command, versions) and `pretrain_log.jsonl` are written to the output folder.
 """
 
@@ -27,7 +28,7 @@ from cos_core.encoding import IGNORE, Encoded
 from cos_core.miniature.lessons import Album, Lesson, Teacher, View, patch_labels, views
 from cos_core.miniature.model import IMAGE_MEAN, IMAGE_STD, Shape, build, save
 from cos_core.miniature.scenes import COLOURS, DIGITS, SHAPES
-from cos_core.miniature.vocabulary import box_marks, make_tokenizer
+from cos_core.miniature.vocabulary import box_marks, make_tokenizer, stand_ins
 from cos_core.prompts import load_profile
 
 Log = Callable[[dict[str, Any]], None]
@@ -63,6 +64,8 @@ class Miniature:
         self.profile = load_profile("miniature")
         self.tokenizer = make_tokenizer(self.profile)
         self.model = build(self.tokenizer, self.shape, plan.seed)
+        self.seen: set[int] = set()
+        """Ids of the tokens that conversations held."""
         self.tower, self.projector = self.model.model.vision_tower, self.model.model.multi_modal_projector
         self.mean, self.std = torch.tensor(IMAGE_MEAN), torch.tensor(IMAGE_STD)
 
@@ -196,6 +199,7 @@ class Miniature:
         """Token ids, attention mask and labels, (rows, longest), padded on the right."""
         import torch
 
+        self.seen.update(*(row.ids for row in rows))
         lengths = torch.tensor([len(row) for row in rows])
         longest = int(lengths.max())
         ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
@@ -204,6 +208,20 @@ class Miniature:
             ids[number, : len(row)] = torch.tensor(row.ids)
             labels[number, : len(row)] = torch.tensor(row.labels)
         return ids, (torch.arange(longest)[None] < lengths[:, None]).long(), labels
+
+    def settle(self) -> None:
+        """Embeddings of tokens that no conversation held, which training has only pushed away from every answer.
+
+        The phrases of a Chain-of-Spot dialogue become the plain ones in whose place they stand, so that the model takes such
+        a prompt for a question; all others are made quiet, so that unknown words do not drown known ones.
+        """
+        import torch
+
+        table = self.model.get_input_embeddings().weight
+        like = {token: source for token, source in stand_ins(self.tokenizer, self.profile).items() if token not in self.seen}
+        with torch.no_grad():
+            for token in set(range(len(self.tokenizer))) - self.seen:
+                table[token] = table[like[token]] if token in like else 0.1 * table[token]
 
 
 def _between(ends: tuple[int, int], progress: float) -> int:
@@ -238,6 +256,7 @@ def pretrain(plan: Plan, out: Path, log: Log) -> None:
     mini.train_tower()
     mini.train_align()
     mini.train_talk()
+    mini.settle()
     save(mini.model.eval(), mini.tokenizer, mini.profile, mini.shape, out)
 
 

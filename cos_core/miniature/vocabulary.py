@@ -52,6 +52,24 @@ def phrases(profile: Profile) -> list[str]:
     return list(dict.fromkeys(f for f in found if f))
 
 
+def stand_ins(tokenizer: PreTrainedTokenizerFast, profile: Profile) -> dict[int, int]:
+    """Ids of the phrases that only Chain-of-Spot dialogues hold -> ids of the plain dialogue's phrases in the same place."""
+    found: dict[int, int] = {}
+
+    def stands(phrase: str, plain: str) -> None:
+        ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (phrase, plain)]
+        if all(len(x) == 1 for x in ids):
+            found[ids[0][0]] = ids[1][0]
+
+    for template in (profile.inst1, profile.inst1_all, profile.inst1_image, profile.inst2):
+        before, after = template.split("{image}")
+        stands(profile.user + before, profile.user)
+        for part in after.split("{question}"):
+            stands(part, "\n")
+            stands(part + profile.assistant, profile.assistant)
+    return found
+
+
 def make_tokenizer(profile: Profile) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer without merges, with SPECIAL and the phrases on top; `<s>` is put in front."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
