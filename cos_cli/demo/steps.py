@@ -19,6 +19,8 @@ class Task:
     work: Callable[[DemoConfig, str, Reporter], None]
     argument: str = ""
     needs: tuple[str, ...] = ()
+    cost: int = 1
+    """Rough work, relative to the other steps: for telling how much is left."""
 
 
 def make_scenes(config: DemoConfig, split: str, reporter: Reporter) -> None:
@@ -119,11 +121,13 @@ def score(config: DemoConfig, name: str, reporter: Reporter) -> None:
 def plan(config: DemoConfig) -> list[Task]:
     """Every step with what it waits for, in the order in which free workers should take them."""
     tasks = [Task("scenes train", make_scenes, "train"), Task("scenes test", make_scenes, "test")]
-    tasks += [Task(f"annotate {p}", annotate, p, ("scenes train",)) for p in LABELS]
+    for policy in LABELS:
+        cost = 1 if policy in ("random", "gold") else 40
+        tasks.append(Task(f"annotate {policy}", annotate, policy, ("scenes train",), cost))
     for row in ARMS:
         if row.weights is None:
             needs = ("scenes train", *([f"annotate {row.labels}"] if row.labels else []))
-            tasks.append(Task(f"train {row.name}", train, row.name, needs))
-        tasks.append(Task(f"infer {row.name}", infer, row.name, (f"train {row.weights or row.name}", "scenes test")))
+            tasks.append(Task(f"train {row.name}", train, row.name, needs, 25))
+        tasks.append(Task(f"infer {row.name}", infer, row.name, (f"train {row.weights or row.name}", "scenes test"), 5))
         tasks.append(Task(f"score {row.name}", score, row.name, (f"infer {row.name}",)))
     return tasks

@@ -69,7 +69,8 @@ def _work(config: DemoConfig, tasks: Sequence[Task], reporter: Reporter) -> None
     board = _Board(list(tasks))
     context = multiprocessing.get_context("spawn")
     told = context.SimpleQueue()
-    shares: dict[str, str] = {}
+    shares: dict[str, float] = {}
+    costs = {task.name: task.cost for task in tasks}
     with ProcessPoolExecutor(config.workers, context, _start_worker, (told,)) as pool:
         try:
             while board.waiting or board.running:
@@ -80,8 +81,10 @@ def _work(config: DemoConfig, tasks: Sequence[Task], reporter: Reporter) -> None
                 while not told.empty():
                     name, share = told.get()
                     shares[name] = share
-                now = ", ".join(f"{t.name}{shares.get(t.name, '')}" for t in board.running.values())
-                reporter.progress("demo", len(board.done), len(tasks), now)
+                parts = {t.name: shares.get(t.name, 0.0) for t in board.running.values()}
+                spent = sum(costs[name] for name in board.done) + sum(costs[name] * share for name, share in parts.items())
+                percent = int(100 * spent / sum(costs.values()))
+                reporter.progress("demo %", percent, 100, ", ".join(f"{name} {share:.0%}" for name, share in parts.items()))
                 for future in finished:
                     task = board.running.pop(future)
                     _result(task, future)
@@ -92,7 +95,7 @@ def _work(config: DemoConfig, tasks: Sequence[Task], reporter: Reporter) -> None
                 process.terminate()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    reporter.progress("demo", len(tasks), len(tasks))
+    reporter.progress("demo %", 100, 100)
 
 
 def _result(task: Task, future: Future[None]) -> None:
@@ -139,4 +142,4 @@ class _Teller(SilentReporter):
         now = time.monotonic()
         if total and self.told is not None and now - self._last > 0.5:
             self._last = now
-            self.told.put((self.task, f" {100 * done // total} %"))
+            self.told.put((self.task, done / total))
