@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: help setup demo test lint test-fast test-slow bench completions clean
 
 help:
-	@echo "make demo         the whole road in small: scenes, annotate, train, eval, a table and a page (10 to 15 minutes)"
+	@echo "make demo         the whole road in small: scenes, annotate, train, eval, a table and a page (about 7 minutes on two cores)"
 	@echo "make demo ARGS=--quick   the same stages on less data (about 2 minutes; proves nothing)"
 	@echo "make test         lint, fast tests, slow tests, with the time of each"
 	@echo "make setup        .venv with everything, leaves .venv/bin/cos (demo and test do this by themselves)"

@@ -38,7 +38,7 @@ def demo(
     """Show Chain-of-Spot at work, from drawn scenes to a results table, on a CPU.
 
     Makes scenes, annotates them, trains the rows of the paper's Table 3(a) from one small model, and answers held-out questions
-    with each. About ten minutes on two cores; killed and started again, it goes on where it was.
+    with each. About seven minutes on two cores; killed and started again, it goes on where it was.
 
     \b
     Examples:
