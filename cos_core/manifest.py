@@ -85,8 +85,8 @@ def file_digest(path: Path) -> str:
 
 
 def file_input(path: Path) -> dict[str, Any]:
-    """The record of an input file in a manifest: its path, size in bytes and SHA-256."""
-    return {"path": str(path), "sha256": file_digest(path), "bytes": Path(path).stat().st_size}
+    """The record of an input file in a manifest: its absolute path, size in bytes and SHA-256."""
+    return {"path": str(Path(path).absolute()), "sha256": file_digest(path), "bytes": Path(path).stat().st_size}
 
 
 @contextmanager

@@ -379,7 +379,7 @@ def _inputs(config: EvalConfig, file: Path, data: BenchmarkData) -> dict[str, di
         digest.update(json.dumps([example.id, example.image, example.question, example.answers]).encode())
     return {
         "predictions": manifest.file_input(file),
-        "data": {"path": str(config.data), "questions_sha256": digest.hexdigest()},
+        "data": {"path": str(config.data.absolute()), "questions_sha256": digest.hexdigest()},
     }
 
 

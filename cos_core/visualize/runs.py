@@ -215,7 +215,10 @@ def _predictions_file(run: Run) -> Path | None:
 
 def _read_questions(run: Run, sources: RunSources) -> None:
     config = dict(run.manifest.config) if run.manifest else {}
-    data = sources.data or (Path(str(config["data"])) if config.get("data") else None)
+    inputs = run.manifest.inputs if run.manifest else {}
+    # The recorded input is absolute; the setting is as it was typed, which may have been in another folder.
+    recorded = inputs.get("data", {}).get("path") or config.get("data")
+    data = sources.data or (Path(str(recorded)) if recorded else None)
     name = str(config.get("benchmark") or "")
     run.images = sources.images or (Path(str(config["images"])) if config.get("images") else None)
     if data is None:
