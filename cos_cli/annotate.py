@@ -18,7 +18,8 @@ def annotate(
     model: options.Model,
     out: Annotated[Path, typer.Option(help="Store to write or to continue: a folder with an LMDB database.")],
     backbone: options.Backbone = "regions",
-    detector: options.Detector = "grid",
+    detector: options.Detector = None,
+    detector_options: options.DetectorOptions = None,
     policy: options.Policy = "from_single_question",
     target: Annotated[
         Literal["log-odds", "logit", "logprob", "argmax"],
@@ -73,6 +74,7 @@ def annotate(
         out=out,
         backbone=backbone,
         detector=detector,
+        detector_options=options.settings_of(detector_options),
         policy=policy,
         target=target,
         last_layers=last_layers,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -24,6 +25,20 @@ def complete(kind: str) -> Callable[[str], list[str]]:
 def plugin_name(value: str) -> str:
     """A plug-in as its file is called: `center-crop` and `center_crop` are one name and give one fingerprint."""
     return value if value.partition(":")[0].endswith(".py") else value.replace("-", "_")
+
+
+def settings_of(given: list[str] | None) -> dict[str, Any]:
+    """`NAME=VALUE` texts as a mapping; values are read as JSON where they are JSON, else as text. Raises typer.BadParameter."""
+    found: dict[str, Any] = {}
+    for text in given or ():
+        name, mark, value = text.partition("=")
+        if not mark or not name:
+            raise typer.BadParameter(f"{text!r} is not NAME=VALUE")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def _profiles(incomplete: str) -> list[str]:
@@ -79,9 +94,19 @@ Backbone = Annotated[
     ),
 ]
 Detector = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="What proposes candidate regions.", parser=plugin_name, metavar="NAME", autocompletion=complete("detectors")
+        help="What proposes candidate regions.",
+        parser=plugin_name,
+        metavar="NAME",
+        autocompletion=complete("detectors"),
+        show_default="the backbone's own: 'grid' for regions",
+    ),
+]
+DetectorOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--detector-option", help="A setting of the detector; may be repeated.", metavar="NAME=VALUE", show_default=False
     ),
 ]
 Engine = Annotated[

@@ -8,7 +8,7 @@ computes the same batches as one that was not, and ends with the same bytes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from cos_core.datasets import Problem, by_image, read_examples
 from cos_core.errors import FailuresError, InputError
 from cos_core.geometry import Box, SquarePad
 from cos_core.images import open_image
-from cos_core.interfaces import Backbone, Policy, Relevance, Reporter
+from cos_core.interfaces import Backbone, Detector, Policy, Relevance, Reporter
 from cos_core.store import Store
 from cos_core.types import Annotation, Example, Regions, RunManifest
 
@@ -37,11 +37,11 @@ class AnnotateConfig:
     """Settings of one job.
 
     `data`, `images`: questions and the folder their image paths start from; `out`: the store. `model`: the checkpoint that the
-    `backbone` runs; `detector` proposes regions to it. `policy`: a row of CoS Table 3a or a control ("random" takes a random
-    candidate of the detector, so that its sizes are those of real labels). `target`, `last_layers`: relevance.SweepSettings;
-    `region_tokens`: the `tokens` of backbone "regions". `threshold`, `region`, `extend`: see roi.RoiRule, None leaves it to the
-    backbone. `limit`: stop after the image with which this many questions are reached; `max_failures`: stop once more questions
-    than this have no region.
+    `backbone` runs; `detector` (None: the backbone's own choice) proposes regions to it, built with `detector_options`.
+    `policy`: a row of CoS Table 3a or a control ("random" takes a random candidate of the detector, so that its sizes are those
+    of real labels). `target`, `last_layers`: relevance.SweepSettings; `region_tokens`: the `tokens` of backbone "regions".
+    `threshold`, `region`, `extend`: see roi.RoiRule, None leaves it to the backbone. `limit`: stop after the image with which
+    this many questions are reached; `max_failures`: stop once more questions than this have no region.
     """
 
     data: Path
@@ -49,7 +49,8 @@ class AnnotateConfig:
     model: str
     out: Path
     backbone: str = "regions"
-    detector: str = "grid"
+    detector: str | None = None
+    detector_options: Mapping[str, Any] = field(default_factory=dict)
     policy: str = "from_single_question"
     target: TargetKind = "log-odds"
     last_layers: int | None = None
@@ -70,6 +71,8 @@ class AnnotateConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name} must be at least {least}, got {value}")
+        if self.detector_options and self.detector is None:
+            raise InputError("detector options need a detector")
         if self.region_tokens is not None and self.backbone != "regions":
             raise InputError(f"region_tokens belongs to the backbone 'regions', not to {self.backbone!r}")
 
@@ -248,7 +251,7 @@ class Annotator:
         image = self._open(group)
         if isinstance(image, str):
             return [Outcome(e, None, image) for e in group]
-        regions: Regions = self.candidates.detect(image)
+        regions: Regions = self.candidates.detect(image, group[0].image or "")
         return [Outcome(e, self._random(e, regions)) for e in group]
 
     def _random(self, example: Example, regions: Regions) -> roi.Roi:
@@ -327,6 +330,13 @@ def _rule(config: AnnotateConfig, default: roi.RoiRule) -> roi.RoiRule:
     return replace(default, **{k: v for k, v in asked.items() if v is not None})
 
 
+def _detector(config: AnnotateConfig) -> Detector | None:
+    if config.detector is None:
+        return None
+    detector: Detector = plug.load("detectors", config.detector, **config.detector_options)
+    return detector
+
+
 def _annotator(config: AnnotateConfig) -> Annotator:
     """Loads what the policy needs. Raises InputError for names that are not there, MissingError without torch."""
     policy: Policy = plug.load("policies", config.policy)
@@ -340,13 +350,14 @@ def _annotator(config: AnnotateConfig) -> Annotator:
         options = {"target": config.target, "last_layers": config.last_layers}
         where = {"model": config.model, "device": config.device, "dtype": config.dtype}
         own = {} if config.region_tokens is None else {"tokens": config.region_tokens}
-        backbone = plug.load("backbones", config.backbone, detector=config.detector, **options, **where, **own)
+        detector = _detector(config)
+        backbone = plug.load("backbones", config.backbone, detector=detector, **options, **where, **own)
         rule = _rule(config, getattr(backbone, "roi", roi.RoiRule("top1")))
         settings |= {"backbone": config.backbone, "backbone_settings": backbone.fingerprint, **options}
-        settings |= {"model": config.model, "detector": config.detector, "rule": rule}
+        settings |= {"model": config.model, "detector": detector and plug.described(detector), "rule": rule}
     elif policy.name == "random":
-        candidates = plug.load("detectors", config.detector)
-        settings |= {"detector": config.detector, "seed": config.seed, "extend": rule.extend}
+        candidates = _detector(config) or plug.load("detectors", "grid")
+        settings |= {"detector": plug.described(candidates), "seed": config.seed, "extend": rule.extend}
     elif policy.source == "fixed":
         settings |= {"seed": config.seed}
     needs_answer = config.target != "argmax"

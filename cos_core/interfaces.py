@@ -42,9 +42,12 @@ class SilentReporter:
 
 
 class Detector(Protocol):
-    """Proposes candidate regions; boxes in frame "image"."""
+    """Proposes candidate regions; boxes in frame "image".
 
-    def detect(self, image: Image) -> Regions: ...
+    `path`: the picture's path in its data set, for detectors that read what was computed before; others ignore it.
+    """
+
+    def detect(self, image: Image, path: str = "") -> Regions: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +65,9 @@ class Relevance:
 class Backbone(Protocol):
     """Relevance of the answer to areas of one image, for several questions on it (CoS Eq. 4-6).
 
-    `fingerprint` changes with the weights and with every setting that changes scores. A backbone may also have `roi`, the
-    roi.RoiRule that suits its scores.
+    `fingerprint` changes with the weights and with every setting that changes scores, the detector's included. A backbone may
+    also have `roi`, the roi.RoiRule that suits its scores. Its `build(model, detector, ...)` is given a Detector, or None for
+    the backbone's own choice.
     """
 
     fingerprint: str

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,7 +29,8 @@ def available(kind: str) -> list[str]:
 def load(kind: str, name: str, **options: Any) -> Any:
     """Builds the plug-in `name` of `kind`: calls its module's `build(**options)`.
 
-    Raises InputError for an unknown name (with the nearest ones), a file that is not there, or a module without `build`.
+    Raises InputError for an unknown name or option (with the nearest one), a file that is not there, or a module without
+    `build`.
     """
     _check_kind(kind)
     path, _, function = name.partition(":")
@@ -40,7 +43,25 @@ def load(kind: str, name: str, **options: Any) -> Any:
     build = getattr(module, function or "build", None)
     if not callable(build):
         raise InputError(f"the {kind} plug-in {name!r} has no function {function or 'build'!r}")
+    _check_options(kind, name, build, options)
     return build(**options)
+
+
+def described(plugin: Any) -> dict[str, Any]:
+    """What a plug-in object is and how it is set, for fingerprints and provenance: its `settings`, or its dataclass fields."""
+    settings = getattr(plugin, "settings", None)
+    if settings is None:
+        settings = {f.name: getattr(plugin, f.name) for f in fields(plugin)} if is_dataclass(plugin) else {}
+    return {"plugin": type(plugin).__module__.rpartition(".")[2], **settings}
+
+
+def _check_options(kind: str, name: str, build: Any, options: dict[str, Any]) -> None:
+    parameters = inspect.signature(build).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for option in options:
+        if option not in parameters:
+            raise InputError(f"the {kind} plug-in {name!r} has no option {option!r}{_nearest(option, list(parameters))}")
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -63,4 +84,6 @@ def _nearest(name: str, names: list[str]) -> str:
     import difflib
 
     close = difflib.get_close_matches(name, names, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there are: {', '.join(names)}" if names else "; it has none"

@@ -162,7 +162,7 @@ def test_an_image_without_candidates_gives_empty_regions(by_regions: regions.Reg
     from cos_core.types import Regions
 
     class OnlyWide:
-        def detect(self, image: Image.Image) -> Regions:
+        def detect(self, image: Image.Image, path: str = "") -> Regions:
             found = by_regions.detector.detect(image)
             return found if image.width > image.height else Regions((), ())
 

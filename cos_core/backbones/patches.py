@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cos_core.backbones import _questions
-from cos_core.interfaces import Relevance
+from cos_core.interfaces import Detector, Relevance
 from cos_core.manifest import fingerprint, plain
 from cos_core.relevance import SweepSettings, TargetKind
 from cos_core.roi import RoiRule
@@ -53,7 +53,7 @@ class PatchesBackbone:
 
 def build(
     model: str,
-    detector: str = "grid",
+    detector: Detector | None = None,
     target: TargetKind = "log-odds",
     last_layers: int | None = None,
     device: str = "auto",

@@ -53,7 +53,7 @@ class RegionsBackbone:
 
     def relevance(self, groups: Sequence[tuple[Image, Sequence[Example]]]) -> list[list[Relevance]]:
         """See interfaces.Backbone. An image in which the detector finds nothing gives regions without boxes."""
-        regions = [self.detector.detect(image) for image, _ in groups]
+        regions = [self.detector.detect(image, next((e.image for e in asked), None) or "") for image, asked in groups]
         features = self._features([(image, found) for (image, _), found in zip(groups, regions, strict=True)])
         places = [g for g, (_, examples) in enumerate(groups) for _ in examples if regions[g].boxes]
         examples = [e for g, (_, asked) in enumerate(groups) for e in asked if regions[g].boxes]
@@ -83,24 +83,24 @@ class RegionsBackbone:
 
 def build(
     model: str,
-    detector: str = "grid",
+    detector: Detector | None = None,
     target: TargetKind = "log-odds",
     last_layers: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
     tokens: int = 1,
 ) -> RegionsBackbone:
-    """Loads the checkpoint and the detector; `tokens`: see RegionsBackbone.
+    """Loads the checkpoint; `detector` None: the windows of `grid`; `tokens`: see RegionsBackbone.
 
     Raises InputError for attention that relevance does not know, or tokens that are not 1 or more.
     """
     if tokens < 1:
         raise InputError(f"a region needs at least one token, got {tokens}")
     asker = _questions.load(model, device, dtype, SweepSettings(target, last_layers))
-    proposer = plug.load("detectors", detector)
+    proposer: Detector = detector or plug.load("detectors", "grid")
     settings = {"backbone": "regions", "centre": CENTRE, "target": target, "last_layers": last_layers, "tokens": tokens}
     model_settings = {"model": asker.model.fingerprint, "profile": asker.model.profile, "dtype": str(asker.model.model.dtype)}
-    mark = fingerprint(plain({**settings, **model_settings, "detector": [detector, _settings(proposer)]}))
+    mark = fingerprint(plain({**settings, **model_settings, "detector": plug.described(proposer)}))
     return RegionsBackbone(asker, proposer, mark, tokens)
 
 
@@ -116,7 +116,3 @@ def centre_tokens(features: torch.Tensor, model: Any, side: int = 1) -> torch.Te
     margin = (grid - max(1, round(CENTRE * grid))) // 2
     centre = cells[:, margin : grid - margin, margin : grid - margin].permute(0, 3, 1, 2)
     return functional.adaptive_avg_pool2d(centre, side).flatten(2).transpose(1, 2).flatten(0, 1)
-
-
-def _settings(detector: Detector) -> Any:
-    return plain(detector) if hasattr(detector, "__dataclass_fields__") else type(detector).__name__

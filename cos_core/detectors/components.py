@@ -35,7 +35,7 @@ class Components:
         if min(self.side, self.least, self.most) < 1 or self.contrast < 0 or self.margin < 0:
             raise InputError("components needs a positive side, least and most, and no negative contrast or margin")
 
-    def detect(self, image: Image) -> Regions:
+    def detect(self, image: Image, path: str = "") -> Regions:
         """Bounding boxes of the areas, the largest area first."""
         shrunk = image.copy()
         shrunk.thumbnail((self.side, self.side))

@@ -35,7 +35,7 @@ class Grid:
             if not (0.0 < side <= 1.0) or count < 1:
                 raise InputError(f"a grid's windows need a side in (0, 1] and a count of at least 1, got {side} and {count}")
 
-    def detect(self, image: Image) -> Regions:
+    def detect(self, image: Image, path: str = "") -> Regions:
         """The windows from left to right, top to bottom, size by size; windows that fall together on tiny pictures once."""
         width, height = image.size
         shorter = min(width, height)
