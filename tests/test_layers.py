@@ -29,8 +29,10 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "assets",
         "plug",
         "released",
+        "filesystems",
+        "formats",
     ),
-    2: ("relevance", "roi", "answers", "metrics", "statistics", "llava", "convert", "checkpoints"),
+    2: ("tally", "storestats", "relevance", "roi", "answers", "metrics", "statistics", "llava", "convert", "checkpoints"),
     3: ("detectors", "backbones", "policies", "engines", "benchmarks"),
     4: ("annotate", "training", "infer", "evaluate", "visualize", "miniature"),
 }

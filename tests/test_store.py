@@ -21,7 +21,7 @@ import cos_core
 from cos_core import store as store_module
 from cos_core.errors import InputError, LockedError
 from cos_core.geometry import Box
-from cos_core.store import Store
+from cos_core.store import Store, environment
 from cos_core.types import Annotation
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(cos_core.__file__).parents[1])}
@@ -138,9 +138,9 @@ def test_other_settings_are_refused(tmp_path: Path, writer: Store) -> None:
 
 def test_a_store_of_another_schema_is_refused(tmp_path: Path, writer: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     writer.close()
-    monkeypatch.setattr(store_module, "SCHEMA", 2)
+    monkeypatch.setattr(environment, "SCHEMA", 3)
     for opening in (lambda: Store.read(tmp_path / "store"), lambda: Store.create_or_resume(tmp_path / "store", MARK, {})):
-        with pytest.raises(InputError, match="has schema 1, this version of cos reads 2"):
+        with pytest.raises(InputError, match="has schema 2, this version of cos reads 3; annotate into a new folder"):
             opening()
 
 
@@ -163,8 +163,8 @@ def test_places_that_are_no_store(tmp_path: Path) -> None:
 
 
 def test_a_store_killed_while_it_was_made_is_begun_again(tmp_path: Path) -> None:
-    with lmdb.open(str(tmp_path / "store"), max_dbs=3) as env, env.begin(write=True) as txn:
-        for name in (b"annotations", b"failures", b"meta"):
+    with lmdb.open(str(tmp_path / "store"), max_dbs=4) as env, env.begin(write=True) as txn:
+        for name in (b"annotations", b"failures", b"heats", b"meta"):
             env.open_db(name, txn=txn)
     with pytest.raises(InputError, match="never begun"):
         Store.read(tmp_path / "store")
@@ -184,7 +184,7 @@ def test_a_store_without_a_usable_reader_table_is_read(tmp_path: Path, writer: S
 SECOND_WRITER = """
 import sys
 from pathlib import Path
-from cos_core.store import Store
+from cos_core.store import Store, codec, environment
 Store.create_or_resume(Path(sys.argv[1]), "0123456789abcdef", {})
 """
 
@@ -221,7 +221,7 @@ def test_readers_of_one_process_share_and_see_new_commits(tmp_path: Path, writer
 READER = """
 import sys
 from pathlib import Path
-from cos_core.store import Store
+from cos_core.store import Store, codec, environment
 with Store.read(Path(sys.argv[1])) as store:
     print("open", flush=True)
     for line in sys.stdin:
@@ -295,7 +295,7 @@ ANNOTATE = """
 import sys
 from pathlib import Path
 from cos_core.geometry import Box
-from cos_core.store import Store
+from cos_core.store import Store, codec, environment
 from cos_core.types import Annotation
 path, count = Path(sys.argv[1]), int(sys.argv[2])
 with Store.create_or_resume(path, "0123456789abcdef", {}) as store:
@@ -342,7 +342,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from cos_core.errors import InputError
-from cos_core.store import Store
+from cos_core.store import Store, codec, environment
 from cos_core.types import Annotation
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 with Store.create_or_resume(Path(sys.argv[1]), "f", {}) as store:

@@ -12,15 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cos_core import manifest
+from cos_core import manifest, tally
 from cos_core.errors import InputError
 from cos_core.geometry import Box
 from cos_core.interfaces import SilentReporter
 from cos_core.store import Store
+from cos_core.tally import MAP_CELLS, BoxTally, Histogram
 from cos_core.types import Annotation, Prediction
-from cos_core.visualize import tally
 from cos_core.visualize.boxes import BoxStatsConfig, run
-from cos_core.visualize.tally import MAP_CELLS, BoxTally, Histogram
 
 
 class Warnings(SilentReporter):

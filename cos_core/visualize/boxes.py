@@ -15,9 +15,9 @@ from cos_core import images, manifest
 from cos_core.errors import InputError
 from cos_core.interfaces import Reporter
 from cos_core.jsonl import Problem
+from cos_core.tally import BoxTally
 from cos_core.types import RunManifest
 from cos_core.visualize import plots, source
-from cos_core.visualize.tally import BoxTally
 
 MOST_SETS, OTHERS = 100, "(others)"
 """Data sets told apart, so that a folder for each picture cannot fill the memory."""

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cos_core import manifest
-from cos_core.visualize.tally import BoxTally, Histogram
+from cos_core.tally import BoxTally, Histogram
 
 _BAR = "#0072B2"
 _LINE = "#D55E00"

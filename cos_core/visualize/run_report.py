@@ -15,6 +15,7 @@ from cos_core import images, manifest
 from cos_core.errors import InputError
 from cos_core.interfaces import Reporter
 from cos_core.store import Store
+from cos_core.tally import BoxTally
 from cos_core.types import RunManifest
 from cos_core.visualize import heat, plots, run_sections, runs, sections, select
 from cos_core.visualize.gallery import (
@@ -32,7 +33,6 @@ from cos_core.visualize.gallery import (
 from cos_core.visualize.html import Html, element, fill, joined, page, text, uri
 from cos_core.visualize.runs import Item, Run
 from cos_core.visualize.select import Selection
-from cos_core.visualize.tally import BoxTally
 
 SCENE_PX, CROP_PX = 320, 180
 _CACHED = 8

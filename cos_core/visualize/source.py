@@ -12,7 +12,7 @@ from cos_core import datasets, jsonl
 from cos_core.errors import InputError
 from cos_core.geometry import Box
 from cos_core.jsonl import OnProblem, Problem
-from cos_core.store import Store
+from cos_core.store import Store, is_store
 from cos_core.types import Prediction
 
 PREDICTIONS = "predictions.jsonl"
@@ -26,11 +26,6 @@ class Found:
     status: str
     image: str | None = None
     example_id: str = ""
-
-
-def is_store(path: Path) -> bool:
-    """Whether `path` is an annotation store (an LMDB directory) rather than predictions."""
-    return path.is_dir() and (path / "data.mdb").is_file()
 
 
 def read_predictions(path: Path, on_problem: OnProblem | None = None) -> Iterator[Prediction]:

@@ -105,11 +105,23 @@ class BoxTally:
         if len(self._waiting) == _BATCH:
             self._flush()
 
+    def add_many(self, boxes: np.ndarray, status: str) -> None:
+        """`boxes`: (n, 4) corners x0, y0, x1, y1, of one status; aspect ratios are in fractions of the picture."""
+        self.status[status] += len(boxes)
+        if len(boxes):
+            self._count(boxes, np.ones(len(boxes)))
+
     def _flush(self) -> None:
         if not self._waiting:
             return
-        x0, y0, x1, y1, shape = np.array(self._waiting).T
+        rows = np.array(self._waiting)
         self._waiting.clear()
+        self._count(rows[:, :4], rows[:, 4])
+        if self._paired:
+            self._flush_paired()
+
+    def _count(self, boxes: np.ndarray, shape: np.ndarray) -> None:
+        x0, y0, x1, y1 = boxes.T
         width, height = x1 - x0, y1 - y0
         self.area.add(width * height)
         self.aspect.add(width * shape / height)
@@ -118,9 +130,6 @@ class BoxTally:
         # A cell's share covered by a box is the product of its row's and its column's, so one matrix product adds a batch.
         self._cover += _covered(y0, y1).T @ _covered(x0, x1)
         self._boxes += len(x0)
-
-        if self._paired:
-            self._flush_paired()
 
     def _flush_paired(self) -> None:
         x0, y0, x1, y1, rx0, ry0, rx1, ry1 = np.array(self._paired).T

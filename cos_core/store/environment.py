@@ -1,0 +1,259 @@
+"""The LMDB environment under a Store: one handle a path and process, short transactions, a map that grows by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import lmdb
+
+from cos_core.errors import InputError
+from cos_core.manifest import canonical, plain
+
+SCHEMA = 2
+TABLES = ("annotations", "failures", "heats", "meta")
+DATA = "data.mdb"
+PAGE = 1000
+"""Records read in one transaction of a scan."""
+_START_BYTES = 2**24
+_READERS = 1024
+_T = TypeVar("_T")
+Rows = Sequence[tuple[bytes, bytes]]
+
+
+class Handle:
+    """One LMDB environment of this process, counted: LMDB forbids opening a path twice in a process.
+
+    Every call is one short transaction under a lock, so that the map may grow in between and no reader holds back free pages.
+    """
+
+    _shared: ClassVar[dict[str, Handle]] = {}
+    _table_lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, path: Path, key: str, write: bool) -> None:
+        self.path, self._key, self.writable = path, key, write
+        self._users = 0
+        self.meta: dict[str, Any] = {}
+        self._open()
+
+    @classmethod
+    def share(cls, path: Path, write: bool) -> Handle:
+        """This process's handle of `path`. Raises InputError: no store, broken, another schema, or open for reading already."""
+        key = os.path.realpath(path)
+        with cls._table_lock:
+            handle = cls._shared.get(key)
+            if handle is None:
+                handle = cls._shared[key] = cls(path, key, write)
+            elif write and not (handle.writable and handle._pid == os.getpid()):
+                raise InputError(f"the store {path} is open for reading in this process; close it before writing")
+            handle._users += 1
+            return handle
+
+    def release(self) -> None:
+        with self._table_lock:
+            self._users -= 1
+            if self._users == 0:
+                del self._shared[self._key]
+                self._env.close()
+
+    def _open(self) -> None:
+        self._pid = os.getpid()
+        self._guard = threading.Lock()
+        new = not (self.path / DATA).exists()
+        size = _START_BYTES if new else 0  # 0: as large as the last writer left it
+        settings: dict[str, Any] = {"map_size": size, "max_dbs": len(TABLES), "max_readers": _READERS}
+        try:
+            if self.writable:
+                self._env = lmdb.open(str(self.path), **settings)
+                self._env.reader_check()  # frees the slots of killed readers
+            else:
+                self._env = _open_reader(self.path, settings)
+        except lmdb.Error as error:
+            raise InputError(f"the store {self.path} cannot be opened: {error}") from None
+        try:
+            self._refuse_a_cut_file()
+            self._dbs = self._open_tables()
+        except lmdb.Error:
+            self._env.close()
+            raise InputError(f"{self.path} is an LMDB database, but not an annotation store of cos") from None
+        except InputError:
+            self._env.close()
+            raise
+
+    def _open_tables(self) -> dict[str, Any]:
+        if self.writable:
+            # All in one transaction: a job killed here leaves every table or none.
+            with self._env.begin(write=True) as txn:
+                if txn.stat()["entries"] == 0:
+                    return {name: self._env.open_db(name.encode(), txn=txn) for name in TABLES}
+        meta = self._env.open_db(b"meta", create=False)
+        with self._env.begin(meta) as txn:
+            about = txn.get(b"about")
+        self.meta = json.loads(about) if about else {}
+        if self.meta and self.meta.get("schema") != SCHEMA:
+            raise InputError(
+                f"the store {self.path} has schema {self.meta.get('schema')}, this version of cos reads {SCHEMA}; "
+                "annotate into a new folder, or use the version that made it"
+            )
+        return {name: self._env.open_db(name.encode(), create=False) for name in TABLES}
+
+    def _refuse_a_cut_file(self) -> None:
+        """Raises InputError for a file whose end was lost: reading its mapped pages there would end the process (SIGBUS).
+
+        LMDB may leave pages at the end unwritten that nothing refers to, so a short file is tried, in a child.
+        """
+        pages = self._env.info()["last_pgno"] + 1
+        if (self.path / DATA).stat().st_size >= pages * self._env.stat()["psize"]:
+            return
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                # To die quietly: no core file, nobody's handler.
+                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+                signal.signal(signal.SIGBUS, signal.SIG_DFL)
+                code = 0 if _readable(self._env) else 1
+            finally:
+                os._exit(code)
+        if os.waitpid(child, 0)[1] != 0:
+            raise InputError(f"the store {self.path} is damaged: the end of {DATA} is missing; restore it or annotate again")
+
+    def _living(self) -> None:
+        """After a fork, gives the child a read-only handle of its own: LMDB's may not be used on both sides."""
+        if self._pid != os.getpid():
+            self._env.close()
+            self.writable = False
+            self._open()
+
+    def start(self, fingerprint: str, provenance: Mapping[str, Any]) -> None:
+        """Stamps a new store; checks that an old one is of the same settings. Raises InputError."""
+        if self.meta:
+            if self.meta["fingerprint"] != fingerprint:
+                raise InputError(
+                    f"the store {self.path} was made with other settings (fingerprint {self.meta['fingerprint']}, "
+                    f"now {fingerprint}); choose a new folder or the same settings"
+                )
+            return
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        about = {"schema": SCHEMA, "fingerprint": fingerprint, "provenance": plain(provenance), "created": created}
+        self.commit({"meta": [(b"about", canonical(about))]})
+        self.meta = about
+
+    def commit(self, rows: Mapping[str, Rows], forget: Mapping[str, Sequence[bytes]] | None = None, weak: Rows = ()) -> None:
+        """Writes rows by table, forgets keys by table, and writes the failures `weak` where no annotation stands.
+
+        All or nothing, on the disk when it returns; doubles a map that is too small. Raises InputError for a full disk.
+        """
+        self._living()
+        while True:
+            try:
+                with self._guard, self._env.begin(write=True) as txn:
+                    self._write(txn, rows, forget or {}, weak)
+                return
+            except lmdb.MapFullError:
+                with self._guard:
+                    self._env.set_mapsize(self._env.info()["map_size"] * 2)
+            except lmdb.Error as error:
+                raise InputError(f"the store {self.path} cannot be written: {error}; what was committed is kept") from None
+
+    def _write(
+        self, txn: lmdb.Transaction, rows: Mapping[str, Rows], forget: Mapping[str, Sequence[bytes]], weak: Rows
+    ) -> None:
+        for name, keys in forget.items():
+            if txn.stat(self._dbs[name])["entries"]:
+                for key in keys:
+                    txn.delete(key, db=self._dbs[name])
+        for name, pairs in rows.items():
+            with txn.cursor(self._dbs[name]) as cursor:
+                cursor.putmulti(pairs, overwrite=True)
+        for key, value in weak:
+            if txn.get(key, db=self._dbs["annotations"]) is None:
+                txn.put(key, value, db=self._dbs["failures"])
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        self._living()
+        return self._retried(lambda: self._fetch(table, key))
+
+    def count(self, table: str) -> int:
+        self._living()
+        return self._retried(lambda: self._entries(table))
+
+    def scan(self, table: str, start: bytes = b"", page: int = PAGE) -> Iterator[tuple[bytes, bytes]]:
+        """(key, value) in key order from `start` on; rows written behind the last page read are not seen."""
+        for rows in self.pages(table, start, page):
+            yield from rows
+
+    def pages(self, table: str, start: bytes = b"", page: int = PAGE) -> Iterator[list[tuple[bytes, bytes]]]:
+        """The same in lists of `page`, each read in one transaction."""
+        at, past = start, False
+        while True:
+            self._living()
+            rows = self._retried(partial(self._page, table, at, past, page))
+            if rows:
+                yield rows
+            if len(rows) < page:
+                return
+            at, past = rows[-1][0], True
+
+    def _retried(self, read: Callable[[], _T]) -> _T:
+        while True:
+            try:
+                with self._guard:
+                    return read()
+            except lmdb.MapResizedError:
+                # Another process has grown the map; take over its size.
+                with self._guard:
+                    self._env.set_mapsize(0)
+            except lmdb.Error as error:
+                raise InputError(f"the store {self.path} cannot be read: {error}") from None
+
+    def _fetch(self, table: str, key: bytes) -> bytes | None:
+        with self._env.begin(self._dbs[table]) as txn:
+            return txn.get(key)
+
+    def _entries(self, table: str) -> int:
+        with self._env.begin() as txn:
+            return int(txn.stat(self._dbs[table])["entries"])
+
+    def _page(self, table: str, at: bytes, past: bool, page: int) -> list[tuple[bytes, bytes]]:
+        with self._env.begin(self._dbs[table]) as txn, txn.cursor() as cursor:
+            if not (cursor.set_range(at) if at else cursor.first()):
+                return []
+            if past and cursor.key() == at and not cursor.next():
+                return []
+            return list(islice(cursor.iternext(), page))
+
+
+def _open_reader(path: Path, settings: Mapping[str, Any]) -> lmdb.Environment:
+    options: dict[str, Any] = {**settings, "readonly": True, "create": False}
+    try:
+        # With a place in the reader table (no waiting), a live writer cannot reuse pages under us.
+        return lmdb.open(str(path), lock=True, **options)
+    except lmdb.InvalidError:
+        raise
+    except lmdb.Error:
+        # A folder we may not write to has no reader table for us; nobody else's writer is expected there either.
+        return lmdb.open(str(path), lock=False, **options)
+
+
+def _readable(env: lmdb.Environment) -> bool:
+    """Touches every page in use. A page beyond the file's end kills the process that touches it."""
+    try:
+        with env.begin() as txn, txn.cursor() as names:
+            for name in list(names.iternext(values=False)):
+                table = env.open_db(name, txn=txn, create=False)
+                with txn.cursor(table) as cursor:
+                    for _, value in cursor.iternext():
+                        bytes(value)
+    except lmdb.Error:
+        return False
+    return True
