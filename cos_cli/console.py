@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -204,6 +204,13 @@ def duration(seconds: float) -> str:
 def clean(text: str) -> str:
     """`text` without control characters: words from data sets and models must not steer the terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def columns(rows: Sequence[tuple[str, ...]]) -> str:
+    """Left-aligned columns two spaces apart; nothing in them can steer the terminal."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(clean(line) for line in lines)
 
 
 def _write(stream: TextIO, text: str) -> None:

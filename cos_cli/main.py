@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from cos_cli import annotate, evaluate, infer, model, train, visualize
+from cos_cli import annotate, evaluate, infer, model, store, train, visualize
 from cos_cli.console import Session, clean
 from cos_cli.demo import command as demo
 from cos_core import __version__
@@ -61,6 +61,7 @@ app.command("train")(train.train)
 app.command("infer")(infer.infer)
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(visualize.app, name="visualize")
+app.add_typer(store.app, name="store")
 app.add_typer(model.app, name="model")
 app.command("demo")(demo.demo)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from PIL import Image
 
-_RAMP = " .:-=+*#%@"
+RAMP = " .:-=+*#%@"
 _RESET = "\x1b[0m"
 
 
@@ -37,7 +37,7 @@ def drawn(picture: Image.Image, columns: int, colour: bool) -> str:
     rows = max(1, round(picture.height * width / picture.width / 2))
     if not colour:
         grey = picture.convert("L").resize((width, rows), Image.Resampling.BOX)
-        letters = [_RAMP[value * (len(_RAMP) - 1) // 255] for value in grey.tobytes()]
+        letters = [RAMP[value * (len(RAMP) - 1) // 255] for value in grey.tobytes()]
         return "\n".join("".join(letters[row * width : (row + 1) * width]).rstrip() for row in range(rows))
     data = picture.resize((width, 2 * rows), Image.Resampling.BOX).tobytes()
     lines = []

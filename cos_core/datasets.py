@@ -39,7 +39,8 @@ def read_examples(
     A conversation with k questions gives k examples `<id>#q<turn>`, turn from 0, with `meta` `{"sample": id, "turn": turn,
     "index": place of the sample in the file}`; its optional `meta` list, one object a question, is merged in (`gold`, a box in
     frame "image"; `kind`; ...). `<image>` marks are taken out of the text, as LLaVA's preprocessing does. An id used again with
-    other content becomes `<id>~<8 hexadecimal digits of its content>`; with equal content it is dropped as a Problem.
+    other content becomes `<id>~<8 hexadecimal digits of its content>`, and `meta` keeps the file's own as `record_id`; with
+    equal content it is dropped as a Problem.
 
     What cannot be used goes to `on_problem` with its line and the rest goes on; without `on_problem` the first raises
     InputError. A conversation that does not alternate from human to gpt is dropped whole; an empty or non-text turn costs its
@@ -144,6 +145,7 @@ def _conversation(record: dict[str, Any], name: str, source: _Source) -> list[Ex
         raise InputError(f"an odd number of turns ({len(turns)}): the last question has no answer")
     metas = _metas(record.get("meta"), len(turns) // 2)
     image, dataset = _image(record), _dataset(record, source)
+    renamed = {"record_id": record["id"]} if str(record["id"]) != name else {}
     found = []
     for k, meta in enumerate(metas):
         try:
@@ -152,7 +154,7 @@ def _conversation(record: dict[str, Any], name: str, source: _Source) -> list[Ex
         except InputError as error:
             source.problem(f"{error}; this question is left out")
             continue
-        place_meta = {"sample": name, "turn": k, "index": source.index, **meta}
+        place_meta = {"sample": name, "turn": k, "index": source.index, **renamed, **meta}
         found.append(Example(f"{name}#q{k}", dataset, image, question, (answer,), meta=place_meta))
     return found
 

@@ -13,7 +13,7 @@ import threading
 import warnings
 import zlib
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -88,7 +88,7 @@ def open_image(root: Path | None, relative: str) -> Image.Image:
     path = image_path(root, relative)
     data = _read(path)
     try:
-        with _open_header(data) as image:
+        with _open_header(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(f"the image {path} is too large: {image.width}x{image.height} pixels (limit {MAX_PIXELS})")
             image.load()
@@ -97,6 +97,38 @@ def open_image(root: Path | None, relative: str) -> Image.Image:
         raise InputError(f"the image {path} is not a picture in a known format") from None
     except _DECODE_ERRORS as error:
         raise InputError(f"the image {path} cannot be decoded: {str(error)[:120] or type(error).__name__}") from None
+
+
+def picture_size(root: Path | None, relative: str) -> tuple[int, int]:
+    """(width, height) in pixels of what `open_image` would give, from the file's header; the pixels are not decoded.
+
+    Raises InputError as `open_image` does, save for damage behind the header.
+    """
+    path = image_path(root, relative)
+    _check_file(path)
+    try:
+        with path.open("rb") as file, _open_header(file) as image:
+            width, height = image.size
+            turned = _may_have_exif(image, file) and _orientation(image) >= 5
+            return (height, width) if turned else (width, height)
+    except UnidentifiedImageError:
+        raise InputError(f"the image {path} is not a picture in a known format") from None
+    except _DECODE_ERRORS as error:
+        raise InputError(f"the image {path} cannot be decoded: {str(error)[:120] or type(error).__name__}") from None
+
+
+def _may_have_exif(image: Image.Image, file: BinaryIO) -> bool:
+    """False for a PNG without EXIF, which Pillow would decode to its end to see whether a block follows the pixels."""
+    if image.format != "PNG" or "exif" in image.info:
+        return True
+    place = file.seek(0, io.SEEK_CUR)
+    file.seek(8)
+    found = False
+    while not found and len(head := file.read(8)) == 8:
+        found = head[4:] == b"eXIf"
+        file.seek(int.from_bytes(head[:4], "big") + 4, io.SEEK_CUR)
+    file.seek(place)
+    return found
 
 
 def square_pad(image: Image.Image, fill: tuple[int, int, int] = FILL) -> Image.Image:
@@ -139,6 +171,14 @@ def crop_region(
 
 
 def _read(path: Path) -> bytes:
+    _check_file(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"the image {path} cannot be read: {error.strerror}") from None
+
+
+def _check_file(path: Path) -> None:
     try:
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):
@@ -147,20 +187,19 @@ def _read(path: Path) -> bytes:
             raise InputError(f"the image {path} is empty")
         if info.st_size > MAX_FILE_BYTES:
             raise InputError(f"the image {path} is too large: {info.st_size >> 20} MiB (limit {MAX_FILE_BYTES >> 20})")
-        return path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"there is no image {path}") from None
     except OSError as error:
         raise InputError(f"the image {path} cannot be read: {error.strerror}") from None
 
 
-def _open_header(data: bytes) -> Image.Image:
+def _open_header(file: BinaryIO) -> Image.Image:
     # Pillow warns on stderr between half its limit and its limit; we decide by MAX_PIXELS alone. Swapping warning filters is
     # not safe between threads, hence the lock; only the header is read inside it.
     with _HEADER_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         Image.init()
-        return Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
+        return Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
 
 
 def _upright(image: Image.Image, path: Path) -> Image.Image:

@@ -18,6 +18,29 @@ from cos_core.jsonl import open_input
 from cos_core.types import Example
 
 _KEY = re.compile(r"(\d{6,})_(.*)_q(\d+)", re.DOTALL)
+_SNAP_PX = 1e-6
+"""Pixels that went through fractions and back are off by less than this."""
+
+
+def key_of(example: Example) -> str:
+    """The key of an example's region: `<row, 6 digits>_<id, "/" written "_">_q<question>`, as the released loader forms it.
+
+    Raises InputError for an example that does not say its row.
+    """
+    row = example.meta.get("index")
+    if not isinstance(row, int):
+        raise InputError(f"the example {example.id!r} does not say its row in the data")
+    return f"{row:06d}_{_name(example)}_q{_question(example)}"
+
+
+def _name(example: Example) -> str:
+    # A sample whose id another had before has a name of its own here, but not in the file.
+    name = example.meta.get("record_id", example.meta.get("sample", example.id))
+    return str(name).replace("/", "_")
+
+
+def _question(example: Example) -> int:
+    return int(example.meta.get("turn", 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +50,22 @@ class Square:
     top: float
     left: float
     side: float
+
+    @classmethod
+    def around(cls, box: Box, width: int, height: int) -> Square:
+        """The square for a box (frame "image") on a picture of `width` x `height` pixels, in whole pixels.
+
+        Its side is the box's longer one, it has the box's centre, and is moved right or down until it begins on the picture;
+        its far edges may hang over, where the released loader clips (near edges it does not). It holds the box, and its side
+        is less than two pixels more than the box's longer one.
+        """
+        left, top, right, bottom = box.x0 * width, box.y0 * height, box.x1 * width, box.y1 * height
+        side = math.ceil(max(right - left, bottom - top) - _SNAP_PX)
+        x = max(0, math.floor((left + right - side) / 2 + _SNAP_PX))
+        y = max(0, math.floor((top + bottom - side) / 2 + _SNAP_PX))
+        # Whole pixels may have moved it off the box's far edge.
+        side = max(1, side, math.ceil(right - x - _SNAP_PX), math.ceil(bottom - y - _SNAP_PX))
+        return cls(float(y), float(x), float(side))
 
     def box(self, width: int, height: int) -> Box:
         """The part of the square that lies on a picture of `width` x `height`, frame "image". Raises InputError for none."""
@@ -89,8 +128,7 @@ class ReleasedRegions:
 
     def find(self, example: Example) -> tuple[str, int, Square] | None:
         """(key, row in the key, square) of an example; where several rows share the id, the one at the sample's own row."""
-        name = str(example.meta.get("sample", example.id)).replace("/", "_")
-        found = self._by_name.get((name, int(example.meta.get("turn", 0))))
+        found = self._by_name.get((_name(example), _question(example)))
         if not found:
             return None
         row, key, square = min(found, key=lambda entry: entry[0] != example.meta.get("index"))

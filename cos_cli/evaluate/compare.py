@@ -75,7 +75,7 @@ def changed(outcome: Outcome) -> list[dict[str, Any]]:
 
 def describe(outcome: Outcome, rows: Sequence[dict[str, Any]], flips: int) -> str:
     """A line a benchmark, then the first flipped questions."""
-    from cos_cli.evaluate.tables import columns
+    from cos_cli.console import columns
 
     table: list[tuple[str, ...]] = [
         ("run", "benchmark", "metric", "A", "B", "difference", "95 %", "p", "p (Holm)", "detectable", "won/lost", "verdict")

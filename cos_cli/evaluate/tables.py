@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cos_cli.console import clean
+from cos_cli.console import columns
 
 if TYPE_CHECKING:
     from cos_cli.evaluate.suite import Scored
@@ -43,13 +43,6 @@ def overview(runs: Sequence[Scored]) -> str:
         counts = f"{each.manifest.counts.get('ok', 0)} of {each.manifest.counts.get('total', 0)}"
         rows.append((each.benchmark, each.arm or "", str(head.get("metric", "")), shown, interval, counts, boxes))
     return columns(rows)
-
-
-def columns(rows: Sequence[tuple[str, ...]]) -> str:
-    """Left-aligned columns two spaces apart; nothing in them can steer the terminal."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join(clean(line) for line in lines)
 
 
 def _number(value: object, interval: Sequence[float] | None) -> str:

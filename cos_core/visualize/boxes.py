@@ -114,7 +114,7 @@ def _data_set(image: str | None) -> str:
 @lru_cache(maxsize=256)
 def _shape(root: Path, relative: str) -> float:
     """Width / height of a picture."""
-    width, height = images.open_image(root, relative).size
+    width, height = images.picture_size(root, relative)
     return width / height
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from cos_core import images, manifest
 from cos_core.errors import InputError
+from cos_core.formats import coco
 from cos_core.geometry import Box
 from cos_core.interfaces import Reporter
 from cos_core.types import RunManifest
@@ -109,19 +110,10 @@ def _coco(job: _Job) -> str:
             job.failed += 1
             continue
         for kind, box in _boxes(item):
-            x, y = box.x0 * picture["width"], box.y0 * picture["height"]
-            width, height = (box.x1 - box.x0) * picture["width"], (box.y1 - box.y0) * picture["height"]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": picture["id"],
-                    "category_id": _CATEGORIES[kind],
-                    "bbox": [round(v, 3) for v in (x, y, width, height)],
-                    "area": round(width * height, 3),
-                    "iscrowd": 0,
-                    **_about(example_id, item),
-                }
+            entry = coco.annotation(
+                len(annotations) + 1, picture["id"], _CATEGORIES[kind], box, (picture["width"], picture["height"])
             )
+            annotations.append(entry | _about(example_id, item))
     data = {
         "info": {"description": f"regions of {job.run.name}", "version": "1.0"},
         "licenses": [],
@@ -134,7 +126,7 @@ def _coco(job: _Job) -> str:
 
 def _coco_image(job: _Job, name: str, number: int) -> dict[str, Any] | None:
     try:
-        width, height = images.open_image(job.run.images, name).size
+        width, height = images.picture_size(job.run.images, name)
     except InputError as error:
         job.reporter.warn(str(error))
         return None

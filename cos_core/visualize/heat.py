@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from cos_core import manifest
 from cos_core.errors import InputError
 from cos_core.geometry import Frame, SquarePad
 from cos_core.visualize.draw import HAIRLINE, PAPER, SOFT_INK, font_at
@@ -36,6 +38,17 @@ def read_heat(path: Path) -> Grid:
         raise InputError(f"the relevance map {path} cannot be read: {error.strerror or error}") from None
     except (ValueError, TypeError, EOFError):
         raise InputError(f"the relevance map {path} is neither a .npy array nor a JSON list of rows of numbers") from None
+
+
+def write_heat(path: Path, rows: Sequence[Sequence[float]]) -> None:
+    """Writes a map so that `read_heat` reads it: a `.npy` array or a `.json` list of rows. Raises InputError."""
+    if path.suffix not in (".npy", ".json"):
+        raise InputError(f"{path}: a relevance map is written as .npy or .json")
+    with manifest.atomic_file(path) as file:
+        if path.suffix == ".npy":
+            np.save(file, np.asarray(rows, dtype=np.float64))
+        else:
+            file.write(json.dumps([list(row) for row in rows]).encode() + b"\n")
 
 
 def checked(values: object, where: str) -> Grid:
