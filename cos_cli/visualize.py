@@ -52,7 +52,9 @@ def report(
     out: Annotated[Path, typer.Option(help="Page to write, .html.")],
     data: RunData = None,
     images: RunImages = None,
-    store: Annotated[Path | None, typer.Option(help="A store of `cos annotate`: adds the annotated regions.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="A store of `cos annotate`: adds the annotated regions and its relevance maps.")
+    ] = None,
     heat: Annotated[
         Path | None, typer.Option(help="Folder of relevance maps, EXAMPLE_ID.npy or .json; '/' is written '_'.")
     ] = None,
@@ -172,11 +174,16 @@ def overlay(
         Path | None, typer.Option(help="Predictions file, or the folder that holds predictions.jsonl.")
     ] = None,
     example: Annotated[
-        str | None, typer.Option(help="Id of the prediction to draw.", show_default="the first with a box")
+        str | None, typer.Option(help="Id of the prediction or annotation to draw.", show_default="the first with a box")
     ] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder that the image paths in --predictions start from.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that the image paths in --predictions or --store start from.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="The questions' file: adds the true answer and the gold region.")] = None,
-    store: Annotated[Path | None, typer.Option(help="A store of `cos annotate`: adds the annotated region.")] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="A store of `cos annotate`: adds the annotated region and relevance map, or is drawn by itself."),
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="A picture, instead of --predictions.")] = None,
     box: Annotated[
         tuple[float, float, float, float] | None,
@@ -211,6 +218,7 @@ def overlay(
     \b
     Examples:
       cos visualize overlay --predictions answers.jsonl --images pictures --out overlay.png
+      cos visualize overlay --store rois --example 000000123#q0 --images pictures --out overlay.png
       cos visualize overlay --image photo.jpg --box 0.2 0.3 0.6 0.8 --out overlay.png
     """
     from cos_core.visualize.overlay import OverlayConfig, run

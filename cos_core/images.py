@@ -109,7 +109,8 @@ def picture_size(root: Path | None, relative: str) -> tuple[int, int]:
     try:
         with path.open("rb") as file, _open_header(file) as image:
             width, height = image.size
-            turned = _may_have_exif(image, file) and _orientation(image) >= 5
+            # Pillow's TIFF reader turns by itself, and says the size that this gives.
+            turned = image.format != "TIFF" and _may_have_exif(image, file) and _orientation(image) >= 5
             return (height, width) if turned else (width, height)
     except UnidentifiedImageError:
         raise InputError(f"the image {path} is not a picture in a known format") from None

@@ -21,7 +21,7 @@ from PIL import Image
 from cos_core import images
 from cos_core.errors import InputError
 from cos_core.geometry import Box, SquarePad, full_box
-from cos_core.images import FILL, crop_region, image_path, open_image, square_pad
+from cos_core.images import FILL, crop_region, image_path, open_image, picture_size, square_pad
 
 GOLDEN = Path(__file__).parent / "golden" / "images"
 
@@ -243,6 +243,28 @@ def test_exif_orientation_is_applied_once(form: str, orientation: int, tmp_path:
     assert got.size == ((16, 8) if orientation <= 4 else (8, 16))
     assert max(got.getpixel(probe)) < 40
     assert not got.getexif()
+    assert picture_size(tmp_path, "x") == got.size
+
+
+def test_sizes_come_from_headers(tmp_path: Path) -> None:
+    whole = encoded(gradient(211, 97), "PNG")
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    assert picture_size(tmp_path, "cut.png") == (211, 97), "the pixels were not asked for"
+    # A PNG may say after its pixels that it lies on its side.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    block = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(block)) + b"eXIf" + block + struct.pack(">I", zlib.crc32(b"eXIf" + block))
+    (tmp_path / "late.png").write_bytes(whole[:-12] + chunk + whole[-12:])
+    assert picture_size(tmp_path, "late.png") == open_image(tmp_path, "late.png").size == (97, 211)
+    (tmp_path / "text.png").write_text("no picture")
+    for name, said in (
+        ("none.png", "there is no image"),
+        ("text.png", "not a picture"),
+        ("../x.png", "leaves the image folder"),
+    ):
+        with pytest.raises(InputError, match=said):
+            picture_size(tmp_path, name)
 
 
 def test_a_broken_exif_block_does_not_cost_the_picture(tmp_path: Path) -> None:

@@ -64,6 +64,38 @@ def test_a_directory_with_predictions_and_everything_known_about_one(finished: P
         assert all(has(sheet, COLOURS[kind]) for kind in ("gold", "annotated", "predicted"))
 
 
+def test_an_annotation_with_its_map(finished: Path) -> None:
+    with Store.create_or_resume(finished / "store", "f" * 16, {}) as store:
+        items = [
+            Annotation("q0", None, 0.0, "from_single_question", "f" * 16, reason="flat", image="a.png"),
+            Annotation("q2", Box(0.1, 0.2, 0.5, 0.9), 1.25, "from_single_question", "f" * 16, image="a.png"),
+        ]
+        store.commit(items, {"q2": [[0.0, 0.0], [1.0, 0.0]]}, [("q9", "torn")])
+    config = OverlayConfig(finished / "o.png", store=finished / "store", images=finished, data=finished / "data.jsonl")
+    found = run(config, QUIET).results
+    assert found["example_id"] == "q2", "the first with a box"
+    assert [box["kind"] for box in found["boxes"]] == ["gold", "annotated"]
+    assert found["boxes"][1]["pixels"] == [20, 20, 100, 90]
+    np.save(finished / "map.npy", np.array([[0.0, 0.0], [1.0, 0.0]]))
+    by_file = OverlayConfig(finished / "f.png", store=finished / "store", images=finished, data=finished / "data.jsonl",
+                            heat=finished / "map.npy")  # fmt: skip
+    run(by_file, QUIET)
+    assert (finished / "f.png").read_bytes() == (finished / "o.png").read_bytes(), "the store's map is drawn as a file's"
+    for example, said in (("q9", "has no annotation: torn"), ("q8", "knows no such example")):
+        with pytest.raises(InputError, match=said):
+            run(OverlayConfig(finished / "n.png", store=finished / "store", images=finished, example=example), QUIET)
+    assert (
+        run(OverlayConfig(finished / "n.png", store=finished / "store", images=finished, example="q0"), QUIET).results["boxes"]
+        == []
+    )
+    with_map = OverlayConfig(finished / "p.png", finished, "q2", images=finished, store=finished / "store")
+    without = OverlayConfig(finished / "w.png", finished, "q2", images=finished)
+    run(with_map, QUIET)
+    run(without, QUIET)
+    with Image.open(finished / "p.png") as more, Image.open(finished / "w.png") as less:
+        assert more.height > less.height, "a panel of its own"
+
+
 def test_an_answer_without_a_box_is_drawn_too(finished: Path) -> None:
     result = run(OverlayConfig(finished / "o.webp", finished, "q1", images=finished), QUIET)
     assert result.results["boxes"] == []
@@ -83,7 +115,7 @@ def test_one_picture_directly(finished: Path, suffix: str) -> None:
     [
         ({"out": Path("o.gif")}, "is written as"),
         ({"image": Path("a.png")}, "either a predictions file or an image"),
-        ({"predictions": None}, "either a predictions file or an image"),
+        ({"predictions": None}, "a predictions file, a store or an image"),
         ({"example": "nobody"}, "no prediction for 'nobody'"),
         ({"predictions": Path("nothing.jsonl")}, "no such predictions file"),
         ({"example": "q3"}, "gone.png"),

@@ -84,6 +84,24 @@ def test_a_card_shows_everything_about_its_question(two: tuple[Path, Path], tmp_
     assert data["cards"][2]["r"][1] == ["first pass", "red", "", 1, "(unparsable)"]
 
 
+def test_cards_show_the_maps_that_the_store_keeps(two: tuple[Path, Path], tmp_path: Path) -> None:
+    box = Box(0.1, 0.1, 0.9, 0.9)
+    with Store.create_or_resume(tmp_path / "store", "f" * 16, {}) as store:
+        kept = [Annotation(f"s{i}#q0", box, 1.0, "from_single_question", "f" * 16) for i in range(3)]
+        store.put_many(kept, {"s0#q0": np.eye(4).tolist(), "s1#q0": np.eye(4)[::-1].tolist()})
+    data, _ = page(ReportConfig((two[1],), tmp_path / "r.html", store=tmp_path / "store"))
+    assert [[view[1] for view in card["v"]] for card in data["cards"]] == [["region", "relevance"]] * 2 + [[], ["region"]]
+    # The folder's map comes before the store's: here it is the same as the other card's, on the same kind of picture.
+    (tmp_path / "heat").mkdir()
+    np.save(tmp_path / "heat" / "s0#q0.npy", np.eye(4))
+    same, _ = page(ReportConfig((two[1],), tmp_path / "r2.html", store=tmp_path / "store", heat=tmp_path / "heat"))
+    maps = [d["pictures"][d["cards"][0]["v"][1][0]] for d in (data, same)]
+    assert maps[0] == maps[1], "a store's map is drawn as a file's: over the padded square"
+    np.save(tmp_path / "heat" / "s0#q0.npy", np.eye(4)[::-1])
+    other, _ = page(ReportConfig((two[1],), tmp_path / "r3.html", store=tmp_path / "store", heat=tmp_path / "heat"))
+    assert other["pictures"][other["cards"][0]["v"][1][0]] != maps[0]
+
+
 def test_two_runs_side_by_side(two: tuple[Path, Path], tmp_path: Path) -> None:
     data, text = page(ReportConfig(two, tmp_path / "r.html"))
     assert [card["o"] for card in data["cards"]] == ["both", "gained", "lost", "neither"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cos_cli import options
-from cos_cli.console import Session, emit, emit_json, reporting
+from cos_cli.console import Session, columns, emit, emit_json, reporting
 
 if TYPE_CHECKING:
     from cos_core.evaluate.compare import Outcome
@@ -75,8 +75,6 @@ def changed(outcome: Outcome) -> list[dict[str, Any]]:
 
 def describe(outcome: Outcome, rows: Sequence[dict[str, Any]], flips: int) -> str:
     """A line a benchmark, then the first flipped questions."""
-    from cos_cli.console import columns
-
     table: list[tuple[str, ...]] = [
         ("run", "benchmark", "metric", "A", "B", "difference", "95 %", "p", "p (Holm)", "detectable", "won/lost", "verdict")
     ]

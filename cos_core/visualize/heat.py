@@ -1,4 +1,4 @@
-"""Relevance maps over pictures: read from a file, laid over the picture, with the colour bar that says what a colour means."""
+"""Relevance maps over pictures: from a file or a store, laid over the picture, with the colour bar that says what is what."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from cos_core import manifest
 from cos_core.errors import InputError
 from cos_core.geometry import Frame, SquarePad
+from cos_core.store import Store
 from cos_core.visualize.draw import HAIRLINE, PAPER, SOFT_INK, font_at
 
 Grid = NDArray[np.float64]
@@ -38,6 +39,12 @@ def read_heat(path: Path) -> Grid:
         raise InputError(f"the relevance map {path} cannot be read: {error.strerror or error}") from None
     except (ValueError, TypeError, EOFError):
         raise InputError(f"the relevance map {path} is neither a .npy array nor a JSON list of rows of numbers") from None
+
+
+def stored_heat(store: Store, example_id: str) -> Grid | None:
+    """The map that a store keeps of an example, over the padded square, or None."""
+    rows = store.heat(example_id)
+    return None if rows is None else checked(rows, f"{store.path}, {example_id!r}")
 
 
 def write_heat(path: Path, rows: Sequence[Sequence[float]]) -> None:

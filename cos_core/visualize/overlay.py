@@ -13,7 +13,7 @@ from cos_core.errors import InputError
 from cos_core.geometry import Box, Frame
 from cos_core.interfaces import Reporter
 from cos_core.store import Store
-from cos_core.types import Example, Prediction, RunManifest
+from cos_core.types import Annotation, Example, Prediction, RunManifest
 from cos_core.visualize.draw import (
     HAIRLINE,
     INK,
@@ -28,7 +28,7 @@ from cos_core.visualize.draw import (
     wrap,
     zoom,
 )
-from cos_core.visualize.heat import Grid, blend, read_heat, with_bar
+from cos_core.visualize.heat import Grid, blend, read_heat, stored_heat, with_bar
 from cos_core.visualize.source import read_predictions
 
 FORMATS = (".png", ".webp", ".pdf")
@@ -41,14 +41,17 @@ _MIN_WIDTH = 560  # narrower sheets would break the question into slivers
 
 @dataclass(frozen=True, slots=True)
 class OverlayConfig:
-    """Either a prediction of a recorded file, or one picture with what is to be said about it.
+    """A prediction of a recorded file, an annotation of a store, or one picture with what is to be said about it.
 
     predictions  a predictions file (JSONL, or a directory that holds predictions.jsonl) and `example`, the id of the one to
                  draw (None: the first that has a box); `images` is the root of its image paths.
-    data, store  optional, with `predictions`: the questions' file adds the truth and the gold region, the store the annotation.
+    store        a store of annotations. With `predictions` it adds the annotated region; by itself its annotation `example` is
+                 drawn (None: the first that has a box). Its relevance map is drawn, too, where it keeps one.
+    data         optional, with `predictions` or `store`: the questions' file adds the truth and the gold region.
     image        a picture, with `box` (x0, y0, x1, y1: fractions of the picture) and `question`, `answer`, `box_status`.
-    heat         optional: a relevance map (heat.read_heat), drawn as a panel of its own with its colour bar; `heat_frame` says
-                 whether its cells divide the padded square, as a vision encoder's patches do, or the picture itself.
+    heat         optional: a relevance map (heat.read_heat), drawn as a panel of its own with its colour bar, instead of the
+                 store's; `heat_frame` says whether its cells divide the padded square, as a vision encoder's patches and the
+                 store's maps do, or the picture itself.
     detector     optional: a detector plug-in that needs no model; its candidate regions are drawn, thin.
     out          .png, .webp or .pdf; `longest` is the longer side of the drawn picture, in pixels.
     """
@@ -87,21 +90,27 @@ class Scene:
 def run(config: OverlayConfig, reporter: Reporter) -> RunManifest:
     """Writes `config.out` and `<out>.manifest.json`.
 
-    Raises InputError: neither or both sources given, no such example, an unreadable picture, an unknown picture format.
+    Raises InputError: no source or two given, no such example, an unreadable picture, an unknown picture format.
     """
     if config.out.suffix.lower() not in FORMATS:
         raise InputError(f"{config.out}: an overlay is written as {', '.join(FORMATS)}")
-    if (config.predictions is None) == (config.image is None):
+    if config.predictions is not None and config.image is not None:
         raise InputError("give either a predictions file or an image to draw")
+    if config.predictions is None and config.image is None and config.store is None:
+        raise InputError("give a predictions file, a store or an image to draw")
     work = manifest.started("visualize overlay", config)
-    prediction = _found(config.predictions, config.example) if config.predictions else _given(config)
-    scene = _scene(config, prediction)
+    if config.predictions is None and config.image is None:
+        annotation = _stored(config)
+        example_id, scene = annotation.example_id, _stored_scene(config, annotation)
+    else:
+        prediction = _found(config.predictions, config.example) if config.predictions else _given(config)
+        example_id, scene = prediction.example_id, _scene(config, prediction)
     sheet = render(scene, config.longest)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     write_picture(config.out, sheet)
     size = scene.image.size
     boxes = [{"label": m.label, "kind": m.kind, "pixels": image_box(m.box, size).pixels(*size)} for m in scene.marks]
-    found = {"example_id": prediction.example_id, "image_size": size, "boxes": boxes}
+    found = {"example_id": example_id, "image_size": size, "boxes": boxes}
     result = work.finish({"ok": 1}, results=manifest.plain(found))
     manifest.write(manifest.path_for(config.out), result)
     reporter.note(f"wrote {config.out}")
@@ -151,11 +160,8 @@ def _scene(config: OverlayConfig, prediction: Prediction) -> Scene:
         raise InputError(f"{prediction.example_id!r} was asked without an image: there is nothing to draw")
     picture = images.open_image(None if config.image else config.images, prediction.image)
     example = _example(config.data, prediction.example_id) if config.data else None
-    marks: list[Mark] = []
-    if config.detector is not None:
-        marks += [Mark(box, "", "region") for box in plug.load("detectors", config.detector).detect(picture).boxes]
-    if example is not None and example.meta.get("gold") is not None:
-        marks.append(Mark(Box.from_json(example.meta["gold"]), "gold", "gold"))
+    marks = _known_marks(config, picture, example)
+    heat, frame = _heat(config, prediction.example_id)
     if config.store is not None:
         with Store.read(config.store) as store:
             annotation = store.get(prediction.example_id)
@@ -163,8 +169,61 @@ def _scene(config: OverlayConfig, prediction: Prediction) -> Scene:
             marks.append(Mark(annotation.box, "annotated", "annotated"))
     if prediction.box is not None:
         marks.append(Mark(prediction.box, "region of interest", "predicted"))
-    heat = None if config.heat is None else read_heat(config.heat)
-    return Scene(picture, tuple(marks), prediction.box, config.crop_from, heat, config.heat_frame, notes(prediction, example))
+    return Scene(picture, tuple(marks), prediction.box, config.crop_from, heat, frame, notes(prediction, example))
+
+
+def _known_marks(config: OverlayConfig, picture: Image.Image, example: Example | None) -> list[Mark]:
+    """The detector's candidates and the gold region, where they were asked for."""
+    marks: list[Mark] = []
+    if config.detector is not None:
+        marks += [Mark(box, "", "region") for box in plug.load("detectors", config.detector).detect(picture).boxes]
+    if example is not None and example.meta.get("gold") is not None:
+        marks.append(Mark(Box.from_json(example.meta["gold"]), "gold", "gold"))
+    return marks
+
+
+def _heat(config: OverlayConfig, example_id: str) -> tuple[Grid | None, Frame]:
+    """The map of the file, else of the store, which keeps maps over the padded square."""
+    if config.heat is not None:
+        return read_heat(config.heat), config.heat_frame
+    if config.store is None:
+        return None, config.heat_frame
+    with Store.read(config.store) as store:
+        return stored_heat(store, example_id), "square"
+
+
+def _stored(config: OverlayConfig) -> Annotation:
+    """The annotation that the store has of the example asked for, or its first one with a box."""
+    if config.store is None:
+        raise InputError("give a store to draw from")
+    with Store.read(config.store) as store:
+        if config.example is None:
+            first = next((a for a in store.annotations() if a.box is not None), None)
+            if first is None:
+                raise InputError(f"the store {config.store} holds no regions")
+            return first
+        found, failure = store.get(config.example), store.failure(config.example)
+    if found is None:
+        why = "knows no such example" if failure is None else f"has no annotation: {failure}"
+        raise InputError(f"{config.example!r} cannot be drawn, the store {config.store} {why}")
+    return found
+
+
+def _stored_scene(config: OverlayConfig, annotation: Annotation) -> Scene:
+    if annotation.image is None:
+        raise InputError(f"the store does not say the image of {annotation.example_id!r}")
+    picture = images.open_image(config.images, annotation.image)
+    example = _example(config.data, annotation.example_id) if config.data else None
+    marks = _known_marks(config, picture, example)
+    region = f"none: {annotation.reason}"
+    if annotation.box is not None:
+        marks.append(Mark(annotation.box, "annotated", "annotated"))
+        region = f"by {annotation.policy}, relevance {annotation.score:.4g}, {annotation.box.area:.0%} of the picture"
+    lines = [("Question", example.question if example else f"of {annotation.example_id}"), ("Region", region)]
+    if example is not None and example.answers:
+        lines.append(("Truth", " / ".join(example.answers)))
+    heat, frame = _heat(config, annotation.example_id)
+    return Scene(picture, tuple(marks), annotation.box, config.crop_from, heat, frame, tuple(lines))
 
 
 def _example(path: Path, example_id: str) -> Example | None:

@@ -50,9 +50,10 @@ _LEGEND: Mapping[BoxKind, str] = {
 class ReportConfig:
     """`runs`: folders of `cos eval` (or of answers not yet scored), the last one is the one looked at, the first what it is
     compared with; `out`: the page. `data`, `images`: where questions and pictures are, when the runs do not say so or they have
-    moved. `store` adds annotated regions; `heat` is a folder of relevance maps, `<example id>.npy` or `.json` over the padded
-    square ("/" in an id written as "_"). `cards`: at most so many questions get a card, drawn at random with the selection's
-    seed; `embed_mb`: megabytes of pictures kept inside the page, more go to a folder beside it."""
+    moved. `store` adds annotated regions and the relevance maps it keeps; `heat` is a folder of maps, `<example id>.npy` or
+    `.json` over the padded square ("/" in an id written as "_"), which come before the store's. `cards`: at most so many
+    questions get a card, drawn at random with the selection's seed; `embed_mb`: megabytes of pictures kept inside the page,
+    more go to a folder beside it."""
 
     runs: tuple[Path, ...]
     out: Path
@@ -204,12 +205,14 @@ class _Cards:
         return views
 
     def _heat(self, example_id: str) -> heat.Grid | None:
-        if self.config.heat is None:
-            return None
-        stem = example_id.replace("/", "_")
-        files = (self.config.heat / f"{stem}{suffix}" for suffix in (".npy", ".json"))
-        file = next((file for file in files if file.is_file()), None)
-        return None if file is None else heat.read_heat(file)
+        """The map in the folder, else the store's."""
+        if self.config.heat is not None:
+            stem = example_id.replace("/", "_")
+            for suffix in (".npy", ".json"):
+                file = self.config.heat / f"{stem}{suffix}"
+                if file.is_file():
+                    return heat.read_heat(file)
+        return heat.stored_heat(self.store, example_id) if self.store else None
 
     def _picture(self, name: str) -> Image.Image | str:
         """The picture, or the sentence that says why there is none."""

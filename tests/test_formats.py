@@ -1,0 +1,438 @@
+"""Regions in the formats of others: round trips, their exact loss, the files as others read them, and bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import cos_core
+from cos_core import manifest
+from cos_core.datasets import read_examples
+from cos_core.errors import FailuresError, InputError
+from cos_core.formats import FORMATS
+from cos_core.formats.exchange import ExportConfig, ImportConfig, export, load
+from cos_core.geometry import Box, SquarePad
+from cos_core.interfaces import SilentReporter
+from cos_core.released import ReleasedRegions, Square
+from cos_core.store import Store
+from cos_core.types import Annotation
+
+MARK = "0123456789abcdef"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(cos_core.__file__).parents[1])}
+
+
+class Said(SilentReporter):
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.words.append(text)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    """Three pictures of prime sides, questions on them (two samples share an id), and a store with all that can be in one."""
+    (tmp_path / "images" / "coco").mkdir(parents=True)
+    for name, size in (("a.png", (97, 61)), ("b.jpg", (53, 83)), ("c.png", (71, 71))):
+        Image.new("RGB", size, "grey").save(tmp_path / "images" / "coco" / name)
+
+    def sample(name: str, image: str, *questions: str) -> dict:
+        turns = [{"from": who, "value": text} for q in questions for who, text in (("human", q), ("gpt", f"answer to {q}"))]
+        return {"id": name, "image": f"coco/{image}", "conversations": turns}
+
+    data = [
+        {"id": "text", "conversations": [{"from": "human", "value": "no picture"}, {"from": "gpt", "value": "none"}]},
+        sample("x/1", "a.png", "q one", "q two"),
+        sample("x/2", "b.jpg", "q three"),
+        sample("x/2", "c.png", "q four", "q five"),
+        sample("y", "c.png", "q six", "q seven"),
+    ]
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    examples = list(read_examples(tmp_path / "data.json"))
+    boxes = [Box(0.1, 0.2, 0.437, 0.9), Box(0.0, 0.0, 1.0, 1.0), Box(0.5, 0.75, 1.0, 1.0), Box(1 / 3, 0.1, 0.34, 0.11)]
+    boxes += [Box(0.9, 0.05, 1.0, 0.5)]
+    with Store.create_or_resume(tmp_path / "store", MARK, {"model": "tiny"}) as store:
+        items = [
+            Annotation(e.id, box, 1.5 + i, "from_single_question", MARK, (i, 3), None, e.image)
+            for i, (e, box) in enumerate(zip(examples, boxes, strict=False))
+        ]
+        items.append(
+            Annotation(examples[5].id, None, 0.0, "from_single_question", MARK, reason="flat", image=examples[5].image)
+        )
+        heats = {items[0].example_id: [[0.1, 0.7], [0.0, 0.2]], items[5].example_id: [[0.0]]}
+        store.commit(items, heats, [(examples[6].id, "torn")])
+    return tmp_path
+
+
+def annotations(path: Path) -> list[Annotation]:
+    with Store.read(path) as store:
+        return list(store.annotations())
+
+
+def out_and_in(world: Path, form: str, again: str = "again", **options: Path) -> tuple[Said, dict, Path]:
+    """Exported, imported into a new store."""
+    data, images = world / "data.json", world / "images"
+    told = Said()
+    needs = {"jsonl": {}, "coco": {"images": images}}.get(form, {"images": images, "data": data})
+    kept = {"failures": True, "heats": True} if form == "jsonl" else {}
+    made = export(ExportConfig(world / "store", world / "file", form, **needs, **kept), told)  # type: ignore[arg-type]
+    found = load(ImportConfig(world / "file", world / again, form, **{**needs, **options}), told)  # type: ignore[arg-type]
+    return told, {"out": made.counts, "in": found.counts}, world / again
+
+
+def test_json_lines_lose_nothing(world: Path) -> None:
+    said, counts, again = out_and_in(world, "jsonl")
+    assert said.words == []
+    assert counts["in"] == {"ok": 5, "no_region": 1, "heats": 2, "failed": 0, "skipped": 0}
+    assert annotations(again) == annotations(world / "store")
+    export(ExportConfig(again, world / "file2", "jsonl", failures=True, heats=True), SilentReporter())
+    assert (world / "file2").read_bytes() == (world / "file").read_bytes()
+    with Store.read(again) as store, Store.read(world / "store") as first:
+        assert store.info()["provenance"] == {"model": "tiny"}, "from the manifest beside the file"
+        assert store.fingerprint == MARK
+        assert list(store.failures()) == list(first.failures())
+        assert store.heat("x/1#q0") == first.heat("x/1#q0")
+    load(ImportConfig(world / "file", again, "jsonl"), SilentReporter())
+    assert annotations(again) == annotations(world / "store"), "imported again it is the same"
+
+
+def close(found: Box, stored: Box, size: tuple[int, int]) -> bool:
+    """Within the millionth of a pixel that the formats round to, on each side (two of them for the far ones)."""
+    sides = (*size, *size)
+    return all(abs(a - b) * side <= 2e-6 for a, b, side in zip(found.corners, stored.corners, sides, strict=True))
+
+
+SIZES = {"coco/a.png": (97, 61), "coco/b.jpg": (53, 83), "coco/c.png": (71, 71)}
+
+
+def test_coco_keeps_boxes_and_what_made_them(world: Path) -> None:
+    said, counts, again = out_and_in(world, "coco")
+    assert said.words == []
+    assert (counts["out"]["ok"], counts["out"]["skipped"], counts["in"]["ok"]) == (5, 1, 5)
+    stored = {a.example_id: a for a in annotations(world / "store")}
+    for found in annotations(again):
+        other = stored[found.example_id]
+        assert close(found.box, other.box, SIZES[other.image])  # type: ignore[arg-type, index]
+        assert found == Annotation(
+            other.example_id, found.box, other.score, other.policy, MARK, other.regions_used, None, other.image
+        )
+    data = json.loads((world / "file").read_text())
+    assert [(p["file_name"], p["width"], p["height"]) for p in data["images"]] == [
+        ("coco/a.png", 97, 61), ("coco/b.jpg", 53, 83), ("coco/c.png", 71, 71)]  # fmt: skip
+    first = data["annotations"][0]
+    assert first["bbox"] == [9.7, 12.2, 32.689, 42.7], "x, y, width, height: 97 x 0.1, 61 x 0.2, 97 x 0.337, 61 x 0.7"
+    assert first["area"] == pytest.approx(32.689 * 42.7, abs=1e-6)
+    assert {a["image_id"] for a in data["annotations"]} <= {p["id"] for p in data["images"]}
+    assert [c["id"] for c in data["categories"]] == [first["category_id"]]
+
+
+def test_visual_cot_both_ways(world: Path) -> None:
+    _, counts, again = out_and_in(world, "visual-cot", questions=None)  # type: ignore[arg-type]
+    assert (counts["out"]["ok"], counts["out"]["skipped"], counts["in"]["ok"]) == (5, 2, 5)
+    line = json.loads((world / "file").read_text().splitlines()[0])
+    assert line == {
+        "question": "q one", "answer": "answer to q one", "image": "coco/a.png", "width": 97, "height": 61,
+        "bboxs": [[9.7, 12.2, 42.389, 54.9]], "dataset": "data", "split": "train", "example_id": "x/1#q0", "score": 1.5,
+    }  # fmt: skip
+    stored = {a.example_id: a for a in annotations(world / "store")}
+    for found in annotations(again):
+        other = stored[found.example_id]
+        assert close(found.box, other.box, SIZES[other.image])  # type: ignore[arg-type, index]
+        assert (found.score, found.image, found.policy) == (other.score, other.image, "imported")
+
+
+def official_box(params: list[float], width: int, height: int) -> list[float]:
+    """train_CoS.py, lines 716-741 (429335a): from `params` to the box that is trained, on the padded square."""
+    left, right, top, bottom = params[1], params[1] + params[2], params[0], params[0] + params[2]
+    if width > height:
+        offset = (width - height) // 2
+        top, bottom = top + offset, min(bottom + offset, height + offset)
+        right = min(right, width)
+    else:
+        offset = (height - width) // 2
+        left, right = left + offset, min(right + offset, width + offset)
+        bottom = min(bottom, height)
+    side = max(width, height)
+    return [round(v / side, 3) for v in (left, top, right, bottom)]
+
+
+sides = st.integers(1, 400)
+spans = st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted).filter(lambda v: v[1] - v[0] > 1e-6)
+
+
+@settings(max_examples=300, deadline=None)
+@given(width=sides, height=sides, x=spans, y=spans)
+def test_the_square_and_its_exact_loss(width: int, height: int, x: list[float], y: list[float]) -> None:
+    box = Box(x[0], y[0], x[1], y[1])
+    square = Square.around(box, width, height)
+    assert square.left >= 0, "the released loader does not clip near edges"
+    assert square.top >= 0
+    assert all(v == int(v) for v in (square.left, square.top, square.side))
+    longest = max((x[1] - x[0]) * width, (y[1] - y[0]) * height)
+    assert longest - 1e-5 <= square.side < longest + 2
+    back = square.box(width, height)
+    tiny = 2e-6 / min(width, height)
+    assert back.x0 <= box.x0 + tiny
+    assert back.y0 <= box.y0 + tiny
+    assert back.x1 >= box.x1 - tiny
+    assert back.y1 >= box.y1 - tiny
+    assert square.inside(width, height), "our own check takes what we write"
+    trained = official_box([square.top, square.left, square.side], width, height)
+    ours = SquarePad(width, height).to_square(back)
+    assert trained == pytest.approx(list(ours.corners), abs=0.000501), "the released loader sees the same box"
+
+
+def test_the_square_by_hand() -> None:
+    # 97 x 61: the box is 9.7..42.389 by 12.2..54.9; side 43 (of 42.7), centre 26.0445, 33.55: left 4, top 12.05 -> 12.
+    assert Square.around(Box(0.1, 0.2, 0.437, 0.9), 97, 61) == Square(top=12.0, left=4.0, side=43.0)
+    # Whole picture 97 x 61: the square begins at -18 and is moved down to 0; 36 pixels hang over the bottom.
+    assert Square.around(Box(0, 0, 1, 1), 97, 61) == Square(0.0, 0.0, 97.0)
+
+
+def test_the_released_layout(world: Path) -> None:
+    said, counts, again = out_and_in(world, "chain-of-spot")
+    assert (counts["out"]["ok"], counts["out"]["skipped"], counts["in"]["ok"]) == (5, 2, 5)
+    data = json.loads((world / "file").read_text())
+    assert list(data) == ["000001_x_1_q0", "000001_x_1_q1", "000002_x_2_q0", "000003_x_2_q0", "000003_x_2_q1"]
+    assert data["000001_x_1_q0"] == {"params": [12, 4, 43]}
+    assert said.words == []
+    stored = {a.example_id: a for a in annotations(world / "store")}
+    found = annotations(again)
+    assert len(found) == 5
+    for one in found:
+        other = stored[one.example_id]
+        size = SIZES[other.image]  # type: ignore[index]
+        assert one.box == Square.around(other.box, *size).box(*size)  # type: ignore[arg-type]
+    regions = ReleasedRegions(world / "file")
+    renamed = next(e for e in read_examples(world / "data.json") if e.meta.get("record_id"))
+    assert regions.find(renamed)[0] == "000003_x_2_q0", "found by the id that stands in the file"  # type: ignore[index]
+
+
+def test_a_released_file_of_other_data(world: Path) -> None:
+    regions = {
+        "000001_x_1_q0": {"params": [0, 0, 40]},
+        "000001_x_1_q1": {"params": [500, 0, 40]},
+        "000009_strange_q0": {"params": [0, 0, 40]},
+        "no key": {"params": [0, 0, 1]},
+        "000002_x_2_q0": {"params": ["a"]},
+    }
+    (world / "r.json").write_text(json.dumps(regions))
+    told = Said()
+    config = ImportConfig(world / "r.json", world / "out", "chain-of-spot", world / "data.json", world / "images")
+    found = load(config, told)
+    assert (found.counts["ok"], found.counts["failed"]) == (1, 4)
+    words = "\n".join(told.words)
+    for said in (
+        "the key is not",
+        "`params` is not",
+        "is not on 97x61 pixels (id '000001_x_1_q1')",
+        "1 of its 3 regions belong to no",
+    ):
+        assert said in words
+    with Store.read(world / "out") as store:
+        assert "is not on 97x61 pixels" in (store.failure("x/1#q1") or "")
+        assert store.info()["provenance"]["imported"]["format"] == "chain-of-spot"
+    with pytest.raises(FailuresError, match=r"4 records of .* more than the 3 allowed"):
+        load(
+            ImportConfig(world / "r.json", world / "o2", "chain-of-spot", world / "data.json", world / "images", None, 3), told
+        )
+
+
+VISCOT = [
+    {"question": "What animal?", "answer": "dog", "full_answer": "A dog.", "image": "a.png", "width": 97, "height": 61,
+     "bboxs": [[10, 20, 30, 40], [5, 30, 50, 61]], "dataset": "vsr", "split": "val"},
+    {"question": "Which brand?", "answer": "x", "image": "b.jpg", "width": 53, "height": 83,
+     "bboxs": [[0, 0, 53.5, 83]], "dataset": "textcap", "split": "train"},
+    {"question": "Outside?", "answer": "x", "image": "b.jpg", "width": 53, "height": 83,
+     "bboxs": [[0, 0, 60, 83]], "dataset": "vsr", "split": "val"},
+    {"question": "None?", "answer": "x", "image": "b.jpg", "width": 53, "height": 83,
+     "bboxs": [], "dataset": "vsr", "split": "val"},
+]  # fmt: skip
+
+
+def test_visual_cot_as_its_authors_publish_it(world: Path) -> None:
+    (world / "v.jsonl").write_text("".join(json.dumps(line) + "\n" for line in VISCOT))
+    told = Said()
+    found = load(ImportConfig(world / "v.jsonl", world / "v", "visual-cot", questions=world / "q.jsonl"), told)
+    assert (found.counts["ok"], found.counts["failed"]) == (2, 2)
+    by_id = {a.example_id: a for a in annotations(world / "v")}
+    assert set(by_id) == {"vsr_val_0", "textcap_train_1"}
+    assert by_id["vsr_val_0"].box == Box(5 / 97, 20 / 61, 50 / 97, 1.0), "the rectangle around both boxes"
+    assert by_id["vsr_val_0"].image == "cot/vsr/a.png"
+    assert by_id["textcap_train_1"].image == "cot/textvqa/b.jpg", "as convert_data_to_llava_format.py has it"
+    assert by_id["textcap_train_1"].box == Box(0, 0, 1, 1), "half a pixel over is rounding"
+    assert any("lies outside the picture of 53x83" in words and "v.jsonl:3" in words for words in told.words)
+    asked = {e.id: e for e in read_examples(world / "q.jsonl")}
+    assert set(asked) == set(by_id), "questions and regions go together"
+    assert asked["vsr_val_0"].question == "What animal?"
+    assert asked["vsr_val_0"].answers == ("dog",)
+    assert Box.from_json(asked["vsr_val_0"].meta["gold"]) == by_id["vsr_val_0"].box
+
+
+def test_visual_cot_converted_conversations(world: Path) -> None:
+    (world / "images" / "cot" / "vsr").mkdir(parents=True)
+    Image.new("RGB", (97, 61)).save(world / "images" / "cot" / "vsr" / "a.png")
+    asks = " Please provide the bounding box coordinate of the region that can help you answer the question better."
+    turns = ["<image>\nWhat animal?" + asks, "[0.052, 0.510, 0.515, 0.814]", "<image>", "dog"]
+    sample = {
+        "dataset": "vsr", "split": "val", "question_id": 0,
+        "image": ["cot/vsr/a.png", "cot/vsr/a.png###[5, 20, 50, 61]"],
+        "conversations": [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(turns)],
+    }  # fmt: skip
+    bad = [
+        {**sample, "question_id": 1, "image": "cot/vsr/a.png"},
+        {**sample, "question_id": 2, "image": ["x", "x###[1, 2]"]},
+        7,
+    ]
+    (world / "v.json").write_text(json.dumps([sample, *bad]))
+    told = Said()
+    config = ImportConfig(world / "v.json", world / "v", "visual-cot", images=world / "images", questions=world / "q.jsonl")
+    found = load(config, told)
+    assert (found.counts["ok"], found.counts["failed"]) == (1, 3), told.words
+    (one,) = annotations(world / "v")
+    assert (one.example_id, one.box) == ("vsr_val_0", Box(5 / 97, 20 / 61, 50 / 97, 1.0))
+    (asked,) = read_examples(world / "q.jsonl")
+    assert (asked.question, asked.answers) == ("What animal?", ("dog",))
+
+
+def test_coco_of_others(world: Path) -> None:
+    data = {
+        "images": [{"id": 7, "file_name": "coco/a.png", "width": 97, "height": 61}, {"id": 8, "file_name": "coco/b.jpg"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "bbox": [0, 0, 97, 30.5], "category_id": 3},
+            {"id": 2, "image_id": 8, "bbox": [10, 10, 10, 10], "category_id": 3},
+            {"id": 3, "image_id": 9, "bbox": [1, 1, 1, 1]},
+            {"id": 4, "image_id": 7, "bbox": [90, 0, 20, 20]},
+            {"id": 5, "image_id": 7, "bbox": [1, 1, 0, 5]},
+            {"id": 6, "image_id": 7, "bbox": [1, 1, True, 5]},
+            {"id": 7, "image_id": 7, "bbox": [1, 1, 5, 5], "score": math.nan},
+        ],
+    }
+    (world / "c.json").write_text(json.dumps(data))
+    told = Said()
+    found = load(ImportConfig(world / "c.json", world / "c", "coco", images=world / "images"), told)
+    assert (found.counts["ok"], found.counts["failed"]) == (2, 5)
+    assert [(a.example_id, a.box) for a in annotations(world / "c")] == [
+        ("1", Box(0, 0, 1, 0.5)), ("2", Box(10 / 53, 10 / 83, 20 / 53, 20 / 83))]  # fmt: skip
+    with Store.read(world / "c") as store:
+        assert [name for name, _ in store.failures()] == ["3", "4", "5", "6"]
+
+
+def test_bad_lines_cost_themselves_only(world: Path) -> None:
+    export(ExportConfig(world / "store", world / "file", "jsonl", failures=True, heats=True), SilentReporter())
+    good = (world / "file").read_text().splitlines()
+    first = json.loads(good[0])
+    changes: list[dict] = [
+        {"box": [0.5, 0, 0.1, 1]},
+        {"score": "high"},
+        {"score": 1e999},
+        {"heat": {"cells": [[256]], "top": 1.0}},
+        {"heat": {"cells": [[1]], "top": -1}},
+        {"image": 5},
+        {"example_id": ""},
+        {"example_id": "\ud800"},
+        {"regions_used": [-1]},
+        {"regions_used": ["a"]},
+    ]
+    bad = ["{", "7", "{}", '{"example_id": "z", "failure": 5}', *(json.dumps({**first, **change}) for change in changes)]
+    (world / "mixed").write_text("\n".join([*bad, *good]) + "\n")
+    told = Said()
+    found = load(ImportConfig(world / "mixed", world / "m", "jsonl"), told)
+    assert found.counts["failed"] == len(bad)
+    assert annotations(world / "m") == annotations(world / "store")
+    assert f"{world / 'mixed'}:1: not valid JSON" in told.words[0]
+    assert told.words[-1] == f"{len(bad) - 5} more problems in {world / 'mixed'}"
+
+
+def test_files_of_another_job_or_none(world: Path) -> None:
+    export(ExportConfig(world / "store", world / "file", "jsonl"), SilentReporter())
+    line = json.loads((world / "file").read_text().splitlines()[0])
+    (world / "two").write_text((world / "file").read_text() + json.dumps({**line, "fingerprint": "other"}) + "\n")
+    with pytest.raises(InputError, match=r"two:7: fingerprint 'other', before it '0123456789abcdef'"):
+        load(ImportConfig(world / "two", world / "t", "jsonl"), SilentReporter())
+    with Store.create_or_resume(world / "theirs", "f" * 16, {}):
+        pass
+    with pytest.raises(InputError, match="was made with other settings"):
+        load(ImportConfig(world / "file", world / "theirs", "jsonl"), SilentReporter())
+    (world / "empty").write_text("")
+    (world / "list").write_text("[]")
+    for name, form, said in (
+        ("empty", "jsonl", "holds no region"),
+        ("list", "coco", "is not a COCO file"),
+        ("empty", "coco", "not valid JSON"),
+    ):
+        with pytest.raises(InputError, match=said):
+            load(ImportConfig(world / name, world / "e", form), SilentReporter())  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="cannot be read"):
+        load(ImportConfig(world / "none", world / "e", "jsonl"), SilentReporter())
+    assert not (world / "e").exists(), "nothing is made for a file that holds nothing"
+
+
+def test_unknown_ids_are_told(world: Path) -> None:
+    export(ExportConfig(world / "store", world / "file", "jsonl"), SilentReporter())
+    (world / "few.json").write_text(json.dumps(json.loads((world / "data.json").read_text())[:2]))
+    told = Said()
+    found = load(ImportConfig(world / "file", world / "few", "jsonl", data=world / "few.json"), told)
+    assert (found.counts["ok"], found.counts["failed"]) == (2, 4)
+    assert "no such example in" in told.words[0]
+
+
+def test_pictures_that_are_gone(world: Path) -> None:
+    (world / "images" / "coco" / "b.jpg").unlink()
+    told = Said()
+    found = export(ExportConfig(world / "store", world / "f", "coco", images=world / "images"), told)
+    assert (found.counts["ok"], found.counts["failed"]) == (4, 1)
+    assert "there is no image" in told.words[0]
+    sized = [{**e.to_json(), "meta": {**e.meta, "width": 53, "height": 83}} for e in read_examples(world / "data.json")]
+    (world / "sized.jsonl").write_text("".join(json.dumps(e) + "\n" for e in sized))
+    found = export(ExportConfig(world / "store", world / "f", "coco", data=world / "sized.jsonl"), told)
+    assert found.counts["ok"] == 5, "sizes that the data states need no pictures"
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_needs_are_said_at_once(form: str, world: Path) -> None:
+    wants = {"jsonl": None, "chain-of-spot": "--data", "coco": "--images", "visual-cot": "--data"}[form]
+    if wants is not None:
+        with pytest.raises(InputError, match=wants):
+            ExportConfig(world / "store", world / "f", form)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="no format is called"):
+        ExportConfig(world / "store", world / "f", form + "x")  # type: ignore[arg-type]
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from cos_core.errors import InputError
+from cos_core.formats.exchange import ImportConfig, load
+from cos_core.interfaces import SilentReporter
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    load(ImportConfig(Path(sys.argv[1]), Path(sys.argv[2]), "jsonl"), SilentReporter())
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_keeps_what_was_imported_and_the_rest_follows(world: Path) -> None:
+    one = annotations(world / "store")[0].to_json()
+    with (world / "big").open("w") as file:
+        for i in range(9000):
+            file.write(json.dumps({**one, "example_id": f"{i:05d}", "image": "x" * 100}) + "\n")
+    command = [sys.executable, "-c", FULL, str(world / "big"), str(world / "full")]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert "cannot be written" in done.stdout, done.stderr
+    assert not manifest.path_for(world / "full").exists(), "not finished"
+    with Store.read(world / "full") as store:
+        assert store.info()["annotations"] == 4096, "the first batch"
+    load(ImportConfig(world / "big", world / "full", "jsonl"), SilentReporter())
+    assert len(annotations(world / "full")) == 9000
