@@ -212,20 +212,65 @@ def test_the_centre_of_a_token_grid(grid: int, kept: int) -> None:
     assert regions.centre_tokens(with_class_token, Model()).item() == 1.0
 
 
-def test_memory_bounds_grow_with_the_model() -> None:
-    class Text:
-        num_hidden_layers, hidden_size = 32, 4096
-
-    assert _questions.tokens_per_call(Text, torch.bfloat16) == 2**31 // (32 * 4096 * 16 * 2) == 512
-    Text.num_hidden_layers, Text.hidden_size = 5, 128
-    assert _questions.tokens_per_call(Text, torch.float32) == _questions.MOST_TOKENS
+def test_pictures_a_call() -> None:
     assert (_questions.pixels_per_call(40), _questions.pixels_per_call(336)) == (512, 18)
 
 
-def test_attention_it_does_not_know_is_refused(tmp_path: Path) -> None:
-    settings = SweepSettings()
-    with pytest.raises(InputError, match="sliding_attention"):
-        _questions.load(str(make_mistral(tmp_path)), "cpu", "float32", settings)
+class TestBatches:
+    def questions(self, counts: list[int]) -> list[relevance.Question]:
+        """For each picture some questions, of 10 to 14 tokens."""
+        pictures = [torch.zeros(3, 5) for _ in counts]
+        ids = [list(range(10 + i % 5)) for i in range(sum(counts))]
+        owners = [picture for picture, count in zip(pictures, counts, strict=True) for _ in range(count)]
+        return [relevance.Question(i, i, owner) for i, owner in zip(ids, owners, strict=True)]
+
+    def test_units_are_one_picture_s_questions_in_parts_of_like_size(self) -> None:
+        asked = self.questions([1, 9, 2, 17])
+        units = _questions._units(range(29), asked)
+        assert [len(unit) for unit in units] == [1, 4, 5, 2, 5, 6, 6]
+        assert sorted(i for unit in units for i in unit) == list(range(29))
+        for unit in units:
+            assert len({id(asked[i].features) for i in unit}) == 1
+
+    @pytest.mark.parametrize("most", [1, 25, 60, 8192])
+    def test_a_batch_has_units_of_one_size_within_memory(
+        self, by_patches: patches.PatchesBackbone, monkeypatch: pytest.MonkeyPatch, most: int
+    ) -> None:
+        asked = self.questions([1, 2, 1, 2, 1, 3, 1])
+        monkeypatch.setattr(_questions, "MOST_TOKENS", most)
+        batches = list(by_patches.asker._batches(_questions._units(range(len(asked)), asked), asked))
+        assert sorted(i for batch in batches for unit in batch for i in unit) == list(range(11))
+        for batch in batches:
+            assert len({len(unit) for unit in batch}) == 1
+            widest = max(sum(len(asked[i].ids) for i in unit) for unit in batch)
+            assert len(batch) == 1 or len(batch) * widest <= most
+        assert len(batches) == {1: 7, 25: 6, 60: 3, 8192: 3}[most]
+
+
+@pytest.mark.parametrize("name", ["patches", "regions"])
+def test_a_sliding_window_takes_the_slow_way_and_says_so(name: str, tmp_path: Path) -> None:
+    path = make_mistral(tmp_path)
+    backbone = plug.load("backbones", name, model=str(path), device="cpu", dtype="float64")
+    (note,) = backbone.notes
+    assert note.startswith("this model attends within sliding windows of 24 positions: ")
+    asked = [(picture(40, 40, 1), [example("what?"), example("why?", "so")])]
+    (slow,) = backbone.relevance(asked)
+    text = backbone.asker.model.model.model.language_model
+    features = torch.randn(backbone.asker.model.image_tokens, 16, generator=torch.Generator().manual_seed(1)).double()
+    question = backbone.asker.question(example("why?", "so"), features)
+    ((found,),) = relevance.explain(backbone.asker.model, [[question]], SweepSettings())
+    # The same weights with a window over everything are ordinary attention, and another result.
+    text.config.sliding_window = 10**6
+    for layer in text.layers:
+        layer.self_attn.sliding_window = 10**6
+    assert relevance.unknown_attention(text, 10**6) is None
+    ((wide,),) = relevance.explain(backbone.asker.model, [[question]], SweepSettings())
+    assert flat(slow[0]) != flat(slow[1])
+    assert (found - wide).abs().max() > 1e-9
+
+
+def test_ordinary_attention_has_no_notes(by_patches: patches.PatchesBackbone) -> None:
+    assert by_patches.notes == ()
 
 
 def make_mistral(path: Path) -> Path:
@@ -242,7 +287,7 @@ def make_mistral(path: Path) -> Path:
         num_attention_heads=2,
         num_key_value_heads=2,
         use_sliding_window=True,
-        sliding_window=4,
+        sliding_window=24,
         max_window_layers=0,
     )
     LlavaForConditionalGeneration(config).save_pretrained(path)

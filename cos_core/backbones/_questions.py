@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import chain, pairwise
 
 import torch
 
@@ -15,9 +15,8 @@ from cos_core.relevance import Question, SweepSettings
 from cos_core.types import Example
 
 MOST_TOKENS = 8192
-_ACTIVATION_BYTES = 2**31
-# Kept for the backward pass, in vectors of the hidden size, a token and layer: norms, queries, keys, values, the wide MLP.
-_KEPT_VECTORS = 16
+MOST_TOGETHER = 8
+"""Questions on one picture that share a sweep; beyond that sharing saves little more, and each holds a gradient of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,42 +45,65 @@ class Asker:
         return Question(encoded.ids, encoded.labels, features)
 
     def explain(self, examples: Sequence[Example], questions: Sequence[Question]) -> list[torch.Tensor]:
-        """(image positions,) relevance for each; for an example without a question that of the model's own first word."""
+        """(image positions,) relevance for each; for an example without a question that of the model's own first word.
+
+        Questions with the same `features` (one object) are on the same picture and share what it costs.
+        """
         found: list[torch.Tensor | None] = [None] * len(questions)
         own_choice = replace(self.settings, target="argmax")
         for settings, kind in ((own_choice, False), (self.settings, True)):
             chosen = [i for i, example in enumerate(examples) if bool(example.question) == kind]
-            for batch in self._batches(chosen, questions):
-                rows = relevance.explain(self.model, [questions[i] for i in batch], settings)
-                for i, row in zip(batch, rows, strict=True):
+            for batch in self._batches(_units(chosen, questions), questions):
+                rows = relevance.explain(self.model, [[questions[i] for i in unit] for unit in batch], settings)
+                for i, row in zip(chain(*batch), chain(*rows), strict=True):
                     found[i] = row
         return [row for row in found if row is not None]
 
-    def _batches(self, chosen: Sequence[int], questions: Sequence[Question]) -> Iterator[list[int]]:
-        """Indices of like length together, as many as memory allows for (at least one)."""
-        most = tokens_per_call(self.model.model.config.text_config, self.model.model.dtype)
-        batch: list[int] = []
-        for i in sorted(chosen, key=lambda i: len(questions[i].ids)):
-            if batch and (len(batch) + 1) * len(questions[i].ids) > most:
+    def _batches(self, units: list[list[int]], questions: Sequence[Question]) -> Iterator[list[list[int]]]:
+        """Units of one size and like length together, as many as memory allows for (at least one)."""
+        config, dtype = self.model.model.config.text_config, self.model.model.dtype
+        most = relevance.tokens_per_call(config, dtype, self.settings, MOST_TOKENS)
+        batch: list[list[int]] = []
+        longest = 0
+        for unit in sorted(units, key=lambda unit: (len(unit), _tokens(unit, questions))):
+            longest = max(longest, _tokens(unit, questions))
+            if batch and (len(batch[0]) != len(unit) or (len(batch) + 1) * longest > most):
                 yield batch
-                batch = []
-            batch.append(i)
+                batch, longest = [], _tokens(unit, questions)
+            batch.append(unit)
         if batch:
             yield batch
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of this model: that its relevance takes the slow way, and why."""
+        why = relevance.unknown_attention(self.model.model.model.language_model)
+        return () if why is None else (f"{why}: relevance is read from its own attention maps where need be, which is slow",)
+
+
+def _units(chosen: Sequence[int], questions: Sequence[Question]) -> list[list[int]]:
+    """The questions on one picture, MOST_TOGETHER at most, in parts of like size."""
+    pictures: dict[int, list[int]] = {}
+    for i in chosen:
+        pictures.setdefault(id(questions[i].features), []).append(i)
+    units = []
+    for asked in pictures.values():
+        parts = -(-len(asked) // MOST_TOGETHER)
+        edges = [len(asked) * k // parts for k in range(parts + 1)]
+        units += [asked[low:high] for low, high in pairwise(edges)]
+    return units
+
+
+def _tokens(unit: Sequence[int], questions: Sequence[Question]) -> int:
+    """Positions of a unit's sequences, not counting what they may share: its gradients, at least, are not shared."""
+    return sum(len(questions[i].ids) for i in unit)
+
 
 def load(model: str, device: str, dtype: str, settings: SweepSettings) -> Asker:
-    """The checkpoint with frozen weights, checked for attention that the rules know."""
+    """The checkpoint with frozen weights."""
     loaded = llava.load(model, device=device, dtype=dtype)
     loaded.model.requires_grad_(False)
-    relevance.refuse_unknown(loaded.model.config.text_config)
     return Asker(loaded, settings)
-
-
-def tokens_per_call(config: Any, dtype: torch.dtype) -> int:
-    """How many tokens one sweep may hold so that its activations stay near 2 GiB, 8192 at most."""
-    a_token = int(config.num_hidden_layers) * int(config.hidden_size) * _KEPT_VECTORS * dtype.itemsize
-    return max(1, min(MOST_TOKENS, _ACTIVATION_BYTES // a_token))
 
 
 def pixels_per_call(side: int) -> int:

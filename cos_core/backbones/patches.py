@@ -34,6 +34,11 @@ class PatchesBackbone:
     fingerprint: str
     roi: RoiRule = ROI
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See interfaces.Backbone."""
+        return self.asker.notes
+
     def relevance(self, groups: Sequence[tuple[Image, Sequence[Example]]]) -> list[list[Relevance]]:
         """See interfaces.Backbone."""
         if not groups:
@@ -41,9 +46,8 @@ class PatchesBackbone:
         model = self.asker.model
         step = _questions.pixels_per_call(int(model.model.config.vision_config.image_size))
         pictures = [image for image, _ in groups]
-        features = torch.cat(
-            [model.image_features(model.pixels(pictures[i : i + step])) for i in range(0, len(pictures), step)]
-        )
+        parts = [model.image_features(model.pixels(pictures[i : i + step])) for i in range(0, len(pictures), step)]
+        features = [one for part in parts for one in part]
         examples = [e for _, asked in groups for e in asked]
         places = [g for g, (_, asked) in enumerate(groups) for _ in asked]
         questions = [self.asker.question(e, features[g]) for e, g in zip(examples, places, strict=True)]

@@ -51,6 +51,11 @@ class RegionsBackbone:
     tokens: int = 1
     roi: RoiRule = ROI
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See interfaces.Backbone."""
+        return self.asker.notes
+
     def relevance(self, groups: Sequence[tuple[Image, Sequence[Example]]]) -> list[list[Relevance]]:
         """See interfaces.Backbone. An image in which the detector finds nothing gives regions without boxes."""
         regions = [self.detector.detect(image, next((e.image for e in asked), None) or "") for image, asked in groups]

@@ -1,0 +1,46 @@
+"""How much memory a sweep takes, by arithmetic: what decides on batches and on streaming, the same on every machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from cos_core.relevance.rules import SweepSettings
+
+ACTIVATION_BYTES = 2**32
+"""Activations that a sweep may keep before its layers are streamed: 4 GiB, on top of the weights."""
+
+_VECTORS = 10
+_WIDE_VECTORS = 3
+"""What autograd keeps of a layer, a token: two norms and their inputs, queries, keys, values and the attention's output in
+vectors of the hidden size; gate, its activation and the other branch in vectors of the MLP's."""
+
+
+def layer_bytes(config: Any, dtype: torch.dtype) -> int:
+    """What one token of one layer takes while the layer's graph is alive."""
+    hidden = int(config.hidden_size)
+    wide = int(getattr(config, "intermediate_size", 4 * hidden))
+    return (_VECTORS * hidden + _WIDE_VECTORS * wide) * dtype.itemsize
+
+
+def token_bytes(config: Any, dtype: torch.dtype, settings: SweepSettings, streamed: bool) -> int:
+    """What one token takes over the layers walked: their graphs, or when streamed their inputs and one graph."""
+    layers = int(config.num_hidden_layers)
+    walked = min(settings.last_layers or layers, layers)
+    if streamed:
+        return walked * int(config.hidden_size) * dtype.itemsize + layer_bytes(config, dtype)
+    return walked * layer_bytes(config, dtype)
+
+
+def streams(config: Any, dtype: torch.dtype, settings: SweepSettings, tokens: int) -> bool:
+    """Whether a sweep over `tokens` positions in all streams its layers: as told, or when the graph would be too large."""
+    if settings.stream_layers is not None:
+        return settings.stream_layers
+    return tokens * token_bytes(config, dtype, settings, streamed=False) > ACTIVATION_BYTES
+
+
+def tokens_per_call(config: Any, dtype: torch.dtype, settings: SweepSettings, most: int) -> int:
+    """How many tokens one sweep may hold so that its activations stay within ACTIVATION_BYTES; between 1 and `most`."""
+    a_token = token_bytes(config, dtype, settings, streamed=bool(settings.stream_layers))
+    return max(1, min(most, ACTIVATION_BYTES // a_token))
