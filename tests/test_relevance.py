@@ -93,7 +93,7 @@ class TestRulesByHand:
         assert tape.take() is None
         gradients = attention.Gradients.zeros(attended, 1)
         (by_output,) = torch.autograd.grad(output[0, 1].sum(), attended.output)
-        added = attention.walk(attended, by_output[None], torch.tensor([[[[0.0, 1.0]]]]), gradients, block=1)
+        added = attention.walk(attended, by_output[None], torch.tensor([[[[0.0, 1.0]]]]), gradients, attention.Workspace(1))
         assert added.tolist() == [[[[1.5, 0.0]]]]
         # dy/dA = (3, -5), less its mean under A, times A: dy/ds = (2, -2); with q = k = 0 it moves nothing. dy/dv = A.
         assert gradients.value.flatten().tolist() == [0.5, 0.5]

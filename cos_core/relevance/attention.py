@@ -8,6 +8,7 @@ and gives the gradients of queries, keys and values, from which the caller goes 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -229,8 +230,27 @@ class Gradients:
         return cls(torch.zeros(count, *query.shape, dtype=query.dtype, device=query.device), by_key, by_value)
 
 
+class Workspace:
+    """Memory for the blocks of one sweep, taken once: a system gives fresh pages slowly, and every block would want some.
+
+    `block`: how many queries a block has; None: `block_size`.
+    """
+
+    def __init__(self, block: int | None = None) -> None:
+        self.block = block
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        """A tensor of that shape, with whatever was in it, in the memory of the last one of that name."""
+        size = math.prod(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size or buffer.dtype != like.dtype:
+            buffer = self._buffers[name] = torch.empty(size, dtype=like.dtype, device=like.device)
+        return buffer[:size].view(shape)
+
+
 def walk(
-    attended: Attended, by_output: torch.Tensor, rows: torch.Tensor, gradients: Gradients | None, block: int | None
+    attended: Attended, by_output: torch.Tensor, rows: torch.Tensor, gradients: Gradients | None, workspace: Workspace
 ) -> torch.Tensor:
     """What Eq. 6 adds to the rows, (c, batch, rows, m), for c scalars y on the same attention, whose map is built once.
 
@@ -241,17 +261,17 @@ def walk(
     batch, heads, length, _ = whole.query.shape
     keys = whole.key.shape[2]
     added = torch.zeros(*rows.shape[:3], keys, dtype=rows.dtype, device=rows.device)
-    step = block or block_size(batch, heads, keys, whole.query.device)
+    step = workspace.block or block_size(batch, heads, keys, whole.query.device)
     for low, high in _live_blocks(by_output, step):
-        part = _Block(whole, low, high, keys - length + high if whole.mask is None else keys)
+        part = _Block(whole, low, high, keys - length + high if whole.mask is None else keys, workspace)
         weights = part.weights()
         for i, given in enumerate(map(part.grouped, by_output)):
             # dy/dA is exactly dy/d(output) V^T; `product` is dy/dA * A.
-            product = (given @ whole.value[:, :, : part.seen].mT).mul_(weights)
+            product = part.product("product", given, whole.value[:, :, : part.seen].mT).mul_(weights)
             # The mean over heads and the step of Eq. 6 in one product: every head is a further stretch of queries.
             spread = rows[i, :, :, None, low:high].expand(-1, -1, heads, -1).flatten(2) / heads
-            positive = product.clamp(min=0).to(rows.dtype).view(batch, -1, part.seen)
-            added[i, :, :, : part.seen] += spread @ positive
+            positive = torch.clamp(product, min=0, out=workspace.take("positive", product.shape, product)).to(rows.dtype)
+            added[i, :, :, : part.seen] += spread @ positive.view(batch, -1, part.seen)
             if gradients is not None:
                 part.back(weights, product, given, gradients, i)
     return added
@@ -275,6 +295,13 @@ class _Block:
     low: int
     high: int
     seen: int
+    workspace: Workspace
+
+    def product(self, name: str, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """left (batch, key heads, grouped queries, d) @ right (batch, key heads, d, keys seen), in the workspace."""
+        out = self.workspace.take(name, (*left.shape[:3], right.shape[3]), left)
+        torch.bmm(left.flatten(0, 1), right.flatten(0, 1), out=out.flatten(0, 1))
+        return out
 
     def grouped(self, tensor: torch.Tensor) -> torch.Tensor:
         """(batch, heads, n, d) -> (batch, key heads, grouped queries, d)."""
@@ -284,7 +311,7 @@ class _Block:
     def weights(self) -> torch.Tensor:
         """Eq. 4 for these queries: (batch, key heads, grouped queries, keys seen)."""
         whole, size = self.whole, self.high - self.low
-        scores = (self.grouped(whole.query) * whole.scale) @ whole.key[:, :, : self.seen].mT
+        scores = self.product("product", self.grouped(whole.query) * whole.scale, whole.key[:, :, : self.seen].mT)
         lowest = torch.finfo(scores.dtype).min
         by_head = scores.view(*scores.shape[:2], -1, size, self.seen)
         if whole.mask is None:
@@ -296,8 +323,9 @@ class _Block:
                 by_head.masked_fill_(~part, lowest)
             else:
                 by_head += part
-        wide = scores.dtype if scores.dtype == torch.float64 else torch.float32
-        return torch.softmax(scores, -1, dtype=wide).to(scores.dtype)
+        if scores.dtype in (torch.float32, torch.float64):
+            return torch.softmax(scores, -1, out=self.workspace.take("weights", scores.shape, scores))
+        return torch.softmax(scores, -1, dtype=torch.float32).to(scores.dtype)
 
     def back(self, weights: torch.Tensor, product: torch.Tensor, given: torch.Tensor, gradients: Gradients, i: int) -> None:
         """Through the softmax, to the i-th gradients; `product` is used up."""

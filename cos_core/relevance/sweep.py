@@ -12,7 +12,7 @@ import torch
 
 from cos_core.errors import InputError
 from cos_core.relevance import memory
-from cos_core.relevance.attention import Attended, Gradients, Tape, walk
+from cos_core.relevance.attention import Attended, Gradients, Tape, Workspace, walk
 from cos_core.relevance.layers import Piece, Run
 from cos_core.relevance.rules import Readings, SweepSettings, initial_rows, target_score
 
@@ -38,6 +38,7 @@ def sweep(
     gradient = end_gradient(run, head, hidden, readings, settings)
     del hidden
     rows = initial_rows(readings, length, embeddings.dtype) if rows is None else rows
+    workspace = Workspace(settings.block)
     for number in run.walked:
         piece = run.piece(number)
         attended = _cut(piece, decoder)
@@ -46,7 +47,7 @@ def sweep(
         wanted = (attended.output,) if lowest else (attended.output, piece.entered)
         by_output, *passed = torch.autograd.grad(piece.left, wanted, gradient)
         gradients = None if lowest else Gradients.zeros(attended, 1)
-        rows = rows + walk(attended, by_output[None], rows[None], gradients, settings.block)[0]
+        rows = rows + walk(attended, by_output[None], rows[None], gradients, workspace)[0]
         if gradients is not None:
             gradient = passed[0] + _through_projections(piece, attended, gradients, 0)
     return rows
@@ -84,31 +85,32 @@ def sweep_continuations(
     before: torch.Tensor | None = None
     rows = initial_rows(readings, suffixes.shape[1], suffixes.dtype)[None]
     front_rows = rows.new_zeros(asked, images, 1, start)
+    workspace = Workspace(settings.block)
     for number in back.walked:
         lowest = number == back.walked[-1]
         piece = front.piece(number)
         attended = _cut(piece, decoder)
         back_tape.before = (attended.key.detach(), attended.value.detach())
         own = back.piece(number)
-        added, after, gradients = _walk_suffix(own, _cut(own, decoder), after, rows, lowest, settings)
+        added, after, gradients = _walk_suffix(own, _cut(own, decoder), after, rows, lowest, workspace)
         for_front, rows = added[..., :start], rows + added[..., start:]
         continued = None if gradients is None else Gradients(
             torch.zeros(asked, *attended.query.shape, dtype=attended.query.dtype, device=attended.query.device),
             gradients.key[0, :, :, :start].unflatten(0, (asked, images)).contiguous(),
             gradients.value[0, :, :, :start].unflatten(0, (asked, images)).contiguous(),
         )  # fmt: skip
-        front_added, before = _walk_prefix(piece, attended, before, front_rows, continued, settings)
+        front_added, before = _walk_prefix(piece, attended, before, front_rows, continued, workspace)
         front_rows = front_rows + front_added + for_front.unflatten(1, (asked, images))[0]
     return torch.cat([front_rows.flatten(0, 1), rows[0]], -1)[:, 0]
 
 
 def _walk_suffix(
-    piece: Piece, attended: Attended, gradient: torch.Tensor, rows: torch.Tensor, lowest: bool, settings: SweepSettings
+    piece: Piece, attended: Attended, gradient: torch.Tensor, rows: torch.Tensor, lowest: bool, workspace: Workspace
 ) -> tuple[torch.Tensor, torch.Tensor, Gradients | None]:
     """(what is added to rows over prefix and suffix, dy/d(the layer's input), gradients of keys and values)."""
     by_output, passed = torch.autograd.grad(piece.left, (attended.output, piece.entered), gradient)
     gradients = None if lowest else Gradients.zeros(attended, 1)
-    added = walk(attended, by_output[None], rows, gradients, settings.block)
+    added = walk(attended, by_output[None], rows, gradients, workspace)
     if gradients is not None:
         passed += _through_projections(piece, attended, gradients, 0, last=attended.key.shape[2])
     return added, passed, gradients
@@ -120,7 +122,7 @@ def _walk_prefix(
     before: torch.Tensor | None,
     rows: torch.Tensor,
     gradients: Gradients | None,
-    settings: SweepSettings,
+    workspace: Workspace,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(what is added to the rows, dy/d(the layer's input)), each for all questions; `before` None: nothing came from above."""
     asked = rows.shape[0]
@@ -134,7 +136,7 @@ def _walk_prefix(
         by_output = torch.stack([output for output, _ in parts])
         passed = torch.stack([entered for _, entered in parts])
         del parts
-        added = walk(attended, by_output, rows, gradients, settings.block)
+        added = walk(attended, by_output, rows, gradients, workspace)
     if gradients is None:
         return added, None
     own = torch.stack([_through_projections(piece, attended, gradients, i, keep=i < asked - 1) for i in range(asked)])
