@@ -15,6 +15,7 @@ import numpy as np
 
 from cos_core.errors import InputError
 from cos_core.geometry import Box, SquarePad, bounding
+from cos_core.heat import as_grid, finer, picture_part
 from cos_core.types import Regions
 
 RegionKind = Literal["top1", "component", "union"]
@@ -25,26 +26,38 @@ FLAT = "the same relevance everywhere"
 NOT_FINITE = "relevance is not finite"
 
 
+OTSU: Literal["otsu"] = "otsu"
+
+
 @dataclass(frozen=True, slots=True)
 class RoiRule:
     """How scores become a box.
 
-    `region`: "top1" takes the best candidate; "component" the candidates at or above `threshold` that touch the best one,
-    directly or through others; "union" all of them. `threshold`: a share of the range from the smallest to the largest score,
-    in [0, 1]. `extend`: each side moves outwards by this share of its length.
+    `region`: "top1" takes the best candidate; "component" the candidates that pass and touch the best one, directly or through
+    others; "union" all that pass. Who passes: scores at or above `threshold`, a share of the range from the smallest to the
+    largest score, in [0, 1], or "otsu": the split of the scores in two with the largest variance between the parts; with
+    `keep_mass` instead the fewest candidates, best first, that hold this share, in (0, 1], of all positive relevance. `extend`:
+    each side moves outwards by this share of its length. `finer`: a heat map is interpolated to this many times as many cells
+    along each side before all this (not for "top1"), for edges between its cells.
     """
 
     region: RegionKind = "top1"
-    threshold: float = 0.5
+    threshold: float | Literal["otsu"] = 0.5
     extend: float = 0.0
+    keep_mass: float | None = None
+    finer: int = 1
 
     def __post_init__(self) -> None:
         if self.region not in REGION_KINDS:
             raise InputError(f"unknown region rule {self.region!r}; one of {', '.join(REGION_KINDS)}")
-        if not 0.0 <= self.threshold <= 1.0:
-            raise InputError(f"threshold must lie in [0, 1], got {self.threshold}")
+        if self.threshold != OTSU and (isinstance(self.threshold, str) or not 0.0 <= self.threshold <= 1.0):
+            raise InputError(f"threshold must lie in [0, 1] or be 'otsu', got {self.threshold}")
         if not (math.isfinite(self.extend) and self.extend >= 0.0):
             raise InputError(f"extend must be 0 or more, got {self.extend}")
+        if self.keep_mass is not None and not 0.0 < self.keep_mass <= 1.0:
+            raise InputError(f"keep_mass must lie in (0, 1], got {self.keep_mass}")
+        if self.finer < 1:
+            raise InputError(f"finer must be at least 1, got {self.finer}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +79,7 @@ def from_regions(regions: Regions, rule: RoiRule) -> Roi:
     if reason:
         return Roi(None, reason=reason)
     best = int(scores.argmax())
-    chosen = _above(scores, rule.threshold)
+    chosen = _passing(scores, rule)
     if rule.region == "top1":
         chosen = [best]
     elif rule.region == "component":
@@ -78,33 +91,29 @@ def from_regions(regions: Regions, rule: RoiRule) -> Roi:
 def from_heat(heat: Sequence[Sequence[float]], pad: SquarePad, rule: RoiRule) -> Roi:
     """The region of interest of a (rows, columns) map over the square frame, as a box in frame "image".
 
-    Cells that lie wholly in the padding are left out; cells that touch at a corner belong together. `used` counts cells row by
-    row. Raises InputError for a map without cells.
+    Cells that lie wholly in the padding are left out; cells that touch at a corner belong together. `used` counts the map's own
+    cells row by row. Raises InputError for a map without cells.
     """
-    grid = np.asarray(heat, dtype=np.float64)
-    if grid.ndim != 2 or grid.size == 0:
-        raise InputError(f"a heat map has rows and columns, got shape {grid.shape}")
-    inside = _inside(grid.shape, pad)
-    reason = _useless(grid[inside])
+    grid = as_grid(heat)
+    rows, columns = picture_part(grid.shape, pad)
+    part = grid[rows, columns]
+    reason = _useless(part.ravel())
     if reason:
         return Roi(None, reason=reason)
-    best = int(np.where(inside, grid, -np.inf).argmax())
-    flat = np.flatnonzero(inside)
-    chosen = [int(flat[i]) for i in _above(grid[inside], rule.threshold)]
-    columns = grid.shape[1]
-    if rule.region == "top1":
-        chosen = [best]
-    elif rule.region == "component":
-        chosen = _connected_cells(chosen, best, columns)
-    rows, cols = [i // columns for i in chosen], [i % columns for i in chosen]
+    score, factor = float(part.max()), 1 if rule.region == "top1" else rule.finer
+    part = finer(part, factor)
+    best = int(part.argmax())
+    chosen = [best] if rule.region == "top1" else _passing(part.ravel(), rule)
+    if rule.region == "component":
+        chosen = _connected_cells(chosen, best, part.shape[1])
+    down, right = np.divmod(np.array(chosen), part.shape[1])
+    down, right = down + rows.start * factor, right + columns.start * factor
+    high, wide = grid.shape[0] * factor, grid.shape[1] * factor
     square = Box(
-        min(cols) / columns,
-        min(rows) / grid.shape[0],
-        (max(cols) + 1) / columns,
-        (max(rows) + 1) / grid.shape[0],
-        "square",
+        int(right.min()) / wide, int(down.min()) / high, (int(right.max()) + 1) / wide, (int(down.max()) + 1) / high, "square"
     )
-    return Roi(pad.to_image(square).extended(rule.extend), float(grid.flat[best]), tuple(chosen))
+    used = sorted(set((down // factor * grid.shape[1] + right // factor).tolist()))
+    return Roi(pad.to_image(square).extended(rule.extend), score, tuple(used))
 
 
 def combined(scores: Sequence[Sequence[float]]) -> tuple[float, ...]:
@@ -129,12 +138,38 @@ def _useless(scores: np.ndarray) -> str | None:
     return FLAT if scores.size > 1 and scores.min() == scores.max() else None
 
 
-def _above(scores: np.ndarray, threshold: float) -> list[int]:
-    """Indices whose min-max normalised score reaches `threshold`; the best always does."""
+def _passing(scores: np.ndarray, rule: RoiRule) -> list[int]:
+    """Indices of the scores that pass the rule, in order; the best always does."""
     low, high = scores.min(), scores.max()
     if low == high:
         return list(range(scores.size))
-    return [int(i) for i in np.flatnonzero((scores - low) / (high - low) >= threshold)]
+    if rule.keep_mass is not None:
+        return _holding(scores, rule.keep_mass)
+    if isinstance(rule.threshold, str):
+        return [int(i) for i in np.flatnonzero(scores > _otsu(scores))]
+    return [int(i) for i in np.flatnonzero((scores - low) / (high - low) >= rule.threshold)]
+
+
+def _holding(scores: np.ndarray, share: float) -> list[int]:
+    """The fewest scores, largest first, that sum to `share` of all positive ones."""
+    order = np.argsort(-scores, kind="stable")
+    mass = np.clip(scores[order], 0, None).cumsum()
+    # The sum of all may differ from the last of the running sums by rounding.
+    count = int(np.searchsorted(mass, share * mass[-1] * (1 - 1e-12))) + 1
+    return sorted(int(i) for i in order[:count])
+
+
+def _otsu(scores: np.ndarray) -> float:
+    """The score such that those up to it and those above it have the largest variance between them (Otsu 1979).
+
+    On the scores themselves, not on a histogram of 256 levels as in Chefer et al.'s DETR notebook; the lowest of equal splits.
+    """
+    ordered = np.sort(scores)
+    lower = np.arange(1, ordered.size)
+    sums = ordered.cumsum()
+    below, above = sums[:-1] / lower, (sums[-1] - sums[:-1]) / (ordered.size - lower)
+    between = np.where(ordered[1:] > ordered[:-1], lower * (ordered.size - lower) * (above - below) ** 2, -1.0)
+    return float(ordered[int(between.argmax())])
 
 
 def _touching(boxes: Sequence[Box], chosen: Sequence[int], best: int) -> list[int]:
@@ -162,12 +197,3 @@ def _connected_cells(chosen: Sequence[int], best: int, columns: int) -> list[int
                     reached.add(cell)
                     stack.append(cell)
     return sorted(reached)
-
-
-def _inside(shape: tuple[int, ...], pad: SquarePad) -> np.ndarray:
-    """(rows, columns) booleans: whether a cell of the square holds any of the picture."""
-    (left, top), side = pad.offset, pad.side
-    edges_y, edges_x = (np.arange(n + 1) / n * side for n in shape)
-    rows = (edges_y[1:] > top) & (edges_y[:-1] < top + pad.height)
-    columns = (edges_x[1:] > left) & (edges_x[:-1] < left + pad.width)
-    return rows[:, None] & columns[None, :]

@@ -13,12 +13,13 @@ from PIL import Image
 from reference.relevance_reference import relevance_matrix
 from tiny_llava import make_checkpoint
 
-from cos_core import images, llava, plug, relevance
+from cos_core import heat, images, llava, plug, relevance
 from cos_core.backbones import _questions, patches, regions
 from cos_core.errors import InputError
+from cos_core.geometry import SquarePad
 from cos_core.prompts import dialogue
 from cos_core.relevance import Readings, SweepSettings
-from cos_core.types import Example
+from cos_core.types import Example, Regions
 
 
 def picture(width: int, height: int, seed: int) -> Image.Image:
@@ -103,7 +104,105 @@ def test_patches_equal_the_slow_way(by_patches: patches.PatchesBackbone) -> None
     model = by_patches.asker.model
     (features,) = model.image_features(model.pixels([image]))
     expected = slow_row(by_patches.asker, features, "what is it?", "a cat").view(4, 4)
+    # 101 x 53: the picture is on three quarters of the square's rows, on all of them in part.
     assert torch.allclose(torch.tensor(found.heat, dtype=torch.float64), expected, rtol=1e-9, atol=1e-12)
+
+
+class TestMixedMode:
+    """A detector's boxes scored on the map of the patches."""
+
+    @pytest.mark.parametrize("score", ["area", "contrast"])
+    def test_boxes_are_scored_on_the_map(self, checkpoint: Path, by_patches: patches.PatchesBackbone, score: str) -> None:
+        grid = plug.load("detectors", "grid")
+        backbone = patches.build(str(checkpoint), grid, device="cpu", dtype="float64", score=score)
+        image, asked = picture(101, 53, 2), [example("what is it?"), example("why?", "so")]
+        (both,), (plain,) = backbone.relevance([(image, asked)]), by_patches.relevance([(image, asked)])
+        assert backbone.roi.region == "top1"
+        for mixed, alone in zip(both, plain, strict=True):
+            assert mixed.heat is not None
+            assert alone.heat is not None
+            assert np.array(mixed.heat) == pytest.approx(np.array(alone.heat), rel=1e-9)
+            assert alone.regions is None
+            assert mixed.regions is not None
+            assert mixed.regions.boxes == grid.detect(image).boxes
+            pad = SquarePad(101, 53)
+            expected = heat.box_scores(alone.heat, mixed.regions.boxes, pad, score)  # type: ignore[arg-type]
+            assert mixed.regions.scores == pytest.approx(expected, rel=1e-9)
+        assert both[0].regions != both[1].regions
+
+    def test_a_picture_without_boxes(self, checkpoint: Path) -> None:
+        class Nothing:
+            def detect(self, image: Image.Image, path: str = "") -> Regions:
+                return Regions((), ())
+
+        backbone = patches.build(str(checkpoint), Nothing(), device="cpu")
+        ((found,),) = backbone.relevance([(picture(30, 30, 1), [example("what?")])])
+        assert found.regions == Regions((), (), scores=())
+
+    def test_every_option_is_in_the_fingerprint(self, checkpoint: Path) -> None:
+        grid = plug.load("detectors", "grid")
+        choices: list[dict[str, Any]] = [
+            {},
+            {"detector": grid},
+            {"detector": grid, "score": "contrast"},
+            {"contrast": True},
+            {"clip": 99.0},
+            {"smooth": True},
+        ]
+        marks = [patches.build(str(checkpoint), device="cpu", **choice).fingerprint for choice in choices]
+        assert len(set(marks)) == len(choices)
+        # How memory is bounded changes nothing.
+        assert patches.build(str(checkpoint), device="cpu", stream_layers=True).fingerprint == marks[0]
+
+
+class TestTreatment:
+    def test_padding_holds_no_relevance(self, by_patches: patches.PatchesBackbone) -> None:
+        ((found,),) = by_patches.relevance([(picture(100, 50, 2), [example("what?")])])
+        assert found.heat is not None
+        assert found.heat[0] == found.heat[3] == (0.0,) * 4
+        assert min(found.heat[1] + found.heat[2]) > 0
+
+    def test_options(self, checkpoint: Path, by_patches: patches.PatchesBackbone) -> None:
+        image, asked = picture(60, 60, 3), [example("what?"), example("why?", "so")]
+        pad = SquarePad(60, 60)
+        groups = [(image, asked), (picture(50, 50, 1), []), (picture(40, 70, 4), asked[:1])]
+        plain = [[np.array(r.heat) for r in found] for found in by_patches.relevance(groups)]
+        nothing = by_patches.relevance([(image, [example("", None)]) for image, _ in groups])
+        for options, expected in (
+            ({"clip": 90.0}, heat.clipped(plain[0][1], pad, 90)),
+            ({"smooth": True}, heat.smoothed(plain[0][1], pad)),
+            ({"contrast": True}, heat.beyond(plain[0][1], np.array(nothing[0][0].heat), pad)),
+        ):
+            backbone = patches.build(str(checkpoint), device="cpu", dtype="float64", **options)  # type: ignore[arg-type]
+            found = backbone.relevance(groups)
+            assert [len(one) for one in found] == [2, 0, 1]
+            assert np.array(found[0][1].heat) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+            assert np.array(found[0][1].heat) != pytest.approx(plain[0][1], rel=1e-3)
+
+    @pytest.mark.parametrize(("options", "message"), [({"clip": 0.0}, "percentile"), ({"score": "mean"}, "unknown score")])
+    def test_options_are_checked(self, options: dict[str, Any], message: str, checkpoint: Path) -> None:
+        with pytest.raises(InputError, match=message):
+            patches.build(str(checkpoint), **options)
+
+
+@pytest.mark.parametrize("name", plug.available("backbones"))
+@pytest.mark.parametrize("stream", [False, True])
+def test_six_questions_on_one_picture_equal_one_by_one(name: str, stream: bool, checkpoint: Path) -> None:
+    """Through the prefix that they share, to float noise."""
+    backbone = plug.load("backbones", name, model=str(checkpoint), device="cpu", dtype="float64", stream_layers=stream)
+    texts = [
+        ("what?", "a cat"),
+        ("where is the longest?", "far away"),
+        ("a?", "b"),
+        ("b?", "a"),
+        ("who?", "me"),
+        ("who?", "you"),
+    ]
+    asked = [example(q, a, str(i)) for i, (q, a) in enumerate(texts)]
+    (together,) = backbone.relevance([(picture(60, 60, 3), asked)])
+    for one, found in zip(asked, together, strict=True):
+        ((alone,),) = backbone.relevance([(picture(60, 60, 3), [one])])
+        assert flat(alone) == pytest.approx(flat(found), rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", plug.available("backbones"))
@@ -159,8 +258,6 @@ def flat(found: Any) -> list[float]:
 
 
 def test_an_image_without_candidates_gives_empty_regions(by_regions: regions.RegionsBackbone) -> None:
-    from cos_core.types import Regions
-
     class OnlyWide:
         def detect(self, image: Image.Image, path: str = "") -> Regions:
             found = by_regions.detector.detect(image)

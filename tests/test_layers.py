@@ -32,7 +32,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "filesystems",
         "formats",
     ),
-    2: ("tally", "storestats", "relevance", "roi", "answers", "metrics", "statistics", "llava", "convert", "checkpoints"),
+    2: ("tally", "storestats", "relevance", "heat", "roi", "answers", "metrics", "statistics", "llava", "convert", "checkpoints"),
     3: ("detectors", "backbones", "policies", "engines", "benchmarks"),
     4: ("annotate", "training", "infer", "evaluate", "visualize", "miniature"),
 }

@@ -6,6 +6,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,13 +115,81 @@ class TestHeat:
             roi.from_heat([], SquarePad(4, 4), RoiRule())
 
 
+class TestWhoPasses:
+    def test_mass_takes_the_best_until_the_share_is_reached(self) -> None:
+        scores = scored(5.0, 3.0, -9.0, 2.0)
+        assert roi.from_regions(scores, RoiRule("union", keep_mass=0.5)).used == (0,)
+        assert roi.from_regions(scores, RoiRule("union", keep_mass=0.51)).used == (0, 1)
+        assert roi.from_regions(scores, RoiRule("union", keep_mass=0.8)).used == (0, 1)
+        assert roi.from_regions(scores, RoiRule("union", keep_mass=1.0)).used == (0, 1, 3)
+
+    def test_mass_of_a_map(self) -> None:
+        found = roi.from_heat([[1, 2, 4], [0, 0, 3]], SquarePad(9, 9), RoiRule("component", keep_mass=0.7))
+        assert found.used == (2, 5)
+
+    def test_otsu_by_hand(self) -> None:
+        # Splits after 0, 1, 2: (1 x 3, means 0 and 13/3), (2 x 2, 0.5 and 6), (3 x 1, 1 and 10): products 56.3, 121, 243.
+        assert roi.from_regions(scored(0.0, 10.0, 1.0, 2.0), RoiRule("union", "otsu")).used == (1,)
+        assert roi.from_regions(scored(9.0, 10.0, 1.0, 2.0), RoiRule("union", "otsu")).used == (0, 1)
+
+    @given(st.lists(st.integers(-20, 20), min_size=2, max_size=13))
+    def test_otsu_has_the_largest_variance_between(self, values: list[int]) -> None:
+        scores = np.array(values, dtype=np.float64)
+        if scores.min() == scores.max():
+            return
+
+        def between(level: float) -> float:
+            low, high = scores[scores <= level], scores[scores > level]
+            return float(len(low) * len(high) * (low.mean() - high.mean()) ** 2) if len(high) else -1.0
+
+        best = max(between(level) for level in scores)
+        assert between(roi._otsu(scores)) == pytest.approx(best)
+
+    @given(st.lists(st.integers(-20, 20), min_size=1, max_size=13), st.integers(1, 100))
+    def test_mass_is_reached_with_the_fewest(self, values: list[int], percent: int) -> None:
+        scores = np.array(values, dtype=np.float64)
+        if scores.max() <= 0 or scores.min() == scores.max():
+            return
+        chosen = roi._passing(scores, RoiRule(keep_mass=percent / 100))
+        kept, goal = np.clip(scores[chosen], 0, None).sum(), percent / 100 * np.clip(scores, 0, None).sum()
+        assert kept >= goal - 1e-9
+        assert kept - scores[chosen].min() < goal
+        assert min(scores[chosen]) >= max(np.delete(scores, chosen), default=-math.inf)
+
+    def test_finer_cells_give_finer_edges(self) -> None:
+        heat = [[0, 0, 0], [0, 4, 2], [0, 0, 0]]
+        coarse = roi.from_heat(heat, SquarePad(9, 9), RoiRule("component", 0.65)).box
+        assert coarse == Box(1 / 3, 1 / 3, 2 / 3, 2 / 3)
+        # At a fifth of a cell: row 1 falls from 4 at x = 1.5 to 2 at x = 2.5 and to 0 at x = 0.5. 0.65 of 4 is 2.6.
+        found = roi.from_heat(heat, SquarePad(9, 9), RoiRule("component", 0.65, finer=5))
+        assert found.used == (4, 5)
+        assert found.score == 4.0
+        assert found.box is not None
+        assert found.box.corners == pytest.approx((6 / 15, 6 / 15, 11 / 15, 9 / 15))
+        top = roi.from_heat(heat, SquarePad(9, 9), RoiRule("top1", finer=5))
+        assert (top.box, top.used) == (coarse, (4,))
+
+    def test_finer_cells_know_the_padding(self) -> None:
+        heat = [[99, 99, 99, 99], [0, 0, 0, 3], [0, 0, 0, 3], [99, 99, 99, 99]]
+        found = roi.from_heat(heat, SquarePad(40, 20), RoiRule("component", 0.5, finer=2))
+        assert found.box == Box(0.75, 0.0, 1.0, 1.0)
+        assert found.used == (7, 11)
+
+
 def test_combined_scales_each_question_and_drops_mute_ones() -> None:
     assert roi.combined([[1.0, 4.0, 0.0], [10.0, 5.0, 0.0], [0.0, 0.0, 0.0], [1.0, math.nan, 1.0]]) == (1.25, 1.5, 0.0)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"region": "best"}, "unknown region rule"), ({"threshold": 1.1}, "threshold"), ({"extend": -0.1}, "extend")],
+    [
+        ({"region": "best"}, "unknown region rule"),
+        ({"threshold": 1.1}, "threshold"),
+        ({"threshold": "half"}, "threshold must lie in"),
+        ({"extend": -0.1}, "extend"),
+        ({"keep_mass": 0.0}, "keep_mass"),
+        ({"finer": 0}, "finer"),
+    ],
 )
 def test_rules_are_checked(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -1,20 +1,31 @@
 """Relevance of the answer to the patches of the ordinary image: a heat map over the square frame (CoS Eq. 4-6).
 
-The model sees what it always sees, the whole picture at the encoder's size; what it cannot read there it cannot point at.
+The model sees what it always sees, the whole picture at the encoder's size; what it cannot read there it cannot point at. With
+a detector (the mixed mode) its boxes are scored on that map: the region has the outline of a thing and not of patches.
+
+Defaults come from 100 scenes of the miniature (seed 9103, up to six questions each; IoU with gold / centre hit over all kinds
+but counting). The map's component: 0.437/0.84, interpolated fourfold 0.467/0.85; clipped 0.440/0.84, smoothed 0.209/0.89 (on
+five patches a side), contrasted 0.429/0.84; Otsu 0.441/0.85, half of the mass 0.445/0.85. The last 3 layers alone 0.437/0.85,
+the last 2 and 1 worse. Boxes, best one: components 0.731/0.82 by "area", 0.727/0.82 by "contrast"; grid 0.481/0.84, 0.481/0.83.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from cos_core import heat
 from cos_core.backbones import _questions
+from cos_core.errors import InputError
+from cos_core.geometry import SquarePad
 from cos_core.interfaces import Detector, Relevance
 from cos_core.manifest import fingerprint, plain
+from cos_core.plug import described
 from cos_core.relevance import SweepSettings, TargetKind
 from cos_core.roi import RoiRule
 from cos_core.types import Example
@@ -22,16 +33,42 @@ from cos_core.types import Example
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ROI = RoiRule("component", threshold=0.5, extend=0.1)
-"""What suits this backbone's scores; see the class."""
+ROI = RoiRule("component", threshold=0.5, extend=0.1, finer=4)
+BOX_ROI = RoiRule("top1", extend=0.0)
+"""What suits maps, and a detector's boxes scored on them."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapOptions:
+    """What a map is put through, in this order; see cos_core/heat.py.
+
+    `contrast`: what the map of a prompt that asks nothing in particular (Inst.1 about the image alone, the model's own first
+    word) shows on the same picture is taken away, at the cost of one more question a picture; `clip`: no cell above that
+    percentile (99 is common); `smooth`: means of 3x3 cells. `score`: how a detector's boxes are scored.
+    """
+
+    contrast: bool = False
+    clip: float | None = None
+    smooth: bool = False
+    score: heat.ScoreKind = "area"
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not 0.0 < self.clip <= 100.0:
+            raise InputError(f"clip is a percentile in (0, 100], got {self.clip}")
+        if self.score not in heat.SCORE_KINDS:
+            raise InputError(f"unknown score {self.score!r}; one of {', '.join(heat.SCORE_KINDS)}")
 
 
 @dataclass(frozen=True, slots=True)
 class PatchesBackbone:
-    """Made by `build`. `roi`: the component around the hottest patch, sides extended by a tenth (the paper's "slightly")."""
+    """Made by `build`. `roi`: the component around the hottest patch, sides extended by a tenth (the paper's "slightly"); with
+    a `detector` its best box.
+    """
 
     asker: _questions.Asker
     fingerprint: str
+    detector: Detector | None = None
+    options: MapOptions = MapOptions()
     roi: RoiRule = ROI
 
     @property
@@ -40,19 +77,54 @@ class PatchesBackbone:
         return self.asker.notes
 
     def relevance(self, groups: Sequence[tuple[Image, Sequence[Example]]]) -> list[list[Relevance]]:
-        """See interfaces.Backbone."""
+        """See interfaces.Backbone; with a detector both its boxes with scores and the map they were scored on."""
         if not groups:
             return []
-        model = self.asker.model
-        step = _questions.pixels_per_call(int(model.model.config.vision_config.image_size))
-        pictures = [image for image, _ in groups]
-        parts = [model.image_features(model.pixels(pictures[i : i + step])) for i in range(0, len(pictures), step)]
-        features = [one for part in parts for one in part]
+        features = self._features([image for image, _ in groups])
         examples = [e for _, asked in groups for e in asked]
         places = [g for g, (_, asked) in enumerate(groups) for _ in asked]
+        if self.options.contrast:
+            # One more for each picture that is asked about: the question that asks nothing.
+            examples += [replace(asked[0], question="", answers=()) for _, asked in groups if asked]
+            places += [g for g, (_, asked) in enumerate(groups) if asked]
         questions = [self.asker.question(e, features[g]) for e, g in zip(examples, places, strict=True)]
-        rows = iter(self.asker.explain(examples, questions))
-        return [[Relevance(heat=heat_map(next(rows))) for _ in asked] for _, asked in groups]
+        maps = [heat_map(row) for row in self.asker.explain(examples, questions)]
+        count = sum(len(asked) for _, asked in groups)
+        own, empty = iter(maps[:count]), iter(maps[count:])
+        return [self._finished(image, asked, own, empty) for image, asked in groups]
+
+    def _features(self, pictures: Sequence[Image]) -> list[torch.Tensor]:
+        """For each picture (image positions, hidden), one tensor a picture: by it questions know that they share a picture."""
+        model = self.asker.model
+        step = _questions.pixels_per_call(int(model.model.config.vision_config.image_size))
+        parts = (model.image_features(model.pixels(pictures[i : i + step])) for i in range(0, len(pictures), step))
+        return [one for part in parts for one in part]
+
+    def _finished(
+        self, image: Image, asked: Sequence[Example], own: Iterator[np.ndarray], empty: Iterator[np.ndarray]
+    ) -> list[Relevance]:
+        """The next maps, one for each question on the picture, as results."""
+        if not asked:
+            return []
+        pad = SquarePad(*image.size)
+        nothing = next(empty) if self.options.contrast else None
+        found = self.detector.detect(image, asked[0].image or "") if self.detector else None
+        results = []
+        for _ in asked:
+            grid = self._treated(next(own), nothing, pad)
+            regions = None
+            if found is not None:
+                regions = replace(found, scores=heat.box_scores(grid, found.boxes, pad, self.options.score))
+            results.append(Relevance(regions, tuple(tuple(row) for row in grid.tolist())))
+        return results
+
+    def _treated(self, grid: np.ndarray, nothing: np.ndarray | None, pad: SquarePad) -> np.ndarray:
+        grid = heat.without_padding(grid, pad)
+        if nothing is not None:
+            grid = heat.beyond(grid, nothing, pad)
+        if self.options.clip is not None:
+            grid = heat.clipped(grid, pad, self.options.clip)
+        return heat.smoothed(grid, pad) if self.options.smooth else grid
 
 
 def build(
@@ -62,16 +134,20 @@ def build(
     last_layers: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    stream_layers: bool | None = None,
+    **options: Any,
 ) -> PatchesBackbone:
-    """Loads the checkpoint. `detector` is not used: patches are their own candidates."""
-    asker = _questions.load(model, device, dtype, SweepSettings(target, last_layers))
-    settings = {"backbone": "patches", "target": target, "last_layers": last_layers}
+    """Loads the checkpoint. `detector`: boxes to score on the map; None: the map alone. `options`: fields of MapOptions."""
+    chosen = MapOptions(**options)
+    asker = _questions.load(model, device, dtype, SweepSettings(target, last_layers, stream_layers))
+    settings = {"backbone": "patches", "target": target, "last_layers": last_layers, **asdict(chosen)}
     model_settings = {"model": asker.model.fingerprint, "profile": asker.model.profile, "dtype": str(asker.model.model.dtype)}
-    return PatchesBackbone(asker, fingerprint(plain({**settings, **model_settings})))
+    mark = fingerprint(plain({**settings, **model_settings, "detector": detector and described(detector)}))
+    return PatchesBackbone(asker, mark, detector, chosen, BOX_ROI if detector else ROI)
 
 
-def heat_map(row: torch.Tensor) -> tuple[tuple[float, ...], ...]:
+def heat_map(row: torch.Tensor) -> np.ndarray:
     """Relevance of image positions, row-major over a square of patches, as (rows, columns), without a class token in front."""
     side = math.isqrt(row.shape[0])
-    cells: list[list[Any]] = row[row.shape[0] - side * side :].view(side, side).tolist()
-    return tuple(tuple(line) for line in cells)
+    grid: np.ndarray = row[row.shape[0] - side * side :].view(side, side).double().numpy()
+    return grid

@@ -94,14 +94,15 @@ def build(
     device: str = "auto",
     dtype: str = "auto",
     tokens: int = 1,
+    stream_layers: bool | None = None,
 ) -> RegionsBackbone:
     """Loads the checkpoint; `detector` None: the windows of `grid`; `tokens`: see RegionsBackbone.
 
-    Raises InputError for attention that relevance does not know, or tokens that are not 1 or more.
+    `stream_layers`: see relevance.SweepSettings. Raises InputError for tokens that are not 1 or more.
     """
     if tokens < 1:
         raise InputError(f"a region needs at least one token, got {tokens}")
-    asker = _questions.load(model, device, dtype, SweepSettings(target, last_layers))
+    asker = _questions.load(model, device, dtype, SweepSettings(target, last_layers, stream_layers))
     proposer: Detector = detector or plug.load("detectors", "grid")
     settings = {"backbone": "regions", "centre": CENTRE, "target": target, "last_layers": last_layers, "tokens": tokens}
     model_settings = {"model": asker.model.fingerprint, "profile": asker.model.profile, "dtype": str(asker.model.model.dtype)}
