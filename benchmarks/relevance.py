@@ -213,9 +213,8 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=1, help="runs of each case, of which the fastest counts")
     parser.add_argument("--layers", type=int, default=12, help="of the model that is asked several questions")
     asked = parser.parse_args()
-    print(
-        f"{platform.machine()}, torch {version('torch')}, transformers {version('transformers')}, Python {platform.python_version()}\n"
-    )
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    print(f"{platform.machine()}, {libraries}, Python {platform.python_version()}\n")
     missed = (grid(asked.cases, asked.repeats) if asked.cases else []) + questions(asked.layers)
     for line in missed:
         print(line, file=sys.stderr)
