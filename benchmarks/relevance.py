@@ -132,6 +132,7 @@ def measure_questions(layers: int) -> dict[str, float]:
     prefix, suffixes = make_input(model, 1, PREFIX, 2), make_input(model, ASKED, SUFFIX, 3)
     found: dict[str, float] = {}
     with relevance_attention(model.model):
+        sweep(model.model, model.lm_head, prefix, make_readings(1, PREFIX - 1), SweepSettings())  # warm
         for streamed in (False, True):
             settings = SweepSettings(stream_layers=streamed)
             start = time.process_time()
