@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from cos_core import processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class DemoConfig:
 
     @property
     def workers(self) -> int:
-        return self.jobs or max(1, min(len(os.sched_getaffinity(0)), 8))
+        return self.jobs or max(1, min(processes.cores(), 8))
 
     def labels(self, policy: str) -> Path:
         return self.out / "labels" / policy

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -12,7 +11,7 @@ from typing import Any
 
 from cos_cli.demo.arms import DemoConfig
 from cos_cli.demo.steps import Task, plan
-from cos_core import manifest
+from cos_core import manifest, processes
 from cos_core.errors import CosError, InputError
 from cos_core.interfaces import Reporter, SilentReporter
 from cos_core.locks import FileLock
@@ -109,21 +108,8 @@ def _result(task: Task, future: Future[None]) -> None:
 
 def _start_worker(told: Any) -> None:
     """One core a worker (two processes with one thread each beat one with two); a worker ends with its parent."""
-    import multiprocessing
-    import threading
-
-    # Read by torch when a step first imports it.
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"
+    processes.begin_worker(threads=1)
     _Teller.told = told
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
 
 
 def _do(task: Task, config: DemoConfig) -> None:

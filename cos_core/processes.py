@@ -1,0 +1,33 @@
+"""What every worker process of ours does when it starts: end with its parent, and keep to its share of the cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from typing import Any
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def begin_worker(threads: int) -> None:
+    """To be called first in a spawned process, before anything imports torch or numpy's libraries.
+
+    `threads` is what one worker may use, unless the environment says it already.
+    """
+    for name in _THREADS:
+        os.environ.setdefault(name, str(threads))
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def _end_with(parent: Any) -> None:
+    # A killed parent asks nobody to stop; what is committed is on the disk.
+    parent.join()
+    os._exit(1)
