@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -18,12 +18,15 @@ from typing import Any, Literal
 
 from cos_core.errors import InputError
 from cos_core.geometry import Box
+from cos_core.interfaces import Reporter
 from cos_core.jsonl import OnProblem, Problem, open_input, read_json_list, read_lines, report
 from cos_core.types import Example
 
-__all__ = ["OnProblem", "Problem", "by_image", "read_examples"]
+__all__ = ["OnProblem", "Problem", "by_image", "read_examples", "tell"]
 
 IMAGE_MARK = "<image>"
+_SHOWN = 5
+"""How many problems of a data file are shown one by one."""
 _SPEAKERS = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
 
 
@@ -63,6 +66,16 @@ def by_image(examples: Iterable[Example]) -> Iterator[list[Example]]:
     """Consecutive examples on one image as lists, order kept; text-only examples are grouped by their sample."""
     for _, group in groupby(examples, key=lambda e: (e.image, None if e.image is not None else e.meta.get("sample", e.id))):
         yield list(group)
+
+
+def tell(path: Path, problems: Sequence[Problem], text_only: int, reporter: Reporter) -> None:
+    """Tells a person what of a data file cannot be used: the first problems one by one, the rest as a number."""
+    for problem in problems[:_SHOWN]:
+        reporter.warn(str(problem))
+    if len(problems) > _SHOWN:
+        reporter.warn(f"{len(problems) - _SHOWN} more problems in {path}")
+    if text_only:
+        reporter.note(f"{text_only} samples without a picture are skipped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +168,7 @@ def _conversation(record: dict[str, Any], name: str, source: _Source) -> list[Ex
             source.problem(f"{error}; this question is left out")
             continue
         place_meta = {"sample": name, "turn": k, "index": source.index, **renamed, **meta}
-        found.append(Example(f"{name}#q{k}", dataset, image, question, (answer,), meta=place_meta))
+        found.append(Example(f"{name}#q{k}", dataset, image, question, (answer,), meta=place_meta, line=source.line))
     return found
 
 
@@ -164,14 +177,14 @@ def _question(record: dict[str, Any], name: str, source: _Source) -> list[Exampl
     if "category" in record:
         meta["category"] = record["category"]
     question = _text(record["text"], "`text`")
-    return [Example(name, _dataset(record, source), _image(record), question, meta=meta)]
+    return [Example(name, _dataset(record, source), _image(record), question, meta=meta, line=source.line)]
 
 
 def _own(record: dict[str, Any], name: str, source: _Source) -> list[Example]:
     answers, choices = (_texts(record, key) for key in ("answers", "choices"))
     (meta,) = _metas([record.get("meta", {})], 1)
     question = _text(record["question"], "`question`")
-    return [Example(name, _dataset(record, source), _image(record), question, answers, choices, meta)]
+    return [Example(name, _dataset(record, source), _image(record), question, answers, choices, meta, source.line)]
 
 
 def _name(record: Mapping[str, Any], key: str) -> str:

@@ -35,6 +35,11 @@ class Problem:
     example_id: str | None
     reason: str
 
+    @property
+    def key(self) -> str:
+        """The file's name and the line: under it the problem is recorded. Its example's id may be another record's, too."""
+        return self.path.name if self.line is None else f"{self.path.name}:{self.line}"
+
     def __str__(self) -> str:
         where = f"{self.path}:{self.line}" if self.line is not None else str(self.path)
         return f"{where}: {self.reason}" + (f" (id {self.example_id!r})" if self.example_id else "")

@@ -28,7 +28,8 @@ class Example:
 
     `id` is unique and stable in its data set; `image` is a path relative to the image root, None for text-only samples;
     `answers` are the accepted answers (one for training data); `meta` holds what only one data set knows
-    (`gold`: the gold region, `kind`: the question's kind, `turn`: its place in the conversation...).
+    (`gold`: the gold region, `kind`: the question's kind, `turn`: its place in the conversation...). `line`: where it stood in
+    the file it was read from, for messages; no part of the record.
     """
 
     id: str
@@ -38,17 +39,21 @@ class Example:
     answers: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
+    line: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.id:
             raise InputError("an example needs an id")
 
     def to_json(self) -> dict[str, Any]:
-        return {**_shallow(self), "answers": list(self.answers), "choices": list(self.choices), "meta": dict(self.meta)}
+        record = {**_shallow(self), "answers": list(self.answers), "choices": list(self.choices), "meta": dict(self.meta)}
+        del record["line"]
+        return record
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Example:
         data = _known(cls, data)
+        data.pop("line", None)
         return cls(**{**data, "answers": tuple(data.get("answers", ())), "choices": tuple(data.get("choices", ()))})
 
 
