@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from cos_cli import options
 from cos_cli.console import Session, emit_json, reporting, summary
+from cos_core.errors import InputError
+from cos_core.shard import Shard
+
+
+def _shard(text: str) -> Shard:
+    try:
+        return Shard.parse(text)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _threshold(text: str) -> float | str:
+    if text == "otsu":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither a number nor 'otsu'") from None
 
 
 def annotate(
@@ -29,9 +47,18 @@ def annotate(
         int | None, typer.Option(min=1, help="Use the last K layers only.", show_default="all layers")
     ] = None,
     threshold: Annotated[
+        Any,
+        typer.Option(
+            parser=_threshold,
+            metavar="SHARE|otsu",
+            help="Share of the range of relevance above which areas count; 'otsu' finds it in each picture.",
+            show_default="0.3; 0.5 with patches",
+        ),
+    ] = None,
+    keep_mass: Annotated[
         float | None,
         typer.Option(
-            min=0.0, max=1.0, help="Share of the highest relevance that still counts.", show_default="0.3; 0.5 with patches"
+            max=1.0, help="Instead of a threshold: the best areas that hold this share of the relevance.", show_default=False
         ),
     ] = None,
     region: Annotated[
@@ -42,13 +69,27 @@ def annotate(
         float | None,
         typer.Option(min=0.0, help="Each side moves outwards by this share of its length.", show_default="0; 0.1 with patches"),
     ] = None,
-    region_tokens: Annotated[
+    finer: Annotated[
         int | None,
-        typer.Option(min=1, help="Visual tokens a region, along each side (backbone regions).", show_default="1"),
+        typer.Option(min=1, help="Interpolate maps to this many times as many cells a side.", show_default="1; 4 with patches"),
     ] = None,
+    backbone_options: options.BackboneOptions = None,
+    keep_heat: Annotated[bool, typer.Option("--keep-heat", help="Keep the relevance maps in the store.")] = False,
     batch_images: Annotated[int, typer.Option(min=1, help="Pictures that go through the model together.")] = 8,
+    shard: Annotated[
+        Shard | None,
+        typer.Option(
+            parser=_shard, metavar="I/N", help="Only this part of the pictures, for 'cos store merge'.", show_default="all"
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes on this machine (GPUs in turn), whose parts are merged at the end.")
+    ] = 1,
     limit: options.Limit = None,
     max_failures: options.MaxFailures = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count, look at the pictures, estimate time and size, and stop.")
+    ] = False,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -64,6 +105,8 @@ def annotate(
     \b
     Example:
       cos annotate --model miniature --data questions.json --images pictures --out rois
+      cos annotate ... --dry-run
+      cos annotate ... --workers 8
     """
     from cos_core.annotate import AnnotateConfig, run
 
@@ -79,18 +122,25 @@ def annotate(
         target=target,
         last_layers=last_layers,
         threshold=threshold,
+        keep_mass=keep_mass,
         region=region,
         extend=extend,
-        region_tokens=region_tokens,
+        finer=finer,
+        backbone_options=options.settings_of(backbone_options),
+        keep_heat=keep_heat,
         seed=seed,
         batch_images=batch_images,
+        shard=shard,
+        workers=workers,
         limit=limit,
         max_failures=max_failures,
+        dry_run=dry_run,
         device=device,
         dtype=dtype,
     )
     with reporting(ctx.ensure_object(Session)) as reporter:
         manifest = run(config, reporter)
-        reporter.note(summary(manifest, out))
+        if not dry_run:
+            reporter.note(summary(manifest, out))
     if json:
         emit_json(manifest.to_json())

@@ -103,6 +103,12 @@ Detector = Annotated[
         show_default="the backbone's own: 'grid' for regions",
     ),
 ]
+BackboneOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--backbone-option", help="A setting of the backbone; may be repeated.", metavar="NAME=VALUE", show_default=False
+    ),
+]
 DetectorOptions = Annotated[
     list[str] | None,
     typer.Option(

@@ -65,12 +65,13 @@ class Relevance:
 class Backbone(Protocol):
     """Relevance of the answer to areas of one image, for several questions on it (CoS Eq. 4-6).
 
-    `fingerprint` changes with the weights and with every setting that changes scores, the detector's included. A backbone may
-    also have `roi`, the roi.RoiRule that suits its scores. Its `build(model, detector, ...)` is given a Detector, or None for
-    the backbone's own choice.
-    """
+    `settings`: everything that scores depend on, the weights' fingerprint and the detector's settings included; annotations
+    are told apart by it. A backbone may also have `roi`, the roi.RoiRule that suits its scores, and `notes`, what a user
+    should know of it before the work begins. Its `build(model, detector, ...)` is given a Detector, or None for the backbone's
+    own choice."""
 
-    fingerprint: str
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
 
     def relevance(self, groups: Sequence[tuple[Image, Sequence[Example]]]) -> list[list[Relevance]]:
         """One Relevance per example, grouped as given: each group is one image with its questions.

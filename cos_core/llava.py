@@ -232,6 +232,15 @@ def image_tokens_of(config: Any) -> int:
     return patches if config.vision_feature_select_strategy == "default" else patches + 1
 
 
+def gpus() -> int:
+    """CUDA GPUs that torch sees on this machine; 0 without torch."""
+    try:
+        import torch
+    except ImportError:
+        return 0
+    return torch.cuda.device_count()
+
+
 def _device(torch: Any, name: str) -> Any:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

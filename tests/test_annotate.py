@@ -10,21 +10,21 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import torch
+from annotate_jobs import Told, edit_data, exported, failures, stored, write_data
 from PIL import Image
 from tiny_llava import make_checkpoint
 
-from cos_core import annotate, manifest, roi
-from cos_core.annotate import AnnotateConfig, run
+from cos_core import manifest, roi
+from cos_core.annotate import AnnotateConfig, annotator, run
 from cos_core.errors import FailuresError, InputError, LockedError
 from cos_core.geometry import Box
 from cos_core.interfaces import Relevance, SilentReporter
 from cos_core.store import Store
-from cos_core.types import Annotation, Regions
+from cos_core.types import Regions
 
 
 @pytest.fixture(scope="module")
@@ -56,58 +56,6 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def write_data(root: Path, counts: Sequence[int], **extra: Any) -> None:
-    """Conversations of `counts` questions, each on its own picture of smooth colours."""
-    (root / "images").mkdir(exist_ok=True)
-    samples = []
-    for number, count in enumerate(counts):
-        small = np.random.default_rng(number).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-        name = f"{number:03d}.png"
-        Image.fromarray(small).resize((64 + 8 * (number % 3), 64), Image.Resampling.BICUBIC).save(root / "images" / name)
-        turns = []
-        for k in range(count):
-            turns += [{"from": "human", "value": f"<image>\nwhat is {k}?"}, {"from": "gpt", "value": f"thing {number}{k}"}]
-        samples.append({"id": f"s{number:03d}", "image": name, "conversations": turns, **extra})
-    (root / "data.json").write_text(json.dumps(samples), encoding="utf-8")
-
-
-def edit_data(config: AnnotateConfig, change: Any) -> None:
-    samples = json.loads(config.data.read_text(encoding="utf-8"))
-    change(samples)
-    config.data.write_text(json.dumps(samples), encoding="utf-8")
-
-
-class Told(SilentReporter):
-    """Keeps what a stage says."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-        self.steps: list[tuple[int, int | None]] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def progress(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
-        self.steps.append((done, total))
-
-
-def stored(config: AnnotateConfig) -> dict[str, Annotation]:
-    with Store.read(config.out) as store:
-        return {a.example_id: a for a in store.annotations()}
-
-
-def failures(config: AnnotateConfig) -> dict[str, str]:
-    with Store.read(config.out) as store:
-        return dict(store.failures())
-
-
-def exported(config: AnnotateConfig) -> bytes:
-    path = config.out.with_suffix(".jsonl")
-    with Store.read(config.out) as store:
-        store.export_jsonl(path)
-    return path.read_bytes()
-
-
 IDS = ["s000#q0", "s001#q0", "s001#q1", "s002#q0", "s002#q1", "s002#q2"]
 
 
@@ -125,7 +73,7 @@ class TestPolicies:
             assert annotation.score > 0
             assert annotation.regions_used
         assert made.counts == {"ok": 6, "failed": 0, "skipped": 0, "no_region": 0, "new": 6}
-        assert made.results["rule"] == {"region": "union", "threshold": 0.3, "extend": 0.0}
+        assert made.results["rule"] == manifest.plain(roi.RoiRule("union", threshold=0.3))
         assert manifest.read(job.out) == made
         assert told.steps[-1] == (6, 6)
 
@@ -175,7 +123,7 @@ class TestPolicies:
         edit_data(job, lambda samples: samples[1].update(meta=[{"gold": [0.1, 0.2, 0.3, 0.4]}, {}]))
         made = run(replace(job, policy="gold", limit=3), SilentReporter())
         assert stored(job)["s001#q0"].box == Box(0.1, 0.2, 0.3, 0.4)
-        assert failures(job) == {"s000#q0": annotate.NO_GOLD, "s001#q1": annotate.NO_GOLD}
+        assert failures(job) == dict.fromkeys(("s000#q0", "s001#q1"), f"{job.data}:1: {annotator.NO_GOLD}")
         assert made.counts == {"ok": 1, "failed": 2, "skipped": 0, "no_region": 0, "new": 1}
 
     def test_none_has_nothing_to_annotate(self, job: AnnotateConfig) -> None:
@@ -192,7 +140,7 @@ class TestWhatFails:
         assert sorted(stored(job)) == ["s001#q0", "s001#q1"]
         why = failures(job)
         assert sorted(why) == ["s000#q0", "s002#q0", "s002#q1", "s002#q2"]
-        assert why["s000#q0"].startswith("there is no image")
+        assert why["s000#q0"].startswith(f"{job.data}:1: there is no image")
         assert "cannot be decoded" in why["s002#q1"]
         assert made.counts == {"ok": 2, "failed": 4, "skipped": 0, "no_region": 0, "new": 2}
         assert made.status == "complete"
@@ -217,7 +165,7 @@ class TestWhatFails:
         ]
         job.data.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
         run(job, SilentReporter())
-        assert failures(job) == {"1": annotate.NO_ANSWER}
+        assert failures(job) == {"1": f"{job.data}:1: {annotator.NO_ANSWER}"}
         assert list(stored(job)) == ["own"]
         shared = replace(job, policy="from_questions", out=job.out.with_name("shared"))
         run(shared, SilentReporter())
@@ -236,19 +184,22 @@ class TestWhatFails:
         assert made.counts == {"ok": 5, "failed": 1, "skipped": 1, "no_region": 0, "new": 5}
         assert len(told.warnings) == 1
         assert "odd number of turns" in told.warnings[0]
+        assert failures(job) == {"data.json:1": told.warnings[0]}
 
     def test_relevance_that_says_nothing_is_an_annotation_with_a_reason(
         self, job: AnnotateConfig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         class Mute:
-            fingerprint = "mute"
+            settings: ClassVar[dict[str, str]] = {"name": "mute"}
 
             def relevance(self, groups: Sequence[Any]) -> list[list[Relevance]]:
                 boxes = (Box(0, 0, 0.5, 0.5), Box(0.5, 0.5, 1, 1))
                 return [[Relevance(Regions(boxes, (1.0, 1.0), scores=(0.0, 0.0))) for _ in asked] for _, asked in groups]
 
-        real = annotate.plug.load
-        monkeypatch.setattr(annotate.plug, "load", lambda kind, *a, **o: Mute() if kind == "backbones" else real(kind, *a, **o))
+        real = annotator.plug.load
+        monkeypatch.setattr(
+            annotator.plug, "load", lambda kind, *a, **o: Mute() if kind == "backbones" else real(kind, *a, **o)
+        )
         made = run(job, SilentReporter())
         assert {(a.box, a.reason) for a in stored(job).values()} == {(None, roi.NO_RELEVANCE)}
         assert made.counts == {"ok": 0, "failed": 6, "skipped": 0, "no_region": 6, "new": 6}
@@ -283,16 +234,20 @@ class TestWhatFails:
 
     @pytest.mark.parametrize(
         "wrong",
-        [{"batch_images": 0}, {"limit": 0}, {"max_failures": -1}, {"threshold": 2.0}, {"extend": -1.0}, {"region_tokens": 0}],
+        [{"batch_images": 0}, {"limit": 0}, {"max_failures": -1}, {"threshold": 2.0}, {"extend": -1.0}, {"workers": 0}],
     )
     def test_impossible_settings(self, job: AnnotateConfig, wrong: dict[str, Any]) -> None:
         with pytest.raises(InputError):
             replace(job, **wrong)
 
-    def test_region_tokens_belong_to_regions(self, job: AnnotateConfig) -> None:
-        with pytest.raises(InputError, match="backbone 'regions'"):
-            replace(job, backbone="patches", region_tokens=2)
-        assert run(replace(job, region_tokens=2), SilentReporter()).counts["ok"] == 6
+    def test_options_of_plug_ins(self, job: AnnotateConfig) -> None:
+        with pytest.raises(InputError, match="'patches' has no option 'tokens'"):
+            run(replace(job, backbone="patches", backbone_options={"tokens": 2}), SilentReporter())
+        with pytest.raises(InputError, match="'grid' has no option 'window'; did you mean 'windows'"):
+            run(replace(job, detector="grid", detector_options={"window": 2}), SilentReporter())
+        with pytest.raises(InputError, match="need a detector"):
+            replace(job, detector_options={"most": 2})
+        assert run(replace(job, backbone_options={"tokens": 2}), SilentReporter()).counts["ok"] == 6
 
 
 class TestResume:
@@ -310,7 +265,7 @@ class TestResume:
 
     def test_merged_heat_maps(self) -> None:
         one, two = Relevance(heat=((1.0, 2.0), (0.0, 4.0))), Relevance(heat=((5.0, 0.0), (0.0, 0.0)))
-        assert annotate.merged([one, two]).heat == ((1.25, 0.5), (0.0, 1.0))
+        assert annotator.merged([one, two]).heat == ((1.25, 0.5), (0.0, 1.0))
 
     @pytest.mark.usefixtures("one_thread")
     def test_killed_in_the_middle(self, tmp_path: Path, checkpoint: Path) -> None:

@@ -139,7 +139,7 @@ class TestMixedMode:
         ((found,),) = backbone.relevance([(picture(30, 30, 1), [example("what?")])])
         assert found.regions == Regions((), (), scores=())
 
-    def test_every_option_is_in_the_fingerprint(self, checkpoint: Path) -> None:
+    def test_every_option_is_in_the_settings(self, checkpoint: Path) -> None:
         grid = plug.load("detectors", "grid")
         choices: list[dict[str, Any]] = [
             {},
@@ -149,10 +149,10 @@ class TestMixedMode:
             {"clip": 99.0},
             {"smooth": True},
         ]
-        marks = [patches.build(str(checkpoint), device="cpu", **choice).fingerprint for choice in choices]
-        assert len(set(marks)) == len(choices)
+        marks = [patches.build(str(checkpoint), device="cpu", **choice).settings for choice in choices]
+        assert len({repr(mark) for mark in marks}) == len(choices)
         # How memory is bounded changes nothing.
-        assert patches.build(str(checkpoint), device="cpu", stream_layers=True).fingerprint == marks[0]
+        assert patches.build(str(checkpoint), device="cpu", stream_layers=True).settings == marks[0]
 
 
 class TestTreatment:
@@ -240,15 +240,15 @@ class TestContract:
         ((found,),) = plug.load("backbones", name, target="argmax", **options).relevance(asked)
         assert max(flat(found)) >= 0
 
-    def test_fingerprints_tell_settings_apart(self, name: str, checkpoint: Path, tmp_path: Path) -> None:
+    def test_settings_tell_what_changes_scores(self, name: str, checkpoint: Path, tmp_path: Path) -> None:
         options = {"model": str(checkpoint), "device": "cpu", "dtype": "float32"}
         other = {**options, "model": str(make_checkpoint(tmp_path, seed=1))}
         marks = [
-            plug.load("backbones", name, **choice).fingerprint
+            plug.load("backbones", name, **choice).settings
             for choice in (options, options, {**options, "target": "logit"}, {**options, "last_layers": 1}, other)
         ]
         assert marks[0] == marks[1]
-        assert len(set(marks)) == 4
+        assert len({repr(mark) for mark in marks}) == 4
 
 
 def flat(found: Any) -> list[float]:

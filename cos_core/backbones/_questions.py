@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
+from typing import Any
 
 import torch
 
@@ -73,6 +74,16 @@ class Asker:
             batch.append(unit)
         if batch:
             yield batch
+
+    def described(self) -> dict[str, Any]:
+        """The model and how its answers are explained, as far as scores depend on it (not how layers are kept meanwhile)."""
+        return {
+            "model": self.model.fingerprint,
+            "dtype": str(self.model.model.dtype).removeprefix("torch."),
+            "profile": self.model.profile,
+            "target": self.settings.target,
+            "last_layers": self.settings.last_layers,
+        }
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ the last 2 and 1 worse. Boxes, best one: components 0.731/0.82 by "area", 0.727/
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,6 @@ from cos_core.backbones import _questions
 from cos_core.errors import InputError
 from cos_core.geometry import SquarePad
 from cos_core.interfaces import Detector, Relevance
-from cos_core.manifest import fingerprint, plain
 from cos_core.plug import described
 from cos_core.relevance import SweepSettings, TargetKind
 from cos_core.roi import RoiRule
@@ -66,7 +65,7 @@ class PatchesBackbone:
     """
 
     asker: _questions.Asker
-    fingerprint: str
+    settings: Mapping[str, Any]
     detector: Detector | None = None
     options: MapOptions = MapOptions()
     roi: RoiRule = ROI
@@ -135,15 +134,16 @@ def build(
     device: str = "auto",
     dtype: str = "auto",
     stream_layers: bool | None = None,
-    **options: Any,
+    contrast: bool = False,
+    clip: float | None = None,
+    smooth: bool = False,
+    score: heat.ScoreKind = "area",
 ) -> PatchesBackbone:
-    """Loads the checkpoint. `detector`: boxes to score on the map; None: the map alone. `options`: fields of MapOptions."""
-    chosen = MapOptions(**options)
+    """Loads the checkpoint. `detector`: boxes to score on the map; None: the map alone. The last four: see MapOptions."""
+    chosen = MapOptions(contrast, clip, smooth, score)
     asker = _questions.load(model, device, dtype, SweepSettings(target, last_layers, stream_layers))
-    settings = {"backbone": "patches", "target": target, "last_layers": last_layers, **asdict(chosen)}
-    model_settings = {"model": asker.model.fingerprint, "profile": asker.model.profile, "dtype": str(asker.model.model.dtype)}
-    mark = fingerprint(plain({**settings, **model_settings, "detector": detector and described(detector)}))
-    return PatchesBackbone(asker, mark, detector, chosen, BOX_ROI if detector else ROI)
+    own = {"name": "patches", **asdict(chosen), "detector": detector and described(detector)}
+    return PatchesBackbone(asker, {**own, **asker.described()}, detector, chosen, BOX_ROI if detector else ROI)
 
 
 def heat_map(row: torch.Tensor) -> np.ndarray:

@@ -10,7 +10,7 @@ No region's place is told: the token of a region carries its content only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,6 @@ from cos_core import images, plug
 from cos_core.backbones import _questions
 from cos_core.errors import InputError
 from cos_core.interfaces import Detector, Relevance
-from cos_core.manifest import fingerprint, plain
 from cos_core.relevance import SweepSettings, TargetKind
 from cos_core.roi import RoiRule
 from cos_core.types import Example, Regions
@@ -38,7 +37,7 @@ ROI = RoiRule("union", threshold=0.3, extend=0.0)
 
 @dataclass(frozen=True, slots=True)
 class RegionsBackbone:
-    """Made by `build`. `fingerprint` changes with the weights and with all settings that change scores.
+    """Made by `build`.
 
     `tokens`: visual tokens a region along each side of a small grid (1: one token a region, 2: four); its score is their sum.
     `roi`: all windows that are at least three tenths as relevant as the best, together: one window where one place answers the
@@ -47,7 +46,7 @@ class RegionsBackbone:
 
     asker: _questions.Asker
     detector: Detector
-    fingerprint: str
+    settings: Mapping[str, Any]
     tokens: int = 1
     roi: RoiRule = ROI
 
@@ -104,10 +103,8 @@ def build(
         raise InputError(f"a region needs at least one token, got {tokens}")
     asker = _questions.load(model, device, dtype, SweepSettings(target, last_layers, stream_layers))
     proposer: Detector = detector or plug.load("detectors", "grid")
-    settings = {"backbone": "regions", "centre": CENTRE, "target": target, "last_layers": last_layers, "tokens": tokens}
-    model_settings = {"model": asker.model.fingerprint, "profile": asker.model.profile, "dtype": str(asker.model.model.dtype)}
-    mark = fingerprint(plain({**settings, **model_settings, "detector": plug.described(proposer)}))
-    return RegionsBackbone(asker, proposer, mark, tokens)
+    own = {"name": "regions", "centre": CENTRE, "tokens": tokens, "detector": plug.described(proposer)}
+    return RegionsBackbone(asker, proposer, {**own, **asker.described()}, tokens)
 
 
 def centre_tokens(features: torch.Tensor, model: Any, side: int = 1) -> torch.Tensor:

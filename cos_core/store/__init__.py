@@ -110,6 +110,19 @@ class Store:
         handle.release()
         raise InputError(f"the store at {path} was never begun; annotate into it first")
 
+    @classmethod
+    def is_begun(cls, path: Path) -> bool:
+        """Whether the store at `path` was given its settings; one whose job was killed before holds nothing.
+
+        Raises InputError when it cannot be read.
+        """
+        if (Path(path) / DATA).stat().st_size == 0:
+            return False
+        handle = Handle.share(Path(path), write=False)
+        begun = bool(handle.meta)
+        handle.release()
+        return begun
+
     # --- writing ---
 
     def put_many(self, annotations: Iterable[Annotation], heats: Mapping[str, HeatRows] | None = None) -> int:

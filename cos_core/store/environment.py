@@ -95,6 +95,8 @@ class Handle:
             with self._env.begin(write=True) as txn:
                 if txn.stat()["entries"] == 0:
                     return {name: self._env.open_db(name.encode(), txn=txn) for name in TABLES}
+        elif self._env.stat()["entries"] == 0:
+            return {}  # killed before that
         meta = self._env.open_db(b"meta", create=False)
         with self._env.begin(meta) as txn:
             about = txn.get(b"about")

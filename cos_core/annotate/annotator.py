@@ -1,0 +1,222 @@
+"""How the region of a question is found: by relevance, or as another row of CoS Table 3a says.
+
+Nothing here knows of stores or files of questions: examples with their pictures go in, regions and reasons come out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cos_core import manifest, plug, roi
+from cos_core.annotate.config import AnnotateConfig
+from cos_core.errors import InputError
+from cos_core.geometry import Box, SquarePad
+from cos_core.heat import painted
+from cos_core.images import open_image
+from cos_core.interfaces import Backbone, Detector, Policy, Relevance
+from cos_core.types import Example, Regions
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Heat = tuple[tuple[float, ...], ...]
+NO_ANSWER = "no answer to explain"
+NO_GOLD = "the data set names no gold region"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one example: its region (perhaps none, with a reason), or a failure to be tried again.
+
+    `heat`: what the region was chosen from as a map over the square frame, where it is to be kept and a model told.
+    """
+
+    example: Example
+    roi: roi.Roi | None
+    heat: Heat | None = None
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Annotator:
+    """Finds regions as one policy of CoS Table 3a does.
+
+    `settings`: all that decides them, `fingerprint` its hash. `notes`: what a person should know before the work begins.
+    """
+
+    policy: Policy
+    rule: roi.RoiRule
+    images: Path
+    seed: int
+    needs_answer: bool
+    settings: dict[str, Any]
+    fingerprint: str
+    backbone: Backbone | None = None
+    candidates: Any = field(default=None, repr=False)
+    keep_heat: bool = False
+    notes: tuple[str, ...] = ()
+
+    def outcomes(self, groups: Sequence[Sequence[Example]]) -> list[Outcome]:
+        """One outcome an example, in order."""
+        if self.policy.source == "model":
+            return self._by_relevance(groups)
+        return [outcome for group in groups for outcome in self._given(group)]
+
+    def _given(self, group: Sequence[Example]) -> list[Outcome]:
+        """Policies that need no model: the data set's own region, a fixed one, or (control) a random candidate."""
+        if self.policy.source == "gold":
+            boxes = [example.meta.get("gold") for example in group]
+            found = [None if b is None else roi.Roi(Box.from_json(b)) for b in boxes]
+            return [Outcome(e, b, None, None if b else NO_GOLD) for e, b in zip(group, found, strict=True)]
+        if self.candidates is None:
+            return [Outcome(e, roi.Roi(self.policy.fixed_box(e, self.seed))) for e in group]
+        image = self._open(group)
+        if isinstance(image, str):
+            return [Outcome(e, None, None, image) for e in group]
+        regions: Regions = self.candidates.detect(image, group[0].image or "")
+        return [Outcome(e, self._random(e, regions)) for e in group]
+
+    def _random(self, example: Example, regions: Regions) -> roi.Roi:
+        if not regions.boxes:
+            return roi.Roi(None, reason=roi.NO_RELEVANCE)
+        digest = hashlib.sha256(f"{self.seed}:{example.id}".encode()).digest()
+        index = int.from_bytes(digest[:8], "big") % len(regions.boxes)
+        return roi.Roi(regions.boxes[index].extended(self.rule.extend), 0.0, (index,))
+
+    def _by_relevance(self, groups: Sequence[Sequence[Example]]) -> list[Outcome]:
+        failures: dict[str, str] = {}
+        work: list[tuple[Image, list[Example]]] = []
+        owners: list[Sequence[Example]] = []
+        for group in groups:
+            asked, unusable = self._asked(group)
+            failures.update(unusable)
+            image = self._open(group) if asked else NO_ANSWER
+            if isinstance(image, str):
+                failures.update({e.id: failures.get(e.id, image) for e in group})
+            else:
+                work.append((image, asked))
+                owners.append(group)
+        found: dict[str, tuple[roi.Roi, Heat | None]] = {}
+        for (image, asked), group, relevances in zip(work, owners, self._relevances(work), strict=True):
+            pad = SquarePad(*image.size)
+            usable = {e.id: r for e, r in zip(asked, relevances, strict=True) if isinstance(r, Relevance)}
+            failures.update({e.id: r for e, r in zip(asked, relevances, strict=True) if isinstance(r, str)})
+            if self.policy.asks == "single":
+                found.update({name: self._choose(relevance, pad) for name, relevance in usable.items()})
+            elif usable:
+                shared = self._choose(merged(list(usable.values())), pad)
+                found.update({e.id: shared for e in group})
+            else:
+                failures.update({e.id: failures[asked[0].id] for e in group})
+        return [
+            Outcome(e, *found[e.id]) if e.id in found else Outcome(e, None, None, failures[e.id])
+            for group in groups
+            for e in group
+        ]
+
+    def _relevances(self, work: Sequence[tuple[Image, Sequence[Example]]]) -> list[list[Relevance | str]]:
+        """What the backbone finds; where a question cannot be used, why. One bad question costs its window the batch only."""
+        if not work or self.backbone is None:
+            return []
+        try:
+            return [list(group) for group in self.backbone.relevance(work)]
+        except InputError as error:
+            if len(work) > 1:
+                return [found for group in work for found in self._relevances([group])]
+            ((image, asked),) = work
+            if len(asked) > 1:
+                return [[found for e in asked for ((found,),) in (self._relevances([(image, [e])]),)]]
+            return [[str(error)]]
+
+    def _asked(self, group: Sequence[Example]) -> tuple[list[Example], dict[str, str]]:
+        """What the backbone is asked about a group's image, and which examples fail for want of an answer."""
+        if self.policy.asks == "image":
+            return [replace(group[0], question="", answers=())], {}
+        usable = [e for e in group if not self.needs_answer or (e.answers and e.answers[0].strip())]
+        if self.policy.asks == "all" and usable:
+            return usable, {}
+        ids = {e.id for e in usable}
+        return usable, {e.id: NO_ANSWER for e in group if e.id not in ids}
+
+    def _open(self, group: Sequence[Example]) -> Image | str:
+        """The group's picture, or why it cannot be used."""
+        try:
+            return open_image(self.images, group[0].image or "")
+        except InputError as error:
+            return str(error)
+
+    def _choose(self, relevance: Relevance, pad: SquarePad) -> tuple[roi.Roi, Heat | None]:
+        """The region, and the map it was chosen from when that is to be kept."""
+        regions, heat = relevance.regions, relevance.heat
+        if regions is not None:
+            if self.keep_heat and heat is None:
+                heat = painted(regions.boxes, regions.scores or (), pad)
+            return roi.from_regions(regions, self.rule), heat if self.keep_heat else None
+        if heat is None:
+            raise InputError("the backbone gave neither regions nor a heat map")
+        return roi.from_heat(heat, pad, self.rule), heat if self.keep_heat else None
+
+
+def merged(relevances: Sequence[Relevance]) -> Relevance:
+    """One Relevance for several questions on an image: each scaled to a maximum of 1, then summed (policy from_questions)."""
+    if len(relevances) == 1:
+        return relevances[0]
+    regions = relevances[0].regions
+    if regions is not None:
+        scores = roi.combined([r.regions.scores for r in relevances if r.regions is not None and r.regions.scores is not None])
+        return Relevance(replace(regions, scores=scores))
+    maps = [r.heat for r in relevances if r.heat is not None]
+    columns = len(maps[0][0])
+    flat = roi.combined([[value for line in heat for value in line] for heat in maps])
+    return Relevance(heat=tuple(flat[i : i + columns] for i in range(0, len(flat), columns)))
+
+
+def build(config: AnnotateConfig) -> Annotator:
+    """Loads what the policy needs. Raises InputError for names that are not there, MissingError without torch."""
+    policy: Policy = plug.load("policies", config.policy)
+    if policy.source == "none":
+        raise InputError(f"the policy {config.policy!r} looks at no region, so there is nothing to annotate")
+    settings: dict[str, Any] = {"policy": policy.name}
+    rule = config.rule(roi.RoiRule("top1"))
+    backbone: Any = None
+    candidates: Any = None
+    if policy.source == "model":
+        options = {"target": config.target, "last_layers": config.last_layers, **config.backbone_options}
+        where = {"model": config.model, "device": config.device, "dtype": config.dtype}
+        backbone = plug.load("backbones", config.backbone, detector=_detector(config), **options, **where)
+        rule = config.rule(getattr(backbone, "roi", rule))
+        settings |= {"backbone": backbone.settings, "rule": rule}
+    elif policy.name == "random":
+        candidates = _detector(config) or plug.load("detectors", "grid")
+        settings |= {"detector": plug.described(candidates), "seed": config.seed, "extend": rule.extend}
+    elif policy.source == "fixed":
+        settings |= {"seed": config.seed}
+    plain: dict[str, Any] = manifest.plain(settings)
+    mark = manifest.fingerprint(plain)
+    if backbone is not None:
+        # Told, but no setting: a moved folder is the same model, whose weights the backbone's fingerprint knows.
+        plain["model"] = config.model
+    return Annotator(
+        policy,
+        rule,
+        config.images,
+        config.seed,
+        config.target != "argmax",
+        plain,
+        mark,
+        backbone,
+        candidates,
+        config.keep_heat,
+        tuple(getattr(backbone, "notes", ())),
+    )
+
+
+def _detector(config: AnnotateConfig) -> Detector | None:
+    if config.detector is None:
+        return None
+    detector: Detector = plug.load("detectors", config.detector, **config.detector_options)
+    return detector

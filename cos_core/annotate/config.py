@@ -1,0 +1,74 @@
+"""Settings of an annotation job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from cos_core.errors import InputError
+from cos_core.roi import RegionKind, RoiRule
+from cos_core.shard import Shard
+
+TargetKind = Literal["log-odds", "logit", "logprob", "argmax"]
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotateConfig:
+    """Settings of one job.
+
+    `data`, `images`: questions and the folder their image paths start from; `out`: the store. `model`: the checkpoint that the
+    `backbone` runs, built with `backbone_options`; `detector` (None: the backbone's own choice) proposes regions to it, built
+    with `detector_options`. `policy`: a row of CoS Table 3a or a control ("random" takes a random candidate of the detector,
+    so that its sizes are those of real labels). `target`, `last_layers`: relevance.SweepSettings. `threshold`, `keep_mass`,
+    `region`, `extend`, `finer`: what the user sets of roi.RoiRule; the rest is the backbone's. `keep_heat`: relevance maps are
+    stored beside the annotations.
+
+    `shard`: annotate this part of the pictures only; `workers`: processes on this machine, each with its own part, merged at
+    the end. `limit`: stop after the image with which this many questions are reached; `max_failures`: stop once more questions
+    than this have no region; `dry_run`: count, look at pictures and estimate, write nothing.
+    """
+
+    data: Path
+    images: Path
+    model: str
+    out: Path
+    backbone: str = "regions"
+    backbone_options: Mapping[str, Any] = field(default_factory=dict)
+    detector: str | None = None
+    detector_options: Mapping[str, Any] = field(default_factory=dict)
+    policy: str = "from_single_question"
+    target: TargetKind = "log-odds"
+    last_layers: int | None = None
+    threshold: float | Literal["otsu"] | None = None
+    keep_mass: float | None = None
+    region: RegionKind | None = None
+    extend: float | None = None
+    finer: int | None = None
+    keep_heat: bool = False
+    seed: int = 0
+    batch_images: int = 8
+    shard: Shard | None = None
+    workers: int = 1
+    limit: int | None = None
+    max_failures: int | None = None
+    dry_run: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        self.rule(RoiRule())
+        for name, least in (("batch_images", 1), ("workers", 1), ("limit", 1), ("max_failures", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name} must be at least {least}, got {value}")
+        if self.detector_options and self.detector is None:
+            raise InputError("detector options need a detector")
+        if self.shard is not None and self.workers > 1:
+            raise InputError("a shard is one process's part; give --shard or --workers, not both")
+
+    def rule(self, default: RoiRule) -> RoiRule:
+        """The default with what the user set instead. Raises InputError for values out of range."""
+        asked = {name: getattr(self, name) for name in ("region", "threshold", "keep_mass", "extend", "finer")}
+        return replace(default, **{name: value for name, value in asked.items() if value is not None})
