@@ -93,7 +93,7 @@ def ls(
 
     if failures and no_region:
         raise typer.BadParameter("--failures and --no-region exclude each other")
-    with reporting(ctx.ensure_object(Session)), Store.read(store) as opened:
+    with Store.read(store) as opened:
         rows = opened.failures(prefix) if failures else _listed(opened, prefix, no_region)
         shown = islice(rows, limit)
         if not json:

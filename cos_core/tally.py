@@ -200,5 +200,7 @@ def _by_count(item: tuple[str, int]) -> tuple[int, str]:
 def _covered(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """(n, MAP_CELLS): the share of every cell of [0, 1] that lies in [low, high]."""
     starts = np.arange(MAP_CELLS) / MAP_CELLS
-    inside = np.minimum(high[:, None], starts + 1 / MAP_CELLS) - np.maximum(low[:, None], starts)
-    return np.clip(inside * MAP_CELLS, 0.0, 1.0)
+    inside = np.minimum(high[:, None], starts + 1 / MAP_CELLS)
+    inside -= np.maximum(low[:, None], starts)
+    inside *= MAP_CELLS
+    return np.clip(inside, 0.0, 1.0, out=inside)

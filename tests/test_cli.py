@@ -26,7 +26,8 @@ from cos_core.types import Prediction, RunManifest
 
 ROOT = Path(__file__).resolve().parent.parent
 POPE = ROOT / "tests" / "golden" / "pope"
-COMMANDS = ["demo", "annotate", "train", "infer", "eval", "visualize", "model"]
+COMMANDS = ["demo", "annotate", "train", "infer", "eval", "visualize", "store", "model"]
+COMMANDS += [f"store {name}" for name in ("info", "ls", "get", "stats", "verify", "merge", "export", "import")]
 COMMANDS += [f"visualize {name}" for name in ("overlay", "stats", "report", "compare", "export")]
 
 
