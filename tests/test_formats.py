@@ -436,3 +436,36 @@ def test_a_full_disk_keeps_what_was_imported_and_the_rest_follows(world: Path) -
         assert store.info()["annotations"] == 4096, "the first batch"
     load(ImportConfig(world / "big", world / "full", "jsonl"), SilentReporter())
     assert len(annotations(world / "full")) == 9000
+
+
+SMALL = """
+set -e
+mount -t tmpfs -o size=2m tmpfs "$1"
+"$2" -m cos_cli store import "$3" --out "$1/s" || echo "code $?"
+"$2" -m cos_cli store verify "$1/s"
+mount -o remount,size=64m "$1"
+"$2" -m cos_cli store import "$3" --out "$1/s" --quiet
+"$2" -m cos_cli store verify "$1/s"
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_really_full(world: Path) -> None:
+    (world / "disk").mkdir()
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    try:
+        subprocess.run([*inside, 'mount -t tmpfs tmpfs "$0"', str(world / "disk")], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this system lets nobody but root mount a small disk")
+    one = annotations(world / "store")[0].to_json()
+    with (world / "big").open("w") as file:
+        file.writelines(json.dumps({**one, "example_id": f"{i:05d}", "image": "x" * 100}) + "\n" for i in range(14_000))
+    command = [*inside, SMALL, "sh", str(world / "disk"), sys.executable, str(world / "big")]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "cannot be written: the disk is full; what was committed is kept, the same command continues" in done.stderr
+    assert done.stdout.splitlines() == [
+        "code 3",
+        f"{world / 'disk' / 's'} is sound: 8,192 annotations, 0 heats, 0 failures",
+        f"{world / 'disk' / 's'} is sound: 14,000 annotations, 0 heats, 0 failures",
+    ]

@@ -245,6 +245,24 @@ def test_statistics_of_boxes_without_torch(tmp_path: Path) -> None:
     assert any((tmp_path / "boxes").iterdir())
 
 
+def test_a_stored_region_is_drawn_without_torch(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from cos_core.geometry import Box
+    from cos_core.store import Store
+    from cos_core.types import Annotation
+
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "photo.png")
+    with Store.create_or_resume(tmp_path / "rois", "f", {}) as store:
+        store.commit([Annotation("a", Box(0.1, 0.2, 0.5, 0.7), 1.0, "p", "f", image="photo.png")], {"a": [[0.0, 1.0]]})
+    out = tmp_path / "o.png"
+    done = without_torch("visualize", "overlay", "--store", tmp_path / "rois", "--images", tmp_path, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert out.is_file()
+    done = without_torch("store", "export", tmp_path / "rois", "--format", "coco", "--images", tmp_path, "--out", out)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_model_without_torch_is_one_sentence(tmp_path: Path) -> None:
     from PIL import Image
 

@@ -20,7 +20,6 @@ import numpy as np
 
 from cos_core.errors import InputError
 from cos_core.locks import FileLock
-from cos_core.manifest import FILE as MANIFEST
 from cos_core.manifest import atomic_file
 from cos_core.store import codec
 from cos_core.store.codec import Heat
@@ -79,7 +78,7 @@ class Store:
         path = Path(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            foreign = not (path / DATA).exists() and any(p.name not in (LOCK_FILE, MANIFEST) for p in path.iterdir())
+            foreign = not (path / DATA).exists() and any(p.name != LOCK_FILE for p in path.iterdir())
         except OSError as error:
             raise InputError(f"the store {path} cannot be made: {error.strerror}") from None
         if foreign:

@@ -26,6 +26,7 @@ PAGE = 1000
 """Records read in one transaction of a scan."""
 _START_BYTES = 2**24
 _READERS = 1024
+_NEARLY_FULL = 2**20
 _T = TypeVar("_T")
 Rows = Sequence[tuple[bytes, bytes]]
 
@@ -165,7 +166,10 @@ class Handle:
                 with self._guard:
                     self._env.set_mapsize(self._env.info()["map_size"] * 2)
             except lmdb.Error as error:
-                raise InputError(f"the store {self.path} cannot be written: {error}; what was committed is kept") from None
+                why = "the disk is full" if _is_full(self.path) else str(error)
+                raise InputError(
+                    f"the store {self.path} cannot be written: {why}; what was committed is kept, the same command continues"
+                ) from None
 
     def _write(
         self, txn: lmdb.Transaction, rows: Mapping[str, Rows], forget: Mapping[str, Sequence[bytes]], weak: Rows
@@ -245,6 +249,15 @@ def _open_reader(path: Path, settings: Mapping[str, Any]) -> lmdb.Environment:
     except lmdb.Error:
         # A folder we may not write to has no reader table for us; nobody else's writer is expected there either.
         return lmdb.open(str(path), lock=False, **options)
+
+
+def _is_full(path: Path) -> bool:
+    """Whether no more than a few pages are free: LMDB calls a write that ended early an input/output error."""
+    try:
+        disk = os.statvfs(path)
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize < _NEARLY_FULL
 
 
 def _readable(env: lmdb.Environment) -> bool:

@@ -59,13 +59,13 @@ def merge(parts: Sequence[Path], out: Path, reporter: Reporter) -> int:
                 stack.enter_context(FileLock(part / LOCK_FILE, what=part))
         stores = [stack.enter_context(Store.read(part)) for part in parts]
         _check_fingerprints(stores)
-        if is_store(out):
-            target = stack.enter_context(Store.create_or_resume(out, stores[0].fingerprint, {}))
-            _check_conflicts([*stores, target])
-        else:
+        provenance = min((store.info()["provenance"] for store in stores), key=canonical)
+        there = is_store(out)
+        if not there:
             _check_conflicts(stores)
-            provenance = min((store.info()["provenance"] for store in stores), key=canonical)
-            target = stack.enter_context(Store.create_or_resume(out, stores[0].fingerprint, provenance))
+        target = stack.enter_context(Store.create_or_resume(out, stores[0].fingerprint, provenance))
+        if there:
+            _check_conflicts([*stores, target])
         if (words := filesystems.warning(out)) is not None:
             reporter.warn(words)
         return _Merger(stores, target, reporter).run()
