@@ -315,16 +315,19 @@ def test_coco_of_others(world: Path) -> None:
             {"id": 5, "image_id": 7, "bbox": [1, 1, 0, 5]},
             {"id": 6, "image_id": 7, "bbox": [1, 1, True, 5]},
             {"id": 7, "image_id": 7, "bbox": [1, 1, 5, 5], "score": math.nan},
+            {"id": 8, "image_id": 7, "bbox": [-5, 1, 20, 5]},
+            {"id": 9, "image_id": 7, "bbox": [-0.5, 0, 97, 61]},
         ],
     }
     (world / "c.json").write_text(json.dumps(data))
     told = Said()
     found = load(ImportConfig(world / "c.json", world / "c", "coco", images=world / "images"), told)
-    assert (found.counts["ok"], found.counts["failed"]) == (2, 5)
+    assert (found.counts["ok"], found.counts["failed"]) == (3, 6)
     assert [(a.example_id, a.box) for a in annotations(world / "c")] == [
-        ("1", Box(0, 0, 1, 0.5)), ("2", Box(10 / 53, 10 / 83, 20 / 53, 20 / 83))]  # fmt: skip
+        ("1", Box(0, 0, 1, 0.5)), ("2", Box(10 / 53, 10 / 83, 20 / 53, 20 / 83)),
+        ("9", Box(0, 0, 96.5 / 97, 1))]  # fmt: skip
     with Store.read(world / "c") as store:
-        assert [name for name, _ in store.failures()] == ["3", "4", "5", "6"]
+        assert [name for name, _ in store.failures()] == ["3", "4", "5", "6", "8"]
 
 
 def test_bad_lines_cost_themselves_only(world: Path) -> None:

@@ -227,8 +227,9 @@ def test_network_file_systems(tmp_path: Path) -> None:
     lines += [
         f"/dev/b {tmp_path}/far/near xfs rw 0 0",
         f"l {tmp_path}/l lustre rw 0 0",
-        f"o {tmp_path}/o fuse-overlayfs rw 0 0",
+        f"o {tmp_path}/o fuse.fuse-overlayfs rw 0 0",
         "odd",
+        lines[0],
     ]
     mounts.write_text("\n".join(lines) + "\n")
     kinds = {
