@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cos_cli import launcher, options
+from cos_cli import launcher, options, settings
 from cos_cli.console import Session, emit_json, reporting, summary
 from cos_core.interfaces import Reporter
 from cos_core.manifest import read as read_manifest
@@ -23,6 +23,7 @@ def train(
         Path | None,
         typer.Option(help="Store that `cos annotate` wrote, or the released region file (.json).", show_default="no regions"),
     ] = None,
+    config: settings.Config = None,
     policy: options.Policy = "from_single_question",
     profile: options.Profile = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 1,
@@ -61,6 +62,25 @@ def train(
         Literal["text", "region"],
         typer.Option(help="Crop what the box text says, as inference will, or the annotated region, as the released code."),
     ] = "text",
+    on_no_region: Annotated[
+        Literal["full", "skip"],
+        typer.Option(help="A question without a region: train it on the whole picture, and count it, or leave it out."),
+    ] = "full",
+    max_no_region: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of questions without a region that the check lets pass.")
+    ] = 0.1,
+    annotator: Annotated[
+        Literal["regions", "patches"] | None,
+        typer.Option(
+            help="Fine-tune the annotator instead: plain answers, with pictures as this backbone shows them; no --store.",
+            show_default="no",
+        ),
+    ] = None,
+    detector: options.Detector = None,
+    detector_options: options.DetectorOptions = None,
+    region_tokens: Annotated[
+        int, typer.Option(min=1, help="Visual tokens a region, along each side (annotator 'regions').")
+    ] = 1,
     lora: Annotated[
         int | None,
         typer.Option(min=1, help="Train adapters of this rank, merged at the end.", show_default="all weights"),
@@ -101,10 +121,11 @@ def train(
       cos train --model miniature --data questions.json --images pictures --store rois --out tuned --max-steps 2
       cos train ... --dry-run
       cos train ... --processes 8 --deepspeed zero3
+      cos train --config templates/config/train-paper.toml --data questions.json --images pictures --store rois --out tuned
     """
     from cos_core.training import TrainConfig, run
 
-    config = TrainConfig(
+    job = TrainConfig(
         data=data,
         images=images,
         model=model,
@@ -133,6 +154,12 @@ def train(
         deepspeed=deepspeed,
         group_by_length=group_by_length,
         crop_of=crop_of,
+        on_no_region=on_no_region,
+        max_no_region=max_no_region,
+        annotator=annotator,
+        detector=detector,
+        detector_options=options.settings_of(detector_options),
+        region_tokens=region_tokens,
         lora=lora,
         qlora=qlora,
         liger=liger,
@@ -146,10 +173,10 @@ def train(
     )
     with reporting(ctx.ensure_object(Session)) as reporter:
         if launcher.wanted(processes, hostfile):
-            launcher.launch(config, processes, hostfile, reporter)
+            launcher.launch(job, processes, hostfile, reporter)
             manifest = read_manifest(out)
         else:
-            manifest = run(config, reporter)
+            manifest = run(job, reporter)
         if not (check_only or dry_run):
             _draw(out, reporter)
             reporter.note(summary(manifest, out))

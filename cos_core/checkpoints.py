@@ -4,12 +4,51 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cos_core.errors import InputError
 from cos_core.llava import checkpoint_fingerprint, resolve
+from cos_core.manifest import plain
 from cos_core.prompts import checkpoint_profile
+
+ANNOTATOR_FILE = "cos_annotator.json"
+"""Beside an annotator's weights: what it was shown, of what it was made, and by how many steps."""
+_SHOWN = ("backbone", "detector", "region_tokens")
+
+
+def annotator_provenance(model: str) -> dict[str, Any] | None:
+    """How a checkpoint became an annotator (`cos train --annotator`); None for any other.
+
+    `backbone`, `detector` (plug.described) and `region_tokens`: what it was shown; `parent` and `data`: path, fingerprint or
+    digest; `steps`, `samples`; `settings`: the fingerprint of its run. Raises InputError for a file that cannot be read.
+    """
+    path = Path(resolve(model)) / ANNOTATOR_FILE
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return {**{name: data[name] for name in (*_SHOWN, "parent", "data", "steps")}, **data}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} does not say how the annotator was made: {error}") from None
+
+
+def annotator_differences(provenance: Mapping[str, Any], **shown: Any) -> list[str]:
+    """What an annotator is shown now and was not tuned with, a sentence each; none when all is as it was.
+
+    `shown`: `backbone`, `detector` (plug.described) and `region_tokens`, those that apply.
+    """
+    now = plain({name: value for name, value in shown.items() if name in _SHOWN})
+    return [
+        f"this annotator was tuned with {name} {_said(provenance[name])}, and now sees {_said(value)}"
+        for name, value in now.items()
+        if provenance[name] != value
+    ]
+
+
+def _said(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def describe(model: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def load(kind: str, name: str, **options: Any) -> Any:
     elif path.replace("-", "_") in available(kind):
         module = importlib.import_module(f"cos_core.{kind}.{path.replace('-', '_')}")
     else:
-        raise InputError(f"no {kind} plug-in is called {name!r}{_nearest(name, available(kind))}")
+        raise InputError(f"no {kind} plug-in is called {name!r}{nearest(name, available(kind))}")
     build = getattr(module, function or "build", None)
     if not callable(build):
         raise InputError(f"the {kind} plug-in {name!r} has no function {function or 'build'!r}")
@@ -61,7 +61,7 @@ def _check_options(kind: str, name: str, build: Any, options: dict[str, Any]) ->
         return
     for option in options:
         if option not in parameters:
-            raise InputError(f"the {kind} plug-in {name!r} has no option {option!r}{_nearest(option, list(parameters))}")
+            raise InputError(f"the {kind} plug-in {name!r} has no option {option!r}{nearest(option, list(parameters))}")
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -80,7 +80,8 @@ def _check_kind(kind: str) -> None:
         raise InputError(f"unknown kind of plug-in {kind!r}; one of {', '.join(KINDS)}")
 
 
-def _nearest(name: str, names: list[str]) -> str:
+def nearest(name: str, names: list[str]) -> str:
+    """The end of a sentence about an unknown name: the one that was probably meant, else all there are."""
     import difflib
 
     close = difflib.get_close_matches(name, names, 1)

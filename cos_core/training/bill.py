@@ -8,9 +8,10 @@ from typing import Any
 
 from cos_core.encoding import encode
 from cos_core.training.config import TrainConfig
-from cos_core.training.data import Sample, TrainData, draw, make_turns
+from cos_core.training.data import TrainData, about_places, chosen_of, make_turns
 from cos_core.training.flops import Size, peak_flops
 from cos_core.training.order import Order
+from cos_core.training.samples import Sample
 
 _ASSUMED = "A100"
 _GIB = 2**30
@@ -52,10 +53,10 @@ def load_of(data: TrainData, order: Order, batch: int) -> Load:
 def _tokens(data: TrainData, sample: Sample) -> int:
     """The length of a sample in the first epoch, with some box for its own."""
     recipe = data.recipe
-    chosen = sample.usable[draw(recipe.seed, sample.id, 0, len(sample.usable))]
+    chosen = chosen_of(sample, 0, recipe)
     box = None if sample.boxes[chosen] is None else _SOME_BOX
     turns = make_turns(sample, chosen, box, recipe)
-    size = len(encode(recipe.profile, turns, recipe.tokenizer, recipe.image_token_id, recipe.image_tokens))
+    size = len(encode(recipe.profile, turns, recipe.tokenizer, recipe.image_token_id, about_places(recipe)))
     return min(size, recipe.max_length)
 
 
@@ -67,6 +68,8 @@ def _pictures(data: TrainData, index: int) -> int:
     sample = data.samples[index]
     if sample.image is None:
         return 0
+    if data.recipe.album is not None:
+        return data.recipe.album.about
     return 2 if any(box is not None for box in sample.boxes) else 1
 
 

@@ -10,7 +10,8 @@ import torch
 
 from cos_core.encoding import IGNORE
 from cos_core.llava import processed
-from cos_core.training.data import Item, Skipped
+from cos_core.training.data import Item
+from cos_core.training.samples import Skipped
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,7 +22,10 @@ ABOUT = "about"
 
 @dataclass(slots=True)
 class Contents:
-    """What a batch holds. `unlearnt`: samples without a label; `squares`: the sum of the squared lengths (attention)."""
+    """What a batch holds. `unlearnt`: samples without a label; `squares`: the sum of the squared lengths (attention).
+
+    `fallbacks`: samples whose region is the whole picture for want of another.
+    """
 
     ids: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
@@ -30,6 +34,7 @@ class Contents:
     squares: int = 0
     pictures: int = 0
     padding: int = 0
+    fallbacks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,4 +102,5 @@ def _contents(items: Sequence[Item], length: int, pictures: int) -> Contents:
         squares=sum(size * size for size in sizes),
         pictures=pictures,
         padding=len(items) * length - sum(sizes),
+        fallbacks=sum(item.fallback for item in real),
     )

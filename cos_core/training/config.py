@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,13 +12,30 @@ from cos_core.errors import InputError
 if TYPE_CHECKING:
     from cos_core.training.order import Cut
 
-# Settings that do not change what is learnt: where things lie and how the work is cut up.
+# Settings that do not change what is learnt: where things lie and how the work is cut up. A detector counts as it is built.
 _NOT_IN_FINGERPRINT = (
     "data", "images", "model", "out", "store", "batch_size", "device", "save_every", "save_minutes", "resume", "workers",
     "deepspeed", "gradient_checkpointing", "check", "check_only", "max_faults", "dry_run", "mfu", "liger", "report_to",
-    "processes",
+    "processes", "max_no_region", "detector", "detector_options",
 )  # fmt: skip
 _LORA_ALPHA = 2
+_COUNTS = (
+    "epochs",
+    "batch_size",
+    "max_length",
+    "global_batch",
+    "max_steps",
+    "save_every",
+    "lora",
+    "processes",
+    "region_tokens",
+)
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "check": ("sample", "full", "off"),
+    "crop_of": ("text", "region"),
+    "on_no_region": ("full", "skip"),
+    "annotator": (None, "regions", "patches"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +55,11 @@ class TrainConfig:
     max_steps            optimiser steps; overrides `epochs`
     extra_turns          the image's other questions follow, supervised, as the released code trains (upstream §1.5)
     train_projector      the projector is trained too, as the released code does; the paper freezes it
+    on_no_region         a question for which no region was found: trained on the "full" picture and counted, or "skip"
+    max_no_region        share of the questions about pictures that may be without a region before the check calls it a fault
+    annotator            fine-tune the annotator instead, on plain questions and answers as this backbone shows them to it:
+                         "regions" (the regions of a detector, a few tokens each) or "patches" (the picture); takes no store
+    detector, detector_options, region_tokens   of the annotator "regions", as `cos annotate` takes them
     dtype                arithmetic: auto is bfloat16 on a GPU, float32 on a CPU; the weights themselves stay float32
     workers              data loading processes; None is 0 on a CPU, 4 on a GPU
     save_every           optimiser steps between checkpoints to resume from; None leaves it to the time
@@ -84,6 +107,12 @@ class TrainConfig:
     gradient_checkpointing: bool | None = None
     group_by_length: bool = False
     crop_of: Literal["text", "region"] = "text"
+    on_no_region: Literal["full", "skip"] = "full"
+    max_no_region: float = 0.1
+    annotator: Literal["regions", "patches"] | None = None
+    detector: str | None = None
+    detector_options: Mapping[str, Any] = field(default_factory=dict)
+    region_tokens: int = 1
     lora: int | None = None
     qlora: bool = False
     liger: bool = False
@@ -96,10 +125,13 @@ class TrainConfig:
     mfu: float = 0.4
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "max_length", "global_batch", "max_steps", "save_every", "lora", "processes"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(f"{name} is {' or '.join(map(str, choices))}, got {getattr(self, name)!r}")
         if not self.learning_rate > 0:
             raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
         if not 0 <= self.warmup_ratio < 1:
@@ -112,12 +144,11 @@ class TrainConfig:
             raise InputError(f"save_minutes must be positive, got {self.save_minutes}")
         if self.qlora and self.lora is None:
             raise InputError("qlora needs the rank of its adapters: give lora, too")
-        if self.check not in ("sample", "full", "off"):
-            raise InputError(f"check is sample, full or off, got {self.check!r}")
-        if self.crop_of not in ("text", "region"):
-            raise InputError(f"crop_of is text or region, got {self.crop_of!r}")
+        if not 0 <= self.max_no_region <= 1:
+            raise InputError(f"max_no_region is a share in [0, 1], got {self.max_no_region}")
         if self.max_faults < 0:
             raise InputError(f"max_faults must not be negative, got {self.max_faults}")
+        self._check_annotator()
         if not 0 < self.mfu <= 1:
             raise InputError(f"mfu is a share of the peak in (0, 1], got {self.mfu}")
         if not 0 <= self.seed < 2**32:
@@ -126,6 +157,26 @@ class TrainConfig:
             raise InputError(f"cannot train in dtype {self.dtype!r}; use auto, float32 or bfloat16")
         if self.device not in ("auto", "cpu", "cuda"):
             raise InputError(f"cannot train on device {self.device!r}; use auto, cpu or cuda (CUDA_VISIBLE_DEVICES chooses)")
+
+    def _check_annotator(self) -> None:
+        """An annotator learns answers alone: it has no regions, no chain, and no questions that follow."""
+        if self.detector_options and self.detector is None:
+            raise InputError("detector options need a detector")
+        if self.annotator != "regions" and (self.detector is not None or self.region_tokens != 1):
+            raise InputError("detector and region_tokens belong to the annotator 'regions'")
+        if self.annotator is None:
+            return
+        if self.store is not None:
+            raise InputError("an annotator learns from questions and answers alone: leave the store out")
+        if self.extra_turns:
+            raise InputError("an annotator is asked one question at a time: leave extra_turns out")
+        if self.policy not in ("from_single_question", "none"):
+            raise InputError(f"an annotator learns plain answers, not the policy {self.policy!r}: leave it out")
+
+    @property
+    def rule(self) -> str:
+        """The policy that training follows; an annotator's dialogue has no chain."""
+        return self.policy if self.annotator is None else "none"
 
     def accumulation(self, devices: int) -> int:
         """Micro-batches per optimiser step on each of `devices`. Raises InputError when `global_batch` cannot be cut so."""

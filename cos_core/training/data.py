@@ -8,10 +8,10 @@ question-answer pair for each image"; the released code drew from an unseeded gl
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from cos_core.boxtext import read_box, write_box
 from cos_core.encoding import IGNORE, Encoded, encode
@@ -20,67 +20,26 @@ from cos_core.geometry import Box, SquarePad
 from cos_core.images import crop_region, open_image
 from cos_core.interfaces import Policy
 from cos_core.prompts import Profile, dialogue, text_dialogue
-from cos_core.released import ReleasedRegions, Square
-from cos_core.types import Annotation, Example, Turn
+from cos_core.released import Square
+from cos_core.training.samples import Region, Sample, Skipped
+from cos_core.types import Turn
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-NO_ANSWER = "no answer to learn"
-NO_ANNOTATION = "no annotation in the store"
-OTHER_IMAGE = "its region in the store was made on another image"
+    from cos_core.training.album import Album
+
 _ATTEMPTS = 64
 CUT_IMAGE = "longer than max_length: an image would be cut"
 CUT_LABELS = "longer than max_length: nothing to learn is left"
-
-
-Region = Box | Square
-"""A box in either frame, or a square in pixels that becomes a box once the picture's size is known."""
-
-
-class Annotations(Protocol):
-    """What is asked of a store."""
-
-    def get(self, example_id: str) -> Annotation | None: ...
-
-    def failure(self, example_id: str) -> str | None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """One question, or one whole sample, that is not trained on, and why; `training`: found only when its turn came.
-
-    `index`: the sample's place in the data file, where that is known.
-    """
-
-    id: str
-    reason: str
-    training: bool = False
-    index: int | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return {"id": self.id, "reason": self.reason, "training": self.training}
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One conversation. `boxes[i]` is the region of `questions[i]` (any frame; all None without a chain or an image)."""
-
-    id: str
-    questions: tuple[Example, ...]
-    boxes: tuple[Region | None, ...]
-    usable: tuple[int, ...]
-
-    @property
-    def image(self) -> str | None:
-        return self.questions[0].image
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
     """One encoded sample: token ids, labels, and the pictures of its image slots in order of appearance.
 
-    `filler`: nothing of it is learnt; it only makes a batch as large as its neighbours on other devices.
+    `filler`: nothing of it is learnt; it only makes a batch as large as its neighbours on other devices. `fallback`: its
+    region is the whole picture for want of another.
     """
 
     encoded: Encoded
@@ -88,11 +47,15 @@ class Item:
     skipped: tuple[Skipped, ...] = ()
     id: str = ""
     filler: bool = False
+    fallback: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What turns a sample into an item, the same in every worker process."""
+    """What turns a sample into an item, the same in every worker process.
+
+    `album`: regions in the place of the picture, as an annotator sees them; None: the picture, and its region after the box.
+    """
 
     policy: Policy
     profile: Profile
@@ -105,6 +68,7 @@ class Recipe:
     max_length: int = 2048
     extra_turns: bool = False
     crop_of: Literal["text", "region"] = "text"
+    album: Album | None = None
 
 
 def draw(seed: int, sample_id: str, epoch: int, n: int) -> int:
@@ -113,73 +77,6 @@ def draw(seed: int, sample_id: str, epoch: int, n: int) -> int:
         raise InputError(f"sample {sample_id!r} has no question to draw")
     digest = hashlib.sha256(f"{seed}\x00{epoch}\x00{sample_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % n
-
-
-def collect(
-    examples: Iterable[Example], policy: Policy, annotations: Annotations | ReleasedRegions | None, seed: int
-) -> tuple[list[Sample], list[Skipped]]:
-    """Samples with their boxes, and every question that cannot be trained on.
-
-    `annotations` (a Store) is asked when the model writes the box; it may be None for other policies. A question without an
-    answer or without its box is left out; a sample without any question left is left out whole. Text-only samples need no box.
-    """
-    samples: list[Sample] = []
-    skipped: list[Skipped] = []
-    for key, questions in _grouped(examples):
-        boxes: list[Region | None] = []
-        usable: list[int] = []
-        for i, example in enumerate(questions):
-            box, reason = (None, None) if example.image is None else _box(example, policy, annotations, seed)
-            if not example.answers or not example.answers[0]:
-                reason = NO_ANSWER
-            boxes.append(box)
-            if reason is None:
-                usable.append(i)
-            else:
-                skipped.append(Skipped(example.id, reason, index=example.meta.get("index")))
-        if usable:
-            samples.append(Sample(key, tuple(questions), tuple(boxes), tuple(usable)))
-    return samples, skipped
-
-
-def _grouped(examples: Iterable[Example]) -> Iterator[tuple[str, list[Example]]]:
-    """Consecutive examples of one conversation (`meta["sample"]`), else of one image; text without either stands alone."""
-    group: list[Example] = []
-    current: str | None = None
-    for example in examples:
-        key = str(example.meta.get("sample") or example.image or example.id)
-        if group and (key != current or example.image != group[0].image):
-            yield str(current), group
-            group = []
-        current = key
-        group.append(example)
-    if group:
-        yield str(current), group
-
-
-def _box(
-    example: Example, policy: Policy, annotations: Annotations | ReleasedRegions | None, seed: int
-) -> tuple[Region | None, str | None]:
-    """(box, None), or (None, why there is none); (None, None) when the policy has no chain."""
-    if policy.source == "none":
-        return None, None
-    if policy.source in ("fixed", "gold"):
-        try:
-            return policy.fixed_box(example, seed), None
-        except InputError as error:
-            return None, str(error)
-    if annotations is None:
-        raise InputError(f"the policy {policy.name!r} needs annotations")
-    if isinstance(annotations, ReleasedRegions):
-        entry = annotations.find(example)
-        return (None, NO_ANNOTATION) if entry is None else (entry[2], None)
-    found = annotations.get(example.id)
-    if found is None:
-        failure = annotations.failure(example.id)
-        return None, NO_ANNOTATION if failure is None else f"annotating failed: {failure}"
-    if found.image is not None and found.image != example.image:
-        return None, OTHER_IMAGE
-    return found.box, found.reason if found.box is None else None
 
 
 class TrainData:
@@ -214,7 +111,8 @@ class TrainData:
                 except InputError as error:
                     skipped[index] = Skipped(sample.id, str(error), training=True)
                 else:
-                    return Item(encoded, pictures, tuple(skipped.values()), sample.id)
+                    fallback = chosen_of(sample, epoch, self.recipe) in sample.fallbacks
+                    return Item(encoded, pictures, tuple(skipped.values()), sample.id, fallback=fallback)
             index = draw(self.recipe.seed, f"{key} {attempt}", epoch, len(self.samples))
         first = next(iter(skipped.values()))
         raise InputError(f"{len(skipped)} samples in a row cannot be trained on; the first, {first.id}: {first.reason}")
@@ -224,18 +122,25 @@ class TrainData:
         return about_tokens(self.samples[index], epoch, self.recipe)
 
 
+def chosen_of(sample: Sample, epoch: int, recipe: Recipe) -> int:
+    """Which of its questions a sample trains on in an epoch."""
+    return sample.usable[draw(recipe.seed, sample.id, epoch, len(sample.usable))]
+
+
 def make_item(sample: Sample, epoch: int, recipe: Recipe) -> tuple[Encoded, tuple[Image, ...]]:
     """Tokens, labels and pictures of a sample in an epoch. The image is decoded once for both views.
 
     Raises InputError when the image cannot be read, or when the length limit cuts an image or every label.
     """
-    chosen = sample.usable[draw(recipe.seed, sample.id, epoch, len(sample.usable))]
+    chosen = chosen_of(sample, epoch, recipe)
     picture = None if sample.image is None else open_image(recipe.images, sample.image)
     return encode_sample(sample, chosen, picture, recipe)
 
 
 def encode_sample(sample: Sample, chosen: int, picture: Image | None, recipe: Recipe) -> tuple[Encoded, tuple[Image, ...]]:
     """`make_item` for one question of a sample and its decoded picture."""
+    if picture is not None and recipe.album is not None:
+        return _album_sample(sample, chosen, picture, recipe, recipe.album)
     views: dict[str, Image] = {}
     box_text = None
     if picture is not None:
@@ -247,6 +152,16 @@ def encode_sample(sample: Sample, chosen: int, picture: Image | None, recipe: Re
     encoded = encode(recipe.profile, turns, recipe.tokenizer, recipe.image_token_id, recipe.image_tokens)
     encoded = cut(encoded, recipe.max_length, recipe.image_token_id)
     return encoded, tuple(views[slot] for slot in encoded.slots)
+
+
+def _album_sample(
+    sample: Sample, chosen: int, picture: Image, recipe: Recipe, album: Album
+) -> tuple[Encoded, tuple[Image, ...]]:
+    """The plain dialogue about a picture whose regions stand in its place."""
+    crops = album.crops(picture, str(sample.image))
+    turns = make_turns(sample, chosen, None, recipe)
+    encoded = encode(recipe.profile, turns, recipe.tokenizer, recipe.image_token_id, len(crops) * album.positions)
+    return cut(encoded, recipe.max_length, recipe.image_token_id), crops
 
 
 def _zoom(picture: Image, region: Region, recipe: Recipe) -> tuple[str, Image]:
@@ -278,15 +193,20 @@ _FRAME_TOKENS = 70
 
 def about_tokens(sample: Sample, epoch: int, recipe: Recipe) -> int:
     """About how many tokens `make_item` gives, from the number of characters: for sorting by length and for plans."""
-    chosen = sample.usable[draw(recipe.seed, sample.id, epoch, len(sample.usable))]
+    chosen = chosen_of(sample, epoch, recipe)
     if sample.image is None or recipe.extra_turns:
         letters = sum(len(sample.questions[i].question) + len(sample.questions[i].answers[0]) for i in sample.usable)
     else:
         letters = len(sample.questions[chosen].question) + len(sample.questions[chosen].answers[0])
     chained = sample.boxes[chosen] is not None
     letters += len(sample.questions[chosen].question) if chained else 0
-    pictures = 0 if sample.image is None else 2 if chained else 1
-    return pictures * recipe.image_tokens + _FRAME_TOKENS + round(letters / _CHARACTERS_A_TOKEN)
+    places = 0 if sample.image is None else about_places(recipe) * (2 if chained else 1)
+    return places + _FRAME_TOKENS + round(letters / _CHARACTERS_A_TOKEN)
+
+
+def about_places(recipe: Recipe) -> int:
+    """About how many positions one picture takes; how many regions it has is known only when it is open."""
+    return recipe.image_tokens if recipe.album is None else recipe.album.about * recipe.album.positions
 
 
 def make_turns(sample: Sample, chosen: int, box_text: str | None, recipe: Recipe) -> tuple[Turn, ...]:

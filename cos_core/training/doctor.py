@@ -23,8 +23,9 @@ from cos_core.geometry import Box, SquarePad
 from cos_core.images import image_path, open_image
 from cos_core.interfaces import Reporter
 from cos_core.jsonl import open_input, read_json_list, read_lines
-from cos_core.released import ReleasedRegions, Square
-from cos_core.training.data import NO_ANNOTATION, OTHER_IMAGE, Recipe, Sample, Skipped, draw, encode_sample
+from cos_core.released import Square
+from cos_core.training.data import Recipe, draw, encode_sample
+from cos_core.training.samples import OTHER_IMAGE, Data, Sample
 
 SAMPLE = 256
 """Samples whose pictures and tokens are checked when not all are."""
@@ -95,21 +96,26 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """What is examined: the samples with their boxes, what was left out and why, and where everything came from."""
+    """What is examined: the samples with their boxes, what was left out and why, and where everything came from.
+
+    `max_no_region`: share of the questions about pictures that may be without a region of their own.
+    """
 
     data: Path
-    samples: Sequence[Sample]
-    problems: Sequence[Any]
-    skipped: Sequence[Skipped]
+    found: Data
     recipe: Recipe
-    regions: ReleasedRegions | None = None
+    max_no_region: float
+
+    @property
+    def samples(self) -> list[Sample]:
+        return self.found.samples
 
 
 def examine(patient: Patient, *, full: bool, reporter: Reporter) -> Report:
     """All findings; `full` decodes and encodes every question of every sample, else one question of SAMPLE samples."""
     report = Report(samples=len(patient.samples))
     lines = _lines_of(patient.data)
-    for problem in patient.problems:
+    for problem in patient.found.problems:
         fault = "was there before" not in problem.reason
         report.findings.append(
             Finding("record" if fault else "repeated", problem.path, problem.line, problem.example_id, problem.reason, fault)
@@ -158,10 +164,15 @@ def _lines_of(path: Path) -> list[int]:
 
 def _joined(patient: Patient, places: _Places) -> Iterator[Finding]:
     """Questions left without a region, regions of another picture, row numbers that are another sample's."""
-    for skipped in patient.skipped:
-        kind = {NO_ANNOTATION: "no region", OTHER_IMAGE: "region of another image"}.get(skipped.reason, "left out")
-        yield Finding(kind, patient.data, places.line(skipped.index), skipped.id, skipped.reason, fault=kind != "left out")
-    regions = patient.regions
+    for kind, unused in (("no region", patient.found.lacking), ("left out", patient.found.skipped)):
+        named = set() if kind == "no region" else {skipped.id for skipped in patient.found.lacking}
+        for skipped in unused:
+            foreign = skipped.reason == OTHER_IMAGE
+            what = "region of another image" if foreign else kind
+            if skipped.id not in named:
+                yield Finding(what, patient.data, places.line(skipped.index), skipped.id, skipped.reason, fault=foreign)
+    yield from _too_few(patient)
+    regions = patient.found.regions
     if regions is None:
         return
     for key, reason in regions.bad.items():
@@ -172,6 +183,17 @@ def _joined(patient: Patient, places: _Places) -> Iterator[Finding]:
             if shifted is not None:
                 reason = f"the region {shifted.key!r} was made for row {shifted.row}, but the sample is row {shifted.actual}"
                 yield places.finding("row of another sample", sample, reason, i)
+
+
+def _too_few(patient: Patient) -> Iterator[Finding]:
+    """Some questions without a region are to be expected; when many are, the store is hardly that of the data."""
+    missing, asked = len(patient.found.lacking), patient.found.asked
+    if missing > patient.max_no_region * asked:
+        reason = (
+            f"{missing} of {asked} questions about pictures have no region, more than the {patient.max_no_region:.3g} of them "
+            f"that max_no_region lets pass; is this the store of these questions?"
+        )
+        yield Finding("too few regions", patient.data, None, None, reason)
 
 
 def _chosen(patient: Patient, full: bool) -> list[Sample]:

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 from cos_core import assets
 from cos_core.errors import InputError, MissingError
 from cos_core.training.config import TrainConfig
+from cos_core.training.folder import CHECKPOINTS
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
-
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, slots=True)

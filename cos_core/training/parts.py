@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from cos_core import manifest, plug
 from cos_core.datasets import read_examples
 from cos_core.errors import InputError
 from cos_core.interfaces import Policy, Reporter
@@ -14,21 +15,13 @@ from cos_core.prompts import checkpoint_profile
 from cos_core.released import ReleasedRegions
 from cos_core.store import Store
 from cos_core.training import doctor
+from cos_core.training.album import Album
 from cos_core.training.config import TrainConfig
-from cos_core.training.data import Recipe, Sample, Skipped, collect
+from cos_core.training.data import Recipe
 from cos_core.training.flops import Size, size_of
+from cos_core.training.samples import Data, collect
 
 CHECK_FILE = "check.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """`problems`: records that could not be read, as the data reader named them; `regions`: the released file, where used."""
-
-    samples: list[Sample]
-    skipped: list[Skipped]
-    problems: list[Problem]
-    regions: ReleasedRegions | None = None
 
 
 def read(config: TrainConfig, policy: Policy) -> Data:
@@ -45,8 +38,38 @@ def read(config: TrainConfig, policy: Policy) -> Data:
                 regions = ReleasedRegions(config.store)
             else:
                 store = stack.enter_context(Store.read(config.store))
-        samples, skipped = collect(examples, policy, regions or store, config.seed)
-    return Data(samples, skipped, problems, regions)
+        found = collect(examples, policy, regions or store, config.seed, config.on_no_region)
+    return replace(found, problems=problems, regions=regions)
+
+
+def settings(config: TrainConfig, policy: Policy, devices: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """What decides the result (for the fingerprint), and the inputs as the manifest names them."""
+    from cos_core.llava import checkpoint_fingerprint, resolve
+
+    where = resolve(config.model)
+    inputs: dict[str, dict[str, Any]] = {
+        "data": manifest.file_input(config.data),
+        "model": {"path": config.model, "fingerprint": checkpoint_fingerprint(where)},
+    }
+    decisive = {
+        **config.learnt(devices),
+        "policy": [policy.name, policy.source, policy.asks],
+        "profile": checkpoint_profile(where, config.profile).to_json(),
+        "data": inputs["data"]["sha256"],
+        "model": inputs["model"]["fingerprint"],
+    }
+    shown = album(config)
+    if shown is not None:
+        decisive["detector"] = plug.described(shown.detector)
+    if config.store is not None and config.store.suffix == ".json":
+        inputs["store"] = manifest.file_input(config.store)
+        decisive["store"] = inputs["store"]["sha256"]
+    elif config.store is not None:
+        with Store.read(config.store) as store:
+            inputs["store"] = {"path": str(config.store), **store.info()}
+        # Times, failures and bytes differ between equal stores; what the job was told to do and how far it is do not.
+        decisive["store"] = {key: inputs["store"][key] for key in ("fingerprint", "annotations")}
+    return decisive, inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +109,17 @@ def light(config: TrainConfig, policy: Policy) -> Light:
         max_length=config.max_length,
         extra_turns=config.extra_turns,
         crop_of=config.crop_of,
+        album=album(config),
     )
     # Measured here, before ZeRO-3 is told to cut up every model that is built.
     return Light(settings, recipe, size_of(settings))
+
+
+def album(config: TrainConfig) -> Album | None:
+    """How the annotator sees a picture; None for anything but the annotator "regions". Raises InputError for the detector."""
+    if config.annotator != "regions":
+        return None
+    return Album(plug.load("detectors", config.detector or "grid", **config.detector_options), config.region_tokens)
 
 
 def check(config: TrainConfig, data: Data, recipe: Recipe, reporter: Reporter) -> doctor.Report:
@@ -96,7 +127,7 @@ def check(config: TrainConfig, data: Data, recipe: Recipe, reporter: Reporter) -
 
     Raises InputError when there are more faults than `max_faults`.
     """
-    patient = doctor.Patient(config.data, data.samples, data.problems, data.skipped, recipe, data.regions)
+    patient = doctor.Patient(config.data, data, recipe, config.max_no_region)
     report = doctor.examine(patient, full=config.check == "full", reporter=reporter)
     faults = report.faults
     for line in report.lines():

@@ -14,6 +14,8 @@ from cos_core.training import engine, parts, stage
 from cos_core.training.config import TrainConfig
 from cos_core.training.data import TrainData
 from cos_core.training.engine import World
+from cos_core.training.folder import LOG_FILE
+from cos_core.training.samples import Data
 from cos_core.types import RunManifest
 
 _PROBE_STEPS = 6
@@ -34,7 +36,7 @@ def plan(config: TrainConfig, policy: Policy, world: World, reporter: Reporter) 
     return started.finish(counts, results=results)
 
 
-def _bill(config: TrainConfig, made: parts.Light, data: parts.Data, world: World, reporter: Reporter) -> dict[str, Any]:
+def _bill(config: TrainConfig, made: parts.Light, data: Data, world: World, reporter: Reporter) -> dict[str, Any]:
     import torch
 
     from cos_core.training import bill
@@ -66,8 +68,8 @@ def _probe(config: TrainConfig, made: parts.Light, reporter: Reporter) -> float:
     with tempfile.TemporaryDirectory(prefix="cos-probe-") as folder:
         short = replace(config, out=Path(folder), dry_run=False, check="off", max_steps=_PROBE_STEPS, report_to="none")
         reporter.note(f"probing {_PROBE_STEPS} real steps")
-        data = parts.read(short, plug.load("policies", short.policy))
+        data = parts.read(short, plug.load("policies", short.rule))
         arguments = engine.arguments(short, World.here())
         stage.train(short, arguments, (stage.load(short), made), data, SilentReporter())
-        seconds = [record["seconds"] for _, record in read_lines(Path(folder) / stage.LOG_FILE)][2:]
+        seconds = [record["seconds"] for _, record in read_lines(Path(folder) / LOG_FILE)][2:]
     return float(sum(seconds) / len(seconds))

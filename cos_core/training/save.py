@@ -6,7 +6,9 @@ import json
 import shutil
 from typing import Any
 
+from cos_core.checkpoints import ANNOTATOR_FILE
 from cos_core.llava import Llava, resolve
+from cos_core.manifest import plain
 from cos_core.prompts import PROFILE_FILE
 from cos_core.training import adapters
 from cos_core.training.config import TrainConfig
@@ -28,8 +30,8 @@ def gathered(trainer: Any, config: TrainConfig) -> dict[str, Any] | None:
     return {name: weight for name, weight in state.items() if name in learnt}
 
 
-def save_checkpoint(llava: Llava, weights: dict[str, Any], config: TrainConfig) -> None:
-    """Model, tokenizer, processor, generation settings and profile, into `config.out`.
+def save_checkpoint(llava: Llava, weights: dict[str, Any], config: TrainConfig, annotator: dict[str, Any] | None) -> None:
+    """Model, tokenizer, processor, generation settings and profile, into `config.out`; of an annotator, what it was shown.
 
     The start checkpoint is read anew, in the numbers that it is stored in, and only what was trained is put into it: frozen
     weights come out bit for bit as they went in, whatever arithmetic and however many processes trained. Everything is written
@@ -69,6 +71,8 @@ def save_checkpoint(llava: Llava, weights: dict[str, Any], config: TrainConfig) 
     (staging / PROFILE_FILE).write_text(
         json.dumps(llava.profile.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
+    if annotator is not None:
+        (staging / ANNOTATOR_FILE).write_text(json.dumps(plain(annotator), indent=1) + "\n", encoding="utf-8")
     for path in sorted(staging.iterdir()):
         target = out / path.name
         if target.is_dir():

@@ -1,20 +1,16 @@
 """One training run: data, check, Trainer, checkpoint, manifest. Reads data, images and regions; writes only `config.out`.
 
-What lies in `out`: `run.json` (fingerprint and settings, written first), `train_log.jsonl` (one line a step), `skipped.jsonl`
-(what was not trained on and why), `check.jsonl` (what the data doctor found), `checkpoints/` (only while the run is not
-finished), the checkpoint, `manifest.json` (last). Under a launcher every process runs this; only the first writes and speaks.
+What lies in `out`: see folder.py. Under a launcher every process runs this; only the first writes and speaks.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cos_core import manifest, plug
@@ -22,12 +18,13 @@ from cos_core.errors import InputError
 from cos_core.interfaces import Policy, Reporter, SilentReporter
 from cos_core.jsonl import DurableWriter, read_lines
 from cos_core.locks import FileLock
-from cos_core.prompts import checkpoint_profile
-from cos_core.store import Store
-from cos_core.training import checkpoints, engine, parts
+from cos_core.training import checkpoints, engine, folder, parts
+from cos_core.training.album import regions_as_tokens
 from cos_core.training.config import TrainConfig
-from cos_core.training.data import Skipped, TrainData
-from cos_core.training.engine import CHECKPOINTS, World
+from cos_core.training.data import TrainData
+from cos_core.training.engine import World
+from cos_core.training.folder import CHECKPOINTS, LOG_FILE, SKIPPED_FILE, STOP_FILE
+from cos_core.training.samples import Data, Skipped
 from cos_core.types import RunManifest
 
 if TYPE_CHECKING:
@@ -36,8 +33,6 @@ if TYPE_CHECKING:
     from cos_core.llava import Llava
     from cos_core.training.trainer import ChainTrainer
     from cos_core.training.watch import Watch
-
-RUN_FILE, LOG_FILE, SKIPPED_FILE = "run.json", "train_log.jsonl", "skipped.jsonl"
 
 
 def run(config: TrainConfig, reporter: Reporter) -> RunManifest:
@@ -57,7 +52,7 @@ def run(config: TrainConfig, reporter: Reporter) -> RunManifest:
         engine.require(config)
         if not config.images.is_dir():
             raise InputError(f"there is no folder of images at {config.images}")
-        policy = plug.load("policies", config.policy)
+        policy = plug.load("policies", config.rule)
         if config.check_only or config.dry_run:
             from cos_core.training.plan import plan
 
@@ -69,9 +64,9 @@ def run(config: TrainConfig, reporter: Reporter) -> RunManifest:
 
 
 def _run(config: TrainConfig, policy: Policy, world: World, reporter: Reporter) -> RunManifest:
-    settings, inputs = _settings(config, policy, world.size)
+    settings, inputs = parts.settings(config, policy, world.size)
     mark = manifest.fingerprint(settings)
-    if _is_finished(config.out, mark, settings):
+    if folder.is_finished(config.out, mark, settings):
         reporter.note(f"{config.out} is already trained with these settings; nothing to do")
         return manifest.read(config.out)
     started = manifest.started("train", config, seed=config.seed, inputs=inputs, settings_fingerprint=mark)
@@ -83,8 +78,7 @@ def _run(config: TrainConfig, policy: Policy, world: World, reporter: Reporter) 
     llava = load(config)
     if world.main:
         # Not before data and model are found good: a directory is not taken by a run that never began.
-        claim = {"fingerprint": mark, "settings": settings}
-        manifest.atomic_write(config.out / RUN_FILE, json.dumps(claim, indent=1, ensure_ascii=False) + "\n")
+        folder.claim(config.out, mark, settings)
     trainer, watch = train(config, arguments, (llava, made), data, reporter)
     if watch.stopped:
         raise KeyboardInterrupt
@@ -92,7 +86,7 @@ def _run(config: TrainConfig, policy: Policy, world: World, reporter: Reporter) 
 
 
 def _finish(
-    config: TrainConfig, started: Any, llava: Llava, trainer: ChainTrainer, data: parts.Data, reporter: Reporter
+    config: TrainConfig, started: Any, llava: Llava, trainer: ChainTrainer, data: Data, reporter: Reporter
 ) -> RunManifest:
     """The checkpoint and its manifest, written by the main process; the others return an equal manifest."""
     from cos_core.training.save import gathered, save_checkpoint
@@ -102,7 +96,8 @@ def _finish(
     weights = gathered(trainer, config)
     if skipped:
         reporter.warn(f"skipped while training: {summary(list(skipped.values()))}; all are in {SKIPPED_FILE}")
-    losses = [record["loss"] for _, record in read_lines(config.out / LOG_FILE)]
+    log = [record for _, record in read_lines(config.out / LOG_FILE)]
+    losses = [record["loss"] for record in log]
     counts = {
         "ok": len(data.samples) - len(skipped),
         "failed": len(skipped) + len(data.problems),
@@ -115,15 +110,34 @@ def _finish(
         "processes": trainer.args.world_size,
         "first_loss": losses[0],
         "last_losses_mean": math.fsum(losses[-10:]) / len(losses[-10:]),
+        "questions_without_region": len(data.lacking),
+        "fallbacks": sum(record["fallbacks"] for record in log),
     }
     done: RunManifest = started.finish(counts, results=results)
     if weights is not None:
-        _write_skipped(config.out, data, skipped)
-        save_checkpoint(llava, weights, config)
+        folder.write_skipped(config.out, data, skipped)
+        save_checkpoint(llava, weights, config, _annotator(config, started, results))
         manifest.write(config.out / manifest.FILE, done)
         shutil.rmtree(config.out / CHECKPOINTS, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return done
+
+
+def _annotator(config: TrainConfig, started: Any, results: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `cos annotate` must know of an annotator that was trained here, and keeps beside the regions it finds."""
+    if config.annotator is None:
+        return None
+    album = parts.album(config)
+    return {
+        "backbone": config.annotator,
+        "detector": album and plug.described(album.detector),
+        "region_tokens": album and album.tokens,
+        "parent": started.inputs["model"],
+        "data": started.inputs["data"],
+        "steps": results["steps"],
+        "samples": results["samples"],
+        "settings": started.fingerprint,
+    }
 
 
 def _numel(weight: Any) -> int:
@@ -142,64 +156,7 @@ def _all_skipped(trainer: ChainTrainer) -> dict[str, Skipped]:
     return {name: skipped for found in every for name, skipped in found.items()}
 
 
-def _write_skipped(out: Path, data: parts.Data, skipped: Mapping[str, Skipped]) -> None:
-    """One file of what all processes left out, in place of one a process."""
-    records = [*_named_problems(data), *data.skipped, *skipped.values()]
-    lines = "".join(json.dumps(record.to_json()) + "\n" for record in records)
-    manifest.atomic_write(out / SKIPPED_FILE, lines)
-    for path in out.glob("skipped-*.jsonl"):
-        path.unlink()
-
-
-def _settings(config: TrainConfig, policy: Policy, devices: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """What decides the result (for the fingerprint), and the inputs as the manifest names them."""
-    from cos_core.llava import checkpoint_fingerprint, resolve
-
-    where = resolve(config.model)
-    inputs: dict[str, dict[str, Any]] = {
-        "data": manifest.file_input(config.data),
-        "model": {"path": config.model, "fingerprint": checkpoint_fingerprint(where)},
-    }
-    settings = {
-        **config.learnt(devices),
-        "policy": [policy.name, policy.source, policy.asks],
-        "profile": checkpoint_profile(where, config.profile).to_json(),
-        "data": inputs["data"]["sha256"],
-        "model": inputs["model"]["fingerprint"],
-    }
-    if config.store is not None and config.store.suffix == ".json":
-        inputs["store"] = manifest.file_input(config.store)
-        settings["store"] = inputs["store"]["sha256"]
-    elif config.store is not None:
-        with Store.read(config.store) as store:
-            inputs["store"] = {"path": str(config.store), **store.info()}
-        # Times, failures and bytes differ between equal stores; what the job was told to do and how far it is do not.
-        settings["store"] = {key: inputs["store"][key] for key in ("fingerprint", "annotations")}
-    return settings, inputs
-
-
-def _is_finished(out: Path, mark: str, settings: Mapping[str, Any]) -> bool:
-    """Whether `out` holds the whole result of this run. Raises InputError when it belongs to another run."""
-    path = out / RUN_FILE
-    if not path.is_file():
-        if (out / "config.json").exists():
-            raise InputError(f"{out} holds a checkpoint that cos train did not write; choose another output directory")
-        return False
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-        other, before = there["fingerprint"], there["settings"]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is not a run's settings; remove {out} or choose another output directory") from None
-    if other != mark:
-        changed = [key for key in sorted({*before, *settings}) if before.get(key) != settings.get(key)]
-        raise InputError(
-            f"{out} belongs to a run with other settings ({', '.join(changed[:4]) or 'unknown'} differ); "
-            f"choose another output directory or remove it"
-        )
-    return (out / manifest.FILE).is_file()
-
-
-def read(config: TrainConfig, policy: Policy, reporter: Reporter) -> parts.Data:
+def read(config: TrainConfig, policy: Policy, reporter: Reporter) -> Data:
     """The samples, with a warning about what is left out. Raises InputError when nothing is left."""
     from cos_core.training.trainer import summary
 
@@ -208,21 +165,21 @@ def read(config: TrainConfig, policy: Policy, reporter: Reporter) -> parts.Data:
         reporter.warn(f"{len(data.problems)} problems in the data; the first: {data.problems[0]}")
     if data.skipped:
         reporter.warn(f"not trained on: {summary(data.skipped)}; all are in {SKIPPED_FILE}")
+    if data.lacking:
+        treated = "trained on the whole picture" if config.on_no_region == "full" else "left out"
+        named = f"{len(data.lacking)} of {data.asked} questions about pictures have no region and are {treated}"
+        reporter.warn(f"{named}: {summary(data.lacking)}")
     if not data.samples:
         why = f": {summary(data.skipped)}" if data.skipped else ""
         raise InputError(f"nothing in {config.data} can be trained on{why}")
     return data
 
 
-def _named_problems(data: parts.Data) -> list[Skipped]:
-    return [Skipped(problem.example_id or "", str(problem)) for problem in data.problems]
-
-
 def train(
     config: TrainConfig,
     arguments: TrainingArguments,
     model: tuple[Llava, parts.Light],
-    data: parts.Data,
+    data: Data,
     reporter: Reporter,
 ) -> tuple[ChainTrainer, Watch]:
     """Trains to the end, or to where a signal stopped it, from the last whole checkpoint on."""
@@ -230,23 +187,24 @@ def train(
 
     from cos_core.training.order import Order
     from cos_core.training.trainer import ChainTrainer
-    from cos_core.training.watch import STOP_FILE, StopRequest, Watch
+    from cos_core.training.watch import StopRequest, Watch
 
     llava, made = model
     main, rank = arguments.process_index == 0, arguments.process_index
-    last = _last_checkpoint(config, arguments.world_size)
-    before = _skipped_before(config.out) if last and main else {}
+    last = folder.last_checkpoint(config, arguments.world_size)
+    before = folder.skipped_before(config.out) if last and main else {}
     samples = TrainData(data.samples, made.recipe)
     order = Order(len(samples), config.seed, config.cut(arguments.world_size), samples.length, config.group_by_length)
     with ExitStack() as stack:
         stack.enter_context(_without_cache(llava.model.config))
+        stack.enter_context(regions_as_tokens(llava, made.recipe.album))
         with arguments.main_process_first(local=False):
             if main:
-                _tidy(config.out, last)
+                folder.tidy(config.out, last)
         log = stack.enter_context(DurableWriter(config.out / LOG_FILE)) if main else None
         name = SKIPPED_FILE if main else f"skipped-{rank}.jsonl"
         skipped_log = stack.enter_context(DurableWriter(config.out / name, batch=4096))
-        for skipped in (*_named_problems(data), *data.skipped, *before.values()) if main else ():
+        for skipped in (*folder.named_problems(data), *data.skipped, *before.values()) if main else ():
             skipped_log.append(skipped.to_json())
         request = stack.enter_context(StopRequest().listening(alone=arguments.world_size == 1))
         watch = Watch(order, _station(config, arguments, made, log, reporter), request)
@@ -270,28 +228,6 @@ def train(
         return trainer, watch
 
 
-def _last_checkpoint(config: TrainConfig, processes: int) -> Path | None:
-    """Where to go on from. Raises InputError for a DeepSpeed checkpoint of another number of processes."""
-    last = checkpoints.last_whole(config.out / CHECKPOINTS) if config.resume else None
-    record = checkpoints.record_of(last) if last else None
-    if record is not None and config.deepspeed is not None and record["processes"] != processes:
-        raise InputError(
-            f"{last} was written by {record['processes']} processes, and DeepSpeed cannot go on from it with {processes}; "
-            f"use as many, or begin anew without resume"
-        )
-    return last
-
-
-def _tidy(out: Path, last: Path | None) -> None:
-    """Makes the folder as it was when `last` was written: later lines of the log, torn checkpoints and stop requests go."""
-    from cos_core.training.watch import STOP_FILE
-
-    checkpoints.prune(out / CHECKPOINTS, keep=last)
-    _trim_log(out / LOG_FILE, checkpoints.step_of(last) if last else 0)
-    for path in (out / SKIPPED_FILE, out / STOP_FILE, *out.glob("skipped-*.jsonl")):
-        path.unlink(missing_ok=True)
-
-
 def _station(
     config: TrainConfig, arguments: TrainingArguments, made: parts.Light, log: DurableWriter | None, reporter: Reporter
 ) -> Any:
@@ -309,6 +245,7 @@ def _station(
         peak=peak * arguments.world_size if peak else None,
         save_minutes=config.save_minutes,
         adapters=config.lora is not None,
+        regions=made.recipe.policy.source == "model",
     )
 
 
@@ -364,18 +301,3 @@ def _pad_id(llava: Llava) -> int:
     # Padding is masked, so any id but the image's will do for a tokenizer that has none.
     pad = llava.tokenizer.pad_token_id
     return int(pad if pad is not None else llava.tokenizer.eos_token_id or 0)
-
-
-def _skipped_before(out: Path) -> dict[str, Skipped]:
-    """What an interrupted run had to skip while it trained, in any process, by sample id."""
-    paths = sorted(out.glob("skipped*.jsonl"))
-    records = [record for path in paths for _, record in read_lines(path, lambda _: None) if record.get("training")]
-    return {str(record["id"]): Skipped(str(record["id"]), str(record["reason"]), training=True) for record in records}
-
-
-def _trim_log(path: Path, upto: int) -> None:
-    """Drops lines of steps that will be done again, so that the log holds each step once."""
-    if not path.is_file():
-        return
-    kept = [record for _, record in read_lines(path, lambda _: None) if record.get("step", 0) <= upto]
-    manifest.atomic_write(path, "".join(json.dumps(record) + "\n" for record in kept))

@@ -13,8 +13,8 @@ from cos_core.errors import CosError
 from cos_core.jsonl import DurableWriter
 from cos_core.training import checkpoints
 from cos_core.training.collate import ABOUT, Contents
-from cos_core.training.data import Skipped
 from cos_core.training.order import Order
+from cos_core.training.samples import Skipped
 
 _NAMED = 8
 

@@ -19,14 +19,13 @@ from cos_core.errors import CosError
 from cos_core.interfaces import Reporter
 from cos_core.jsonl import DurableWriter
 from cos_core.training.flops import Size
+from cos_core.training.folder import STOP_FILE
 from cos_core.training.order import Order
 from cos_core.training.trainer import named
 
 if TYPE_CHECKING:
     from cos_core.training.trainer import ChainTrainer
 
-STOP_FILE = ".stop"
-"""A file of this name in the output folder asks a run to write a checkpoint and stop; a launcher puts it there."""
 _FEW_STEPS = 30
 _BAD_NORMS = 3
 """Steps in a row that a gradient norm may be infinite: one such step can be an accident of bfloat16."""
@@ -72,6 +71,7 @@ class Tally:
     pictures: float = 0.0
     padding: float = 0.0
     skipped: float = 0.0
+    fallbacks: float = 0.0
 
     def over_all(self, device: Any) -> Tally:
         """The sums over all processes; every process must ask in the same step."""
@@ -84,7 +84,10 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Station:
-    """What the watch needs to know. `peak`: FLOP/s of all devices together, None when unknown; `log`: on the main process."""
+    """What the watch needs to know. `peak`: FLOP/s of all devices together, None when unknown; `log`: on the main process.
+
+    `regions`: samples have regions, or should have.
+    """
 
     out: Path
     reporter: Reporter
@@ -93,6 +96,7 @@ class Station:
     peak: float | None
     save_minutes: float | None
     adapters: bool = False
+    regions: bool = True
 
 
 class Watch(TrainerCallback):
@@ -126,6 +130,7 @@ class Watch(TrainerCallback):
             mine.squares += contents.squares
             mine.pictures += contents.pictures
             mine.padding += contents.padding
+            mine.fallbacks += contents.fallbacks
         # One sum for everything: all processes must decide alike.
         self._tally = mine.over_all(args.device)
         if self._tally.stop and state.global_step < state.max_steps:
@@ -168,14 +173,16 @@ class Watch(TrainerCallback):
             "padding": round(tally.padding / max(1.0, tally.tokens + tally.padding), 4),
             "mfu": round(flops / seconds / peak, 4) if peak and seconds > 0 else None,
             "skipped": int(tally.skipped),
+            "fallbacks": int(tally.fallbacks),
         }
         if self._station.log is not None:
             self._station.log.append(record)
         detail = [f"loss {loss:.4f}", f"rate {logs.get('learning_rate') or 0:.2g}", f"{rate:.3g} tokens/s"]
         if record["mfu"] is not None:
             detail.append(f"MFU {100 * float(record['mfu']):.0f} %")
-        # Never silent about samples that were replaced because their picture or region could not be used.
-        detail.append(f"{record['skipped']} skipped")
+        # Never silent about samples that were replaced for their picture's sake, or trained without a region of their own.
+        detail += [f"{record['skipped']} skipped"]
+        detail += [f"{record['fallbacks']} without a region"] if self._station.regions else []
         self._station.reporter.progress("train", state.global_step, state.max_steps, ", ".join(detail))
 
     def _guard(self, loss: float, norm: float | None, step: int) -> None:

@@ -1,0 +1,99 @@
+"""The folder of a run: whose it is, what it holds already, and how an interrupted run finds it again.
+
+`run.json` (fingerprint and settings, written first), `train_log.jsonl` (one line a step), `skipped.jsonl` (what was not trained
+on and why), `checkpoints/` (only while the run is not finished), the checkpoint, `manifest.json` (last).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cos_core import manifest
+from cos_core.errors import InputError
+from cos_core.jsonl import read_lines
+from cos_core.training import checkpoints
+from cos_core.training.config import TrainConfig
+from cos_core.training.samples import Data, Skipped
+
+RUN_FILE, LOG_FILE, SKIPPED_FILE = "run.json", "train_log.jsonl", "skipped.jsonl"
+CHECKPOINTS = "checkpoints"
+STOP_FILE = ".stop"
+"""A file of this name asks a run to write a checkpoint and stop; a launcher puts it there."""
+
+
+def claim(out: Path, mark: str, settings: Mapping[str, Any]) -> None:
+    """Says whose folder this is."""
+    text = json.dumps({"fingerprint": mark, "settings": settings}, indent=1, ensure_ascii=False)
+    manifest.atomic_write(out / RUN_FILE, text + "\n")
+
+
+def is_finished(out: Path, mark: str, settings: Mapping[str, Any]) -> bool:
+    """Whether `out` holds the whole result of this run. Raises InputError when it belongs to another run."""
+    path = out / RUN_FILE
+    if not path.is_file():
+        if (out / "config.json").exists():
+            raise InputError(f"{out} holds a checkpoint that cos train did not write; choose another output directory")
+        return False
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+        other, before = there["fingerprint"], there["settings"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is not a run's settings; remove {out} or choose another output directory") from None
+    if other != mark:
+        changed = [key for key in sorted({*before, *settings}) if before.get(key) != settings.get(key)]
+        raise InputError(
+            f"{out} belongs to a run with other settings ({', '.join(changed[:4]) or 'unknown'} differ); "
+            f"choose another output directory or remove it"
+        )
+    return (out / manifest.FILE).is_file()
+
+
+def last_checkpoint(config: TrainConfig, processes: int) -> Path | None:
+    """Where to go on from. Raises InputError for a DeepSpeed checkpoint of another number of processes."""
+    last = checkpoints.last_whole(config.out / CHECKPOINTS) if config.resume else None
+    record = checkpoints.record_of(last) if last else None
+    if record is not None and config.deepspeed is not None and record["processes"] != processes:
+        raise InputError(
+            f"{last} was written by {record['processes']} processes, and DeepSpeed cannot go on from it with {processes}; "
+            f"use as many, or begin anew without resume"
+        )
+    return last
+
+
+def tidy(out: Path, last: Path | None) -> None:
+    """Makes the folder as it was when `last` was written: later lines of the log, torn checkpoints and stop requests go."""
+    checkpoints.prune(out / CHECKPOINTS, keep=last)
+    _trim_log(out / LOG_FILE, checkpoints.step_of(last) if last else 0)
+    for path in (out / SKIPPED_FILE, out / STOP_FILE, *out.glob("skipped-*.jsonl")):
+        path.unlink(missing_ok=True)
+
+
+def _trim_log(path: Path, upto: int) -> None:
+    """Drops lines of steps that will be done again, so that the log holds each step once."""
+    if not path.is_file():
+        return
+    kept = [record for _, record in read_lines(path, lambda _: None) if record.get("step", 0) <= upto]
+    manifest.atomic_write(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def skipped_before(out: Path) -> dict[str, Skipped]:
+    """What an interrupted run had to skip while it trained, in any process, by sample id."""
+    paths = sorted(out.glob("skipped*.jsonl"))
+    records = [record for path in paths for _, record in read_lines(path, lambda _: None) if record.get("training")]
+    return {str(record["id"]): Skipped(str(record["id"]), str(record["reason"]), training=True) for record in records}
+
+
+def write_skipped(out: Path, data: Data, skipped: Mapping[str, Skipped]) -> None:
+    """One file of what all processes left out, in place of one a process."""
+    records = [*named_problems(data), *data.skipped, *skipped.values()]
+    lines = "".join(json.dumps(record.to_json()) + "\n" for record in records)
+    manifest.atomic_write(out / SKIPPED_FILE, lines)
+    for path in out.glob("skipped-*.jsonl"):
+        path.unlink()
+
+
+def named_problems(data: Data) -> list[Skipped]:
+    return [Skipped(problem.example_id or "", str(problem)) for problem in data.problems]
