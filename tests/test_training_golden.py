@@ -19,10 +19,11 @@ from cos_core import plug
 from cos_core.datasets import Problem, read_examples
 from cos_core.encoding import IGNORE
 from cos_core.geometry import SquarePad
-from cos_core.images import crop_region, open_image
+from cos_core.images import crop_region, open_image, square_pad
 from cos_core.prompts import load_profile
 from cos_core.released import ReleasedRegions, Square
-from cos_core.training.data import Recipe, Sample, as_written, collect, make_item
+from cos_core.training.data import Recipe, as_written, make_item
+from cos_core.training.samples import Sample, collect
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "original"
 EXPECTED = GOLDEN / "expected"
@@ -31,8 +32,8 @@ AFTER_END = {"legacy_true": "spaced", "legacy_false": "cut"}
 
 # (sample, question) of the original's cases that are defects, and what is done here instead.
 DEPARTURES = {
-    (4, 0): "silent fallback to the whole picture: here the question is left out, with its reason",
-    (4, 1): "silent fallback to the whole picture: here the question is left out, with its reason",
+    (4, 0): "silent fallback to the whole picture: here the same tokens and picture, but named and counted",
+    (4, 1): "silent fallback to the whole picture: here the same tokens and picture, but named and counted",
     (6, 0): '" ASSISTANT: " inside a turn masks the whole sample: here box and answers are learnt',
     (6, 1): '" ASSISTANT: " inside a turn masks the whole sample: here box and answers are learnt',
     (6, 2): "a crop of one pixel fails in the old processor, silent fallback: here it is a crop like any other",
@@ -76,7 +77,7 @@ def samples(policy: str) -> dict[int, Sample]:
     problems: list[object] = []
     examples = list(read_examples(EXPECTED / "ef_data.json", text_only="keep", on_problem=problems.append))
     regions = ReleasedRegions(EXPECTED / "ef_chain-of-spot.json")
-    found, _ = collect(examples, plug.load("policies", policy), regions, 0)
+    found = collect(examples, plug.load("policies", policy), regions, 0).samples
     return {int(sample.questions[0].meta["index"]): sample for sample in found}
 
 
@@ -148,7 +149,10 @@ def test_departures_from_the_original(setting: str, monkeypatch: pytest.MonkeyPa
     cases = {(case["sample"], case["q"]): case for case in expected("e_train_cos", setting)}
     for question in (0, 1):
         assert cases[4, question]["fallback"]
-        assert 4 not in samples("from_single_question"), DEPARTURES[4, question]
+        encoded, (full, roi) = made(samples("from_single_question")[4], question, setting, monkeypatch)
+        assert collapsed(encoded.ids, encoded.labels) == (cases[4, question]["input_ids"], cases[4, question]["labels"])
+        assert roi.tobytes() == square_pad(full, (122, 116, 104)).tobytes()
+        assert question in samples("from_single_question")[4].fallbacks, DEPARTURES[4, question]
     for question in (0, 1, 2):
         case = cases[6, question]
         assert all(label == IGNORE for label in case["labels"])

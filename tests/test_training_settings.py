@@ -1,0 +1,123 @@
+"""The settings of training: the papers defaults, the shipped files, what is refused, and the bill."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from training_world import (
+    Ears,
+    config,
+    make_world,
+    recipe,
+    samples,
+)
+
+from cos_core import plug, training
+from cos_core.errors import InputError, MissingError
+from cos_core.interfaces import SilentReporter
+from cos_core.prompts import load_profile
+from cos_core.training import TrainConfig
+from cos_core.training.data import TrainData
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def test_the_defaults_are_the_papers() -> None:
+    made = TrainConfig(Path("d"), Path("i"), "m", Path("o"))
+    assert (made.epochs, made.learning_rate, made.warmup_ratio, made.weight_decay) == (1, 2e-5, 0.03, 0.0)
+    assert (made.global_batch, made.max_length, made.extra_turns, made.train_projector) == (1024, 2048, False, False)
+    assert made.accumulation(8) == 8
+
+
+def test_the_shipped_settings_are_settings() -> None:
+    """The paper's file says what the defaults are; the released one names where the two differ."""
+    import tomllib
+
+    from cos_core import assets
+    from cos_core.training.engine import deepspeed_settings, stage_of
+
+    places = {"data": Path("d"), "images": Path("i"), "out": Path("o"), "store": Path("s")}
+    made = {}
+    for name in ("paper", "released"):
+        settings = tomllib.loads(assets.template("config", f"train-{name}.toml").read_text())["train"]
+        made[name] = TrainConfig(**places, **settings)
+    paper, released = made["paper"], made["released"]
+    assert replace(paper, deepspeed=None) == TrainConfig(**places, model="llava-hf/llava-1.5-7b-hf")
+    assert (released.global_batch, released.extra_turns, released.train_projector) == (128, True, True)
+    assert load_profile(str(released.profile)).inst1.count("where")
+    stages = {
+        name: stage_of(deepspeed_settings(replace(paper, deepspeed=name))) for name in ("zero2", "zero3", "zero3_offload")
+    }
+    assert stages == {"zero2": 2, "zero3": 3, "zero3_offload": 3}
+
+
+def test_impossible_settings_are_refused(world: Path, tmp_path: Path) -> None:
+    for wrong in (
+        {"epochs": 0},
+        {"learning_rate": 0.0},
+        {"warmup_ratio": 1.0},
+        {"dtype": "float16"},
+        {"device": "cuda:1"},
+        {"workers": -1},
+        {"weight_decay": -1.0},
+        {"save_minutes": 0.0},
+        {"qlora": True},
+        {"max_faults": -1},
+        {"seed": -1},
+    ):
+        with pytest.raises(InputError):
+            config(world, tmp_path / "out", **wrong)
+    with pytest.raises(InputError, match="not a multiple"):
+        training.run(config(world, tmp_path / "out", global_batch=3), SilentReporter())
+    with pytest.raises(InputError, match="give the store"):
+        training.run(config(world, tmp_path / "out", store=None), SilentReporter())
+    with pytest.raises(InputError, match="no folder of images"):
+        training.run(config(world, tmp_path / "out", images=tmp_path / "nowhere"), SilentReporter())
+    with pytest.raises(InputError, match="deepspeed is zero2, zero3, zero3_offload or a"):
+        training.run(config(world, tmp_path / "out", deepspeed="zero9"), SilentReporter())
+    if importlib.util.find_spec("wandb") is None:
+        with pytest.raises(MissingError, match="'wandb'"):
+            training.run(config(world, tmp_path / "out", report_to="wandb"), SilentReporter())
+    assert not (tmp_path / "out" / "run.json").exists(), "a run that never began takes no directory"
+    with pytest.raises(InputError, match="cannot be trained on"):
+        training.run(config(world, tmp_path / "short", max_length=8), SilentReporter())
+
+
+def test_the_bill_needs_no_model(world: Path, tmp_path: Path) -> None:
+    ears = Ears()
+    made = config(world, tmp_path / "out", dry_run=True, max_steps=None, epochs=2, global_batch=4, deepspeed="zero3")
+    bill = training.run(made, ears).results["bill"]
+    assert bill["steps"] == 4, "5 samples, 4 a step, 2 epochs"
+    assert bill["samples"] == 5
+    assert bill["pictures"] == 8
+    data = TrainData(samples(world, "from_single_question"), recipe(world))
+    exact = sum(len(data[key].encoded) for key in range(5))
+    assert bill["tokens"] == pytest.approx(exact, rel=0.02)
+    assert bill["hours"] > 0
+    assert "A100 at 40 %" in bill["hours_from"]
+    assert not (tmp_path / "out").exists()
+    two = training.run(replace(made, processes=2, batch_size=1), Ears()).results["bill"]
+    assert two["steps"] == 4, "the same global batch on two devices"
+    assert "2 x A100" in two["hours_from"]
+    assert two["hours"] == pytest.approx(bill["hours"] / 2)
+
+
+def test_the_probe_takes_real_steps(world: Path, tmp_path: Path) -> None:
+    from cos_core.training import parts, plan
+
+    made = config(world, tmp_path / "out", dry_run=True)
+    assert plan._probe(made, parts.light(made, plug.load("policies", made.policy)), SilentReporter()) > 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_importing_the_stage_loads_no_torch() -> None:
+    code = "import sys, cos_core.training; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,143 @@
+"""Runs that stop: killed, asked to, by the clock, or by a guard that names the samples."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from training_world import (
+    config,
+    log_of,
+    make_world,
+    weights,
+)
+
+from cos_core import manifest, training
+from cos_core.encoding import IGNORE
+from cos_core.errors import CosError
+from cos_core.interfaces import SilentReporter
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+class Interrupt(SilentReporter):
+    """Stops the run as Ctrl-C would, after some steps."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def progress(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
+        if done == self.after:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(world: Path, tmp_path: Path) -> None:
+    records = json.loads((world / "data.json").read_text())
+    records[1]["image"] = "gone.png"
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    data = tmp_path / "data.json"
+    whole = config(world, tmp_path / "whole", data=data, epochs=3, max_steps=None, save_every=2)
+    training.run(whole, SilentReporter())
+    torn = replace(whole, out=tmp_path / "torn")
+    with pytest.raises(KeyboardInterrupt):
+        training.run(torn, Interrupt(8))
+    assert not (torn.out / manifest.FILE).exists()
+    training.run(torn, SilentReporter())
+    assert [r["step"] for r in log_of(torn.out)] == list(range(1, 10))
+    assert [r["loss"] for r in log_of(torn.out)] == [r["loss"] for r in log_of(whole.out)]
+    assert manifest.read(torn.out).counts == manifest.read(whole.out).counts == {"ok": 4, "failed": 1, "skipped": 0}
+    assert (torn.out / "skipped.jsonl").read_text() == (whole.out / "skipped.jsonl").read_text()
+    one, two = weights(whole.out), weights(torn.out)
+    assert all(one[name].equal(two[name]) for name in one)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, None])
+def test_a_signal_leaves_a_whole_checkpoint(world: Path, tmp_path: Path, number: signal.Signals | None) -> None:
+    """None: the file that a launcher puts down instead of a signal."""
+
+    class Signal(SilentReporter):
+        def progress(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
+            if stage == "train" and done == 2 and number is None:
+                (tmp_path / "out" / ".stop").touch()
+            elif stage == "train" and done == 2 and number is not None:
+                os.kill(os.getpid(), number)
+
+    from cos_core.training import checkpoints
+
+    made = config(world, tmp_path / "out", max_steps=6)
+    with pytest.raises(KeyboardInterrupt):
+        training.run(made, Signal())
+    last = checkpoints.last_whole(tmp_path / "out" / "checkpoints")
+    assert last is not None
+    assert checkpoints.step_of(last) == 3, "the step at hand is finished"
+    handlers = (signal.SIG_DFL, signal.default_int_handler)
+    assert number is None or signal.getsignal(number) in handlers, "handlers are put back"
+    assert not (tmp_path / "out" / ".stop").exists()
+    torn = tmp_path / "out" / "checkpoints" / "checkpoint-5"
+    torn.mkdir()
+    (torn / "model.safetensors").write_bytes(b"half")
+    assert checkpoints.last_whole(torn.parent) == last, "a torn checkpoint does not count"
+    training.run(made, SilentReporter())
+    assert [r["step"] for r in log_of(tmp_path / "out")] == list(range(1, 7))
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_checkpoints_by_time(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cos_core.training import checkpoints
+
+    marked: list[int] = []
+    whole = checkpoints.mark_whole
+
+    def mark(folder: Path, processes: int) -> None:
+        whole(folder, processes)
+        marked.append(checkpoints.step_of(folder))
+
+    monkeypatch.setattr(checkpoints, "mark_whole", mark)
+    training.run(config(world, tmp_path / "out", save_minutes=1e-6, max_steps=3), SilentReporter())
+    assert marked == [1, 2, 3]
+
+
+def test_a_loss_that_is_no_number_stops_the_run(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(CosError, match="the loss became"):
+        training.run(config(world, tmp_path / "out", learning_rate=1e30, warmup_ratio=0.0, max_steps=9), SilentReporter())
+
+
+def test_guards_name_the_samples(world: Path) -> None:
+    from cos_core.training.collate import Contents
+    from cos_core.training.flops import Size
+    from cos_core.training.order import Cut, Order
+    from cos_core.training.watch import Station, StopRequest, Watch
+
+    class Trainer:
+        contents = (Contents(ids=["a", "b"]), Contents(ids=["c"]))
+        skipped: dict[str, str] = {}  # noqa: RUF012
+
+    station = Station(world, SilentReporter(), None, Size(1, 0, 0, 0, 1, 1, 1, 1), None, None)
+    watch = Watch(Order(1, 0, Cut(1, 1, 1)), station, StopRequest())
+    watch.trainer = Trainer()  # type: ignore[assignment]
+    with pytest.raises(CosError, match=r"exactly 0 at step 3.* \(samples of this step: a, b, c\)"):
+        watch._guard(0.0, 1.0, 3)
+    with pytest.raises(CosError, match="became nan at step 4"):
+        watch._guard(float("nan"), 1.0, 4)
+    for step in range(3):
+        watch._guard(1.0, float("inf"), step)
+    watch._guard(1.0, 1.0, 3)
+    for step in range(4, 7):
+        watch._guard(1.0, float("inf"), step)
+    with pytest.raises(CosError, match="not finite for 4 steps up to step 7"):
+        watch._guard(1.0, float("inf"), 7)
+
+
+def test_a_batch_with_nothing_to_learn_stops_the_run(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cos_core.training import data as data_module
+
+    monkeypatch.setattr(data_module, "cut", lambda encoded, *_: replace(encoded, labels=(IGNORE,) * len(encoded)))
+    with pytest.raises(CosError, match=r"nothing of these samples would be learnt.*: s\d|words"):
+        training.run(config(world, tmp_path / "out", max_steps=1, check="off"), SilentReporter())

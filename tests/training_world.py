@@ -1,0 +1,115 @@
+"""What the tests of training share: a small world of pictures, questions, regions and a checkpoint, and looks at a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tiny_llava import byte_tokenizer, make_checkpoint
+
+from cos_core import plug
+from cos_core.datasets import read_examples
+from cos_core.geometry import Box
+from cos_core.interfaces import SilentReporter
+from cos_core.jsonl import read_lines
+from cos_core.prompts import load_profile
+from cos_core.store import Store
+from cos_core.training import TrainConfig
+from cos_core.training.data import Recipe
+from cos_core.training.samples import Sample, collect
+from cos_core.types import Annotation, Example
+
+IMAGE_TOKENS = 16
+SIZES = ((61, 47), (53, 53), (31, 71), (89, 43))
+BOX = Box(0.25, 0.125, 0.5, 0.75)
+QUESTIONS = (("What is it?", "a cup"), ("Which colour?", "red"), ("Is it full?", "no"))
+
+
+def make_world(root: Path) -> Path:
+    """A folder with pictures, a conversation file (three questions a picture, one text-only sample), a store, a checkpoint."""
+    (root / "images").mkdir()
+    records: list[dict[str, Any]] = []
+    for i, size in enumerate(SIZES):
+        image = Image.linear_gradient("L").resize(size).convert("RGB")
+        image.putpixel((i, i), (255, 0, 0))
+        image.save(root / "images" / f"{i}.png")
+        turns = [
+            {"from": who, "value": text}
+            for q, (question, answer) in enumerate(QUESTIONS)
+            for who, text in (("human", ("<image>\n" if q == 0 else "") + question), ("gpt", f"{answer} {i}"))
+        ]
+        meta = [{"gold": list(BOX.corners)} for _ in QUESTIONS]
+        records.append({"id": f"s{i}", "image": f"{i}.png", "conversations": turns, "meta": meta})
+    text = [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi"}]
+    text += [{"from": "human", "value": "Bye"}, {"from": "gpt", "value": "See you"}]
+    records.append({"id": "words", "conversations": text})
+    (root / "data.json").write_text(json.dumps(records))
+    with Store.create_or_resume(root / "store", "f", {}) as store:
+        store.put_many(Annotation(e.id, BOX, 1.0, "from_single_question", "f") for e in examples(root) if e.image is not None)
+    make_checkpoint(root / "model")
+    return root
+
+
+def examples(world: Path) -> list[Example]:
+    return list(read_examples(world / "data.json", text_only="keep"))
+
+
+def recipe(world: Path, policy: str = "from_single_question", **changes: Any) -> Recipe:
+    tokenizer = byte_tokenizer()
+    made = Recipe(
+        policy=plug.load("policies", policy),
+        profile=load_profile("paper"),
+        tokenizer=tokenizer,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_tokens=IMAGE_TOKENS,
+        fill=(122, 116, 104),
+        images=world / "images",
+    )
+    return replace(made, **changes)
+
+
+def samples(world: Path, policy: str) -> list[Sample]:
+    with Store.read(world / "store") as store:
+        found = collect(examples(world), plug.load("policies", policy), store, 0)
+    assert found.skipped == found.lacking == []
+    return found.samples
+
+
+def config(world: Path, out: Path, **changes: Any) -> TrainConfig:
+    made = TrainConfig(
+        data=world / "data.json",
+        images=world / "images",
+        model=str(world / "model"),
+        out=out,
+        store=world / "store",
+        learning_rate=1e-3,
+        batch_size=2,
+        global_batch=None,
+        max_steps=4,
+        device="cpu",
+        max_faults=9,
+    )
+    return replace(made, **changes)
+
+
+def log_of(out: Path) -> list[dict[str, Any]]:
+    return [record for _, record in read_lines(out / "train_log.jsonl")]
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+class Ears(SilentReporter):
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
