@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cos_core.errors import MissingError
+from cos_core.errors import InputError, MissingError
 from cos_core.interfaces import Reporter
 
 if TYPE_CHECKING:
     from cos_core.training import TrainConfig
 
 _LAUNCH_ONLY = ("--processes", "--hostfile")
+_HOST = re.compile(r"(\S+)\s+slots=([1-9]\d*)")
 
 
 def inside() -> bool:
@@ -46,6 +49,8 @@ def launch(config: TrainConfig, processes: int | None, hostfile: Path | None, re
 
     if find_spec("deepspeed") is None:
         raise MissingError("several processes need the package 'deepspeed': pip install 'cos-toolkit[train]'")
+    if hostfile is not None and len(machines(hostfile)) > 1 and shutil.which("pdsh") is None:
+        raise MissingError("DeepSpeed's launcher reaches other machines by pdsh and ssh without a password: install pdsh")
     if config.check_only or config.dry_run or config.check != "off":
         training.run(dataclasses.replace(config, check_only=not config.dry_run), reporter)
         if config.check_only or config.dry_run:
@@ -65,6 +70,27 @@ def launch(config: TrainConfig, processes: int | None, hostfile: Path | None, re
         raise KeyboardInterrupt
     if code:
         raise typer.Exit(code if 0 < code < 128 or code == 130 else 1)
+
+
+def machines(hostfile: Path) -> dict[str, int]:
+    """Processes on each machine. Raises InputError, where DeepSpeed's launcher would train on this machine alone instead."""
+    try:
+        lines = hostfile.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"the hostfile {hostfile} cannot be read: {error.strerror}") from None
+    found: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        text = line.partition("#")[0].strip()
+        match = _HOST.fullmatch(text)
+        if text and match is None:
+            raise InputError(f"{hostfile}:{number}: a line is 'HOST slots=N', got {text[:80]!r}")
+        if match and match[1] in found:
+            raise InputError(f"{hostfile}:{number}: {match[1]} stands there twice")
+        if match:
+            found[match[1]] = int(match[2])
+    if not found:
+        raise InputError(f"the hostfile {hostfile} names no machine")
+    return found
 
 
 def _arguments(argv: list[str]) -> list[str]:
