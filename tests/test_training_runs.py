@@ -178,3 +178,30 @@ def test_text_only_data_spends_no_vision_pass(world: Path, tmp_path: Path) -> No
     (tmp_path / "data.json").write_text(json.dumps(records))
     done = training.run(config(world, tmp_path / "out", data=tmp_path / "data.json", max_steps=1), SilentReporter())
     assert done.counts["ok"] == 1
+
+
+@pytest.mark.parametrize("reporter", ["tensorboard", "wandb"])
+def test_the_trainers_own_reports(world: Path, tmp_path: Path, reporter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where these packages are installed: they are in no extra."""
+    pytest.importorskip(reporter)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    out = tmp_path / "out"
+    training.run(config(world, out, report_to=reporter), SilentReporter())
+    if reporter == "wandb":
+        assert len(list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))) == 1
+        return
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(out / "tensorboard")).Reload()
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx([r["loss"] for r in log_of(out)])
+
+
+def test_qlora_trains_adapters_over_four_bits(world: Path, tmp_path: Path) -> None:
+    """Where bitsandbytes is installed, whose newer versions also know a CPU's way: the merged weights are the stored ones'."""
+    pytest.importorskip("bitsandbytes")
+    training.run(config(world, tmp_path / "out", lora=4, qlora=True, max_steps=2), SilentReporter())
+    before, after = weights(world / "model"), weights(tmp_path / "out")
+    changed = {name for name, tensor in before.items() if not tensor.equal(after[name])}
+    assert changed
+    assert all("language_model" in name and "_proj" in name for name in changed)

@@ -83,9 +83,14 @@ def test_impossible_settings_are_refused(world: Path, tmp_path: Path) -> None:
         training.run(config(world, tmp_path / "out", images=tmp_path / "nowhere"), SilentReporter())
     with pytest.raises(InputError, match="deepspeed is zero2, zero3, zero3_offload or a"):
         training.run(config(world, tmp_path / "out", deepspeed="zero9"), SilentReporter())
-    if importlib.util.find_spec("wandb") is None:
-        with pytest.raises(MissingError, match="'wandb'"):
-            training.run(config(world, tmp_path / "out", report_to="wandb"), SilentReporter())
+    for package, wrong in (("wandb", {"report_to": "wandb"}), ("bitsandbytes", {"lora": 4, "qlora": True})):
+        if importlib.util.find_spec(package) is None:
+            with pytest.raises(MissingError, match=f"'{package}'"):
+                training.run(config(world, tmp_path / "out", **wrong), SilentReporter())
+    with pytest.raises(MissingError, match="Liger's kernels run on a GPU") as error:
+        # Before the data is read: it is not even there.
+        training.run(config(world, tmp_path / "out", liger=True, data=tmp_path / "nowhere.json"), SilentReporter())
+    assert error.value.exit_code == 4
     assert not (tmp_path / "out" / "run.json").exists(), "a run that never began takes no directory"
     with pytest.raises(InputError, match="cannot be trained on"):
         training.run(config(world, tmp_path / "short", max_length=8), SilentReporter())

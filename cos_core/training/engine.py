@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from packaging.version import Version
 
 from cos_core import assets
 from cos_core.errors import InputError, MissingError
 from cos_core.training.config import TrainConfig
-from cos_core.training.folder import CHECKPOINTS
+from cos_core.training.folder import CHECKPOINTS, TENSORBOARD
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
+
+
+_BITS_ON_CPU = "0.50"
+"""The version of bitsandbytes that was seen to train without a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,8 @@ def require(config: TrainConfig) -> None:
         raise MissingError(f"training needs the extra 'train': pip install 'cos-toolkit[train]' ({error})") from None
     if config.device == "cuda" and not torch.cuda.is_available():
         raise MissingError("device 'cuda' was asked for, but torch sees no CUDA GPU on this machine")
+    if config.liger and not on_gpu(config):
+        raise MissingError("Liger's kernels run on a GPU, and torch sees none to use here; leave liger out")
     if not on_gpu(config):
         # Otherwise DeepSpeed, which the Trainer wakes wherever it is installed, looks for an accelerator and warns of none.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -61,6 +70,8 @@ def require(config: TrainConfig) -> None:
     for package, needed in wanted.items():
         if needed and not _installed(package):
             raise MissingError(f"these settings need the package {package!r}: pip install {package.replace('_', '-')}")
+    if config.qlora and not on_gpu(config) and Version(metadata.version("bitsandbytes")) < Version(_BITS_ON_CPU):
+        raise MissingError(f"4-bit weights without a GPU need bitsandbytes {_BITS_ON_CPU} or newer")
     if config.qlora and config.deepspeed:
         raise InputError("qlora keeps 4-bit weights whole on every GPU, which DeepSpeed's stages cannot cut; leave one out")
 
@@ -146,7 +157,8 @@ def arguments(config: TrainConfig, world: World) -> TrainingArguments:
         log_level="error",
         disable_tqdm=True,
         use_liger_kernel=config.liger,
-        report_to=config.report_to,
+        # The Trainer would put TensorBoard's files among the checkpoints, which go when the run is finished; see reporters.
+        report_to="none" if config.report_to == "tensorboard" else config.report_to,
         run_name=config.out.name,
         save_strategy="steps" if config.save_every else "no",
         save_steps=config.save_every or 500,
@@ -163,6 +175,16 @@ def arguments(config: TrainConfig, world: World) -> TrainingArguments:
         # Several GPUs are work for several processes, never for the Trainer's DataParallel.
         made._n_gpu = 1
     return made
+
+
+def reporters(config: TrainConfig, main: bool) -> list[Any]:
+    """The Trainer's own TensorBoard reports, into `tensorboard/` in the output folder; Weights & Biases finds its way alone."""
+    if config.report_to != "tensorboard" or not main:
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    return [TensorBoardCallback(SummaryWriter(str(config.out / TENSORBOARD)))]
 
 
 def _without_accelerator(settings: dict[str, Any] | None) -> None:

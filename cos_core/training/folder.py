@@ -19,7 +19,7 @@ from cos_core.training.config import TrainConfig
 from cos_core.training.samples import Data, Skipped
 
 RUN_FILE, LOG_FILE, SKIPPED_FILE = "run.json", "train_log.jsonl", "skipped.jsonl"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 STOP_FILE = ".stop"
 """A file of this name asks a run to write a checkpoint and stop; a launcher puts it there."""
 

@@ -213,7 +213,7 @@ def train(
             args=arguments,
             data_collator=_collator(config, arguments, llava, samples),
             train_dataset=samples,
-            callbacks=[watch],
+            callbacks=[watch, *engine.reporters(config, main)],
             order=order,
             skipped=before,
             skipped_log=skipped_log,
