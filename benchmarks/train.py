@@ -31,7 +31,8 @@ from cos_core.encoding import encode
 from cos_core.geometry import Box
 from cos_core.images import crop_region, square_pad
 from cos_core.prompts import load_profile
-from cos_core.training.data import Recipe, Sample, TrainData, make_turns
+from cos_core.training.data import Recipe, TrainData, make_turns
+from cos_core.training.samples import Sample
 from cos_core.types import Example
 
 SIZE = (1152, 896)

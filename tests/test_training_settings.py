@@ -1,10 +1,12 @@
-"""The settings of training: the papers defaults, the shipped files, what is refused, and the bill."""
+"""The settings of training: the paper's defaults, the shipped files, what is refused, and the bill."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from training_world import (
     samples,
 )
 
+from cos_cli import main
 from cos_core import plug, training
 from cos_core.errors import InputError, MissingError
 from cos_core.interfaces import SilentReporter
@@ -39,8 +42,6 @@ def test_the_defaults_are_the_papers() -> None:
 
 def test_the_shipped_settings_are_settings() -> None:
     """The paper's file says what the defaults are; the released one names where the two differ."""
-    import tomllib
-
     from cos_core import assets
     from cos_core.training.engine import deepspeed_settings, stage_of
 
@@ -126,3 +127,53 @@ def test_the_probe_takes_real_steps(world: Path, tmp_path: Path) -> None:
 def test_importing_the_stage_loads_no_torch() -> None:
     code = "import sys, cos_core.training; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --config
+
+
+@pytest.mark.parametrize("name", ["paper", "released"])
+def test_the_shipped_files_are_read_by_the_command(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """What stands on the command line wins; the rest is the file's."""
+    from cos_core import assets
+
+    path = assets.template("config", f"train-{name}.toml")
+    places = {"data": world / "data.json", "images": world / "images", "store": world / "store", "out": tmp_path / "out"}
+    own = {**places, "model": world / "model", "device": "cpu", "check": "off", "config": path}
+    words = [word for option, value in own.items() for word in (f"--{option}", str(value))]
+    assert main.run(["train", *words, "--dry-run", "--json"]) == 0
+    used = json.loads(capsys.readouterr().out)["config"]
+    stated = tomllib.loads(path.read_text())["train"]
+    assert {key: used[key] for key in stated} == {**stated, "model": str(world / "model")}
+    assert used["mfu"] == 0.4, "what neither says is the default"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[train]\nlerning_rate = 1e-5", "no option 'lerning_rate'; did you mean 'learning_rate'?"),
+        ("[train]\nbatch-sizes = 2", "did you mean 'batch_size'?"),
+        ("[trian]\nseed = 1", "'trian' is no table of a command's options; did you mean 'train'?"),
+        ("seed = 1", "'seed' is no table"),
+        ("[annotate]\nseed = 1", r"has no table [train]"),
+        ("[train]\nconfig = 'other.toml'", "no option 'config'"),
+        ("[train", "cannot be read"),
+    ],
+)
+def test_a_settings_file_that_means_nothing_is_3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    (tmp_path / "own.toml").write_text(text)
+    assert main.run(["train", "--config", str(tmp_path / "own.toml")]) == 3
+    heard = capsys.readouterr().err
+    assert said in heard
+    assert "own.toml" in heard
+    assert heard.count("\n") == 1
+
+
+def test_values_of_a_file_are_checked_as_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "own.toml").write_text('[train]\ndata = "d"\nimages = "i"\nmodel = "m"\nout = "o"\nepochs = 0')
+    assert main.run(["train", "--config", str(tmp_path / "own.toml")]) == 2
+    assert "epochs" in capsys.readouterr().err

@@ -34,7 +34,7 @@ class Interrupt(SilentReporter):
         self.after = after
 
     def progress(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
-        if done == self.after:
+        if stage == "train" and done == self.after:
             raise KeyboardInterrupt
 
 
@@ -56,6 +56,21 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(world: Path, tmp_path: P
     assert (torn.out / "skipped.jsonl").read_text() == (whole.out / "skipped.jsonl").read_text()
     one, two = weights(whole.out), weights(torn.out)
     assert all(one[name].equal(two[name]) for name in one)
+
+
+def test_adapters_and_projector_go_on_too(world: Path, tmp_path: Path) -> None:
+    whole = config(world, tmp_path / "whole", lora=4, train_projector=True, save_every=2)
+    training.run(whole, SilentReporter())
+    torn = replace(whole, out=tmp_path / "torn")
+    with pytest.raises(KeyboardInterrupt):
+        training.run(torn, Interrupt(3))
+    training.run(torn, SilentReporter())
+    assert [r["loss"] for r in log_of(torn.out)] == [r["loss"] for r in log_of(whole.out)]
+    before, one, two = weights(world / "model"), weights(whole.out), weights(torn.out)
+    assert all(one[name].equal(two[name]) for name in one)
+    moved = {name for name, tensor in before.items() if not tensor.equal(one[name])}
+    assert any("multi_modal_projector" in name for name in moved)
+    assert any("language_model" in name for name in moved)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, None])
@@ -93,15 +108,18 @@ def test_checkpoints_by_time(world: Path, tmp_path: Path, monkeypatch: pytest.Mo
     from cos_core.training import checkpoints
 
     marked: list[int] = []
+    there: list[list[int]] = []
     whole = checkpoints.mark_whole
 
     def mark(folder: Path, processes: int) -> None:
+        there.append(sorted(checkpoints.step_of(path) for path in folder.parent.glob("checkpoint-*")))
         whole(folder, processes)
         marked.append(checkpoints.step_of(folder))
 
     monkeypatch.setattr(checkpoints, "mark_whole", mark)
     training.run(config(world, tmp_path / "out", save_minutes=1e-6, max_steps=3), SilentReporter())
     assert marked == [1, 2, 3]
+    assert there == [[1], [1, 2], [2, 3]], "the older one goes when the newer is whole, not before"
 
 
 def test_a_loss_that_is_no_number_stops_the_run(world: Path, tmp_path: Path) -> None:

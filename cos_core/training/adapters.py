@@ -47,10 +47,13 @@ def quantized(llava: Llava, config: TrainConfig) -> Llava:
 def adapt(llava: Llava, config: TrainConfig) -> Any:
     """The model with adapters; nothing else is trained."""
     from peft import get_peft_model, prepare_model_for_kbit_training
+    from transformers import set_seed
 
     model = llava.model
     if config.qlora:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    # Adapters begin at random, before the Trainer sets the seed: unset, no two runs and no two processes would agree.
+    set_seed(config.seed)
     adapted = get_peft_model(model, lora_settings(config))
     # Inputs that carry gradients, without which recomputed activations would not reach the adapters.
     adapted.enable_input_require_grads()
