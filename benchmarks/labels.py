@@ -108,7 +108,7 @@ def tuned(out: Path, row: Row) -> Path:
             images=folder / "images",
             model="miniature",
             out=path,
-            annotator=True,
+            annotator="regions",
             detector=row.detector,
             learning_rate=RATE,
             batch_size=BATCH,
@@ -145,7 +145,7 @@ def measure(out: Path, row: Row) -> dict[str, Any]:
             batch_size=BATCH,
             global_batch=BATCH,
             max_steps=STEPS,
-            max_faults=len(examples),
+            max_no_region=1.0,
         ),
         SilentReporter(),
     )

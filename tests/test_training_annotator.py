@@ -159,3 +159,30 @@ def test_what_an_annotator_cannot_learn_is_refused(world: Path, tmp_path: Path) 
             annotator(world, tmp_path / "out", **{"tokens": 2, **wrong})  # type: ignore[arg-type]
     with pytest.raises(InputError, match="did you mean 'grid'"):
         training.run(annotator(world, tmp_path / "out", detector="gridd"), SilentReporter())
+
+
+def test_annotations_say_how_their_annotator_was_tuned(world: Path, tuned: Path, tmp_path: Path) -> None:
+    from annotate_jobs import Told
+
+    from cos_core import annotate
+    from cos_core.store import Store
+
+    job = annotate.AnnotateConfig(
+        world / "data.json",
+        world / "images",
+        str(tuned),
+        tmp_path / "as-tuned",
+        detector="grid",
+        detector_options=FEW,
+        backbone_options={"tokens": 2},
+        device="cpu",
+    )
+    told = Told()
+    annotate.run(job, told)
+    assert not [words for words in told.warnings if "tuned" in words]
+    with Store.read(job.out) as store:
+        assert store.info()["provenance"]["annotator"] == checkpoints.annotator_provenance(str(tuned))
+    told = Told()
+    annotate.run(replace(job, out=tmp_path / "otherwise", detector_options={}, backbone_options={}), told)
+    tuned_with = [words for words in told.warnings if "was tuned with" in words]
+    assert [words.split()[5] for words in tuned_with] == ["detector", "region_tokens"]

@@ -76,8 +76,6 @@ def train(config: DemoConfig, name: str, reporter: Reporter) -> None:
             global_batch=size.batch,
             max_steps=size.steps,
             seed=config.seed,
-            # A question whose answer points nowhere has no label; one in twenty may.
-            max_faults=size.train_scenes // 20,
         ),
         reporter,
     )

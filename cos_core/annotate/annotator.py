@@ -6,13 +6,14 @@ Nothing here knows of stores or files of questions: examples with their pictures
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cos_core import manifest, plug, roi
 from cos_core.annotate.config import AnnotateConfig
+from cos_core.checkpoints import annotator_differences, annotator_provenance
 from cos_core.errors import InputError
 from cos_core.geometry import Box, SquarePad
 from cos_core.heat import painted
@@ -197,9 +198,12 @@ def build(config: AnnotateConfig) -> Annotator:
         settings |= {"seed": config.seed}
     plain: dict[str, Any] = manifest.plain(settings)
     mark = manifest.fingerprint(plain)
+    notes: tuple[str, ...] = ()
     if backbone is not None:
         # Told, but no setting: a moved folder is the same model, whose weights the backbone's fingerprint knows.
         plain["model"] = config.model
+        plain["annotator"] = tuned = annotator_provenance(config.model)
+        notes = (*getattr(backbone, "notes", ()), *(_differences(tuned, backbone.settings) if tuned else ()))
     return Annotator(
         policy,
         rule,
@@ -211,8 +215,16 @@ def build(config: AnnotateConfig) -> Annotator:
         backbone,
         candidates,
         config.keep_heat,
-        tuple(getattr(backbone, "notes", ())),
+        notes,
     )
+
+
+def _differences(tuned: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """What this annotator is shown now and was not tuned with."""
+    shown = {"backbone": settings["name"], "detector": settings.get("detector")}
+    if "tokens" in settings:
+        shown["region_tokens"] = settings["tokens"]
+    return annotator_differences(tuned, **shown)
 
 
 def _detector(config: AnnotateConfig) -> Detector | None:
