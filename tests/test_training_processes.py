@@ -138,6 +138,8 @@ def test_zero3_killed_and_resumed_ends_as_if_it_had_not_been(world: Path, alone:
     assert losses(out) == pytest.approx(alone, rel=1e-4)
     assert losses(out)[-1] == pytest.approx(alone[-1], abs=1e-5), "the final loss of an uninterrupted run"
     assert manifest.read(out).results["processes"] == 2
+    with Image.open(out / "loss.png") as curve:
+        assert min(curve.size) > 200
     frozen_and_trained(world, weights(out))
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 
+_ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 _BITS_ON_CPU = "0.50"
 """The version of bitsandbytes that was seen to train without a GPU."""
 
@@ -126,8 +127,7 @@ def arguments(config: TrainConfig, world: World) -> TrainingArguments:
         _without_accelerator(settings)
     if settings is not None and "RANK" not in os.environ:
         # DeepSpeed wants a launcher's words even for one process.
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-        os.environ.update(alone)
+        os.environ.update(_ALONE)
     recompute = gpu if config.gradient_checkpointing is None else config.gradient_checkpointing
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -171,9 +171,8 @@ def arguments(config: TrainConfig, world: World) -> TrainingArguments:
 
         # On a CPU the Trainer's helpers open torch's group only, and ZeRO-3's loading would count one process.
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
-    if made.n_gpu > 1:
-        # Several GPUs are work for several processes, never for the Trainer's DataParallel.
-        made._n_gpu = 1
+    # Several GPUs are work for several processes, never for the Trainer's DataParallel.
+    made._n_gpu = min(1, made.n_gpu)
     return made
 
 
