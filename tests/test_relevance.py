@@ -345,6 +345,15 @@ class TestStreaming:
         expected = mean_rows(reference(model, embeddings, readings, "log-odds"), readings)
         found = swept(model, embeddings, readings, SweepSettings(stream_layers=True, block=8))
         assert (found - expected).abs().max() <= 1e-12
+        common, last = embeddings[:1, :23], Readings(torch.tensor([[7], [7]]), readings.tokens[:, :1], readings.valid[:, :1])
+        whole = torch.cat([common.repeat(2, 1, 1), embeddings[:, 23:]], 1)
+        moved = Readings(last.positions + 23, last.tokens, last.valid)
+        expected = mean_rows(reference(model, whole, moved, "log-odds"), moved)[:, 0]
+        with relevance.relevance_attention(model.model):
+            shared = relevance.sweep_continuations(
+                model.model, model.lm_head, common, embeddings[:, 23:], last, SweepSettings()
+            )
+        assert (shared - expected).abs().max() <= 1e-12
 
 
 class TestMemory:
@@ -494,23 +503,31 @@ class TestExplain:
         assert found.shape == (tiny.image_tokens,)
         assert (found - expected).abs().max() <= 1e-12
 
-    def test_a_picture_of_576_tokens(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_a_picture_of_576_tokens(self, tmp_path: Path, stream: bool) -> None:
+        """Two questions on it, alone and sharing it."""
         model = llava_module.load(make_checkpoint(tmp_path, image_size=336), device="cpu", dtype="float64")
         model.model.requires_grad_(False)
         assert model.image_tokens == 576
-        encoded = model.encode(dialogue(model.profile, "what?", chain=False, answer="y"))
         features = torch.randn(576, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        ((found,),) = relevance.explain(model, [[Question(encoded.ids, encoded.labels, features)]], SweepSettings())
-        ids = torch.tensor([encoded.ids[:-2]])  # without the answer's byte and the end mark
-        answer = Readings(torch.tensor([[0]]), torch.tensor([[encoded.ids[-2]]]), torch.tensor([[True]]))
-        matrix = relevance_matrix(
-            model.model.model.language_model,
-            model.model.lm_head,
-            model.embed(ids, features),
-            lambda logits: relevance.target_score(logits[:, -1:], answer, "log-odds"),
-        )
-        assert (found - matrix[0, -1, ids[0] == model.image_token_id]).abs().max() <= 1e-12
-        assert found.max() > 1e-6
+        encoded = [model.encode(dialogue(model.profile, q, chain=False, answer="y")) for q in ("what?", "and so?")]
+        asked = [Question(e.ids, e.labels, features) for e in encoded]
+        settings = SweepSettings(stream_layers=stream)
+        (shared,) = relevance.explain(model, [asked], settings)
+        for question, found in zip(asked, shared, strict=True):
+            ((alone,),) = relevance.explain(model, [[question]], settings)
+            ids = torch.tensor([question.ids[:-2]])  # without the answer's byte and the end mark
+            answer = Readings(torch.tensor([[0]]), torch.tensor([[question.ids[-2]]]), torch.tensor([[True]]))
+            matrix = relevance_matrix(
+                model.model.model.language_model,
+                model.model.lm_head,
+                model.embed(ids, features),
+                lambda logits, answer=answer: relevance.target_score(logits[:, -1:], answer, "log-odds"),
+            )
+            expected = matrix[0, -1, ids[0] == model.image_token_id]
+            assert (alone - expected).abs().max() <= 1e-12
+            assert (found - expected).abs().max() <= 1e-12
+            assert found.max() > 1e-6
 
     def test_a_batch_equals_one_by_one(self, tiny: llava_module.Llava) -> None:
         batch = questions(tiny, [("what?", "yes"), ("where is the longest of them?", "a much longer answer"), ("", "n")])
