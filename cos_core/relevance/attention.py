@@ -113,9 +113,16 @@ def _continued(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if before is None:
         return key, value
-    copies = key.shape[0] // before[0].shape[0]
-    old_key, old_value = (old.repeat(copies, 1, 1, 1) for old in before)
-    return torch.cat([old_key, key], 2), torch.cat([old_value, value], 2)
+    return _behind(before[0], key), _behind(before[1], value)
+
+
+def _behind(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """`new` (copies x batch, heads, n, d) behind `old` (batch, heads, m, d), which every copy repeats."""
+    batch, heads, start, width = old.shape
+    both = new.new_empty(new.shape[0], heads, start + new.shape[2], width)
+    both[:, :, :start].unflatten(0, (-1, batch)).copy_(old)
+    both[:, :, start:] = new
+    return both
 
 
 class Tape:
