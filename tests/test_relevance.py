@@ -19,7 +19,7 @@ from cos_core.encoding import IGNORE, encode
 from cos_core.errors import InputError
 from cos_core.prompts import dialogue
 from cos_core.relevance import Question, Readings, SweepSettings, attention, memory
-from cos_core.relevance.questions import _cut, shared_length
+from cos_core.relevance.questions import _cut, may_share, shared_length
 
 
 def make_decoder(seed: int = 0, dtype: torch.dtype = torch.float64, **config: Any) -> Any:
@@ -568,6 +568,12 @@ class TestExplain:
         ((alone,),) = relevance.explain(tiny, [[question]], SweepSettings())
         assert (first - alone).abs().max() <= 1e-12
         assert (second - alone).abs().max() <= 1e-12
+
+    def test_prefixes_whose_keys_depend_on_the_length_are_not_shared(self) -> None:
+        config = make_decoder().config
+        assert may_share(config)
+        config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+        assert not may_share(config)
 
     def test_unequal_groups(self, tiny: llava_module.Llava) -> None:
         one, other = questions(tiny, [("what?", "yes"), ("why?", "no")])
