@@ -38,6 +38,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "tally",
         "storestats",
         "relevance",
+        "coattention",
         "heat",
         "roi",
         "answers",
@@ -57,12 +58,14 @@ CLI = 5
 
 WITH_TORCH = (
     "relevance",
+    "coattention",
     "llava",
     "convert",
     "backbones",
     "engines.hf",
     "engines._prefix",
     "engines._batch",
+    "detectors.detectron2",
     "training",
     "miniature",
 )
