@@ -3,7 +3,7 @@
 T text tokens and I regions. Four matrices say how much each side depends on each: R_tt (T, T), R_ii (I, I), R_ti (T, I) and
 R_it (I, T), from R_tt = R_ii = 1 and R_ti = R_it = 0. Abar is rule 5 (mean over heads of the positive part of dy/dA * A, Eq. 5
 of CoS), N(R) the normalisation of rules 8-9. Then, with OLD values on the right of every line:
-  text layer     R_tt += Abar_tt R_tt                R_ti += Abar_tt R_ti                      (rules 6, 7; vision layer likewise)
+  text layer     R_tt += Abar_tt R_tt                R_ti += Abar_tt R_ti                    (rules 6, 7; vision layer likewise)
   cross layer    R_ti += N(R_tt)^T Abar_ti N(R_ii)   R_tt += Abar_ti R_it                      (rules 10, 11)
                  R_it += N(R_ii)^T Abar_it N(R_tt)   R_ii += Abar_it R_ti
                  then its two self-attentions, each as a layer of its stream.
@@ -41,7 +41,8 @@ CLS = 0
 class CrossLayer:
     """Abar of the four attentions of one cross layer, None where y does not depend on it.
 
-    `text_region`: (batch, T, I), text asking regions; `region_text`: (batch, I, T); `text`: (batch, T, T); `region`: (batch, I, I).
+    `text_region`: (batch, T, I), text asking regions; `region_text`: (batch, I, T), regions asking text; `text` and `region`:
+    (batch, T, T) and (batch, I, I).
     """
 
     text_region: torch.Tensor | None
@@ -126,13 +127,9 @@ def through_cross(state: Relevancies, layer: CrossLayer) -> Relevancies:
 
 def propagated(maps: Maps, text_tokens: int, regions: int, like: torch.Tensor) -> Relevancies:
     """All layers of `maps` in their order; `like`: (batch, ...) gives batch size, dtype and device."""
-    batch, options = like.shape[0], {"dtype": like.dtype, "device": like.device}
-    state = Relevancies(
-        torch.zeros(batch, text_tokens, text_tokens, **options),
-        torch.zeros(batch, regions, regions, **options),
-        torch.zeros(batch, text_tokens, regions, **options),
-        torch.zeros(batch, regions, text_tokens, **options),
-    )
+    batch, sides = like.shape[0], (text_tokens, regions)
+    text, text_region, region_text, region = (like.new_zeros(batch, a, b) for a in sides for b in sides)
+    state = Relevancies(text, region, text_region, region_text)
     for averaged in maps.text:
         state = through_text(state, averaged)
     for averaged in maps.region:
@@ -162,9 +159,9 @@ def explain(model: Any, pairs: Pairs, settings: SweepSettings) -> tuple[torch.Te
         if settings.target == "argmax":
             answers = logits.argmax(-1)
         wide = logits if logits.dtype == torch.float64 else logits.float()
-        readings = Readings(
-            torch.zeros_like(answers)[:, None], answers[:, None], torch.ones_like(answers, dtype=torch.bool)[:, None]
-        )
+        # y is read at one place, [CLS], so the rules of one stream know what it is.
+        place = torch.full_like(answers, CLS)[:, None]
+        readings = Readings(place, answers[:, None], torch.ones_like(place, dtype=torch.bool))
         maps = _averaged(model, kept, target_score(wide[:, None], readings, settings.target))
     like = torch.empty(len(answers), 0, dtype=wide.dtype, device=wide.device)
     state = propagated(maps.last(settings.last_layers), pairs.ids.shape[1], pairs.features.shape[1], like)

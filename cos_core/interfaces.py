@@ -55,11 +55,13 @@ class Relevance:
     """What a backbone found for one question.
 
     `regions`: candidate boxes with relevance scores; `heat`: optional (rows, columns) map over the *square* frame, row-major
-    nested tuples, non-negative, arbitrary units (backbones over patches).
+    nested tuples, non-negative, arbitrary units (backbones over patches). `note`: what sets this question apart from what the
+    settings promise (another answer than the gold one was explained), to be recorded.
     """
 
     regions: Regions | None = None
     heat: tuple[tuple[float, ...], ...] | None = None
+    note: str | None = None
 
 
 class Backbone(Protocol):

@@ -7,7 +7,7 @@ layout. Only safetensors are read: a pickle from a stranger can run code.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ _CHECKPOINT_FILES = (
     "config.json",
     "tokenizer.json",
     "tokenizer.model",
+    "vocab.txt",
     "processor_config.json",
     "preprocessor_config.json",
     PROFILE_FILE,
@@ -105,20 +106,11 @@ def load(
     attention implementation name known to `transformers`. Raises MissingError without torch or transformers, InputError for a
     checkpoint that cannot be read, is not LLaVA, or lacks weights.
     """
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise MissingError(f"running a model needs the extra 'model': pip install 'cos-toolkit[model]' ({error})") from None
+    target, kind = placement(device, dtype)
     where = resolve(model)
-    target = _device(torch, device)
-    kind = {"auto": torch.bfloat16 if target.type == "cuda" else torch.float32}.get(dtype) or getattr(torch, dtype, None)
-    if not isinstance(kind, torch.dtype):
-        raise InputError(f"unknown dtype {dtype!r}; use auto, float32, bfloat16 or float16")
-    if Path(where).is_dir() and not (Path(where) / "config.json").is_file():
-        raise InputError(f"{where} is not a checkpoint: it has no config.json")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    check_folder(where)
+    import transformers
+
     try:
         net, info = transformers.LlavaForConditionalGeneration.from_pretrained(
             where, dtype=kind, attn_implementation=attention, use_safetensors=True, output_loading_info=True
@@ -126,10 +118,8 @@ def load(
         tokenizer = transformers.AutoTokenizer.from_pretrained(where)
         processor = transformers.AutoImageProcessor.from_pretrained(where, backend="pil")
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"cannot load the checkpoint {where}: {_first_line(error)}") from None
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise InputError(f"the checkpoint {where} lacks {len(missing)} weights, first {missing[0]}")
+        raise InputError(f"cannot load the checkpoint {where}: {first_line(error)}") from None
+    check_complete(where, info)
     net = net.to(target).eval()
     return Llava(
         model=net,
@@ -142,6 +132,38 @@ def load(
         name=MINIATURE if str(model) == MINIATURE else where,
         fingerprint=checkpoint_fingerprint(where),
     )
+
+
+def placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """Where and in which number format a model runs; see `load`. Makes transformers quiet.
+
+    Raises MissingError without torch, transformers or the GPU asked for, InputError for names that are none.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise MissingError(f"running a model needs the extra 'model': pip install 'cos-toolkit[model]' ({error})") from None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    target = _device(torch, device)
+    kind = {"auto": torch.bfloat16 if target.type == "cuda" else torch.float32}.get(dtype) or getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype):
+        raise InputError(f"unknown dtype {dtype!r}; use auto, float32, bfloat16 or float16")
+    return target, kind
+
+
+def check_folder(where: str) -> None:
+    """Raises InputError for a folder that is no checkpoint; a hub id passes."""
+    if Path(where).is_dir() and not (Path(where) / "config.json").is_file():
+        raise InputError(f"{where} is not a checkpoint: it has no config.json")
+
+
+def check_complete(where: str, info: Mapping[str, Any]) -> None:
+    """Raises InputError when `from_pretrained` left weights to chance; `info`: its loading info."""
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise InputError(f"the checkpoint {where} lacks {len(missing)} weights, first {missing[0]}")
 
 
 def padding_colour(image_processor: Any) -> tuple[int, int, int]:
@@ -214,7 +236,7 @@ def checkpoint_fingerprint(where: str) -> str:
     digest = hashlib.sha256(b"" if Path(where).is_dir() else where.encode())
     for path in sorted(Path(where).glob("*")) if Path(where).is_dir() else ():
         # Manifests and logs hold times: the same weights trained twice must be the same checkpoint.
-        if path.name in _CHECKPOINT_FILES or path.suffix == ".safetensors":
+        if path.name in _CHECKPOINT_FILES or path.suffix == ".safetensors" or path.match("pytorch_model*.bin"):
             size = path.stat().st_size
             digest.update(f"{path.name}:{size}:".encode())
             with path.open("rb") as file:
@@ -253,6 +275,7 @@ def _device(torch: Any, name: str) -> Any:
     return device
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """An exception of someone else's library as part of one sentence."""
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__

@@ -171,7 +171,7 @@ class TestEquality:
         assert (found - exact).abs().max() <= 1e-5 * float(exact.max())
 
     def test_a_row_without_relevance_spoils_nothing(self) -> None:
-        """Without layers of their own, the streams come to the first cross layer with R - 1 = 0: the authors' code gives NaN."""
+        """Without layers of its own a stream comes to the first cross layer with R - 1 = 0: the authors' code gives NaN."""
         model = make_model(2, l_layers=0, r_layers=0).double()
         asked = questions(model)[:1]
         (row,), _ = coattention.explain(model, padded(asked, [3]), SweepSettings("logit"))

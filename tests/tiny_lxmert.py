@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cos_core.detectors import grid
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from cos_core.types import Regions
 
 FEATURES = 19
 ANSWERS = ("yes", "no", "red", "a cat", "far away", "two", "left")
@@ -41,3 +51,14 @@ def letter_tokenizer() -> Any:
 
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
     return BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)})
+
+
+@dataclass(frozen=True)
+class FeatureGrid:
+    """The windows of `grid` with features: the window's pixels, shrunk, as FEATURES numbers."""
+
+    def detect(self, image: Image, path: str = "") -> Regions:
+        found = grid.build(((0.4, 3),)).detect(image)
+        crops = [image.crop(box.pixels(*image.size)).resize((3, 3)) for box in found.boxes]
+        pixels = np.stack([np.asarray(crop, np.float32).reshape(-1)[:FEATURES] for crop in crops])
+        return replace(found, features=pixels / 64 - 2)
