@@ -11,12 +11,13 @@ ARGS ?=
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint test-fast test-slow bench completions clean
+.PHONY: help setup demo test lint test-fast test-slow test-detectron2 bench completions clean
 
 help:
 	@echo "make demo         the whole road in small: scenes, annotate, train, eval, a table and a page (about 7 minutes on two cores)"
 	@echo "make demo ARGS=--quick   the same stages on less data (about 2 minutes; proves nothing)"
 	@echo "make test         lint, fast tests, slow tests, with the time of each"
+	@echo "make test-detectron2   the detector detectron2 with the real package, in an environment of its own (5.5 GB)"
 	@echo "make setup        .venv with everything, leaves .venv/bin/cos (demo and test do this by themselves)"
 	@echo "make lint         ruff, mypy and shellcheck at their pinned versions"
 	@echo "make bench        the benchmarks"
@@ -59,7 +60,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck .ci/run
+	$(BIN)/shellcheck .ci/run tests/with_detectron2/install.sh
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" --durations=10 $(ARGS)
@@ -67,6 +68,13 @@ test-fast: $(STAMP)
 # pytest ends with 5 when a selection holds no test, which is no failure here.
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m slow --durations=10 $(ARGS) || [ $$? -eq 5 ]
+
+# Not part of `make test`: its torch and torchvision take 5.5 GB, and nothing else needs them.
+test-detectron2: .venv-detectron2/.installed
+	PYTHONPATH=.:tests .venv-detectron2/bin/python -m pytest --durations=5 tests/with_detectron2/adapter.py $(ARGS)
+
+.venv-detectron2/.installed: tests/with_detectron2/install.sh tests/with_detectron2/requirements.txt
+	tests/with_detectron2/install.sh .venv-detectron2 $(PYTHON)
 
 bench: $(STAMP)
 	@for file in benchmarks/*.py; do [ -e "$$file" ] || { echo "no benchmarks yet"; break; }; \
