@@ -341,9 +341,9 @@ class _Arrays(pickle.Unpickler):
     """Reads NumPy arrays in plain containers; every other name in a pickle is an error."""
 
     _NAMES = frozenset(
-        {("collections", "OrderedDict"), ("_codecs", "encode")}
-        | {("numpy", "ndarray"), ("numpy", "dtype")}
+        {("collections", "OrderedDict"), ("_codecs", "encode"), ("numpy", "ndarray"), ("numpy", "dtype")}
         | {(f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")}
+        | {(f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")}
     )
 
     def find_class(self, module: str, name: str) -> Any:
