@@ -133,11 +133,11 @@ class TestLabels:
         with pytest.raises(InputError, match=message):
             lxmert.build(str(unnamed), FeatureGrid(), labels=str(path))
 
-    def test_labels_change_the_fingerprint(self, unnamed: Path, tmp_path: Path) -> None:
+    def test_labels_are_in_the_settings(self, unnamed: Path, tmp_path: Path) -> None:
         marks = set()
         for names in (ANSWERS, ANSWERS[::-1]):
             (tmp_path / "labels.json").write_text(json.dumps(names), encoding="utf-8")
-            marks.add(lxmert.build(str(unnamed), FeatureGrid(), labels=str(tmp_path / "labels.json")).fingerprint)
+            marks.add(repr(lxmert.build(str(unnamed), FeatureGrid(), labels=str(tmp_path / "labels.json")).settings))
         assert len(marks) == 2
 
 
@@ -196,7 +196,7 @@ class TestCheckpoints:
         torch.save(expected.model.state_dict(), weights)
         (made / "model.safetensors").unlink()
         again = lxmert.build(str(made), FeatureGrid(), device="cpu")
-        assert again.fingerprint != expected.fingerprint  # other bytes
+        assert again.settings != expected.settings  # other bytes
         assert torch.equal(again.model.lxmert.pooler.dense.weight, expected.model.lxmert.pooler.dense.weight)
 
         class Trap:

@@ -20,7 +20,7 @@ import torch
 from cos_core import answers, coattention, llava, plug
 from cos_core.errors import InputError, MissingError
 from cos_core.interfaces import Detector, Relevance
-from cos_core.manifest import fingerprint, plain
+from cos_core.manifest import fingerprint
 from cos_core.relevance import SweepSettings, TargetKind
 from cos_core.roi import RoiRule
 from cos_core.types import Example, Regions
@@ -48,8 +48,8 @@ class LxmertBackbone:
     tokenizer: Any
     detector: Detector
     labels: Labels
-    settings: SweepSettings
-    fingerprint: str
+    rules: SweepSettings
+    settings: Mapping[str, Any]
     roi: RoiRule = ROI
 
     def relevance(self, groups: Sequence[tuple[Image, Sequence[Example]]]) -> list[list[Relevance]]:
@@ -89,7 +89,7 @@ class LxmertBackbone:
         found: list[Relevance | None] = [None] * len(work)
         for batch in self._batches([(len(row), len(regions.boxes)) for row, (_, regions) in zip(ids, work, strict=True)]):
             pairs = self._pairs([(ids[i], work[i][1], expected[i]) for i in batch])
-            rows, chosen = coattention.explain(self.model, pairs, self.settings)
+            rows, chosen = coattention.explain(self.model, pairs, self.rules)
             for i, row, answer in zip(batch, rows.tolist(), chosen.tolist(), strict=True):
                 example, regions = work[i]
                 found[i] = Relevance(_scored(regions, row[: len(regions.boxes)]), note=self._note(example, expected[i], answer))
@@ -97,14 +97,14 @@ class LxmertBackbone:
 
     def _expected(self, example: Example) -> int:
         """Index of the answer to explain, -1 for the model's own choice. Raises InputError without an answer."""
-        if self.settings.target == "argmax" or not example.question:
+        if self.rules.target == "argmax" or not example.question:
             return -1
         if not example.answers:
             raise InputError(f"example {example.id!r} has no answer whose relevance could be found")
         return self.labels.index(example.answers[0])
 
     def _note(self, example: Example, expected: int, answer: int) -> str | None:
-        if expected >= 0 or self.settings.target == "argmax" or not example.question:
+        if expected >= 0 or self.rules.target == "argmax" or not example.question:
             return None
         return f"{self.labels.names[answer]!r} was explained: the answer {example.answers[0][:80]!r} is none of the model's"
 
@@ -170,7 +170,7 @@ def build(
     `weights_only` loader, which runs no code. Raises MissingError for a detector without features, InputError for a checkpoint,
     labels or features that do not fit.
     """
-    settings = SweepSettings(target, last_layers)
+    rules = SweepSettings(target, last_layers)
     model = llava.resolve(model)
     net, tokenizer = _loaded(model, device, dtype)
     named = _labels(model, net.config, labels)
@@ -181,10 +181,16 @@ def build(
         )
     proposer: Detector = detector or plug.load("detectors", "detectron2")
     _check_features(proposer, int(net.config.visual_feat_dim))
-    recorded = {"backbone": "lxmert", "target": target, "last_layers": last_layers, "labels": fingerprint({"": named.names})}
-    weights = {"model": llava.checkpoint_fingerprint(model), "dtype": str(net.dtype)}
-    mark = fingerprint(plain({**recorded, **weights, "detector": plug.described(proposer)}))
-    return LxmertBackbone(net, tokenizer, proposer, named, settings, mark)
+    settings = {
+        "name": "lxmert",
+        "model": llava.checkpoint_fingerprint(model),
+        "dtype": str(net.dtype).removeprefix("torch."),
+        "labels": fingerprint({"names": named.names}),
+        "target": target,
+        "last_layers": last_layers,
+        "detector": plug.described(proposer),
+    }
+    return LxmertBackbone(net, tokenizer, proposer, named, rules, settings)
 
 
 class Labels:
