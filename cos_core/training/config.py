@@ -59,7 +59,7 @@ class TrainConfig:
     max_no_region        share of the questions about pictures that may be without a region before the check calls it a fault
     annotator            fine-tune the annotator instead, on plain questions and answers as this backbone shows them to it:
                          "regions" (the regions of a detector, a few tokens each) or "patches" (the picture); takes no store
-    detector, detector_options, region_tokens   of the annotator "regions", as `cos annotate` takes them
+    detector, detector_options, region_tokens   of the annotator "regions", as its backbone takes them
     dtype                arithmetic: auto is bfloat16 on a GPU, float32 on a CPU; the weights themselves stay float32
     workers              data loading processes; None is 0 on a CPU, 4 on a GPU
     save_every           optimiser steps between checkpoints to resume from; None leaves it to the time
