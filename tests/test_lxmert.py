@@ -11,15 +11,19 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from annotate_jobs import failures, stored, write_data
+from feature_files import record, write_npz
 from PIL import Image
 from reference.coattention_reference import region_relevance
 from tiny_lxmert import ANSWERS, FEATURES, FeatureGrid, make_checkpoint
 
 from cos_core import roi
+from cos_core.annotate import AnnotateConfig, run
 from cos_core.backbones import lxmert
 from cos_core.detectors import grid
 from cos_core.errors import InputError, MissingError
 from cos_core.geometry import Box
+from cos_core.interfaces import SilentReporter
 from cos_core.types import Example, Regions
 
 
@@ -233,3 +237,30 @@ def test_a_question_longer_than_the_model_reads_is_cut(backbone: lxmert.LxmertBa
     assert first.regions is not None
     assert second.regions is not None
     assert first.regions.scores == pytest.approx(second.regions.scores, rel=1e-12)
+
+
+def test_a_job_on_feature_files(checkpoint: Path, tmp_path: Path) -> None:
+    """Backbone lxmert with detector precomputed: regions in the store, a picture without features among the failures."""
+    write_data(tmp_path, [2, 1, 1])
+    job = AnnotateConfig(
+        data=tmp_path / "data.json",
+        images=tmp_path / "images",
+        model=str(checkpoint),
+        out=tmp_path / "store",
+        backbone="lxmert",
+        detector="precomputed",
+        detector_options={"path": str(tmp_path / "features")},
+        target="logit",
+        device="cpu",
+    )
+    for number in (0, 2):
+        size = Image.open(tmp_path / "images" / f"{number:03d}.png").size
+        write_npz(tmp_path / "features" / f"{number:03d}.npz", record(number, 11, size, FEATURES))
+    counts = run(job, SilentReporter()).counts
+    assert (counts["ok"], counts["failed"]) == (3, 1)
+    found = stored(job)
+    assert sorted(found) == ["s000#q0", "s000#q1", "s002#q0"]
+    assert all(annotation.box is not None and annotation.score > 0 for annotation in found.values())
+    assert {max(annotation.regions_used) for annotation in found.values()} <= set(range(11))
+    (reason,) = failures(job).values()
+    assert "there are no features for the image '001.png'" in reason

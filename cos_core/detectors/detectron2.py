@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 INSTALL = (
     "install torch and torchvision, then: pip install --no-build-isolation "
-    "'git+https://github.com/facebookresearch/detectron2.git'"
+    "'git+https://github.com/facebookresearch/detectron2.git@02b5c4e2'"
 )
 RANDOM = "random"
 """In the place of a weights file: a network that was never trained, for tests."""
