@@ -44,7 +44,9 @@ class SilentReporter:
 class Detector(Protocol):
     """Proposes candidate regions; boxes in frame "image".
 
-    `path`: the picture's path in its data set, for detectors that read what was computed before; others ignore it.
+    `path`: the picture's path in its data set, for detectors that read what was computed before; others ignore it. Some give
+    `features`, (boxes, d) float32; one that knows d beforehand says it as `feature_size`, 0 for none. Raises InputError for a
+    picture that it cannot serve.
     """
 
     def detect(self, image: Image, path: str = "") -> Regions: ...

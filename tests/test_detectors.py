@@ -68,11 +68,10 @@ class TestGrid:
             grid.build(windows)
 
 
-@pytest.mark.parametrize("name", plug.available("detectors"))
+# Of detectron2 the same is asked in tests/with_detectron2.
+@pytest.mark.parametrize("name", [name for name in plug.available("detectors") if name != "detectron2"])
 @pytest.mark.parametrize("size", [(1, 1), (97, 61), (3, 400)])
 def test_every_detector_proposes_boxes_in_the_image(name: str, size: tuple[int, int], tmp_path: Path) -> None:
-    if name == "detectron2":
-        pytest.skip("`make test-detectron2` runs it with the real package, tests/test_detectron2.py without")
     options: dict[str, Any] = {}
     if name == "precomputed":
         width, height = size
