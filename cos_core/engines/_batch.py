@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import torch
 from cos_core import llava as loader
 from cos_core.encoding import Encoded
 from cos_core.engines._constrain import TokenGrammar
-from cos_core.engines._prefix import Match, Prefix
+from cos_core.engines._prefix import Match
 from cos_core.interfaces import Request
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ class Row:
     images: tuple[Image, ...]
     numbers: tuple[int, ...]
     match: Match
+
+    @property
+    def fresh(self) -> int:
+        """How many positions are not stored."""
+        return len(self.ids) - self.match.length
 
 
 @dataclass(slots=True)
@@ -63,18 +69,29 @@ class Job:
 
 @dataclass(slots=True)
 class State:
-    """A batch under way: keys and values, which columns count, the next position of each row."""
+    """A batch under way: keys and values, which columns count, the last position and the last logits of each row."""
 
     cache: Any
     mask: torch.Tensor
     positions: torch.Tensor
-    stored: int
-    """Columns in front that were copied from the store."""
     logits: torch.Tensor
 
 
-def segments(prefix: Prefix | None, layer: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return prefix.segments(layer, length) if prefix is not None and length else []
+def segments(row: Row, layer: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What is stored of the row in one layer, in order."""
+    match = row.match
+    return match.prefix.segments(layer, match.length) if match.prefix is not None and match.length else []
+
+
+def chunks(rows: Sequence[Row], tokens: int) -> list[tuple[int, int]]:
+    """Cuts rows, sorted by what they compute, into runs [first, last) of at most `tokens` positions, or of one row."""
+    widths = [row.fresh for row in rows]
+    cuts = [0]
+    for i, width in enumerate(widths):
+        first = cuts[-1]
+        if i > first and ((i + 1 - first) * width > tokens or width > 1.25 * widths[first] + 16):
+            cuts.append(i)
+    return list(itertools.pairwise([*cuts, len(rows)]))
 
 
 def by_length(items: Sequence[T], length: Callable[[T], int]) -> list[list[T]]:
@@ -87,10 +104,15 @@ def by_length(items: Sequence[T], length: Callable[[T], int]) -> list[list[T]]:
     return batches
 
 
+def key_heads(config: Any) -> tuple[int, int]:
+    """How many heads the keys have, and the width of one."""
+    heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    return heads, int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 def token_bytes(config: Any, dtype: torch.dtype) -> int:
     """Bytes of keys and values that one position takes in all layers."""
-    heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-    width = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    heads, width = key_heads(config)
     return 2 * int(config.num_hidden_layers) * heads * width * dtype.itemsize
 
 

@@ -44,16 +44,18 @@ class BufferLayer(DynamicLayer):
                 setattr(self, name, new)
             self.capacity = grown
 
-    def start(self, rows: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]], length: int) -> None:
-        """Fills the first `length` positions: for each row its segments, right-aligned, zeros in front."""
-        like = next(segment[0] for row in rows for segment in row)  # (heads, positions, width)
-        self._room(like[None].expand(len(rows), -1, -1, -1), length)
-        for i, row in enumerate(rows):
-            at = length - sum(keys.shape[1] for keys, _ in row)
+    def start(self, rows: Sequence[tuple[int, Sequence[tuple[torch.Tensor, torch.Tensor]]]], like: torch.Tensor, length: int) -> None:
+        """Makes room for `length` positions, and fills what is stored: for each row (its positions, the segments in front).
+
+        Rows stand at the right. `like`: an empty (rows, heads, 0, width) of the right type and place.
+        """
+        self._room(like, length)
+        for i, (positions, stored) in enumerate(rows):
+            at = length - positions
             # What is masked is multiplied by zero, and zero times an uninitialised NaN is a NaN.
             self.keys[i, :, :at] = 0
             self.values[i, :, :at] = 0
-            for keys, values in row:
+            for keys, values in stored:
                 end = at + keys.shape[1]
                 self.keys[i, :, at:end] = keys
                 self.values[i, :, at:end] = values
@@ -77,6 +79,33 @@ class BufferLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         self.keys, self.values = self.keys[indices], self.values[indices]
+
+
+class PartLayer(DynamicLayer):
+    """Rows [first, last) of a started buffer, seen from column `left` on, while the end of each is computed.
+
+    `fresh`: how many of its last positions each row computes; what stands in front of them is stored already.
+    """
+
+    def __init__(self, whole: BufferLayer, first: int, last: int, left: int, fresh: Sequence[int]) -> None:
+        super().__init__()
+        self.is_initialized: bool = True
+        self.keys = whole.keys[first:last, :, left : whole.used]
+        self.values = whole.values[first:last, :, left : whole.used]
+        self._fresh = fresh
+        self._stored = self.keys.shape[2] - max(fresh)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes each row's own part of (rows, heads, max(fresh), width); what pads it in front would hide what is stored."""
+        for i, new in enumerate(self._fresh):
+            self.keys[i, :, -new:] = key_states[i, :, -new:]
+            self.values[i, :, -new:] = value_states[i, :, -new:]
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return self._stored
 
 
 def buffer(layers: int, capacity: int) -> Cache:

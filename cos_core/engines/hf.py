@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers.cache_utils import Cache
 
 from cos_core import llava as loader
 from cos_core.encoding import detokenize
@@ -30,14 +31,16 @@ from cos_core.engines._batch import (
     Row,
     State,
     by_length,
+    chunks,
     free_memory,
     is_out_of_memory,
+    key_heads,
     segments,
     stop_ids,
     token_bytes,
 )
 from cos_core.engines._constrain import TokenGrammar
-from cos_core.engines._prefix import Match, PrefixStore, buffer, common_length
+from cos_core.engines._prefix import Match, PartLayer, PrefixStore, buffer, common_length
 from cos_core.errors import InputError
 from cos_core.interfaces import Grammar, Reply, Request
 
@@ -46,6 +49,10 @@ if TYPE_CHECKING:
 
 WORTH_SHARING = 16
 """Fewer common tokens than this are not computed apart for the questions of one picture."""
+
+PREFILL_TOKENS = (1024, 4096)
+"""Positions that are computed at once at most, on a CPU and on a GPU, save for one longer dialogue: what bounds activations."""
+PICTURES_AT_ONCE = 8
 
 
 class HfEngine:
@@ -63,6 +70,7 @@ class HfEngine:
         text = llava.model.config.get_text_config()
         self._context = int(text.max_position_embeddings)
         self._layers = int(text.num_hidden_layers)
+        self._heads = key_heads(text)
         self._token_bytes = token_bytes(text, llava.model.dtype)
         self.reuse = reuse
         self.kv_budget = kv_budget or free_memory(llava.device)
@@ -74,6 +82,7 @@ class HfEngine:
         self._numbers: dict[int, int] = {}
         self._count = itertools.count()
         self._grammars: dict[Grammar, TokenGrammar] = {}
+        self._prefill = PREFILL_TOKENS[llava.device.type == "cuda"]
         self._rows: int | None = None
         """Most rows that a batch may have, once memory has run out for more."""
 
@@ -200,8 +209,8 @@ class HfEngine:
         self._store.shrink(self._store.limit)
         with torch.inference_mode():
             self._share([job.row for job in jobs])
-            for batch in self._alike(jobs):
-                self._answer(batch)
+            for batch in by_length(jobs, lambda job: len(job.row.ids)):
+                self._answer(sorted(batch, key=lambda job: job.row.fresh))
                 self.kv_peak = max(self.kv_peak, self._store.held + working)
         return [job.ids for job in jobs]
 
@@ -223,16 +232,13 @@ class HfEngine:
                 pictures = int((cut.keys < 0).sum()) // self._llava.image_tokens
                 cut.images, cut.numbers = cut.images[:pictures], cut.numbers[:pictures]
                 shared.append(cut)
-        # Rows that continue little and rows that begin anew are not padded to one another.
-        for batch in by_length(shared, lambda row: len(row.ids) - row.match.length):
+        for batch in by_length(shared, lambda row: len(row.ids)):
+            batch.sort(key=lambda row: row.fresh)
             state = self._prompts(batch, 0)
             for place, row in enumerate(batch):
                 self._keep(state, place, row, row.keys)
         for row in rows:
             row.match = self._store.match(row.keys)
-
-    def _alike(self, jobs: Sequence[Job]) -> list[list[Job]]:
-        return by_length(jobs, lambda job: len(job.row.ids) - job.row.match.length)
 
     def _answer(self, jobs: list[Job]) -> None:
         """Prompts, then tokens until every job has its end mark or its budget; finished rows leave at every halving."""
@@ -294,30 +300,37 @@ class HfEngine:
         return job.grammar.complete(job.ids) if job.grammar else bool(job.ids) and job.ids[-1] in self._stop
 
     def _prompts(self, rows: Sequence[Row], room: int) -> State:
-        """Runs what is not stored of each row; leaves room for `room` more positions."""
-        device = self._llava.device
-        stored = max(row.match.length for row in rows)
-        fresh = [row.ids[row.match.length :] for row in rows]
-        longest = max(len(ids) for ids in fresh)
-        cache = buffer(self._layers, stored + longest + room)
-        if stored:
-            for layer, part in enumerate(cache.layers):
-                part.start([segments(row.match.prefix, layer, row.match.length) for row in rows], stored)
-        padding = 0 if self._llava.image_token_id != 0 else 1  # any id but the image's; the mask hides it
-        ids = torch.full((len(rows), longest), padding)
-        mask = torch.zeros((len(rows), stored + longest), dtype=torch.long)
-        positions = torch.zeros((len(rows), longest), dtype=torch.long)
-        for place, (row, new) in enumerate(zip(rows, fresh, strict=True)):
-            ids[place, longest - len(new) :] = torch.from_numpy(new)
-            mask[place, stored - row.match.length : stored] = 1
-            mask[place, stored + longest - len(new) :] = 1
-            positions[place, longest - len(new) :] = torch.arange(row.match.length, len(row.ids))
-        ids, mask, positions = ids.to(device), mask.to(device), positions.to(device)
-        features = self._shown(rows)
+        """Runs what is not stored of each row, a few rows at a time; leaves room for `room` more positions.
+
+        Rows are sorted by what they compute. Each stands at the right of the buffer, stored and new positions without a gap.
+        """
+        model, device = self._llava.model, self._llava.device
+        end = max(len(row.ids) for row in rows)
+        cache = buffer(self._layers, end + room)
+        like = torch.empty((len(rows), *self._heads[:1], 0, self._heads[1]), dtype=model.dtype, device=device)
+        for layer, part in enumerate(cache.layers):
+            part.start([(len(row.ids), segments(row, layer)) for row in rows], like, end)
+        logits = [self._chunk(cache, rows, first, last) for first, last in chunks(rows, self._prefill)]
+        lengths = torch.tensor([[len(row.ids)] for row in rows])
+        mask = (torch.arange(end) >= end - lengths).long().to(device)
+        return State(cache, mask, (lengths - 1).to(device), torch.cat(logits))
+
+    def _chunk(self, cache: Any, rows: Sequence[Row], first: int, last: int) -> torch.Tensor:
+        """Runs rows [first, last) and returns the logits behind each, (rows, vocabulary)."""
+        device, part = self._llava.device, rows[first:last]
+        width, longest = max(row.fresh for row in part), max(len(row.ids) for row in part)
+        ids = torch.full((len(part), width), 0 if self._llava.image_token_id else 1)  # any id but the image's; the mask hides it
+        positions = torch.zeros((len(part), width), dtype=torch.long)
+        mask = torch.zeros((len(part), longest), dtype=torch.long)
+        for place, row in enumerate(part):
+            ids[place, width - row.fresh :] = torch.from_numpy(row.ids[row.match.length :])
+            positions[place, width - row.fresh :] = torch.arange(row.match.length, len(row.ids))
+            mask[place, longest - len(row.ids) :] = 1
+        ids, features = ids.to(device), self._shown(part)
         embeddings = self._llava.model.get_input_embeddings()(ids) if features is None else self._llava.embed(ids, features)
-        state = State(cache, mask, positions, stored, embeddings)
-        self._forward(state, inputs_embeds=embeddings)
-        return state
+        fresh = [row.fresh for row in part]
+        view = Cache(layers=[PartLayer(whole, first, last, whole.used - longest, fresh) for whole in cache.layers])
+        return self._forward(view, mask.to(device), positions.to(device), inputs_embeds=embeddings)
 
     def _step(self, state: State, new: Sequence[Sequence[int]]) -> None:
         """Runs the tokens just chosen, padded on the left to the longest row."""
@@ -326,21 +339,18 @@ class HfEngine:
         mask = torch.tensor([[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in new]).to(state.mask)
         state.positions = (state.positions[:, -1:] + mask.cumsum(1)).clamp(min=0)
         state.mask = torch.cat([state.mask, mask], dim=1)
-        self._forward(state, input_ids=ids.to(state.mask.device))
+        state.logits = self._forward(state.cache, state.mask, state.positions, input_ids=ids.to(state.mask.device))
 
-    def _forward(self, state: State, **inputs: torch.Tensor) -> None:
-        state.logits = self._llava.model(
-            **inputs,
-            attention_mask=state.mask,
-            position_ids=state.positions,
-            past_key_values=state.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]  # (rows, vocabulary)
+    def _forward(self, cache: Any, mask: torch.Tensor, positions: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        """Logits behind each row, (rows, vocabulary)."""
+        logits: torch.Tensor = self._llava.model(
+            **inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+        ).logits[:, -1]
+        return logits
 
     def _keep(self, state: State, place: int, row: Row, keys: np.ndarray) -> None:
         """Stores what the row has computed, so that a later one that begins alike continues it."""
-        columns = state.mask[place, state.stored :].nonzero()[:, 0] + state.stored
+        columns = state.mask[place].nonzero()[row.match.length :, 0]
         layers = [(part.keys[place, :, columns], part.values[place, :, columns]) for part in state.cache.layers]
         self._store.add(keys, row.match, layers, row.numbers)
 
@@ -367,9 +377,11 @@ class HfEngine:
             ready = [self._pixels.pop(key, None) for key in new]
             missing = [image for image, pixels in zip(new.values(), ready, strict=True) if pixels is None]
             made = iter(self._llava.pixels(missing) if missing else ())
-            stacked = torch.stack([next(made) if pixels is None else pixels for pixels in ready])
-            for key, features in zip(new, self._llava.image_features(stacked), strict=True):
-                self._features[key] = features
+            pixels = [next(made) if known is None else known for known in ready]
+            for start in range(0, len(pixels), PICTURES_AT_ONCE):
+                stacked = torch.stack(pixels[start : start + PICTURES_AT_ONCE])
+                keys = list(new)[start : start + PICTURES_AT_ONCE]
+                self._features.update(zip(keys, self._llava.image_features(stacked), strict=True))
         return [self._features[id(image)] for image in pictures]
 
     def _number(self, image: Image) -> int:
