@@ -110,6 +110,10 @@ def _value(number: str, percent: str) -> float:
     return value / 100 if percent else value
 
 
+_LAST = "\x7f"
+"""Sorts behind every character of a number."""
+
+
 @dataclass(frozen=True)
 class BoxGrammar:
     """The texts that `write_box` writes under a profile (see interfaces.Grammar); the second corner always beyond the first.
@@ -142,8 +146,11 @@ class BoxGrammar:
             return frozenset(literal[0])
         mark = bisect_right(self._numbers, number, low, high)
         whole = low < mark and self._numbers[mark - 1] == number
-        # Numbers that begin with this one and go on stand right behind it.
-        longer = {n[len(number)] for n in self._numbers[mark:high] if n.startswith(number)}
+        # Numbers that begin with this one and go on stand right behind it, in the order of their next characters.
+        longer = set()
+        while mark < high and self._numbers[mark].startswith(number):
+            longer.add(self._numbers[mark][len(number)])
+            mark = bisect_right(self._numbers, self._numbers[mark][: len(number) + 1] + _LAST, mark, high)
         return frozenset(longer | ({"]" if prefix.count(",") == 3 else ","} if whole else set()))
 
     def viable(self, prefix: str) -> bool:
@@ -151,8 +158,12 @@ class BoxGrammar:
 
     def finish(self, prefix: str) -> str:
         """The smallest numbers that fit, one line of the raster apart where corners are still to come."""
-        while follows := self.follows(prefix):
-            prefix += min(follows, key=lambda c: (c not in ",]", c))
+        while state := self._state(prefix):
+            literal, number, low, high = state
+            if not literal and low == high:
+                break
+            # The first number in order is a whole one as early as any that begins with these digits.
+            prefix += literal or self._numbers[low][len(number) :] + ("]" if prefix.count(",") == 3 else ",")
         return prefix
 
     def _state(self, prefix: str) -> tuple[str, str, int, int] | None:

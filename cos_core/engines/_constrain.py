@@ -16,6 +16,9 @@ from cos_core.errors import InputError
 from cos_core.interfaces import Grammar
 from cos_core.prompts import Profile
 
+KNOWN_TEXTS = 20_000
+"""How many beginnings are remembered with what they force; a long run meets millions."""
+
 
 @dataclass(slots=True)
 class TokenGrammar:
@@ -62,6 +65,8 @@ class TokenGrammar:
         """The tokens that every text that begins with `ids` goes on with; to its end when only one is left."""
         text = self.text(ids)
         if text not in self._forced:
+            if len(self._forced) >= KNOWN_TEXTS:
+                self._forced.clear()
             self._forced[text] = self._common(text)
         return self._forced[text][len(ids) :]
 
