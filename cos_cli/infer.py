@@ -61,7 +61,7 @@ def infer(
     limit: options.Limit = None,
     max_failures: options.MaxFailures = None,
     seed: options.Seed = 0,
-    device: options.Device = "auto",
+    device: options.Devices = "auto",
     dtype: options.Dtype = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,

@@ -130,6 +130,9 @@ MaxFailures = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 Device = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1', ...")]
+Devices = Annotated[
+    str, typer.Option(help="'auto' (every GPU, else the CPU), 'cpu', 'cuda:1', or several with commas: a model on each.")
+]
 Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Number format of the weights.")]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

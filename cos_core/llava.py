@@ -263,6 +263,34 @@ def gpus() -> int:
     return torch.cuda.device_count()
 
 
+def devices(name: str) -> list[str]:
+    """The devices that a run over many questions means: "auto" is every CUDA GPU, else the CPU; "cuda:0,cuda:1" those two.
+
+    Raises MissingError without torch, or without the GPU that is named, and InputError for an unknown name.
+    """
+    if name == "cpu":
+        return [name]
+    torch = _torch()
+    if name == "auto":
+        return [f"cuda:{i}" for i in range(gpus())] or ["cpu"]
+    return [str(_device(torch, part.strip())) for part in name.split(",")]
+
+
+def dtype_name(device: str, dtype: str) -> str:
+    """The number format that `load` would use: "auto" is bfloat16 on a GPU, float32 on a CPU."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if devices(device)[0].startswith("cuda") else "float32"
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingError(f"running a model needs the extra 'model': pip install 'cos-toolkit[model]' ({error})") from None
+    return torch
+
+
 def _device(torch: Any, name: str) -> Any:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -270,8 +298,9 @@ def _device(torch: Any, name: str) -> Any:
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise MissingError(f"device {name!r} was asked for, but torch sees no CUDA GPU on this machine")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        seen = f"{count} of them" if count else "no CUDA GPU"
+        raise MissingError(f"device {name!r} was asked for, but torch sees {seen} on this machine")
     return device
 
 

@@ -91,7 +91,7 @@ def evaluate(
     timeout: Annotated[float, typer.Option(min=0.1, help="With --engine openai: seconds that one request may take.")] = 120.0,
     max_failures: options.MaxFailures = None,
     seed: options.Seed = 0,
-    device: options.Device = "auto",
+    device: options.Devices = "auto",
     dtype: options.Dtype = "auto",
     submissions: Annotated[
         bool, typer.Option("--submissions", help="Write the files that benchmark servers take, into --out.")

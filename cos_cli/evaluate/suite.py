@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from cos_core.errors import InputError, TimeUpError
 
 if TYPE_CHECKING:
     from cos_core.evaluate import EvalConfig
-    from cos_core.infer import InferConfig
+    from cos_core.infer import InferConfig, Replicas
     from cos_core.interfaces import Benchmark, BenchmarkData, Engine, Reply, Reporter, Request
     from cos_core.types import RunManifest
 
@@ -116,13 +116,22 @@ def run(suite: Suite, reporter: Reporter) -> list[Scored]:
     with _locked(suite):
         reporter = Until(reporter, suite.max_seconds) if suite.max_seconds is not None else reporter
         loaded = [_load(suite, name, reporter) for name in suite.benchmarks]
-        model = OneModel(suite.model) if suite.model else None
-        for each in loaded:
-            for arm in suite.arms if model else ():
-                _answer(suite, each, arm, model, reporter)
+        if suite.model:
+            with _model(suite.model) as model:
+                for each in loaded:
+                    for arm in suite.arms:
+                        _answer(suite, each, arm, model, reporter)
         if suite.part is not None and suite.part.number is not None:
             return []
         return [_score(suite, each, arm, reporter) for arm in suite.arms for each in loaded]
+
+
+def _model(settings: InferConfig) -> AbstractContextManager[OneModel | Replicas]:
+    """The model that answers every benchmark and arm, or one a device where there are several."""
+    from cos_core import infer
+
+    names = infer.devices(settings)
+    return infer.Replicas(settings, names) if len(names) > 1 else nullcontext(OneModel(settings))
 
 
 def _load(suite: Suite, name: str, reporter: Reporter) -> _Loaded:
@@ -137,7 +146,7 @@ def _load(suite: Suite, name: str, reporter: Reporter) -> _Loaded:
     return _Loaded(name, benchmark, data)
 
 
-def _answer(suite: Suite, each: _Loaded, arm: str, model: OneModel | None, reporter: Reporter) -> None:
+def _answer(suite: Suite, each: _Loaded, arm: str, model: OneModel | Replicas, reporter: Reporter) -> None:
     """Runs `infer` over a benchmark's questions; they stand beside the answers."""
     from cos_core import evaluate, infer
 

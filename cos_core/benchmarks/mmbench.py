@@ -130,10 +130,11 @@ def _example(row: Mapping[str, str], where: str, suffix: str) -> Example:
     if answer and answer not in options:
         raise InputError(f"{where}: the answer {answer!r} is not one of the options {', '.join(options)}")
     hint = [] if _tsv.blank(row.get("hint")) else [row["hint"]]
-    text = "\n".join([*hint, row["question"], *(f"{letter}. {option}" for letter, option in options.items()), suffix])
+    text = "\n".join([*hint, row["question"], *(f"{letter}. {option}" for letter, option in options.items())])
     circle = int(row["index"]) % ROUND
     meta = {
         "asked": row["question"],
+        "suffix": f"\n{suffix}",  # where it stands is the prompt profile's word
         "circle": str(circle),
         "category": row.get("category", ""),
         "l2_category": row.get("l2-category", ""),

@@ -117,10 +117,11 @@ def _example(pid: str, problem: Any, path: Path, texts: Mapping[str, str]) -> Ex
         pid,
         "scienceqa",
         f"{pid}/{problem['image']}" if problem.get("image") else None,
-        f"{body}\n{answers.OPTION_LETTER}",
+        body,
         (answers.LETTERS[problem["answer"]],),
         choices,
-        {"asked": problem["question"], "subject": str(problem.get("subject", ""))},
+        # Where the request for a letter stands is the prompt profile's word.
+        {"asked": problem["question"], "suffix": f"\n{answers.OPTION_LETTER}", "subject": str(problem.get("subject", ""))},
     )
 
 

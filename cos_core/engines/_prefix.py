@@ -44,7 +44,9 @@ class BufferLayer(DynamicLayer):
                 setattr(self, name, new)
             self.capacity = grown
 
-    def start(self, rows: Sequence[tuple[int, Sequence[tuple[torch.Tensor, torch.Tensor]]]], like: torch.Tensor, length: int) -> None:
+    def start(
+        self, rows: Sequence[tuple[int, Sequence[tuple[torch.Tensor, torch.Tensor]]]], like: torch.Tensor, length: int
+    ) -> None:
         """Makes room for `length` positions, and fills what is stored: for each row (its positions, the segments in front).
 
         Rows stand at the right. `like`: an empty (rows, heads, 0, width) of the right type and place.

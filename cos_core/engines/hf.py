@@ -319,7 +319,9 @@ class HfEngine:
         """Runs rows [first, last) and returns the logits behind each, (rows, vocabulary)."""
         device, part = self._llava.device, rows[first:last]
         width, longest = max(row.fresh for row in part), max(len(row.ids) for row in part)
-        ids = torch.full((len(part), width), 0 if self._llava.image_token_id else 1)  # any id but the image's; the mask hides it
+        ids = torch.full(
+            (len(part), width), 0 if self._llava.image_token_id else 1
+        )  # any id but the image's; the mask hides it
         positions = torch.zeros((len(part), width), dtype=torch.long)
         mask = torch.zeros((len(part), longest), dtype=torch.long)
         for place, row in enumerate(part):

@@ -10,124 +10,36 @@ Imports no torch itself: the engine does when it is built.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
 
-from cos_core import llava, manifest, plug
-from cos_core.datasets import Problem, read_examples
+from cos_core import llava, manifest
 from cos_core.errors import FailuresError, InputError
 from cos_core.images import open_image
-from cos_core.infer import heat
-from cos_core.infer.passes import BoxDecode, OnBadBox, Setting, TwoPass
-from cos_core.infer.pictures import PictureReader
+from cos_core.infer.passes import TwoPass
+from cos_core.infer.questions import questions
+from cos_core.infer.replicas import Replicas, devices, portions, workers
+from cos_core.infer.settings import InferConfig, build_engine, finder, setting
 from cos_core.interfaces import Engine, Reporter
 from cos_core.jsonl import DurableWriter, read_lines
-from cos_core.prompts import checkpoint_profile
 from cos_core.types import BOX_STATUSES, Example, Prediction, RunManifest
 
-ROI_ALIASES = {"model": "from_single_question", "center": "center_crop"}
-"""Short names of the option `--roi`; every other name is a policy module's."""
+__all__ = ["InferConfig", "Replicas", "answer_one", "build_engine", "devices", "finder", "questions", "run", "setting"]
 
 UNUSABLE = ("unparsable", "degenerate")
 """Box statuses after which `on_bad_box` decided what was looked at."""
 
 
-@dataclass(frozen=True, slots=True)
-class InferConfig:
-    """Settings of one run: a file of questions (`data`, `images`, `out`), or one `image` with one `question`.
-
-    `roi`: a policy, "model" or "center" for short, or "relevance" (heat.py: no training needed); `on_bad_box`: what to look at
-    when there is no usable region: the whole image again, its centre, or nothing (the question is left unanswered and counted
-    as skipped).
-    `question` with `images` and no `data`: the same question about every picture of the folder.
-    `box_tokens`: budget of the first pass; three decimals take 29 tokens in LLaVA's tokenizer, six take 41, and a few words may
-    stand around them. `max_new_tokens`: budget of the answer. `max_failures`: stop once more items than this have failed;
-    `retry_failed`: ask again what a former run recorded as failed. `box_decode`: "grammar" lets the first pass write only
-    boxes. `reuse`: the second pass continues the first, and questions on one picture share its beginning; `kv_budget` (GiB)
-    bounds the keys and values of both (None: a quarter of the free memory, 70 % on a GPU).
-    `server`, `concurrency`, `timeout` (seconds): the engine openai's address up to /v1, requests at once, patience with one.
-    """
-
-    model: str | Path
-    out: Path | None = None
-    data: Path | None = None
-    images: Path | None = None
-    image: Path | None = None
-    question: str | None = None
-    roi: str = "model"
-    batch_size: int = 16
-    max_new_tokens: int = 128
-    box_tokens: int = 48
-    box_decode: BoxDecode = "free"
-    on_bad_box: OnBadBox = "full"
-    profile: str | None = None
-    limit: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "auto"
-    engine: str = "hf"
-    max_failures: int | None = None
-    retry_failed: bool = False
-    reuse: bool = True
-    kv_budget: float | None = None
-    server: str | None = None
-    concurrency: int = 8
-    timeout: float = 120.0
-
-    def __post_init__(self) -> None:
-        if self.box_decode not in get_args(BoxDecode):
-            raise InputError(f"box_decode is one of {', '.join(get_args(BoxDecode))}, got {self.box_decode!r}")
-        if self.kv_budget is not None and not self.kv_budget > 0:
-            raise InputError(f"kv_budget must be positive, got {self.kv_budget}")
-        if self.on_bad_box not in get_args(OnBadBox):
-            raise InputError(f"on_bad_box is one of {', '.join(get_args(OnBadBox))}, got {self.on_bad_box!r}")
-        for name in ("batch_size", "max_new_tokens", "box_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("limit", "max_failures"):
-            if getattr(self, name) is not None and getattr(self, name) < 0:
-                raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
-
-
-def setting(config: InferConfig) -> Setting:
-    """Resolves policy and profile. Raises InputError for an unknown policy or profile."""
-    policy = heat.POLICY if config.roi == heat.POLICY.name else plug.load("policies", ROI_ALIASES.get(config.roi, config.roi))
-    where = llava.resolve(config.model)
-    profile = checkpoint_profile(where, config.profile)
-    fingerprint = manifest.fingerprint(
-        {
-            "model": llava.checkpoint_fingerprint(where),
-            "engine": config.engine,
-            "profile": profile.to_json(),
-            "policy": policy.name,
-            "on_bad_box": config.on_bad_box,
-            "max_new_tokens": config.max_new_tokens,
-            "box_tokens": config.box_tokens,
-            "box_decode": config.box_decode,
-            "seed": config.seed,
-        }
-    )
-    return Setting(
-        policy=policy,
-        profile=profile,
-        fingerprint=fingerprint,
-        on_bad_box=config.on_bad_box,
-        max_new_tokens=config.max_new_tokens,
-        box_tokens=config.box_tokens,
-        box_decode=config.box_decode,
-        seed=config.seed,
-    )
-
-
-def run(config: InferConfig, reporter: Reporter, engine: Engine | None = None) -> RunManifest:
+def run(config: InferConfig, reporter: Reporter, engine: Engine | Replicas | None = None) -> RunManifest:
     """Answers every question of `config.data` into the JSON Lines file `config.out`, and writes its manifest last.
 
     Questions that `out` already holds are not asked again (recorded failures too, unless `retry_failed`). `engine` replaces the
-    one that `config.engine` names. Counts are those of the whole file; bad lines of the data count as failed, samples without a
-    picture as skipped. Raises InputError for settings or data that cannot be used, LockedError when another run writes `out`,
-    FailuresError once more than `max_failures` items have failed; what was finished stays.
+    one that `config.engine` names; without it, several devices run a model each (replicas.py). Counts are those of the whole
+    file; bad lines of the data count as failed, samples without a picture as skipped. Raises InputError for settings or data
+    that cannot be used, LockedError when another run writes `out`, FailuresError once more than `max_failures` items have
+    failed; what was finished stays.
     """
     if config.out is None or (config.data is None and not (config.images and config.question)):
         raise InputError("a run needs a file of questions (data) and a file for the answers (out)")
@@ -149,20 +61,19 @@ def run(config: InferConfig, reporter: Reporter, engine: Engine | None = None) -
         if todo:
             if before:
                 reporter.note(f"{before} of {len(asked.examples)} questions are answered already")
-            engine = engine or build_engine(config)
+            answering = workers(config, engine)
             # The old manifest speaks of a finished file, which this one no longer is.
             manifest.path_for(config.out).unlink(missing_ok=True)
-            chain = TwoPass(engine, made, asked.siblings, finder=finder(config))
-            batches = [todo[start : start + config.batch_size] for start in range(0, len(todo), config.batch_size)]
-            with PictureReader(config.images, getattr(engine, "prepare", None)) as pictures:
-                for batch, after in zip(batches, [*batches[1:], []], strict=True):
-                    if tally.exceeds(config.max_failures):
-                        break
-                    for prediction in chain.predict(pictures.beside(batch, after)):
+            parts = [] if tally.exceeds(config.max_failures) else portions(todo, config.batch_size)
+            with answering if answering is not engine else nullcontext():
+                for predictions in answering.predictions(config, parts, asked.siblings):
+                    for prediction in predictions:
                         writer.append(prediction.to_json())
                         tally.add(prediction)
-                    before += len(batch)
+                    before += len(predictions)
                     reporter.progress("infer", before, len(asked.examples), tally.words())
+                    if tally.exceeds(config.max_failures):
+                        break
     stopped = tally.exceeds(config.max_failures)
     finished = begun.finish(tally.counts(), status="failed" if stopped else "complete")
     manifest.write(manifest.path_for(config.out), finished)
@@ -193,91 +104,6 @@ def answer_one(
     if prediction.box_status in UNUSABLE and config.on_bad_box != "skip":
         reporter.warn(f"the first pass named no usable region ({prediction.box_status}); looked at: {config.on_bad_box}")
     return prediction
-
-
-def finder(config: InferConfig) -> heat.HeatFinder | None:
-    """What finds regions for `roi="relevance"`; None for every other choice."""
-    if config.roi != heat.POLICY.name:
-        return None
-    return heat.build(str(config.model), config.device, config.dtype)
-
-
-def build_engine(config: InferConfig) -> Engine:
-    """The engine that the settings name, loaded. Raises InputError or MissingError."""
-    made: Engine = plug.load(
-        "engines",
-        config.engine,
-        model=config.model,
-        device=config.device,
-        dtype=config.dtype,
-        profile=config.profile,
-        reuse=config.reuse,
-        server=config.server,
-        concurrency=config.concurrency,
-        timeout=config.timeout,
-        kv_budget=None if config.kv_budget is None else int(config.kv_budget * 2**30),
-    )
-    return made
-
-
-@dataclass(frozen=True, slots=True)
-class Questions:
-    examples: list[Example]
-    siblings: Mapping[str, Sequence[str]]
-    """All questions of each image, in the order of the file, whatever `limit` says."""
-    problems: int
-    text_only: int
-
-
-def questions(config: InferConfig, reporter: Reporter) -> Questions:
-    """What a run asks: one picture's questions side by side. Raises InputError when there is none."""
-    if config.data is None:
-        found = _same_question(config)
-        return Questions(found[: config.limit], {}, 0, 0)
-    problems: list[Problem] = []
-    text_only = 0
-    found = []
-    siblings: dict[str, list[str]] = {}
-    for example in read_examples(config.data, text_only="keep", on_problem=problems.append):
-        if example.image is None:
-            text_only += 1
-            continue
-        found.append(example)
-        siblings.setdefault(example.image, []).append(example.question)
-    for problem in problems[:_SHOWN]:
-        reporter.warn(str(problem))
-    if len(problems) > _SHOWN:
-        reporter.warn(f"{len(problems) - _SHOWN} more problems in {config.data}")
-    if text_only:
-        reporter.note(f"{text_only} samples without a picture are skipped")
-    if not found:
-        raise InputError(f"{config.data} holds no question about a picture")
-    return Questions(_grouped(found[: config.limit]), siblings, len(problems), text_only)
-
-
-def _grouped(examples: Sequence[Example]) -> list[Example]:
-    """The questions of one picture side by side, pictures in the order in which they first appear."""
-    groups: dict[str | None, list[Example]] = {}
-    for example in examples:
-        groups.setdefault(example.image, []).append(example)
-    return [example for group in groups.values() for example in group]
-
-
-def _same_question(config: InferConfig) -> list[Example]:
-    """`config.question` about every picture that lies in the folder `config.images`, by name."""
-    folder = Path(config.images or "")
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}")
-    names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICTURES and p.is_file())
-    if not names:
-        raise InputError(f"the folder {folder} holds no picture")
-    return [Example(id=name, dataset="folder", image=name, question=config.question or "") for name in names]
-
-
-_SHOWN = 5
-"""How many problems of a data file are shown one by one."""
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""What counts as a picture in a folder."""
 
 
 @dataclass(slots=True)

@@ -1,0 +1,73 @@
+"""What a run asks: a file of questions, or one question about every picture of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cos_core.datasets import Problem, read_examples
+from cos_core.errors import InputError
+from cos_core.infer.settings import InferConfig
+from cos_core.interfaces import Reporter
+from cos_core.types import Example
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    examples: list[Example]
+    siblings: Mapping[str, Sequence[str]]
+    """All questions of each image, in the order of the file, whatever `limit` says."""
+    problems: int
+    text_only: int
+
+
+def questions(config: InferConfig, reporter: Reporter) -> Questions:
+    """What a run asks: one picture's questions side by side. Raises InputError when there is none."""
+    if config.data is None:
+        found = _same_question(config)
+        return Questions(found[: config.limit], {}, 0, 0)
+    problems: list[Problem] = []
+    text_only = 0
+    found = []
+    siblings: dict[str, list[str]] = {}
+    for example in read_examples(config.data, text_only="keep", on_problem=problems.append):
+        if example.image is None:
+            text_only += 1
+            continue
+        found.append(example)
+        siblings.setdefault(example.image, []).append(example.question)
+    for problem in problems[:_SHOWN]:
+        reporter.warn(str(problem))
+    if len(problems) > _SHOWN:
+        reporter.warn(f"{len(problems) - _SHOWN} more problems in {config.data}")
+    if text_only:
+        reporter.note(f"{text_only} samples without a picture are skipped")
+    if not found:
+        raise InputError(f"{config.data} holds no question about a picture")
+    return Questions(_grouped(found[: config.limit]), siblings, len(problems), text_only)
+
+
+def _grouped(examples: Sequence[Example]) -> list[Example]:
+    """The questions of one picture side by side, pictures in the order in which they first appear."""
+    groups: dict[str | None, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.image, []).append(example)
+    return [example for group in groups.values() for example in group]
+
+
+def _same_question(config: InferConfig) -> list[Example]:
+    """`config.question` about every picture that lies in the folder `config.images`, by name."""
+    folder = Path(config.images or "")
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}")
+    names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICTURES and p.is_file())
+    if not names:
+        raise InputError(f"the folder {folder} holds no picture")
+    return [Example(id=name, dataset="folder", image=name, question=config.question or "") for name in names]
+
+
+_SHOWN = 5
+"""How many problems of a data file are shown one by one."""
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""What counts as a picture in a folder."""

@@ -1,0 +1,132 @@
+"""What a run of the two passes is told, and what is built from it: the setting that decides answers, the engine, the finder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from cos_core import llava, manifest, plug
+from cos_core.errors import InputError
+from cos_core.infer import heat
+from cos_core.infer.passes import BoxDecode, OnBadBox, Setting
+from cos_core.interfaces import Engine
+from cos_core.prompts import checkpoint_profile
+
+ROI_ALIASES = {"model": "from_single_question", "center": "center_crop"}
+"""Short names of the option `--roi`; every other name is a policy module's."""
+
+
+@dataclass(frozen=True, slots=True)
+class InferConfig:
+    """Settings of one run: a file of questions (`data`, `images`, `out`), or one `image` with one `question`.
+
+    `roi`: a policy, "model" or "center" for short, or "relevance" (heat.py: no training needed); `on_bad_box`: what to look at
+    when there is no usable region: the whole image again, its centre, or nothing (the question is left unanswered and counted
+    as skipped).
+    `question` with `images` and no `data`: the same question about every picture of the folder.
+    `box_tokens`: budget of the first pass; three decimals take 29 tokens in LLaVA's tokenizer, six take 41, and a few words may
+    stand around them. `max_new_tokens`: budget of the answer. `max_failures`: stop once more items than this have failed;
+    `retry_failed`: ask again what a former run recorded as failed. `box_decode`: "grammar" lets the first pass write only
+    boxes. `reuse`: the second pass continues the first, and questions on one picture share its beginning; `kv_budget` (GiB)
+    bounds the keys and values of both (None: a quarter of the free memory, 70 % on a GPU).
+    `device`: "auto" is every GPU that can be seen, else the CPU; several names with commas between them run a model each.
+    `server`, `concurrency`, `timeout` (seconds): the engine openai's address up to /v1, requests at once, patience with one.
+    """
+
+    model: str | Path
+    out: Path | None = None
+    data: Path | None = None
+    images: Path | None = None
+    image: Path | None = None
+    question: str | None = None
+    roi: str = "model"
+    batch_size: int = 16
+    max_new_tokens: int = 128
+    box_tokens: int = 48
+    box_decode: BoxDecode = "free"
+    on_bad_box: OnBadBox = "full"
+    profile: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    engine: str = "hf"
+    max_failures: int | None = None
+    retry_failed: bool = False
+    reuse: bool = True
+    kv_budget: float | None = None
+    server: str | None = None
+    concurrency: int = 8
+    timeout: float = 120.0
+
+    def __post_init__(self) -> None:
+        if self.box_decode not in get_args(BoxDecode):
+            raise InputError(f"box_decode is one of {', '.join(get_args(BoxDecode))}, got {self.box_decode!r}")
+        if self.kv_budget is not None and not self.kv_budget > 0:
+            raise InputError(f"kv_budget must be positive, got {self.kv_budget}")
+        if self.on_bad_box not in get_args(OnBadBox):
+            raise InputError(f"on_bad_box is one of {', '.join(get_args(OnBadBox))}, got {self.on_bad_box!r}")
+        for name in ("batch_size", "max_new_tokens", "box_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("limit", "max_failures"):
+            if getattr(self, name) is not None and getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+def setting(config: InferConfig) -> Setting:
+    """Resolves policy and profile. Raises InputError for an unknown policy or profile."""
+    policy = heat.POLICY if config.roi == heat.POLICY.name else plug.load("policies", ROI_ALIASES.get(config.roi, config.roi))
+    where = llava.resolve(config.model)
+    profile = checkpoint_profile(where, config.profile)
+    fingerprint = manifest.fingerprint(
+        {
+            "model": llava.checkpoint_fingerprint(where),
+            "engine": config.engine,
+            # Rounding differs between number formats, and answers with it; where the model stands is no setting.
+            "dtype": llava.dtype_name(config.device, config.dtype) if config.engine == "hf" else None,
+            "profile": profile.to_json(),
+            "policy": policy.name,
+            "on_bad_box": config.on_bad_box,
+            "max_new_tokens": config.max_new_tokens,
+            "box_tokens": config.box_tokens,
+            "box_decode": config.box_decode,
+            "seed": config.seed,
+        }
+    )
+    return Setting(
+        policy=policy,
+        profile=profile,
+        fingerprint=fingerprint,
+        on_bad_box=config.on_bad_box,
+        max_new_tokens=config.max_new_tokens,
+        box_tokens=config.box_tokens,
+        box_decode=config.box_decode,
+        seed=config.seed,
+    )
+
+
+def finder(config: InferConfig) -> heat.HeatFinder | None:
+    """What finds regions for `roi="relevance"`; None for every other choice."""
+    if config.roi != heat.POLICY.name:
+        return None
+    return heat.build(str(config.model), config.device.partition(",")[0], config.dtype)
+
+
+def build_engine(config: InferConfig) -> Engine:
+    """The engine that the settings name, loaded, on the first of its devices. Raises InputError or MissingError."""
+    made: Engine = plug.load(
+        "engines",
+        config.engine,
+        model=config.model,
+        device=config.device.partition(",")[0],
+        dtype=config.dtype,
+        profile=config.profile,
+        reuse=config.reuse,
+        server=config.server,
+        concurrency=config.concurrency,
+        timeout=config.timeout,
+        kv_budget=None if config.kv_budget is None else int(config.kv_budget * 2**30),
+    )
+    return made
