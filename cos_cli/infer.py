@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
@@ -51,7 +53,11 @@ def infer(
         bool, typer.Option("--chat", help="With --image: read questions from the terminal, one a line, until an empty one.")
     ] = False,
     show: Annotated[
-        Path | None, typer.Option(help="With --question: save the picture with its region and answer (.png, .webp or .pdf).")
+        bool,
+        typer.Option("--show", help="With --question: draw picture, region and answer in the terminal, elsewhere into a file."),
+    ] = False,
+    save: Annotated[
+        Path | None, typer.Option(help="With --question: save that picture (.png, .webp or .pdf).", show_default=False)
     ] = None,
     engine: options.Engine = "hf",
     server: Annotated[str | None, typer.Option(help="With --engine openai: the server's address, up to /v1.")] = None,
@@ -87,8 +93,8 @@ def infer(
     if chat and (image is None or question is not None or data is not None or out is not None or json):
         raise typer.BadParameter("--chat takes --image alone")
     single = chat or (verify_reuse is None and _is_single(image, question, data, images, out))
-    if show is not None and (not single or chat):
-        raise typer.BadParameter("--show is for --image with --question")
+    if (show or save is not None) and (not single or chat):
+        raise typer.BadParameter("--show and --save are for --image with --question")
     if stream and (not single or json):
         raise typer.BadParameter("--stream is for --image with --question, without --json")
     config = InferConfig(
@@ -142,8 +148,8 @@ def infer(
         prediction = answer_one(config, reporter, listen=(lambda text: _write(stdout, text)) if stream else None)
     if stream:
         _write(stdout, "\n")
-    if show is not None:
-        draw(prediction, config, show, session)
+    if show or save is not None:
+        picture(prediction, config, session, show=show, save=save)
     if out is not None:
         with DurableWriter(out) as writer:
             writer.append(prediction.to_json())
@@ -184,6 +190,22 @@ def converse(config: InferConfig, session: Session) -> None:
                 reporter.note(describe(prediction).splitlines()[0] + f"  ({prediction.box_status})")
 
 
+def picture(prediction: Prediction, config: InferConfig, session: Session, *, show: bool, save: Path | None) -> None:
+    """The overlay, shown on the terminal's stderr and saved to `save`; where no terminal is, saved beside the call instead."""
+    if show and not (sys.stderr.isatty() and os.environ.get("TERM") != "dumb"):
+        show, save = False, save or Path(f"{config.image.stem if config.image else 'picture'}-overlay.png")
+    with tempfile.TemporaryDirectory() as folder:
+        path = save or Path(folder) / "overlay.png"
+        draw(prediction, config, path, session)
+        if show:
+            from cos_cli import preview
+
+            preview.show(path, sys.stderr)
+    if save is not None:
+        with reporting(session) as reporter:
+            reporter.note(f"picture -> {save}")
+
+
 def draw(prediction: Prediction, config: InferConfig, path: Path, session: Session) -> None:
     """The picture with the region that was looked at, saved to `path`."""
     from cos_core.visualize import overlay
@@ -198,7 +220,6 @@ def draw(prediction: Prediction, config: InferConfig, path: Path, session: Sessi
     )
     with reporting(session) as reporter:
         overlay.run(scene, reporter)
-        reporter.note(f"picture -> {path}")
 
 
 def differences(verdict: Mapping[str, Any]) -> str:

@@ -7,6 +7,8 @@ layout. Only safetensors are read: a pickle from a stranger can run code.
 from __future__ import annotations
 
 import hashlib
+import urllib.error
+import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,14 +111,15 @@ def load(
     target, kind = placement(device, dtype)
     where = resolve(model)
     check_folder(where)
+    source = {} if Path(where).is_dir() else hub_options(where)
     import transformers
 
     try:
         net, info = transformers.LlavaForConditionalGeneration.from_pretrained(
-            where, dtype=kind, attn_implementation=attention, use_safetensors=True, output_loading_info=True
+            where, dtype=kind, attn_implementation=attention, use_safetensors=True, output_loading_info=True, **source
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where)
-        processor = transformers.AutoImageProcessor.from_pretrained(where, backend="pil")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **source)
+        processor = transformers.AutoImageProcessor.from_pretrained(where, backend="pil", **source)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"cannot load the checkpoint {where}: {first_line(error)}") from None
     check_complete(where, info)
@@ -281,6 +284,36 @@ def dtype_name(device: str, dtype: str) -> str:
     if dtype != "auto":
         return dtype
     return "bfloat16" if devices(device)[0].startswith("cuda") else "float32"
+
+
+def hub_options(name: str) -> dict[str, Any]:
+    """How to load a model of the hub: from the local cache alone when the hub does not answer one short question.
+
+    Left to itself, the loader asks a hub that cannot be reached for about a minute, file by file. Raises InputError for a name
+    that is neither a folder nor a hub id, MissingError without network when the model is not in the cache.
+    """
+    import huggingface_hub
+
+    try:
+        url = huggingface_hub.hf_hub_url(name, "config.json")
+        cached = isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str)
+    except ValueError:
+        raise InputError(f"there is no folder {name}, and it is no hub id (owner/name) either") from None
+    if not huggingface_hub.is_offline_mode():
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
+        except urllib.error.HTTPError as error:
+            error.close()  # it answers; what it says about the model, the loader will hear
+            return {}
+        except OSError:
+            pass
+        else:
+            return {}
+    if not cached:
+        raise MissingError(
+            f"there is no folder {name}, and the model hub cannot be reached; give a folder, or download it first"
+        )
+    return {"local_files_only": True}
 
 
 def _torch() -> Any:

@@ -10,13 +10,19 @@ from typing import Any
 
 import openpyxl
 import pytest
+from PIL import Image
+from two_passes import Recorder
 
-from cos_core import evaluate
+from cos_core import evaluate, plug
 from cos_core.benchmarks import gqa
+from cos_core.engines.scripted import last_user_text
 from cos_core.errors import InputError
 from cos_core.evaluate import EvalConfig
+from cos_core.infer.passes import Setting, TwoPass
+from cos_core.prompts import load_profile
 from cos_core.types import Prediction
 
+LETTER = "Answer with the option's letter from the given choices directly."
 GOLDEN = Path(__file__).parent / "golden"
 SHORT = "Answer the question using a single word or phrase."
 
@@ -383,10 +389,30 @@ def test_mmbench_counts_circles(tmp_path: Path) -> None:
     low, high = done["intervals"]["accuracy"]
     assert low < 100 * 3 / 9 < high
     _, data = evaluate.load("mmbench", tmp_path)
-    asked = {example.id: example.question for example in data.examples}
-    letter = "Answer with the option's letter from the given choices directly."
-    assert asked["3"] == f"A hint.\nWhich of 3?\nA. red\nB. blue\n{letter}"
+    third = next(example for example in data.examples if example.id == "3")
+    assert third.question == "A hint.\nWhich of 3?\nA. red\nB. blue"
+    assert third.meta["suffix"] == f"\n{LETTER}"
     assert data.examples[1].image == "1.jpg"
+
+
+@pytest.mark.parametrize("name", ["mmbench", "scienceqa"])
+def test_the_request_for_a_letter_stands_where_the_released_evaluation_put_it(name: str, tmp_path: Path) -> None:
+    """Upstream 3.4: behind the closing quote of the second instruction only; the paper's profile keeps it in both quotes."""
+    mmbench_layout(tmp_path / "mmbench_dev_20230712.tsv")
+    _, data = evaluate.load(name, tmp_path if name == "mmbench" else GOLDEN / "scienceqa")
+    example = data.examples[0]
+    seen: dict[str, list[str]] = {}
+    for profile in ("repo-2024", "paper"):
+        engine = Recorder()
+        setting = Setting(plug.load("policies", "from_single_question"), load_profile(profile))
+        TwoPass(engine, setting).predict([(example, Image.new("RGB", (9, 8)))])
+        seen[profile] = [last_user_text(request) for request in engine.seen]
+    released, paper = seen["repo-2024"], seen["paper"]
+    asked = example.question
+    assert released[0] == f'<image>\nTo answer the question: "{asked}", what is the region of interest in the image?'
+    assert released[1].endswith(f'<image>\n. Answer the question: "{asked}"\n{LETTER}')
+    assert paper[0] == f'<image>\nTo answer the question: "{asked}\n{LETTER}", where is the region of interest in the image?'
+    assert paper[1].endswith(f'"{asked}\n{LETTER}"')
 
 
 def test_mmbench_sheet(tmp_path: Path) -> None:
@@ -407,7 +433,7 @@ def test_mmbench_without_labels_and_in_chinese(tmp_path: Path) -> None:
     answers = mmbench_layout(tmp_path / "mmbench_dev_cn_20231003.tsv", labels=False)
     assert results("mmbench", tmp_path, answers, split="cn")["metrics"] == {"server_scored": True}
     _, data = evaluate.load("mmbench", tmp_path, "cn")
-    assert data.examples[0].question.endswith("\n请直接回答选项字母。")
+    assert data.examples[0].meta["suffix"] == "\n请直接回答选项字母。"
 
 
 def test_mmbench_unpacks_its_pictures(tmp_path: Path) -> None:

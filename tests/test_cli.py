@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -10,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import typing
 from pathlib import Path
 
@@ -427,6 +429,33 @@ def test_a_conversation_about_one_picture(
 
 def test_an_answer_as_it_comes_and_as_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved = tmp_path / "shown.png"
-    assert main.run([*scripted(tmp_path), "--question", "q", "--stream", "--show", str(saved)]) == 0
+    assert main.run([*scripted(tmp_path), "--question", "q", "--stream", "--save", str(saved)]) == 0
     assert capsys.readouterr().out.startswith("red\nbox     [0.250")
     assert Image.open(saved).width > 40
+
+
+def test_show_draws_in_a_terminal_and_elsewhere_into_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    ask = [*scripted(tmp_path), "--question", "q", "--show"]
+    ours, theirs = os.openpty()
+    drawn = bytearray()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # the other end is closed
+            while True:
+                drawn.extend(os.read(ours, 1 << 16))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with open(theirs, "w") as terminal, monkeypatch.context() as patched:  # noqa: PTH123
+        patched.setattr("sys.stderr", terminal)
+        assert main.run(ask) == 0
+    reader.join()
+    os.close(ours)
+    assert drawn.count("\N{UPPER HALF BLOCK}".encode()) > 200
+    assert not list(tmp_path.glob("*overlay*"))
+    assert main.run(ask) == 0
+    assert Image.open(tmp_path / "photo-overlay.png").width > 40
+    assert main.run(["infer", "--model", "m", "--data", "d", "--images", "i", "--out", "o", "--show"]) == 2

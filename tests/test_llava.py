@@ -1,11 +1,13 @@
 """Loading checkpoints: what tells two of them apart, and what is refused."""
 
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from cos_core import llava
-from cos_core.errors import InputError
+from cos_core.errors import InputError, MissingError
 
 
 def checkpoint(folder: Path, weights: bytes) -> Path:
@@ -35,3 +37,28 @@ def test_fingerprint_does_not_depend_on_manifests(tmp_path: Path):
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match=r"not a checkpoint: it has no config\.json"):
         llava.load(tmp_path)
+
+
+def test_a_hub_that_cannot_be_reached_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+    start = time.monotonic()
+    with pytest.raises(MissingError, match="no folder owner/nothing, and the model hub cannot be reached"):
+        llava.load("owner/nothing")
+    assert time.monotonic() - start < 20, "importing transformers included; asking file by file takes a minute"
+    with pytest.raises(InputError, match="no hub id"):
+        llava.load("no/folder/of/mine")
+
+
+def test_devices_and_number_formats(monkeypatch: pytest.MonkeyPatch):
+    assert llava.devices("cpu, cpu") == ["cpu", "cpu"]
+    assert llava.dtype_name("cpu", "auto") == "float32"
+    assert llava.dtype_name("cuda", "float16") == "float16"
+    with pytest.raises(InputError, match="unknown device 'gpu'"):
+        llava.devices("cpu,gpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert llava.devices("auto") == ["cuda:0", "cuda:1", "cuda:2"]
+    assert llava.dtype_name("auto", "auto") == "bfloat16"
+    with pytest.raises(MissingError, match="'cuda:3' was asked for, but torch sees 3 of them"):
+        llava.devices("cuda:2,cuda:3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert llava.devices("auto") == ["cpu"]
