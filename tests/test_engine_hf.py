@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -206,3 +210,55 @@ def test_sampling_settings_of_a_checkpoint_do_not_matter(tmp_path: Path) -> None
     config = where / "generation_config.json"
     config.write_text('{"do_sample": true, "temperature": 0.9, "top_p": 0.6, "eos_token_id": [2], "pad_token_id": 0}')
     assert build(where, device="cpu").generate(requests(3)) == plain
+
+
+def test_activations_are_bounded_by_the_positions_computed_at_once(engine: HfEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = requests(24, budget=3)
+    expected = engine.generate(asked)
+    seen: list[tuple[int, int]] = []
+    real = HfEngine._forward
+
+    def watched(self: HfEngine, cache: Any, mask: torch.Tensor, positions: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        seen.append((positions.shape[0], positions.shape[1] if "inputs_embeds" in inputs else 1))
+        return real(self, cache, mask, positions, **inputs)
+
+    monkeypatch.setattr(HfEngine, "_forward", watched)
+    narrow = HfEngine(engine._llava)
+    narrow._prefill = 331
+    assert [r.ids for r in narrow.generate(asked)] == [r.ids for r in expected]
+    assert all(rows * width <= 331 or rows == 1 for rows, width in seen)
+    assert max(rows for rows, width in seen if width > 1) > 1
+
+
+SHORT_OF_MEMORY = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from test_engine_hf import build, requests
+torch.set_num_threads(1)
+engine = build(sys.argv[2], device="cpu", kv_budget=2**34)
+asked = requests(64, budget=3)
+engine.generate(asked[:2])
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 80 * 2**20,) * 2)
+replies = engine.generate(asked)
+print(engine._rows, sum(r.error is None for r in replies))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's address space")
+def test_a_process_that_runs_out_of_memory_halves_its_batches(tmp_path: Path) -> None:
+    """64 questions want about 200 MiB of keys and values, and 80 are to be had."""
+    where = make_checkpoint(tmp_path / "m", hidden=256, layers=6)
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY, str(Path(__file__).parent), str(where)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows, answered = done.stdout.split()[-2:]
+    assert int(answered) == 64
+    assert 1 <= int(rows) < 64
