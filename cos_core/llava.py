@@ -112,6 +112,7 @@ def load(
     where = resolve(model)
     check_folder(where)
     source = {} if Path(where).is_dir() else hub_options(where)
+    import torch
     import transformers
 
     try:
@@ -123,7 +124,12 @@ def load(
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"cannot load the checkpoint {where}: {first_line(error)}") from None
     check_complete(where, info)
-    net = net.to(target).eval()
+    try:
+        net = net.to(target).eval()
+    except torch.OutOfMemoryError:
+        raise MissingError(
+            f"the checkpoint {where} does not fit on {target}; take bfloat16, or serve it from several with --engine openai"
+        ) from None
     return Llava(
         model=net,
         tokenizer=tokenizer,

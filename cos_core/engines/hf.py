@@ -59,7 +59,8 @@ class HfEngine:
     """Turns dialogues into text with one loaded model. Not for use from several threads at once, `prepare` excepted.
 
     `reuse` False computes every dialogue from its start. `kv_budget`: bytes that keys and values may take, those of the running
-    batch and those kept for later together; batches are cut to fit. None: a quarter of the free memory, on a GPU 70 %.
+    batch and those kept for later together; batches are cut to fit. None: a quarter of the free memory, on a GPU 70 %. Beside
+    them stand the weights, the features of pictures at hand, and the activations of PREFILL_TOKENS positions or one dialogue.
     """
 
     name = "hf"
