@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,30 @@ def test_activations_are_bounded_by_the_positions_computed_at_once(engine: HfEng
     assert [r.ids for r in narrow.generate(asked)] == [r.ids for r in expected]
     assert all(rows * width <= 331 or rows == 1 for rows, width in seen)
     assert max(rows for rows, width in seen if width > 1) > 1
+
+
+def test_pictures_are_resized_beside_the_model(engine: HfEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the first row is computed, the last one's picture is still to come: the model does not wait for all of them."""
+    waiting, seen = threading.Event(), list[str]()
+    real_pixels, real_forward = llava.Llava.pixels, HfEngine._forward
+
+    def pixels(self: llava.Llava, images: Sequence[Image.Image]) -> torch.Tensor:
+        seen.append(threading.current_thread().name)
+        if len(seen) == 5:
+            assert waiting.wait(60), "the model waits for the last picture before it begins with the first"
+        return real_pixels(self, images)
+
+    def forward(self: HfEngine, *inputs: Any, **named: Any) -> torch.Tensor:
+        waiting.set()
+        return real_forward(self, *inputs, **named)
+
+    monkeypatch.setattr(llava.Llava, "pixels", pixels)
+    monkeypatch.setattr(HfEngine, "_forward", forward)
+    monkeypatch.setattr(engine, "_prefill", 1)
+    turns = prompts.dialogue(PROFILE, "what", chain=False)
+    replies = engine.generate([Request(turns, {"full": picture(i)}, 2) for i in range(5)])
+    assert [reply.error for reply in replies] == [None] * 5
+    assert all(name.startswith("pixels") for name in seen)
 
 
 SHORT_OF_MEMORY = """

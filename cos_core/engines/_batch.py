@@ -41,6 +41,12 @@ class Row:
         """How many positions are not stored."""
         return len(self.ids) - self.match.length
 
+    def shown(self, size: int) -> list[tuple[Image, int]]:
+        """Pictures that are not stored whole, each with how many of its `size` positions are."""
+        starts = np.flatnonzero(self.keys < 0)[::size]
+        begun = [(image, max(0, self.match.length - int(start))) for image, start in zip(self.images, starts, strict=True)]
+        return [(image, stored) for image, stored in begun if stored < size]
+
 
 @dataclass(slots=True)
 class Job:

@@ -17,6 +17,7 @@ import itertools
 import math
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,8 @@ class HfEngine:
         """Most bytes of keys and values ever held at once."""
         self._store = PrefixStore(self.kv_budget // 2)
         self._features: dict[int, torch.Tensor] = {}
-        self._pixels: dict[int, torch.Tensor] = {}
+        self._pixels: dict[int, torch.Tensor | Future[torch.Tensor]] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pixels")
         self._numbers: dict[int, int] = {}
         self._count = itertools.count()
         self._grammars: dict[Grammar, TokenGrammar] = {}
@@ -120,7 +122,7 @@ class HfEngine:
         for image in images:
             if id(image) not in self._features and id(image) not in self._pixels:
                 self._number(image)
-                self._pixels[id(image)] = self._llava.pixels([image])[0]
+                self._pixels[id(image)] = self._one(image)
 
     def _job(self, place: int, request: Request) -> Job:
         encoded = self._llava.encode(request.turns)
@@ -311,6 +313,7 @@ class HfEngine:
         like = torch.empty((len(rows), *self._heads[:1], 0, self._heads[1]), dtype=model.dtype, device=device)
         for layer, part in enumerate(cache.layers):
             part.start([(len(row.ids), segments(row, layer)) for row in rows], like, end)
+        self._ahead(rows)
         logits = [self._chunk(cache, rows, first, last) for first, last in chunks(rows, self._prefill)]
         lengths = torch.tensor([[len(row.ids)] for row in rows])
         mask = (torch.arange(end) >= end - lengths).long().to(device)
@@ -359,28 +362,30 @@ class HfEngine:
 
     def _shown(self, rows: Sequence[Row]) -> torch.Tensor | None:
         """Features of every image position that is not stored, in order: (positions, hidden)."""
-        size = self._llava.image_tokens
-        wanted: list[tuple[Image, int]] = []
-        for row in rows:
-            starts = np.flatnonzero(row.keys < 0)[::size]
-            wanted += [
-                (image, max(0, row.match.length - int(start)))
-                for image, start in zip(row.images, starts, strict=True)
-                if start + size > row.match.length
-            ]
+        wanted = [each for row in rows for each in row.shown(self._llava.image_tokens)]
         if not wanted:
             return None
         features = self._image_features([image for image, _ in wanted])
         return torch.cat([found[skip:] for found, (_, skip) in zip(features, wanted, strict=True)])
+
+    def _one(self, image: Image) -> torch.Tensor:
+        return self._llava.pixels([image])[0]
+
+    def _ahead(self, rows: Sequence[Row]) -> None:
+        """Pads and resizes what the rows show beside the model: the pictures of later chunks while earlier ones run."""
+        for image in (image for row in rows for image, _ in row.shown(self._llava.image_tokens)):
+            if id(image) not in self._features and id(image) not in self._pixels:
+                self._pixels[id(image)] = self._thread.submit(self._one, image)
 
     def _image_features(self, pictures: Sequence[Image]) -> list[torch.Tensor]:
         """(image_tokens, hidden) each, every distinct picture encoded once."""
         new = {id(image): image for image in pictures if id(image) not in self._features}
         if new:
             ready = [self._pixels.pop(key, None) for key in new]
-            missing = [image for image, pixels in zip(new.values(), ready, strict=True) if pixels is None]
-            made = iter(self._llava.pixels(missing) if missing else ())
-            pixels = [next(made) if known is None else known for known in ready]
+            pixels = [
+                known.result() if isinstance(known, Future) else self._one(image) if known is None else known
+                for image, known in zip(new.values(), ready, strict=True)
+            ]
             for start in range(0, len(pixels), PICTURES_AT_ONCE):
                 stacked = torch.stack(pixels[start : start + PICTURES_AT_ONCE])
                 keys = list(new)[start : start + PICTURES_AT_ONCE]

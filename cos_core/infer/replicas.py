@@ -18,7 +18,7 @@ from functools import lru_cache
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from cos_core import llava
+from cos_core import llava, processes
 from cos_core.errors import CosError
 from cos_core.infer.heat import HeatFinder
 from cos_core.infer.passes import TwoPass
@@ -158,9 +158,10 @@ class Replicas:
     def _start(self) -> None:
         # Forking a process that may hold a CUDA context breaks both.
         context = multiprocessing.get_context("spawn")
+        threads = max(1, processes.cores() // len(self._names))
         for name in self._names:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, replace(self._config, device=name)), daemon=True)
+            process = context.Process(target=_work, args=(theirs, threads, replace(self._config, device=name)), daemon=True)
             process.start()
             theirs.close()
             self._workers[ours] = process
@@ -184,8 +185,9 @@ class Replicas:
         return CosError(f"the model's process on {name} died (exit code {process.exitcode}); the same command continues")
 
 
-def _work(pipe: Connection, config: InferConfig) -> None:
+def _work(pipe: Connection, threads: int, config: InferConfig) -> None:
     """A worker's life: a model, then portions until the other end is closed; None ends each portion's answers."""
+    processes.begin_worker(threads)
     # Ctrl-C reaches the whole group: the run that is told to stop stops its workers. Libraries print; stdout is the run's.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.stdout = sys.stderr

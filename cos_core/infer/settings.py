@@ -29,8 +29,8 @@ class InferConfig:
     stand around them. `max_new_tokens`: budget of the answer. `max_failures`: stop once more items than this have failed;
     `retry_failed`: ask again what a former run recorded as failed. `box_decode`: "grammar" lets the first pass write only
     boxes. `reuse`: the second pass continues the first, and questions on one picture share its beginning; `kv_budget` (GiB)
-    bounds the keys and values of both (None: a quarter of the free memory, 70 % on a GPU); beside them stand the weights and the
-    activations of a bounded number of positions (engines/hf.py), which it does not count.
+    bounds the keys and values of both (None: a quarter of the free memory, 70 % on a GPU); beside them stand the weights and
+    the activations of a bounded number of positions (engines/hf.py), which it does not count.
     `device`: "auto" is every GPU that can be seen, else the CPU; several names with commas between them run a model each.
     `server`, `concurrency`, `timeout` (seconds): the engine openai's address up to /v1, requests at once, patience with one.
     """
