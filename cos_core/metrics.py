@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cos_core import statistics
 from cos_core.errors import InputError
@@ -128,22 +129,29 @@ def mean_estimate(
 
 def intervals(estimates: Iterable[Estimate], clusters: Sequence[str], *, replicates: int, seed: int) -> dict[str, list[float]]:
     """95 % intervals `[low, high]` by name, in the estimates' units; an estimate without questions or spread has none."""
-    result = {}
-    for estimate in estimates:
-        interval = _interval(estimate, clusters, replicates, seed)
-        if all(math.isfinite(end) for end in interval):
-            result[estimate.name] = [estimate.scale * interval.low, estimate.scale * interval.high]
-    return result
+    index, estimates = statistics.cluster_index(clusters), list(estimates)
+    found = {estimate.name: _in_closed_form(estimate, index) for estimate in estimates}
+    drawn = [estimate for estimate in estimates if found[estimate.name] is None]
+    parts = [(estimate.columns, estimate.statistic) for estimate in drawn]
+    resampled = statistics.bootstrap(parts, index, replicates=replicates, seed=seed)
+    found |= {estimate.name: interval for estimate, interval in zip(drawn, resampled, strict=True)}
+    return {
+        estimate.name: [estimate.scale * end for end in interval]
+        for estimate in estimates
+        if (interval := found[estimate.name]) is not None and all(map(math.isfinite, interval))
+    }
 
 
-def _interval(estimate: Estimate, clusters: Sequence[str], replicates: int, seed: int) -> Interval:
+def _in_closed_form(estimate: Estimate, index: NDArray[np.intp]) -> Interval | None:
+    """Wilson's interval of a share whose questions are on pictures of their own; (nan, nan) of nothing; else None."""
     rows = np.flatnonzero(np.any(estimate.columns != 0, axis=1))
-    columns, images = estimate.columns[rows], [clusters[row] for row in rows.tolist()]
-    if estimate.statistic is statistics.ratio and np.all(columns[:, 1] == 1):
-        return statistics.mean_interval(columns[:, 0].tolist(), images, replicates=replicates, seed=seed)
     if not len(rows):
         return Interval(math.nan, math.nan)
-    return statistics.bootstrap(columns, images, estimate.statistic, replicates=replicates, seed=seed)
+    columns = estimate.columns[rows]
+    if estimate.statistic is not statistics.ratio or not np.all(columns[:, 1] == 1) or not statistics.is_binary(columns[:, 0]):
+        return None
+    alone = np.bincount(index[rows]).max() == 1
+    return statistics.wilson(float(columns[:, 0].sum()), len(rows)) if alone else None
 
 
 def box_statuses(scores: Iterable[Score]) -> dict[str, float]:

@@ -95,41 +95,38 @@ def percentile_interval(values: Floats, clusters: int, level: float = LEVEL) -> 
 
 
 def bootstrap(
-    columns: Floats,
-    clusters: Sequence[Hashable],
-    statistic: Callable[[Floats], Floats],
+    parts: Sequence[tuple[Floats, Callable[[Floats], Floats]]],
+    index: NDArray[np.intp],
     *,
     level: float = LEVEL,
     replicates: int = REPLICATES,
     seed: int = 0,
-) -> Interval:
-    """Interval of a statistic of column sums, resampling clusters.
+) -> list[Interval]:
+    """Intervals of several statistics of the same items, resampling clusters.
 
-    `columns` (items, k) are additive parts (a mean needs value and 1; F1 needs true and false positives and false negatives);
-    `statistic` maps sums (rows, k) to values (rows,). One cluster only: (-inf, inf).
+    `parts`: (columns, statistic) each. `columns` (items, k) are additive parts (a mean needs value and 1; F1 needs true and
+    false positives and false negatives); `statistic` maps sums (rows, k) to values (rows,). `index` (items,) numbers each
+    item's cluster.
+    All are taken from the same resampled clusters, as in survey sampling: the share of a group varies from sample to sample.
+    A statistic to which fewer than two clusters contribute has the interval (-inf, inf).
     """
-    sums = cluster_sums(np.asarray(columns, dtype=np.float64), cluster_index(clusters))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = statistic(resampled_sums(sums, replicates, seed))
-    return percentile_interval(values, len(sums), level)
+    if not parts:
+        return []
+    ends = np.cumsum([columns.shape[1] for columns, _ in parts]).tolist()
+    sums = cluster_sums(np.concatenate([columns for columns, _ in parts], axis=1), index)
+    totals = resampled_sums(sums, replicates, seed)
+    found = []
+    for (columns, statistic), end in zip(parts, ends, strict=True):
+        own = slice(end - columns.shape[1], end)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values = statistic(totals[:, own])
+        found.append(percentile_interval(values, int(np.any(sums[:, own] != 0, axis=1).sum()), level))
+    return found
 
 
 def ratio(sums: Floats) -> Floats:
     """The statistic "sum of column 0 over sum of column 1": a mean."""
     return sums[:, 0] / sums[:, 1]
-
-
-def mean_interval(
-    values: Sequence[float], clusters: Sequence[Hashable], *, level: float = LEVEL, replicates: int = REPLICATES, seed: int = 0
-) -> Interval:
-    """Interval of a mean: Wilson's when the values are 0 or 1 and no two share a cluster, else the clustered bootstrap."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.size == 0:
-        return Interval(math.nan, math.nan)
-    if is_binary(array) and len(set(clusters)) == array.size:
-        return wilson(float(array.sum()), array.size, level)
-    columns = np.stack([array, np.ones_like(array)], axis=1)
-    return bootstrap(columns, clusters, ratio, level=level, replicates=replicates, seed=seed)
 
 
 def is_binary(values: Floats) -> bool:

@@ -223,7 +223,7 @@ class RunManifest:
 
 
 def _shallow(record: Any) -> dict[str, Any]:
-    return {f.name: getattr(record, f.name) for f in fields(record)}
+    return {name: getattr(record, name) for name in record.__slots__}
 
 
 def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,6 +70,26 @@ json_values = st.recursive(
 
 
 @settings(max_examples=100, deadline=None)
+@given(json_values)
+def test_what_is_decoded_equals_json_loads(value: object) -> None:
+    for text in (json.dumps(value), json.dumps(value, ensure_ascii=False), json.dumps(value, indent=1)):
+        assert jsonl.decode(text.encode()) == json.loads(text)
+
+
+@pytest.mark.parametrize("text", ["12345678901234567890123", "1e400", '"\\ud800"', '{"a": 1, "a": 2}', "-0.0", "\ufeff[1]"])
+def test_what_json_loads_takes_is_taken(text: str) -> None:
+    assert repr(jsonl.decode(text.encode())) == repr(json.loads(text.encode()))
+
+
+@pytest.mark.parametrize("text", [b"{", b"[1,]", b'"\xff"', b"", b"[" * 100_000])
+def test_what_json_loads_refuses_is_refused_in_its_words(text: bytes) -> None:
+    with pytest.raises((ValueError, RecursionError)) as theirs:
+        json.loads(text)
+    with pytest.raises(type(theirs.value)) as ours:
+        jsonl.decode(text)
+    assert str(ours.value) == str(theirs.value)
+
+
 @given(st.lists(json_values, max_size=12), st.sampled_from([None, 0, 2]), st.integers(1, 40), st.booleans())
 def test_list_elements_equal_json_load(
     tmp_path_factory: pytest.TempPathFactory, values: list, indent: int | None, chunk: int, ascii_only: bool

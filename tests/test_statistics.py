@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -10,8 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cos_core import statistics
+from cos_core import metrics, statistics
 from cos_core.errors import InputError
+from cos_core.metrics import Estimate
+from cos_core.statistics import Interval
+
+
+def mean_interval(values: list[float], clusters: Sequence[Hashable], replicates: int = 2000, seed: int = 0) -> Interval | None:
+    """The interval of a mean as every run gets it."""
+    columns = np.stack([np.array(values), np.ones(len(values))], axis=1)
+    found = metrics.intervals([Estimate("mean", columns)], [str(c) for c in clusters], replicates=replicates, seed=seed)
+    return Interval(*found["mean"]) if found else None
 
 
 def test_wilson_by_hand() -> None:
@@ -74,7 +84,7 @@ def test_resampling_is_repeatable_and_does_not_depend_on_blocks(monkeypatch: pyt
 
 def test_bootstrap_of_a_mean_has_the_textbook_width() -> None:
     values = np.random.default_rng(0).normal(size=400)
-    low, high = statistics.mean_interval(values.tolist(), list(range(400)), replicates=4000)
+    low, high = mean_interval(values.tolist(), list(range(400)), replicates=4000)
     half = 1.966 * values.std(ddof=1) / 20
     assert low == pytest.approx(values.mean() - half, abs=0.012)
     assert high == pytest.approx(values.mean() + half, abs=0.012)
@@ -82,23 +92,38 @@ def test_bootstrap_of_a_mean_has_the_textbook_width() -> None:
 
 def test_mean_interval_is_wilson_only_for_independent_shares() -> None:
     values = [1.0, 0.0, 1.0, 1.0]
-    assert statistics.mean_interval(values, "abcd") == statistics.wilson(3, 4)
-    assert statistics.mean_interval(values, "aabb") != statistics.wilson(3, 4)
-    assert statistics.mean_interval([0.3, 0.0, 1.0, 1.0], "abcd") != statistics.wilson(2.3, 4)
+    assert mean_interval(values, "abcd") == statistics.wilson(3, 4)
+    assert mean_interval(values, "aabb") != statistics.wilson(3, 4)
+    assert mean_interval([0.3, 0.0, 1.0, 1.0], "abcd") != statistics.wilson(2.3, 4)
 
 
 def test_clustered_is_wider_on_clustered_data() -> None:
     generator = np.random.default_rng(5)
     images = np.repeat(np.arange(100), 8)
     values = (generator.random(100)[images] < 0.5).astype(float)  # all eight questions of an image agree
-    together = statistics.mean_interval(values.tolist(), images.tolist())
-    alone = statistics.mean_interval(values.tolist(), list(range(800)))
+    together = mean_interval(values.tolist(), images.tolist())
+    alone = mean_interval(values.tolist(), list(range(800)))
     assert together.high - together.low > 2 * (alone.high - alone.low)
 
 
-def test_one_cluster_gives_no_bound_and_nothing_gives_nan() -> None:
-    assert statistics.mean_interval([1.0, 0.0], "aa") == (-math.inf, math.inf)
-    assert all(math.isnan(end) for end in statistics.mean_interval([], []))
+def test_one_cluster_and_nothing_have_no_interval() -> None:
+    assert mean_interval([1.0, 0.0], "aa") is None
+    assert mean_interval([], []) is None
+    columns = np.array([[1.0, 1.0], [0.0, 1.0]])
+    assert statistics.bootstrap([(columns, statistics.ratio)], np.array([0, 0])) == [(-math.inf, math.inf)]
+
+
+def test_all_aggregates_of_a_run_come_from_the_same_resampled_pictures() -> None:
+    """What is drawn for one aggregate alone is drawn for it beside others; a part and its whole stay consistent."""
+    generator = np.random.default_rng(2)
+    index = np.repeat(np.arange(53), 3)
+    values = generator.random(159)
+    part = (generator.random(159) < 0.3).astype(float)
+    whole, share = np.stack([values, np.ones(159)], 1), np.stack([values * part, part], 1)
+    together = statistics.bootstrap([(whole, statistics.ratio), (share, statistics.ratio)], index, replicates=300)
+    alone = [statistics.bootstrap([(one, statistics.ratio)], index, replicates=300)[0] for one in (whole, share)]
+    assert together == alone
+    assert together[1].high - together[1].low > together[0].high - together[0].low
 
 
 @pytest.mark.slow
@@ -110,7 +135,7 @@ def test_coverage_of_the_clustered_interval(images: int) -> None:
     for run in range(runs):
         ease = generator.beta(2, 2, size=images)
         values = (generator.random((images, 3)) < ease[:, None]).astype(float).ravel()
-        low, high = statistics.mean_interval(values.tolist(), owners, replicates=400, seed=run)
+        low, high = mean_interval(values.tolist(), owners, replicates=400, seed=run)
         inside += low <= 0.5 <= high
     # 4000 runs give a standard error of 0.35 points.
     assert inside / runs == pytest.approx(0.95, abs=0.01)

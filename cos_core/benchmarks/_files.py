@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from cos_core.errors import InputError
-from cos_core.jsonl import read_lines
+from cos_core.jsonl import decode, read_lines
 
 SUMS = "SHA256SUMS"
 
@@ -78,7 +79,7 @@ def image_root(root: Path, *names: str) -> Path:
 def read_object(path: Path) -> dict[str, Any]:
     """The one JSON object that a file holds. Raises InputError."""
     try:
-        data = json.loads(path.read_bytes())
+        data = decode(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -86,6 +87,22 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InputError(f"{path} should hold one JSON object, found a {type(data).__name__}")
     return data
+
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def read_as(path: Path, shape: type[T]) -> T:
+    """A JSON file as records of `shape`, whose other fields are passed over: what large files are read with.
+
+    Raises InputError that names the place in the file when it is of another shape.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=shape)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not in its official layout: {str(error).replace('`', '')}") from None
 
 
 def rows(path: Path, fields: Iterable[str]) -> list[tuple[int, dict[str, Any]]]:

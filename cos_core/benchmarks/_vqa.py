@@ -6,11 +6,12 @@ makes of LLaVA's submissions, the official scorer on predictions that went throu
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from cos_core import answers, metrics
 from cos_core.benchmarks import _files
@@ -43,7 +44,7 @@ def rule(scorer: str) -> metrics.Rule:
 
 
 def _commonest(example: Example) -> str:
-    return Counter(example.answers).most_common(1)[0][0]
+    return max(dict.fromkeys(example.answers), key=example.answers.count)
 
 
 @dataclass(frozen=True)
@@ -109,30 +110,46 @@ def ten(found: object, where: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+class _Answer(msgspec.Struct):
+    answer: str
+
+
+class _Label(msgspec.Struct):
+    question_id: int | str
+    answers: list[_Answer]
+    answer_type: str = "other"
+    question_type: str = "none of the above"
+
+
+class _Labels(msgspec.Struct):
+    annotations: list[_Label]
+
+
+class _Question(msgspec.Struct):
+    question_id: int | str
+    image_id: int
+    question: str
+
+
+class _Questions(msgspec.Struct):
+    questions: list[_Question]
+
+
 def official_examples(questions: Path, annotations: Path, dataset: str) -> list[Example]:
     """Examples of the VQA layout: questions and annotations joined by question id. Raises InputError when they do not fit."""
-    labels = {}
-    for place, row in enumerate(_files.listed(annotations, "annotations")):
-        _files.demand(row, ("question_id", "answers"), f"{annotations}: annotation {place}")
-        labels[row["question_id"]] = row
+    labels = {label.question_id: label for label in _files.read_as(annotations, _Labels).annotations}
+    suffix = f"\n{answers.SHORT_ANSWER}"
     examples = []
-    for place, row in enumerate(_files.listed(questions, "questions")):
-        where = f"{questions}: question {place}"
-        _files.demand(row, ("question_id", "image_id", "question"), where)
-        label = labels.get(row["question_id"])
+    for row in _files.read_as(questions, _Questions).questions:
+        label = labels.get(row.question_id)
         if label is None:
-            raise InputError(
-                f"{annotations} has no annotation of question {row['question_id']}; the files do not belong together"
-            )
-        said = [a.get("answer") if isinstance(a, dict) else None for a in label["answers"]]
-        meta = {
-            "asked": row["question"],
-            "answer_type": str(label.get("answer_type", "other")),
-            "question_type": str(label.get("question_type", "none of the above")),
-        }
-        text = f"{row['question']}\n{answers.SHORT_ANSWER}"
-        image = f"COCO_val2014_{int(row['image_id']):012d}.jpg"
-        examples.append(Example(str(row["question_id"]), dataset, image, text, ten(said, where), meta=meta))
+            raise InputError(f"{annotations} has no annotation of question {row.question_id}; the files do not belong together")
+        said = tuple([answer.answer for answer in label.answers])
+        if len(said) != 10:
+            raise InputError(f"{annotations}: question {row.question_id}: expected ten answers, found {len(said)}")
+        meta = {"asked": row.question, "answer_type": label.answer_type, "question_type": label.question_type}
+        image = f"COCO_val2014_{row.image_id:012d}.jpg"
+        examples.append(Example(str(row.question_id), dataset, image, row.question + suffix, said, meta=meta))
     return examples
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from cos_core import jsonl, manifest, metrics, plug, statistics
 from cos_core.benchmarks._files import SUMS, check_sums
@@ -126,8 +129,8 @@ def _load(name: str, data: Path, split: str | None, scorer: str | None) -> Loade
     loaded = benchmark.load(Path(data))
     if not loaded.examples:
         raise InputError(f"{data} holds no question of {name!r}")
-    doubled = [example_id for example_id, times in Counter(e.id for e in loaded.examples).items() if times > 1]
-    if doubled:
+    if len({e.id for e in loaded.examples}) < len(loaded.examples):
+        doubled = [example_id for example_id, times in Counter(e.id for e in loaded.examples).items() if times > 1]
         raise InputError(f"{data}: {len(doubled)} question ids are not unique, the first is {doubled[0]!r}")
     return benchmark, loaded
 
@@ -276,7 +279,8 @@ def _asks(prediction: Prediction, example: Any) -> bool:
     """Whether the recorded prompt, if any, holds the example's question; guards against another version of the data."""
     if prediction.question is None:
         return True
-    return _words(example.meta.get("asked", example.question)) in _words(prediction.question)
+    asked = example.meta.get("asked", example.question)
+    return asked in prediction.question or _words(asked) in _words(prediction.question)
 
 
 def _words(text: str) -> str:
@@ -374,13 +378,18 @@ def _predictions_file(path: Path) -> Path:
 
 
 def _inputs(config: EvalConfig, file: Path, data: BenchmarkData) -> dict[str, dict[str, Any]]:
-    digest = hashlib.sha256()
-    for example in data.examples:
-        digest.update(json.dumps([example.id, example.image, example.question, example.answers]).encode())
     return {
         "predictions": manifest.file_input(file),
-        "data": {"path": str(config.data.absolute()), "questions_sha256": digest.hexdigest()},
+        "data": {"path": str(config.data.absolute()), "questions_sha256": data_digest(data)},
     }
+
+
+def data_digest(data: BenchmarkData) -> str:
+    """SHA-256 over every question as it is scored and asked: id, picture's name, text, answers, in order."""
+    digest = hashlib.sha256()
+    for example in data.examples:
+        digest.update(msgspec.json.encode((example.id, example.image, example.question, example.answers)))
+    return digest.hexdigest()
 
 
 def _write(out: Path, scores: Sequence[Score], regions: Sequence[RegionScore], joined: Joined, finished: RunManifest) -> None:
@@ -391,7 +400,7 @@ def _write(out: Path, scores: Sequence[Score], regions: Sequence[RegionScore], j
     with FileLock(out / ".lock", what=out):
         # A folder whose manifest is there must hold what it says, so the old one goes first and the new one comes last.
         (out / manifest.FILE).unlink(missing_ok=True)
-        _write_lines(out / SCORES, scores)
+        _write_scores(out / SCORES, scores)
         for name, lines in ((REGIONS, regions), (PROBLEMS, _problem_lines(joined))):
             (out / name).unlink(missing_ok=True)
             if lines:
@@ -401,6 +410,15 @@ def _write(out: Path, scores: Sequence[Score], regions: Sequence[RegionScore], j
 
 def _problem_lines(joined: Joined) -> list[dict[str, Any]]:
     return [{"kind": k, "line": line, "id": i} for k, found in joined.problems.items() for line, i in found]
+
+
+def _write_scores(path: Path, scores: Sequence[Score]) -> None:
+    """As `_write_lines`, for as many as a benchmark has. Raises InputError for a value that is no number."""
+    odd = next((score for score in scores if not math.isfinite(score.value)), None)
+    if odd is not None:
+        raise InputError(f"the score of {odd.example_id!r} is {odd.value}, not a number that JSON knows")
+    with manifest.atomic_file(path) as file:
+        file.write(msgspec.json.Encoder().encode_lines(scores))
 
 
 def _write_lines(path: Path, records: Iterable[Any]) -> None:
