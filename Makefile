@@ -27,7 +27,8 @@ help:
 setup: $(STAMP)
 
 # torch first and at its pin: resolved together with the rest, a newer build for another device could be chosen.
-# DeepSpeed builds its operators when they are used, not here.
+# DeepSpeed builds its operators when they are used, not here. lmms-eval and VLMEvalKit are never imported: tests read single
+# functions out of their files (tests/reference/harness_source.py), so their dependencies stay away.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "cos needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | grep Python || echo not there)." \
@@ -39,8 +40,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) wheel setuptools hatchling editables
 	@echo "setup 3/4: cos and its libraries"
 	@$(PIP) --no-build-isolation -e '.[model,dev]' accelerate peft
-	@echo "setup 4/4: DeepSpeed"
+	@echo "setup 4/4: DeepSpeed, and two harnesses' sources for the tests"
 	@DS_BUILD_OPS=0 $(PIP) --no-build-isolation deepspeed
+	@$(PIP) --no-deps lmms-eval ms-vlmeval
 	@$(BIN)/cos --version
 	@touch $@
 

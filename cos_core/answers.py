@@ -6,12 +6,14 @@ Each function names the script whose behaviour it keeps, quirks included. Texts 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Literal
 
-VqaRule = Literal["official", "m4c"]
-"""Which VQA normaliser: GT-Vision-Lab/VQA `vqaEval.py`, or `EvalAIAnswerProcessor` of LLaVA's `m4c_evaluator.py`."""
+VqaRule = Literal["official", "m4c", "lmms-eval", "vlmevalkit"]
+"""Which VQA scorer: GT-Vision-Lab/VQA `vqaEval.py`; `EvalAIAnswerProcessor` of LLaVA's `m4c_evaluator.py`, which is also what
+lmms-eval 0.7.3 does for TextVQA, VizWiz and OKVQA; what lmms-eval does for VQAv2; `vqa_eval.py` of VLMEvalKit (ms-vlmeval
+0.0.20)."""
 
 LETTERS = ("A", "B", "C", "D", "E")
 
@@ -30,8 +32,10 @@ def plain(text: str) -> str:
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
+_COMMAS_IN_NUMBER = re.compile(r"\d,+\d")
 # The official pattern `(?!<=\d)(\.)(?!\d)` means a lookbehind but spells a lookahead that always holds: what remains is this.
 _PERIOD = re.compile(r"\.(?!\d)")
+_PERIOD_ALONE = re.compile(r"(?<!\d)\.(?!\d)")
 # The official call hands re.UNICODE to `sub` where the count belongs.
 _MOST_PERIODS = int(re.UNICODE)
 
@@ -63,16 +67,20 @@ CONTRACTIONS: Mapping[str, str] = {short: form for form in _FULL_FORMS.split() f
 }
 
 
-def _punctuation(text: str) -> str:
+def remove_marks(text: str, rule: VqaRule = "official") -> str:
     """`processPunctuation` of vqaEval.py: each mark deleted where it stands beside a space (or anywhere, when the text has a
-    comma inside a number), else turned into a space; then periods that no digit follows deleted."""
-    comma_in_number = _COMMA_IN_NUMBER.search(text) is not None
+    comma inside a number), else turned into a space; then periods that no digit follows deleted.
+
+    lmms-eval takes several commas for one; VLMEvalKit keeps a period behind a digit ("5."), as vqaEval.py means to.
+    """
+    comma_in_number = (_COMMAS_IN_NUMBER if rule == "lmms-eval" else _COMMA_IN_NUMBER).search(text) is not None
+    period = _PERIOD_ALONE if rule == "vlmevalkit" else _PERIOD
     result = text
     for mark in _MARKS:
         if mark in text:
             beside_space = f"{mark} " in text or f" {mark}" in text
             result = result.replace(mark, "" if beside_space or comma_in_number else " ")
-    return _PERIOD.sub("", result, count=_MOST_PERIODS) if "." in result else result
+    return period.sub("", result, count=_MOST_PERIODS) if "." in result else result
 
 
 def _digits_and_articles(text: str) -> str:
@@ -89,14 +97,39 @@ def _one_line(text: str) -> str:
 @lru_cache(maxsize=1 << 18)
 def vqa_official(text: str) -> str:
     """Both normalising steps of vqaEval.py (a013f00), as they run when the ten answers are not all identical."""
-    return _digits_and_articles(_punctuation(_one_line(text)))
+    return _digits_and_articles(remove_marks(_one_line(text)))
+
+
+@lru_cache(maxsize=1 << 18)
+def vqa_lmms(text: str) -> str:
+    """lmms-eval's VQAv2: both steps of vqaEval.py, whether or not the ten answers are identical."""
+    return _digits_and_articles(remove_marks(_one_line(text), "lmms-eval"))
+
+
+@lru_cache(maxsize=1 << 18)
+def vqa_vlm(text: str) -> str:
+    """`process_answer` of VLMEvalKit's vqa_eval.py, always applied."""
+    return _digits_and_articles(remove_marks(_one_line(text), "vlmevalkit"))
 
 
 @lru_cache(maxsize=1 << 18)
 def vqa_m4c(text: str) -> str:
     """`EvalAIAnswerProcessor` of LLaVA's m4c_evaluator.py (c121f04): commas and question marks go first, `'s` is set apart."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
-    return _digits_and_articles(_punctuation(_one_line(text)))
+    return _digits_and_articles(remove_marks(_one_line(text)))
+
+
+_NORMALISERS: Mapping[VqaRule, Callable[[str], str]] = {
+    "official": vqa_official,
+    "m4c": vqa_m4c,
+    "lmms-eval": vqa_lmms,
+    "vlmevalkit": vqa_vlm,
+}
+
+
+def vqa_normalised(text: str, rule: VqaRule) -> str:
+    """`text` as it is compared under `rule` (under "official", when the ten answers are not all identical)."""
+    return _NORMALISERS[rule](text)
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str], rule: VqaRule = "official") -> float:
@@ -104,7 +137,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], rule: VqaRule = "offic
 
     The mean over annotators of min(1, matches among the others / 3): with ten of them 0, 0.3, 0.6, 0.9 or 1.
     Under "official" nothing but line ends and outer spaces is normalised, not even case, when all answers are identical;
-    under "m4c" both sides always are.
+    under the others both sides always are.
     """
     matches = vqa_matches(prediction, answers, rule)
     total = len(answers)
@@ -115,7 +148,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], rule: VqaRule = "offic
 def vqa_matches(prediction: str, answers: Sequence[str], rule: VqaRule = "official") -> int:
     """How many of `answers` equal the prediction under `rule` (see `vqa_accuracy`)."""
     # All annotators together use few words, so nearly every text is one that was normalised before (lru_cache).
-    normalise = vqa_m4c if rule == "m4c" else vqa_official
+    normalise = _NORMALISERS[rule]
     if rule == "official" and len(set(map(_one_line, answers))) == 1:
         normalise = _one_line
     return tuple(map(normalise, answers)).count(normalise(prediction))
@@ -170,8 +203,6 @@ def option_letter(text: str, options: Mapping[str, str]) -> str | None:
     named = [letter for letter in options if letter in words]
     if len(named) == 1:
         return named[0]
-    if named:
-        return None
     lower = text.lower()
     quoted = [letter for letter, option in options.items() if option.lower() in lower]
     return quoted[0] if len(quoted) == 1 else None

@@ -1,7 +1,8 @@
 """What the VQA-accuracy benchmarks share: the choice of scorer, percentages, and LLaVA's question texts.
 
 Scorers: "official" is vqaEval.py on the answers as they are; "m4c" is LLaVA's TextVQA scorer; "llava" is what a test server
-makes of LLaVA's submissions, the official scorer on predictions that went through the m4c processor first.
+makes of LLaVA's submissions, the official scorer on predictions that went through the m4c processor first; "lmms-eval" and
+"vlmevalkit" are what these harnesses do.
 """
 
 from __future__ import annotations
@@ -15,29 +16,37 @@ import msgspec
 
 from cos_core import answers, metrics
 from cos_core.benchmarks import _files
+from cos_core.benchmarks._harness import LMMS, VLM
 from cos_core.errors import InputError
 from cos_core.interfaces import BenchmarkData
 from cos_core.metrics import Estimate, Verdict
 from cos_core.types import Example, Prediction, Score
 
-SCORERS = ("llava", "official", "m4c")
+SCORERS = ("llava", "official", "m4c", LMMS)
 
 
 def chosen(benchmark: str, kind: str, value: str | None, known: Sequence[str]) -> str:
     """The split or scorer asked for, else the first known. Raises InputError for an unknown one."""
     if value is not None and value not in known:
-        raise InputError(f"{benchmark} has the {kind}s {', '.join(known)}, not {value!r}")
+        harness = {LMMS: "lmms-eval", VLM: "VLMEvalKit"}.get(value)
+        why = f"{harness} has no scorer of its own for {benchmark}; " if harness and kind == "scorer" else ""
+        raise InputError(f"{why}{benchmark} has the {kind}s {', '.join(known)}, not {value!r}")
     return value or known[0]
 
 
-def rule(scorer: str) -> metrics.Rule:
-    """VQA accuracy under `scorer`; `extracted` is the prediction as it was compared, `expected` the commonest answer."""
+def rule(scorer: str, lmms: answers.VqaRule = "m4c") -> metrics.Rule:
+    """VQA accuracy under `scorer`; `extracted` is the prediction as it was compared, `expected` the commonest answer.
+
+    `lmms`: what lmms-eval does for this benchmark.
+    """
+    always: dict[str, answers.VqaRule] = {"m4c": "m4c", LMMS: lmms, VLM: "vlmevalkit"}
 
     def judged(example: Example, answer: str) -> Verdict:
+        if scorer in always:
+            shown = answers.vqa_normalised(answer, always[scorer])
+            return Verdict(answers.vqa_accuracy(answer, example.answers, always[scorer]), shown, _commonest(example))
         if scorer == "llava":
             answer = answers.vqa_m4c(answer)
-        elif scorer == "m4c":
-            return Verdict(answers.vqa_accuracy(answer, example.answers, "m4c"), answers.vqa_m4c(answer), _commonest(example))
         return Verdict(answers.vqa_accuracy(answer, example.answers), answer, _commonest(example))
 
     return judged
@@ -60,6 +69,7 @@ class VqaScores:
     summary: str
     slices: tuple[str, ...] = ()
     unlabelled: tuple[str, ...] = ()
+    lmms: answers.VqaRule = "m4c"
     headline: str = "accuracy"
     unit: str = "percent"
     needs: tuple[_files.Need, ...] = ()
@@ -71,7 +81,9 @@ class VqaScores:
         if self.split in self.unlabelled:
             return []
         slices = self.slices
-        return metrics.judge(data.examples, predictions, rule(self.scorer), lambda e: {key: e.meta[key] for key in slices})
+        return metrics.judge(
+            data.examples, predictions, rule(self.scorer, self.lmms), lambda e: {key: e.meta[key] for key in slices}
+        )
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
         if self.split in self.unlabelled:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cos_core import answers, metrics
 from cos_core.benchmarks import _files, _vqa
+from cos_core.benchmarks._harness import LMMS, OFFICIAL, VLM, lmms_words
 from cos_core.interfaces import BenchmarkData
 from cos_core.metrics import Estimate, Verdict
 from cos_core.types import Example, Prediction, Score
@@ -34,6 +35,7 @@ SLICES = ("structural", "semantic", "length", "steps")
 class Gqa:
     """Questions that are not balanced are left out, as in the official accuracy."""
 
+    scorer: str = OFFICIAL
     name: str = "gqa"
     summary: str = "GQA testdev balanced: exact match, with binary and open questions apart"
     headline: str = "accuracy"
@@ -52,7 +54,7 @@ class Gqa:
 
     def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
         keys = ("kind", "group", *SLICES)
-        return metrics.judge(data.examples, predictions, _rule, lambda e: {key: e.meta[key] for key in keys})
+        return metrics.judge(data.examples, predictions, _rule(self.scorer), lambda e: {key: e.meta[key] for key in keys})
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
         scores = list(scores)
@@ -66,16 +68,19 @@ class Gqa:
         each = [metrics.mean_estimate(kind, scores, metrics.in_group("kind", kind), scale=100.0) for kind in kinds]
         return [*_vqa.percentage_estimates(scores, ("structural", "semantic")), *each]
 
+    def protocol(self, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
+        return {"scorer": self.scorer}
+
     def submission(self, root: Path, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
         """The predictions file that GQA's `eval.py` reads."""
         pairs = _vqa.complete(data, predictions)
         return json.dumps([{"questionId": example.id, "prediction": _cleaned(answer)} for example, answer in pairs])
 
 
-def build(split: str | None = None) -> Gqa:
-    """`split`: only "testdev-balanced"."""
+def build(split: str | None = None, scorer: str | None = None) -> Gqa:
+    """`split`: only "testdev-balanced"; `scorer`: "official" (the default), "lmms-eval" or "vlmevalkit"."""
     _vqa.chosen("gqa", "split", split, ("testdev-balanced",))
-    return Gqa()
+    return Gqa(_vqa.chosen("gqa", "scorer", scorer, tuple(_CLEANERS)))
 
 
 def _balanced(row: Any) -> bool:
@@ -121,6 +126,19 @@ def _distribution(scores: Sequence[Score]) -> float | None:
     return total / weight if weight else None
 
 
-def _rule(example: Example, answer: str) -> Verdict:
-    said = _cleaned(answer)
-    return Verdict(float(said == example.answers[0]), said, example.answers[0])
+_CLEANERS: Mapping[str, tuple[Callable[[str], str], Callable[[str], str]]] = {
+    OFFICIAL: (_cleaned, str),
+    LMMS: (lambda said: lmms_words(said.strip()), lmms_words),
+    VLM: (lambda said: said.strip().lower(), lambda truth: truth.strip().lower()),
+}
+"""What each scorer does to the prediction and to the answer before it compares them."""
+
+
+def _rule(scorer: str) -> metrics.Rule:
+    of_said, of_truth = _CLEANERS[scorer]
+
+    def judged(example: Example, answer: str) -> Verdict:
+        said = of_said(answer)
+        return Verdict(float(said == of_truth(example.answers[0])), said, example.answers[0])
+
+    return judged

@@ -18,6 +18,7 @@ import numpy as np
 
 from cos_core import answers, metrics
 from cos_core.benchmarks import _files, _tsv, _vqa
+from cos_core.benchmarks._harness import LMMS, OFFICIAL, VLM, Reader, by_letter, lmms_option_letter, vlm_option_letter
 from cos_core.errors import InputError, MissingError
 from cos_core.interfaces import BenchmarkData
 from cos_core.metrics import Estimate, Verdict
@@ -38,6 +39,7 @@ class MmBench:
     """`split` "en" or "cn". Pictures stand inside the TSV; `unpack` writes them where a run finds them."""
 
     split: str
+    scorer: str = OFFICIAL
     name: str = "mmbench"
     summary: str = "MMBench dev (2023-07-12 EN, 2023-10-03 CN): CircularEval accuracy, without a judge"
     headline: str = "accuracy"
@@ -55,7 +57,7 @@ class MmBench:
         if not data.protocol["labels"]:
             return []
         keys = ("circle", *_SLICES)
-        return metrics.judge(data.examples, predictions, _rule, lambda e: {key: e.meta[key] for key in keys})
+        return metrics.judge(data.examples, predictions, _rule(self.scorer), lambda e: {key: e.meta[key] for key in keys})
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
         scores = list(scores)
@@ -78,6 +80,9 @@ class MmBench:
                 columns[row] = (hits[circle], 1.0)
                 seen.add(circle)
         return [Estimate("accuracy", columns, scale=100.0)] if scores else []
+
+    def protocol(self, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
+        return {"scorer": self.scorer}
 
     def unpack(self, root: Path) -> None:
         """Writes each question's picture as images/<split>/<index modulo 10^6>.jpg, those that are not there yet."""
@@ -115,9 +120,11 @@ class MmBench:
         return _files.require(root, FILES[self.split], source=f"take it from {SOURCE}")
 
 
-def build(split: str | None = None) -> MmBench:
-    """`split`: "en" (the default) or "cn"."""
-    return MmBench(_vqa.chosen("mmbench", "split", split, tuple(FILES)))
+def build(split: str | None = None, scorer: str | None = None) -> MmBench:
+    """`split`: "en" (the default) or "cn"; `scorer`: "official" (the default), "lmms-eval" (its `mmbench_en_dev_static`) or
+    "vlmevalkit" (without its judge)."""
+    split = _vqa.chosen("mmbench", "split", split, tuple(FILES))
+    return MmBench(split, _vqa.chosen("mmbench", "scorer", scorer, tuple(_READERS)))
 
 
 def _images(root: Path, split: str) -> Path:
@@ -142,9 +149,17 @@ def _example(row: Mapping[str, str], where: str, suffix: str) -> Example:
     return Example(row["index"], "mmbench", f"{circle}.jpg", text, (answer,) if answer else (), tuple(options.values()), meta)
 
 
-def _rule(example: Example, answer: str) -> Verdict:
-    letter = answers.option_letter(answer, dict(zip("ABCD", example.choices, strict=False)))
-    return Verdict(float(letter == example.answers[0]), letter, example.answers[0])
+_READERS: Mapping[str, Reader] = {OFFICIAL: answers.option_letter, LMMS: lmms_option_letter, VLM: vlm_option_letter}
+
+
+def _rule(scorer: str) -> metrics.Rule:
+    read = _READERS[scorer]
+
+    def judged(example: Example, answer: str) -> Verdict:
+        letter = read(answer, by_letter(example.choices))
+        return Verdict(float(letter == example.answers[0]), letter, example.answers[0])
+
+    return judged
 
 
 def _circles(scores: Sequence[Score]) -> list[Score]:

@@ -7,7 +7,7 @@ its lines in pairs; here a picture's two questions are found by name, so the ord
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 
 from cos_core import answers, metrics
 from cos_core.benchmarks import _files, _vqa
+from cos_core.benchmarks._harness import LMMS, OFFICIAL, VLM, lmms_mme_label, vlm_yes_no
 from cos_core.errors import InputError
 from cos_core.interfaces import BenchmarkData
 from cos_core.metrics import Estimate, Verdict
@@ -49,6 +50,7 @@ _PICTURES = (".jpg", ".png", ".jpeg")
 class Mme:
     """Reads the official folders (questions beside the pictures, or in questions_answers_YN/ with images/)."""
 
+    scorer: str = OFFICIAL
     name: str = "mme"
     summary: str = "MME: perception and cognition points, accuracy and accuracy+ of 14 subtasks"
     headline: str = "perception"
@@ -68,7 +70,7 @@ class Mme:
         return BenchmarkData(self.name, "all", examples, top, {"missing_categories": missing} if missing else {})
 
     def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
-        return metrics.judge(data.examples, predictions, _rule, lambda e: {"category": e.meta["category"]})
+        return metrics.judge(data.examples, predictions, _rule(self.scorer), lambda e: {"category": e.meta["category"]})
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
         scores = list(scores)
@@ -93,15 +95,18 @@ class Mme:
         result += [Estimate(f"{category}.score", _columns(scores, category), _points) for category in present]
         return result
 
+    def protocol(self, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
+        return {"scorer": self.scorer}
+
     def asked(self, prompt: str) -> str:
         """The question of a recorded prompt: without either format suffix."""
         return _bare(prompt.replace(answers.SHORT_ANSWER, ""))
 
 
-def build(split: str | None = None) -> Mme:
-    """`split`: only "all"."""
+def build(split: str | None = None, scorer: str | None = None) -> Mme:
+    """`split`: only "all"; `scorer`: "official" (the default), "lmms-eval" or "vlmevalkit" (without its judge)."""
     _vqa.chosen("mme", "split", split, ("all",))
-    return Mme()
+    return Mme(_vqa.chosen("mme", "scorer", scorer, tuple(_READERS)))
 
 
 def _category(top: Path, category: str, names: Set[str]) -> list[Example]:
@@ -143,9 +148,17 @@ def _bare(question: str) -> str:
     return question.replace(_CLOSING, "").strip()
 
 
-def _rule(example: Example, answer: str) -> Verdict:
-    label = answers.mme_label(answer)
-    return Verdict(float(label == example.answers[0]), label, example.answers[0])
+_READERS: Mapping[str, Callable[[str], str]] = {OFFICIAL: answers.mme_label, LMMS: lmms_mme_label, VLM: vlm_yes_no}
+
+
+def _rule(scorer: str) -> metrics.Rule:
+    read = _READERS[scorer]
+
+    def judged(example: Example, answer: str) -> Verdict:
+        label = read(answer)
+        return Verdict(float(label == example.answers[0]), label, example.answers[0])
+
+    return judged
 
 
 def _columns(scores: Sequence[Score], category: str) -> Floats:

@@ -15,6 +15,7 @@ from typing import Any
 
 from cos_core import assets, metrics
 from cos_core.benchmarks import _files, _vqa
+from cos_core.errors import InputError
 from cos_core.interfaces import BenchmarkData
 from cos_core.metrics import Estimate, Verdict
 from cos_core.types import Example, Prediction, Score
@@ -118,7 +119,12 @@ def _run_totals(scores: Sequence[Score]) -> list[float]:
     return [100 * sum(given[run] for given in grades if run < len(given)) / len(scores) for run in range(runs)]
 
 
-def build(split: str | None = None) -> MmVet:
-    """`split`: only "v1"."""
+def build(split: str | None = None, scorer: str | None = None) -> MmVet:
+    """`split`: only "v1"; `scorer`: only "official"."""
     _vqa.chosen("mmvet", "split", split, ("v1",))
+    if scorer not in (None, "official"):
+        raise InputError(
+            f"mmvet's grades are a judge's, and its prompt is the official one, not {scorer!r}'s; harnesses differ most in the "
+            "judge, which --judge-model names (lmms-eval asks gpt-4o-2024-11-20, VLMEvalKit gpt-4-turbo)"
+        )
     return MmVet()

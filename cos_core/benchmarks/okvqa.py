@@ -22,7 +22,7 @@ COUNTS = {"val": 5_046}
 
 
 def build(split: str | None = None, scorer: str | None = None) -> _vqa.VqaScores:
-    """`split`: only "val"; `scorer`: "llava" (the default), "official" or "m4c"."""
+    """`split`: only "val"; `scorer`: "llava" (the default), "official", "m4c" or "lmms-eval" (its scoring is m4c's)."""
     split = _vqa.chosen("okvqa", "split", split, ("val",))
     scorer = _vqa.chosen("okvqa", "scorer", scorer, _vqa.SCORERS)
     summary = "OKVQA val2014: VQA accuracy, questions that need outside knowledge"

@@ -8,7 +8,7 @@ without positive predictions has precision 0 instead of a division by zero.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from cos_core import answers, metrics
-from cos_core.benchmarks import _files
+from cos_core.benchmarks import _files, _vqa
+from cos_core.benchmarks._harness import LMMS, OFFICIAL, VLM, vlm_yes_no
 from cos_core.errors import InputError
 from cos_core.interfaces import BenchmarkData
 from cos_core.metrics import Estimate, Verdict
@@ -42,8 +43,12 @@ _OBJECT = re.compile(r"is there an? (.+?) in the im", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Pope:
-    """Reads `llava_pope_test.jsonl` with `coco/coco_pope_*.json`, or the latter alone; images in `val2014/`."""
+    """Reads `llava_pope_test.jsonl` with `coco/coco_pope_*.json`, or the latter alone; images in `val2014/`.
 
+    The harnesses' scorers pool the three splits: `headline` is then the F1 over all questions.
+    """
+
+    scorer: str = OFFICIAL
     name: str = "pope"
     summary: str = "POPE on COCO: object hallucination, yes/no, mean F1 of three splits"
     headline: str = "mean_f1"
@@ -59,14 +64,24 @@ class Pope:
         return BenchmarkData(self.name, "coco", examples, _files.image_root(root, "val2014", "coco/val2014"), protocol)
 
     def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
-        return metrics.judge(data.examples, predictions, _rule, lambda example: {"category": example.meta["category"]})
+        rule = _rule(self.scorer)
+        return metrics.judge(data.examples, predictions, rule, lambda example: {"category": example.meta["category"]})
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
+        scores = list(scores)
+        if self.scorer != OFFICIAL:
+            return _POOLED[self.scorer](scores)
         groups = metrics.by_group(scores, "category")
         result: dict[str, Any] = {category: _confusion(groups[category]) for category in CATEGORIES if category in groups}
         return {**result, "mean_f1": sum(table["f1"] for table in result.values()) / len(result)}
 
+    def protocol(self, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
+        return {"scorer": self.scorer}
+
     def estimates(self, data: BenchmarkData, scores: list[Score]) -> list[Estimate]:
+        if self.scorer != OFFICIAL:
+            scale = 100.0 if self.unit == "percent" else 1.0
+            return [Estimate(self.headline, _pooled_columns(scores, self.scorer), _mean_f1, scale)]
         parts = {category: _f1_columns(scores, category) for category in CATEGORIES}
         result = [Estimate("mean_f1", np.concatenate(list(parts.values()), axis=1), _mean_f1)]
         for category, columns in parts.items():
@@ -75,11 +90,13 @@ class Pope:
         return result
 
 
-def build(split: str | None = None) -> Pope:
-    """`split`: only "coco" exists."""
-    if split not in (None, "coco"):
-        raise InputError(f"pope has the split 'coco', not {split!r}")
-    return Pope()
+def build(split: str | None = None, scorer: str | None = None) -> Pope:
+    """`split`: only "coco" exists; `scorer`: "official" (the default), "lmms-eval" or "vlmevalkit" (without its judge)."""
+    _vqa.chosen("pope", "split", split, ("coco",))
+    scorer = _vqa.chosen("pope", "scorer", scorer, (OFFICIAL, LMMS, VLM))
+    if scorer == LMMS:
+        return Pope(scorer, headline="pope_f1_score")
+    return Pope(scorer, headline="Overall", unit="percent") if scorer == VLM else Pope()
 
 
 def _labels(root: Path, category: str) -> tuple[Path, list[tuple[int, dict[str, Any]]]]:
@@ -138,9 +155,21 @@ def _object(text: str) -> str:
     return found.group(1).lower() if found else text.split("\n")[0]
 
 
-def _rule(example: Example, answer: str) -> Verdict:
-    said, label = "yes" if answers.pope_yes(answer) else "no", example.answers[0]
-    return Verdict(float(said == label), said, label)
+_READERS: Mapping[str, Callable[[str], str]] = {
+    OFFICIAL: lambda said: "yes" if answers.pope_yes(said) else "no",
+    LMMS: lambda said: said.lower().strip(),
+    VLM: vlm_yes_no,
+}
+
+
+def _rule(scorer: str) -> metrics.Rule:
+    read = _READERS[scorer]
+
+    def judged(example: Example, answer: str) -> Verdict:
+        said, label = read(answer), example.answers[0]
+        return Verdict(float(said == label), said, label)
+
+    return judged
 
 
 def _confusion(scores: list[Score]) -> dict[str, Any]:
@@ -161,6 +190,50 @@ def _confusion(scores: list[Score]) -> dict[str, Any]:
         "f1": 2 * precision * recall / (precision + recall) if precision + recall else 0.0,
         "yes_ratio": (tp + fp) / len(table),
     }
+
+
+def _pooled_columns(scores: list[Score], scorer: str) -> Floats:
+    """(questions, 3): true positive, false positive, false negative. To lmms-eval only a "no" is a false negative: an answer
+    that is neither yes nor no costs it no recall."""
+    columns = np.zeros((len(scores), 3))
+    for row, score in enumerate(scores):
+        positive, yes = score.expected == "yes", score.extracted == "yes"
+        missed = score.extracted == "no" if scorer == LMMS else not yes
+        columns[row] = (positive and yes, not positive and yes, positive and missed)
+    return columns
+
+
+def _rates(scores: list[Score], scorer: str) -> tuple[float, float, float]:
+    """(F1, precision, recall); 0 where there is nothing to divide by."""
+    tp, fp, fn = (float(total) for total in _pooled_columns(scores, scorer).sum(axis=0))
+    precision = tp / (tp + fp) if tp + fp else 0.0
+    recall = tp / (tp + fn) if tp + fn else 0.0
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0, precision, recall
+
+
+def _as_lmms(scores: list[Score]) -> dict[str, Any]:
+    """lmms-eval's five metrics, over all questions; its yes ratio is that of the labels, whatever was answered."""
+    f1, precision, recall = _rates(scores, LMMS)
+    return {
+        "pope_accuracy": metrics.mean(scores),
+        "pope_precision": precision,
+        "pope_recall": recall,
+        "pope_f1_score": f1,
+        "pope_yes_ratio": sum(score.expected == "yes" for score in scores) / len(scores),
+    }
+
+
+def _as_vlm(scores: list[Score]) -> dict[str, Any]:
+    """VLMEvalKit's table in percent: `Overall` is the F1 over all questions, then each split's own row."""
+
+    def row(part: list[Score]) -> dict[str, float]:
+        f1, precision, recall = (100 * rate for rate in _rates(part, VLM))
+        return {"Overall": f1, "acc": 100 * metrics.mean(part), "precision": precision, "recall": recall}
+
+    return {**row(scores), **{category: row(part) for category, part in metrics.by_group(scores, "category").items()}}
+
+
+_POOLED: Mapping[str, Callable[[list[Score]], dict[str, Any]]] = {LMMS: _as_lmms, VLM: _as_vlm}
 
 
 def _f1_columns(scores: list[Score], category: str) -> Floats:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cos_core import answers, metrics
-from cos_core.benchmarks import _files
+from cos_core.benchmarks import _files, _vqa
+from cos_core.benchmarks._harness import LMMS, OFFICIAL, VLM, Reader, by_letter, lmms_science_letter, vlm_option_letter
 from cos_core.errors import InputError
 from cos_core.interfaces import BenchmarkData
 from cos_core.jsonl import read_json_list
@@ -37,6 +38,7 @@ class ScienceQa:
     """`split`: a key of pid_splits.json, with "-image" for its questions with a picture only."""
 
     split: str
+    scorer: str = OFFICIAL
     name: str = "scienceqa"
     summary: str = "ScienceQA test: option letters; image accuracy is the published figure"
     headline: str = "image_accuracy"
@@ -65,7 +67,7 @@ class ScienceQa:
             shown = _MARK in ((prediction.question if prediction else None) or "") if marked else example.image is not None
             return {"modality": "image" if shown else "text", "subject": example.meta["subject"]}
 
-        return metrics.judge(data.examples, predictions, _rule, modality)
+        return metrics.judge(data.examples, predictions, _rule(self.scorer), modality)
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
         scores = list(scores)
@@ -80,6 +82,9 @@ class ScienceQa:
             "per_question": {score.example_id: [score.extracted or "FAILED", score.value == 1.0] for score in scores},
         }
 
+    def protocol(self, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
+        return {"scorer": self.scorer}
+
     def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
         pictures = metrics.in_group("modality", "image")
         return [
@@ -88,11 +93,12 @@ class ScienceQa:
         ]
 
 
-def build(split: str | None = None) -> ScienceQa:
-    """`split`: "test" (the default), "test-image", "val", ..."""
+def build(split: str | None = None, scorer: str | None = None) -> ScienceQa:
+    """`split`: "test" (the default), "test-image", "val", ...; `scorer`: "official" (LLaVA's, the default), "lmms-eval" or
+    "vlmevalkit" (without its judge)."""
     if split is not None and not split.replace("-", "").isalnum():
         raise InputError(f"scienceqa has splits like 'test' and 'test-image', not {split!r}")
-    return ScienceQa(split or "test")
+    return ScienceQa(split or "test", _vqa.chosen("scienceqa", "scorer", scorer, tuple(_READERS)))
 
 
 def _texts(path: Path | None) -> dict[str, str]:
@@ -131,6 +137,18 @@ def _body(problem: Mapping[str, Any], choices: Sequence[str]) -> str:
     return "\n".join([*context, problem["question"], *options])
 
 
-def _rule(example: Example, answer: str) -> Verdict:
-    letter, expected = answers.scienceqa_letter(answer), example.answers[0]
-    return Verdict(float(letter == expected), letter or "FAILED", expected)
+_READERS: Mapping[str, Reader] = {
+    OFFICIAL: lambda said, options: answers.scienceqa_letter(said),
+    LMMS: lambda said, options: lmms_science_letter(said),
+    VLM: vlm_option_letter,
+}
+
+
+def _rule(scorer: str) -> metrics.Rule:
+    read = _READERS[scorer]
+
+    def judged(example: Example, answer: str) -> Verdict:
+        letter, expected = read(answer, by_letter(example.choices)), example.answers[0]
+        return Verdict(float(letter == expected), letter or "FAILED", expected)
+
+    return judged

@@ -15,6 +15,7 @@ from typing import Any
 
 from cos_core import answers, metrics
 from cos_core.benchmarks import _files, _vqa
+from cos_core.benchmarks._harness import LMMS, OFFICIAL, VLM, Reader, by_letter, lmms_first_letter, vlm_option_letter
 from cos_core.errors import InputError
 from cos_core.interfaces import BenchmarkData
 from cos_core.metrics import Estimate, Verdict
@@ -35,6 +36,7 @@ class Seed:
     """`split`: "all", or the questions on images or videos only. Question texts are LLaVA's where its file is there."""
 
     split: str
+    scorer: str = OFFICIAL
     name: str = "seed"
     summary: str = "SEED-Bench v1: option letters; total, image and video accuracy"
     headline: str = "Total"
@@ -56,7 +58,9 @@ class Seed:
         return BenchmarkData(self.name, self.split, examples, root)
 
     def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
-        return metrics.judge(data.examples, predictions, _rule, lambda e: {key: e.meta[key] for key in ("type", "data_type")})
+        return metrics.judge(
+            data.examples, predictions, _rule(self.scorer), lambda e: {key: e.meta[key] for key in ("type", "data_type")}
+        )
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
         scores = list(scores)
@@ -70,15 +74,23 @@ class Seed:
                 result.append(metrics.mean_estimate(name, scores, metrics.in_group(key, name), scale=100.0))
         return result
 
+    def protocol(self, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
+        return {"scorer": self.scorer}
+
     def submission(self, root: Path, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
         """The leaderboard's JSON lines: question id and the answer as it was given."""
         pairs = _vqa.complete(data, predictions)
         return "".join(json.dumps({"question_id": example.id, "prediction": said}) + "\n" for example, said in pairs)
 
 
-def build(split: str | None = None) -> Seed:
-    """`split`: "all" (the default), "image" or "video"."""
-    return Seed(_vqa.chosen("seed", "split", split, SPLITS))
+def build(split: str | None = None, scorer: str | None = None) -> Seed:
+    """`split`: "all" (the default), "image" or "video"; `scorer`: "official" (LLaVA's, the default), "lmms-eval" or
+    "vlmevalkit", which knows the images only."""
+    split = _vqa.chosen("seed", "split", split, SPLITS)
+    scorer = _vqa.chosen("seed", "scorer", scorer, tuple(_READERS))
+    if scorer == VLM and split != "image":
+        raise InputError("VLMEvalKit scores SEED-Bench's images only; take the split 'image'")
+    return Seed(split, scorer)
 
 
 def _example(row: Any, where: str, names: Mapping[int, str], prepared: Mapping[str, dict[str, Any]]) -> Example:
@@ -98,5 +110,18 @@ def _example(row: Any, where: str, names: Mapping[int, str], prepared: Mapping[s
     return Example(key, "seed", own["image"], own["text"], (row["answer"],), choices, meta)
 
 
-def _rule(example: Example, answer: str) -> Verdict:
-    return Verdict(float(answer == example.answers[0]), answer, example.answers[0])
+_READERS: Mapping[str, Reader] = {
+    OFFICIAL: lambda said, options: said,
+    LMMS: lambda said, options: lmms_first_letter(said),
+    VLM: vlm_option_letter,
+}
+
+
+def _rule(scorer: str) -> metrics.Rule:
+    read = _READERS[scorer]
+
+    def judged(example: Example, answer: str) -> Verdict:
+        letter = read(answer, by_letter(example.choices))
+        return Verdict(float(letter == example.answers[0]), letter, example.answers[0])
+
+    return judged

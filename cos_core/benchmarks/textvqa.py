@@ -13,6 +13,7 @@ from typing import Any
 
 from cos_core import answers
 from cos_core.benchmarks import _files, _vqa
+from cos_core.benchmarks._harness import LMMS, VLM
 from cos_core.interfaces import BenchmarkData
 from cos_core.types import Example, Prediction
 
@@ -24,6 +25,7 @@ NEEDS = (
 )
 COUNTS = {"val": 5_000, "val-plain": 5_000}
 SPLITS = ("val", "val-plain")
+SCORERS = ("m4c", "llava", "official", LMMS, VLM)
 _OCR_MARKS = ("Reference OCR token: ", "OCR tokens: ")
 
 
@@ -43,9 +45,10 @@ class TextVqa(_vqa.VqaScores):
 
 
 def build(split: str | None = None, scorer: str | None = None) -> TextVqa:
-    """`split`: "val" or "val-plain"; `scorer`: "m4c" (LLaVA's, the default), "llava" or "official"."""
+    """`split`: "val" or "val-plain"; `scorer`: "m4c" (LLaVA's, the default), "llava", "official", "lmms-eval" (its scoring is
+    m4c's) or "vlmevalkit"."""
     split = _vqa.chosen("textvqa", "split", split, SPLITS)
-    scorer = _vqa.chosen("textvqa", "scorer", scorer, ("m4c", "llava", "official"))
+    scorer = _vqa.chosen("textvqa", "scorer", scorer, SCORERS)
     summary = "TextVQA val 0.5.1: VQA accuracy, with OCR tokens when LLaVA's question file is there"
     return TextVqa("textvqa", split, scorer, summary, needs=NEEDS, counts=COUNTS, load=lambda root: _load(root, split))
 

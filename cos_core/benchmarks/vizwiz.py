@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cos_core import answers
 from cos_core.benchmarks import _files, _vqa
+from cos_core.benchmarks._harness import LMMS, VLM
 from cos_core.interfaces import BenchmarkData
 from cos_core.jsonl import read_json_list
 from cos_core.types import Example, Prediction
@@ -29,9 +30,10 @@ COUNTS = {"val": 4_319, "test": 8_000}
 
 
 def build(split: str | None = None, scorer: str | None = None) -> _vqa.VqaScores:
-    """`split`: "val" or "test"; `scorer`: "m4c" (the default), "llava" or "official"."""
+    """`split`: "val" or "test"; `scorer`: "m4c" (the default), "llava", "official", "lmms-eval" (its scoring is m4c's) or
+    "vlmevalkit"."""
     split = _vqa.chosen("vizwiz", "split", split, ("val", "test"))
-    scorer = _vqa.chosen("vizwiz", "scorer", scorer, ("m4c", "llava", "official"))
+    scorer = _vqa.chosen("vizwiz", "scorer", scorer, ("m4c", "llava", "official", LMMS, VLM))
     return _vqa.VqaScores(
         "vizwiz",
         split,

@@ -31,7 +31,7 @@ SPLITS = ("val", "test-dev")
 
 
 def build(split: str | None = None, scorer: str | None = None) -> _vqa.VqaScores:
-    """`split`: "val" or "test-dev"; `scorer`: "llava" (the default), "official" or "m4c"."""
+    """`split`: "val" or "test-dev"; `scorer`: "llava" (the default), "official", "m4c" or "lmms-eval"."""
     split = _vqa.chosen("vqav2", "split", split, SPLITS)
     scorer = _vqa.chosen("vqav2", "scorer", scorer, _vqa.SCORERS)
     return _vqa.VqaScores(
@@ -41,6 +41,7 @@ def build(split: str | None = None, scorer: str | None = None) -> _vqa.VqaScores
         "VQAv2: VQA accuracy on val; test-dev by submission",
         slices=("answer_type", "question_type"),
         unlabelled=("test-dev",),
+        lmms="lmms-eval",
         needs=NEEDS,
         counts=COUNTS,
         load=_load_val if split == "val" else _load_test,
