@@ -92,8 +92,9 @@ def test_scores_are_data_and_words_are_not(tmp_path: Path, capsys: pytest.Captur
     assert "eval complete" in streams.err
     assert main.run(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("mean_f1")
-    assert "[" in lines[0], "the headline has its interval"
+    assert lines[0] == "pope, split coco; profile unknown; policy unknown; scorer official"
+    assert lines[3].startswith("mean_f1")
+    assert " to " in lines[3], "the headline has its interval"
 
 
 MINE = """

@@ -84,7 +84,9 @@ def test_points_and_f1_are_compared_in_their_own_units(tmp_path: Path) -> None:
     assert found.p < 0.01
 
 
-@pytest.mark.parametrize(("field", "value"), [("profile", "repo-2024"), ("split", "val")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("profile", "repo-2024"), ("split", "val"), ("ocr_tokens", "no"), ("scorer", "m4c"), ("judge", "x")]
+)
 def test_runs_made_otherwise_are_refused(tmp_path: Path, field: str, value: str) -> None:
     a, b = (scored(tmp_path / name, answers(set())) for name in "ab")
     read = manifest.read(b)
@@ -129,7 +131,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main.run(call) == 0
     said = capsys.readouterr().out
     assert "better" in said
-    assert f"scenes, lost by {b} (1):\n  30  expected yes  A yes  B maybe" in said
+    first, second = said.split(f"A {a}\nB {c}")
+    assert first.startswith(f"A {a}\nB {b}\n\nbenchmark  A ")
+    assert "lost by B (1):\n  30  expected yes  A yes  B maybe" in first
+    assert "won by B (8, the first 5):" in first
+    assert "scenes, accuracy (fraction): B won 9 and lost 0 of 40 questions; 40 pictures; p" in second
+    assert max(len(line) for line in said.splitlines() if not line.startswith(("A /", "B /"))) <= 80
 
 
 def test_holm_by_hand() -> None:

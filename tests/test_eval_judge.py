@@ -117,6 +117,40 @@ def test_graded_by_hand(data: Path, server: Judge, monkeypatch: pytest.MonkeyPat
     assert len(server.seen) == asked == 6
 
 
+TWELVE = [  # capabilities, grade
+    ("rec", 1.0), ("rec", 0.5), ("ocr", 0.0), ("ocr math", 0.4), ("math ocr", 0.6), ("rec know", 0.9),
+    ("rec know gen", 0.3), ("gen", 0.7), ("spat", 1.0), ("spat ocr", 0.2), ("rec", None), ("know", 0.1),
+]  # fmt: skip
+
+
+def test_twelve_questions_by_hand(data: Path, server: Judge) -> None:
+    """Capabilities count in each question they are named in, sets whatever their order; the one without an answer has 0."""
+    rows = {
+        f"v1_{i}": {"imagename": f"{i}.jpg", "question": f"Question {i}?", "answer": "yes", "capability": names.split()}
+        for i, (names, _) in enumerate(TWELVE)
+    }
+    (data / "mm-vet.json").write_text(json.dumps(rows))
+    graded = [(i, grade) for i, (_, grade) in enumerate(TWELVE) if grade is not None]
+    # As LLaVA's answer file has them: the bare number.
+    said = [{"question_id": i, "prompt": f"Question {i}?", "text": "it is"} for i, _ in graded]
+    (data / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
+    server.queue = {f"Question {i}? | ": [str(grade)] for i, grade in graded}
+    done = evaluate.run(config(data, server))
+    table = done.results["metrics"]
+    assert (table["total"], done.counts["missing"]) == (47.5, 1)  # 5.7 of 12
+    assert table["capabilities"] == {
+        "gen": 50.0,  # 0.3, 0.7
+        "know": 43.3,  # 0.9, 0.3, 0.1
+        "math": 50.0,  # 0.4, 0.6
+        "ocr": 30.0,  # 0, 0.4, 0.6, 0.2
+        "rec": 54.0,  # 1, 0.5, 0.9, 0.3, none
+        "spat": 60.0,  # 1, 0.2
+    }
+    assert table["integrations"]["math_ocr"] == 50.0
+    assert table["integrations"]["rec"] == 50.0
+    assert table["integrations"]["gen_know_rec"] == 30.0
+
+
 def test_replies_without_a_grade(data: Path, server: Judge) -> None:
     server.queue = {"What is x? | ": ["I think", "2.0", "0.4"], "GO | ": ["no"] * 5}
     done = evaluate.run(config(data, server))

@@ -61,8 +61,10 @@ def test_formats_and_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
     run = gqa(tmp_path, 70, 100, "run")
     assert main.run(["eval", "report", "--paper", f"cos-13b={run}", "--out", str(tmp_path / "out"), "-q"]) == 0
     said = capsys.readouterr().out
-    assert "## Table 1: visual question answering" in said
-    assert "underpowered" in said
+    assert said.startswith("Table 1: visual question answering\nLLaVA-1.5 13B + CoS\n")
+    assert said.splitlines()[-1].split()[:3] == ["GQA", "64.8", "70.0"]
+    assert said.rstrip().endswith("underpowered")
+    assert "## Table 1: visual question answering" in (tmp_path / "out" / "paper.md").read_text()
     with (tmp_path / "out" / "paper.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 66

@@ -12,6 +12,7 @@ from PIL import Image
 from cos_cli import main
 from cos_cli.evaluate import command, suite
 from cos_core import manifest
+from cos_core.benchmarks import _files
 from cos_core.errors import InputError, LockedError
 from cos_core.locks import FileLock
 from cos_core.types import Example
@@ -172,7 +173,33 @@ def test_what_is_missing_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main.run(["eval", "--list", "--data", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "+ coco/coco_pope_random.json" in said
-    assert "! coco/coco_pope_popular.json <- AoiDragon/POPE" in said
+    assert "! coco/coco_pope_popular.json\n                 from AoiDragon/POPE" in said
+    assert "scorers: official, lmms-eval, vlmevalkit" in said
+    assert max(map(len, said.splitlines()[:-1])) <= 80
+
+
+def test_another_number_of_questions_is_said(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    golden = Path(__file__).parent / "golden" / "pope"
+    scored = ["eval", "pope", "--data", str(golden), "--predictions", str(golden / "predictions.jsonl"), "--out", str(tmp_path)]
+    assert main.run(scored) == 0
+    assert "questions: 178 ok, 178 total; the official split has 8,910" in capsys.readouterr().out
+    found = manifest.read(tmp_path)
+    assert (found.results["n"], found.results["n_official"]) == (178, 8910)
+    assert len(found.inputs["data"]["questions_sha256"]) == 64
+    assert call("pope", "--data", golden, "--model", model, "--out", tmp_path / "run", "--latest", tmp_path / "latest") == 5
+    said = capsys.readouterr().err
+    assert "pope coco has 178 questions here, 8,910 in the official files" in said
+    assert "not one question of pope (model) was answered: all 178 failed" in said, "its pictures are not there"
+    assert not (tmp_path / "latest").exists()
+
+
+def test_a_published_digest_is_compared(tmp_path: Path) -> None:
+    (tmp_path / "file.tsv").write_bytes(b"abc")
+    need = _files.Need(("file.tsv",), "here", md5="900150983cd24fb0d6963f7d28e17f72")  # RFC 1321
+    assert need.other(tmp_path) is None
+    (tmp_path / "file.tsv").write_bytes(b"abd")
+    assert "another version" in (need.other(tmp_path) or "")
+    assert need.other(tmp_path / "nowhere") is None
 
 
 def test_files_are_checked_against_sums(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,6 +53,24 @@ def test_mcnemar_is_the_binomial_tail_and_symmetric(wins: int, losses: int) -> N
     assert statistics.mcnemar(wins, losses) == statistics.mcnemar(losses, wins)
 
 
+@pytest.mark.parametrize(
+    ("wins", "losses", "p"),
+    [
+        (3, 10, 0.09228515625),
+        (0, 5, 0.0625),
+        (16, 6, 0.052478790283203125),
+        (41, 59, 0.08862608011406758),
+        (333, 391, 0.03407016497934544),
+        (700, 800, 0.010559255466711506),
+        (5000, 5333, 0.0010895502386537956),
+    ],
+)
+def test_mcnemar_as_scipy_and_statsmodels(wins: int, losses: int, p: float) -> None:
+    """Values of scipy 1.17.1, `binomtest(min(wins, losses), wins + losses, 0.5).pvalue`, and statsmodels 0.15.0,
+    `mcnemar([[7, wins], [losses, 11]], exact=True).pvalue`, equal to the last digit."""
+    assert statistics.mcnemar(wins, losses) == pytest.approx(p, rel=1e-10)
+
+
 def test_mcnemar_of_thousands() -> None:
     # Normal approximation with continuity correction: z = (|40000 - 40400| - 1) / sqrt(80400)
     p = statistics.mcnemar(40_000, 40_400)

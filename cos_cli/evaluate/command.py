@@ -11,7 +11,7 @@ import typer
 from cos_cli import options
 from cos_cli.console import Session, emit, emit_json, reporting
 from cos_core import plug
-from cos_core.errors import InputError, RegressionError
+from cos_core.errors import FailuresError, InputError, RegressionError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -135,7 +135,9 @@ def evaluate(
       cos eval pope mme gqa --data benchmarks --model miniature --roi none,model --out run
     """
     if list_benchmarks:
-        _list(benchmarks or plug.available("benchmarks"), data, json)
+        from cos_cli.evaluate import listing
+
+        listing.show(benchmarks or plug.available("benchmarks"), data, json)
         return
     _check_usage(benchmarks, data, predictions, model, out)
     from cos_cli.evaluate import suite as suites
@@ -191,9 +193,13 @@ def evaluate(
     with reporting(ctx.ensure_object(Session)) as reporter:
         runs = suites.run(suite, reporter)
         fallen = suites.below(runs, wanted) + (_worse(runs, baseline, reporter) if baseline and runs else [])
-        if runs and latest is not None and out is not None:
+        dead = [each for each in runs if not each.manifest.counts.get("ok")]
+        if runs and not dead and latest is not None and out is not None:
             suites.link(latest, out)
     _show(suite, runs, fallen, json)
+    if dead:
+        first = f"{dead[0].benchmark}{f' ({dead[0].arm})' if dead[0].arm else ''}"
+        raise FailuresError(f"not one question of {first} was answered: all {dead[0].manifest.counts.get('total')} failed")
     if fallen:
         raise RegressionError(f"worse than allowed: {'; '.join(fallen)}")
 
@@ -260,40 +266,3 @@ def _show(suite: Suite, runs: Sequence[Scored], fallen: Sequence[str], json: boo
         emit(table(runs[0].manifest))
     elif runs:
         emit(overview(runs))
-
-
-def _list(names: Sequence[str], data: Path | None, json: bool) -> None:
-    """Benchmarks on stdout: what each is, what to download from where, and (with a data folder) whether it is there."""
-    from cos_cli.evaluate.suite import short
-
-    listed: dict[str, Any] = {}
-    lines = []
-    for name in names:
-        benchmark = plug.load("benchmarks", name)
-        root = None if data is None else data / short(name) if (data / short(name)).is_dir() else data
-        needs = [
-            {
-                "file": need.names[0],
-                "source": need.source,
-                "split": need.split,
-                "optional": need.optional,
-                "found": None if root is None else need.found(root) is not None,
-            }
-            for need in getattr(benchmark, "needs", ())
-        ]
-        counts = dict(getattr(benchmark, "counts", {}))
-        listed[name] = {"summary": benchmark.summary, "questions": counts, "needs": needs}
-        lines.append(f"{name:12} {benchmark.summary}")
-        if counts:
-            lines.append(" " * 13 + "questions: " + ", ".join(f"{split} {count:,}" for split, count in counts.items()))
-        marks = {None: "-", True: "+", False: "!"}
-        for need in needs:
-            detail = ", ".join(filter(None, [f"split {need['split']}" if need["split"] else "", "optional" * need["optional"]]))
-            mark = "?" if need["found"] is False and need["optional"] else marks[need["found"]]
-            lines.append(f"{'':13}{mark} {need['file']}{f' ({detail})' if detail else ''} <- {need['source']}")
-    if data is not None:
-        lines.append(f"\n+ there   ! missing   ? missing, optional   (looked in {data}/<benchmark>, else {data})")
-    if json:
-        emit_json(listed)
-    else:
-        emit("\n".join(lines))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cos_cli import options
-from cos_cli.console import Session, columns, emit, emit_json, reporting
+from cos_cli.console import Session, clean, columns, emit, emit_json, reporting
+from cos_cli.evaluate.tables import WIDTH, interval, number
 
 if TYPE_CHECKING:
-    from cos_core.evaluate.compare import Outcome
+    from cos_core.evaluate.compare import Comparison, Outcome
 
 
 def compare(
@@ -74,24 +76,48 @@ def changed(outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def describe(outcome: Outcome, rows: Sequence[dict[str, Any]], flips: int) -> str:
-    """A line a benchmark, then the first flipped questions."""
-    table: list[tuple[str, ...]] = [
-        ("run", "benchmark", "metric", "A", "B", "difference", "95 %", "p", "p (Holm)", "detectable", "won/lost", "verdict")
+    """For each run a table with a line a benchmark, what stands behind each line, and the first flipped questions."""
+    if not outcome.comparisons:
+        return "nothing to compare"
+    parts = []
+    for run in dict.fromkeys(each.b for each in outcome.comparisons):
+        mine = [each for each in outcome.comparisons if each.b == run]
+        parts.append(clean(f"A {mine[0].a}\nB {run}"))
+        parts.append(columns([("benchmark", "A", "B", "B - A", "95 %", "p (Holm)", "verdict"), *map(_line, mine)]))
+        for each in mine:
+            parts += [_behind(each), *_flipped(each, rows, flips)]
+    return "\n\n".join(parts)
+
+
+def _line(each: Comparison) -> tuple[str, ...]:
+    found, unit = each.found, each.unit
+    values = (number(found.a, unit), number(found.b, unit), number(found.difference, unit, "+"))
+    return (
+        *(each.benchmark, *values),
+        *(interval((found.low, found.high), unit, "+"), f"{each.p_holm:.2g}", each.verdict),
+    )
+
+
+def _behind(each: Comparison) -> str:
+    """The sentence under the table; p there is Holm's, here it is the test's own."""
+    found, changed = each.found, bool(each.won or each.lost)
+    words = [
+        f"{each.benchmark}, {each.metric} ({each.unit}): B won {len(each.won)} and lost {len(each.lost)} of {each.n} questions",
+        f"{found.clusters} pictures",
+        *(f"{n} questions only in {side}" for side, n in (("A", each.only_a), ("B", each.only_b)) if n),
+        f"p {each.p:.2g} before Holm ({each.test})",
     ]
-    for each in outcome.comparisons:
-        found = each.found
-        digits = 4 if each.unit == "fraction" else 2
-        numbers = (f"{found.a:.{digits}f}", f"{found.b:.{digits}f}", f"{found.difference:+.{digits}f}")
-        interval = f"{found.low:+.{digits}f} to {found.high:+.{digits}f}"
-        tests = (f"{each.p:.3g}", f"{each.p_holm:.3g}", f"{found.detectable:.{digits}f}", f"{len(each.won)}/{len(each.lost)}")
-        table.append((each.b, each.benchmark, each.metric, *numbers, interval, *tests, each.verdict))
-    lines = [columns(table)] if outcome.comparisons else ["nothing to compare"]
-    for each in outcome.comparisons:
-        for kind in ("won", "lost"):
-            mine = [row for row in rows if (row["run"], row["benchmark"], row["flip"]) == (each.b, each.benchmark, kind)]
-            named = [
-                (f"  {row['id']}", f"expected {row['expected']}", f"A {row['a']}", f"B {row['b']}") for row in mine[:flips]
-            ]
-            if named:
-                lines.append(f"{each.benchmark}, {kind} by {each.b} ({len(mine)}):\n{columns(named)}")
-    return "\n".join(lines)
+    if changed:
+        words.append(f"a true difference of {number(found.detectable, each.unit)} would be found four times in five")
+    return textwrap.fill(clean("; ".join(words)), WIDTH)
+
+
+def _flipped(each: Comparison, rows: Sequence[dict[str, Any]], flips: int) -> list[str]:
+    parts = []
+    for kind in ("won", "lost"):
+        mine = [row for row in rows if (row["run"], row["benchmark"], row["flip"]) == (each.b, each.benchmark, kind)]
+        named = [(f"  {row['id']}", f"expected {row['expected']}", f"A {row['a']}", f"B {row['b']}") for row in mine[:flips]]
+        if named:
+            shown = f", the first {len(named)}" if len(named) < len(mine) else ""
+            parts.append(f"{kind} by B ({len(mine)}{shown}):\n{columns(named)}")
+    return parts

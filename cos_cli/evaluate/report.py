@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cos_cli import options
-from cos_cli.console import Session, emit, emit_json, reporting
+from cos_cli.console import Session, clean, columns, emit, emit_json, reporting
 from cos_core.errors import InputError
+
+if TYPE_CHECKING:
+    from cos_core.evaluate.paper import Cell
 
 
 def report(
@@ -59,4 +63,26 @@ def report(
     if json:
         emit_json({"cells": [asdict(cell) for cell in cells]})
     else:
-        emit(papers.markdown([cell for cell in cells if cell.verdict != papers.ABSENT]) if named else "")
+        emit(describe([cell for cell in cells if cell.verdict != papers.ABSENT]))
+
+
+def describe(cells: Sequence[Cell]) -> str:
+    """What was run, table by table, row by row; under a figure the gain over the row's reference, where there is one."""
+    parts = []
+    for title, row in dict.fromkeys((cell.table, cell.row) for cell in cells):
+        lines: list[tuple[str, ...]] = [("", "paper", "ours", "95 %", "ours - paper", "verdict")]
+        for cell in (cell for cell in cells if (cell.table, cell.row) == (title, row)):
+            lines.append(_figures(cell.column, "", cell.paper, (cell.ours, cell.low, cell.high), cell.verdict))
+            if cell.gain is not None:
+                values = (cell.gain, cell.gain_low, cell.gain_high)
+                lines.append(_figures("  gain", "+", cell.paper_gain, values, cell.gain_verdict or ""))
+        notes = [f"{cell.column}: {cell.note}" for cell in cells if cell.note and (cell.table, cell.row) == (title, row)]
+        parts.append("\n".join([clean(f"{title}\n{row}"), columns(lines), *map(clean, notes)]))
+    return "\n\n".join(parts)
+
+
+def _figures(name: str, sign: str, paper: float | None, ours: Sequence[float | None], verdict: str) -> tuple[str, ...]:
+    value, *ends = ours
+    shown = [f"{x:{sign}.1f}" if x is not None else "" for x in (paper, value)]
+    between = " to ".join(f"{end:{sign}.1f}" for end in ends if end is not None)
+    return (name, *shown, between, f"{value - paper:+.1f}" if value is not None and paper is not None else "", verdict)

@@ -139,8 +139,12 @@ def _load(suite: Suite, name: str, reporter: Reporter) -> _Loaded:
 
     root = suite.root(name)
     benchmark, data = evaluate.load(name, root, suite.score.split, suite.score.scorer)
+    evaluate.check_data(benchmark, data, root, reporter)
     if suite.model is not None:
-        evaluate.check_data(benchmark, data, root, reporter)
+        if (usual := evaluate.other_count(benchmark, data)) is not None:
+            reporter.warn(
+                f"{data.name} {data.split} has {len(data.examples):,} questions here, {usual:,} in the official files"
+            )
         if hasattr(benchmark, "unpack"):
             benchmark.unpack(root)
     return _Loaded(name, benchmark, data)

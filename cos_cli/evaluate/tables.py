@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cos_cli.console import columns
+from cos_cli.console import clean, columns
+
+WIDTH = 80
+"""Words are broken here; a table is as wide as what it holds."""
 
 if TYPE_CHECKING:
     from cos_cli.evaluate.suite import Scored
@@ -13,41 +16,66 @@ if TYPE_CHECKING:
 
 
 def table(manifest: RunManifest) -> str:
-    """The results for a person, one number a line, with its 95 % interval where there is one; the headline comes first."""
+    """The results for a person: how they were made, then one number a line, with its 95 % interval where there is one; the
+    headline comes first."""
     results = manifest.results
     intervals: Mapping[str, Any] = results.get("intervals", {})
     # A list stands for single questions (ScienceQA's per_question): they are in the files, not in a table of aggregates.
     metrics = {name: value for name, value in flat(results.get("metrics", {})) if not isinstance(value, list)}
     if metrics.pop("server_scored", False):
         metrics = {"score": "server-scored", **metrics}
-    headline = results.get("headline", {}).get("metric")
-    rows = [(name, _number(metrics[name], intervals.get(name))) for name in sorted(metrics, key=lambda name: name != headline)]
-    rows += [(name, _number(value, intervals.get(name))) for name, value in flat({"regions": results.get("regions", {})})]
+    head = results.get("headline", {})
+    unit = str(head.get("unit", "fraction"))
+    order = sorted(metrics, key=lambda name: name != head.get("metric"))
+    rows = [("metric", unit, "95 %")]
+    rows += [(name, number(metrics[name], unit), interval(intervals.get(name), unit)) for name in order]
+    for name, value in flat({"regions": results.get("regions", {})}):
+        rows.append((name, number(value, "fraction"), interval(intervals.get(name), "fraction")))
     shares = [f"{name} {share:.1%}" for name, share in results.get("box_status", {}).items() if share]
-    rows += [("box status", ", ".join(shares))] if shares else []
-    rows.append(("questions", ", ".join(f"{n} {name}" for name, n in manifest.counts.items() if n)))
-    return columns(rows)
+    counts = ", ".join(f"{n} {name}" for name, n in manifest.counts.items() if n)
+    counts += f"; the official split has {results['n_official']:,}" if "n_official" in results else ""
+    below = ["boxes: " + ", ".join(shares)] if shares else []
+    return "\n".join([_made(results.get("protocol", {})), "", columns(rows), "", *below, f"questions: {counts}"])
+
+
+def _made(protocol: Mapping[str, Any]) -> str:
+    """`pope, split coco; scorer official; profile paper; policy none`: the simple fields of a protocol."""
+    parts = [f"{protocol.get('benchmark', '?')}, split {protocol.get('split', '?')}"]
+    for name, value in protocol.items():
+        if name not in ("benchmark", "split") and isinstance(value, str):
+            parts.append(f"{name.replace('_', ' ')} {value}")
+    return clean("; ".join(parts))
 
 
 def overview(runs: Sequence[Scored]) -> str:
     """One line a run: benchmark, arm, headline with interval, answered questions, boxes that could be read."""
-    rows: list[tuple[str, ...]] = [("benchmark", "roi", "metric", "value", "95 %", "answered", "boxes read")]
+    rows: list[tuple[str, ...]] = [("benchmark", "roi", "metric", "value", "95 %", "answered", "boxes")]
     for each in runs:
         results = each.manifest.results
         head, status = results.get("headline", {}), results.get("box_status", {})
-        value, low = head.get("value"), head.get("low")
-        shown = "server-scored" if results.get("metrics", {}).get("server_scored") else _number(value, None)
-        interval = f"{_number(low, None)} to {_number(head.get('high'), None)}" if low is not None else ""
+        unit = str(head.get("unit", "fraction"))
+        scored = not results.get("metrics", {}).get("server_scored")
+        shown = number(head.get("value"), unit) if scored else "server-scored"
+        low, high = head.get("low"), head.get("high")
         read = sum(status.get(name, 0.0) for name in ("ok", "repaired", "clamped"))
         boxes = f"{read / asked:.1%}" if (asked := 1 - status.get("skipped", 0.0)) and status else ""
-        counts = f"{each.manifest.counts.get('ok', 0)} of {each.manifest.counts.get('total', 0)}"
-        rows.append((each.benchmark, each.arm or "", str(head.get("metric", "")), shown, interval, counts, boxes))
+        counts = f"{each.manifest.counts.get('ok', 0)}/{each.manifest.counts.get('total', 0)}"
+        between = interval(None if low is None else (low, high), unit)
+        rows.append((each.benchmark, each.arm or "", str(head.get("metric", "")), shown, between, counts, boxes))
     return columns(rows)
 
 
-def _number(value: object, interval: Sequence[float] | None) -> str:
-    text = f"{value:.4f}" if isinstance(value, float) else str(value)
-    return f"{text}  [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else text
+def number(value: object, unit: str, sign: str = "") -> str:
+    """Four decimals of a fraction, two of a percentage or of points; whatever is no float as it is."""
+    if not isinstance(value, float):
+        return str(value)
+    digits = 2 if unit == "percent" or (unit == "points" and abs(value) > 1) else 4
+    return f"{value:{sign}.{digits}f}"
+
+
+def interval(ends: Sequence[float] | None, unit: str, sign: str = "") -> str:
+    """`0.6555 to 0.8098`; nothing of None."""
+    return f"{number(ends[0], unit, sign)} to {number(ends[1], unit, sign)}" if ends else ""
 
 
 def flat(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:

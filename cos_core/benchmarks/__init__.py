@@ -10,7 +10,7 @@ A module offers `build()`, with optional `split` and `scorer` (names, None for t
   protocol(predictions)     what the recorded prompts say about how the run was made (TextVQA: OCR tokens or not)
   submission(root, data, predictions)  the text of the file that a server scores, complete or refused (InputError)
 
-  needs, counts             what to download (_files.Need) and how many questions each official split has
+  needs, counts, scorers    what to download (_files.Need), how many questions each official split has, the scorers there are
   unpack(root)              makes pictures that stand inside the files into files, before a model runs
   judge_prompt(), judge_sample(example, answer), judge_grade(reply), judged(data, predictions, grades)
                             answers that a language model grades (evaluate/judge.py)

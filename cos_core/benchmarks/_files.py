@@ -20,17 +20,34 @@ SUMS = "SHA256SUMS"
 class Need:
     """One thing to download: a file or folder below the data folder (any of `names`), and where it comes from.
 
-    `split`: only this split needs it; `optional`: scoring works without it.
+    `split`: only this split needs it; `optional`: scoring works without it; `md5` of the file, where one is published.
     """
 
     names: tuple[str, ...]
     source: str
     split: str | None = None
     optional: bool = False
+    md5: str | None = None
 
     def found(self, root: Path) -> Path | None:
         """The first of `names` that is there."""
         return next((root / name for name in self.names if (root / name).exists()), None)
+
+    def other(self, root: Path) -> str | None:
+        """Words for a file that is there and is not the published one. Raises InputError when it cannot be read."""
+        path = self.found(root)
+        if self.md5 is None or path is None:
+            return None
+        found = _digest(path, "md5")
+        return None if found == self.md5 else f"{path} has the MD5 {found}, the published file {self.md5}: another version"
+
+
+def _digest(path: Path, method: str) -> str:
+    try:
+        with path.open("rb") as data:
+            return hashlib.file_digest(data, method).hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def check_sums(root: Path) -> int:
@@ -47,11 +64,7 @@ def check_sums(root: Path) -> int:
         file = root / name.strip().removeprefix("*")
         if len(digest) != 64 or not name.strip():
             raise InputError(f"{path}:{number}: expected a SHA-256 and a file name")
-        try:
-            with file.open("rb") as data:
-                found = hashlib.file_digest(data, "sha256").hexdigest()
-        except OSError as error:
-            raise InputError(f"{path}:{number}: {file} cannot be read: {error.strerror}") from None
+        found = _digest(file, "sha256")
         if found != digest.lower():
             raise InputError(f"{file} is not the file that {path}:{number} names: its SHA-256 is {found}")
     return len(lines)

@@ -18,6 +18,7 @@ from cos_core.answers import remove_marks
 OFFICIAL: Final = "official"
 LMMS: Final = "lmms-eval"
 VLM: Final = "vlmevalkit"
+HARNESSES = (OFFICIAL, LMMS, VLM)
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 

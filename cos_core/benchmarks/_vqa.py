@@ -69,6 +69,7 @@ class VqaScores:
     summary: str
     slices: tuple[str, ...] = ()
     unlabelled: tuple[str, ...] = ()
+    scorers: tuple[str, ...] = SCORERS
     lmms: answers.VqaRule = "m4c"
     headline: str = "accuracy"
     unit: str = "percent"

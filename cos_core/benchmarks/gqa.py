@@ -16,12 +16,12 @@ from typing import Any
 
 from cos_core import answers, metrics
 from cos_core.benchmarks import _files, _vqa
-from cos_core.benchmarks._harness import LMMS, OFFICIAL, VLM, lmms_words
+from cos_core.benchmarks._harness import HARNESSES, LMMS, OFFICIAL, VLM, lmms_words
 from cos_core.interfaces import BenchmarkData
 from cos_core.metrics import Estimate, Verdict
 from cos_core.types import Example, Prediction, Score
 
-SOURCE = "take testdev_balanced_questions.json of GQA 1.2 from cs.stanford.edu/people/dorarad/gqa"
+SOURCE = "GQA 1.2, cs.stanford.edu/people/dorarad/gqa"
 NEEDS = (
     _files.Need(("testdev_balanced_questions.json", "questions/testdev_balanced_questions.json"), SOURCE),
     _files.Need(("llava_gqa_testdev_balanced.jsonl",), "LLaVA's evaluation files (eval.zip)", optional=True),
@@ -40,12 +40,16 @@ class Gqa:
     summary: str = "GQA testdev balanced: exact match, with binary and open questions apart"
     headline: str = "accuracy"
     unit: str = "percent"
+    scorers: tuple[str, ...] = HARNESSES
     needs: tuple[_files.Need, ...] = NEEDS
     counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
 
     def load(self, root: Path) -> BenchmarkData:
         path = _files.require(
-            root, "testdev_balanced_questions.json", "questions/testdev_balanced_questions.json", source=SOURCE
+            root,
+            "testdev_balanced_questions.json",
+            "questions/testdev_balanced_questions.json",
+            source=f"take it from {SOURCE}",
         )
         prepared = _vqa.asked_texts(_files.optional(root, "llava_gqa_testdev_balanced.jsonl"))
         rows = _files.read_object(path).items()
@@ -80,7 +84,7 @@ class Gqa:
 def build(split: str | None = None, scorer: str | None = None) -> Gqa:
     """`split`: only "testdev-balanced"; `scorer`: "official" (the default), "lmms-eval" or "vlmevalkit"."""
     _vqa.chosen("gqa", "split", split, ("testdev-balanced",))
-    return Gqa(_vqa.chosen("gqa", "scorer", scorer, tuple(_CLEANERS)))
+    return Gqa(_vqa.chosen("gqa", "scorer", scorer, HARNESSES))
 
 
 def _balanced(row: Any) -> bool:

@@ -20,9 +20,10 @@ from cos_core.metrics import Estimate, Verdict
 from cos_core.types import Example, Prediction, Score
 
 SPLITS = ("4k", "8k")
-NEEDS = tuple(
-    _files.Need((f"hr_bench_{split}.tsv",), "DreamMr/HR-Bench on the Hugging Face hub", split=split) for split in SPLITS
-)
+SOURCE = "DreamMr/HR-Bench on the Hugging Face hub"
+MD5 = {"4k": "f6b041b03d49543494b8a56d2e35be65", "8k": "274c9c7f89329b804a4723178a00219c"}
+"""Of the two tables, as VLMEvalKit checks them."""
+NEEDS = tuple(_files.Need((f"hr_bench_{split}.tsv",), SOURCE, split=split, md5=MD5[split]) for split in SPLITS)
 COUNTS = {"4k": 800, "8k": 800}
 
 
@@ -60,9 +61,7 @@ class HrBench:
             _tsv.unpack(row.get("image", ""), folder / f"{row['index']}.jpg", f"{path}:{line}")
 
     def _file(self, root: Path) -> Path:
-        return _files.require(
-            root, f"hr_bench_{self.split}.tsv", source="take it from DreamMr/HR-Bench on the Hugging Face hub"
-        )
+        return _files.require(root, f"hr_bench_{self.split}.tsv", source=f"take it from {SOURCE}")
 
 
 def build(split: str | None = None) -> HrBench:

@@ -18,7 +18,16 @@ import numpy as np
 
 from cos_core import answers, metrics
 from cos_core.benchmarks import _files, _tsv, _vqa
-from cos_core.benchmarks._harness import LMMS, OFFICIAL, VLM, Reader, by_letter, lmms_option_letter, vlm_option_letter
+from cos_core.benchmarks._harness import (
+    HARNESSES,
+    LMMS,
+    OFFICIAL,
+    VLM,
+    Reader,
+    by_letter,
+    lmms_option_letter,
+    vlm_option_letter,
+)
 from cos_core.errors import InputError, MissingError
 from cos_core.interfaces import BenchmarkData
 from cos_core.metrics import Estimate, Verdict
@@ -45,6 +54,7 @@ class MmBench:
     headline: str = "accuracy"
     unit: str = "percent"
     upload: str = ".xlsx"
+    scorers: tuple[str, ...] = HARNESSES
     needs: tuple[_files.Need, ...] = NEEDS
 
     def load(self, root: Path) -> BenchmarkData:
@@ -124,7 +134,7 @@ def build(split: str | None = None, scorer: str | None = None) -> MmBench:
     """`split`: "en" (the default) or "cn"; `scorer`: "official" (the default), "lmms-eval" (its `mmbench_en_dev_static`) or
     "vlmevalkit" (without its judge)."""
     split = _vqa.chosen("mmbench", "split", split, tuple(FILES))
-    return MmBench(split, _vqa.chosen("mmbench", "scorer", scorer, tuple(_READERS)))
+    return MmBench(split, _vqa.chosen("mmbench", "scorer", scorer, HARNESSES))
 
 
 def _images(root: Path, split: str) -> Path:

@@ -16,7 +16,7 @@ import numpy as np
 
 from cos_core import answers, metrics
 from cos_core.benchmarks import _files, _vqa
-from cos_core.benchmarks._harness import LMMS, OFFICIAL, VLM, lmms_mme_label, vlm_yes_no
+from cos_core.benchmarks._harness import HARNESSES, LMMS, OFFICIAL, VLM, lmms_mme_label, vlm_yes_no
 from cos_core.errors import InputError
 from cos_core.interfaces import BenchmarkData
 from cos_core.metrics import Estimate, Verdict
@@ -55,6 +55,7 @@ class Mme:
     summary: str = "MME: perception and cognition points, accuracy and accuracy+ of 14 subtasks"
     headline: str = "perception"
     unit: str = "points"
+    scorers: tuple[str, ...] = HARNESSES
     needs: tuple[_files.Need, ...] = NEEDS
     counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
 
@@ -106,7 +107,7 @@ class Mme:
 def build(split: str | None = None, scorer: str | None = None) -> Mme:
     """`split`: only "all"; `scorer`: "official" (the default), "lmms-eval" or "vlmevalkit" (without its judge)."""
     _vqa.chosen("mme", "split", split, ("all",))
-    return Mme(_vqa.chosen("mme", "scorer", scorer, tuple(_READERS)))
+    return Mme(_vqa.chosen("mme", "scorer", scorer, HARNESSES))
 
 
 def _category(top: Path, category: str, names: Set[str]) -> list[Example]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from cos_core import answers, metrics
 from cos_core.benchmarks import _files, _vqa
-from cos_core.benchmarks._harness import LMMS, OFFICIAL, VLM, vlm_yes_no
+from cos_core.benchmarks._harness import HARNESSES, LMMS, OFFICIAL, VLM, vlm_yes_no
 from cos_core.errors import InputError
 from cos_core.interfaces import BenchmarkData
 from cos_core.metrics import Estimate, Verdict
@@ -53,6 +53,7 @@ class Pope:
     summary: str = "POPE on COCO: object hallucination, yes/no, mean F1 of three splits"
     headline: str = "mean_f1"
     unit: str = "fraction"
+    scorers: tuple[str, ...] = HARNESSES
     needs: tuple[_files.Need, ...] = NEEDS
     counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
 
@@ -93,7 +94,7 @@ class Pope:
 def build(split: str | None = None, scorer: str | None = None) -> Pope:
     """`split`: only "coco" exists; `scorer`: "official" (the default), "lmms-eval" or "vlmevalkit" (without its judge)."""
     _vqa.chosen("pope", "split", split, ("coco",))
-    scorer = _vqa.chosen("pope", "scorer", scorer, (OFFICIAL, LMMS, VLM))
+    scorer = _vqa.chosen("pope", "scorer", scorer, HARNESSES)
     if scorer == LMMS:
         return Pope(scorer, headline="pope_f1_score")
     return Pope(scorer, headline="Overall", unit="percent") if scorer == VLM else Pope()

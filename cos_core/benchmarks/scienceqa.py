@@ -14,7 +14,16 @@ from typing import Any
 
 from cos_core import answers, metrics
 from cos_core.benchmarks import _files, _vqa
-from cos_core.benchmarks._harness import LMMS, OFFICIAL, VLM, Reader, by_letter, lmms_science_letter, vlm_option_letter
+from cos_core.benchmarks._harness import (
+    HARNESSES,
+    LMMS,
+    OFFICIAL,
+    VLM,
+    Reader,
+    by_letter,
+    lmms_science_letter,
+    vlm_option_letter,
+)
 from cos_core.errors import InputError
 from cos_core.interfaces import BenchmarkData
 from cos_core.jsonl import read_json_list
@@ -43,6 +52,7 @@ class ScienceQa:
     summary: str = "ScienceQA test: option letters; image accuracy is the published figure"
     headline: str = "image_accuracy"
     unit: str = "percent"
+    scorers: tuple[str, ...] = HARNESSES
     needs: tuple[_files.Need, ...] = NEEDS
     counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
 
@@ -98,7 +108,7 @@ def build(split: str | None = None, scorer: str | None = None) -> ScienceQa:
     "vlmevalkit" (without its judge)."""
     if split is not None and not split.replace("-", "").isalnum():
         raise InputError(f"scienceqa has splits like 'test' and 'test-image', not {split!r}")
-    return ScienceQa(split or "test", _vqa.chosen("scienceqa", "scorer", scorer, tuple(_READERS)))
+    return ScienceQa(split or "test", _vqa.chosen("scienceqa", "scorer", scorer, HARNESSES))
 
 
 def _texts(path: Path | None) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from cos_core import answers, metrics
 from cos_core.benchmarks import _files, _vqa
-from cos_core.benchmarks._harness import LMMS, OFFICIAL, VLM, Reader, by_letter, lmms_first_letter, vlm_option_letter
+from cos_core.benchmarks._harness import HARNESSES, LMMS, OFFICIAL, VLM, Reader, by_letter, lmms_first_letter, vlm_option_letter
 from cos_core.errors import InputError
 from cos_core.interfaces import BenchmarkData
 from cos_core.metrics import Estimate, Verdict
@@ -42,6 +42,7 @@ class Seed:
     headline: str = "Total"
     unit: str = "percent"
     upload: str = ".jsonl"
+    scorers: tuple[str, ...] = HARNESSES
     needs: tuple[_files.Need, ...] = NEEDS
 
     def load(self, root: Path) -> BenchmarkData:
@@ -87,7 +88,7 @@ def build(split: str | None = None, scorer: str | None = None) -> Seed:
     """`split`: "all" (the default), "image" or "video"; `scorer`: "official" (LLaVA's, the default), "lmms-eval" or
     "vlmevalkit", which knows the images only."""
     split = _vqa.chosen("seed", "split", split, SPLITS)
-    scorer = _vqa.chosen("seed", "scorer", scorer, tuple(_READERS))
+    scorer = _vqa.chosen("seed", "scorer", scorer, HARNESSES)
     if scorer == VLM and split != "image":
         raise InputError("VLMEvalKit scores SEED-Bench's images only; take the split 'image'")
     return Seed(split, scorer)

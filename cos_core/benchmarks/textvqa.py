@@ -50,7 +50,13 @@ def build(split: str | None = None, scorer: str | None = None) -> TextVqa:
     split = _vqa.chosen("textvqa", "split", split, SPLITS)
     scorer = _vqa.chosen("textvqa", "scorer", scorer, SCORERS)
     summary = "TextVQA val 0.5.1: VQA accuracy, with OCR tokens when LLaVA's question file is there"
-    return TextVqa("textvqa", split, scorer, summary, needs=NEEDS, counts=COUNTS, load=lambda root: _load(root, split))
+    return TextVqa(
+        *("textvqa", split, scorer, summary),
+        scorers=SCORERS,
+        needs=NEEDS,
+        counts=COUNTS,
+        load=lambda root: _load(root, split),
+    )
 
 
 def _load(root: Path, split: str) -> BenchmarkData:

@@ -26,6 +26,7 @@ NEEDS = (
     _files.Need(("val",), "val.zip of VizWiz; only to run a model", split="val", optional=True),
     _files.Need(("test",), "test.zip of VizWiz; only to run a model", split="test", optional=True),
 )
+SCORERS = ("m4c", "llava", "official", LMMS, VLM)
 COUNTS = {"val": 4_319, "test": 8_000}
 
 
@@ -33,7 +34,7 @@ def build(split: str | None = None, scorer: str | None = None) -> _vqa.VqaScores
     """`split`: "val" or "test"; `scorer`: "m4c" (the default), "llava", "official", "lmms-eval" (its scoring is m4c's) or
     "vlmevalkit"."""
     split = _vqa.chosen("vizwiz", "split", split, ("val", "test"))
-    scorer = _vqa.chosen("vizwiz", "scorer", scorer, ("m4c", "llava", "official", LMMS, VLM))
+    scorer = _vqa.chosen("vizwiz", "scorer", scorer, SCORERS)
     return _vqa.VqaScores(
         "vizwiz",
         split,
@@ -41,6 +42,7 @@ def build(split: str | None = None, scorer: str | None = None) -> _vqa.VqaScores
         "VizWiz: VQA accuracy on val; test by submission",
         slices=("answer_type",),
         unlabelled=("test",),
+        scorers=SCORERS,
         needs=NEEDS,
         counts=COUNTS,
         load=_load_val if split == "val" else _load_test,

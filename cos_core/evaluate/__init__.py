@@ -13,16 +13,17 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from cos_core import jsonl, manifest, metrics, plug, statistics
-from cos_core.benchmarks._files import SUMS, check_sums
+from cos_core.benchmarks import _files
 from cos_core.errors import InputError
 from cos_core.evaluate import judge
+from cos_core.evaluate.joining import NAMED, Joined, Recorded, join, read_predictions
 from cos_core.interfaces import Benchmark, BenchmarkData, Reporter, SilentReporter
 from cos_core.locks import FileLock
 from cos_core.metrics import RegionScore
@@ -30,8 +31,6 @@ from cos_core.statistics import PairedDifference
 from cos_core.types import Prediction, RunManifest, Score
 
 SCORES, REGIONS, PROBLEMS = "scores.jsonl", "regions.jsonl", "problems.jsonl"
-NAMED = 20
-"""Of each kind of problem, so many are named in the manifest; problems.jsonl names all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +96,8 @@ def _run(config: EvalConfig, reporter: Reporter, loaded: Loaded | None) -> RunMa
         scores = list(benchmark.score(data, joined.predictions))
     regions = metrics.region_scores(data.examples, joined.predictions, {score.example_id: score.groups for score in scores})
     results = summarise(benchmark, data, scores, regions, replicates=config.replicates, seed=config.seed)
+    if (official := other_count(benchmark, data)) is not None:
+        results["n_official"] = official
     results["protocol"] = protocol(benchmark, data, joined.predictions)
     if grades is not None:
         results["protocol"]["judge"] = judge.protocol(config, benchmark)
@@ -136,16 +137,20 @@ def _load(name: str, data: Path, split: str | None, scorer: str | None) -> Loade
 
 
 def check_data(benchmark: Benchmark, data: BenchmarkData, root: Path, reporter: Reporter) -> None:
-    """Before a model runs: compares the files with SHA256SUMS beside them, if there is one, and warns of an unusual count.
-
-    Raises InputError for a file that differs.
-    """
-    checked = check_sums(root)
+    """Before anything runs: compares the files with SHA256SUMS beside them, if there is one, and with the digests that are
+    published (Need.md5). Raises InputError for a file that is not what SHA256SUMS says."""
+    checked = _files.check_sums(root)
     if checked:
-        reporter.note(f"{data.name}: {checked} files are as {root / SUMS} says")
-    usual = getattr(benchmark, "counts", {}).get(data.split)
-    if usual is not None and usual != len(data.examples):
-        reporter.warn(f"{data.name} {data.split} has {len(data.examples)} questions here, {usual} in the official files")
+        reporter.note(f"{data.name}: {checked} files are as {root / _files.SUMS} says")
+    for need in getattr(benchmark, "needs", ()):
+        if need.split in (None, data.split) and (other := need.other(root)):
+            reporter.warn(other)
+
+
+def other_count(benchmark: Benchmark, data: BenchmarkData) -> int | None:
+    """How many questions the official split has, where that is known and these are not as many."""
+    usual: int | None = getattr(benchmark, "counts", {}).get(data.split)
+    return usual if usual != len(data.examples) else None
 
 
 def submission(config: EvalConfig, path: Path) -> None:
@@ -168,125 +173,6 @@ def write_questions(data: BenchmarkData, path: Path) -> None:
     _write_lines(path, data.examples)
 
 
-# --- predictions -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Recorded:
-    """A predictions file as read: (line, prediction) in order, and the lines that could not be read."""
-
-    path: Path
-    rows: list[tuple[int, Prediction]] = field(default_factory=list)
-    unreadable: list[jsonl.Problem] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Joined:
-    """Predictions by example id, the last of each, and what did not fit: kind -> (line or None, id) pairs."""
-
-    predictions: dict[str, Prediction] = field(default_factory=dict)
-    problems: dict[str, list[tuple[int | None, str]]] = field(default_factory=dict)
-
-    def add(self, kind: str, line: int | None, example_id: str) -> None:
-        self.problems.setdefault(kind, []).append((line, example_id))
-
-    def named(self) -> dict[str, list[str]]:
-        """The first ids of each kind."""
-        return {kind: [example_id for _, example_id in found[:NAMED]] for kind, found in self.problems.items() if found}
-
-
-def read_predictions(path: Path) -> Recorded:
-    """Reads our predictions or LLaVA's answers, told apart line by line. A line that is neither is kept as a problem."""
-    recorded = Recorded(path)
-    for line, row in jsonl.read_lines(path, recorded.unreadable.append):
-        try:
-            recorded.rows.append((line, _prediction(row)))
-        except InputError as error:
-            recorded.unreadable.append(jsonl.Problem(path, line, None, str(error)))
-    if not recorded.rows:
-        why = f"; {recorded.unreadable[0]}" if recorded.unreadable else ", it is empty"
-        raise InputError(f"{path} holds no prediction{why}")
-    return recorded
-
-
-def _prediction(row: Mapping[str, Any]) -> Prediction:
-    if "example_id" in row:
-        return Prediction.from_json(row)
-    if "question_id" not in row or not isinstance(row.get("text"), str):
-        raise InputError("a prediction has example_id and answer, or question_id and text (LLaVA's answers format)")
-    prompt = row.get("prompt")
-    question = prompt if isinstance(prompt, str) else None
-    return Prediction(str(row["question_id"]), row["text"], policy=metrics.UNSAID, profile=metrics.UNSAID, question=question)
-
-
-def join(data: BenchmarkData, recorded: Recorded, benchmark: Benchmark | None = None) -> Joined:
-    """Gives every prediction its example: by id, or by official question id and, where that repeats, by the question asked.
-
-    The last of several answers to one question counts, as in the official scripts that join by id; a failure never replaces
-    an answer, and an answer after a failure is a repair, not counted as doubled. A prediction whose prompt asks another
-    question than the example is "unknown".
-    Raises InputError when no prediction belongs to the data.
-    """
-    asked = getattr(benchmark, "asked", None) or (lambda prompt: prompt)
-    by_id = {example.id: example for example in data.examples}
-    by_question: dict[str, list[Any]] = {}
-    for example in data.examples:
-        by_question.setdefault(str(example.meta.get("question_id", example.id)), []).append(example)
-    place = {example.id: number for number, example in enumerate(data.examples)}
-    joined, before = Joined(), -1
-    for line, prediction in recorded.rows:
-        own = by_id.get(prediction.example_id)
-        candidates = [own] if own is not None else by_question.get(prediction.example_id, [])
-        if len(candidates) > 1:
-            said = _words(asked(prediction.question or "") or "")
-            candidates = [example for example in candidates if _words(example.meta.get("asked", example.question)) == said]
-            # The same question twice on one image: answers go to them in turn.
-            candidates = [example for example in candidates if example.id not in joined.predictions][:1] or candidates[-1:]
-        if not candidates or not _asks(prediction, candidates[0]):
-            joined.add("unknown", line, prediction.example_id)
-            continue
-        example_id = candidates[0].id
-        earlier = joined.predictions.get(example_id)
-        if earlier is not None and earlier.answer is not None:
-            joined.add("doubled", line, example_id)
-            if prediction.answer is None:
-                continue
-        elif place[example_id] < before:
-            joined.add("reordered", line, example_id)
-        before = place[example_id]
-        joined.predictions[example_id] = prediction
-    _add_gaps(joined, data, recorded)
-    return joined
-
-
-def _add_gaps(joined: Joined, data: BenchmarkData, recorded: Recorded) -> None:
-    if not joined.predictions:
-        raise InputError(
-            f"none of the {len(recorded.rows)} predictions in {recorded.path} belongs to {data.name} {data.split}; "
-            f"the first is {recorded.rows[0][1].example_id!r}, the data's first question {data.examples[0].id!r}"
-        )
-    for example in data.examples:
-        prediction = joined.predictions.get(example.id)
-        if prediction is None:
-            joined.add("missing", None, example.id)
-        elif prediction.answer is None:
-            joined.add("failed", None, example.id)
-    for problem in recorded.unreadable:
-        joined.add("unreadable", problem.line, str(problem))
-
-
-def _asks(prediction: Prediction, example: Any) -> bool:
-    """Whether the recorded prompt, if any, holds the example's question; guards against another version of the data."""
-    if prediction.question is None:
-        return True
-    asked = example.meta.get("asked", example.question)
-    return asked in prediction.question or _words(asked) in _words(prediction.question)
-
-
-def _words(text: str) -> str:
-    return " ".join(text.lower().split())
-
-
 # --- results ---------------------------------------------------------------------------------------------------------
 
 
@@ -302,7 +188,8 @@ def summarise(
     """Every aggregate of one run, from its scores:
 
     metrics     the benchmark's own, in its own units      intervals   metric path -> [low, high], 95 %, images resampled
-    headline    {metric, value, unit, low, high}           n           questions, unanswered ones included
+    headline    {metric, value, unit, low, high}           n           questions, unanswered ones included (`run` adds
+                                                           n_official where the official split has another number)
     box_status  share of each status                       regions     hit, iou, area... and `kinds`, where the data has regions
     statistics  how the intervals were made
     """
@@ -448,3 +335,28 @@ def paired(
     a, b = (read_scores(runs) if isinstance(runs, Path) else list(runs) for runs in (scores_a, scores_b))
     images = clusters if clusters is not None else {s.example_id: s.groups.get(metrics.IMAGE, s.example_id) for s in (*a, *b)}
     return statistics.paired({s.example_id: s.value for s in a}, {s.example_id: s.value for s in b}, images)
+
+
+__all__ = [
+    "NAMED",
+    "PROBLEMS",
+    "REGIONS",
+    "SCORES",
+    "EvalConfig",
+    "Joined",
+    "Recorded",
+    "check_data",
+    "data_digest",
+    "join",
+    "load",
+    "other_count",
+    "paired",
+    "protocol",
+    "read_predictions",
+    "read_scores",
+    "run",
+    "submission",
+    "summarise",
+    "write_questions",
+    "write_records",
+]

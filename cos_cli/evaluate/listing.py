@@ -1,0 +1,68 @@
+"""`cos eval --list`: what each benchmark is, what it needs, from where, and what of it is missing."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cos_cli.console import clean, emit, emit_json
+from cos_cli.evaluate.suite import short
+from cos_cli.evaluate.tables import WIDTH
+from cos_core import plug
+
+_FIRST, _INDENT = 12, " " * 13
+
+
+def show(names: Sequence[str], data: Path | None, json: bool) -> None:
+    """The benchmarks on stdout; with a data folder, whether their files are there."""
+    listed = {name: _described(name, data) for name in names}
+    if json:
+        emit_json(listed)
+        return
+    parts = ["\n".join(_lines(name, about)) for name, about in listed.items()]
+    if data is not None:
+        parts.append(f"+ there   ! missing   ? missing, and not needed to score\n(looked in {data}/NAME, else in {data})")
+    emit(clean("\n\n".join(parts)))
+
+
+def _described(name: str, data: Path | None) -> dict[str, Any]:
+    benchmark = plug.load("benchmarks", name)
+    root = None if data is None else data / short(name) if (data / short(name)).is_dir() else data
+    needs = [
+        {
+            "file": need.names[0],
+            "source": need.source,
+            "split": need.split,
+            "optional": need.optional,
+            "found": None if root is None else need.found(root) is not None,
+        }
+        for need in getattr(benchmark, "needs", ())
+    ]
+    return {
+        "summary": benchmark.summary,
+        "questions": dict(getattr(benchmark, "counts", {})),
+        "scorers": list(getattr(benchmark, "scorers", ())),
+        "needs": needs,
+    }
+
+
+def _lines(name: str, about: Mapping[str, Any]) -> Iterator[str]:
+    yield from _wrapped(f"{name:{_FIRST}} ", about["summary"], _INDENT)
+    if about["questions"]:
+        counts = ", ".join(f"{split} {count:,}" for split, count in about["questions"].items())
+        yield from _wrapped(_INDENT, f"questions: {counts}", _INDENT + "  ")
+    if about["scorers"]:
+        yield from _wrapped(_INDENT, f"scorers: {', '.join(about['scorers'])}", _INDENT + "  ")
+    for need in about["needs"]:
+        mark = {None: "-", True: "+", False: "?" if need["optional"] else "!"}[need["found"]]
+        detail = ", ".join(filter(None, [f"split {need['split']}" if need["split"] else "", "optional" * need["optional"]]))
+        yield f"{_INDENT}{mark} {need['file']}{f' ({detail})' if detail else ''}"
+        yield from _wrapped(f"{_INDENT}    from ", need["source"], f"{_INDENT}    ")
+
+
+def _wrapped(first: str, text: str, rest: str) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )
