@@ -21,7 +21,7 @@ help:
 	@echo "make setup        .venv with everything, leaves .venv/bin/cos (demo and test do this by themselves)"
 	@echo "make lint         ruff, mypy and shellcheck at their pinned versions"
 	@echo "make bench        the benchmarks"
-	@echo "make completions  writes completions/ again"
+	@echo "make completions  writes completions/commands.tsv again"
 	@echo "make clean        removes caches and built files; .venv and runs stay"
 
 setup: $(STAMP)
@@ -83,7 +83,7 @@ bench: $(STAMP)
 	  echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
 
 completions: $(STAMP)
-	$(BIN)/python -m cos_cli.completion completions
+	$(BIN)/python -m cos_cli.completion.table completions
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

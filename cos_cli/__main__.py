@@ -1,5 +1,5 @@
 """`python -m cos_cli` is `cos`."""
 
-from cos_cli.main import main
+from cos_cli.entry import main
 
 main()

@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from cos_cli import annotate, evaluate, infer, model, store, train, visualize
+from cos_cli.completion import command as completion
 from cos_cli.console import Session, clean
 from cos_cli.demo import command as demo
 from cos_core import __version__
@@ -52,6 +53,7 @@ OPERATING_SYSTEM = {
 app = typer.Typer(
     name="cos",
     no_args_is_help=True,
+    add_completion=False,  # completion/ answers a press of TAB without loading Typer
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -64,6 +66,7 @@ app.add_typer(visualize.app, name="visualize")
 app.add_typer(store.app, name="store")
 app.add_typer(model.app, name="model")
 app.command("demo")(demo.demo)
+app.add_typer(completion.app, name="completion")
 
 
 def _version(value: bool) -> None:
@@ -87,7 +90,7 @@ def cos(
 
 
 def main() -> None:
-    """Entry point of the `cos` script."""
+    """Runs the command line of this process; `entry` calls it."""
     if not sys.stderr.isatty():
         # Bars that libraries draw (downloads, shards) are for people; a log gets our own occasional lines.
         os.environ.setdefault("TQDM_DISABLE", "1")

@@ -60,7 +60,14 @@ def convert(
 @app.command()
 def info(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="A converted checkpoint: a local folder, or 'miniature'.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A converted checkpoint: a local folder, or 'miniature'.",
+            show_default=False,
+            autocompletion=options.complete("model"),
+        ),
+    ],
     json: options.Json = False,
     quiet: options.Quiet = False,
     traceback: options.Traceback = False,

@@ -10,16 +10,25 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cos_cli.console import Session
-from cos_core import plug
+
+_COMPLETED: dict[Callable[[str], list[str]], str] = {}
 
 
 def complete(kind: str) -> Callable[[str], list[str]]:
-    """Completion: the plug-ins of `kind`, listed without importing them."""
+    """For `autocompletion=`: values of `kind`, as `cos_cli.completion.values` knows them."""
 
-    def names(incomplete: str) -> list[str]:
-        return [name for name in plug.available(kind) if name.startswith(incomplete.replace("-", "_"))]
+    def offered(incomplete: str) -> list[str]:
+        from cos_cli.completion.values import values
 
-    return names
+        return values(kind, incomplete, ()) or []
+
+    _COMPLETED[offered] = kind
+    return offered
+
+
+def completed_by(function: Callable[..., Any] | None) -> str | None:
+    """The kind that `complete` was called with when it made `function`."""
+    return None if function is None else _COMPLETED.get(function)
 
 
 def plugin_name(value: str) -> str:
@@ -41,12 +50,6 @@ def settings_of(given: list[str] | None) -> dict[str, Any]:
     return found
 
 
-def _profiles(incomplete: str) -> list[str]:
-    from cos_core.prompts import profile_names
-
-    return [name for name in profile_names() if name.startswith(incomplete)]
-
-
 def _set_quiet(ctx: typer.Context, value: bool) -> bool:
     ctx.ensure_object(Session).quiet |= value
     return value
@@ -60,7 +63,11 @@ def _set_traceback(ctx: typer.Context, value: bool) -> bool:
 Data = Annotated[Path, typer.Option(help="Questions: LLaVA conversation JSON or JSONL, or a LLaVA question file.")]
 Images = Annotated[Path, typer.Option(help="Folder that the image paths in --data start from.")]
 Model = Annotated[
-    str, typer.Option(help="LLaVA-1.5 checkpoint: a local folder, a hub id such as llava-hf/llava-1.5-7b-hf, or 'miniature'.")
+    str,
+    typer.Option(
+        help="LLaVA-1.5 checkpoint: a local folder, a hub id such as llava-hf/llava-1.5-7b-hf, or 'miniature'.",
+        autocompletion=complete("model"),
+    ),
 ]
 Policy = Annotated[
     str,
@@ -82,7 +89,7 @@ Roi = Annotated[
 ]
 Profile = Annotated[
     str | None,
-    typer.Option(help="Prompt profile; by default the checkpoint's own, else 'paper'.", autocompletion=_profiles),
+    typer.Option(help="Prompt profile; by default the checkpoint's own, else 'paper'.", autocompletion=complete("profile")),
 ]
 Backbone = Annotated[
     str,

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
-Folder = Annotated[Path, typer.Argument(help="Store of `cos annotate`.", metavar="STORE", show_default=False)]
+Folder = Annotated[
+    Path,
+    typer.Argument(
+        help="Store of `cos annotate`.", metavar="STORE", show_default=False, autocompletion=options.complete("store")
+    ),
+]
 FormatOption = Annotated[
     Literal["jsonl", "chain-of-spot", "coco", "visual-cot"],
     typer.Option(help="jsonl loses nothing; chain-of-spot is the authors' released file of squares."),
@@ -74,7 +79,7 @@ def ls(
     store: Folder,
     failures: Annotated[bool, typer.Option("--failures", help="The examples that failed, with the reasons.")] = False,
     no_region: Annotated[bool, typer.Option("--no-region", help="Only annotations without a box, with the reasons.")] = False,
-    prefix: Annotated[str, typer.Option(help="Only ids that begin so.")] = "",
+    prefix: Annotated[str, typer.Option(help="Only ids that begin so.", autocompletion=options.complete("example"))] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many.", show_default="all")] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -115,7 +120,10 @@ def _listed(opened: Store, prefix: str, no_region: bool) -> Any:
 def get(
     ctx: typer.Context,
     store: Folder,
-    example: Annotated[str, typer.Argument(help="The example's id.", metavar="ID", show_default=False)],
+    example: Annotated[
+        str,
+        typer.Argument(help="The example's id.", metavar="ID", show_default=False, autocompletion=options.complete("example")),
+    ],
     heat: Annotated[
         Path | None,
         typer.Option(help="Also write the relevance map, .json or .npy, as `cos visualize overlay --heat` reads it."),
@@ -257,7 +265,15 @@ def verify(
 @app.command()
 def merge(
     ctx: typer.Context,
-    parts: Annotated[list[Path], typer.Argument(help="Stores of one job.", metavar="PART [PART...]", show_default=False)],
+    parts: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Stores of one job.",
+            metavar="PART [PART...]",
+            show_default=False,
+            autocompletion=options.complete("store"),
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Store to write or to continue.", show_default=False)],
     json: options.Json = False,
     quiet: options.Quiet = False,

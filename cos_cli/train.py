@@ -21,7 +21,11 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and the trained model.")],
     store: Annotated[
         Path | None,
-        typer.Option(help="Store that `cos annotate` wrote, or the released region file (.json).", show_default="no regions"),
+        typer.Option(
+            help="Store that `cos annotate` wrote, or the released region file (.json).",
+            show_default="no regions",
+            autocompletion=options.complete("store"),
+        ),
     ] = None,
     config: settings.Config = None,
     policy: options.Policy = "from_single_question",

@@ -27,7 +27,12 @@ def visualize() -> None:
 
 
 Runs = Annotated[
-    list[Path], typer.Argument(help="Folders of `cos eval`; the last is the one looked at.", metavar="RUN [RUN...]")
+    list[Path],
+    typer.Argument(
+        help="Folders of `cos eval`; the last is the one looked at.",
+        metavar="RUN [RUN...]",
+        autocompletion=options.complete("run"),
+    ),
 ]
 RunData = Annotated[
     Path | None, typer.Option(help="The benchmark's folder or questions' file.", show_default="where the run found it")
@@ -53,7 +58,11 @@ def report(
     data: RunData = None,
     images: RunImages = None,
     store: Annotated[
-        Path | None, typer.Option(help="A store of `cos annotate`: adds the annotated regions and its relevance maps.")
+        Path | None,
+        typer.Option(
+            help="A store of `cos annotate`: adds the annotated regions and its relevance maps.",
+            autocompletion=options.complete("store"),
+        ),
     ] = None,
     heat: Annotated[
         Path | None, typer.Option(help="Folder of relevance maps, EXAMPLE_ID.npy or .json; '/' is written '_'.")
@@ -132,7 +141,14 @@ def compare(
 @app.command()
 def export(
     ctx: typer.Context,
-    source: Annotated[Path, typer.Argument(help="Folder of `cos eval`, or a predictions file.", metavar="RUN")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of `cos eval`, or a predictions file.",
+            metavar="RUN",
+            autocompletion=options.complete("run"),
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="File to write.")],
     format: Annotated[Literal["coco", "fiftyone", "label-studio", "lmms-eval"], typer.Option(help="What reads it.")],
     data: RunData = None,
@@ -174,7 +190,12 @@ def overlay(
         Path | None, typer.Option(help="Predictions file, or the folder that holds predictions.jsonl.")
     ] = None,
     example: Annotated[
-        str | None, typer.Option(help="Id of the prediction or annotation to draw.", show_default="the first with a box")
+        str | None,
+        typer.Option(
+            help="Id of the prediction or annotation to draw.",
+            show_default="the first with a box",
+            autocompletion=options.complete("example"),
+        ),
     ] = None,
     images: Annotated[
         Path | None, typer.Option(help="Folder that the image paths in --predictions or --store start from.")
@@ -182,7 +203,10 @@ def overlay(
     data: Annotated[Path | None, typer.Option(help="The questions' file: adds the true answer and the gold region.")] = None,
     store: Annotated[
         Path | None,
-        typer.Option(help="A store of `cos annotate`: adds the annotated region and relevance map, or is drawn by itself."),
+        typer.Option(
+            help="A store of `cos annotate`: adds the annotated region and relevance map, or is drawn by itself.",
+            autocompletion=options.complete("store"),
+        ),
     ] = None,
     image: Annotated[Path | None, typer.Option(help="A picture, instead of --predictions.")] = None,
     box: Annotated[
@@ -253,7 +277,14 @@ def overlay(
 @app.command()
 def stats(
     ctx: typer.Context,
-    source: Annotated[Path, typer.Argument(help="Store of `cos annotate`, or a predictions file.", metavar="SOURCE")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Store of `cos annotate`, or a predictions file.",
+            metavar="SOURCE",
+            autocompletion=options.complete("store"),
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the plots and the numbers beside them.")],
     images: Annotated[
         Path | None, typer.Option(help="Picture folder, for aspect ratios in pixels.", show_default="fractions of the picture")

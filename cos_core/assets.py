@@ -1,4 +1,4 @@
-"""Files that ship with the package: prompt profiles, config and report templates, the miniature checkpoint."""
+"""Files that ship with the package: prompt profiles, config and report templates, completion, the miniature checkpoint."""
 
 from __future__ import annotations
 
@@ -20,6 +20,20 @@ def template(*parts: str) -> Path:
         if path.exists():
             return path
     raise InputError(f"no shipped template {'/'.join(parts)!r}; is the installation complete?")
+
+
+def profile_names() -> list[str]:
+    """Names of the shipped prompt profiles, sorted."""
+    return sorted(p.stem for p in template("prompts").glob("*.toml"))
+
+
+def completion(name: str) -> Path:
+    """The path of a shipped completion file, e.g. `completion("cos.bash")`. Raises InputError when there is no such file."""
+    for root in (_PACKAGE / "_completions", _PACKAGE.parent / "completions"):
+        path = root / name
+        if path.exists():
+            return path
+    raise InputError(f"no completion file {name!r}; is the installation complete?")
 
 
 def miniature_checkpoint() -> Path:

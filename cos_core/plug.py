@@ -1,15 +1,12 @@
 """Plug-ins without a registry: one module each, its file name is its name.
 
-`available(kind)` lists names without importing anything, so shell completion stays fast;
+`available(kind)` lists names without importing anything (nor much of Python's library), so shell completion stays fast;
 `load(kind, name)` imports the module; outsiders pass a path, `./mine.py` or `./mine.py:build`.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import inspect
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,11 +48,15 @@ def described(plugin: Any) -> dict[str, Any]:
     """What a plug-in object is and how it is set, for fingerprints and provenance: its `settings`, or its dataclass fields."""
     settings = getattr(plugin, "settings", None)
     if settings is None:
+        from dataclasses import fields, is_dataclass
+
         settings = {f.name: getattr(plugin, f.name) for f in fields(plugin)} if is_dataclass(plugin) else {}
     return {"plugin": type(plugin).__module__.rpartition(".")[2], **settings}
 
 
 def _check_options(kind: str, name: str, build: Any, options: dict[str, Any]) -> None:
+    import inspect
+
     parameters = inspect.signature(build).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
@@ -65,6 +66,8 @@ def _check_options(kind: str, name: str, build: Any, options: dict[str, Any]) ->
 
 
 def _from_file(path: Path) -> ModuleType:
+    import importlib.util
+
     if not path.is_file():
         raise InputError(f"no plug-in file {path}")
     spec = importlib.util.spec_from_file_location(f"cos_plugin_{path.stem}", path)

@@ -98,7 +98,7 @@ class Profile:
 
 def profile_names() -> list[str]:
     """Names of the shipped profiles, sorted."""
-    return sorted(p.stem for p in assets.template("prompts").glob("*.toml"))
+    return assets.profile_names()
 
 
 def load_profile(name: str) -> Profile:

@@ -17,6 +17,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     0: ("__init__", "types", "geometry", "errors", "interfaces"),
     1: (
         "store",
+        "store_ids",
         "datasets",
         "images",
         "prompts",
@@ -77,7 +78,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "accelerate": ("training",),
     "deepspeed": ("training",),
     "detectron2": ("detectors.detectron2",),
-    "lmdb": ("store",),
+    "lmdb": ("store", "store_ids"),
     "matplotlib": ("visualize",),
     "rich": (),
     "typer": (),

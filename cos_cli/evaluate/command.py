@@ -25,10 +25,6 @@ PARTS = ("compare", "report")
 _TIME = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 
-def _benchmarks(incomplete: str) -> list[str]:
-    return [name for name in (*plug.available("benchmarks"), *PARTS) if name.startswith(incomplete)]
-
-
 def evaluate(
     ctx: typer.Context,
     benchmarks: Annotated[
@@ -37,7 +33,7 @@ def evaluate(
             help="Names of benchmarks (see --list), or files that define one: ./mine.py",
             parser=options.plugin_name,
             metavar="BENCHMARK...",
-            autocompletion=_benchmarks,
+            autocompletion=options.complete("benchmarks"),
             show_default=False,
         ),
     ] = None,
@@ -53,7 +49,12 @@ def evaluate(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Checkpoint to run instead: a folder, a hub id, or 'miniature'.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Checkpoint to run instead: a folder, a hub id, or 'miniature'.",
+            show_default=False,
+            autocompletion=options.complete("model"),
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for scores (and predictions, with --model).", show_default="print only")
@@ -107,7 +108,11 @@ def evaluate(
         list[str] | None, typer.Option(metavar="METRIC=VALUE", help="End with code 6 when a metric is lower.")
     ] = None,
     baseline: Annotated[
-        Path | None, typer.Option(help="End with code 6 when a benchmark is significantly worse than in this run.")
+        Path | None,
+        typer.Option(
+            help="End with code 6 when a benchmark is significantly worse than in this run.",
+            autocompletion=options.complete("run"),
+        ),
     ] = None,
     latest: Annotated[
         Path | None, typer.Option(help="Link to put on --out, in one step, once everything is scored.", show_default="none")

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 def compare(
     ctx: typer.Context,
     runs: Annotated[
-        list[Path], typer.Argument(help="Folders of finished runs; the first is the reference.", metavar="RUN RUN...")
+        list[Path],
+        typer.Argument(
+            help="Folders of finished runs; the first is the reference.",
+            metavar="RUN RUN...",
+            autocompletion=options.complete("run"),
+        ),
     ],
     despite: Annotated[
         list[str] | None,

@@ -1,0 +1,141 @@
+"""`cos __complete SHELL ...`: what may stand at the cursor. Every press of TAB comes through here, so imports are few.
+
+The first line of the answer is "values", followed by a line a value, with a tab and its help for zsh and fish; or "path" (the
+shell completes file names itself), followed by the `--option=` that the file name stands behind, and its beginning without quotes.
+bash passes the text before the cursor and its word breaks, the others their words.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cos_core.assets import completion
+
+PATH = None
+"""The answer that leaves the word to the shell's own completion of file names."""
+Offers = list[tuple[str, str]]
+_COMMANDS = ("command", "usual")
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    name: str
+    takes: int
+    repeated: bool
+    value: str
+    help: str
+
+
+def answer(words: Sequence[str], current: str, table: str | None = None) -> Offers | None:
+    """(value, help) of everything that may stand for `current` after `words` (those after `cos`); PATH for any file name."""
+    rows = _rows(completion("commands.tsv").read_text(encoding="utf-8") if table is None else table)
+    path, at = _command(rows, words)
+    mine = rows.get(path, [])
+    options = {row.name: row for row in mine if row.name.startswith("-")}
+    arguments = [row for row in mine if row.name.isdigit()]
+    place, pending, ended = 0, 0, False
+    last: Row | None = None
+    for word in words[at:]:
+        if pending:
+            pending -= 1
+        elif word == "--" and not ended:
+            ended = True
+        elif word.startswith("-") and len(word) > 1 and not ended:
+            name, equals, _ = word.partition("=")
+            last = options.get(name)
+            pending = 0 if last is None else max(0, last.takes - bool(equals))
+        else:
+            place += 1
+    if pending and last is not None:
+        return _of(last, current, words)
+    if current.startswith("--") and "=" in current and not ended:
+        name, _, begun = current.partition("=")
+        row = options.get(name)
+        offers = [] if row is None or not row.takes else _of(row, begun, words)
+        return PATH if offers is None else [(f"{name}={value}", about) for value, about in offers]
+    if current.startswith("-") and not ended:
+        given = {word.partition("=")[0] for word in words[at:]}
+        return [
+            (o.name, o.help) for o in options.values() if o.name.startswith(current) and (o.repeated or o.name not in given)
+        ]
+    named = " ".join(words)
+    found: Offers = []
+    if at == len(words) and _is_group(rows, named):
+        # In a group whose usual command goes unnamed, the names of the others stand beside its arguments.
+        found = [(row.name, row.help) for row in rows[named] if row.value in _COMMANDS and row.name.startswith(current)]
+    due = arguments[place] if place < len(arguments) else arguments[-1] if arguments and arguments[-1].repeated else None
+    more = _of(due, current, words) if due is not None else []
+    return found + more if more is not None else found or PATH
+
+
+def _of(row: Row, current: str, words: Sequence[str]) -> Offers | None:
+    """The values of an option or argument."""
+    if row.value == "path":
+        return PATH
+    if row.value in ("text", "flag"):
+        return []
+    if row.value.startswith("="):
+        return [(choice, "") for choice in row.value[1:].split(" ") if choice.startswith(current)]
+    from cos_cli.completion.values import values
+
+    found = values(row.value, current, words)
+    return PATH if found is None else [(value, "") for value in found]
+
+
+def _command(rows: dict[str, list[Row]], words: Sequence[str]) -> tuple[str, int]:
+    """The command that `words` name, and how many of them did."""
+    path, at = "", 0
+    while _is_group(rows, path):
+        names = {row.name for row in rows[path] if row.value in _COMMANDS}
+        if at < len(words) and words[at] in names:
+            path = f"{path} {words[at]}".strip()
+            at += 1
+            continue
+        usual = next((row.name for row in rows[path] if row.value == "usual"), None)
+        if usual is None:
+            break
+        path = f"{path} {usual}"
+    return path, at
+
+
+def _is_group(rows: dict[str, list[Row]], path: str) -> bool:
+    return any(row.value in _COMMANDS for row in rows.get(path, ()))
+
+
+def _rows(table: str) -> dict[str, list[Row]]:
+    """Command -> its lines."""
+    found: dict[str, list[Row]] = {}
+    for line in table.splitlines():
+        path, name, takes, repeated, value, words = line.split("\t")
+        found.setdefault(path, []).append(Row(name, int(takes), bool(repeated), value, words))
+    return found
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Writes the answer to stdout, as bytes: whatever the locale, file names stay what they are."""
+    from cos_cli.completion.words import Line, quoted
+
+    shell, *given = arguments
+    if shell == "bash":
+        line = Line(given[0], given[1])
+        current = line.current
+        offers = answer(line.words[1:], current)
+        if offers is not None:
+            kept = current[: line.given]
+            offers = [(quoted(value[len(kept) :], line.quote), "") for value, _ in offers if value.startswith(kept)]
+    else:
+        *words, current = given
+        if shell == "fish":
+            current = Line(current).current
+        offers = answer(words, current)
+    if offers is None:
+        option, equals, begun = current.partition("=") if current.startswith("--") else ("", "", current)
+        lines = ["path", option + equals, begun]
+    else:
+        # Names of folders and ids come from others: nothing that steers a terminal or ends a line.
+        lines = ["values", *(f"{value}\t{about}" if about else value for value, about in offers if value.isprintable())]
+    sys.stdout.buffer.write(os.fsencode("\n".join(lines) + "\n"))

@@ -1,0 +1,82 @@
+"""What can follow a beginning, out of any number of sorted keys: a few seeks instead of a scan."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Protocol
+
+MOST = 100
+"""Ids offered one by one; of more, the beginnings in which they differ."""
+
+
+class Keys(Protocol):
+    """Sorted keys, UTF-8 or not."""
+
+    def at_or_after(self, key: bytes) -> bytes | None: ...
+    def before(self, key: bytes | None) -> bytes | None: ...
+
+
+class SortedKeys:
+    """Keys in memory."""
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self._keys = sorted(set(keys))
+
+    def at_or_after(self, key: bytes) -> bytes | None:
+        place = bisect_left(self._keys, key)
+        return self._keys[place] if place < len(self._keys) else None
+
+    def before(self, key: bytes | None) -> bytes | None:
+        place = len(self._keys) if key is None else bisect_left(self._keys, key)
+        return self._keys[place - 1] if place else None
+
+
+def offers(keys: Keys, prefix: str, most: int = MOST) -> list[str]:
+    """All keys that begin with `prefix`, when they are at most `most`; else the beginnings at which they part, at most `most`.
+
+    Every key begins with one of the offers, as long as there are no more than `most`. A key that is not UTF-8 is offered as far
+    as it is: the store cuts over-long ids there.
+    """
+    start = prefix.encode("utf-8", "surrogateescape")
+    first = keys.at_or_after(start)
+    last = keys.before(_past(start))
+    if first is None or last is None or not first.startswith(start):
+        return []
+    found: list[str] = []
+    key: bytes | None = first
+    while key is not None and key <= last:
+        found.append(_text(key))
+        if len(found) > most:
+            return _branches(keys, first, last, most)
+        key = keys.at_or_after(key + b"\0")
+    return found
+
+
+def _branches(keys: Keys, first: bytes, last: bytes, most: int) -> list[str]:
+    same = 0
+    while same < min(len(first), len(last)) and first[same] == last[same]:
+        same += 1
+    # Two characters may share their first bytes.
+    common = _text(first[:same])
+    at = common.encode()
+    found: list[str] = []
+    key: bytes | None = first
+    while key is not None and key <= last and len(found) < most:
+        text = _text(key)
+        branch = text[: len(common) + 1]
+        following = keys.at_or_after(key + b"\0")
+        alone = following is None or not following.startswith(branch.encode()) or branch == common
+        found.append(text if alone else branch)
+        key = keys.at_or_after(key + b"\0" if len(branch.encode()) <= len(at) else _past(branch.encode()) or b"")
+    return found
+
+
+def _past(prefix: bytes) -> bytes | None:
+    """The smallest key after everything that begins with `prefix`; None for the empty beginning."""
+    return prefix[:-1] + bytes([prefix[-1] + 1]) if prefix else None
+
+
+def _text(key: bytes) -> str:
+    # 0xff, in no UTF-8, stands where the store cut an over-long id; what follows it is a digest.
+    return key.partition(b"\xff")[0].decode("utf-8", "ignore")
