@@ -20,9 +20,9 @@ _START = {
     "fish": ["fish", "--no-config", "--interactive"],
 }
 _FIRST = {
-    "bash": f"PS1='{PROMPT}'; bind 'set bell-style none'; bind 'set show-all-if-ambiguous on'; bind 'set completion-query-items 0'; bind 'set page-completions off'",
-    "zsh": f"PROMPT='{PROMPT}'; bindkey -e; unsetopt zle_bracketed_paste promptsp; autoload -Uz compinit && compinit -u -D; LISTMAX=999",
-    "fish": f"function fish_prompt; echo -n '{PROMPT}'; end; set fish_greeting; set -g fish_autosuggestion_enabled 0",
+    "bash": f"PS1='{PROMPT}'; bind 'set bell-style none'; bind 'set show-all-if-ambiguous on'",
+    "zsh": f"PROMPT='{PROMPT}'; bindkey -e; unsetopt zle_bracketed_paste promptsp; autoload -Uz compinit; compinit -u -D",
+    "fish": f"function fish_prompt; echo -n '{PROMPT}'; end; set -g fish_autosuggestion_enabled 0",
 }
 
 

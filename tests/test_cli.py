@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from cos_cli import annotate as annotate_command
-from cos_cli import completion, evaluate, infer, main, train, visualize
+from cos_cli import evaluate, infer, main, train, visualize
 from cos_cli.console import LineReporter, Pace, QuietReporter, Session, clean, duration, reporting
 from cos_core import __version__
 from cos_core.errors import FailuresError, InputError, LockedError, MissingError
@@ -382,28 +382,6 @@ def test_summary_of_a_manifest() -> None:
 
     manifest = RunManifest("infer", "complete", {}, "f", {"ok": 3, "failed": 0, "skipped": 0, "box_ok": 3}, seconds=61.0)
     assert summary(manifest, "x.jsonl") == "infer complete: 3 ok, 0 failed, 3 box_ok in 1 min 01 s -> x.jsonl"
-
-
-@pytest.mark.parametrize("shell", list(completion.FILES))
-def test_completion_files_are_fresh(shell: str) -> None:
-    file = ROOT / "completions" / completion.FILES[shell]
-    assert file.read_text(encoding="utf-8") == completion.script(shell), "run: make completions"
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"), [("cos an", "annotate"), ("cos infer --roi cen", "center_crop"), ("cos eval po", "pope")]
-)
-def test_completion_in_bash(words: str, expected: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", "from cos_cli.main import main; import sys; sys.argv[0] = 'cos'; main()"],
-        env={**os.environ, "_COS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert expected in done.stdout.split()
-    assert "torch" not in done.stderr
 
 
 def scripted(tmp_path: Path) -> list[str]:

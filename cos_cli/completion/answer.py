@@ -1,8 +1,8 @@
 """`cos __complete SHELL ...`: what may stand at the cursor. Every press of TAB comes through here, so imports are few.
 
 The first line of the answer is "values", followed by a line a value, with a tab and its help for zsh and fish; or "path" (the
-shell completes file names itself), followed by the `--option=` that the file name stands behind, and its beginning without quotes.
-bash passes the text before the cursor and its word breaks, the others their words.
+shell completes file names itself), followed by the `--option=` before the file name, and its beginning without quotes. bash
+passes the text before the cursor and its word breaks, the others their words.
 """
 
 from __future__ import annotations
@@ -115,6 +115,14 @@ def _rows(table: str) -> dict[str, list[Row]]:
     return found
 
 
+def _harmless(value: str) -> bool:
+    """Whether it may be shown: names of folders and ids come from others, and must not steer a terminal or end a line."""
+    try:
+        return os.fsencode(value).decode("utf-8").isprintable()
+    except UnicodeDecodeError:
+        return False
+
+
 def main(arguments: Sequence[str]) -> None:
     """Writes the answer to stdout, as bytes: whatever the locale, file names stay what they are."""
     from cos_cli.completion.words import Line, quoted
@@ -136,6 +144,5 @@ def main(arguments: Sequence[str]) -> None:
         option, equals, begun = current.partition("=") if current.startswith("--") else ("", "", current)
         lines = ["path", option + equals, begun]
     else:
-        # Names of folders and ids come from others: nothing that steers a terminal or ends a line.
-        lines = ["values", *(f"{value}\t{about}" if about else value for value, about in offers if value.isprintable())]
+        lines = ["values", *(f"{value}\t{about}" if about else value for value, about in offers if _harmless(value))]
     sys.stdout.buffer.write(os.fsencode("\n".join(lines) + "\n"))
