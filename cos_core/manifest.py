@@ -9,16 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from enum import Enum
-from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -155,6 +151,10 @@ def versions() -> dict[str, str]:
 
     In a checkout `cos-commit` names the commit, with `-dirty` when files differ from it.
     """
+    # Imported here, as below: `cos --help` and every scoring would pay for them.
+    import platform
+    from importlib import metadata
+
     found = {"cos": cos_core.__version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -167,6 +167,8 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """What the run had: machine type, processor, usable cores, memory in bytes, names of NVIDIA GPUs. Names no host or user."""
+    import platform
+
     gpus = sorted(_field(p, "Model:") for p in Path("/proc/driver/nvidia/gpus").glob("*/information"))
     return {
         "system": platform.system(),
@@ -241,6 +243,9 @@ def _field(path: Path, name: str) -> str:
 
 
 def _commit(root: Path) -> str | None:
+    import shutil
+    import subprocess
+
     git = shutil.which("git")
     if git is None or not (root / ".git").exists():
         return None

@@ -50,7 +50,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "checkpoints",
     ),
     3: ("detectors", "backbones", "policies", "engines", "benchmarks"),
-    4: ("annotate", "training", "infer", "evaluate", "visualize", "miniature"),
+    4: ("annotate", "training", "infer", "evaluate", "visualize", "miniature", "doctor"),
 }
 """What stands on which layer of cos_core: the first name after the package's. cos_cli is layer 5."""
 
@@ -69,6 +69,7 @@ WITH_TORCH = (
     "detectors.detectron2",
     "training",
     "miniature",
+    "doctor.probe",
 )
 HOMES: dict[str, tuple[str, ...]] = {
     "torch": WITH_TORCH,
@@ -224,6 +225,8 @@ def without_torch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         "store import",
         "model convert",
         "model info",
+        "doctor",
+        "completion",
     ],
 )
 def test_help_without_torch(command: str) -> None:

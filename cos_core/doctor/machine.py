@@ -1,0 +1,212 @@
+"""The machine: GPUs, disks, file systems, locks, memory shared between processes, threads."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from cos_core import filesystems
+from cos_core.doctor.finding import Finding
+from cos_core.doctor.probe import ask
+
+GIB = 2**30
+_QUERY = "--query-gpu=name,memory.free,memory.total,driver_version"
+_STORE_SECONDS = 30.0
+_DEPTH, _ENTRIES = 3, 20_000
+_NEEDED_GIB = {"train": 60, "annotate": 10, "infer": 20}
+"""Free space: a 7B checkpoint and its optimiser states; a store; the weights in the hub's cache."""
+
+
+def gpus(wanted: bool) -> tuple[list[str], list[Finding]]:
+    """(names, findings) of the NVIDIA GPUs, as the driver's own tool tells them."""
+    said = _nvidia_smi(_QUERY, "--format=csv,noheader,nounits")
+    if said is None:
+        if any(Path("/proc/driver/nvidia/gpus").glob("*")):
+            todo = "check the driver: nvidia-smi; in a container: --gpus all"
+            return [], [Finding("gpu", "warning", "there is a GPU, but its driver does not answer", todo)]
+        todo = "a 7B model needs one; the miniature does not" if wanted else None
+        return [], [Finding("gpu", "warning" if wanted else "note", "no NVIDIA GPU", todo)]
+    names, found = [], []
+    for line in said.splitlines():
+        name, free, total, driver = (part.strip() for part in line.rsplit(",", 3))
+        names.append(name)
+        words = f"{name}, {_mib(free)} of {_mib(total)} free, driver {driver}"
+        full = free.isdigit() and total.isdigit() and int(free) < int(total) // 2
+        todo = "another process uses it: nvidia-smi" if full else None
+        found.append(Finding("gpu", "warning" if full else "ok", words, todo))
+    return names, found or [Finding("gpu", "note", "no NVIDIA GPU")]
+
+
+def driver_cuda() -> str | None:
+    """The newest CUDA version that the driver knows."""
+    found = re.search(r"CUDA Version: *([\d.]+)", _nvidia_smi() or "")
+    return found[1] if found else None
+
+
+def store(folder: Path, needed: bool) -> Iterator[Finding]:
+    """Whether a store can be written in `folder` and its lock keeps others out; and whether the file system is a safe one."""
+    kind = filesystems.network_type(folder)
+    if kind is not None:
+        todo = "write stores to a local disk, then copy them; --folder names another place to look at"
+        said = f"{folder} is on a network file system ({kind}), where LMDB is not safe"
+        yield Finding("store", "missing" if needed else "warning", said, todo)
+        return
+    answer = ask([f"store:{folder}"], _STORE_SECONDS).get("store", {"error": "the trial did not start"})
+    if "error" in answer:
+        todo = "name a folder on a local disk that you may write to: --folder"
+        yield Finding("store", "missing" if needed else "warning", f"no store can be kept in {folder}: {answer['error']}", todo)
+    elif not answer["locks"]:
+        said = f"locks do not hold in {folder}: two runs could write the same files"
+        yield Finding("store", "missing" if needed else "warning", said, "use a local disk")
+    else:
+        yield Finding("store", "ok", f"LMDB writes, reads and locks in {folder}")
+
+
+def disk(folder: Path, task: str | None) -> Iterator[Finding]:
+    """Free space and free files."""
+    status = os.statvfs(folder)
+    free = status.f_bavail * status.f_frsize
+    needed = _NEEDED_GIB.get(task or "", 2)
+    words = f"{free / GIB:.1f} GiB free in {folder}"
+    if free < needed * GIB:
+        yield Finding(
+            "disk", "warning", f"{words}; {task or 'a run'} may want {needed} GiB", "make room, or name another folder"
+        )
+    else:
+        yield Finding("disk", "ok", words)
+    if status.f_files and status.f_favail < 1000:
+        yield Finding("disk", "warning", f"only {status.f_favail} more files fit in {folder}", "remove files, not only bytes")
+
+
+def locks(folder: Path) -> Iterator[Finding]:
+    """Lock files below `folder`: those of living processes, and those that killed ones left."""
+    left, held = [], []
+    for path in _lock_files(folder):
+        (held if _is_held(path) else left).append(path)
+    for path in held:
+        yield Finding("locks", "note", f"{_place(path)} is being written to{_holder(path)}", "wait for it, or stop it")
+    if left:
+        shown = ", ".join(str(_place(path)) for path in left[:3]) + (" ..." if len(left) > 3 else "")
+        todo = "none needed: the next run takes over and continues"
+        yield Finding("locks", "note", f"left by {len(left)} killed run{'s'[: len(left) > 1]}: {shown}", todo)
+    if not held and not left:
+        yield Finding("locks", "ok", f"none below {folder}")
+
+
+def hub(wanted: bool) -> Finding:
+    """Where weights by hub id come from."""
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface").expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    models = sorted(p.name.removeprefix("models--").replace("--", "/") for p in cache.glob("models--*"))
+    words = f"{cache}: {len(models)} models" + (
+        f" ({', '.join(models[:3])}{', ...' if len(models) > 3 else ''})" if models else ""
+    )
+    if offline:
+        todo = "fetch models where there is a network and copy the cache, or unset HF_HUB_OFFLINE" if not models else None
+        return Finding("hub", "warning" if wanted and not models else "note", f"offline (HF_HUB_OFFLINE); {words}", todo)
+    nearest = next((p for p in (cache, *cache.parents) if p.exists()), Path("/"))
+    if not os.access(nearest, os.W_OK):
+        return Finding("hub", "warning", f"{words}; it cannot be written to", "set HF_HOME to a folder of your own")
+    free = shutil.disk_usage(nearest).free / GIB
+    if wanted and free < _NEEDED_GIB["infer"] and not models:
+        return Finding("hub", "warning", f"{words}; {free:.1f} GiB free, 7B takes 14", "set HF_HOME to a larger disk")
+    return Finding("hub", "ok", words)
+
+
+def shared_memory() -> Finding:
+    """What processes that load data pass pictures through."""
+    place = Path("/dev/shm")
+    if not place.is_dir():
+        return Finding("shared memory", "note", "no /dev/shm", "train with --workers 0")
+    size = shutil.disk_usage(place)
+    words = f"{size.free / GIB:.1f} of {size.total / GIB:.1f} GiB free in /dev/shm"
+    if size.free < GIB:
+        return Finding("shared memory", "warning", words, "in a container: --shm-size 8g; or train with --workers 0")
+    return Finding("shared memory", "ok", words)
+
+
+def threads() -> Finding:
+    """Threads against the cores that this process may really use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota()
+    usable = min(cores, max(1, round(quota))) if quota else cores
+    words = f"{usable} cores" + (f" ({cores} seen, limited to {quota:g})" if quota and usable < cores else "")
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    if text.isdigit() and int(text) > usable:
+        return Finding("threads", "warning", f"{words}, OMP_NUM_THREADS={text}", f"export OMP_NUM_THREADS={usable}")
+    if not text and usable < cores:
+        return Finding("threads", "warning", f"{words}; torch would start {cores} threads", f"export OMP_NUM_THREADS={usable}")
+    return Finding("threads", "ok", words + (f", OMP_NUM_THREADS={text}" if text else ""))
+
+
+def _nvidia_smi(*arguments: str) -> str | None:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    try:
+        done = subprocess.run([tool, *arguments], capture_output=True, text=True, timeout=15, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _mib(text: str) -> str:
+    return f"{int(text) / 1024:.0f} GiB" if text.isdigit() else text
+
+
+def _lock_files(folder: Path) -> Iterator[Path]:
+    """Files that cos locks by, to a certain depth; links are not followed."""
+    left = _ENTRIES
+    for place, folders, files in os.walk(folder):
+        depth = len(Path(place).relative_to(folder).parts)
+        folders[:] = [] if depth >= _DEPTH else [name for name in folders if not name.startswith((".git", ".venv"))]
+        left -= len(files) + len(folders)
+        if left < 0:
+            return
+        yield from (Path(place) / name for name in files if name.endswith(".lock") and _is_ours(Path(place) / name))
+
+
+def _is_ours(path: Path) -> bool:
+    """A lock of cos holds nothing but a process id."""
+    try:
+        return path.stat().st_size < 32 and path.read_bytes().strip().isdigit()
+    except OSError:
+        return False
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _holder(path: Path) -> str:
+    try:
+        return f" by process {int(path.read_bytes())}"
+    except (OSError, ValueError):
+        return ""
+
+
+def _place(path: Path) -> Path:
+    """What is locked: the folder, or the file that the lock is named after."""
+    return path.parent if path.name in (".lock", "writer.lock", "demo.lock") else path.with_suffix("")
+
+
+def _quota(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
+    """Cores that the control group may use at once, or None."""
+    try:
+        most, period = path.read_text().split()
+        return int(most) / int(period)
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,183 @@
+"""Imports a library, or tries a store, in a process of its own: `python -m cos_core.doctor.probe torch transformers`.
+
+Prints one JSON object a line: `{"begin": name}` before each, then `{"done": name, ...}` with what is known of it. A library that
+ends the process is the one that began last. What libraries print themselves goes nowhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from cos_core.errors import LockedError
+from cos_core.locks import FileLock
+
+SECONDS = 120.0
+"""How long the libraries may take together: a cold file system may need a minute for torch."""
+Answers = dict[str, dict[str, Any]]
+
+
+def ask(names: Sequence[str], seconds: float = SECONDS) -> Answers:
+    """What a probe of `names` says: name -> {"absent": True}, {"error": ...} or what is known. A crash is an error, too."""
+    command = [sys.executable, "-m", "cos_core.doctor.probe", *names]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [_home(), os.environ.get("PYTHONPATH")]))}
+    end = ""
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=seconds, check=False, env=environment)
+        printed = done.stdout
+        if done.returncode:
+            end = f"ended the process with signal {-done.returncode}" if done.returncode < 0 else f"exit {done.returncode}"
+    except subprocess.TimeoutExpired as late:
+        printed, end = late.stdout or b"", f"did not finish in {seconds:.0f} s"
+    answers: Answers = {}
+    began = None
+    for line in printed.splitlines():
+        said = json.loads(line)
+        if "begin" in said:
+            began = said["begin"]
+        else:
+            answers[said.pop("done")] = said
+    if began is not None and began not in answers:
+        answers[began] = {"error": end or "ended without a word"}
+    return answers
+
+
+def _home() -> str:
+    """Where cos_core is imported from: a checkout need not be installed for the child to find it."""
+    return str(Path(__file__).resolve().parent.parent.parent)
+
+
+def about_torch() -> dict[str, Any]:
+    """Version, build, and the GPUs it can really use: a product of matrices is computed on each."""
+    import torch
+
+    found: dict[str, Any] = {"version": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip, "gpus": []}
+    if not torch.cuda.is_available():
+        return found
+    found["built_for"] = torch.cuda.get_arch_list()
+    for number in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(number)
+        gpu: dict[str, Any] = {"name": torch.cuda.get_device_name(number), "architecture": f"sm_{major}{minor}"}
+        found["gpus"].append(gpu)
+        try:
+            # Memory is asked for first: the context that this makes takes some itself.
+            gpu["free"], gpu["total"] = torch.cuda.mem_get_info(number)
+            ones = torch.ones(8, 8, device=f"cuda:{number}")
+            gpu["works"] = float((ones @ ones).sum()) == 512.0
+        except RuntimeError as error:
+            gpu.update(works=False, error=str(error).partition("\n")[0])
+    return found
+
+
+def about_torchvision() -> dict[str, Any]:
+    """Whether its compiled operators load: transformers fails on a torchvision that imports by halves."""
+    import torch
+
+    torchvision = importlib.import_module("torchvision")
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.9]])
+    torchvision.ops.nms(boxes, torch.tensor([1.0, 0.5]), 0.5)
+    return {"version": torchvision.__version__}
+
+
+def about_transformers() -> dict[str, Any]:
+    """The two classes that every stage with a model needs."""
+    import transformers
+
+    needed = (transformers.LlavaForConditionalGeneration, transformers.AutoProcessor)
+    return {"version": transformers.__version__, "classes": [each.__name__ for each in needed]}
+
+
+def about_deepspeed() -> dict[str, Any]:
+    """Version, and which of the two optimisers' operators could be compiled or are compiled already."""
+    deepspeed = importlib.import_module("deepspeed")
+    builders = importlib.import_module("deepspeed.ops.op_builder")
+    ops = {name: bool(getattr(builders, name)().is_compatible()) for name in ("CPUAdamBuilder", "FusedAdamBuilder")}
+    return {"version": deepspeed.__version__, "ops": ops}
+
+
+def about_store(place: str) -> dict[str, Any]:
+    """Writes a store in a new folder inside `place`, reads it back, and asks a second process for its lock."""
+    from cos_core.geometry import Box
+    from cos_core.store import Store
+    from cos_core.types import Annotation
+
+    with tempfile.TemporaryDirectory(prefix=".cos-doctor-", dir=place) as scratch:
+        path = Path(scratch) / "store"
+        annotation = Annotation("a", Box(0.25, 0.25, 0.75, 0.75), 1.0, "full", "d" * 16, (0,))
+        with Store.create_or_resume(path, "d" * 16, {}) as store:
+            store.put_many([annotation])
+        with Store.read(path) as store:
+            if store.get("a") != annotation:
+                return {"error": "what was written is not what was read"}
+        lock = Path(scratch) / "lock"
+        with FileLock(lock):
+            command = [sys.executable, "-m", "cos_core.doctor.probe", f"lock:{lock}"]
+            done = subprocess.run(command, capture_output=True, timeout=20, check=False)
+        return {"locks": b'"held": true' in done.stdout}
+
+
+def about_lock(path: str) -> dict[str, Any]:
+    """Whether another process holds the lock."""
+    try:
+        with FileLock(Path(path)):
+            return {"held": False}
+    except LockedError:
+        return {"held": True}
+
+
+ABOUT = {
+    "torch": about_torch,
+    "torchvision": about_torchvision,
+    "transformers": about_transformers,
+    "deepspeed": about_deepspeed,
+}
+
+
+def answer(name: str) -> Mapping[str, Any]:
+    """What is known of one library (`torch`), folder (`store:PATH`) or lock (`lock:PATH`)."""
+    kind, colon, rest = name.partition(":")
+    try:
+        if colon:
+            return {"store": about_store, "lock": about_lock}[kind](rest)
+        if importlib.util.find_spec(name) is None:
+            return {"absent": True}
+        if name in ABOUT:
+            return ABOUT[name]()
+        return {"version": getattr(importlib.import_module(name), "__version__", "")}
+    except Exception as error:
+        # A library may raise anything while it is imported; what it was is the answer.
+        return {"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:300]}
+
+
+def _say(out: TextIO, said: Mapping[str, Any]) -> None:
+    out.write(json.dumps(said) + "\n")
+    out.flush()
+
+
+def main(names: Sequence[str]) -> None:
+    """Answers on the real stdout; everything else that is printed, also from C, is dropped."""
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)
+        os.dup2(nothing, 2)
+        with contextlib.redirect_stdout(io.StringIO()):
+            for name in names:
+                key = name.partition(":")[0]
+                for line in ({"begin": key}, None):
+                    said = line or {"done": key, **answer(name)}
+                    out.write(json.dumps(said) + "\n")
+                    out.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

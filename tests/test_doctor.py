@@ -1,0 +1,289 @@
+"""The doctor tells the truth: about this machine, about a base install, and about broken packages laid out on disk.
+
+What cannot be had here is faked at its outermost edge: a program called nvidia-smi, files of /proc and /sys, packages that do not
+import. No function of the doctor is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from cos_cli import main
+from cos_core import assets, filesystems
+from cos_core.doctor import examine, machine, probe, software
+from cos_core.doctor.finding import Finding
+from cos_core.locks import FileLock
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def told(
+    task: str | None, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, dict[str, list[dict[str, str]]], str]:
+    """(exit code, check -> findings, stderr) of `cos doctor --json`."""
+    arguments = ["doctor", "--folder", str(folder), "--json", *(["--for", task] if task else [])]
+    code = main.run(arguments)
+    said = capsys.readouterr()
+    found: dict[str, list[dict[str, str]]] = {}
+    for finding in json.loads(said.out)["findings"]:
+        found.setdefault(finding["check"], []).append(finding)
+    return code, found, said.err
+
+
+def level(findings: list[Finding]) -> list[str]:
+    return [finding.level for finding in findings]
+
+
+def test_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, found, err = told(None, tmp_path, capsys)
+    assert code == 0
+    assert err == ""
+    assert found["torch"][0]["said"].startswith(metadata.version("torch"))
+    assert found["store"][0]["level"] == "ok"
+    assert found["python"][0]["said"].startswith(".".join(map(str, sys.version_info[:3])))
+    assert list(tmp_path.iterdir()) == [], "the trial store is gone again"
+
+
+def test_lines_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["doctor", "--folder", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.split()[0] in ("ok", "note", "warning", "missing") for line in lines)
+    assert any(line.startswith("ok        python ") for line in lines)
+
+
+@pytest.mark.parametrize("task", ["eval", "visualize"])
+def test_tasks_without_a_model_need_no_torch(task: str, tmp_path: Path) -> None:
+    done = without(tmp_path, "--for", task)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["missing"] == []
+
+
+def without(
+    folder: Path, *arguments: str, hidden: tuple[str, ...] = ("torch", "transformers", "deepspeed")
+) -> subprocess.CompletedProcess:
+    """`cos doctor` in an environment that has none of the packages `hidden`: their folders and metadata are not on the path."""
+    site = folder / "site"
+    site.mkdir()
+    for entry in (entry for place in sys.path if place.endswith("site-packages") for entry in Path(place).iterdir()):
+        name = entry.name.lower().split("-")[0]
+        if (
+            name not in hidden
+            and not name.startswith(("torch", "__editable__", "_virtualenv", "distutils"))
+            and entry.suffix != ".pth"
+        ):
+            target = site / entry.name
+            if not target.exists():
+                target.symlink_to(entry)
+    where = folder / "work"
+    where.mkdir()
+    command = [sys.executable, "-S", "-m", "cos_cli", "doctor", "--json", "--folder", str(where), *arguments]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{site}", "PYTHONNOUSERSITE": "1"}
+    return subprocess.run(command, env=environment, cwd=where, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_base_install(tmp_path: Path) -> None:
+    done = without(tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = {f["check"]: f for f in json.loads(done.stdout)["findings"]}
+    assert found["torch"]["level"] == "note"
+    assert "not installed" in found["torch"]["said"]
+    assert found["transformers"]["level"] == "note"
+    assert found["deepspeed"]["todo"].startswith("needed for several GPUs only")
+
+
+def test_training_on_a_base_install_is_4(tmp_path: Path) -> None:
+    done = without(tmp_path, "--for", "train")
+    assert done.returncode == 4
+    assert {"torch", "transformers"} <= set(json.loads(done.stdout)["missing"])
+    assert done.stderr.count("\n") == 1
+    assert "train is not possible here yet" in done.stderr
+
+
+def package(folder: Path, name: str, version: str, code: str, requires: str = "") -> None:
+    """An installed distribution, as pip lays it out."""
+    (folder / name).mkdir(parents=True)
+    (folder / name / "__init__.py").write_text(code)
+    about = folder / f"{name}-{version}.dist-info"
+    about.mkdir()
+    line = f"Requires-Dist: {requires}\n" if requires else ""
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{line}")
+
+
+@pytest.mark.slow
+def test_a_broken_torchvision_stops_what_needs_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = tmp_path / "site"
+    package(site, "torchvision", "0.99.0", "raise RuntimeError('operator torchvision::nms does not exist')", "torch==2.0.1")
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    early = list(software.torchvision(False, {}))
+    assert level(early) == ["warning"]
+    assert "built for torch 2.0.1" in early[0].said
+    found = {f.check: f for f in examine("infer", tmp_path)}
+    assert found["torchvision"].level == "missing"
+    assert "nms does not exist" in found["torchvision"].said
+    assert found["torch"].level == "ok"
+
+
+def test_a_package_that_kills_its_process_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package(
+        tmp_path, "accelerate", "9.9", "import os, signal; print('noise', flush=True); os.kill(os.getpid(), signal.SIGSEGV)"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    answers = probe.ask(["ninja", "accelerate", "never"])
+    assert "error" not in answers["ninja"]
+    assert answers["accelerate"] == {"error": "ended the process with signal 11"}
+    assert "never" not in answers
+
+
+def test_a_package_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package(tmp_path, "accelerate", "9.9", "import time; time.sleep(60)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert probe.ask(["accelerate"], seconds=1.5) == {"accelerate": {"error": "did not finish in 2 s"}}
+
+
+def test_absent_and_failing_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package(tmp_path, "deepspeed", "9.9", "raise ImportError('no such\\nthing')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    answers = probe.ask(["detectron3", "deepspeed"])
+    assert answers == {"detectron3": {"absent": True}, "deepspeed": {"error": "ImportError: no such"}}
+    assert level(list(software.deepspeed(answers))) == ["warning"]
+
+
+SMI = """#!/bin/sh
+case "$1" in
+  --query-gpu=*) echo "NVIDIA A100-SXM4-80GB, 80000, 81920, 550.54.15"; echo "NVIDIA A100-SXM4-80GB, 1000, 81920, 550.54.15" ;;
+  *) echo "| NVIDIA-SMI 550.54.15    Driver Version: 550.54.15    CUDA Version: 12.4     |" ;;
+esac
+"""
+
+
+def test_gpus_as_nvidia_smi_prints_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nvidia-smi").write_text(SMI)
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    names, found = machine.gpus(wanted=True)
+    assert names == ["NVIDIA A100-SXM4-80GB"] * 2
+    assert level(found) == ["ok", "warning"]
+    assert found[0].said == "NVIDIA A100-SXM4-80GB, 78 GiB of 80 GiB free, driver 550.54.15"
+    assert machine.driver_cuda() == "12.4"
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
+    assert machine.gpus(wanted=False)[0] == []
+    assert machine.driver_cuda() is None
+
+
+def torch_for(cuda: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package(folder, "torch", "2.99.0", "")
+    (folder / "torch" / "version.py").write_text(f"from typing import Optional\ncuda: Optional[str] = {cuda!r}\n")
+    monkeypatch.syspath_prepend(str(folder))
+
+
+def test_a_torch_for_cpus_beside_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_for(None, tmp_path, monkeypatch)
+    assert level(list(software.torch(True, True, "12.4", {}))) == ["warning"]
+    assert level(list(software.torch(True, False, None, {}))) == ["ok"]
+
+
+def test_a_torch_that_is_newer_than_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_for("13.0", tmp_path, monkeypatch)
+    found = list(software.torch(True, True, "12.4", {}))
+    assert level(found) == ["missing"]
+    assert "CUDA 13.0" in found[0].said
+    assert level(list(software.torch(True, True, "13.1", {}))) == ["ok"]
+    # Within a major version, an older driver is enough.
+    (tmp_path / "torch" / "version.py").write_text("cuda = '12.8'\n")
+    assert level(list(software.torch(True, True, "12.4", {}))) == ["ok"]
+
+
+def test_a_gpu_that_torch_is_not_built_for() -> None:
+    gpu = {"name": "A", "architecture": "sm_121", "free": 2**30, "total": 2**31, "works": False, "error": "no kernel image"}
+    found = list(software.torch(True, True, None, {"torch": {"gpus": [gpu]}}))
+    assert level(found)[-1] == "missing"
+    assert "sm_121" in str(found[-1].todo)
+
+
+def test_network_file_systems_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = tmp_path / "mounts"
+    for kind in ("nfs4", "lustre", "gpfs", "cifs", "fuse.sshfs", "beegfs"):
+        mounts.write_text(f"none / ext4 rw 0 0\nserver:/x {tmp_path} {kind} rw 0 0\n")
+        assert filesystems.network_type(tmp_path, mounts) == kind
+    monkeypatch.setattr(filesystems.network_type, "__defaults__", (mounts,))
+    assert level(list(machine.store(tmp_path, needed=True))) == ["missing"]
+    assert level(list(machine.store(tmp_path, needed=False))) == ["warning"]
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_as_a_person(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    assert level(list(machine.store(tmp_path, needed=True))) == ["missing"]
+
+
+def test_a_folder_that_cannot_be_written() -> None:
+    found = list(machine.store(Path("/proc"), needed=True))
+    assert level(found) == ["missing"]
+    assert "no store can be kept in /proc" in found[0].said
+
+
+def test_locks_of_the_living_and_of_the_dead(tmp_path: Path) -> None:
+    for name in ("alive", "dead"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "dead" / "writer.lock").write_text("99999999\n")
+    (tmp_path / "dead" / "answers.jsonl.lock").write_text("99999999\n")
+    (tmp_path / "dead" / "poetry.lock").write_text("[[package]]\n")
+    with FileLock(tmp_path / "alive" / ".lock"):
+        found = list(machine.locks(tmp_path))
+    assert [f.said for f in found] == [
+        f"{tmp_path}/alive is being written to by process {os.getpid()}",
+        f"left by 2 killed runs: {tmp_path}/dead/answers.jsonl, {tmp_path}/dead",
+    ] or found[1].said.startswith("left by 2 killed runs")
+    assert [f.said for f in machine.locks(tmp_path / "alive")] == [f"none below {tmp_path}/alive"]
+
+
+def test_threads_and_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quota = tmp_path / "cpu.max"
+    for text, cores in (("150000 100000\n", 1.5), ("max 100000\n", None), ("", None)):
+        quota.write_text(text)
+        assert machine._quota(quota) == cores
+    monkeypatch.setenv("OMP_NUM_THREADS", "4096")
+    assert machine.threads().level == "warning"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert machine.threads().level == "ok"
+
+
+def test_the_hub_offline_and_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert machine.hub(wanted=True).level == "warning"
+    (tmp_path / "hub" / "models--llava-hf--llava-1.5-7b-hf").mkdir(parents=True)
+    assert "llava-hf/llava-1.5-7b-hf" in machine.hub(wanted=True).said
+    assert machine.hub(wanted=True).level == "note"
+
+
+def test_versions_against_the_tested_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "numpy==" in assets.constraints().read_text()
+    package(tmp_path, "numpy", "1.2.3", "")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = list(software.tested())
+    assert found[0].level == "note"
+    assert "numpy 1.2.3 (tested 2." in found[0].said
+    assert "numpy 1.2.3 is too old" in [f.said for f in found]
+
+
+def test_a_folder_that_is_not_there_is_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["doctor", "--folder", str(tmp_path / "none")]) == 3
+    assert "no folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_training_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The real libraries, imported in a process of their own."""
+    code, found, _ = told("train", tmp_path, capsys)
+    assert code == 0
+    assert found["transformers"][0]["said"].endswith("LLaVA's classes import")
+    assert found["deepspeed"][0]["level"] == "ok"
