@@ -1,7 +1,7 @@
 """The doctor tells the truth: about this machine, about a base install, and about broken packages laid out on disk.
 
-What cannot be had here is faked at its outermost edge: a program called nvidia-smi, files of /proc and /sys, packages that do not
-import. No function of the doctor is replaced.
+What cannot be had here is faked at its outermost edge: a program called nvidia-smi, files of /proc and /sys, packages that do
+not import. No function of the doctor is replaced.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from cos_core.locks import FileLock
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def told(
-    task: str | None, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> tuple[int, dict[str, list[dict[str, str]]], str]:
+Found = dict[str, list[dict[str, str]]]
+
+
+def told(task: str | None, folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, Found, str]:
     """(exit code, check -> findings, stderr) of `cos doctor --json`."""
     arguments = ["doctor", "--folder", str(folder), "--json", *(["--for", task] if task else [])]
     code = main.run(arguments)
     said = capsys.readouterr()
-    found: dict[str, list[dict[str, str]]] = {}
+    found: Found = {}
     for finding in json.loads(said.out)["findings"]:
         found.setdefault(finding["check"], []).append(finding)
     return code, found, said.err
@@ -65,22 +66,17 @@ def test_tasks_without_a_model_need_no_torch(task: str, tmp_path: Path) -> None:
     assert json.loads(done.stdout)["missing"] == []
 
 
-def without(
-    folder: Path, *arguments: str, hidden: tuple[str, ...] = ("torch", "transformers", "deepspeed")
-) -> subprocess.CompletedProcess:
-    """`cos doctor` in an environment that has none of the packages `hidden`: their folders and metadata are not on the path."""
+HIDDEN = ("torch", "transformers", "accelerate", "deepspeed", "__editable__", "_virtualenv", "distutils")
+
+
+def without(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`cos doctor` where the packages HIDDEN are not on the path, nor their metadata."""
     site = folder / "site"
     site.mkdir()
     for entry in (entry for place in sys.path if place.endswith("site-packages") for entry in Path(place).iterdir()):
-        name = entry.name.lower().split("-")[0]
-        if (
-            name not in hidden
-            and not name.startswith(("torch", "__editable__", "_virtualenv", "distutils"))
-            and entry.suffix != ".pth"
-        ):
-            target = site / entry.name
-            if not target.exists():
-                target.symlink_to(entry)
+        target = site / entry.name
+        if not entry.name.lower().startswith(HIDDEN) and entry.suffix != ".pth" and not target.exists():
+            target.symlink_to(entry)
     where = folder / "work"
     where.mkdir()
     command = [sys.executable, "-S", "-m", "cos_cli", "doctor", "--json", "--folder", str(where), *arguments]

@@ -29,16 +29,16 @@ def gpus(wanted: bool) -> tuple[list[str], list[Finding]]:
         if any(Path("/proc/driver/nvidia/gpus").glob("*")):
             todo = "check the driver: nvidia-smi; in a container: --gpus all"
             return [], [Finding("gpu", "warning", "there is a GPU, but its driver does not answer", todo)]
-        todo = "a 7B model needs one; the miniature does not" if wanted else None
-        return [], [Finding("gpu", "warning" if wanted else "note", "no NVIDIA GPU", todo)]
+        advice = "a 7B model needs one; the miniature does not" if wanted else None
+        return [], [Finding("gpu", "warning" if wanted else "note", "no NVIDIA GPU", advice)]
     names, found = [], []
     for line in said.splitlines():
         name, free, total, driver = (part.strip() for part in line.rsplit(",", 3))
         names.append(name)
         words = f"{name}, {_mib(free)} of {_mib(total)} free, driver {driver}"
         full = free.isdigit() and total.isdigit() and int(free) < int(total) // 2
-        todo = "another process uses it: nvidia-smi" if full else None
-        found.append(Finding("gpu", "warning" if full else "ok", words, todo))
+        advice = "another process uses it: nvidia-smi" if full else None
+        found.append(Finding("gpu", "warning" if full else "ok", words, advice))
     return names, found or [Finding("gpu", "note", "no NVIDIA GPU")]
 
 
@@ -74,9 +74,8 @@ def disk(folder: Path, task: str | None) -> Iterator[Finding]:
     needed = _NEEDED_GIB.get(task or "", 2)
     words = f"{free / GIB:.1f} GiB free in {folder}"
     if free < needed * GIB:
-        yield Finding(
-            "disk", "warning", f"{words}; {task or 'a run'} may want {needed} GiB", "make room, or name another folder"
-        )
+        said = f"{words}; {task or 'a run'} may want {needed} GiB"
+        yield Finding("disk", "warning", said, "make room, or name another folder")
     else:
         yield Finding("disk", "ok", words)
     if status.f_files and status.f_favail < 1000:
@@ -85,7 +84,8 @@ def disk(folder: Path, task: str | None) -> Iterator[Finding]:
 
 def locks(folder: Path) -> Iterator[Finding]:
     """Lock files below `folder`: those of living processes, and those that killed ones left."""
-    left, held = [], []
+    left: list[Path] = []
+    held: list[Path] = []
     for path in _lock_files(folder):
         (held if _is_held(path) else left).append(path)
     for path in held:
@@ -104,9 +104,8 @@ def hub(wanted: bool) -> Finding:
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     models = sorted(p.name.removeprefix("models--").replace("--", "/") for p in cache.glob("models--*"))
-    words = f"{cache}: {len(models)} models" + (
-        f" ({', '.join(models[:3])}{', ...' if len(models) > 3 else ''})" if models else ""
-    )
+    shown = f" ({', '.join(models[:3])}{', ...' if len(models) > 3 else ''})" if models else ""
+    words = f"{cache}: {len(models)} models{shown}"
     if offline:
         todo = "fetch models where there is a network and copy the cache, or unset HF_HUB_OFFLINE" if not models else None
         return Finding("hub", "warning" if wanted and not models else "note", f"offline (HF_HUB_OFFLINE); {words}", todo)

@@ -1,7 +1,7 @@
 """Imports a library, or tries a store, in a process of its own: `python -m cos_core.doctor.probe torch transformers`.
 
-Prints one JSON object a line: `{"begin": name}` before each, then `{"done": name, ...}` with what is known of it. A library that
-ends the process is the one that began last. What libraries print themselves goes nowhere.
+Prints one JSON object a line: `{"begin": name}` before each, then `{"done": name, ...}` with what is known of it. A library
+that ends the process is the one that began last. What libraries print themselves goes nowhere.
 """
 
 from __future__ import annotations
@@ -173,10 +173,8 @@ def main(names: Sequence[str]) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             for name in names:
                 key = name.partition(":")[0]
-                for line in ({"begin": key}, None):
-                    said = line or {"done": key, **answer(name)}
-                    out.write(json.dumps(said) + "\n")
-                    out.flush()
+                _say(out, {"begin": key})
+                _say(out, {"done": key, **answer(name)})
 
 
 if __name__ == "__main__":
