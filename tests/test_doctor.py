@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import venv
 from importlib import metadata
 from pathlib import Path
 
@@ -70,18 +71,18 @@ HIDDEN = ("torch", "transformers", "accelerate", "deepspeed", "__editable__", "_
 
 
 def without(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`cos doctor` where the packages HIDDEN are not on the path, nor their metadata."""
-    site = folder / "site"
-    site.mkdir()
+    """`cos doctor` in an environment that has every package but HIDDEN, nor their metadata."""
+    venv.create(folder / "environment", symlinks=True)
+    (site,) = (folder / "environment" / "lib").glob("python*/site-packages")
     for entry in (entry for place in sys.path if place.endswith("site-packages") for entry in Path(place).iterdir()):
         target = site / entry.name
         if not entry.name.lower().startswith(HIDDEN) and entry.suffix != ".pth" and not target.exists():
             target.symlink_to(entry)
-    where = folder / "work"
-    where.mkdir()
-    command = [sys.executable, "-S", "-m", "cos_cli", "doctor", "--json", "--folder", str(where), *arguments]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{site}", "PYTHONNOUSERSITE": "1"}
-    return subprocess.run(command, env=environment, cwd=where, capture_output=True, text=True, timeout=120, check=False)
+    work = folder / "work"
+    work.mkdir()
+    command = [folder / "environment" / "bin" / "python", "-m", "cos_cli", "doctor", "--json", "--folder", work, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, cwd=work, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_a_base_install(tmp_path: Path) -> None:
