@@ -13,8 +13,8 @@ from typing import Any
 import openpyxl
 import pytest
 from PIL import Image
-from two_passes import Recorder
 from reference import vqa_reference
+from two_passes import Recorder
 
 from cos_core import evaluate, plug
 from cos_core.benchmarks import gqa

@@ -182,8 +182,6 @@ def test_text_only_data_spends_no_vision_pass(world: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("reporter", ["tensorboard", "wandb"])
 def test_the_trainers_own_reports(world: Path, tmp_path: Path, reporter: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where these packages are installed: they are in no extra."""
-    pytest.importorskip(reporter)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     out = tmp_path / "out"
@@ -198,8 +196,7 @@ def test_the_trainers_own_reports(world: Path, tmp_path: Path, reporter: str, mo
 
 
 def test_qlora_trains_adapters_over_four_bits(world: Path, tmp_path: Path) -> None:
-    """Where bitsandbytes is installed, whose newer versions also know a CPU's way: the merged weights are the stored ones'."""
-    pytest.importorskip("bitsandbytes")
+    """By bitsandbytes' way for a CPU: the merged weights are the stored ones'."""
     training.run(config(world, tmp_path / "out", lora=4, qlora=True, max_steps=2), SilentReporter())
     before, after = weights(world / "model"), weights(tmp_path / "out")
     changed = {name for name, tensor in before.items() if not tensor.equal(after[name])}
