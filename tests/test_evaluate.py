@@ -234,7 +234,7 @@ def build():
         "low": statistics.wilson(1, 1).low,
         "high": 1.0,
     }
-    with pytest.raises(InputError, match="no splits"):
+    with pytest.raises(InputError, match="has no option 'split'"):
         evaluate.load(str(tmp_path / "mine.py"), tmp_path, "test")
 
 

@@ -120,13 +120,7 @@ def load(name: str, data: Path, split: str | None = None, scorer: str | None = N
 
 def _load(name: str, data: Path, split: str | None, scorer: str | None) -> Loaded:
     options = {key: value for key, value in (("split", split), ("scorer", scorer)) if value is not None}
-    try:
-        benchmark: Benchmark = plug.load("benchmarks", name, **options)
-    except TypeError as error:
-        refused = next((option for option in options if f"keyword argument '{option}'" in str(error)), None)
-        if refused is None:
-            raise
-        raise InputError(f"the benchmark {name!r} has no {refused}s to choose from") from None
+    benchmark: Benchmark = plug.load("benchmarks", name, **options)
     loaded = benchmark.load(Path(data))
     if not loaded.examples:
         raise InputError(f"{data} holds no question of {name!r}")
