@@ -40,9 +40,12 @@ def annotate(
     detector_options: options.DetectorOptions = None,
     policy: options.Policy = "from_single_question",
     target: Annotated[
-        Literal["log-odds", "logit", "logprob", "argmax"],
-        typer.Option(help="What is explained: a score of the gold answer, or the model's own choice ('argmax')."),
-    ] = "log-odds",
+        Literal["log-odds", "logit", "logprob", "argmax"] | None,
+        typer.Option(
+            help="What is explained: a score of the gold answer, or the model's own choice ('argmax').",
+            show_default="log-odds; logit with lxmert",
+        ),
+    ] = None,
     last_layers: Annotated[
         int | None, typer.Option(min=1, help="Use the last K layers only.", show_default="all layers")
     ] = None,

@@ -94,7 +94,7 @@ Profile = Annotated[
 Backbone = Annotated[
     str,
     typer.Option(
-        help="How relevance is measured: 'regions' or 'patches'.",
+        help="How relevance is measured: 'regions', 'patches' or 'lxmert'.",
         parser=plugin_name,
         metavar="NAME",
         autocompletion=complete("backbones"),
@@ -107,7 +107,7 @@ Detector = Annotated[
         parser=plugin_name,
         metavar="NAME",
         autocompletion=complete("detectors"),
-        show_default="the backbone's own: 'grid' for regions",
+        show_default="grid with regions, none with patches, detectron2 with lxmert",
     ),
 ]
 BackboneOptions = Annotated[

@@ -77,6 +77,7 @@ class Regions:
 class Annotation:
     """The region of interest of one example, in frame "image"; `box` None with a `reason` when none was found.
 
+    With a box, `reason` is what sets it apart from the others, if anything does (interfaces.Relevance.note).
     `score` is the relevance of the chosen region (arbitrary units, comparable within one fingerprint);
     `fingerprint` hashes the settings that made it, so that a resumed job never mixes settings.
     """

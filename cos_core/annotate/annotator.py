@@ -78,7 +78,10 @@ class Annotator:
         image = self._open(group)
         if isinstance(image, str):
             return [Outcome(e, None, None, image) for e in group]
-        regions: Regions = self.candidates.detect(image, group[0].image or "")
+        try:
+            regions: Regions = self.candidates.detect(image, group[0].image or "")
+        except InputError as error:
+            return [Outcome(e, None, None, str(error)) for e in group]
         return [Outcome(e, self._random(e, regions)) for e in group]
 
     def _random(self, example: Example, regions: Regions) -> roi.Roi:
@@ -154,12 +157,16 @@ class Annotator:
         """The region, and the map it was chosen from when that is to be kept."""
         regions, heat = relevance.regions, relevance.heat
         if regions is not None:
-            if self.keep_heat and heat is None:
+            found = roi.from_regions(regions, self.rule)
+            if heat is None and self.keep_heat:
                 heat = painted(regions.boxes, regions.scores or (), pad)
-            return roi.from_regions(regions, self.rule), heat if self.keep_heat else None
-        if heat is None:
+        elif heat is not None:
+            found = roi.from_heat(heat, pad, self.rule)
+        else:
             raise InputError("the backbone gave neither regions nor a heat map")
-        return roi.from_heat(heat, pad, self.rule), heat if self.keep_heat else None
+        if found.reason is None and relevance.note is not None:
+            found = replace(found, reason=relevance.note)
+        return found, heat if self.keep_heat else None
 
 
 def merged(relevances: Sequence[Relevance]) -> Relevance:
@@ -186,7 +193,9 @@ def build(config: AnnotateConfig) -> Annotator:
     backbone: Any = None
     candidates: Any = None
     if policy.source == "model":
-        options = {"target": config.target, "last_layers": config.last_layers, **config.backbone_options}
+        options = {"last_layers": config.last_layers, **config.backbone_options}
+        if config.target is not None:
+            options["target"] = config.target
         where = {"model": config.model, "device": config.device, "dtype": config.dtype}
         backbone = plug.load("backbones", config.backbone, detector=_detector(config), **options, **where)
         rule = config.rule(getattr(backbone, "roi", rule))

@@ -21,9 +21,9 @@ class AnnotateConfig:
     `data`, `images`: questions and the folder their image paths start from; `out`: the store. `model`: the checkpoint that the
     `backbone` runs, built with `backbone_options`; `detector` (None: the backbone's own choice) proposes regions to it, built
     with `detector_options`. `policy`: a row of CoS Table 3a or a control ("random" takes a random candidate of the detector,
-    so that its sizes are those of real labels). `target`, `last_layers`: relevance.SweepSettings. `threshold`, `keep_mass`,
-    `region`, `extend`, `finer`: what the user sets of roi.RoiRule; the rest is the backbone's. `keep_heat`: relevance maps are
-    stored beside the annotations.
+    so that its sizes are those of real labels). `target` (None: the backbone's own), `last_layers`: relevance.SweepSettings.
+    `threshold`, `keep_mass`, `region`, `extend`, `finer`: what the user sets of roi.RoiRule; the rest is the backbone's.
+    `keep_heat`: relevance maps are stored beside the annotations.
 
     `shard`: annotate this part of the pictures only; `workers`: processes on this machine, each with its own part, merged at
     the end. `limit`: stop after the image with which this many questions are reached; `max_failures`: stop once more questions
@@ -39,7 +39,7 @@ class AnnotateConfig:
     detector: str | None = None
     detector_options: Mapping[str, Any] = field(default_factory=dict)
     policy: str = "from_single_question"
-    target: TargetKind = "log-odds"
+    target: TargetKind | None = None
     last_layers: int | None = None
     threshold: float | Literal["otsu"] | None = None
     keep_mass: float | None = None
