@@ -20,7 +20,7 @@ class SweepSettings:
 
     `target`: the scalar y (see `target_score`); `last_layers`: how many layers, counted from the last, are walked (None: all).
     The rest bounds memory and leaves the result as it is: `stream_layers` keeps the inputs of the layers alone and computes
-    each layer again when it is walked, a third forward pass for a fraction of the memory (None: when what would be kept goes
+    each layer again when it is walked, one more forward pass for a fraction of the memory (None: when what would be kept goes
     beyond memory.ACTIVATION_BYTES); `block`: queries whose attention rows are rebuilt at a time (None: see
     attention.block_size).
     """
