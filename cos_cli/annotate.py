@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cos_cli import options
+from cos_cli import options, settings
 from cos_cli.console import Session, emit_json, reporting, summary
 from cos_core.errors import InputError
 from cos_core.shard import Shard
@@ -96,6 +96,7 @@ def annotate(
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    config_file: settings.Config = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     traceback: options.Traceback = False,

@@ -22,8 +22,9 @@ from cos_cli.evaluate.group import DEFAULT, WithDefault
 class Parameter:
     """An option or an argument of a command.
 
-    `kind`: bool, int, float, str or Path; `choices` for a fixed set of texts. `names` are the spellings that take a value or
-    set a flag, `off` those that unset it; an argument has neither. `values`: words that one mention takes (0 for a flag).
+    `kind`: bool, int, float, str, Path, or object where `parser` decides; `choices` for a fixed set of texts. `names` are the
+    spellings that take a value or set a flag, `off` those that unset it; an argument has neither. `values`: words that one
+    mention takes (0 for a flag).
     `completes`: what `options.complete` said of its values. `default` is None where the command decides by itself.
     """
 
@@ -42,6 +43,8 @@ class Parameter:
     low: float | None
     high: float | None
     variable: str | None
+    parser: Callable[[str], Any] | None
+    metavar: str | None
 
     @property
     def key(self) -> str:
@@ -136,6 +139,8 @@ def _parameter(name: str, annotation: Any, info: ParameterInfo, default: Any) ->
         low=info.min,
         high=info.max,
         variable=info.envvar if isinstance(info.envvar, str) else None,
+        parser=info.parser,
+        metavar=info.metavar,
     )
 
 
@@ -151,7 +156,7 @@ def _shape(annotation: Any) -> tuple[type, tuple[str, ...], int, bool]:
         return kind, choices, 1, True
     if origin is tuple:
         return inner[0], (), len(inner), False
-    return annotation, (), 1, False
+    return object if annotation is Any else annotation, (), 1, False
 
 
 def _spellings(name: str, kind: type, info: ParameterInfo) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
-from cos_cli import options
+from cos_cli import options, settings
 from cos_cli.console import Session, clean, emit, emit_json, reporting, summary
 from cos_core.types import Prediction
 
@@ -69,6 +69,7 @@ def infer(
     seed: options.Seed = 0,
     device: options.Devices = "auto",
     dtype: options.Dtype = "auto",
+    config_file: settings.Config = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     traceback: options.Traceback = False,

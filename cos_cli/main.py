@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from cos_cli import annotate, doctor, evaluate, infer, model, store, train, visualize
+from cos_cli import annotate, config, doctor, evaluate, infer, model, store, train, visualize
 from cos_cli.completion import command as completion
 from cos_cli.console import Session, clean
 from cos_cli.demo import command as demo
@@ -66,6 +66,7 @@ app.add_typer(visualize.app, name="visualize")
 app.add_typer(store.app, name="store")
 app.add_typer(model.app, name="model")
 app.command("demo")(demo.demo)
+app.add_typer(config.app, name="config")
 app.command("doctor")(doctor.doctor)
 app.add_typer(completion.app, name="completion")
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cos_cli import options
+from cos_cli import options, settings
 from cos_cli.console import Session, emit_json, reporting, summary
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -76,6 +76,7 @@ def report(
     question: Question = None,
     sample: Sample = None,
     seed: options.Seed = 0,
+    config_file: settings.Config = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     traceback: options.Traceback = False,
@@ -116,6 +117,7 @@ def compare(
         int | None, typer.Option(min=1, help="So many questions, drawn at random.", show_default="one sheet")
     ] = None,
     seed: options.Seed = 0,
+    config_file: settings.Config = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     traceback: options.Traceback = False,
@@ -160,6 +162,7 @@ def export(
     question: Question = None,
     sample: Sample = None,
     seed: options.Seed = 0,
+    config_file: settings.Config = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     traceback: options.Traceback = False,
@@ -233,6 +236,7 @@ def overlay(
     ] = None,
     preview: Annotated[bool, typer.Option("--preview", help="Show the picture in the terminal, too (24-bit colour).")] = False,
     longest: Annotated[int, typer.Option(min=64, help="Longer side of the drawn picture, in pixels.")] = 640,
+    config_file: settings.Config = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     traceback: options.Traceback = False,
@@ -292,6 +296,7 @@ def stats(
     reference: Annotated[
         Path | None, typer.Option(help="Regions to measure against: a store, predictions, or questions with gold regions.")
     ] = None,
+    config_file: settings.Config = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     traceback: options.Traceback = False,

@@ -175,5 +175,5 @@ def test_a_settings_file_that_means_nothing_is_3(
 
 def test_values_of_a_file_are_checked_as_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "own.toml").write_text('[train]\ndata = "d"\nimages = "i"\nmodel = "m"\nout = "o"\nepochs = 0')
-    assert main.run(["train", "--config", str(tmp_path / "own.toml")]) == 2
+    assert main.run(["train", "--config", str(tmp_path / "own.toml")]) == 3
     assert "epochs" in capsys.readouterr().err

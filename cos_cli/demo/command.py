@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cos_cli import options
+from cos_cli import options, settings
 from cos_cli.console import Session, emit_json, reporting
 from cos_cli.demo.arms import MAIN
 
@@ -31,6 +31,7 @@ def demo(
         float, typer.Option(min=0, max=1, help="Ask about the most central object this often (Appendix B of the paper).")
     ] = 0.0,
     jobs: Annotated[int, typer.Option(min=0, help="Processes at a time, one core each.", show_default="one a core")] = 0,
+    config_file: settings.Config = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     traceback: options.Traceback = False,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cos_cli import options
+from cos_cli import options, settings
 from cos_cli.console import Session, emit, emit_json, reporting
 from cos_core import plug
 from cos_core.errors import FailuresError, InputError, RegressionError
@@ -126,6 +126,7 @@ def evaluate(
     list_benchmarks: Annotated[
         bool, typer.Option("--list", help="List the benchmarks, what they need and, with --data, what is missing.")
     ] = False,
+    config_file: settings.Config = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     traceback: options.Traceback = False,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cos_cli import options
+from cos_cli import options, settings
 from cos_cli.console import Session, clean, columns, emit, emit_json, reporting
 from cos_cli.evaluate.tables import WIDTH, interval, number
 
@@ -35,6 +35,7 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="JSON Lines file for every flipped question.", show_default="none")] = None,
     replicates: Annotated[int, typer.Option(min=100, help="Bootstrap samples.")] = 2000,
     seed: options.Seed = 0,
+    config_file: settings.Config = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     traceback: options.Traceback = False,

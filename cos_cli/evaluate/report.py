@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cos_cli import options
+from cos_cli import options, settings
 from cos_cli.console import Session, clean, columns, emit, emit_json, reporting
 from cos_core.errors import InputError
 
@@ -32,6 +32,7 @@ def report(
         Path | None, typer.Option(help="Folder for paper.md, .csv, .json and .html.", show_default="print only")
     ] = None,
     replicates: Annotated[int, typer.Option(min=100, help="Bootstrap samples.")] = 2000,
+    config_file: settings.Config = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     traceback: options.Traceback = False,

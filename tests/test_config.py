@@ -1,0 +1,190 @@
+"""Settings files: every stage reads them, strictly; `cos config` writes them and says where each value comes from."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cos_cli import config, main
+from cos_cli.commands import commands, parameters
+from cos_core import assets
+
+ROOT = Path(__file__).resolve().parent.parent
+POPE = ROOT / "tests" / "golden" / "pope"
+STAGES = {"annotate", "train", "infer", "demo", "eval run", "eval compare", "eval report"}
+STAGES |= {f"visualize {name}" for name in ("overlay", "stats", "report", "compare", "export")}
+COMMANDS = [command for command in commands(main.app) if config.takes_settings(command)]
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, tuple[object, str]]:
+    """Setting -> (value, where from)."""
+    assert main.run(["config", "show", "--json", *map(str, arguments)]) == 0
+    return {name: (each["value"], each["from"]) for name, each in json.loads(capsys.readouterr().out)["settings"].items()}
+
+
+def test_every_stage_takes_settings() -> None:
+    assert {" ".join(command.words) for command in COMMANDS} >= STAGES
+
+
+def test_where_each_setting_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.toml"
+    lines = ('data = "d.json"', "limit = 7", "extend = 1", 'policy = "center-crop"', 'detector_option = ["a=1", "b=2"]')
+    file.write_text("\n".join(("[annotate]", *lines, "threshold = 0.25")))
+    monkeypatch.setenv("COS_TRACEBACK", "1")
+    found = shown(capsys, "annotate", "--config", file, "--limit", 3, "--images", "i")
+    assert found["limit"] == (3, "flag")
+    assert found["images"] == ("i", "flag")
+    assert found["data"] == ("d.json", "file")
+    assert found["extend"] == (1, "file")
+    assert found["policy"] == ("center_crop", "file"), "read as on the command line"
+    assert found["detector_option"] == (["a=1", "b=2"], "file")
+    assert found["threshold"] == (0.25, "file"), "an option with a parser of its own"
+    assert found["traceback"] == (True, "environment")
+    assert found["batch_images"] == (8, "default")
+    assert found["model"] == (None, "nowhere yet (required)")
+
+
+def test_the_environment_wins_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "f.toml").write_text("[infer]\ntraceback = false")
+    monkeypatch.setenv("COS_TRACEBACK", "1")
+    assert shown(capsys, "infer", "--config", tmp_path / "f.toml")["traceback"] == (True, "environment")
+
+
+def test_an_unnamed_usual_command_and_arguments_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "eval.toml"
+    file.write_text(
+        f'[eval]\nbenchmarks = ["pope"]\ndata = "{POPE}"\npredictions = "{POPE}/predictions.jsonl"\n'
+        "json = true\nquiet = true\n[eval.compare]\nflips = 0\n[visualize.stats]\nout = 'o'\n"
+    )
+    assert main.run(["eval", "--config", str(file)]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["random"]["f1"] > 0
+    assert shown(capsys, "eval", "compare", "--config", file, "a", "b")["flips"] == (0, "file")
+    assert shown(capsys, "visualize", "stats", "--config", file)["out"] == ("o", "file")
+    assert shown(capsys, "eval", "--config", file, "mme")["benchmarks"] == (["mme"], "flag")
+
+
+def test_a_home_in_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "f.toml").write_text("[infer]\nout = '~/answers.jsonl'\nquestion = '~'")
+    found = shown(capsys, "infer", "--config", tmp_path / "f.toml")
+    assert (found["out"][0], found["question"][0]) == ("/home/me/answers.jsonl", "~")
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "said"),
+    [
+        ("annotate", "[annotate]\nlimits = 3", "no option 'limits'; did you mean 'limit'?"),
+        ("annotate", "[annotate]\nlimit = '3'", "limit of cos annotate is a whole number at least 1, not '3'"),
+        ("annotate", "[annotate]\nlimit = true", "limit of cos annotate is a whole number"),
+        ("annotate", "[annotate]\nlimit = 0", "at least 1, not 0"),
+        ("visualize report", "[visualize.report]\nmin_area = 1.5", "a number at least 0 and at most 1, not 1.5"),
+        ("annotate", "[annotate]\nregion = 'round'", "one of 'top1', 'component', 'union', not 'round'"),
+        ("annotate", "[annotate]\nthreshold = 'otto'", "threshold of cos annotate"),
+        ("annotate", "[annotate]\nthreshold = [1]", "a text in quotes or a number"),
+        ("annotate", "[annotate]\ndata = 3", "a path in quotes, not 3"),
+        ("annotate", "[annotate]\ndetector_option = 'a=1'", "a list of values, each a text in quotes"),
+        ("annotate", "[annotate]\n[annotate.deep]\nx = 1", "no option 'deep'"),
+        ("infer", "[infer]\nreuse = 'no'", "true or false, not 'no'"),
+        ("infer", "[infer]\nno_reuse = true", "no option 'no_reuse'"),
+        ("visualize overlay", "[visualize.overlay]\nbox = [0.1, 0.2]", "a list of 4 values, each a number"),
+        ("visualize overlay", "[visualise.overlay]\nlongest = 64", "did you mean 'visualize'?"),
+        ("visualize overlay", "[visualize.stats]\nout = 'x'", "no table [visualize.overlay]"),
+        ("eval", "[evla]\nseed = 1", "'evla' is no table of a command's options; did you mean 'eval'?"),
+        ("eval", "[eval]\nfail_under = 'a=1'", "a list of values"),
+        ("demo", "[demo\n", "cannot be read"),
+    ],
+)
+def test_what_a_file_cannot_say_is_3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, text: str, said: str
+) -> None:
+    (tmp_path / "own.toml").write_text(text)
+    assert main.run([*command.split(), "--config", str(tmp_path / "own.toml")]) == 3
+    streams = capsys.readouterr()
+    assert said in streams.err
+    assert f"{tmp_path}/own.toml" in streams.err
+    assert streams.err.count("\n") == 1
+    assert streams.out == ""
+
+
+def test_a_file_that_is_not_there_or_not_text_is_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    for name in ("none.toml", "binary.toml", "."):
+        assert main.run(["infer", "--config", str(tmp_path / name)]) == 3
+        assert "cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command.words))
+def test_a_written_file_with_every_line_on_is_accepted(command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All settings at once, as `init` writes them: the keys exist, the samples have the right type."""
+    file = tmp_path / "all.toml"
+    text = config.template(command)
+    # "..." is no sample of what has a grammar of its own (the shard "2/8"); prose has no key before an equals sign.
+    own = tuple(f'# {p.key} = "..."' for p in config.settable(command) if p.parser is not None)
+    if command.words != ("train",):
+        assert tomllib.loads(text)
+        on = [line.removeprefix("# ") if " = " in line and not line.startswith(own) else line for line in text.splitlines()]
+        text = "\n".join(on)
+    file.write_text(text)
+    found = shown(capsys, *command.words, "--config", file)
+    assert sum(source == "file" for _, source in found.values()) > 2
+    if command.words != ("train",):
+        assert sum(source != "file" for _, source in found.values()) == sum(line.startswith(own) for line in on if own)
+        for parameter in config.settable(command):
+            if parameter.default not in (None, []):
+                assert found[parameter.key][0] == config._plain(parameter.default), parameter.key
+
+
+def test_what_init_writes_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "mine.toml"
+    assert main.run(["config", "init", "infer", "--out", str(out)]) == 0
+    assert shown(capsys, "infer", "--config", out) == shown(capsys, "infer")
+    assert main.run(["config", "init", "infer", "--out", str(out)]) == 3
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_init_of_training_copies_the_shipped_files(capsys: pytest.CaptureFixture[str]) -> None:
+    for like in ("paper", "released"):
+        assert main.run(["config", "init", "train", "--like", like]) == 0
+        assert capsys.readouterr().out.rstrip("\n") == assets.template("config", f"train-{like}.toml").read_text().rstrip("\n")
+
+
+def test_commands_without_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["show", "anotate"], ["init", "doctor"]):
+        assert main.run(["config", *arguments]) == 3
+    assert "did you mean 'annotate'?" in capsys.readouterr().err
+    assert main.run(["config", "init", "infer", "extra"]) == 2
+    assert main.run(["config", "show", "infer", "--nonsense"]) == 2
+
+
+def test_the_reading_of_options_agrees_with_typers() -> None:
+    """Names and switches, for every option of every command: Typer's own tree is the reference."""
+    import inspect
+
+    import typer
+
+    root = typer.main.get_command(main.app)
+    for command in commands(main.app):
+        leaf = root
+        for name in command.words:
+            leaf = leaf.commands[name]
+        mine = {p.name: p for p in parameters(command.function)}
+        assert inspect.unwrap(leaf.callback) is command.function
+        assert [p.name for p in leaf.params if p.name in mine] == list(mine)
+        for theirs in leaf.params:
+            if theirs.name not in mine:
+                assert theirs.name == "help"
+                continue
+            own = mine[theirs.name]
+            assert own.required == theirs.required
+            if theirs.param_type_name == "option":
+                assert (set(own.names), set(own.off)) == (set(theirs.opts), set(theirs.secondary_opts))
+                assert (own.values == 0) == theirs.is_flag
+                assert own.many == theirs.multiple
+                assert own.values == (0 if theirs.is_flag else theirs.nargs)
