@@ -1,4 +1,4 @@
-"""`cos demo --quick`, as a person runs it: killed in the middle, started again, and what it leaves."""
+"""`cos demo --quick`, as a stranger runs it: from the wheel, without a network, killed in the middle, started again."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import installed
 import pytest
 
 from cos_cli.demo.arms import ARMS, BASE, MAIN, DemoConfig
@@ -35,9 +36,11 @@ def test_every_step_waits_for_what_it_reads():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """One quick demo, killed with SIGKILL once two arms are trained, and started again."""
-    out = tmp_path_factory.mktemp("demo") / "run"
-    command = [*COMMAND, "--out", str(out)]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    place = tmp_path_factory.mktemp("demo")
+    out, programs = place / "run", installed.environment(place)
+    command = [*installed.offline(), str(programs / "cos"), "demo", "--quick", "--out", str(out)]
+    world = {"cwd": place, "env": installed.variables(programs, place)}
+    first = subprocess.Popen(command, **world, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 400
     while len(list(out.glob("models/*/manifest.json"))) < 2:
         assert first.poll() is None, "the demo ended before it could be killed"
@@ -48,7 +51,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
     kept = {p: p.stat().st_mtime_ns for p in out.glob("models/*/manifest.json")}
     # Workers end with their parent; until the last one has, its lock may stand.
     for _ in range(60):
-        again = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        again = subprocess.run(command, **world, capture_output=True, text=True, timeout=600, check=False)
         if again.returncode != 75:
             break
         time.sleep(1)

@@ -147,7 +147,7 @@ def deepspeed(answers: Answers) -> Iterator[Finding]:
     refused = [name.removesuffix("Builder") for name, fits in ops.items() if not fits]
     if absent:
         todo = "install them if zero3_offload is wanted (it compiles CPUAdam); zero2 and zero3 compile nothing on a CPU"
-        yield Finding("operators", "note", f"DeepSpeed cannot compile all of its operators: no {', no '.join(absent)}", todo)
+        yield Finding("operators", "note", f"DeepSpeed cannot compile all of its operators without {', '.join(absent)}", todo)
     elif refused:
         yield Finding("operators", "note", f"DeepSpeed will not compile {', '.join(refused)} here", "see: ds_report")
     else:
