@@ -1,4 +1,4 @@
-"""The distributions: what is in them, and that the wheel works where nothing of the checkout is. The demo from it: test_demo.py."""
+"""The distributions: what is in them, and that the wheel works without the checkout (the demo from it: test_demo.py)."""
 
 from __future__ import annotations
 
