@@ -103,6 +103,11 @@ def test_every_line_of_the_table_is_understood() -> None:
         ("visualize overlay --box 0.1 0.2 --", []),  # the third number of a box
         ("visualize overlay --box 0.1 0.2 0.3 0.4 --longe", ["--longest"]),
         ("annotate -- --da", []),
+        ("config show anno", ["annotate"]),
+        ("config show annotate --limi", ["--limit"]),
+        ("config show --js", ["--json"]),
+        ("config init vis", ["visualize"]),
+        ("config init train --li", ["--like"]),
         ("completion install f", ["fish"]),
         ("nonsense ", []),
         ("--vers", ["--version"]),

@@ -32,6 +32,8 @@ class Row(NamedTuple):
 
 def answer(words: Sequence[str], current: str, table: str | None = None) -> Offers | None:
     """(value, help) of everything that may stand for `current` after `words` (those after `cos`); PATH for any file name."""
+    if _speaks_of_another(words, current):
+        return answer(words[2:], current, table)
     rows = _rows(completion("commands.tsv").read_text(encoding="utf-8") if table is None else table)
     path, at = _command(rows, words)
     mine = rows.get(path, [])
@@ -70,6 +72,13 @@ def answer(words: Sequence[str], current: str, table: str | None = None) -> Offe
     due = arguments[place] if place < len(arguments) else arguments[-1] if arguments and arguments[-1].repeated else None
     more = _of(due, current, words) if due is not None else []
     return found + more if more is not None else found or PATH
+
+
+def _speaks_of_another(words: Sequence[str], current: str) -> bool:
+    """Whether a whole command line follows `cos config show`, or the name of a command `cos config init`."""
+    first = list(words[:2])
+    own = len(words) == 2 and current.startswith("-")
+    return not own and (first == ["config", "show"] or (first == ["config", "init"] and len(words) == 2))
 
 
 def _of(row: Row, current: str, words: Sequence[str]) -> Offers | None:
