@@ -12,9 +12,6 @@ _cos() {
         return
     fi
     COMPREPLY=("${reply[@]:1}")
-    # A lone --option= or folder/ is not the end of the word.
-    [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == */ ]] && compopt -o nospace
-    return 0
 }
 
 complete -F _cos cos

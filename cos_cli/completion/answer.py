@@ -136,6 +136,8 @@ def main(arguments: Sequence[str]) -> None:
     """Writes the answer to stdout, as bytes: whatever the locale, file names stay what they are."""
     from cos_cli.completion.words import Line, quoted
 
+    if len(arguments) < 2:
+        sys.exit("cos: __complete is what the shells' completion scripts call; see: cos completion install")
     shell, *given = arguments
     if shell == "bash":
         line = Line(given[0], given[1])
