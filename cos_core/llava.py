@@ -143,6 +143,18 @@ def load(
     )
 
 
+def quiet_libraries() -> None:
+    """What libraries would like to have installed, and their bars, are not our users' affair; their errors are."""
+    import logging
+
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    # Imported by peft wherever it is installed, it warns of a kernel that only 4-bit weights on a CPU would use.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     """Where and in which number format a model runs; see `load`. Makes transformers quiet.
 
@@ -150,11 +162,10 @@ def placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     """
     try:
         import torch
-        import transformers
+        import transformers  # noqa: F401
     except ImportError as error:
         raise MissingError(f"running a model needs the extra 'model': pip install 'cos-toolkit[model]' ({error})") from None
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_libraries()
     target = _device(torch, device)
     kind = {"auto": torch.bfloat16 if target.type == "cuda" else torch.float32}.get(dtype) or getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype):

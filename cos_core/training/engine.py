@@ -13,6 +13,7 @@ from packaging.version import Version
 
 from cos_core import assets
 from cos_core.errors import InputError, MissingError
+from cos_core.llava import quiet_libraries
 from cos_core.training.config import TrainConfig
 from cos_core.training.folder import CHECKPOINTS, TENSORBOARD
 
@@ -53,6 +54,7 @@ def require(config: TrainConfig) -> None:
         import transformers  # noqa: F401
     except ImportError as error:
         raise MissingError(f"training needs the extra 'train': pip install 'cos-toolkit[train]' ({error})") from None
+    quiet_libraries()
     if config.device == "cuda" and not torch.cuda.is_available():
         raise MissingError("device 'cuda' was asked for, but torch sees no CUDA GPU on this machine")
     if config.liger and not on_gpu(config):
@@ -129,8 +131,6 @@ def arguments(config: TrainConfig, world: World) -> TrainingArguments:
         # DeepSpeed wants a launcher's words even for one process.
         os.environ.update(_ALONE)
     recompute = gpu if config.gradient_checkpointing is None else config.gradient_checkpointing
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     made = transformers.TrainingArguments(
         output_dir=str(config.out / CHECKPOINTS),
         seed=config.seed,

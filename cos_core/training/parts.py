@@ -85,10 +85,10 @@ def light(config: TrainConfig, policy: Policy) -> Light:
     """The recipe under the checkpoint's own tokenizer and processor. Raises InputError when they cannot be read."""
     import transformers
 
-    from cos_core.llava import image_tokens_of, padding_colour, resolve
+    from cos_core.llava import image_tokens_of, padding_colour, quiet_libraries, resolve
 
     where = resolve(config.model)
-    transformers.logging.set_verbosity_error()
+    quiet_libraries()
     try:
         settings = transformers.AutoConfig.from_pretrained(where)
         tokenizer = transformers.AutoTokenizer.from_pretrained(where)
