@@ -46,7 +46,7 @@ def statistics(path: Path, reporter: Reporter) -> dict[str, Any]:
         reporter.progress("stats", total, total)
     tally.status = Counter({name: count for name, count in tally.status.items() if count})
     # A run without boxes has nothing to rank.
-    ranked = np.quantile(np.frombuffer(scores), QUANTILES).tolist() if scores else [None] * len(QUANTILES)
+    ranked = np.quantile(np.frombuffer(scores), QUANTILES, overwrite_input=True).tolist() if scores else [None] * len(QUANTILES)
     return {
         **tally.to_json(),
         "policies": dict(policies.most_common()),

@@ -127,8 +127,7 @@ class BoxTally:
         self.aspect.add(width * shape / height)
         self.offset.add(np.hypot((x0 + x1) / 2 - 0.5, (y0 + y1) / 2 - 0.5))
         self._centre_hits += int(((x0 <= 0.5) & (x1 >= 0.5) & (y0 <= 0.5) & (y1 >= 0.5)).sum())
-        # A cell's share covered by a box is the product of its row's and its column's, so one matrix product adds a batch.
-        self._cover += _covered(y0, y1).T @ _covered(x0, x1)
+        self._cover += _covered(boxes)
         self._boxes += len(x0)
 
     def _flush_paired(self) -> None:
@@ -197,10 +196,28 @@ def _by_count(item: tuple[str, int]) -> tuple[int, str]:
     return -item[1], item[0]
 
 
-def _covered(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """(n, MAP_CELLS): the share of every cell of [0, 1] that lies in [low, high]."""
-    starts = np.arange(MAP_CELLS) / MAP_CELLS
-    inside = np.minimum(high[:, None], starts + 1 / MAP_CELLS)
-    inside -= np.maximum(low[:, None], starts)
-    inside *= MAP_CELLS
-    return np.clip(inside, 0.0, 1.0, out=inside)
+def _covered(boxes: np.ndarray) -> np.ndarray:
+    """(MAP_CELLS, MAP_CELLS): the share of every cell that each box covers, summed over the boxes.
+
+    A box is the rectangle from the origin to its far corner, less two to its other corners, plus the one to its near corner.
+    Such a rectangle covers the cells before its corner's whole and the corner's own row and column in part, so that four counts
+    of the corners by cell say it all, without a matrix product whose threads would wait for each other.
+    """
+    x0, y0, x1, y1 = boxes.T * MAP_CELLS
+    sides = MAP_CELLS + 1
+    total = np.zeros((sides, sides))
+    for sign, x, y in ((1, x1, y1), (-1, x0, y1), (-1, x1, y0), (1, x0, y0)):
+        column, row = x.astype(np.intp), y.astype(np.intp)
+        right, down = x - column, y - row
+
+        def counted(weights: np.ndarray | None, place: np.ndarray = row * sides + column) -> np.ndarray:
+            return np.bincount(place, weights, sides * sides).reshape(sides, sides)
+
+        whole = _beyond(_beyond(counted(None), 0), 1)
+        total += sign * (whole + _beyond(counted(down), 1) + _beyond(counted(right), 0) + counted(down * right))
+    return np.maximum(total[:-1, :-1], 0.0)
+
+
+def _beyond(counts: np.ndarray, axis: int) -> np.ndarray:
+    """At each place the sum of the counts after it along `axis`."""
+    return np.flip(np.cumsum(np.flip(counts, axis), axis), axis) - counts

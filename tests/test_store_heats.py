@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from cos_core.geometry import Box
 from cos_core.store import Heat, Store, codec
 from cos_core.types import Annotation
 
+ROOT = Path(__file__).parents[1]
 MARK = "0123456789abcdef"
 
 
@@ -144,6 +147,36 @@ def test_columns_are_the_annotations(writer: Store) -> None:
     assert [s for p in pieces for s in p.scores.tolist()] == [a.score for a in items]
     assert [s for p in pieces for s in p.policies] == [a.policy for a in items]
     assert [s for p in pieces for s in p.reasons] == [a.reason for a in items]
+
+
+SCAN = """
+import sys
+from pathlib import Path
+from cos_core.store import Store
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+with Store.read(Path(sys.argv[1])) as store, Store.read(Path(sys.argv[1])) as other:
+    before, count = peak(), 0
+    for annotation in store.annotations():
+        count += 1
+        if count % 10_000 == 0:
+            assert other.get(annotation.example_id) == annotation
+    print(count, peak() - before)
+"""
+
+
+def test_a_scan_does_not_hold_the_whole_file(writer: Store, tmp_path: Path) -> None:
+    writer.put_many(annotation(f"{i:06d}", image="x" * 1500) for i in range(80_000))
+    writer.close()
+    command = [sys.executable, "-c", SCAN, str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    count, kilobytes = map(int, done.stdout.split())
+    assert count == 80_000
+    assert (tmp_path / "store" / "data.mdb").stat().st_size > 240e6
+    assert kilobytes < 90_000, "the file is several times as large"
 
 
 def test_ids_by_their_beginning(writer: Store) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from reference.coverage_reference import covered
 
 from cos_core import manifest, tally
 from cos_core.errors import InputError
@@ -264,3 +265,19 @@ def test_statistics_equal_a_plain_numpy_computation() -> None:
         np.clip(np.minimum(high[:, a, None], edges[1:]) - np.maximum(low[:, a, None], edges[:-1]), 0, None) for a in (0, 1)
     ]
     assert counted.centre_bias == pytest.approx(np.einsum("ny,nx->yx", cover[1], cover[0]) * MAP_CELLS**2 / len(low))
+
+
+def test_the_centre_bias_map_equals_its_definition() -> None:
+    dice = np.random.default_rng(11)
+    low = dice.uniform(0, 0.8, (60, 2))
+    boxes = np.concatenate([low, np.minimum(1.0, low + dice.uniform(0.001, 0.7, (60, 2)))], axis=1)
+    # On cell borders, at the picture's, thinner than a cell, and the whole picture.
+    boxes[:4] = [[0.25, 0.5, 0.75, 1.0], [0.0, 0.0, 1 / 64, 1 / 64], [0.501, 0.2, 0.502, 0.9], [0.0, 0.0, 1.0, 1.0]]
+    counted = tally.BoxTally()
+    counted.add_many(boxes, "ok")
+    assert counted.centre_bias == pytest.approx(covered(boxes, MAP_CELLS) / 60, abs=1e-12)
+    one_by_one = tally.BoxTally()
+    for corners in boxes:
+        one_by_one.add(Box(*map(float, corners)), "ok")
+    assert one_by_one.to_json() == counted.to_json()
+    assert (one_by_one.centre_bias == counted.centre_bias).all()

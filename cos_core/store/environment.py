@@ -27,6 +27,8 @@ PAGE = 1000
 _START_BYTES = 2**24
 _READERS = 1024
 _NEARLY_FULL = 2**20
+_MAPPED = 2**24
+"""Bytes of values after which a scan gives the file's mapped pages back."""
 _T = TypeVar("_T")
 Rows = Sequence[tuple[bytes, bytes]]
 
@@ -69,6 +71,9 @@ class Handle:
     def _open(self) -> None:
         self._pid = os.getpid()
         self._guard = threading.Lock()
+        self._connect()
+
+    def _connect(self) -> None:
         new = not (self.path / DATA).exists()
         size = _START_BYTES if new else 0  # 0: as large as the last writer left it
         settings: dict[str, Any] = {"map_size": size, "max_dbs": len(TABLES), "max_readers": _READERS}
@@ -200,10 +205,17 @@ class Handle:
 
     def pages(self, table: str, start: bytes = b"", page: int = PAGE) -> Iterator[list[tuple[bytes, bytes]]]:
         """The same in lists of `page`, each read in one transaction."""
-        at, past = start, False
+        at, past, size = start, False, 0
         while True:
             self._living()
             rows = self._retried(partial(self._page, table, at, past, page))
+            size += sum(len(value) for _, value in rows)
+            if size > _MAPPED and not self.writable:
+                size = 0
+                with self._guard:
+                    # Or the system would count every page that was read as this process's memory, up to the whole file.
+                    self._env.close()
+                    self._connect()
             if rows:
                 yield rows
             if len(rows) < page:
