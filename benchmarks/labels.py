@@ -256,6 +256,7 @@ def main() -> None:
     parser.add_argument("--choose", action="store_true")
     parser.add_argument("--rows", nargs="*", default=[row.name for row in ROWS])
     parser.add_argument("--jobs", type=int, default=processes.cores())
+    parser.add_argument("--top", type=int, default=5, help="with --choose: rules shown for each annotator")
     given = parser.parse_args()
     chosen = [row for row in ROWS if row.name in given.rows]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -265,7 +266,7 @@ def main() -> None:
         if given.choose:
             relevant = [row for row in chosen if row.policy == "from_single_question"]
             for lines in pool.map(choose, [given.out] * len(relevant), relevant):
-                print(*(line for _, line in lines[:5]), sep="\n", flush=True)
+                print(*(line for _, line in lines[: given.top]), sep="\n", flush=True)
             return
         # An annotator's fine-tune is shared by nobody: each row makes its own first.
         rows = list(pool.map(measure, [given.out] * len(chosen), chosen))
