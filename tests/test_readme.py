@@ -1,62 +1,31 @@
-"""Every shell block of the documents is run here, or says why not.
+"""Every shell block of the documents is run here, or by test_newcomer.py, or says why not (the marks are documents.py's).
 
-A comment before each ```bash block decides: `<!-- run -->`, `<!-- run: slow -->` (a model is loaded), `<!-- not run: why -->`.
 Blocks run as written, with `bash -e`, in a folder that has what the text speaks of: the demo's scenes (a few), a photo, and the
 tests' golden files.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from documents import DOCUMENTS, ROOT, Block, blocks, run
 
-ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-_FENCE = re.compile(r"(?:<!-- (?P<mark>(?:not )?run[^\n]*?) -->\n)?```(?:bash|sh|shell|console)\n(?P<code>.*?)```", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Block:
-    """A shell block, where it stands, and the comment before it."""
-
-    path: Path
-    line: int
-    mark: str
-    code: str
-
-    def __str__(self) -> str:
-        return f"{self.path.relative_to(ROOT)}:{self.line}"
-
-
-def blocks() -> list[Block]:
-    found = []
-    for path in DOCUMENTS:
-        text = path.read_text(encoding="utf-8")
-        for match in _FENCE.finditer(text):
-            line = text.count("\n", 0, match.start("code"))
-            found.append(Block(path, line, (match["mark"] or "").strip(), match["code"]))
-    return found
-
-
+BLOCKS = blocks()
 RUN = [
-    pytest.param(b, id=str(b), marks=[pytest.mark.slow] if b.mark == "run: slow" else [])
-    for b in blocks()
-    if b.mark[:3] == "run"
+    pytest.param(block, id=str(block), marks=[pytest.mark.slow] if block.mark == "run: slow" else [])
+    for block in BLOCKS
+    if block.mark in ("run", "run: slow")
 ]
 
 
-@pytest.mark.parametrize("block", blocks(), ids=str)
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.shell], ids=str)
 def test_every_block_is_marked(block: Block) -> None:
     reason = block.mark.removeprefix("not run:").strip() if block.mark.startswith("not run:") else None
-    assert block.mark in ("run", "run: slow") or reason, (
-        f"{block} needs <!-- run -->, <!-- run: slow --> or <!-- not run: why -->"
+    assert block.mark in ("run", "run: slow", "run: newcomer") or reason, (
+        f"{block} needs <!-- run -->, <!-- run: slow -->, <!-- run: newcomer --> or <!-- not run: why -->"
     )
 
 
@@ -77,17 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("block", RUN)
 def test_block(block: Block, place: Path) -> None:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    done = subprocess.run(
-        ["bash", "-eu", "-c", block.code],
-        cwd=place,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+    run(block, place)
 
 
 def test_links_lead_somewhere() -> None:
