@@ -51,6 +51,14 @@ def test_block(block: Block, place: Path) -> None:
 
 def test_links_lead_somewhere() -> None:
     for path in DOCUMENTS:
-        for target in re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8")):
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)(#[^)\s]+)?\)", path.read_text(encoding="utf-8")):
             if "://" not in target:
-                assert (path.parent / target).exists(), f"{path.name} links to {target}"
+                there = path.parent / target if target else path
+                assert there.exists(), f"{path.name} links to {target}"
+                assert not anchor or anchor[1:] in _anchors(there), f"{path.name} links to {target}{anchor}"
+
+
+def _anchors(path: Path) -> set[str]:
+    """The headings of a page as its viewers name them: small letters, no punctuation, hyphens for spaces."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

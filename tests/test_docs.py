@@ -1,0 +1,116 @@
+"""The documents against the program: the reference is fresh, commands are ones that exist, codes are all there, the site builds."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from documents import ROOT, Block, blocks
+
+from cos_cli import main
+from cos_cli.commands import Command, commands
+from cos_cli.reference import reference
+from cos_core import errors
+
+COMMANDS = list(commands(main.app))
+
+
+def test_the_reference_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "137")  # what the caller's terminal is like does not matter
+    written = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+    stale = difflib.unified_diff(written.splitlines(), reference().splitlines(), "docs", "cos --help", lineterm="", n=0)
+    assert not list(stale), "docs/reference/cli.md is stale: make reference"
+
+
+def test_the_reference_has_every_command_and_option() -> None:
+    page = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^##+ cos ?([^\n]*)\n\n```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    assert len(COMMANDS) > 15
+    for command in COMMANDS:
+        text = sections[" ".join(command.table)]
+        for parameter in command.parameters:
+            assert all(name in text for name in (*parameter.names, *parameter.off)), f"{command.words}: {parameter.name}"
+
+
+def _commands(block: Block) -> list[list[str]]:
+    """The words of each `cos` command of a shell block, without what follows a pipe or a redirection."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    found = []
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["cos"]:
+            ends = [place for place, word in enumerate(words) if word in ("|", "||", "&&", ">", ";")]
+            found.append(words[1 : min(ends, default=len(words))])
+    return found
+
+
+def _named(words: list[str]) -> Command:
+    """The command that the first words name."""
+    for command in sorted(COMMANDS, key=lambda command: -len(command.words)):
+        if tuple(words[: len(command.words)]) == command.words:
+            return command
+    return next(command for command in COMMANDS if command.usual and words[:1] == list(command.table))
+
+
+NOT_RUN = [block for block in blocks() if block.mark.startswith("not run") and _commands(block)]
+
+
+@pytest.mark.parametrize("block", NOT_RUN, ids=str)
+def test_commands_that_no_test_runs_are_true_to_the_cli(block: Block) -> None:
+    for words in _commands(block):
+        if words[0].startswith("-") or words[0] in ("config", "completion"):
+            continue  # what they are given belongs to other commands
+        command = _named(words)
+        known = {name: parameter for parameter in command.parameters for name in (*parameter.names, *parameter.off)}
+        given = [word for word in words if word.startswith("--")]
+        assert not [word for word in given if word.partition("=")[0] not in known], f"{block}: cos {' '.join(words)}"
+        if "--config" not in given and "..." not in words and "$settings" not in words:
+            needed = [parameter for parameter in command.parameters if parameter.required and parameter.names]
+            assert all(set(parameter.names) & set(given) for parameter in needed), f"{block}: cos {' '.join(words)}"
+
+
+def test_every_exit_code_is_explained() -> None:
+    page = (ROOT / "docs" / "reference" / "exit-codes.md").read_text(encoding="utf-8")
+    explained = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
+    raised = {each.exit_code for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.CosError)}
+    assert explained == raised | {0, 2, main.BUG, main.BAD_INPUT, main.MISSING, main.INTERRUPTED, main.PIPE_CLOSED}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", readme, re.MULTILINE)} <= explained
+
+
+class _Loads(HTMLParser):
+    """What a page fetches when it is opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag == "link" and given.get("rel") != "canonical":
+            self.found.append(given.get("href") or "")
+        elif "src" in given:
+            self.found.append(given["src"] or "")
+
+
+def test_the_site_builds_strictly_and_fetches_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="the extra docs is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    pages = sorted((tmp_path / "site").rglob("*.html"))
+    assert {"index.html", "tutorial.html"} <= {page.name for page in pages}
+    for page in pages:
+        loads = _Loads()
+        loads.feed(page.read_text(encoding="utf-8"))
+        assert loads.found
+        for address in loads.found:
+            assert not re.match(r"(\w+:)?//", address), f"{page.name} fetches {address}"
+    for style in (tmp_path / "site").rglob("*.css"):
+        assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", style.read_text(encoding="utf-8")), style.name
