@@ -11,7 +11,7 @@ ARGS ?=
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint test-fast test-slow test-detectron2 bench completions clean
+.PHONY: help setup demo test lint test-fast test-slow test-detectron2 bench completions reference docs clean
 
 help:
 	@echo "make demo         the whole road in small: scenes, annotate, train, eval, a table and a page (about 7 minutes on two cores)"
@@ -22,6 +22,8 @@ help:
 	@echo "make lint         ruff, mypy and shellcheck at their pinned versions"
 	@echo "make bench        the benchmarks"
 	@echo "make completions  writes completions/commands.tsv again"
+	@echo "make reference    writes docs/reference/cli.md again"
+	@echo "make docs         the documents as a site, in site/"
 	@echo "make clean        removes caches and built files; .venv and runs stay"
 
 setup: $(STAMP)
@@ -85,6 +87,12 @@ bench: $(STAMP)
 completions: $(STAMP)
 	$(BIN)/python -m cos_cli.completion.table completions
 
+reference: $(STAMP)
+	$(BIN)/python -m cos_cli.reference docs/reference/cli.md
+
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	find cos_cli cos_core tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

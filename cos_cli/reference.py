@@ -14,8 +14,8 @@ from cos_cli.main import app, run
 _HEAD = """\
 # Commands
 
-Everything that `cos` can be told, as `--help` prints it. Written by `make reference`; a test fails when it is stale. The codes that
-commands end with are in [exit codes](exit-codes.md).
+Everything that `cos` can be told, as `--help` prints it. Written by `make reference`; a test fails when it is stale. What the
+codes mean that commands end with: [exit codes](exit-codes.md).
 """
 
 

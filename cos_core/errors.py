@@ -1,7 +1,7 @@
 """What can go wrong, as types. Each message is one sentence: what is wrong, and what to do about it.
 
 The command line turns a `CosError` into that sentence and the `exit_code` below; library code never catches for display.
-Exit codes (also in the README): 0 ok · 1 bug · 2 usage · 3 bad input or config · 4 missing extra, model or hardware ·
+Exit codes (docs/reference/exit-codes.md): 0 ok · 1 bug · 2 usage · 3 bad input or config · 4 missing extra, model or hardware ·
 5 finished with more failures than allowed · 6 regression · 75 locked by another run · 130 interrupted.
 """
 

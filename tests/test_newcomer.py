@@ -1,7 +1,7 @@
 """A newcomer follows the documents word for word: the tutorial, a benchmark of their own, then three things broken on purpose.
 
-Every block of the pages is used in order in one empty folder, with an empty home and no network: shell blocks are run, files are
-written, and what a block is said to print must have been printed.
+Every block of the pages is used in order in one empty folder, with an empty home and no model hub: shell blocks are run, files
+are written, and what a block is said to print must have been printed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LAST_SECTION = "## Break three things\n"
 
 
 def _way() -> list[Block]:
-    """The blocks in the order that the pages ask for: the tutorial sends its reader to the benchmark before its last section."""
+    """The blocks in the order of a reader, whom the tutorial sends to the benchmark before its last section."""
     tutorial = blocks(TUTORIAL)
     last = TUTORIAL.read_text(encoding="utf-8").partition(LAST_SECTION)[0].count("\n") + 1
     first = list(takewhile(lambda block: block.line < last, tutorial))
