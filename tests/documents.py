@@ -54,7 +54,7 @@ def blocks(*paths: Path) -> list[Block]:
 
 
 def run(block: Block, folder: Path, **environment: str) -> str:
-    """Runs a shell block as written in `folder`, with the `cos` of these tests; returns what it said, and fails unless it ended well."""
+    """Runs a shell block as written in `folder`, with these tests' `cos`; returns what it said, fails unless it ended well."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     done = subprocess.run(
         ["bash", "-eu", "-c", block.text],

@@ -21,6 +21,12 @@ RUN = [
 ]
 
 
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_no_command_hides_in_a_block_of_another_kind(block: Block) -> None:
+    assert block.language, f"{block} needs a language: bash, or text"
+    assert block.shell or not re.search(r"^(cos|pip|make|\$) ", block.text, re.MULTILINE)
+
+
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.shell], ids=str)
 def test_every_block_is_marked(block: Block) -> None:
     reason = block.mark.removeprefix("not run:").strip() if block.mark.startswith("not run:") else None
