@@ -43,7 +43,8 @@ def statistics(path: Path, reporter: Reporter) -> dict[str, Any]:
         for _, reason in store.failures():
             tally.status["failed"] += 1
             _count(reasons["failed"], reason)
-        reporter.progress("stats", total, total)
+        if done < total:
+            reporter.progress("stats", total, total)
     tally.status = Counter({name: count for name, count in tally.status.items() if count})
     # A run without boxes has nothing to rank.
     ranked = np.quantile(np.frombuffer(scores), QUANTILES, overwrite_input=True).tolist() if scores else [None] * len(QUANTILES)

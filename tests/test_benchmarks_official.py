@@ -559,9 +559,10 @@ def test_prepared_scienceqa_questions(tmp_path: Path) -> None:
         e.id: [{"from": "human", "value": f"<image>\nText of {e.id}"}, {"from": "gpt", "value": "A"}] for e in data.examples
     }
     dump(tmp_path / "llava_test_CQM-A.json", [{"id": key, "conversations": talk} for key, talk in turns.items()])
-    asked = [e.question for e in evaluate.load("scienceqa", tmp_path)[1].examples]
-    letter = "Answer with the option's letter from the given choices directly."
-    assert all(text.startswith(f"Text of {e.id}") and letter in text for text, e in zip(asked, data.examples, strict=True))
+    asked = evaluate.load("scienceqa", tmp_path)[1].examples
+    assert [(e.id, e.question) for e in asked] == [(e.id, f"Text of {e.id}") for e in data.examples]
+    # Apart from the question: the profile says where it stands.
+    assert {e.meta["suffix"] for e in asked} == {f"\n{LETTER}"}
 
 
 def check_prepared(name: str, root: Path, file: str, prepared: list[dict[str, Any]], text: str) -> list[str]:

@@ -77,7 +77,7 @@ def test_bad_lines_and_text_only_samples_are_counted(config: InferConfig) -> Non
 
 
 def test_unusable_settings(config: InferConfig, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no policies plug-in is called 'nowhere'"):
+    with pytest.raises(InputError, match="there is no roi 'nowhere'"):
         run(replace(config, roi="nowhere"), QUIET, Recorder())
     with pytest.raises(InputError, match="on_bad_box is one of full, center, skip"):
         replace(config, on_bad_box="ignore")  # type: ignore[arg-type]

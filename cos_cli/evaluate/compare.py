@@ -16,6 +16,9 @@ from cos_cli.evaluate.tables import WIDTH, interval, number
 if TYPE_CHECKING:
     from cos_core.evaluate.compare import Comparison, Outcome
 
+_LONGEST = 24
+"""Characters of an answer that the list of flipped questions shows."""
+
 
 def compare(
     ctx: typer.Context,
@@ -122,8 +125,20 @@ def _flipped(each: Comparison, rows: Sequence[dict[str, Any]], flips: int) -> li
     parts = []
     for kind in ("won", "lost"):
         mine = [row for row in rows if (row["run"], row["benchmark"], row["flip"]) == (each.b, each.benchmark, kind)]
-        named = [(f"  {row['id']}", f"expected {row['expected']}", f"A {row['a']}", f"B {row['b']}") for row in mine[:flips]]
+        named = [
+            (
+                f"  {row['id']}",
+                *(f"{word} {_short(row[key])}" for word, key in (("expected", "expected"), ("A", "a"), ("B", "b"))),
+            )
+            for row in mine[:flips]
+        ]
         if named:
             shown = f", the first {len(named)}" if len(named) < len(mine) else ""
             parts.append(f"{kind} by B ({len(mine)}{shown}):\n{columns(named)}")
     return parts
+
+
+def _short(text: object) -> str:
+    """An answer on one line of a table; a model that rambles does not push the others off the screen."""
+    words = " ".join(str(text).split())
+    return words if len(words) <= _LONGEST else words[: _LONGEST - 1] + "…"

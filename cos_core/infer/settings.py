@@ -10,7 +10,7 @@ from cos_core import llava, manifest, plug
 from cos_core.errors import InputError
 from cos_core.infer import heat
 from cos_core.infer.passes import BoxDecode, OnBadBox, Setting
-from cos_core.interfaces import Engine
+from cos_core.interfaces import Engine, Policy
 from cos_core.prompts import checkpoint_profile
 
 ROI_ALIASES = {"model": "from_single_question", "center": "center_crop"}
@@ -76,9 +76,20 @@ class InferConfig:
                 raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
+def _policy(roi: str) -> Policy:
+    if roi == heat.POLICY.name:
+        return heat.POLICY
+    name = ROI_ALIASES.get(roi, roi)
+    known = plug.available("policies")
+    if name.replace("-", "_") not in known and not name.partition(":")[0].endswith(".py"):
+        raise InputError(f"there is no roi {roi!r}{plug.nearest(roi, [*ROI_ALIASES, heat.POLICY.name, *known])}")
+    policy: Policy = plug.load("policies", name)
+    return policy
+
+
 def setting(config: InferConfig) -> Setting:
     """Resolves policy and profile. Raises InputError for an unknown policy or profile."""
-    policy = heat.POLICY if config.roi == heat.POLICY.name else plug.load("policies", ROI_ALIASES.get(config.roi, config.roi))
+    policy = _policy(config.roi)
     where = llava.resolve(config.model)
     profile = checkpoint_profile(where, config.profile)
     fingerprint = manifest.fingerprint(

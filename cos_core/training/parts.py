@@ -139,6 +139,6 @@ def check(config: TrainConfig, data: Data, recipe: Recipe, reporter: Reporter) -
         named = "; ".join(str(finding) for finding in faults[:3])
         raise InputError(
             f"the data has {len(faults)} faults, all named in {config.out / CHECK_FILE}; the first: {named}. "
-            f"Mend them, or let {len(faults)} pass with max_faults"
+            f"Mend them, or let {len(faults)} pass with --max-faults"
         )
     return report
