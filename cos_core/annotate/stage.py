@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from cos_core import manifest, roi
+from cos_core import filesystems, manifest, roi
 from cos_core.annotate import annotator as finding
 from cos_core.annotate.annotator import Annotator, Outcome
 from cos_core.annotate.config import AnnotateConfig
@@ -52,8 +52,9 @@ def run(config: AnnotateConfig, reporter: Reporter, beside: Path | None = None) 
     """See annotate.run. What the store `beside` holds already counts as done."""
     survey = survey_of(config, reporter)
     annotator = finding.build(config)
-    for note in annotator.notes:
-        reporter.warn(note)
+    for note in (*annotator.notes, filesystems.warning(config.out)):
+        if note is not None:
+            reporter.warn(note)
     inputs = {"data": manifest.file_input(config.data), "model": {"path": str(config.model)}}
     begun = manifest.started("annotate", config, seed=config.seed, inputs=inputs, settings_fingerprint=annotator.fingerprint)
     tally = Tally(errors=len(survey.problems), skipped=survey.text_only)
