@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cos_core.datasets import Problem, read_examples
+from cos_core.datasets import Problem, read_examples, tell
 from cos_core.errors import InputError
 from cos_core.infer.settings import InferConfig
 from cos_core.interfaces import Reporter
@@ -37,12 +37,7 @@ def questions(config: InferConfig, reporter: Reporter) -> Questions:
             continue
         found.append(example)
         siblings.setdefault(example.image, []).append(example.question)
-    for problem in problems[:_SHOWN]:
-        reporter.warn(str(problem))
-    if len(problems) > _SHOWN:
-        reporter.warn(f"{len(problems) - _SHOWN} more problems in {config.data}")
-    if text_only:
-        reporter.note(f"{text_only} samples without a picture are skipped")
+    tell(config.data, problems, text_only, reporter)
     if not found:
         raise InputError(f"{config.data} holds no question about a picture")
     return Questions(_grouped(found[: config.limit]), siblings, len(problems), text_only)
@@ -67,7 +62,5 @@ def _same_question(config: InferConfig) -> list[Example]:
     return [Example(id=name, dataset="folder", image=name, question=config.question or "") for name in names]
 
 
-_SHOWN = 5
-"""How many problems of a data file are shown one by one."""
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """What counts as a picture in a folder."""
