@@ -111,7 +111,7 @@ def load(
     target, kind = placement(device, dtype)
     where = resolve(model)
     check_folder(where)
-    source = {} if Path(where).is_dir() else hub_options(where)
+    source = hub_options(where)
     import torch
     import transformers
 
@@ -304,11 +304,13 @@ def dtype_name(device: str, dtype: str) -> str:
 
 
 def hub_options(name: str) -> dict[str, Any]:
-    """How to load a model of the hub: from the local cache alone when the hub does not answer one short question.
+    """How to load a folder (as it is) or a hub id: from the cache alone when the hub does not answer one short question.
 
     Left to itself, the loader asks a hub that cannot be reached for about a minute, file by file. Raises InputError for a name
     that is neither a folder nor a hub id, MissingError without network when the model is not in the cache.
     """
+    if Path(name).is_dir():
+        return {}
     import huggingface_hub
 
     try:

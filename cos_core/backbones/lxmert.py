@@ -217,14 +217,15 @@ def _loaded(model: str, device: str, dtype: str) -> tuple[Any, Any]:
     llava.check_folder(model)
     import transformers
 
+    source = llava.hub_options(model)
     try:
-        kind_of_model = transformers.AutoConfig.from_pretrained(model).model_type
+        kind_of_model = transformers.AutoConfig.from_pretrained(model, **source).model_type
         if kind_of_model != "lxmert":
             raise InputError(f"the backbone 'lxmert' needs an LXMERT checkpoint, and {model} is of the kind {kind_of_model!r}")
         net, info = transformers.LxmertForQuestionAnswering.from_pretrained(
-            model, dtype=kind, attn_implementation="eager", weights_only=True, output_loading_info=True
+            model, dtype=kind, attn_implementation="eager", weights_only=True, output_loading_info=True, **source
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model, **source)
     except pickle.UnpicklingError:
         raise InputError(f"the weights of {model} hold more than tensors, which could run code; nothing was loaded") from None
     except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -85,14 +85,15 @@ def light(config: TrainConfig, policy: Policy) -> Light:
     """The recipe under the checkpoint's own tokenizer and processor. Raises InputError when they cannot be read."""
     import transformers
 
-    from cos_core.llava import image_tokens_of, padding_colour, quiet_libraries, resolve
+    from cos_core.llava import hub_options, image_tokens_of, padding_colour, quiet_libraries, resolve
 
     where = resolve(config.model)
     quiet_libraries()
+    source = hub_options(where)
     try:
-        settings = transformers.AutoConfig.from_pretrained(where)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where)
-        processor = transformers.AutoImageProcessor.from_pretrained(where, backend="pil")
+        settings = transformers.AutoConfig.from_pretrained(where, **source)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **source)
+        processor = transformers.AutoImageProcessor.from_pretrained(where, backend="pil", **source)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"cannot load the checkpoint {where}: {str(error).strip().splitlines()[0]}") from None
     if settings.model_type != "llava":
