@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cos_core.errors import InputError
+from cos_core.jsonl import decode
 from cos_core.llava import checkpoint_fingerprint, resolve
 from cos_core.manifest import plain
 from cos_core.prompts import checkpoint_profile
@@ -28,7 +29,7 @@ def annotator_provenance(model: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = decode(path.read_bytes())
         return {**{name: data[name] for name in (*_SHOWN, "parent", "data", "steps")}, **data}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} does not say how the annotator was made: {error}") from None
@@ -55,7 +56,7 @@ def describe(model: str) -> dict[str, Any]:
     """Name, weights, sizes and wording of a checkpoint in the `transformers` layout. Raises InputError for any other folder."""
     where = Path(resolve(model))
     try:
-        config = json.loads((where / "config.json").read_text(encoding="utf-8"))
+        config = decode((where / "config.json").read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"{where} is not a checkpoint: its config.json cannot be read: {error}") from None
     if "text_config" not in config:

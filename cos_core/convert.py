@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cos_core.errors import InputError
+from cos_core.jsonl import decode
 from cos_core.prompts import PROFILE_FILE, load_profile
 
 PROJECTOR = {"0": "linear_1", "2": "linear_2"}
@@ -274,7 +275,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = decode(path.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if not isinstance(data, dict):

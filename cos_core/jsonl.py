@@ -10,6 +10,7 @@ import codecs
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -58,8 +59,16 @@ def report(problem: Problem, on_problem: OnProblem | None) -> None:
 
 
 def open_input(path: Path) -> BinaryIO:
-    """The file, open for reading bytes. Raises InputError when it is not there, is a folder, or may not be read."""
+    """The file, open for reading bytes. Raises InputError when it is not there, is no file, or may not be read.
+
+    A pipe is refused: inputs are read more than once, and opening one waits for its writer.
+    """
     try:
+        kind = Path(path).stat().st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+            raise InputError(
+                f"{path} cannot be read: it is not a file; inputs are read more than once, so a pipe cannot be one"
+            )
         return Path(path).open("rb")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
@@ -69,12 +78,18 @@ def decode(data: bytes) -> Any:
     """The value of a JSON text, as `json.loads` gives it, in a third of the time.
 
     What the quick reader refuses the standard library decides: it takes NaN, and says where a text goes wrong. Raises
-    ValueError or RecursionError.
+    ValueError: not UTF-8, not JSON, or nested too deeply.
     """
     try:
         return msgspec.json.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        return json.loads(data)
+        try:
+            # As text: given bytes, it would guess at UTF-16.
+            return json.loads(data.decode("utf-8-sig"))
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+        except UnicodeDecodeError:
+            raise ValueError("the text is not UTF-8") from None
 
 
 def read_lines(path: Path, on_problem: OnProblem | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -96,7 +111,7 @@ def read_lines(path: Path, on_problem: OnProblem | None = None) -> Iterator[tupl
                 continue
             try:
                 record = decode(line)
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 report(Problem(path, number, None, f"not valid JSON: {_why(error)}"), on_problem)
                 continue
             if isinstance(record, dict):
@@ -294,8 +309,8 @@ class DurableWriter:
         if tail.endswith(b"\n"):
             return
         try:
-            whole = isinstance(json.loads(tail), dict)
-        except (ValueError, RecursionError):
+            whole = isinstance(decode(tail), dict)
+        except ValueError:
             whole = False
         if whole:
             self._write(b"\n")

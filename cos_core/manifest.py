@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Literal
 
 import cos_core
 from cos_core.errors import InputError
-from cos_core.jsonl import sync_folder
+from cos_core.jsonl import decode, open_input, sync_folder
 from cos_core.types import RunManifest
 
 FILE = "manifest.json"
@@ -73,11 +73,11 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal. Raises InputError when it cannot be read."""
-    try:
-        with Path(path).open("rb") as file:
+    with open_input(path) as file:
+        try:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def file_input(path: Path) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def read(path: Path) -> RunManifest:
     if path.is_dir():
         path = path / FILE
     try:
-        data = json.loads(path.read_bytes())
+        data = decode(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"no manifest at {path}; the run did not finish, or this is not its folder") from None
     except OSError as error:

@@ -7,7 +7,6 @@ Inst.1 and Inst.2 (CoS Eq. 7 and 9), how a box is written (Eq. 8) and what is cr
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from cos_core import assets
 from cos_core.errors import InputError
+from cos_core.jsonl import decode
 from cos_core.types import ImageSlot, Turn
 
 PROFILE_FILE = "cos_profile.json"
@@ -109,8 +109,7 @@ def load_profile(name: str) -> Profile:
             raise InputError(f"no profile is called {name!r}; there are: {', '.join(profile_names())}")
         path = assets.template("prompts", f"{name}.toml")
     try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        data = decode(path.read_bytes()) if path.suffix == ".json" else tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"the profile {path} cannot be read: {error}") from None
     if not isinstance(data, dict):

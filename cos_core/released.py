@@ -6,7 +6,6 @@ samples' regions there. Here a region is joined by id and question; the row numb
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from cos_core.errors import InputError
 from cos_core.geometry import Box, SquarePad, clipped
-from cos_core.jsonl import open_input
+from cos_core.jsonl import decode, open_input
 from cos_core.types import Example
 
 _KEY = re.compile(r"(\d{6,})_(.*)_q(\d+)", re.DOTALL)
@@ -103,7 +102,7 @@ class ReleasedRegions:
         """Raises InputError when the file is not in the released layout."""
         with open_input(path) as file:
             try:
-                data = json.load(file)
+                data = decode(file.read())
             except ValueError as error:
                 raise InputError(f"{path} is not valid JSON: {error}") from None
         if not isinstance(data, dict):

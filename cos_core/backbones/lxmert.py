@@ -7,7 +7,6 @@ among the few thousand answers it was trained on. It never sees pixels: features
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ import torch
 from cos_core import answers, coattention, llava, plug
 from cos_core.errors import InputError, MissingError
 from cos_core.interfaces import Detector, Relevance
+from cos_core.jsonl import decode
 from cos_core.manifest import fingerprint
 from cos_core.relevance import SweepSettings, TargetKind
 from cos_core.roi import RoiRule
@@ -252,7 +252,7 @@ def _labels(model: str, config: Any, given: str | None) -> Labels:
 def _read_labels(path: Path) -> list[str]:
     """The answers of a JSON file, in order. Raises InputError when it holds none or has gaps."""
     try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
+        data: Any = decode(path.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"the labels {path} cannot be read: {llava.first_line(error)}") from None
     if isinstance(data, Mapping):

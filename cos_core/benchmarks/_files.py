@@ -95,7 +95,7 @@ def read_object(path: Path) -> dict[str, Any]:
         data = decode(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(data, dict):
         raise InputError(f"{path} should hold one JSON object, found a {type(data).__name__}")

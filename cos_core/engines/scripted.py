@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cos_core.errors import InputError
 from cos_core.interfaces import Reply, Request
+from cos_core.jsonl import decode
 from cos_core.types import ImageSlot
 
 Answer = Callable[[Request], "str | Reply"]
@@ -64,7 +64,7 @@ def build(
 
 def _read_table(path: Path) -> dict[str, str]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = decode(path.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"the answer table {path} cannot be read: {error}") from None
     if not isinstance(data, dict) or not all(isinstance(v, str) for v in data.values()):

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from cos_core.errors import InputError
 from cos_core.formats.records import IMPORTED, Incoming, Outgoing, Source, from_pixels
 from cos_core.geometry import Box
-from cos_core.jsonl import Problem, open_input, report
+from cos_core.jsonl import Problem, decode, open_input, report
 from cos_core.types import Annotation
 
 _DECIMALS = 6
@@ -62,8 +62,8 @@ def load(path: Path) -> Mapping[str, Any]:
     """The file, read whole as every reader of COCO does. Raises InputError when it is not in this layout."""
     with open_input(path) as file:
         try:
-            data = json.load(file)
-        except (ValueError, RecursionError) as error:
+            data = decode(file.read())
+        except ValueError as error:
             raise InputError(f"{path} is not valid JSON: {error}") from None
     parts = [data.get(name) if isinstance(data, dict) else None for name in ("images", "annotations")]
     if not all(isinstance(part, list) and all(isinstance(entry, dict) for entry in part) for part in parts):
@@ -73,20 +73,20 @@ def load(path: Path) -> Mapping[str, Any]:
 
 def fingerprint(data: Mapping[str, Any]) -> str | None:
     """The settings that all annotations name; None for a file that was not made by us, or of several jobs."""
-    marks = {entry.get("fingerprint") for entry in data["annotations"]}
-    mark = next(iter(marks), None)
-    return mark if len(marks) == 1 and isinstance(mark, str) else None
+    marks = [entry.get("fingerprint") for entry in data["annotations"]]
+    return marks[0] if marks and isinstance(marks[0], str) and marks.count(marks[0]) == len(marks) else None
 
 
 def read(data: Mapping[str, Any], source: Source) -> Iterator[Incoming]:
     """The annotations of a loaded file. An id is the entry's `example_id`, else the entry's own `id`."""
-    pictures = {entry.get("id"): entry for entry in data["images"]}
+    pictures = {entry["id"]: entry for entry in data["images"] if isinstance(entry.get("id"), int | str)}
     for place, entry in enumerate(data["annotations"]):
         name = str(entry.get("example_id", entry.get("id", "")))
         try:
-            picture = pictures.get(entry.get("image_id"))
+            number = entry.get("image_id")
+            picture = pictures.get(number) if isinstance(number, int | str) else None
             if picture is None or not isinstance(picture.get("file_name"), str):
-                raise InputError(f"`image_id` {entry.get('image_id')!r} names no image of the file")
+                raise InputError(f"`image_id` {number!r} names no image of the file")
             image = picture["file_name"]
             found = Annotation(
                 name,

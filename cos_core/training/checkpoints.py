@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cos_core import manifest
+from cos_core.jsonl import decode
 
 WHOLE = "whole.json"
 
@@ -36,7 +37,7 @@ def last_whole(folder: Path) -> Path | None:
 def record_of(checkpoint: Path) -> dict[str, Any] | None:
     """What `mark_whole` wrote, None for a checkpoint that is not whole: unmarked, or with a file missing or of another size."""
     try:
-        record = json.loads((checkpoint / WHOLE).read_text(encoding="utf-8"))
+        record = decode((checkpoint / WHOLE).read_bytes())
         whole = all((checkpoint / name).stat().st_size == size for name, size in record["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,6 +13,7 @@ from packaging.version import Version
 from cos_core import assets
 from cos_core.errors import InputError, MissingError
 from cos_core.llava import quiet_libraries
+from cos_core.jsonl import decode
 from cos_core.training.config import TrainConfig
 from cos_core.training.folder import CHECKPOINTS, TENSORBOARD
 
@@ -103,7 +103,7 @@ def deepspeed_settings(config: TrainConfig) -> dict[str, Any] | None:
             raise InputError(f"deepspeed is {', '.join(names)} or a .json file, got {config.deepspeed!r}")
         path = assets.template("deepspeed", f"{config.deepspeed}.json")
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = decode(path.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"the DeepSpeed settings {path} cannot be read: {error}") from None
     if not isinstance(settings, dict):

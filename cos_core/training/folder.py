@@ -13,7 +13,7 @@ from typing import Any
 
 from cos_core import manifest
 from cos_core.errors import InputError
-from cos_core.jsonl import read_lines
+from cos_core.jsonl import decode, read_lines
 from cos_core.training import checkpoints
 from cos_core.training.config import TrainConfig
 from cos_core.training.samples import Data, Skipped
@@ -38,7 +38,7 @@ def is_finished(out: Path, mark: str, settings: Mapping[str, Any]) -> bool:
             raise InputError(f"{out} holds a checkpoint that cos train did not write; choose another output directory")
         return False
     try:
-        there = json.loads(path.read_text(encoding="utf-8"))
+        there = decode(path.read_bytes())
         other, before = there["fingerprint"], there["settings"]
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path} is not a run's settings; remove {out} or choose another output directory") from None

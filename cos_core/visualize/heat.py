@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from cos_core import manifest
 from cos_core.errors import InputError
 from cos_core.geometry import Frame, SquarePad
+from cos_core.jsonl import decode
 from cos_core.store import Store
 from cos_core.visualize.draw import HAIRLINE, PAPER, SOFT_INK, font_at
 
@@ -33,7 +34,7 @@ def read_heat(path: Path) -> Grid:
         if path.suffix == ".npy":
             values = np.load(path, allow_pickle=False)
         else:
-            values = np.asarray(json.loads(path.read_bytes()), dtype=np.float64)
+            values = np.asarray(decode(path.read_bytes()), dtype=np.float64)
         return checked(values, str(path))
     except OSError as error:
         raise InputError(f"the relevance map {path} cannot be read: {error.strerror or error}") from None
