@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -58,7 +59,7 @@ def report(problem: Problem, on_problem: OnProblem | None) -> None:
     on_problem(problem)
 
 
-def open_input(path: Path) -> BinaryIO:
+def open_input(path: Path) -> BufferedReader:
     """The file, open for reading bytes. Raises InputError when it is not there, is no file, or may not be read.
 
     A pipe is refused: inputs are read more than once, and opening one waits for its writer.
@@ -66,9 +67,7 @@ def open_input(path: Path) -> BinaryIO:
     try:
         kind = Path(path).stat().st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
-            raise InputError(
-                f"{path} cannot be read: it is not a file; inputs are read more than once, so a pipe cannot be one"
-            )
+            raise InputError(f"{path} cannot be read: it is not a file (a pipe cannot be read twice)")
         return Path(path).open("rb")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None

@@ -5,8 +5,11 @@ Example -> Annotation -> (checkpoint) -> Prediction -> Score, and a RunManifest 
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import lru_cache
 from typing import Any, Literal
 
 from cos_core.errors import InputError
@@ -228,21 +231,41 @@ def _shallow(record: Any) -> dict[str, Any]:
 
 
 def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `cls` found in `data`; keys from a newer version are ignored. Raises InputError when one is missing."""
+    """The fields of `cls` found in `data`, of the kinds that JSON gives them; keys from a newer version are ignored.
+
+    Raises InputError when one is missing or of another kind. Boxes and lists are left to whoever makes them.
+    """
     if not isinstance(data, Mapping):
         raise InputError(f"a {cls.__name__} record must be a JSON object, got {type(data).__name__}")
-    names = {f.name for f in fields(cls)}
-    try:
-        cls_data = {k: v for k, v in data.items() if k in names}
-        _required(cls, cls_data)
-    except KeyError as missing:
-        raise InputError(f"a {cls.__name__} record lacks {missing}") from None
-    return cls_data
+    found = {}
+    for name, required, kinds, words in _layout(cls):
+        if name not in data:
+            if required:
+                raise InputError(f"a {cls.__name__} record lacks {name!r}")
+            continue
+        value = found[name] = data[name]
+        fits = kinds is None or (isinstance(value, kinds) and not isinstance(value, bool))
+        if not fits or (type(value) is float and not math.isfinite(value)):
+            raise InputError(f"`{name}` of a {cls.__name__} record must be {words}, got {str(value)[:40]!r}")
+    return found
 
 
-def _required(cls: type, data: Mapping[str, Any]) -> None:
-    from dataclasses import MISSING
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "a text"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a finite number"),
+    "Mapping": ((Mapping,), "an object"),
+}
+"""The beginning of a field's type: what JSON gives for it, and its name in a message."""
 
+
+@lru_cache
+def _layout(cls: type) -> tuple[tuple[str, bool, tuple[type, ...] | None, str], ...]:
+    """Name, whether it must be there, kinds (None: anything) and their words, of each field."""
+    rows: list[tuple[str, bool, tuple[type, ...] | None, str]] = []
     for f in fields(cls):
-        if f.default is MISSING and f.default_factory is MISSING and f.name not in data:
-            raise KeyError(f.name)
+        kinds, words = _KINDS.get(re.split(r"\W", str(f.type))[0], (None, "something else"))
+        if kinds is not None and str(f.type).endswith("| None"):
+            kinds, words = (*kinds, type(None)), f"{words} or null"
+        rows.append((f.name, f.default is MISSING and f.default_factory is MISSING, kinds, words))
+    return tuple(rows)

@@ -312,7 +312,13 @@ def _write_lines(path: Path, records: Iterable[Any]) -> None:
 def read_scores(path: Path) -> list[Score]:
     """The scores of a finished run: its folder, or a scores.jsonl. Raises InputError."""
     path = path / SCORES if path.is_dir() else path
-    return [Score.from_json(row) for _, row in jsonl.read_lines(path)]
+    found = []
+    for line, row in jsonl.read_lines(path):
+        try:
+            found.append(Score.from_json(row))
+        except InputError as error:
+            raise InputError(f"{path}:{line}: {error}") from None
+    return found
 
 
 # --- two runs --------------------------------------------------------------------------------------------------------

@@ -212,8 +212,9 @@ class Store:
 
     def failure(self, example_id: str) -> str | None:
         """Why the example failed, or None."""
-        value = self._handle.get("failures", codec.key_of(example_id))
-        return None if value is None else str(json.loads(value)[0])
+        key = codec.key_of(example_id)
+        value = self._handle.get("failures", key)
+        return None if value is None else codec.failure(key, value)[1]
 
     def annotations(self, prefix: str = "") -> Iterator[Annotation]:
         """All annotations whose id begins with `prefix`, sorted by id; memory stays bounded, and a writer is not held up."""
@@ -222,9 +223,8 @@ class Store:
 
     def failures(self, prefix: str = "") -> Iterator[tuple[str, str]]:
         """(example id, reason), sorted by id."""
-        for _, value in self._scan("failures", prefix):
-            reason, example_id = json.loads(value)
-            yield example_id, reason
+        for key, value in self._scan("failures", prefix):
+            yield codec.failure(key, value)
 
     def columns(self) -> Iterator[Columns]:
         """All annotations in pieces, as arrays: for statistics of millions. The same values as `annotations`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,11 +81,9 @@ def _heat(store: Store, key: bytes, value: bytes) -> Iterator[str]:
 
 def _failure(store: Store, key: bytes, value: bytes) -> Iterator[str]:
     try:
-        reason, example_id = json.loads(value)
-        if not isinstance(reason, str) or not isinstance(example_id, str):
-            raise ValueError("expected two texts")
-    except ValueError as error:
-        yield f"the failure {codec.shown(key)} is damaged: {error}"
+        example_id, _ = codec.failure(key, value)
+    except InputError as error:
+        yield str(error)
         return
     yield from _key(example_id, key)
     if store._handle.get("annotations", key) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import struct
 import sys
@@ -154,6 +155,17 @@ def unpack(key: bytes, value: bytes, fingerprint: str) -> Annotation:
         return Annotation(example_id, box, score, texts[0] or "", fingerprint, regions, texts[2], texts[1])
     except (struct.error, ValueError, InputError) as error:
         raise InputError(f"the record {shown(key)} is damaged: {error}") from None
+
+
+def failure(key: bytes, value: bytes) -> tuple[str, str]:
+    """(example id, reason). Raises InputError for a damaged record."""
+    try:
+        reason, example_id = json.loads(value)
+        if not isinstance(reason, str) or not isinstance(example_id, str):
+            raise ValueError("expected two texts")
+    except (ValueError, TypeError) as error:
+        raise InputError(f"the failure {shown(key)} is damaged: {error}") from None
+    return example_id, reason
 
 
 def shown(key: bytes) -> str:

@@ -106,13 +106,23 @@ class Handle:
         meta = self._env.open_db(b"meta", create=False)
         with self._env.begin(meta) as txn:
             about = txn.get(b"about")
-        self.meta = json.loads(about) if about else {}
+        self.meta = self._read(about) if about else {}
         if self.meta and self.meta.get("schema") != SCHEMA:
             raise InputError(
                 f"the store {self.path} has schema {self.meta.get('schema')}, this version of cos reads {SCHEMA}; "
                 "annotate into a new folder, or use the version that made it"
             )
         return {name: self._env.open_db(name.encode(), create=False) for name in TABLES}
+
+    def _read(self, about: bytes) -> dict[str, Any]:
+        """What the store says of itself. Raises InputError."""
+        try:
+            meta = json.loads(about)
+        except ValueError:
+            meta = None
+        if not isinstance(meta, dict) or not isinstance(meta.get("fingerprint"), str) or "schema" not in meta:
+            raise InputError(f"the store {self.path} is damaged: it does not say its schema and fingerprint; annotate again")
+        return meta
 
     def _refuse_a_cut_file(self) -> None:
         """Raises InputError for a file whose end was lost: reading its mapped pages there would end the process (SIGBUS).

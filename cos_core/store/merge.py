@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -127,11 +128,11 @@ def _joined(stores: Sequence[Store], table: str) -> Iterator[tuple[bytes, list[t
 def _check_places(parts: Sequence[Path], out: Path) -> None:
     if not parts:
         raise InputError("there are no parts to merge")
-    places = [path.resolve() for path in parts]
+    places = [os.path.realpath(path) for path in parts]
     for path, place in zip(parts, places, strict=True):
         if not is_store(path):
             raise InputError(f"there is no store at {path}")
-        if place == out.resolve():
+        if place == os.path.realpath(out):
             raise InputError(f"{out} is a part and the result at once; give the result a folder of its own")
         if places.count(place) > 1:
             raise InputError(f"the part {path} is named twice")

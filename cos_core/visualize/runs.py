@@ -6,6 +6,7 @@ Nothing is scored here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -139,7 +140,7 @@ def load(paths: Sequence[Path], sources: RunSources, reporter: Reporter) -> list
 
     Raises InputError when a path holds neither scores nor predictions, or one that is empty.
     """
-    if len({path.resolve() for path in paths}) < len(paths):
+    if len({os.path.realpath(path) for path in paths}) < len(paths):
         raise InputError("the same run is named twice")
     runs = [_load(path, name, sources) for path, name in zip(paths, _names(paths), strict=True)]
     for run in runs:
@@ -150,7 +151,7 @@ def load(paths: Sequence[Path], sources: RunSources, reporter: Reporter) -> list
 
 def _names(paths: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths that tell them apart."""
-    parts = [path.resolve().parts for path in paths]
+    parts = [Path(os.path.realpath(path)).parts for path in paths]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
         if len(set(names)) == len(names):

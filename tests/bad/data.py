@@ -1,0 +1,121 @@
+"""Question files: what stands in them, as a whole and in one record."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bad.world import GOOD, TALK, Arguments, Case, World, lines, put
+
+HALF = "\ud800"
+
+
+def _infer(data: Path, world: World, folder: Path) -> list[Any]:
+    return [
+        "infer",
+        "--engine",
+        "scripted",
+        "--model",
+        "m",
+        "--data",
+        data,
+        "--images",
+        world.images,
+        "--out",
+        folder / "out.jsonl",
+    ]
+
+
+def _file(make: Callable[[Path], object]) -> Arguments:
+    def arguments(world: World, folder: Path) -> list[Any]:
+        make(folder / "data.json")
+        return _infer(folder / "data.json", world, folder)
+
+    return arguments
+
+
+def _record(record: Any) -> Arguments:
+    """A sound record first: it must be answered all the same."""
+
+    def arguments(world: World, folder: Path) -> list[Any]:
+        return _infer(lines(folder / "data.jsonl", GOOD, record), world, folder)
+
+    return arguments
+
+
+def _turns(*turns: Any) -> dict[str, Any]:
+    return {"id": "x", "image": "a.png", "conversations": list(turns)}
+
+
+NONE = "holds no question about a picture"
+FILES: list[tuple[str, Callable[[Path], object], str, str]] = [
+    ("missing", lambda p: None, "cannot be read: No such file", "data.json"),
+    ("a folder", Path.mkdir, "cannot be read: Is a directory", "data.json"),
+    ("a pipe", os.mkfifo, "is not a file", "data.json"),
+    ("a link to nothing", lambda p: p.symlink_to("nowhere"), "No such file", "data.json"),
+    ("a link to itself", lambda p: p.symlink_to(p), "symbolic links", "data.json"),
+    ("below a file", lambda p: put(p.parent / "x", "") and p.symlink_to("x/y"), "Not a directory", "data.json"),
+    ("empty", lambda p: put(p, b""), "the file is empty", "data.json"),
+    ("spaces only", lambda p: put(p, b" \n\t\r\n "), "the file is empty", "data.json"),
+    ("a byte order mark only", lambda p: put(p, b"\xef\xbb\xbf"), "the file is empty", "data.json"),
+    ("UTF-16", lambda p: put(p, '[{"id": "x"}]'.encode("utf-16")), "not UTF-8", "data.json:1"),
+    ("Latin-1", lambda p: put(p, b'{"id": "\xe9t\xe9"}'), "not UTF-8", "data.json:1"),
+    ("a gzip file", lambda p: put(p, b"\x1f\x8b\x08\0\0\0\0\0\0\x03abc"), "not valid JSON", "data.json:1"),
+    ("NUL bytes", lambda p: put(p, bytes(4099)), "not valid JSON", "data.json:1"),
+    ("a list cut off", lambda p: put(p, '[{"id": "x", "image'), "sample 0: not valid JSON", "data.json:1"),
+    ("a list without its end", lambda p: put(p, '[{"id": 1},\n{"id": 2}'), "the list breaks off", "data.json:2"),
+    ("a comma too many", lambda p: put(p, "[{},]"), "sample 1: not valid JSON", "data.json:1"),
+    ("samples without comma", lambda p: put(p, "[{} {}]"), "expected ',' or ']'", "data.json:1"),
+    ("a list of numbers", lambda p: put(p, "[1, 2]"), "found a number", "data.json:1"),
+    ("an empty list", lambda p: put(p, "[]"), NONE, "data.json"),
+    ("lists within lists", lambda p: put(p, "[" * 100_000), "nested too deeply", "data.json:1"),
+    ("objects within objects", lambda p: put(p, '{"a":' * 100_000), "nested too deeply", "data.json:1"),
+    ("one text", lambda p: put(p, '"x"'), "found a string", "data.json:1"),
+    ("null", lambda p: put(p, "null"), "found null", "data.json:1"),
+    ("no JSON", lambda p: put(p, "id,image\n1,a.png\n"), "not valid JSON", "data.json:1"),
+    ("a number of 5,000 digits", lambda p: put(p, '{"id": ' + "9" * 5000 + "}"), "not valid JSON", "data.json:1"),
+    ("2 GB on one line", lambda p: os.truncate(put(p, b"{"), 2**31), "longer than 64 MiB", "data.json:1"),
+]  # fmt: skip
+
+RECORDS: list[tuple[str, Any, str]] = [
+    ("not an object", [1], "expected a JSON object"),
+    ("a torn line", '{"id": "x", "image": "a.png", "conver', "not valid JSON"),
+    ("no known layout", {"a": 1}, "neither a conversation, nor a question"),
+    ("no id", {"image": "a.png", "conversations": TALK}, "lacks `id`"),
+    ("an empty id", {**GOOD, "id": ""}, "`id` must be"),
+    ("a true id", {**GOOD, "id": True}, "`id` must be"),
+    ("a list as id", {**GOOD, "id": ["x"]}, "`id` must be"),
+    ("half a character in the id", {**GOOD, "id": f"x{HALF}"}, "lone surrogate"),
+    ("the same record again", GOOD, "was there before"),
+    ("conversations no list", {**GOOD, "conversations": "hello"}, "must be a list of turns"),
+    ("no turn", _turns(), "must be a list of turns"),
+    ("a turn that is a text", _turns("hello", "you"), "turn 0 lacks"),
+    ("a turn without value", _turns({"from": "human"}, TALK[1]), "turn 0 lacks"),
+    ("an unknown speaker", _turns({"from": "system", "value": "be kind"}, *TALK), "expected 'human'"),
+    ("the answer first", _turns(*TALK[::-1]), "expected 'human'"),
+    ("a question twice", _turns(TALK[0], TALK[0]), "expected 'gpt'"),
+    ("no last answer", _turns(*TALK, TALK[0]), "odd number of turns"),
+    ("a question that is a number", _turns({"from": "human", "value": 7}, TALK[1]), "turn 0 is not a text"),
+    ("an empty question", _turns({"from": "human", "value": "<image>\n "}, TALK[1]), "turn 0 is empty"),
+    ("half a character in an answer", _turns(TALK[0], {"from": "gpt", "value": HALF}), "lone surrogate"),
+    ("two pictures", {**GOOD, "id": "x", "image": ["a.png", "b.png"]}, "`image` must be one path"),
+    ("an empty picture path", {**GOOD, "id": "x", "image": ""}, "`image` must be one path"),
+    ("half a character in the path", {**GOOD, "id": "x", "image": HALF}, "lone surrogate"),
+    ("meta no list", {**GOOD, "id": "x", "meta": {}}, "one object a question"),
+    ("meta of another length", {**GOOD, "id": "x", "meta": [{}, {}]}, "one object a question"),
+    ("meta of numbers", {**GOOD, "id": "x", "meta": [1]}, "`meta` must hold objects"),
+    ("a gold box of three numbers", {**GOOD, "id": "x", "meta": [{"gold": [0, 0, 1]}]}, "box"),
+    ("a gold box turned round", {**GOOD, "id": "x", "meta": [{"gold": [0.9, 0, 0.1, 1]}]}, "box"),
+    ("a gold box off the picture", {**GOOD, "id": "x", "meta": [{"gold": [0, 0, 1, 40]}]}, "box"),
+    ("a gold box of words", {**GOOD, "id": "x", "meta": [{"gold": ["a", "b", "c", "d"]}]}, "box"),
+    ("a gold box of NaN", '{"id":"x","image":"a.png","question":"q","meta":{"gold":[NaN,0,1,1]}}', "box"),
+    ("a question that is no text", {"question_id": 1, "image": "a.png", "text": None}, "`text` is not a text"),
+    ("a question id that is half", {"question_id": 1.5, "image": "a.png", "text": "q"}, "`question_id` must be"),
+    ("answers that are no list", {"id": "x", "image": "a.png", "question": "q", "answers": "red"}, "list of texts"),
+    ("choices with a number", {"id": "x", "image": "a.png", "question": "q", "choices": [1]}, "is not a text"),
+]  # fmt: skip
+
+CASES = [Case("questions", name, 3, said, _file(make), names) for name, make, said, names in FILES]
+CASES += [Case("question record", name, 0, said, _record(record), "data.jsonl:2") for name, record, said in RECORDS]

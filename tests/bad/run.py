@@ -1,0 +1,108 @@
+"""Runs a command line in this process and keeps what it said, what it wrote, and every file it touched."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from bad.world import Case, World
+
+from cos_cli import main
+
+_CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.utime"}
+_BEYOND = {"socket.connect", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"}
+
+
+@dataclass
+class Touched:
+    """Paths opened for reading, paths written or changed, and programs started or places connected to."""
+
+    read: set[Path] = field(default_factory=set)
+    written: set[Path] = field(default_factory=set)
+    beyond: list[str] = field(default_factory=list)
+
+    def note(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, mode, flags = arguments
+            if isinstance(path, int) or path is None:
+                return
+            writes = any(m in mode for m in "wax+") if mode else flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            (self.written if writes else self.read).add(_real(path))
+        elif event in _CHANGES:
+            self.written.update(_real(p) for p in arguments[:2] if isinstance(p, str | bytes | os.PathLike))
+        elif event in _BEYOND:
+            self.beyond.append(f"{event} {arguments[0]}")
+
+
+_watching: Touched | None = None
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if _watching is not None and (event == "open" or event in _CHANGES or event in _BEYOND):
+        _watching.note(event, arguments)
+
+
+def _real(path: Any) -> Path:
+    return Path(os.path.realpath(os.fsdecode(path)))
+
+
+_installed: list[bool] = []
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[Touched]:
+    """What this process touches meanwhile. An audit hook cannot be taken out again, so there is one for all."""
+    global _watching
+    if not _installed:
+        sys.addaudithook(_hook)
+        _installed.append(True)
+    _watching = touched = Touched()
+    try:
+        yield touched
+    finally:
+        _watching = None
+
+
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+    touched: Touched
+    kept: list[str]
+
+    @property
+    def sentence(self) -> str:
+        """The last line: what went wrong, or what was done."""
+        told = [line for line in self.err.splitlines() if line.strip(" │╭╮╰╯─")]
+        return told[-1] if told else ""
+
+
+def call(case: Case, world: World, folder: Path) -> Outcome:
+    """Runs the case in `folder`, which becomes the working directory. PATH is empty: no program of the machine is needed."""
+    arguments = [str(a) for a in case.arguments(world, folder)]
+    before = {p for p in folder.rglob("*") if not p.is_dir() or p.is_symlink()}
+    scratch = folder / "tmp"
+    scratch.mkdir()
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(folder),
+        mock.patch.dict(os.environ, {"PATH": "", "TERM": "dumb", "COLUMNS": "200", "NO_COLOR": "1"}),
+        mock.patch.object(tempfile, "tempdir", str(scratch)),
+        mock.patch.object(sys, "dont_write_bytecode", True),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        watched() as touched,
+    ):
+        code = main.run(arguments)
+    left = {p for p in folder.rglob("*") if p.is_file()} - before
+    kept = sorted(str(p.relative_to(folder)) for p in left)
+    return Outcome(code, out.getvalue(), err.getvalue(), touched, kept)
