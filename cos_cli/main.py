@@ -47,6 +47,10 @@ OPERATING_SYSTEM = {
     errno.ENOENT,
     errno.EISDIR,
     errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EFBIG,
 }
 """Errors of files that are the machine's or the caller's affair, not a bug."""
 
@@ -120,7 +124,9 @@ def run(arguments: Sequence[str]) -> int:
         if error.errno not in OPERATING_SYSTEM:
             return _bug(error)
         where = f": {error.filename}" if error.filename else ""
-        return _say(error, f"{(error.strerror or str(error)).lower()}{where}", BAD_INPUT, session)
+        # Folders are made where they are missing, so what exists is a file.
+        why = "a file stands where a folder is needed" if error.errno == errno.EEXIST else error.strerror or str(error)
+        return _say(error, f"{why.lower()}{where}", BAD_INPUT, session)
     except Exception as error:
         # The last place before Python's own: a defect is shown in full, with a sentence that calls it one.
         return _bug(error)

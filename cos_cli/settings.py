@@ -50,7 +50,7 @@ def read(ctx: typer.Context, path: Path) -> dict[str, Any]:
 
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"the settings {path} cannot be read: {error}") from None
     table, below = _table(ctx, path, data)
     function: Any = ctx.command.callback

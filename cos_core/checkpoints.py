@@ -59,10 +59,13 @@ def describe(model: str) -> dict[str, Any]:
         config = decode((where / "config.json").read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"{where} is not a checkpoint: its config.json cannot be read: {error}") from None
-    if "text_config" not in config:
-        hint = "; convert it with: cos model convert" if "mm_hidden_size" in config else ""
+    text, vision = (config.get(name) if isinstance(config, dict) else None for name in ("text_config", "vision_config"))
+    if not isinstance(text, dict) or not isinstance(vision, dict):
+        hint = "; convert it with: cos model convert" if isinstance(config, dict) and "mm_hidden_size" in config else ""
         raise InputError(f"{where} is not in the transformers layout of LLaVA{hint}")
-    text, vision = config["text_config"], config["vision_config"]
+    for name in ("image_size", "patch_size"):
+        if not isinstance(vision.get(name), int) or vision[name] < 1:
+            raise InputError(f"{where / 'config.json'}: `{name}` of the vision tower must be pixels, got {vision.get(name)!r}")
     files = sorted(where.glob("*.safetensors"))
     shapes = [entry for path in files for name, entry in _header(path).items() if name != "__metadata__"]
     profile = checkpoint_profile(where)
@@ -83,11 +86,22 @@ def describe(model: str) -> dict[str, Any]:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """The table in front of a safetensors file: name -> dtype, shape and place."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header: dict[str, Any] = json.loads(file.read(length))
+    """The table in front of a safetensors file: name -> dtype, shape and place. Raises InputError when it has none."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = decode(file.read(length)) if length <= path.stat().st_size else None
+        if not isinstance(header, dict) or not all(map(_is_entry, header.items())):
+            raise ValueError("it does not begin with a table of types and shapes")
+    except (OSError, ValueError, struct.error) as error:
+        raise InputError(f"the weights {path} cannot be read: {error}") from None
     return header
+
+
+def _is_entry(named: tuple[str, Any]) -> bool:
+    name, entry = named
+    whole = isinstance(entry, dict) and isinstance(entry.get("shape"), list) and isinstance(entry.get("dtype"), str)
+    return whole or name == "__metadata__"
 
 
 def _product(shape: list[int]) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cos_core.errors import InputError
@@ -70,6 +70,9 @@ def convert(config: ConvertConfig) -> list[str]:
         if config.out.exists():
             config.out.rmdir()
         part.rename(config.out)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        raise InputError(f"{config.source} cannot be converted: {why}") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return plan.notes
@@ -268,8 +271,10 @@ def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         return
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError) as error:
-        raise InputError(f"the weights {path} cannot be read safely: {str(error).splitlines()[0]}") from None
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"the weights {path} cannot be read safely: {str(error).partition(chr(10))[0] or type(error).__name__}") from None
+    if not isinstance(weights, Mapping):
+        raise InputError(f"the weights {path} are no mapping of names to tensors")
     yield from weights.items()
 
 

@@ -114,6 +114,7 @@ def load(
     source = hub_options(where)
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     try:
         net, info = transformers.LlavaForConditionalGeneration.from_pretrained(
@@ -121,7 +122,7 @@ def load(
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **source)
         processor = transformers.AutoImageProcessor.from_pretrained(where, backend="pil", **source)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"cannot load the checkpoint {where}: {first_line(error)}") from None
     check_complete(where, info)
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cos_core.errors import InputError
+from cos_core.errors import InputError, MissingError
 
 KINDS = ("backbones", "benchmarks", "detectors", "engines", "policies")
 _ROOT = Path(__file__).resolve().parent
@@ -74,7 +74,13 @@ def _from_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise InputError(f"{path} cannot be imported as a plug-in")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingError(f"the plug-in {path} needs the package {error.name!r}, which is not installed") from error
+    except (Exception, SystemExit) as error:
+        # Whatever somebody else's code raises is no defect of ours; --traceback shows where.
+        raise InputError(f"the plug-in {path} cannot be imported: {type(error).__name__}: {error}") from error
     return module
 
 

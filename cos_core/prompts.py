@@ -110,7 +110,7 @@ def load_profile(name: str) -> Profile:
         path = assets.template("prompts", f"{name}.toml")
     try:
         data = decode(path.read_bytes()) if path.suffix == ".json" else tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"the profile {path} cannot be read: {error}") from None
     if not isinstance(data, dict):
         raise InputError(f"the profile {path} is not a table of settings")

@@ -6,6 +6,7 @@ not asked again, and a score is written only for a whole set of answers (or, rec
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -314,7 +315,7 @@ def limits(texts: Sequence[str]) -> dict[str, float]:
             found[name] = float(value)
         except ValueError:
             mark = ""
-        if not mark or not name:
+        if not mark or not name or math.isnan(found[name]):
             raise InputError(f"--fail-under takes METRIC=VALUE, such as mean_f1=0.85 or pope.mean_f1=0.85, not {text!r}")
     return found
 

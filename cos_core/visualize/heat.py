@@ -38,7 +38,7 @@ def read_heat(path: Path) -> Grid:
         return checked(values, str(path))
     except OSError as error:
         raise InputError(f"the relevance map {path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, TypeError, EOFError):
+    except (ValueError, TypeError, EOFError, MemoryError):
         raise InputError(f"the relevance map {path} is neither a .npy array nor a JSON list of rows of numbers") from None
 
 

@@ -68,6 +68,8 @@ class ReportConfig:
     def __post_init__(self) -> None:
         if not self.runs:
             raise InputError("a report needs at least one run")
+        if self.out.suffix.lower() not in (".html", ".htm"):
+            raise InputError(f"{self.out}: a report is written as .html")
         if self.cards < 0 or self.embed_mb < 0:
             raise InputError("cards and embed_mb cannot be negative")
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bad.world import GOOD, Arguments, Case, World, lines
 from hostile import BROKEN, Hostile
+
+from bad.world import GOOD, Arguments, Case, World, lines
 
 
 def _alone(hostile: Hostile) -> Arguments:

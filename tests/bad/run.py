@@ -14,7 +14,6 @@ from typing import Any
 from unittest import mock
 
 from bad.world import Case, World
-
 from cos_cli import main
 
 _CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.utime"}
@@ -78,6 +77,20 @@ class Outcome:
     err: str
     touched: Touched
     kept: list[str]
+    arguments: list[str]
+
+    def strayed(self, folder: Path) -> list[str]:
+        """What was written outside the case's own folder, save where the command line said so, and programs and places."""
+        given = tuple(Path(a) for a in self.arguments if a.startswith("/proc/"))
+        paths = {p for p in self.touched.written if not p.is_relative_to(folder) and str(p) != os.devnull}
+        paths -= {p for p in paths if any(p.is_relative_to(g) or g.is_relative_to(p) for g in given)}
+        return sorted(map(str, paths)) + self.touched.beyond
+
+    def peeped(self, world: World, folder: Path) -> list[str]:
+        """What was read beside the world and the case: the secret, and other cases' folders."""
+        root = world.root.parent
+        alien = [p for p in self.touched.read if p.is_relative_to(root) and not p.is_relative_to(folder)]
+        return sorted(str(p) for p in alien if p.is_relative_to(world.secret) or not p.is_relative_to(world.root))
 
     @property
     def sentence(self) -> str:
@@ -105,4 +118,4 @@ def call(case: Case, world: World, folder: Path) -> Outcome:
         code = main.run(arguments)
     left = {p for p in folder.rglob("*") if p.is_file()} - before
     kept = sorted(str(p.relative_to(folder)) for p in left)
-    return Outcome(code, out.getvalue(), err.getvalue(), touched, kept)
+    return Outcome(code, out.getvalue(), err.getvalue(), touched, kept, arguments)

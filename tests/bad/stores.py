@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lmdb
+
 from bad.world import Arguments, Case, World, put
 
 Command = Callable[[Path, World, Path], list[Any]]

@@ -102,6 +102,9 @@ def put(path: Path, content: Any) -> Path:
 
 
 def make_world(root: Path) -> World:
+    # Looks for fonts once and keeps what it found in its own folder: not what the cases are to be watched for.
+    import matplotlib.font_manager  # noqa: F401
+
     world = World(root)
     for folder in ("images", "secret"):
         (root / folder).mkdir(parents=True)

@@ -1,0 +1,136 @@
+"""Regions to import: JSON Lines, COCO, the authors' released file, Visual-CoT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bad.world import GOOD, MARK, Arguments, Case, World, lines, put
+
+KEPT = {"example_id": "good#q0", "box": [0.1, 0.2, 0.6, 0.7], "score": 1.0, "policy": "random", "fingerprint": MARK}
+PIXELS = {"id": 1, "image_id": 1, "bbox": [1, 2, 10, 9], "example_id": "good#q0"}
+PICTURE = {"id": 1, "file_name": "a.png", "width": 31, "height": 23}
+ASKED = {
+    "question": "q",
+    "answer": "a",
+    "image": "a.png",
+    "width": 31,
+    "height": 23,
+    "bboxs": [[1, 2, 9, 9]],
+    "dataset": "d",
+    "split": "train",
+}
+
+
+def _import(make: Callable[[Path], object], form: str, *more: Any) -> Arguments:
+    def arguments(world: World, folder: Path) -> list[Any]:
+        make(folder / "in.json")
+        given = ["--data", world.data, "--images", world.images] if form == "chain-of-spot" else []
+        return ["store", "import", folder / "in.json", "--format", form, "--out", folder / "store", *given, *more]
+
+    return arguments
+
+
+def _line(record: Any) -> Callable[[Path], object]:
+    return lambda p: lines(p, {**KEPT, "example_id": "first"}, record)
+
+
+def _coco(entry: Any, picture: Any = PICTURE) -> Callable[[Path], object]:
+    sound = {**PIXELS, "id": 7, "image_id": 9, "example_id": "first"}
+    return lambda p: put(p, {"images": [picture, {**PICTURE, "id": 9}], "annotations": [sound, entry]})
+
+
+def _spot(entry: Any, key: str = "000001_second_q0") -> Callable[[Path], object]:
+    return lambda p: put(p, {"000000_good_q0": {"params": [1, 2, 9]}, key: entry})
+
+
+def _cot(record: Any) -> Callable[[Path], object]:
+    return lambda p: lines(p, ASKED, record)
+
+
+JSONL: list[tuple[str, Any, str]] = [
+    ("no id", {**KEPT, "example_id": None}, "lacks `example_id`"),
+    ("an empty id", {**KEPT, "example_id": ""}, "lacks `example_id`"),
+    ("an id of half a character", '{"example_id": "\\ud800", "failure": "x"}', "not valid"),
+    ("no score", {k: v for k, v in KEPT.items() if k != "score"}, "`score` is missing"),
+    ("a score that is true", {**KEPT, "score": True}, "`score` is missing or no number"),
+    ("a score that is a text", {**KEPT, "score": "1"}, "`score` is missing or no number"),
+    ("a score that is infinite", '{"example_id":"x","box":[0,0,1,1],"score":Infinity,"policy":"p","fingerprint":"0123456789abcdef"}', "score"),
+    ("a policy that is a number", {**KEPT, "policy": 1}, "`policy` is missing"),
+    ("neither box nor reason", {**KEPT, "box": None}, "needs a reason"),
+    ("a reason that is a list", {**KEPT, "reason": []}, "`reason` must be a text"),
+    ("a box of five numbers", {**KEPT, "box": [0, 0, 1, 1, 1]}, "box"),
+    ("a box off the picture", {**KEPT, "box": [0, 0, 1, 3]}, "box"),
+    ("regions that are words", {**KEPT, "regions_used": ["a"]}, "invalid literal"),
+    ("regions that are a number", {**KEPT, "regions_used": 7}, "not iterable"),
+    ("a region below zero", {**KEPT, "regions_used": [-1]}, "cannot be kept"),
+    ("a failure that is a list", {"example_id": "x", "failure": []}, "`failure` must be a text"),
+    ("a map that is a list", {**KEPT, "heat": [[1]]}, "`heat` must be an object"),
+    ("a map with torn rows", {**KEPT, "heat": {"cells": [[1], [1, 2]], "top": 1}}, "inhomogeneous"),
+    ("a map above 255", {**KEPT, "heat": {"cells": [[256]], "top": 1}}, "whole numbers from 0 to 255"),
+    ("a map without its maximum", {**KEPT, "heat": {"cells": [[1]], "top": "x"}}, "maximum"),
+    ("an empty map", {**KEPT, "heat": {"cells": [[]], "top": 1}}, "`heat` needs"),
+]  # fmt: skip
+COCO: list[tuple[str, Callable[[Path], object], str]] = [
+    ("a picture that is not there", _coco({**PIXELS, "image_id": 5}), "names no image"),
+    ("a picture number that is a list", _coco({**PIXELS, "image_id": [1]}), "names no image"),
+    ("a picture whose number is a list", _coco(PIXELS, {**PICTURE, "id": [1]}), "names no image"),
+    ("a picture without name", _coco(PIXELS, {"id": 1}), "names no image"),
+    ("a picture without size", _coco(PIXELS, {"id": 1, "file_name": "a.png"}), "size"),
+    ("a picture of no width", _coco(PIXELS, {**PICTURE, "width": 0}), "size"),
+    ("a picture whose width is a text", _coco(PIXELS, {**PICTURE, "width": "31"}), "size"),
+    ("a box of three numbers", _coco({**PIXELS, "bbox": [1, 2, 3]}), "`bbox` must be"),
+    ("a box of words", _coco({**PIXELS, "bbox": list("abcd")}), "expected a number"),
+    ("a box of no width", _coco({**PIXELS, "bbox": [1, 2, 0, 5]}), "box"),
+    ("a box off the picture", _coco({**PIXELS, "bbox": [900, 900, 5, 5]}), "box"),
+    ("a fingerprint that is a list", _coco({**PIXELS, "bbox": 1, "fingerprint": [1]}), "`bbox` must be"),
+    ("a score that is a text", _coco({**PIXELS, "score": "x"}), "expected a number"),
+]  # fmt: skip
+SPOT: list[tuple[str, Callable[[Path], object], str]] = [
+    ("a key of another form", _spot({"params": [1, 2, 3]}, "second"), "the key is not"),
+    ("two numbers", _spot({"params": [1, 2]}), "`params` is not"),
+    ("words", _spot({"params": ["a", "b", "c"]}), "`params` is not"),
+    ("no params", _spot([1, 2, 3]), "`params` is not"),
+    ("a side of 0", _spot({"params": [1, 2, 0]}), "`params` is not"),
+    ("infinity", lambda p: put(p, '{"000000_good_q0": {"params": [1, 2, 9]}, "000001_second_q0": {"params": [1, 2, 1e999]}}'), "`params` is not"),
+    ("a square off the picture", _spot({"params": [900, 900, 3]}), "is not on 17x29 pixels"),
+    ("a key of no question", _spot({"params": [1, 2, 3]}, "000009_gone_q0"), "belong to no question"),
+]  # fmt: skip
+COT: list[tuple[str, Callable[[Path], object], str]] = [
+    ("no known layout", _cot({"a": 1}), "neither metadata"),
+    ("no box", _cot({**ASKED, "bboxs": []}), "at least one box"),
+    ("a box of three", _cot({**ASKED, "bboxs": [[1, 2, 3]]}), "a box is [left"),
+    ("a box that is an object", _cot({**ASKED, "bboxs": {"a": 1}}), "must be a list"),
+    ("a question that is a number", _cot({**ASKED, "question": 7}), "`question` must be a text"),
+    ("no data set", _cot({**ASKED, "dataset": ""}), "`dataset` must be a text"),
+    ("a width that is a list", _cot({**ASKED, "width": [31]}), "size"),
+    ("a height below zero", _cot({**ASKED, "height": -23}), "size"),
+    ("a picture without mark", _cot({"question_id": 1, "image": ["a.png"], "conversations": []}), "must be a list that ends"),
+    ("a marked box of words", _cot({"question_id": 1, "image": ["a.png###[a]"], "conversations": [{}, {}], "dataset": "d", "split": "s"}), "not four numbers"),
+    ("no turn", _cot({"question_id": 1, "image": ["a.png###[1,2,3,4]"], "conversations": []}), "must be a list of turns"),
+]  # fmt: skip
+FILES: list[tuple[str, str, Callable[[Path], object], str]] = [
+    ("jsonl", "missing", lambda p: None, "cannot be read"),
+    ("jsonl", "empty", lambda p: put(p, b""), "holds no region"),
+    ("jsonl", "of two jobs", _line({**KEPT, "fingerprint": "other"}), "a store holds one job"),
+    ("jsonl", "questions", lambda p: lines(p, GOOD), "holds no region"),
+    ("coco", "a list", lambda p: put(p, []), "not a COCO file"),
+    ("coco", "cut off", lambda p: put(p, '{"images": ['), "not valid JSON"),
+    ("coco", "no annotations", lambda p: put(p, {"images": []}), "not a COCO file"),
+    ("coco", "annotations of numbers", lambda p: put(p, {"images": [], "annotations": [1]}), "not a COCO file"),
+    ("coco", "nested too deeply", lambda p: put(p, "[" * 100_000), "nested too deeply"),
+    ("coco", "Latin-1", lambda p: put(p, b'{"\xe9": 1}'), "not UTF-8"),
+    ("chain-of-spot", "a list", lambda p: put(p, []), "not a region file"),
+    ("chain-of-spot", "cut off", lambda p: put(p, '{"000000_good_q0": '), "not valid JSON"),
+    ("chain-of-spot", "empty", lambda p: put(p, b""), "not valid JSON"),
+    ("chain-of-spot", "nested too deeply", lambda p: put(p, "[" * 100_000), "nested too deeply"),
+    ("visual-cot", "empty", lambda p: put(p, b""), "holds no region"),
+    ("visual-cot", "a list cut off", lambda p: put(p, "[{"), "not valid JSON"),
+]  # fmt: skip
+
+CASES = [Case("import jsonl", name, 0, said, _import(_line(record), "jsonl"), "in.json") for name, record, said in JSONL]
+CASES += [Case("import coco", name, 0, said, _import(make, "coco"), "in.json") for name, make, said in COCO]
+CASES += [Case("import chain-of-spot", name, 0, said, _import(make, "chain-of-spot"), "in.json") for name, make, said in SPOT]
+CASES += [Case("import visual-cot", name, 0, said, _import(make, "visual-cot"), "in.json") for name, make, said in COT]
+CASES += [Case(f"import file {form}", name, 3, said, _import(make, form), "in.json") for form, name, make, said in FILES]
