@@ -272,7 +272,8 @@ def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"the weights {path} cannot be read safely: {str(error).partition(chr(10))[0] or type(error).__name__}") from None
+        why = str(error).partition("\n")[0] or "there is nothing in it"
+        raise InputError(f"the weights {path} cannot be read safely: {why}") from None
     if not isinstance(weights, Mapping):
         raise InputError(f"the weights {path} are no mapping of names to tensors")
     yield from weights.items()

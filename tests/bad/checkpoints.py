@@ -107,5 +107,5 @@ LOADED: list[tuple[str, Callable[[Path], object], str]] = [
 ]  # fmt: skip
 
 CASES = [Case("checkpoint", name, 3, said, _info(make), "model") for name, make, said in INFO]
-CASES += [Case("checkpoint converted", name, 3, said, _convert(make), "original", torch=True) for name, make, said in CONVERT]
-CASES += [Case("checkpoint loaded", name, 3, said, _infer(make), "model", torch=True) for name, make, said in LOADED]
+CASES += [Case("checkpoint converted", name, 3, said, _convert(make), "original", slow=True) for name, make, said in CONVERT]
+CASES += [Case("checkpoint loaded", name, 3, said, _infer(make), "model", slow=True) for name, make, said in LOADED]

@@ -117,5 +117,5 @@ RECORDS: list[tuple[str, Any, str]] = [
     ("choices with a number", {"id": "x", "image": "a.png", "question": "q", "choices": [1]}, "is not a text"),
 ]  # fmt: skip
 
-CASES = [Case("questions", name, 3, said, _file(make), names) for name, make, said, names in FILES]
+CASES = [Case("questions", name, 3, said, _file(make), names, slow="2 GB" in name) for name, make, said, names in FILES]
 CASES += [Case("question record", name, 0, said, _record(record), "data.jsonl:2") for name, record, said in RECORDS]

@@ -79,7 +79,7 @@ class Case:
     said: str
     arguments: Arguments
     names: str = ""
-    torch: bool = False
+    slow: bool = False
 
     def __str__(self) -> str:
         return f"{self.family}: {self.name}"
