@@ -12,6 +12,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint test-fast test-slow test-detectron2 bench completions reference docs clean
+.PHONY: help setup demo test lint test-fast test-slow test-detectron2 faults bench completions clean
 
 help:
 	@echo "make demo         the whole road in small: scenes, annotate, train, eval, a table and a page (about 7 minutes on two cores)"
@@ -20,6 +21,7 @@ help:
 	@echo "make test-detectron2   the detector detectron2 with the real package, in an environment of its own (5.5 GB)"
 	@echo "make setup        .venv with everything, leaves .venv/bin/cos (demo and test do this by themselves)"
 	@echo "make lint         ruff, mypy and shellcheck at their pinned versions"
+	@echo "make faults       every bad input and injected fault, written down in docs/faults.md (two minutes)"
 	@echo "make bench        the benchmarks"
 	@echo "make completions  writes completions/commands.tsv again"
 	@echo "make reference    writes docs/reference/cli.md again"
@@ -79,6 +81,10 @@ test-detectron2: .venv-detectron2/.installed
 
 .venv-detectron2/.installed: tests/with_detectron2/install.sh tests/with_detectron2/requirements.txt
 	tests/with_detectron2/install.sh .venv-detectron2 $(PYTHON)
+
+# Every bad input and every injected fault once, and docs/faults.md from what came of them.
+faults: $(STAMP)
+	PYTHONPATH=.:tests $(BIN)/python -m bad.table
 
 bench: $(STAMP)
 	@for file in benchmarks/*.py; do [ -e "$$file" ] || { echo "no benchmarks yet"; break; }; \

@@ -97,10 +97,19 @@ def cos(
 
 def main() -> None:
     """Runs the command line of this process; `entry` calls it."""
+    _open_streams()
     if not sys.stderr.isatty():
         # Bars that libraries draw (downloads, shards) are for people; a log gets our own occasional lines.
         os.environ.setdefault("TQDM_DISABLE", "1")
     sys.exit(run(sys.argv[1:]))
+
+
+def _open_streams() -> None:
+    """Streams that the caller closed (`>&-`) lead nowhere: else a store opened next would get their number, and their words."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def run(arguments: Sequence[str]) -> int:

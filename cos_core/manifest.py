@@ -43,13 +43,14 @@ def plain(value: Any) -> Any:
     Raises InputError for anything else, so that a fingerprint never depends on an object's address.
     """
     if value is None or isinstance(value, bool | int | str):
-        return value.value if isinstance(value, Enum) else value
+        found = value.value if isinstance(value, Enum) else value
+        return _text(found) if isinstance(found, str) else found
     if isinstance(value, float):
         if value != value or value in (float("inf"), float("-inf")):
             raise InputError(f"a setting must be a finite number, got {value}")
         return value
     if isinstance(value, Path):
-        return str(value)
+        return _text(str(value))
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
@@ -59,6 +60,18 @@ def plain(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted((plain(item) for item in value), key=repr)
     raise InputError(f"a setting of type {type(value).__name__} cannot be recorded")
+
+
+def _text(text: str) -> str:
+    """`text` as UTF-8 can hold it: a path's bytes that are none are escaped (in the C locale they may well be UTF-8)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        try:
+            return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        except UnicodeEncodeError:
+            return text.encode("utf-8", "backslashreplace").decode()
+    return text
 
 
 def canonical(value: Any) -> bytes:
@@ -206,7 +219,7 @@ class Started:
             fingerprint=self.fingerprint,
             counts={"ok": 0, "failed": 0, "skipped": 0, **counts},
             seed=self.seed,
-            inputs=dict(self.inputs),
+            inputs=plain(self.inputs),
             results=dict(results or {}),
             versions=versions(),
             hardware=hardware(),

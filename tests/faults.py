@@ -257,6 +257,8 @@ def state(folder: Path) -> dict[str, bytes]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
+        if _SCRAP.fullmatch(path.name):
+            continue
         if path.is_symlink():
             found[name] = str(path.readlink()).encode()
         elif path.name == "data.mdb":
@@ -265,7 +267,7 @@ def state(folder: Path) -> dict[str, bytes]:
                 store.export_jsonl(out, failures=True, heats=True)
             found[name] = out.read_bytes()
             out.unlink()
-        elif path.is_file() and path.name not in ("lock.mdb", "writer.lock") and not _SCRAP.fullmatch(path.name):
+        elif path.is_file() and path.name not in ("lock.mdb", "writer.lock"):
             data = path.read_bytes().replace(str(folder).encode(), b"HERE")
             found[name] = _VOLATILE.sub(b"", data) if path.suffix in (".json", ".jsonl", ".html") else data
     return found

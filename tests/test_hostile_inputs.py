@@ -122,10 +122,9 @@ def test_stdout_that_takes_nothing(world: World, stream: str) -> None:
     else:
         with Path("/dev/full").open("wb") as full:
             done = cos(*words, stdout=full, env=environment())
-    assert done.returncode in DOCUMENTED - {0}
-    assert b"Traceback" not in done.stderr
-    assert b"Exception ignored" not in done.stderr
-    assert done.stderr.count(b"\n") == 1
+    # Who closes it wants nothing of it; a full disk loses what was wanted.
+    assert done.returncode == (0 if stream == "closed" else 3)
+    assert done.stderr.count(b"\n") == (0 if stream == "closed" else 1), done.stderr
 
 
 PLACES = {
