@@ -20,7 +20,7 @@ help:
 	@echo "make test         lint, fast tests, slow tests, with the time of each"
 	@echo "make test-detectron2   the detector detectron2 with the real package, in an environment of its own (5.5 GB)"
 	@echo "make setup        .venv with everything, leaves .venv/bin/cos (demo and test do this by themselves)"
-	@echo "make lint         ruff, mypy and shellcheck at their pinned versions"
+	@echo "make lint         ruff (its security rules too), mypy, shellcheck and a search for secrets, at their pinned versions"
 	@echo "make faults       every bad input and injected fault, written down in docs/faults.md (two minutes)"
 	@echo "make bench        the benchmarks"
 	@echo "make completions  writes completions/commands.tsv again"
@@ -67,6 +67,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/shellcheck .ci/run tests/with_detectron2/install.sh
+	git ls-files -z -- . ':!tests/golden' ':!constraints.txt' | xargs -0 $(BIN)/detect-secrets-hook
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" --durations=10 $(ARGS)

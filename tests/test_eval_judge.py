@@ -210,4 +210,5 @@ def test_the_command_asks_nobody_unless_told(data: Path, server: Judge, capsys: 
     assert plug.load("benchmarks", "mmvet").judge_grade("0.5\n") == 0.5
 
 
+# pragma: allowlist nextline secret
 DIGEST = "d1b3e0a5b4e72c888b77164489d705bba4dd149934fff564dfba6443d81afe3f"
