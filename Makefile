@@ -11,8 +11,7 @@ ARGS ?=
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint test-fast test-slow test-detectron2 bench completions reference docs clean
-.PHONY: help setup demo test lint test-fast test-slow test-detectron2 faults bench completions clean
+.PHONY: help setup demo test lint test-fast test-slow test-detectron2 faults bench completions reference docs clean
 
 help:
 	@echo "make demo         the whole road in small: scenes, annotate, train, eval, a table and a page (about 7 minutes on two cores)"

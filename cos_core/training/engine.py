@@ -12,8 +12,8 @@ from packaging.version import Version
 
 from cos_core import assets
 from cos_core.errors import InputError, MissingError
-from cos_core.llava import quiet_libraries
 from cos_core.jsonl import decode
+from cos_core.llava import quiet_libraries
 from cos_core.training.config import TrainConfig
 from cos_core.training.folder import CHECKPOINTS, TENSORBOARD
 
