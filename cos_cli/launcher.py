@@ -76,8 +76,8 @@ def machines(hostfile: Path) -> dict[str, int]:
     """Processes on each machine. Raises InputError, where DeepSpeed's launcher would train on this machine alone instead."""
     try:
         lines = hostfile.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"the hostfile {hostfile} cannot be read: {error.strerror}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the hostfile {hostfile} cannot be read: {error}") from None
     found: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         text = line.partition("#")[0].strip()

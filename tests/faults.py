@@ -324,7 +324,11 @@ def struck(stage: Stage, world: World, folder: Path, disk: Disk, wanted: dict[st
     (what,) = disk.steps
     before = set(fresh(stage, world, folder).rglob("*"))
     code, said, _ = child(stage, world, folder, Disk(folder, disk.at, disk.fault))
-    kept = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p not in before)
+    kept = sorted(
+        re.sub(r"\.\d+\.\d+\.tmp$", ".tmp", str(p.relative_to(folder)))
+        for p in folder.rglob("*")
+        if p.is_file() and p not in before
+    )
     there = finished(folder)
     again, words, _ = child(stage, world, folder, Disk(folder))
     said = said if again == 0 else words

@@ -88,6 +88,10 @@ class Handle:
         try:
             self._refuse_a_cut_file()
             self._dbs = self._open_tables()
+        except lmdb.DiskError as error:
+            self._env.close()
+            why = "the disk is full" if _is_full(self.path) else str(error)
+            raise InputError(f"the store {self.path} cannot be written: {why}; the same command begins it anew") from None
         except lmdb.Error:
             self._env.close()
             raise InputError(f"{self.path} is an LMDB database, but not an annotation store of cos") from None
