@@ -63,7 +63,7 @@ WORDS: list[tuple[str, int, str, tuple[Any, ...]]] = [
     ("a timeout that is not a number", 2, "greater than or equal to 0.1", (*INFER, "--timeout", "nan")),
     ("memory below 0", 3, "kv_budget must be positive", (*INFER, "--kv-budget", -1)),
     ("memory that is NaN", 3, "kv_budget must be positive", (*INFER, "--kv-budget", "nan")),
-    ("an unknown policy", 3, "no policies plug-in is called 'randon'; did you mean 'random'?", (*INFER, "--roi", "randon")),
+    ("an unknown policy", 3, "there is no roi 'randon'; did you mean 'random'?", (*INFER, "--roi", "randon")),
     ("an unknown engine", 3, "no engines plug-in", (*INFER, "--engine", "steam")),
     ("a plug-in by a path out", 3, "no engines plug-in", (*INFER, "--engine", "../../secret")),
     ("a plug-in's private part", 3, "no engines plug-in", (*INFER, "--engine", "_prefix")),
