@@ -27,7 +27,7 @@ Exit codes are those of the README. No row ends in a traceback, and none writes 
 Every durable write of a stage (a write, a flush to the disk, a rename, a commit of the store), one after the other: the process
 is killed there, the disk is full from there on, or the write is cut short there. Then the same command runs again, and what it
 leaves is compared, byte by byte but for times, with what an undisturbed run leaves. "Kept" is what stood there between the two.
-Of the many alike writes of `visualize stats`, every 19th is taken. A killed process may leave a hidden `.tmp` file, which nothing
+Of the many alike writes of `visualize stats`, every 19th is taken, of those of `visualize report` every second. A killed process may leave a hidden `.tmp` file, which nothing
 reads. Training's writes are the Trainer's: tests/test_training_runs.py kills it instead.
 
 {fault_rows}"""
