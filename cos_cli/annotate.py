@@ -85,15 +85,16 @@ def annotate(
             parser=_shard, metavar="I/N", help="Only this part of the pictures, for 'cos store merge'.", show_default="all"
         ),
     ] = None,
-    workers: Annotated[
-        int, typer.Option(min=1, help="Processes on this machine (GPUs in turn), whose parts are merged at the end.")
-    ] = 1,
     limit: options.Limit = None,
     max_failures: options.MaxFailures = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count, look at the pictures, estimate time and size, and stop.")
     ] = False,
     seed: options.Seed = 0,
+    runner: options.Runner = "auto",
+    workers: options.Workers = None,
+    ray_address: options.RayAddress = None,
+    ship_images: options.ShipImages = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     config_file: settings.Config = None,
@@ -113,6 +114,7 @@ def annotate(
       cos annotate ... --workers 8
     """
     from cos_core.annotate import AnnotateConfig, run
+    from cos_core.runners import RunnerConfig
 
     config = AnnotateConfig(
         data=data,
@@ -135,7 +137,7 @@ def annotate(
         seed=seed,
         batch_images=batch_images,
         shard=shard,
-        workers=workers,
+        scale=RunnerConfig(runner, workers, ray_address, ship_images),
         limit=limit,
         max_failures=max_failures,
         dry_run=dry_run,

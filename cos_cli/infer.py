@@ -67,6 +67,10 @@ def infer(
     limit: options.Limit = None,
     max_failures: options.MaxFailures = None,
     seed: options.Seed = 0,
+    runner: options.Runner = "auto",
+    workers: options.Workers = None,
+    ray_address: options.RayAddress = None,
+    ship_images: options.ShipImages = False,
     device: options.Devices = "auto",
     dtype: options.Dtype = "auto",
     config_file: settings.Config = None,
@@ -88,6 +92,7 @@ def infer(
     """
     from cos_core.infer import InferConfig, answer_one, run
     from cos_core.jsonl import DurableWriter
+    from cos_core.runners import RunnerConfig
 
     if verify_reuse is not None and (data is None or images is None):
         raise typer.BadParameter("--verify-reuse needs --data and --images")
@@ -124,6 +129,7 @@ def infer(
         server=server,
         concurrency=concurrency,
         timeout=timeout,
+        scale=RunnerConfig(runner, workers, ray_address, ship_images),
     )
     session = ctx.ensure_object(Session)
     if verify_reuse is not None:

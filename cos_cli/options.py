@@ -136,6 +136,29 @@ MaxFailures = Annotated[
     int | None, typer.Option(min=0, help="Exit with code 5 when more questions than this fail.", show_default="no limit")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+Runner = Annotated[
+    str,
+    typer.Option(
+        help="Where the work is done: 'local', 'processes' of this machine, or 'ray'.",
+        parser=plugin_name,
+        metavar="NAME",
+        autocompletion=complete("runners"),
+        show_default="ray with an address, processes for several workers, else local",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="How many hold a model.", show_default="one a GPU, else one; on a cluster one a node"),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        help="A running Ray cluster, HOST:PORT or 'auto'.", show_default="with --runner ray: one is started for the run"
+    ),
+]
+ShipImages = Annotated[
+    bool, typer.Option("--ship-images", help="Send the pictures along, for workers that do not see their folder.")
+]
 Device = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1', ...")]
 Devices = Annotated[
     str, typer.Option(help="'auto' (every GPU, else the CPU), 'cpu', 'cuda:1', or several with commas: a model on each.")

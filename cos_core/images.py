@@ -12,6 +12,8 @@ import struct
 import threading
 import warnings
 import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -85,10 +87,28 @@ def open_image(root: Path | None, relative: str) -> Image.Image:
     The content decides the format, not the file's name. Raises InputError, one sentence that names the file, for anything that
     is missing, outside `root`, too large, or not a whole picture.
     """
+    return decoded(read_file(root, relative))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """A picture's file as it lies on the disk: its bytes, and the path that messages name."""
+
+    path: Path
+    data: bytes
+
+
+def read_file(root: Path | None, relative: str) -> ImageFile:
+    """The file behind a picture, not decoded. Raises InputError as `open_image` does, save for what is wrong inside it."""
     path = image_path(root, relative)
-    data = _read(path)
+    return ImageFile(path, _read(path))
+
+
+def decoded(file: ImageFile) -> Image.Image:
+    """What `open_image` gives for this file, and raises."""
+    path = file.path
     try:
-        with _open_header(io.BytesIO(data)) as image:
+        with _open_header(io.BytesIO(file.data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(f"the image {path} is too large: {image.width}x{image.height} pixels (limit {MAX_PIXELS})")
             image.load()
@@ -97,6 +117,46 @@ def open_image(root: Path | None, relative: str) -> Image.Image:
         raise InputError(f"the image {path} is not a picture in a known format") from None
     except _DECODE_ERRORS as error:
         raise InputError(f"the image {path} cannot be decoded: {str(error)[:120] or type(error).__name__}") from None
+
+
+class ImageSource:
+    """Where a worker's pictures come from: a folder, or the files that came with its work (`take`)."""
+
+    def __init__(self, root: Path | None) -> None:
+        self._root = root
+        self._files: Mapping[str, ImageFile | str] | None = None
+
+    def take(self, files: Mapping[str, ImageFile | str] | None) -> None:
+        """From now on `open` knows these files alone, or the folder's for None; a text says why a file could not be read."""
+        self._files = files
+
+    def open(self, name: str) -> Image.Image:
+        """The picture of this name, as `open_image`. Raises InputError."""
+        if self._files is None:
+            return open_image(self._root, name)
+        file = self._files[name]
+        if isinstance(file, str):
+            raise InputError(file)
+        return decoded(file)
+
+
+def shipped(root: Path | None, names: Iterable[str]) -> dict[str, ImageFile | str]:
+    """The files of these pictures, for an ImageSource elsewhere."""
+    files: dict[str, ImageFile | str] = {}
+    for name in names:
+        try:
+            files[name] = read_file(root, name)
+        except InputError as error:
+            files[name] = str(error)
+    return files
+
+
+def check_seen(root: Path | None, witness: str | None) -> None:
+    """For a worker: raises InputError when it does not see the folder, or not the picture that whoever sent it here sees."""
+    if root is None or (root.is_dir() and (witness is None or image_path(root, witness).is_file())):
+        return
+    what = f"the image folder {root}" if not root.is_dir() else f"the image {witness} in {root}"
+    raise InputError(f"a worker cannot see {what}; put it on a file system that all nodes share, or give --ship-images")
 
 
 def picture_size(root: Path | None, relative: str) -> tuple[int, int]:

@@ -6,7 +6,7 @@ Each plug-in module offers one function `build(**options)` that returns the obje
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -187,6 +187,51 @@ class Benchmark(Protocol):
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]: ...
 
 
+class Worker(Protocol):
+    """Holds what a stage's work needs (a model, as a rule) and maps it over portions.
+
+    `about`: plain JSON that decides the results (settings, the model's fingerprint); equal on all workers of a run.
+    """
+
+    @property
+    def about(self) -> Mapping[str, Any]: ...
+
+    def work(self, portions: Iterable[Any]) -> Iterator[Any]:
+        """Results in the order of the portions, as they are made: the same for a portion whoever works, and whatever else it
+        worked on. Raises CosError for what the user must mend; what is wrong with one example is a result."""
+
+
+class Job(Protocol):
+    """What workers are made of; carried to where they live, so it holds settings and no model."""
+
+    def start(self, device: str) -> Worker:
+        """A worker on `device`. Raises CosError when it cannot be: no model, no pictures, other files."""
+
+    def split(self, portion: Any) -> Sequence[Any]:
+        """A portion in smaller ones, in order; just itself when it cannot be cut."""
+
+    def lost(self, portion: Any, why: str) -> Any:
+        """The one result of a portion that cannot be cut and kills its workers: each of its examples failed, with `why`."""
+
+
+class Runner(Protocol):
+    """Maps a Job's workers over portions; a context manager that ends them. Plug-ins of the kind `runners`."""
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What each of its workers is (Worker.about)."""
+
+    def map(self, portions: Iterable[Any]) -> Generator[Any]:
+        """All results, in the order of the portions, which are read no further ahead than a bound. Raises CosError.
+
+        Closed in the middle, it stops its workers.
+        """
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *_error: object) -> None: ...
+
+
 __all__ = [
     "Backbone",
     "Benchmark",
@@ -195,10 +240,13 @@ __all__ = [
     "Detector",
     "Engine",
     "Grammar",
+    "Job",
     "Policy",
     "Relevance",
     "Reply",
     "Reporter",
     "Request",
+    "Runner",
     "SilentReporter",
+    "Worker",
 ]

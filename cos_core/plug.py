@@ -13,7 +13,7 @@ from typing import Any
 
 from cos_core.errors import InputError, MissingError
 
-KINDS = ("backbones", "benchmarks", "detectors", "engines", "policies")
+KINDS = ("backbones", "benchmarks", "detectors", "engines", "policies", "runners")
 _ROOT = Path(__file__).resolve().parent
 
 

@@ -234,7 +234,7 @@ class TestWhatFails:
 
     @pytest.mark.parametrize(
         "wrong",
-        [{"batch_images": 0}, {"limit": 0}, {"max_failures": -1}, {"threshold": 2.0}, {"extend": -1.0}, {"workers": 0}],
+        [{"batch_images": 0}, {"limit": 0}, {"max_failures": -1}, {"threshold": 2.0}, {"extend": -1.0}],
     )
     def test_impossible_settings(self, job: AnnotateConfig, wrong: dict[str, Any]) -> None:
         with pytest.raises(InputError):

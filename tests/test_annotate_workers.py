@@ -1,4 +1,4 @@
-"""Jobs in parts: shards, several processes, and what is left of them when they are killed."""
+"""Jobs in parts and by several workers, and what is left of them when they are killed."""
 
 from __future__ import annotations
 
@@ -7,33 +7,27 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from annotate_jobs import Told, exported, failures, write_data
+from children import children, wait_for_end
 from tiny_llava import make_checkpoint
 
 from cos_core import manifest
-from cos_core.annotate import AnnotateConfig, run, workers
+from cos_core.annotate import AnnotateConfig, run
 from cos_core.errors import FailuresError, InputError, LockedError
 from cos_core.locks import FileLock
+from cos_core.runners import RunnerConfig
 from cos_core.shard import Shard
 from cos_core.store.merge import merge
 
 ROOT = Path(__file__).resolve().parent.parent
+TWO = RunnerConfig(workers=2)
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The same number of threads here and in processes started from here: it decides the last bits of a sum."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -75,29 +69,29 @@ class TestShards:
         made = [run(beside(job, f"part{i}", shard=Shard(i, 2)), Told()).counts["failed"] for i in (1, 2)]
         assert made == [1, 0]
 
-    def test_a_shard_has_one_process(self, job: AnnotateConfig) -> None:
-        with pytest.raises(InputError, match="not both"):
-            replace(job, shard=Shard(1, 2), workers=2)
+    def test_a_shard_may_have_several_workers(self, job: AnnotateConfig) -> None:
+        part, alone = beside(job, "part", shard=Shard(2, 3), scale=TWO), beside(job, "alone", shard=Shard(2, 3))
+        assert run(part, Told()).counts == run(alone, Told()).counts
+        assert exported(part) == exported(alone)
 
 
 class TestWorkers:
     def test_several_processes_export_what_one_does(self, job: AnnotateConfig) -> None:
         whole = run(job, Told())
-        several, told = beside(job, "several", workers=2), Told()
+        several, told = beside(job, "several", scale=TWO), Told()
         made = run(several, told)
         assert (made.counts, made.fingerprint) == (whole.counts, whole.fingerprint)
         assert exported(several) == exported(job)
         assert failures(several) == failures(job)
         assert told.steps[-1] == (175, 175)
         assert manifest.read(several.out) == made
-        assert not workers.parts_folder(several.out).exists()
-        again = run(replace(several, workers=3), Told())
+        again = run(replace(several, scale=RunnerConfig(workers=3)), Told())
         assert again.counts == {**whole.counts, "new": 0}
 
     def test_errors_and_failures_of_workers_are_the_jobs(self, job: AnnotateConfig) -> None:
         with pytest.raises(InputError, match="no policies plug-in is called 'absent'"):
-            run(beside(job, "nothing", workers=2, policy="absent"), Told())
-        strict = beside(job, "strict", workers=2, max_failures=1)
+            run(beside(job, "nothing", scale=TWO, policy="absent"), Told())
+        strict = beside(job, "strict", scale=TWO, max_failures=1)
         with pytest.raises(FailuresError, match="2 questions have no region, more than the 1 allowed"):
             run(strict, Told())
         assert manifest.read(strict.out).status == "failed"
@@ -106,17 +100,17 @@ class TestWorkers:
     def test_other_settings_are_refused_before_anything_is_done(self, job: AnnotateConfig) -> None:
         run(replace(job, limit=3), Told())
         with pytest.raises(InputError, match="other settings"):
-            run(replace(job, workers=2, seed=9), Told())
-        with FileLock(workers.parts_folder(job.out) / "job.lock"), pytest.raises(LockedError):
-            run(replace(job, workers=2), Told())
+            run(replace(job, scale=TWO, seed=9), Told())
+        with FileLock(job.out / "writer.lock"), pytest.raises(LockedError):
+            run(replace(job, scale=TWO), Told())
 
     @pytest.mark.slow
     def test_killed_at_ten_moments(self, job: AnnotateConfig) -> None:
         run(job, Told())
-        killed = beside(job, "killed", workers=2)
+        killed = beside(job, "killed", scale=TWO)
         moments = sorted(random.Random(5).sample(range(1, 170), 10))
         for number, moment in enumerate(moments):
-            # Every third time a worker dies instead of the job: the other one goes on, and the job says so.
+            # Every third time a worker dies instead of the job, which goes on with another.
             assert kill(killed, moment, a_worker=number % 3 == 2)
         made = run(killed, Told())
         assert made.counts["ok"] == manifest.read(job.out).counts["ok"]
@@ -127,14 +121,11 @@ class TestWorkers:
     def test_killed_with_a_model_and_gone_on_alone(self, job: AnnotateConfig, tmp_path: Path) -> None:
         checkpoint = make_checkpoint(tmp_path / "model", image_size=28)
         settings = {"model": str(checkpoint), "policy": "from_single_question", "keep_heat": True, "limit": 60}
-        whole, killed = beside(job, "first", **settings), beside(job, "second", workers=2, **settings)
+        whole, killed = beside(job, "first", **settings), beside(job, "second", scale=TWO, **settings)
         run(whole, Told())
         assert kill(killed, 20, a_worker=False)
         assert kill(killed, 35, a_worker=True)
-        left = workers.parts_folder(killed.out)
-        assert list(left.glob("*/data.mdb"))
-        run(replace(killed, workers=1), Told())
-        assert not left.exists()
+        run(replace(killed, scale=RunnerConfig()), Told())
         assert exported(killed) == exported(whole)
 
 
@@ -156,7 +147,7 @@ if __name__ == "__main__":
 def kill(config: AnnotateConfig, moment: int, a_worker: bool) -> bool:
     """Runs the job in a process of its own; SIGKILL to it, or to one of its workers, once `moment` questions are done."""
     script = config.out.with_name("job.py")
-    script.write_text("from pathlib import PosixPath\n" + SCRIPT, encoding="utf-8")
+    script.write_text("from pathlib import PosixPath\nfrom cos_core.runners import RunnerConfig\n" + SCRIPT, encoding="utf-8")
     process = subprocess.Popen(
         [sys.executable, str(script), repr(config)],
         stdout=subprocess.PIPE,
@@ -168,26 +159,11 @@ def kill(config: AnnotateConfig, moment: int, a_worker: bool) -> bool:
     for line in process.stdout:
         if line.strip().isdigit() and int(line) >= moment:
             break
-    team = _workers(process.pid)
+    team = children(process.pid)
     os.kill(team[0] if a_worker and team else process.pid, signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
+    process.communicate(timeout=60)
     for worker in team:
-        _wait_for_end(worker)
+        wait_for_end(worker)
     if a_worker and team:
-        return process.returncode == 0 or "died" in errors
+        return process.returncode == 0
     return process.returncode == -signal.SIGKILL
-
-
-def _workers(parent: int) -> Sequence[int]:
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="utf-8").split()
-    return [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
-
-
-def _wait_for_end(pid: int) -> None:
-    import time
-
-    for _ in range(200):
-        if not Path(f"/proc/{pid}").exists():
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"the worker {pid} outlived its parent")

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from children import children
 from PIL import Image
 from tiny_llava import make_checkpoint
 from two_passes import QUIET, Notes, comparable, make_config, questions, stored
 
 from cos_core import infer
-from cos_core.errors import CosError, InputError, MissingError
+from cos_core.errors import InputError, MissingError
 from cos_core.infer import InferConfig, run
 
 
@@ -77,39 +78,37 @@ def many(config: InferConfig, tmp_path: Path) -> InferConfig:
 
 
 class Killer(Notes):
-    """Kills every process of the replicas once something is answered."""
+    """Kills both workers once something is answered."""
 
-    replicas: infer.Replicas
+    done = False
 
     def progress(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
-        for process in self.replicas._workers.values() if done else ():
-            os.kill(process.pid, signal.SIGKILL)
+        if done and not self.done:
+            self.done = True
+            for pid in children():
+                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.slow
 def test_the_bytes_of_a_run_do_not_depend_on_the_number_of_devices(config: InferConfig, tmp_path: Path) -> None:
-    """On the miniature: in this process and in two others; nothing but the seconds may differ."""
+    """On the miniature: in this process, in two others, and in two that are killed; nothing but the seconds may differ."""
     config = replace(many(config, tmp_path), model="miniature", engine="hf", batch_size=4, max_new_tokens=4, device="cpu")
     counts = run(config, QUIET).counts
     assert counts["ok"] == 64
     config, alone = replace(config, device="cpu,cpu", out=tmp_path / "two.jsonl"), config
-    killer = Killer()
-    with infer.Replicas(config, infer.devices(config)) as replicas:
-        assert run(config, QUIET, replicas).counts == counts
+    with infer.start(config, QUIET) as workers:
+        assert run(config, QUIET, workers=workers).counts == counts
         assert comparable(config.out) == comparable(alone.out)
-        killer.replicas, torn = replicas, replace(config, out=tmp_path / "torn.jsonl")
-        with pytest.raises(CosError, match=r"on cpu died \(exit code -9\)"):
-            run(torn, killer, replicas)
-    assert 0 < len(stored(torn.out)) < 64
-    # Another number of devices is no other setting.
-    assert run(replace(torn, device="cpu"), QUIET).counts == counts
-    assert comparable(torn.out) == comparable(alone.out)
+        killer, torn = Killer(), replace(config, out=tmp_path / "torn.jsonl")
+        assert run(torn, killer, workers=workers).counts == counts
+        assert killer.done
+        assert comparable(torn.out) == comparable(alone.out)
 
 
 @pytest.mark.slow
 def test_what_a_worker_cannot_load_ends_the_run_in_a_sentence(config: InferConfig, tmp_path: Path) -> None:
     config = replace(config, engine="hf", model=tmp_path)
-    with infer.Replicas(config, ["cpu"]) as replicas, pytest.raises(InputError, match="not a checkpoint"):
-        run(config, QUIET, replicas)
+    with pytest.raises(InputError, match="not a checkpoint"):
+        run(replace(config, device="cpu,cpu"), QUIET)
     with pytest.raises(MissingError, match="cuda:1"):
         run(replace(config, device="cpu,cuda:1"), QUIET)

@@ -49,7 +49,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "convert",
         "checkpoints",
     ),
-    3: ("detectors", "backbones", "policies", "engines", "benchmarks"),
+    3: ("detectors", "backbones", "policies", "engines", "benchmarks", "runners"),
     4: ("annotate", "training", "infer", "evaluate", "visualize", "miniature", "doctor"),
 }
 """What stands on which layer of cos_core: the first name after the package's. cos_cli is layer 5."""
@@ -81,6 +81,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "detectron2": ("detectors.detectron2",),
     "lmdb": ("store", "store_ids"),
     "matplotlib": ("visualize",),
+    "ray": ("runners.ray",),
     "rich": (),
     "typer": (),
     "click": (),

@@ -92,6 +92,10 @@ def evaluate(
     timeout: Annotated[float, typer.Option(min=0.1, help="With --engine openai: seconds that one request may take.")] = 120.0,
     max_failures: options.MaxFailures = None,
     seed: options.Seed = 0,
+    runner: options.Runner = "auto",
+    workers: options.Workers = None,
+    ray_address: options.RayAddress = None,
+    ship_images: options.ShipImages = False,
     device: options.Devices = "auto",
     dtype: options.Dtype = "auto",
     submissions: Annotated[
@@ -153,6 +157,7 @@ def evaluate(
     settings: Any = None
     if model is not None:
         from cos_core.infer import InferConfig
+        from cos_core.runners import RunnerConfig
 
         settings = InferConfig(
             model=model,
@@ -166,6 +171,7 @@ def evaluate(
             profile=profile,
             seed=seed,
             device=device,
+            scale=RunnerConfig(runner, workers, ray_address, ship_images),
             dtype=dtype,
             engine=engine,
             server=server,

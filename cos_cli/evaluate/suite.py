@@ -10,8 +10,8 @@ import math
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,8 @@ from cos_core.errors import InputError, TimeUpError
 
 if TYPE_CHECKING:
     from cos_core.evaluate import EvalConfig
-    from cos_core.infer import InferConfig, Replicas
-    from cos_core.interfaces import Benchmark, BenchmarkData, Engine, Reply, Reporter, Request
+    from cos_core.infer import InferConfig
+    from cos_core.interfaces import Benchmark, BenchmarkData, Reporter, Runner
     from cos_core.types import RunManifest
 
 ANSWERS = "predictions.jsonl"
@@ -118,21 +118,15 @@ def run(suite: Suite, reporter: Reporter) -> list[Scored]:
         reporter = Until(reporter, suite.max_seconds) if suite.max_seconds is not None else reporter
         loaded = [_load(suite, name, reporter) for name in suite.benchmarks]
         if suite.model:
-            with _model(suite.model) as model:
+            from cos_core import infer
+
+            with infer.start(suite.model, reporter) as workers:
                 for each in loaded:
                     for arm in suite.arms:
-                        _answer(suite, each, arm, model, reporter)
+                        _answer(suite, each, arm, workers, reporter)
         if suite.part is not None and suite.part.number is not None:
             return []
         return [_score(suite, each, arm, reporter) for arm in suite.arms for each in loaded]
-
-
-def _model(settings: InferConfig) -> AbstractContextManager[OneModel | Replicas]:
-    """The model that answers every benchmark and arm, or one a device where there are several."""
-    from cos_core import infer
-
-    names = infer.devices(settings)
-    return infer.Replicas(settings, names) if len(names) > 1 else nullcontext(OneModel(settings))
 
 
 def _load(suite: Suite, name: str, reporter: Reporter) -> _Loaded:
@@ -151,7 +145,7 @@ def _load(suite: Suite, name: str, reporter: Reporter) -> _Loaded:
     return _Loaded(name, benchmark, data)
 
 
-def _answer(suite: Suite, each: _Loaded, arm: str, model: OneModel | Replicas, reporter: Reporter) -> None:
+def _answer(suite: Suite, each: _Loaded, arm: str, workers: Runner, reporter: Reporter) -> None:
     """Runs `infer` over a benchmark's questions; they stand beside the answers."""
     from cos_core import evaluate, infer
 
@@ -170,7 +164,7 @@ def _answer(suite: Suite, each: _Loaded, arm: str, model: OneModel | Replicas, r
     evaluate.write_questions(data, folder / asked)
     reporter.note(f"{data.name}, --roi {arm}: {len(data.examples)} questions")
     settings = replace(suite.model, roi=arm, data=folder / asked, images=data.image_root, out=answers)
-    done = infer.run(settings, reporter, model)
+    done = infer.run(settings, reporter, workers=workers)
     reporter.note(summary(done, answers))
 
 
@@ -241,31 +235,6 @@ def _locked(suite: Suite) -> Iterator[None]:
         lock = FileLock(suite.out / name, what=suite.out)
     with lock:
         yield
-
-
-@dataclass(slots=True)
-class OneModel:
-    """An Engine that loads its model when it is first asked, and keeps it for every benchmark and arm."""
-
-    settings: InferConfig
-    name: str = "model"
-    _engine: Engine | None = field(default=None)
-
-    def generate(self, requests: Sequence[Request]) -> list[Reply]:
-        return self._built().generate(requests)
-
-    def _built(self) -> Engine:
-        if self._engine is None:
-            from cos_core import infer
-
-            self._engine = infer.build_engine(self.settings)
-        return self._engine
-
-    def __getattr__(self, name: str) -> Any:
-        """What an engine has beyond the Protocol (`prepare`) is the built one's."""
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._built(), name)
 
 
 class Until:

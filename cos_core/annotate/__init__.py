@@ -12,7 +12,7 @@ __all__ = ["AnnotateConfig", "run"]
 def run(config: AnnotateConfig, reporter: Reporter) -> RunManifest:
     """Annotates every question of `config.data` that `config.out` has no annotation for, and writes the manifest last.
 
-    In this process (stage.py), or in several whose parts are merged (workers.py); a dry run only looks (plan.py). Failures (a
+    stage.py reads and writes, work.py is what a worker does, wherever `config.scale` puts it; plan.py only looks. Failures (a
     picture or an answer that cannot be used, a record that cannot be read) are recorded in the store with their reason and
     tried again by the next run; a picture on which the answer has no relevance gives an annotation without a box. Counts are of
     the whole data, or of the one shard. Raises InputError for settings, data or a store that cannot be used, LockedError when
@@ -22,10 +22,6 @@ def run(config: AnnotateConfig, reporter: Reporter) -> RunManifest:
         from cos_core.annotate import plan
 
         return plan.run(config, reporter)
-    from cos_core.annotate import stage, workers
-
-    # Parts that a killed job left are taken in first, however the job goes on.
-    if config.workers > 1 or workers.parts_folder(config.out).is_dir():
-        return workers.run(config, reporter)
+    from cos_core.annotate import stage
 
     return stage.run(config, reporter)

@@ -17,7 +17,7 @@ from cos_core.checkpoints import annotator_differences, annotator_provenance
 from cos_core.errors import InputError
 from cos_core.geometry import Box, SquarePad
 from cos_core.heat import painted
-from cos_core.images import open_image
+from cos_core.images import ImageSource
 from cos_core.interfaces import Backbone, Detector, Policy, Relevance
 from cos_core.types import Example, Regions
 
@@ -61,13 +61,14 @@ class Annotator:
     keep_heat: bool = False
     notes: tuple[str, ...] = ()
 
-    def outcomes(self, groups: Sequence[Sequence[Example]]) -> list[Outcome]:
-        """One outcome an example, in order."""
+    def outcomes(self, groups: Sequence[Sequence[Example]], pictures: ImageSource | None = None) -> list[Outcome]:
+        """One outcome an example, in order; `pictures` come from the folder `images` when nothing else is given."""
+        pictures = pictures or ImageSource(self.images)
         if self.policy.source == "model":
-            return self._by_relevance(groups)
-        return [outcome for group in groups for outcome in self._given(group)]
+            return self._by_relevance(groups, pictures)
+        return [outcome for group in groups for outcome in self._given(group, pictures)]
 
-    def _given(self, group: Sequence[Example]) -> list[Outcome]:
+    def _given(self, group: Sequence[Example], pictures: ImageSource) -> list[Outcome]:
         """Policies that need no model: the data set's own region, a fixed one, or (control) a random candidate."""
         if self.policy.source == "gold":
             boxes = [example.meta.get("gold") for example in group]
@@ -75,7 +76,7 @@ class Annotator:
             return [Outcome(e, b, None, None if b else NO_GOLD) for e, b in zip(group, found, strict=True)]
         if self.candidates is None:
             return [Outcome(e, roi.Roi(self.policy.fixed_box(e, self.seed))) for e in group]
-        image = self._open(group)
+        image = _opened(group, pictures)
         if isinstance(image, str):
             return [Outcome(e, None, None, image) for e in group]
         try:
@@ -91,14 +92,14 @@ class Annotator:
         index = int.from_bytes(digest[:8], "big") % len(regions.boxes)
         return roi.Roi(regions.boxes[index].extended(self.rule.extend), 0.0, (index,))
 
-    def _by_relevance(self, groups: Sequence[Sequence[Example]]) -> list[Outcome]:
+    def _by_relevance(self, groups: Sequence[Sequence[Example]], pictures: ImageSource) -> list[Outcome]:
         failures: dict[str, str] = {}
         work: list[tuple[Image, list[Example]]] = []
         owners: list[Sequence[Example]] = []
         for group in groups:
             asked, unusable = self._asked(group)
             failures.update(unusable)
-            image = self._open(group) if asked else NO_ANSWER
+            image = _opened(group, pictures) if asked else NO_ANSWER
             if isinstance(image, str):
                 failures.update({e.id: failures.get(e.id, image) for e in group})
             else:
@@ -146,13 +147,6 @@ class Annotator:
         ids = {e.id for e in usable}
         return usable, {e.id: NO_ANSWER for e in group if e.id not in ids}
 
-    def _open(self, group: Sequence[Example]) -> Image | str:
-        """The group's picture, or why it cannot be used."""
-        try:
-            return open_image(self.images, group[0].image or "")
-        except InputError as error:
-            return str(error)
-
     def _choose(self, relevance: Relevance, pad: SquarePad) -> tuple[roi.Roi, Heat | None]:
         """The region, and the map it was chosen from when that is to be kept."""
         regions, heat = relevance.regions, relevance.heat
@@ -167,6 +161,20 @@ class Annotator:
         if found.reason is None and relevance.note is not None:
             found = replace(found, reason=relevance.note)
         return found, heat if self.keep_heat else None
+
+
+def _opened(group: Sequence[Example], pictures: ImageSource) -> Image | str:
+    """The group's picture, or why it cannot be used."""
+    try:
+        return pictures.open(group[0].image or "")
+    except InputError as error:
+        return str(error)
+
+
+def shares_region(policy: str) -> bool:
+    """Whether the policy finds one region for all questions of a picture."""
+    found: Policy = plug.load("policies", policy)
+    return found.source == "model" and found.asks != "single"
 
 
 def merged(relevances: Sequence[Relevance]) -> Relevance:

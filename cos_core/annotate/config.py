@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from cos_core.errors import InputError
 from cos_core.roi import RegionKind, RoiRule
+from cos_core.runners import RunnerConfig
 from cos_core.shard import Shard
 
 TargetKind = Literal["log-odds", "logit", "logprob", "argmax"]
@@ -25,9 +26,9 @@ class AnnotateConfig:
     `threshold`, `keep_mass`, `region`, `extend`, `finer`: what the user sets of roi.RoiRule; the rest is the backbone's.
     `keep_heat`: relevance maps are stored beside the annotations.
 
-    `shard`: annotate this part of the pictures only; `workers`: processes on this machine, each with its own part, merged at
-    the end. `limit`: stop after the image with which this many questions are reached; `max_failures`: stop once more questions
-    than this have no region; `dry_run`: count, look at pictures and estimate, write nothing.
+    `shard`: annotate this part of the pictures only; `scale`: where the work is done. `limit`: stop after the image with which
+    this many questions are reached; `max_failures`: stop once more questions than this have no region; `dry_run`: count, look
+    at pictures and estimate, write nothing.
     """
 
     data: Path
@@ -50,7 +51,7 @@ class AnnotateConfig:
     seed: int = 0
     batch_images: int = 8
     shard: Shard | None = None
-    workers: int = 1
+    scale: RunnerConfig = field(default_factory=RunnerConfig)
     limit: int | None = None
     max_failures: int | None = None
     dry_run: bool = False
@@ -59,14 +60,12 @@ class AnnotateConfig:
 
     def __post_init__(self) -> None:
         self.rule(RoiRule())
-        for name, least in (("batch_images", 1), ("workers", 1), ("limit", 1), ("max_failures", 0)):
+        for name, least in (("batch_images", 1), ("limit", 1), ("max_failures", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name} must be at least {least}, got {value}")
         if self.detector_options and self.detector is None:
             raise InputError("detector options need a detector")
-        if self.shard is not None and self.workers > 1:
-            raise InputError("a shard is one process's part; give --shard or --workers, not both")
 
     def rule(self, default: RoiRule) -> RoiRule:
         """The default with what the user set instead. Raises InputError for values out of range."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from cos_core import manifest
 from cos_core.annotate import annotator as finding
-from cos_core.annotate import stage
+from cos_core.annotate import stage, work
 from cos_core.annotate.annotator import Annotator, Outcome
 from cos_core.annotate.config import AnnotateConfig
 from cos_core.errors import InputError
@@ -174,7 +174,7 @@ def _bytes(outcomes: Sequence[Outcome], annotator: Annotator, questions: int) ->
     copies = min(questions, _COPIES)
     like = [found[i % len(found)] for i in range(copies)]
     named = [replace(o, example=replace(o.example, id=f"{i:07d}{o.example.id}")) for i, o in enumerate(like)]
-    annotations = [stage.annotation(o.example, o.roi, annotator) for o in named if o.roi is not None]
+    annotations = [work.annotation(o.example, o.roi, annotator) for o in named if o.roi is not None]
     heats = {o.example.id: o.heat for o in named if o.heat is not None}
     with (
         tempfile.TemporaryDirectory(prefix="cos-plan-") as folder,

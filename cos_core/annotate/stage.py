@@ -1,29 +1,37 @@
-"""One annotation job in one process.
+"""One annotation job, whoever does the work: this process alone reads the questions and writes the store.
 
-Pictures go through in windows of `batch_images`, cut from the data file in its order. A window's annotations are committed
-together, and a window of which nothing is stored yet is always computed whole: so a job that was killed and started again
-computes the same batches as one that was not, and ends with the same bytes. Shards take whole windows: however many there are,
-the batches stay the same.
+Pictures go to the workers in windows of `batch_images`, cut from the data file in its order. A window's annotations are
+committed together, and a window of which nothing is stored yet is always computed whole: so a job that was killed and started
+again computes the same batches as one that was not, and ends with the same bytes. Shards take whole windows: however many
+there are, the batches stay the same.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from cos_core import filesystems, manifest, roi
-from cos_core.annotate import annotator as finding
-from cos_core.annotate.annotator import Annotator, Outcome
+from cos_core import filesystems, images, manifest, runners
 from cos_core.annotate.config import AnnotateConfig
+from cos_core.annotate.work import AnnotateJob, Ask, Found, Portion
 from cos_core.datasets import Problem, by_image, read_examples, tell
 from cos_core.errors import FailuresError, InputError
 from cos_core.interfaces import Reporter
-from cos_core.store import Store
+from cos_core.plug import load
+from cos_core.store import BATCH, Store
 from cos_core.types import Annotation, Example, RunManifest
+
+PORTION = 4
+"""Windows that go to a worker together."""
+SHARE = 0.1
+"""Of the time, what commits may take: each waits for the disk, so quick windows share one."""
+LOOKED = 100
+"""Pictures that are looked for, at the most, to find one that is there."""
 
 Window = list[list[Example]]
 """The questions of some pictures, picture by picture."""
@@ -43,41 +51,52 @@ class Tally:
     def failed(self) -> int:
         return self.errors + self.no_region
 
+    def add(self, annotation: Annotation) -> None:
+        if annotation.box is None:
+            self.no_region += 1
+        else:
+            self.ok += 1
+
     def counts(self) -> dict[str, int]:
         own = {"ok": self.ok, "no_region": self.no_region, "skipped": self.skipped, "new": self.new}
         return {**own, "failed": self.failed}
 
 
-def run(config: AnnotateConfig, reporter: Reporter, beside: Path | None = None) -> RunManifest:
-    """See annotate.run. What the store `beside` holds already counts as done."""
-    survey = survey_of(config, reporter)
-    annotator = finding.build(config)
-    for note in (*annotator.notes, filesystems.warning(config.out)):
-        if note is not None:
-            reporter.warn(note)
+def run(config: AnnotateConfig, reporter: Reporter) -> RunManifest:
+    """See annotate.run."""
+    witness = _Witness(config.images)
+    survey = survey_of(config, reporter, witness.look)
     inputs = {"data": manifest.file_input(config.data), "model": {"path": str(config.model)}}
-    begun = manifest.started("annotate", config, seed=config.seed, inputs=inputs, settings_fingerprint=annotator.fingerprint)
-    tally = Tally(errors=len(survey.problems), skipped=survey.text_only)
-    with (
-        Store.create_or_resume(config.out, annotator.fingerprint, annotator.settings) as store,
-        nullcontext() if beside is None else Store.read(beside) as done_before,
-    ):
-        if done_before is not None and done_before.fingerprint != annotator.fingerprint:
-            raise other_settings(beside or config.out, done_before.fingerprint, annotator.fingerprint)
-        manifest.path_for(config.out).unlink(missing_ok=True)
-        store.put_failures((problem.key, str(problem)) for problem in survey.problems)
-        job = _Job(annotator, store, done_before, tally, config)
-        done = 0
-        for window in windows(config):
-            if stops(tally.failed, config):
-                break
-            job.do(window)
-            done += sum(map(len, window))
-            reporter.progress("annotate", done, survey.questions, f"{tally.ok} regions, {tally.failed} failed")
-        stopped = stops(tally.failed, config)
-        status: Literal["complete", "failed"] = "failed" if stopped else "complete"
-        finished = begun.finish(tally.counts(), status, {"rule": manifest.plain(annotator.rule)})
-        manifest.write(manifest.path_for(config.out), finished)
+    job = AnnotateJob(config, witness.name)
+    needs_model = load("policies", config.policy).source == "model"
+    with runners.build(config.scale, job, config.device, reporter, model=needs_model) as runner:
+        about = runner.about
+        for note in (*about["notes"], filesystems.warning(config.out)):
+            if note is not None:
+                reporter.warn(note)
+        mark = about["fingerprint"]
+        begun = manifest.started("annotate", config, seed=config.seed, inputs=inputs, settings_fingerprint=mark)
+        tally = Tally(errors=len(survey.problems), skipped=survey.text_only)
+        with Store.create_or_resume(config.out, mark, about["settings"]) as store:
+            manifest.path_for(config.out).unlink(missing_ok=True)
+            store.put_failures((problem.key, str(problem)) for problem in survey.problems)
+            questions = _Questions(config, store, tally)
+            ledger = _Ledger(store, tally)
+            with closing(runner.map(questions.portions())) as results:
+                for found in results:
+                    ledger.add(found)
+                    if stops(tally.failed, config):
+                        break
+                    if ledger.commit(when_due=True):
+                        told = f"{tally.ok} regions, {tally.failed} failed"
+                        reporter.progress("annotate", questions.known + ledger.done, survey.questions, told)
+            ledger.commit()
+            stopped = stops(tally.failed, config)
+            if not stopped:
+                reporter.progress("annotate", survey.questions, survey.questions, f"{tally.ok} regions, {tally.failed} failed")
+            status: Literal["complete", "failed"] = "failed" if stopped else "complete"
+            finished = begun.finish(tally.counts(), status, {"rule": about["rule"]})
+            manifest.write(manifest.path_for(config.out), finished)
     if stopped:
         raise too_many(tally.failed, config)
     return finished
@@ -91,13 +110,6 @@ def too_many(failed: int, config: AnnotateConfig) -> FailuresError:
     return FailuresError(
         f"{failed} questions have no region, more than the {config.max_failures} allowed; "
         f"`cos store ls {config.out} --failures` lists the reasons"
-    )
-
-
-def other_settings(path: Path, theirs: str, ours: str) -> InputError:
-    return InputError(
-        f"the store {path} was made with other settings (fingerprint {theirs}, now {ours}); "
-        "choose a new folder or the same settings"
     )
 
 
@@ -168,53 +180,93 @@ def _groups(config: AnnotateConfig, problems: list[Problem], text_only: list[Pro
 # --- doing it ---
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    annotator: Annotator
-    store: Store
-    beside: Store | None
-    tally: Tally
+@dataclass(slots=True)
+class _Witness:
+    """Looks for a picture that is there, among the first of the data."""
+
+    folder: Path
+    name: str | None = None
+    _looked: int = 0
+
+    def look(self, example: Example) -> None:
+        if self.name is not None or self._looked == LOOKED:
+            return
+        self._looked += 1
+        try:
+            found = images.image_path(self.folder, example.image or "").is_file()
+        except (InputError, OSError):
+            return
+        self.name = example.image if found else None
+
+
+@dataclass(slots=True)
+class _Questions:
+    """What the store lacks, window by window; counts what it has."""
+
     config: AnnotateConfig
+    store: Store
+    tally: Tally
+    known: int = 0
+    """Questions that were stored before and have been passed."""
 
-    def do(self, window: Window) -> None:
-        """Annotates what the stores lack of a window, commits it, and counts all of it."""
-        known = {e.id: found for group in window for e in group if (found := self._known(e.id)) is not None}
-        # Nothing stored: the whole window as it is. Else it was finished before, and only what failed then is left.
-        todo = [group for group in window if any(e.id not in known for e in group)]
-        outcomes = [o for o in self.annotator.outcomes(todo) if o.example.id not in known] if todo else []
-        new = [annotation(o.example, o.roi, self.annotator) for o in outcomes if o.roi is not None]
-        failed = [(o.example.id, self._sentence(o)) for o in outcomes if o.roi is None]
-        self.store.commit(new, {o.example.id: o.heat for o in outcomes if o.heat is not None}, failed)
-        self.tally.errors += len(failed)
-        self.tally.new += len(new)
-        for found in (*known.values(), *new):
-            if found.box is None:
-                self.tally.no_region += 1
-            else:
-                self.tally.ok += 1
+    def portions(self) -> Iterator[Portion]:
+        """In the order of the data; read only as far as the runner asks."""
+        asks = self._asks()
+        while some := list(islice(asks, PORTION)):
+            files = None
+            if self.config.scale.ship_images:
+                names = dict.fromkeys(group[0].image or "" for ask in some for group in ask.groups)
+                files = images.shipped(self.config.images, names)
+            yield Portion(some, files)
 
-    def _known(self, example_id: str) -> Annotation | None:
-        found = self.store.get(example_id)
-        if found is None and self.beside is not None:
-            return self.beside.get(example_id)
-        return found
-
-    def _sentence(self, outcome: Outcome) -> str:
-        """Why there is no region, and where the question stands."""
-        line = outcome.example.line
-        where = f"{self.config.data}:{line}" if line is not None else str(self.config.data)
-        return f"{where}: {outcome.failure or 'unknown'}"
+    def _asks(self) -> Iterator[Ask]:
+        resumed = self.store.info()["annotations"] > 0
+        for window in windows(self.config):
+            known = {e.id: a for group in window for e in group if (a := self.store.get(e.id)) is not None} if resumed else {}
+            for annotation in known.values():
+                self.tally.add(annotation)
+            self.known += len(known)
+            if not known:
+                yield Ask(window)
+            elif todo := [group for group in window if any(e.id not in known for e in group)]:
+                # It was finished before, and only what failed then is left.
+                yield Ask(todo, frozenset(e.id for group in todo for e in group if e.id not in known))
 
 
-def annotation(example: Example, found: roi.Roi, annotator: Annotator) -> Annotation:
-    """The record of a region that was found."""
-    return Annotation(
-        example.id,
-        found.box,
-        found.score,
-        annotator.policy.name,
-        annotator.fingerprint,
-        found.used,
-        found.reason,
-        example.image,
-    )
+@dataclass(slots=True)
+class _Ledger:
+    """Results on their way into the store: whole windows, several in one commit where they come quickly."""
+
+    store: Store
+    tally: Tally
+    done: int = 0
+    """Questions whose results are on the disk."""
+    _waiting: list[Found] = field(default_factory=list)
+    _size: int = 0
+    _cost: float = 0.0
+    _last: float = field(default_factory=time.monotonic)
+
+    def add(self, found: Found) -> None:
+        self._waiting.append(found)
+        self._size += len(found.annotations) + len(found.failures)
+        self.tally.errors += len(found.failures)
+        self.tally.new += len(found.annotations)
+        for annotation in found.annotations:
+            self.tally.add(annotation)
+
+    def commit(self, when_due: bool = False) -> bool:
+        """Writes what waits, and says whether there was anything to write now."""
+        start = time.monotonic()
+        early = when_due and self._size < BATCH and start - self._last < self._cost / SHARE
+        if not self._waiting or early:
+            return False
+        self.store.commit(
+            [annotation for found in self._waiting for annotation in found.annotations],
+            {name: heat for found in self._waiting for name, heat in found.heats.items()},
+            [failure for found in self._waiting for failure in found.failures],
+        )
+        self._last = time.monotonic()
+        self._cost = self._last - start
+        self.done += self._size
+        self._waiting, self._size = [], 0
+        return True

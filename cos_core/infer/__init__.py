@@ -11,8 +11,8 @@ Imports no torch itself: the engine does when it is built.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cos_core import llava, manifest
@@ -20,29 +20,40 @@ from cos_core.errors import FailuresError, InputError
 from cos_core.images import open_image
 from cos_core.infer.passes import TwoPass
 from cos_core.infer.questions import questions
-from cos_core.infer.replicas import Replicas, devices, portions, workers
 from cos_core.infer.settings import InferConfig, build_engine, finder, setting
-from cos_core.interfaces import Engine, Reporter
+from cos_core.infer.work import around, portions, start
+from cos_core.interfaces import Engine, Reporter, Runner
 from cos_core.jsonl import DurableWriter, read_lines
+from cos_core.runners.local import Local
 from cos_core.types import BOX_STATUSES, Example, Prediction, RunManifest
 
-__all__ = ["InferConfig", "Replicas", "answer_one", "build_engine", "devices", "finder", "questions", "run", "setting"]
+__all__ = ["InferConfig", "answer_one", "build_engine", "finder", "questions", "run", "setting", "start"]
 
 UNUSABLE = ("unparsable", "degenerate")
 """Box statuses after which `on_bad_box` decided what was looked at."""
 
 
-def run(config: InferConfig, reporter: Reporter, engine: Engine | Replicas | None = None) -> RunManifest:
+def run(config: InferConfig, reporter: Reporter, engine: Engine | None = None, workers: Runner | None = None) -> RunManifest:
     """Answers every question of `config.data` into the JSON Lines file `config.out`, and writes its manifest last.
 
-    Questions that `out` already holds are not asked again (recorded failures too, unless `retry_failed`). `engine` replaces the
-    one that `config.engine` names; without it, several devices run a model each (replicas.py). Counts are those of the whole
-    file; bad lines of the data count as failed, samples without a picture as skipped. Raises InputError for settings or data
-    that cannot be used, LockedError when another run writes `out`, FailuresError once more than `max_failures` items have
-    failed; what was finished stays.
+    Questions that `out` already holds are not asked again (recorded failures too, unless `retry_failed`). `engine`, or the
+    `workers` that `start` gave, answer instead of what the config names. Counts are those of the whole file; bad lines of
+    the data count as failed, samples without a picture as skipped. Raises InputError for settings or data that cannot be used,
+    LockedError when another run writes `out`, FailuresError once more than `max_failures` items have failed; what was finished
+    stays.
     """
     if config.out is None or (config.data is None and not (config.images and config.question)):
         raise InputError("a run needs a file of questions (data) and a file for the answers (out)")
+    if workers is not None:
+        return _run(config, config.out, reporter, workers)
+    with start(config, reporter) if engine is None else around(engine, config) as runner:
+        return _run(config, config.out, reporter, runner)
+
+
+def _run(config: InferConfig, out: Path, reporter: Reporter, runner: Runner) -> RunManifest:
+    if config.scale.chosen(list) == "ray":
+        # What "auto" means is for the machines to say that run the model.
+        config = replace(config, dtype=runner.about["dtype"] or config.dtype)
     made = setting(config)
     inputs = {
         "data": manifest.file_input(config.data) if config.data else {"path": str(config.images)},
@@ -51,22 +62,23 @@ def run(config: InferConfig, reporter: Reporter, engine: Engine | Replicas | Non
     begun = manifest.started("infer", config, seed=config.seed, inputs=inputs, settings_fingerprint=made.fingerprint)
     asked = questions(config, reporter)
     if config.retry_failed:
-        _drop_failures(config.out)
+        _drop_failures(out)
     tally = _Tally(failed=asked.problems, skipped=asked.text_only)
-    with DurableWriter(config.out, batch=config.batch_size) as writer:
-        done = _already_answered(config.out, made.fingerprint, asked.examples, tally)
+    with DurableWriter(out, batch=config.batch_size) as writer:
+        done = _already_answered(out, made.fingerprint, asked.examples, tally)
         todo = [example for example in asked.examples if example.id not in done]
         before = len(asked.examples) - len(todo)
         reporter.progress("infer", before, len(asked.examples))
+        if todo and before:
+            reporter.note(f"{before} of {len(asked.examples)} questions are answered already")
         if todo:
-            if before:
-                reporter.note(f"{before} of {len(asked.examples)} questions are answered already")
-            answering = workers(config, engine)
             # The old manifest speaks of a finished file, which this one no longer is.
-            manifest.path_for(config.out).unlink(missing_ok=True)
-            parts = [] if tally.exceeds(config.max_failures) else portions(todo, config.batch_size)
-            with answering if answering is not engine else nullcontext():
-                for predictions in answering.predictions(config, parts, asked.siblings):
+            manifest.path_for(out).unlink(missing_ok=True)
+        if todo and not tally.exceeds(config.max_failures):
+            work = portions(config, todo, asked.siblings, here=isinstance(runner, Local))
+            # Closed at once when the loop is left: workers are not to go on with what nobody will write.
+            with closing(runner.map(work)) as answers:
+                for predictions in answers:
                     for prediction in predictions:
                         writer.append(prediction.to_json())
                         tally.add(prediction)
@@ -76,10 +88,10 @@ def run(config: InferConfig, reporter: Reporter, engine: Engine | Replicas | Non
                         break
     stopped = tally.exceeds(config.max_failures)
     finished = begun.finish(tally.counts(), status="failed" if stopped else "complete")
-    manifest.write(manifest.path_for(config.out), finished)
+    manifest.write(manifest.path_for(out), finished)
     if stopped:
         raise FailuresError(
-            f"{tally.failed} questions failed, more than the {config.max_failures} allowed; the reasons stand in {config.out}"
+            f"{tally.failed} questions failed, more than the {config.max_failures} allowed; the reasons stand in {out}"
         )
     return finished
 

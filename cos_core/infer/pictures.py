@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cos_core.errors import InputError
-from cos_core.images import open_image
+from cos_core.images import ImageSource
 from cos_core.types import Example
 
 if TYPE_CHECKING:
@@ -23,8 +22,8 @@ class PictureReader:
     `prepare`: what else the engine can do with a picture beforehand. A context manager: its one thread ends with it.
     """
 
-    def __init__(self, root: Path | None, prepare: Prepare | None = None) -> None:
-        self._root = root
+    def __init__(self, source: ImageSource, prepare: Prepare | None = None) -> None:
+        self._source = source
         self._prepare = prepare
         self._open: dict[str, Future[Image | InputError]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pictures")
@@ -43,7 +42,7 @@ class PictureReader:
 
     def _read(self, name: str) -> Image | InputError:
         try:
-            image = open_image(self._root, name)
+            image = self._source.open(name)
         except InputError as error:
             return error
         if self._prepare is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
@@ -12,6 +12,7 @@ from cos_core.infer import heat
 from cos_core.infer.passes import BoxDecode, OnBadBox, Setting
 from cos_core.interfaces import Engine, Policy
 from cos_core.prompts import checkpoint_profile
+from cos_core.runners import RunnerConfig
 
 ROI_ALIASES = {"model": "from_single_question", "center": "center_crop"}
 """Short names of the option `--roi`; every other name is a policy module's."""
@@ -32,6 +33,7 @@ class InferConfig:
     bounds the keys and values of both (None: a quarter of the free memory, 70 % on a GPU); beside them stand the weights and
     the activations of a bounded number of positions (engines/hf.py), which it does not count.
     `device`: "auto" is every GPU that can be seen, else the CPU; several names with commas between them run a model each.
+    `scale`: where the work is done, when it is not one answer alone.
     `server`, `concurrency`, `timeout` (seconds): the engine openai's address up to /v1, requests at once, patience with one.
     """
 
@@ -60,6 +62,7 @@ class InferConfig:
     server: str | None = None
     concurrency: int = 8
     timeout: float = 120.0
+    scale: RunnerConfig = field(default_factory=RunnerConfig)
 
     def __post_init__(self) -> None:
         if self.box_decode not in get_args(BoxDecode):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from cos_core.images import ImageSource
 from cos_core.infer import InferConfig, build_engine, finder, questions, setting
 from cos_core.infer.passes import TwoPass
 from cos_core.infer.pictures import PictureReader
@@ -53,7 +54,7 @@ def verify(config: InferConfig, count: int, reporter: Reporter) -> dict[str, Any
     alone = getattr(reusing, "without_reuse", None)
     both = _Both(reusing, alone() if alone else build_engine(replace(config, reuse=False)))
     chain = TwoPass(both, made, asked.siblings, finder=finder(config))
-    with PictureReader(config.images) as pictures:
+    with PictureReader(ImageSource(config.images)) as pictures:
         for start in range(0, len(asked.examples), config.batch_size):
             batch = asked.examples[start : start + config.batch_size]
             chain.predict(pictures.beside(batch))

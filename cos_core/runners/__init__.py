@@ -1,0 +1,35 @@
+"""Who does the work of a stage: one file each. The stage maps portions through a runner and never learns which one it has.
+
+A stage brings a Job (interfaces.py): what a worker is made of, and how its portions are cut. Results come back in the order of
+the portions, and the one who asked is the only one who writes. `_dealer` is what the runners with several workers share.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from cos_core import llava, plug
+from cos_core.interfaces import Job, Reporter, Runner
+from cos_core.runners._config import RunnerConfig
+
+
+def build(config: RunnerConfig, job: Job, device: str, reporter: Reporter, *, model: bool = True) -> Runner:
+    """The runner that `config` means, not yet started: use it as a context manager.
+
+    `device`: as the user wrote it; `model`: whether workers run one (without, devices do not matter). Raises InputError for an
+    unknown runner, MissingError when its package or a device is not there.
+    """
+
+    @lru_cache(maxsize=1)
+    def devices() -> list[str]:
+        # Several workers on "cuda" are not meant to share the first GPU.
+        every = device == "cuda" and (config.workers or 1) > 1
+        return llava.devices("auto" if every else device) if model else ["cpu"]
+
+    runner: Runner = plug.load(
+        "runners", config.chosen(devices), config=config, job=job, device=device, devices=devices, reporter=reporter
+    )
+    return runner
+
+
+__all__ = ["RunnerConfig", "build"]

@@ -1,0 +1,102 @@
+"""Several workers as processes of this machine: one a GPU, or one a share of the cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from cos_core import processes
+from cos_core.errors import CosError
+from cos_core.interfaces import Job, Reporter, Runner
+from cos_core.runners._config import RunnerConfig
+from cos_core.runners._dealer import Dealer, Died, Done, Ready, Refused, Said, versions
+
+
+class ProcessTeam:
+    """A Team of spawned processes, one a device; a device may be named several times."""
+
+    def __init__(self, job: Job, devices: Sequence[str]) -> None:
+        self._job, self._devices = job, list(devices)
+        self.size = len(self._devices)
+        self._members: dict[int, tuple[Connection, Any]] = {}
+        """Pipe and process by place."""
+
+    def begin(self, place: int) -> None:
+        # Forking a process that may hold a CUDA context breaks both.
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        threads = max(1, processes.cores() // self.size)
+        process = context.Process(target=_live, args=(theirs, threads, self._job, self._devices[place]), daemon=True)
+        process.start()
+        theirs.close()
+        self._members[place] = (ours, process)
+
+    def send(self, place: int, portion: Any) -> None:
+        try:
+            self._members[place][0].send(portion)
+        except OSError:
+            # Its death is heard next.
+            return
+
+    def listen(self) -> list[tuple[int, Said]]:
+        by_pipe: dict[Any, int] = {pipe: place for place, (pipe, _) in self._members.items()}
+        return [(by_pipe[pipe], self._said(by_pipe[pipe])) for pipe in wait(list(by_pipe))]
+
+    def _said(self, place: int) -> Said:
+        pipe, process = self._members[place]
+        try:
+            said: Said = pipe.recv()
+        except (EOFError, OSError):
+            pipe.close()
+            process.join(timeout=10)
+            del self._members[place]
+            return Died(f"on {self._devices[place]} died (exit code {process.exitcode})")
+        return said
+
+    def close(self) -> None:
+        for pipe, process in self._members.values():
+            process.terminate()
+            process.join()
+            pipe.close()
+        self._members.clear()
+
+
+def _live(pipe: Connection, threads: int, job: Job, device: str) -> None:
+    """A worker's life: started, then portions until the other end is closed."""
+    processes.begin_worker(threads)
+    # Ctrl-C reaches the whole group: the run that is told to stop stops its workers. Libraries print; stdout is the run's.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.stdout = sys.stderr
+    asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    # Read at once, so that a large portion never stops the sender, nor a large result both.
+    threading.Thread(target=_read, args=(pipe, asked), daemon=True).start()
+    try:
+        worker = job.start(device)
+        pipe.send(Ready({**worker.about, "versions": versions()}))
+        while (message := asked.get()) is not None:
+            pipe.send(Done(list(worker.work([message[0]]))))
+    except CosError as error:
+        pipe.send(Refused(error))
+    except BrokenPipeError:
+        return
+
+
+def _read(pipe: Connection, into: queue.SimpleQueue[Any]) -> None:
+    while True:
+        try:
+            into.put((pipe.recv(),))
+        except (EOFError, OSError):
+            into.put(None)
+            return
+
+
+def build(config: RunnerConfig, job: Job, device: str, devices: Callable[[], Sequence[str]], reporter: Reporter) -> Runner:
+    names = devices()
+    count = config.workers or len(names)
+    return Dealer(job, ProcessTeam(job, [names[i % len(names)] for i in range(count)]), reporter)

@@ -1,0 +1,247 @@
+"""Workers as Ray actors, on a running cluster or on one that is started for the run (extra `scale`).
+
+Ray places them, tells who died, and carries portions and results; dealing, order and repetition are ours (_dealer.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+from cos_core import processes
+from cos_core.errors import CosError, InputError, MissingError
+from cos_core.interfaces import Job, Reporter, Runner
+from cos_core.runners._config import RunnerConfig
+from cos_core.runners._dealer import Dealer, Died, Done, Ready, Refused, Said, versions
+
+REACHED = 10.0
+"""Seconds in which a cluster's address must answer."""
+PATIENCE = 1800.0
+"""Seconds without one living worker after which a run gives up: a queue, or a model that takes this long to load."""
+_TOLD = 30.0
+
+
+class Member:
+    """What lives in an actor: a worker, started by the first call."""
+
+    def __init__(self, job: Job, device: str) -> None:
+        self._job, self._device = job, device
+        self._worker: Any = None
+
+    def start(self) -> Said:
+        processes.begin_worker(1)
+        try:
+            self._worker = self._job.start(self._device)
+            return Ready({**self._worker.about, "versions": versions()}, _here())
+        except CosError as error:
+            return Refused(error, _here(), versions())
+
+    def work(self, portion: Any) -> Said:
+        try:
+            return Done(list(self._worker.work([portion])))
+        except CosError as error:
+            return Refused(error, _here())
+
+
+def _here() -> str:
+    return f"on {socket.gethostname()} (process {os.getpid()})"
+
+
+class RayTeam:
+    """A Team of actors: with GPUs one each, without one CPU each, spread over the nodes."""
+
+    def __init__(self, job: Job, device: str, config: RunnerConfig, reporter: Reporter) -> None:
+        self._ray = _package()
+        self._job, self._device, self._reporter = job, device, reporter
+        self._ours = not self._ray.is_initialized()
+        if self._ours:
+            _connect(self._ray, config)
+        try:
+            self.size, self._options = self._room(config)
+        except CosError:
+            self._disconnect()
+            raise
+        self._actors: dict[int, Any] = {}
+        self._places: dict[Any, int] = {}
+        """What each reference, in the order of asking, is an answer of."""
+        self._living: set[int] = set()
+
+    def _room(self, config: RunnerConfig) -> tuple[int, dict[str, Any]]:
+        """(workers, what each needs). Raises MissingError when the cluster has no such room."""
+        has = self._ray.cluster_resources()
+        gpus = int(has.get("GPU", 0))
+        if self._device.startswith("cuda") and not gpus:
+            raise MissingError("the Ray cluster has no GPU; start its nodes with GPUs, or give --device cpu")
+        on_gpus = gpus > 0 and self._device != "cpu"
+        if on_gpus:
+            self._device = "cuda"
+        elif self._device == "auto":
+            self._device = "cpu"
+        room = gpus if on_gpus else int(has.get("CPU", 0))
+        nodes = sum(1 for node in self._ray.nodes() if node["Alive"])
+        asked = config.workers or (gpus if on_gpus else min(nodes, room))
+        if not room:
+            raise MissingError("the Ray cluster has no free kind of place for a worker: neither a GPU nor a CPU")
+        if asked > room:
+            what = "GPUs" if on_gpus else "CPUs"
+            self._reporter.warn(f"{asked} workers asked for, and the cluster has {room} {what}; {room} are started")
+        needs = {"num_cpus": 0 if on_gpus else 1, "num_gpus": 1 if on_gpus else 0, "scheduling_strategy": "SPREAD"}
+        return min(asked, room), needs
+
+    def begin(self, place: int) -> None:
+        actor = self._ray.remote(Member).options(max_restarts=0, **self._options).remote(self._job, self._device)
+        self._actors[place] = actor
+        self._places[actor.start.remote()] = place
+
+    def send(self, place: int, portion: Any) -> None:
+        self._places[self._actors[place].work.remote(portion)] = place
+
+    def listen(self) -> list[tuple[int, Said]]:
+        start = told = time.monotonic()
+        while True:
+            ready, _ = self._ray.wait(list(self._places), num_returns=1, timeout=1.0)
+            if ready:
+                break
+            now = time.monotonic()
+            if not self._living and now - told > _TOLD:
+                told = now
+                self._reporter.note("waiting for the cluster to start a worker")
+            if not self._living and now - start > PATIENCE:
+                raise MissingError(f"no worker started on the Ray cluster in {PATIENCE / 60:.0f} minutes")
+        # Everything else that is there already, in the order of asking: an actor answers in it too.
+        ready, _ = self._ray.wait(list(self._places), num_returns=len(self._places), timeout=0)
+        answered = set(ready)
+        heard: list[tuple[int, Said]] = []
+        for reference in [r for r in self._places if r in answered]:
+            place = self._places.pop(reference, None)
+            if place is not None:
+                heard.append((place, self._said(reference, place)))
+        return heard
+
+    def _said(self, reference: Any, place: int) -> Said:
+        errors = self._ray.exceptions
+        try:
+            said: Said = self._ray.get(reference)
+        except (errors.RayActorError, errors.RayTaskError, errors.RaySystemError, errors.ObjectLostError) as error:
+            for other in [r for r, whose in self._places.items() if whose == place]:
+                del self._places[other]
+            self._living.discard(place)
+            self._ray.kill(self._actors.pop(place))
+            return Died(f"died ({_reason(error)})")
+        if isinstance(said, Ready):
+            self._living.add(place)
+        return said
+
+    def close(self) -> None:
+        for actor in self._actors.values():
+            self._ray.kill(actor)
+        self._actors.clear()
+        self._places.clear()
+        self._living.clear()
+
+    def end(self) -> None:
+        """As `close`, and leaves the cluster."""
+        self.close()
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._ours:
+            self._ray.shutdown()
+
+
+def _reason(error: BaseException) -> str:
+    """What Ray's report says of a death, in a few words."""
+    text = " ".join(str(error).split())
+    for mark in ("Worker exit detail: ", "its node has died", "node died"):
+        if mark in text:
+            return text.partition(mark)[2].split(". ")[0][:160] if mark.endswith(": ") else "its node died"
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[-1].strip()[:200]
+
+
+class OnRay(Dealer):
+    """A Dealer that leaves the cluster when it is closed for good."""
+
+    def __init__(self, job: Job, team: RayTeam, reporter: Reporter) -> None:
+        super().__init__(job, team, reporter)
+        self._cluster = team
+        # Ray tells of deaths on stdout, which is the run's.
+        self._told = redirect_stdout(sys.stderr)
+
+    def __enter__(self) -> OnRay:
+        self._told.__enter__()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+        self._cluster.end()
+        self._told.__exit__(None, None, None)
+
+
+def build(config: RunnerConfig, job: Job, device: str, devices: Callable[[], Sequence[str]], reporter: Reporter) -> Runner:
+    """Raises MissingError without Ray or when the address does not answer, InputError for a cluster of other versions."""
+    return OnRay(job, RayTeam(job, device, config, reporter), reporter)
+
+
+def _package() -> Any:
+    # Nothing that is run here is told to anybody.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise MissingError("the runner 'ray' needs Ray; install it: pip install 'cos-toolkit[scale]'") from None
+    return ray
+
+
+def _connect(ray: Any, config: RunnerConfig) -> None:
+    address = config.ray_address
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        count = config.workers or processes.cores()
+        own: dict[str, Any] = {"address": "local", "num_cpus": count, "include_dashboard": False}
+    else:
+        _knock(address)
+        own = {"address": address}
+    try:
+        with _signals_kept():
+            ray.init(**own, **quiet)
+    except (ConnectionError, TimeoutError) as error:
+        raise MissingError(f"there is no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
+    except RuntimeError as error:
+        if "ersion mismatch" in str(error):
+            told = " ".join(str(error).split())
+            raise InputError(f"the Ray cluster at {address} has other versions than this machine: {told[:300]}") from None
+        raise MissingError(f"Ray cannot be started: {str(error).splitlines()[0][:200]}") from None
+    except ValueError as error:
+        raise InputError(f"the Ray address {address!r} cannot be used: {str(error).splitlines()[0][:200]}") from None
+
+
+def _knock(address: str) -> None:
+    """Ray tries for a long time, and may end the process, where nothing listens. Raises MissingError, InputError."""
+    if address in ("auto", "local") or "://" in address:
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(f"a Ray address is HOST:PORT (or 'auto' for this machine's cluster), got {address!r}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED).close()
+    except (OSError, OverflowError) as error:
+        raise MissingError(f"there is no Ray cluster at {address}: {error}; `ray status` there tells") from None
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself; the run's own way to end stays."""
+    try:
+        before = signal.getsignal(signal.SIGTERM)
+        yield
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+    except ValueError:  # not the main thread: nothing was changed
+        return
