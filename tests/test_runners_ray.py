@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +20,12 @@ from annotate_jobs import Told, exported, failures, write_data
 from tiny_llava import make_checkpoint
 from toy_job import ToyJob
 
-from cos_core import infer, runners
+from cos_core import manifest, runners
 from cos_core.annotate import AnnotateConfig, run
 from cos_core.errors import InputError, MissingError
-from cos_core.infer import InferConfig
 from cos_core.interfaces import SilentReporter
 from cos_core.jsonl import read_lines
+from cos_core.miniature.scenes import write_dataset
 from cos_core.runners import RunnerConfig
 from cos_core.store import is_store
 
@@ -117,28 +119,39 @@ def test_annotate_on_two_nodes_with_a_worker_and_a_node_killed(job: AnnotateConf
     assert not workers()
 
 
-def test_answers_of_a_cluster_are_those_of_this_process(tmp_path: Path, cluster: Any) -> None:
-    """Every byte but the seconds, a worker killed meanwhile."""
-    write_data(tmp_path, [4, 1, 3, 2, 6] * 3)
-    config = InferConfig(
-        model="miniature",
-        data=tmp_path / "data.json",
-        images=tmp_path / "images",
-        out=tmp_path / "here.jsonl",
-        batch_size=4,
-        max_new_tokens=4,
-        device="cpu",
-    )
-    counts = infer.run(config, SilentReporter()).counts
+def test_answers_and_scores_of_a_cluster_are_those_of_this_process(tmp_path: Path, cluster: Any) -> None:
+    """`cos eval` with the miniature over two arms: every byte of the answers but the seconds, and every score."""
+    from cos_cli.main import run as cos
 
-    def lines(path: Path) -> list[Any]:
-        return [{k: v for k, v in record.items() if k != "seconds"} for _, record in read_lines(path)]
+    write_dataset(tmp_path / "scenes", 14, 7, 3)
+    given = ["eval", "scenes", "--data", str(tmp_path / "scenes"), "--model", "miniature", "--device", "cpu", "--quiet"]
+    given += ["--batch-size", "4", "--max-new-tokens", "4", "--roi", "none,model"]
+    assert cos([*given, "--out", str(tmp_path / "here")]) == 0
+    killed = threading.Thread(target=kill_one_that_works, args=(tmp_path / "there",))
+    killed.start()
+    there = ["--out", str(tmp_path / "there"), "--ray-address", cluster.address, "--workers", "2", "--ship-images"]
+    assert cos([*given, *there]) == 0
+    killed.join()
+    for arm in ("none", "model"):
+        here, far = tmp_path / "here" / arm / "scenes", tmp_path / "there" / arm / "scenes"
+        assert answers(far) == answers(here)
+        assert (far / "scores.jsonl").read_bytes() == (here / "scores.jsonl").read_bytes()
+        assert manifest.read(far).results == manifest.read(here).results
 
-    there = replace(config, out=tmp_path / "there.jsonl", scale=on(cluster, ship_images=True))
-    told = Meddler(8, lambda: os.kill(workers()[0], signal.SIGKILL))
-    assert infer.run(there, told).counts == counts
-    assert told.did
-    assert lines(there.out or Path()) == lines(config.out or Path())
+
+def answers(folder: Path) -> list[Any]:
+    return [{k: v for k, v in record.items() if k != "seconds"} for _, record in read_lines(folder / "predictions.jsonl")]
+
+
+def kill_one_that_works(out: Path) -> None:
+    """Once the first answers are written."""
+    until = time.monotonic() + 100
+    while time.monotonic() < until:
+        if any(path.stat().st_size for path in out.glob("*/*/predictions.jsonl")) and (team := workers()):
+            os.kill(team[0], signal.SIGKILL)
+            return
+        time.sleep(0.01)
+    raise AssertionError("nothing was answered")
 
 
 def test_what_a_worker_lacks_is_one_sentence_and_nothing_is_written(job: AnnotateConfig, cluster: Any) -> None:

@@ -1,6 +1,7 @@
 """The shipped miniature in one process and in two by DeepSpeed's own launcher: equal losses, and what a kill or a stop leaves.
 
-Three launches show all of it, for each costs half a minute: ZeRO-3 killed, ZeRO-3 resumed to its end, ZeRO-2 stopped.
+Four launches show all of it, for each costs half a minute: ZeRO-3 killed, ZeRO-3 resumed to its end, ZeRO-2 stopped, and ZeRO-2 on
+two "nodes".
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -96,6 +98,29 @@ def reached(process: subprocess.Popen[str], out: Path, step: int) -> None:
         assert process.poll() is None, process.stderr.read()[-3000:] if process.stderr else ""
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def test_two_nodes_of_one_process_each(world: Path, alone: list[float], tmp_path: Path) -> None:
+    """As templates/jobs/train.slurm starts them: a torchrun a node, which meet at the first one's address."""
+    out = tmp_path / "out"
+    options = {**settings(world, out), "batch_size": 1, "deepspeed": "zero2", "check": "off"}
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "night"]
+    command = ["torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *meeting, "-m", "cos_cli", "train", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "-m", *command], env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        for _ in range(2)
+    ]
+    for node in nodes:
+        _, errors = node.communicate(timeout=600)
+        assert node.returncode == 0, errors[-3000:]
+    assert losses(out)[:TEN] == pytest.approx(alone[:TEN], rel=1e-4)
+    assert manifest.read(out).results["processes"] == 2
 
 
 def process_of_rank(parent: int, rank: int) -> psutil.Process | None:
