@@ -1,7 +1,7 @@
 """The shipped miniature in one process and in two by DeepSpeed's own launcher: equal losses, and what a kill or a stop leaves.
 
-Four launches show all of it, for each costs half a minute: ZeRO-3 killed, ZeRO-3 resumed to its end, ZeRO-2 stopped, and ZeRO-2 on
-two "nodes".
+Four launches show all of it, for each costs half a minute: ZeRO-3 killed, ZeRO-3 resumed to its end, ZeRO-2 stopped, and ZeRO-2
+on two "nodes".
 """
 
 from __future__ import annotations
