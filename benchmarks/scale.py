@@ -132,13 +132,13 @@ def _tree(pid: int) -> float:
 def _once(folder: Path, scale: RunnerConfig) -> tuple[float, float]:
     """(CPU seconds before the first portion, CPU seconds of the work) of one job, of all its processes, Ray's included."""
     scenes = folder / "scenes"
-    job = AnnotateConfig(scenes / "questions.jsonl", scenes, "miniature", folder / "rois", device="cpu", scale=scale)
+    job = AnnotateConfig(scenes / "questions.jsonl", scenes / "images", "miniature", folder / "rois", device="cpu", scale=scale)
     portions = _portions(job)
     with runners.build(scale, AnnotateJob(job), "cpu", SilentReporter()) as runner:
         _ = runner.about
         begun = _spent()
-        for _result in runner.map(portions):
-            pass
+        made = sum(len(found.annotations) for found in runner.map(portions))
+        assert made, "nothing was annotated"
         return begun, _spent() - begun
 
 
