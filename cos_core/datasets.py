@@ -22,11 +22,11 @@ from cos_core.interfaces import Reporter
 from cos_core.jsonl import OnProblem, Problem, open_input, read_json_list, read_lines, report
 from cos_core.types import Example
 
-__all__ = ["OnProblem", "Problem", "by_image", "read_examples", "tell"]
+__all__ = ["OnProblem", "Problem", "Teller", "by_image", "read_examples", "tell"]
 
 IMAGE_MARK = "<image>"
 _SHOWN = 5
-"""How many problems of a data file are shown one by one."""
+"""How many problems of a file are shown one by one."""
 _SPEAKERS = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
 
 
@@ -68,12 +68,31 @@ def by_image(examples: Iterable[Example]) -> Iterator[list[Example]]:
         yield list(group)
 
 
+@dataclass(slots=True)
+class Teller:
+    """Takes the problems of a file (an OnProblem): tells a person the first few as they come, and counts them."""
+
+    path: Path
+    reporter: Reporter
+    count: int = 0
+
+    def __call__(self, problem: Problem) -> None:
+        self.count += 1
+        if self.count <= _SHOWN:
+            self.reporter.warn(str(problem))
+
+    def rest(self) -> None:
+        """Tells how many more there were."""
+        if self.count > _SHOWN:
+            self.reporter.warn(f"{self.count - _SHOWN} more problems in {self.path}")
+
+
 def tell(path: Path, problems: Sequence[Problem], text_only: int, reporter: Reporter) -> None:
-    """Tells a person what of a data file cannot be used: the first problems one by one, the rest as a number."""
-    for problem in problems[:_SHOWN]:
-        reporter.warn(str(problem))
-    if len(problems) > _SHOWN:
-        reporter.warn(f"{len(problems) - _SHOWN} more problems in {path}")
+    """Tells a person what of a data file cannot be used: problems as a Teller does, samples without a picture as a number."""
+    teller = Teller(path, reporter)
+    for problem in problems:
+        teller(problem)
+    teller.rest()
     if text_only:
         reporter.note(f"{text_only} samples without a picture are skipped")
 

@@ -73,6 +73,22 @@ def open_input(path: Path) -> BufferedReader:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
+def check_output(path: Path) -> None:
+    """Raises InputError when `path` is there and no file can stand in its place: a device, a pipe, a folder, links in a circle.
+
+    A link to a file is one. What replaces its target by rename would put a file where /dev/null was.
+    """
+    try:
+        kind = Path(path).stat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+    if not stat.S_ISREG(kind):
+        what = "a folder" if stat.S_ISDIR(kind) else "a device or a pipe, and results appear whole, by rename"
+        raise InputError(f"{path} cannot be written: it is {what}; name a file")
+
+
 def decode(data: bytes) -> Any:
     """The value of a JSON text, as `json.loads` gives it, in a third of the time.
 
@@ -232,6 +248,7 @@ class DurableWriter:
             raise InputError(f"a batch needs at least one record, got {batch}")
         self.path = Path(path)
         self.batch = batch
+        check_output(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

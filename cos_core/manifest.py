@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Literal
 
 import cos_core
 from cos_core.errors import InputError
-from cos_core.jsonl import decode, open_input, sync_folder
+from cos_core.jsonl import check_output, decode, open_input, sync_folder
 from cos_core.types import RunManifest
 
 FILE = "manifest.json"
@@ -103,8 +103,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file to write that becomes `path` in one step when the block ends well, and vanishes when it does not.
 
     A link is followed, so that the file it points to is replaced and not the link. Raises InputError when the folder cannot be
-    written or the disk is full.
+    written, the disk is full, or `path` is something else than a file (see `jsonl.check_output`).
     """
+    check_output(path)
     target = Path(os.path.realpath(path))
     scratch = target.with_name(f".{target.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
     try:

@@ -411,6 +411,17 @@ def test_needs_are_said_at_once(form: str, world: Path) -> None:
         ExportConfig(world / "store", world / "f", form + "x")  # type: ignore[arg-type]
 
 
+def test_an_export_never_replaces_the_store(world: Path) -> None:
+    (world / "link").symlink_to("store/data.mdb")
+    for out in (world / "store", world / "store" / "data.mdb", world / "link"):
+        with pytest.raises(InputError, match="lies in the store itself"):
+            ExportConfig(world / "store", out, "jsonl")
+    (world / "self").symlink_to("self")
+    with pytest.raises(InputError, match="self cannot be written: Too many levels of symbolic links"):
+        export(ExportConfig(world / "store", world / "self", "jsonl"), Said())
+    assert (world / "self").is_symlink()
+
+
 FULL = """
 import resource, signal, sys
 from pathlib import Path

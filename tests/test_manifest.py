@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cos_core
-from cos_core import manifest
+from cos_core import jsonl, manifest
 from cos_core.errors import InputError
 from cos_core.types import RunManifest
 
@@ -89,6 +89,31 @@ def test_atomic_write_follows_links(tmp_path: Path) -> None:
     manifest.atomic_write(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "there" / "real").read_text() == "new"
+
+
+def test_only_a_file_is_replaced(tmp_path: Path) -> None:
+    """A rename over a device would leave a file in its place: /dev/null, for every program of the machine."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "self").symlink_to("self")
+    (tmp_path / "to-folder").symlink_to("folder")
+    (tmp_path / "to-null").symlink_to("/dev/null")
+    os.mkfifo(tmp_path / "pipe")
+    before = sorted(tmp_path.iterdir())
+    for name, words in (
+        ("to-folder", "is a folder"),
+        ("self", "symbolic links"),
+        ("to-null", "a device or a pipe"),
+        ("pipe", "a device or a pipe"),
+    ):
+        with pytest.raises(InputError, match=f"{name} cannot be written: .*{words}"):
+            manifest.atomic_write(tmp_path / name, "new")
+        with pytest.raises(InputError, match=f"{name} cannot be written: .*{words}"):
+            jsonl.DurableWriter(tmp_path / name)
+    assert Path("/dev/null").is_char_device()
+    assert sorted(tmp_path.iterdir()) == before
+    (tmp_path / "hanging").symlink_to("folder/new")
+    manifest.atomic_write(tmp_path / "hanging", "new")
+    assert (tmp_path / "folder" / "new").read_text() == "new"
 
 
 def test_unwritable_places_are_one_sentence(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cos_core import filesystems, jsonl, manifest
-from cos_core.datasets import read_examples
+from cos_core.datasets import Teller, read_examples
 from cos_core.errors import FailuresError, InputError
 from cos_core.formats import FORMATS, Format, chain_of_spot, coco, lines, viscot
 from cos_core.formats.records import Incoming, Outgoing, Sizes, Source
@@ -18,8 +19,6 @@ from cos_core.interfaces import Reporter
 from cos_core.jsonl import Problem
 from cos_core.store import BATCH, Store, codec
 from cos_core.types import Annotation, Example, RunManifest
-
-_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +46,9 @@ class ExportConfig:
             raise InputError("COCO boxes are in pixels; give the picture folder (--images) or data that states sizes (--data)")
         if self.format != "jsonl" and (self.failures or self.heats):
             raise InputError(f"the format {self.format} has no place for failures and maps; jsonl has")
+        out = Path(os.path.realpath(self.out))  # not resolve(): links in a circle are told when the file is written
+        if Path(os.path.realpath(self.store)) in (out, out.parent):
+            raise InputError(f"{self.out} lies in the store itself; name a file outside {self.store}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,25 +75,6 @@ class ImportConfig:
             raise InputError(f"the format {self.format} holds no questions; --questions belongs to visual-cot")
 
 
-@dataclass(slots=True)
-class _Problems:
-    """Counts what could not be used and tells the first few."""
-
-    reporter: Reporter
-    count: int = 0
-
-    def __call__(self, problem: Problem) -> None:
-        self.count += 1
-        if self.count <= _SHOWN:
-            self.reporter.warn(str(problem))
-
-    def close(self, allowed: int | None, path: Path) -> None:
-        if self.count > _SHOWN:
-            self.reporter.warn(f"{self.count - _SHOWN} more problems in {path}")
-        if allowed is not None and self.count > allowed:
-            raise FailuresError(f"{self.count} records of {path} could not be used, more than the {allowed} allowed")
-
-
 # --- export ---
 
 
@@ -103,7 +86,7 @@ def export(config: ExportConfig, reporter: Reporter) -> RunManifest:
     FailuresError (with the file written) for more failures than allowed.
     """
     begun = manifest.started("store export", config)
-    problems = _Problems(reporter)
+    problems = Teller(config.store, reporter)
     with Store.read(config.store) as store:
         info = store.info()
         job = _Export(config, store, problems, reporter)
@@ -117,7 +100,7 @@ def export(config: ExportConfig, reporter: Reporter) -> RunManifest:
     results = {"format": config.format, "fingerprint": info["fingerprint"], "provenance": info["provenance"]}
     finished = begun.finish({"ok": written, "failed": problems.count, "skipped": job.skipped}, results=results)
     manifest.write(manifest.path_for(config.out), finished)
-    problems.close(config.max_failures, config.store)
+    _close(problems, config.max_failures)
     return finished
 
 
@@ -125,7 +108,7 @@ def export(config: ExportConfig, reporter: Reporter) -> RunManifest:
 class _Export:
     config: ExportConfig
     store: Store
-    problems: _Problems
+    problems: Teller
     reporter: Reporter
     skipped: int = 0
 
@@ -179,7 +162,7 @@ def load(config: ImportConfig, reporter: Reporter) -> RunManifest:
     store, FailuresError for more failures than allowed.
     """
     begun = manifest.started("store import", config, inputs={"source": manifest.file_input(config.source)})
-    problems = _Problems(reporter)
+    problems = Teller(config.source, reporter)
     digest = begun.inputs["source"]["sha256"]
     data = coco.load(config.source) if config.format == "coco" else {}
     stated = lines.fingerprint(config.source) if config.format == "jsonl" else coco.fingerprint(data) if data else None
@@ -208,7 +191,7 @@ def load(config: ImportConfig, reporter: Reporter) -> RunManifest:
     results = {"format": config.format, "fingerprint": mark, "provenance": provenance}
     finished = begun.finish({**counts, "failed": problems.count}, results=results)
     manifest.write(manifest.path_for(config.out), finished)
-    problems.close(config.max_failures, config.source)
+    _close(problems, config.max_failures)
     return finished
 
 
@@ -262,6 +245,12 @@ def _provenance(config: ImportConfig, mark: str, source: Any) -> dict[str, Any]:
         if results.get("fingerprint") == mark and isinstance(results.get("provenance"), dict):
             return results["provenance"]
     return {"imported": {"format": config.format, **source}}
+
+
+def _close(problems: Teller, allowed: int | None) -> None:
+    problems.rest()
+    if allowed is not None and problems.count > allowed:
+        raise FailuresError(f"{problems.count} records of {problems.path} could not be used, more than the {allowed} allowed")
 
 
 def _check_format(name: str) -> None:
