@@ -232,3 +232,16 @@ def test_single_questions_stay_out_of_the_table(capsys: pytest.CaptureFixture[st
     golden = Path(__file__).parent / "golden" / "scienceqa"
     assert main.run(["eval", "scienceqa", "--data", str(golden), "--predictions", str(golden / "predictions.jsonl"), "-q"]) == 0
     assert "per_question" not in capsys.readouterr().out
+
+
+def test_pictures_of_another_benchmark_are_not_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder `images` lies in the root; GQA calls its own so, too, but none of its questions are there."""
+    (tmp_path / "images").mkdir()
+
+    def listed() -> dict[str, bool]:
+        assert main.run(["eval", "gqa", "--list", "--data", str(tmp_path), "--json"]) == 0
+        return {need["file"]: need["found"] for need in json.loads(capsys.readouterr().out)["gqa"]["needs"]}
+
+    assert not any(listed().values())
+    (tmp_path / "testdev_balanced_questions.json").write_text("{}")
+    assert {name for name, found in listed().items() if found} == {"testdev_balanced_questions.json", "images"}

@@ -14,7 +14,7 @@ from cos_core import evaluate, manifest, metrics, statistics
 from cos_core.errors import InputError
 from cos_core.evaluate import EvalConfig
 from cos_core.geometry import Box
-from cos_core.interfaces import SilentReporter
+from cos_core.interfaces import BenchmarkData, SilentReporter
 from cos_core.types import Example, Prediction, RunManifest, Score
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -278,3 +278,14 @@ def test_no_torch_and_a_quick_start(tmp_path: Path) -> None:
         printed.append(json.loads(done.stdout))
     assert printed[0]["metrics"]["mean_f1"] == pytest.approx(0.7396724705675047, abs=1e-12)
     assert printed[2]["comparisons"][0]["verdict"] == "unclear"
+
+
+def test_the_digest_knows_what_is_asked() -> None:
+    """Another instruction after the question (`meta["suffix"]`) is another question; other meta are not asked."""
+
+    def digest(**meta: object) -> str:
+        example = Example("1", "mini", "a.png", "Which?", ("A",), meta=meta)
+        return evaluate.data_digest(BenchmarkData("mini", "test", (example,), Path()))
+
+    assert len({digest(), digest(suffix="\nA or B."), digest(suffix="\nSay A or B."), digest(suffix="")}) == 4
+    assert digest() == digest(subject="any")

@@ -64,24 +64,13 @@ def compare(
                 reporter.warn(f"{each.benchmark}: {each.b} differs from {each.a} in {', '.join(each.differs)}")
         for words in outcome.skipped:
             reporter.note(f"not compared: {words}")
-    rows = changed(outcome) if out is not None or not json else []
+    rows = outcome.flips() if out is not None or not json else []
     if out is not None:
         evaluate.write_records(rows, out)
     if json:
         emit_json({"comparisons": [each.to_json() for each in outcome.comparisons], "skipped": outcome.skipped})
     else:
         emit(describe(outcome, rows, flips))
-
-
-def changed(outcome: Outcome) -> list[dict[str, Any]]:
-    """Every flipped question of every comparison."""
-    from cos_core.evaluate import compare as comparing
-
-    rows = []
-    for each in outcome.comparisons:
-        sides = [comparing.runs_below(Path(path))[each.benchmark].scores for path in (each.a, each.b)]
-        rows += comparing.flipped(each, *({score.example_id: score for score in side} for side in sides))
-    return rows
 
 
 def describe(outcome: Outcome, rows: Sequence[dict[str, Any]], flips: int) -> str:

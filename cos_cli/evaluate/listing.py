@@ -29,16 +29,17 @@ def show(names: Sequence[str], data: Path | None, json: bool) -> None:
 
 def _described(name: str, data: Path | None) -> dict[str, Any]:
     benchmark = plug.load("benchmarks", name)
-    root = None if data is None else data / short(name) if (data / short(name)).is_dir() else data
+    wanted = getattr(benchmark, "needs", ())
+    root = None if data is None else _root(data, name, wanted)
     needs = [
         {
             "file": need.names[0],
             "source": need.source,
             "split": need.split,
             "optional": need.optional,
-            "found": None if root is None else need.found(root) is not None,
+            "found": None if data is None else root is not None and need.found(root) is not None,
         }
-        for need in getattr(benchmark, "needs", ())
+        for need in wanted
     ]
     return {
         "summary": benchmark.summary,
@@ -46,6 +47,13 @@ def _described(name: str, data: Path | None) -> dict[str, Any]:
         "scorers": list(getattr(benchmark, "scorers", ())),
         "needs": needs,
     }
+
+
+def _root(data: Path, name: str, needs: Sequence[Any]) -> Path | None:
+    """The benchmark's own folder, else `data` if it holds a file to score by: a folder `images` alone may be anybody's."""
+    if (data / short(name)).is_dir():
+        return data / short(name)
+    return data if any(not need.optional and need.found(data) for need in needs) else None
 
 
 def _lines(name: str, about: Mapping[str, Any]) -> Iterator[str]:

@@ -266,10 +266,11 @@ def _inputs(config: EvalConfig, file: Path, data: BenchmarkData) -> dict[str, di
 
 
 def data_digest(data: BenchmarkData) -> str:
-    """SHA-256 over every question as it is scored and asked: id, picture's name, text, answers, in order."""
+    """SHA-256 over every question as it is scored and asked: id, picture's name, text, answers and suffix, in order."""
     digest = hashlib.sha256()
     for example in data.examples:
-        digest.update(msgspec.json.encode((example.id, example.image, example.question, example.answers)))
+        suffix = (example.meta["suffix"],) if "suffix" in example.meta else ()
+        digest.update(msgspec.json.encode((example.id, example.image, example.question, example.answers, *suffix)))
     return digest.hexdigest()
 
 

@@ -86,10 +86,19 @@ class Comparison:
 
 @dataclass(slots=True)
 class Outcome:
-    """All comparisons of one call, and what could not be compared (in words)."""
+    """All comparisons of one call, what could not be compared (in words), and the runs by the comparisons' names for them."""
 
     comparisons: list[Comparison] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    runs: Mapping[str, Mapping[str, EvalRun]] = field(default_factory=dict)
+
+    def flips(self) -> list[dict[str, Any]]:
+        """Every flipped question of every comparison."""
+        rows = []
+        for each in self.comparisons:
+            sides = [{score.example_id: score for score in self.runs[name][each.benchmark].scores} for name in (each.a, each.b)]
+            rows += flipped(each, *sides)
+        return rows
 
 
 def runs_below(path: Path) -> dict[str, EvalRun]:
@@ -124,8 +133,8 @@ def compare(
     """
     if len(paths) < 2:
         raise InputError("a comparison needs at least two runs")
-    reference, *others = [runs_below(path) for path in paths]
-    outcome = Outcome()
+    reference, *others = runs = [runs_below(path) for path in paths]
+    outcome = Outcome(runs=dict(zip(map(str, paths), runs, strict=True)))
     for path, other in zip(paths[1:], others, strict=True):
         shared = [name for name in reference if name in other]
         if not shared:
