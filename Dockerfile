@@ -1,5 +1,6 @@
-# cos with everything that trains and evaluates on NVIDIA GPUs. It was written without a Docker engine at hand and has not been
-# built: read it as a recipe. The driver of the host must know the CUDA version of the base image (`cos doctor` says both).
+# cos with everything that trains and evaluates on NVIDIA GPUs. Every step below was built (Buildah 1.28) with Debian 12 in the place
+# of the base image and torch's CPU build; `cos doctor --for train` and `cos demo --quick` ran in it as the user cos. NVIDIA's image
+# and a GPU are untried. The driver of the host must know the CUDA version of the base image (`cos doctor` says both).
 #   docker build -t cos .
 #   docker run --rm --gpus all --shm-size 8g -v "$PWD:/work" cos doctor --for infer
 FROM nvidia/cuda:12.8.1-cudnn-devel-ubuntu24.04
