@@ -11,7 +11,7 @@ ARGS ?=
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint test-fast test-slow test-detectron2 faults bench completions reference docs clean
+.PHONY: help setup demo test lint audit test-fast test-slow test-detectron2 faults bench completions reference docs clean
 
 help:
 	@echo "make demo         the whole road in small: scenes, annotate, train, eval, a table and a page (about 7 minutes on two cores)"
@@ -19,7 +19,8 @@ help:
 	@echo "make test         lint, fast tests, slow tests, with the time of each"
 	@echo "make test-detectron2   the detector detectron2 with the real package, in an environment of its own (5.5 GB)"
 	@echo "make setup        .venv with everything, leaves .venv/bin/cos (demo and test do this by themselves)"
-	@echo "make lint         ruff (its security rules too), mypy, shellcheck and a search for secrets, at their pinned versions"
+	@echo "make lint         ruff (its security rules too), mypy, shellcheck, deptry, pip check, a search for secrets; the time of each"
+	@echo "make audit        every pinned package against the database of known weaknesses (needs the network)"
 	@echo "make faults       every bad input and injected fault, written down in docs/faults.md (two minutes)"
 	@echo "make bench        the benchmarks"
 	@echo "make completions  writes completions/commands.tsv again"
@@ -62,11 +63,16 @@ test: $(STAMP)
 	$(call timed,test-slow)
 
 lint: $(STAMP)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/shellcheck .ci/run tests/with_detectron2/install.sh
-	git ls-files -z -- . ':!tests/golden' ':!constraints.txt' | xargs -0 $(BIN)/detect-secrets-hook
+	@BIN=$(BIN) .ci/lint
+
+# Not part of lint, for it needs the network: each pin against the package index's database of advisories. What the database does
+# not know fails, too: an audit that reached nothing found nothing.
+audit: .venv-audit/bin/pip-audit
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
+.venv-audit/bin/pip-audit:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --disable-pip-version-check --quiet 'pip-audit>=2.9'
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" --durations=10 $(ARGS)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import installed
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from cos_core import __version__
 
@@ -64,6 +67,22 @@ def test_what_the_source_distribution_holds(tmp_path: Path) -> None:
     }
     assert needed <= names, sorted(needed - names)
     assert not [name for name in names if ".venv" in name or "__pycache__" in name]
+
+
+def test_every_requirement_has_a_pin_that_fits() -> None:
+    """One that lacks it is installed as the day will have it: what was tested is then not what is there."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = declared["optional-dependencies"]
+    wanted = [Requirement(text) for part in (declared["dependencies"], *extras.values()) for text in part]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    exact = {canonicalize_name(name): version for name, version in pins.items()}
+    assert len(exact) == len(pins) > 100
+    for each in wanted:
+        if each.name == "cos-toolkit":
+            assert each.extras <= set(extras), each
+        else:
+            assert each.specifier.contains(exact[canonicalize_name(each.name)]), each
 
 
 def test_it_runs_from_another_folder(programs: Path, tmp_path: Path) -> None:
