@@ -1,24 +1,20 @@
-"""Regions in the formats of others: round trips, their exact loss, the files as others read them, and bad input."""
+"""Regions in the formats of others: round trips, their exact loss, and the files as others read and publish them."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import formats_world
 import pytest
+from formats_world import MARK, Said, annotations, out_and_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import cos_core
-from cos_core import manifest
 from cos_core.datasets import read_examples
-from cos_core.errors import FailuresError, InputError
-from cos_core.formats import FORMATS
+from cos_core.errors import FailuresError
 from cos_core.formats.exchange import ExportConfig, ImportConfig, export, load
 from cos_core.geometry import Box, SquarePad
 from cos_core.interfaces import SilentReporter
@@ -26,67 +22,10 @@ from cos_core.released import ReleasedRegions, Square
 from cos_core.store import Store
 from cos_core.types import Annotation
 
-MARK = "0123456789abcdef"
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(cos_core.__file__).parents[1])}
-
-
-class Said(SilentReporter):
-    def __init__(self) -> None:
-        self.words: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.words.append(text)
-
 
 @pytest.fixture
 def world(tmp_path: Path) -> Path:
-    """Three pictures of prime sides, questions on them (two samples share an id), and a store with all that can be in one."""
-    (tmp_path / "images" / "coco").mkdir(parents=True)
-    for name, size in (("a.png", (97, 61)), ("b.jpg", (53, 83)), ("c.png", (71, 71))):
-        Image.new("RGB", size, "grey").save(tmp_path / "images" / "coco" / name)
-
-    def sample(name: str, image: str, *questions: str) -> dict:
-        turns = [{"from": who, "value": text} for q in questions for who, text in (("human", q), ("gpt", f"answer to {q}"))]
-        return {"id": name, "image": f"coco/{image}", "conversations": turns}
-
-    data = [
-        {"id": "text", "conversations": [{"from": "human", "value": "no picture"}, {"from": "gpt", "value": "none"}]},
-        sample("x/1", "a.png", "q one", "q two"),
-        sample("x/2", "b.jpg", "q three"),
-        sample("x/2", "c.png", "q four", "q five"),
-        sample("y", "c.png", "q six", "q seven"),
-    ]
-    (tmp_path / "data.json").write_text(json.dumps(data))
-    examples = list(read_examples(tmp_path / "data.json"))
-    boxes = [Box(0.1, 0.2, 0.437, 0.9), Box(0.0, 0.0, 1.0, 1.0), Box(0.5, 0.75, 1.0, 1.0), Box(1 / 3, 0.1, 0.34, 0.11)]
-    boxes += [Box(0.9, 0.05, 1.0, 0.5)]
-    with Store.create_or_resume(tmp_path / "store", MARK, {"model": "tiny"}) as store:
-        items = [
-            Annotation(e.id, box, 1.5 + i, "from_single_question", MARK, (i, 3), None, e.image)
-            for i, (e, box) in enumerate(zip(examples, boxes, strict=False))
-        ]
-        items.append(
-            Annotation(examples[5].id, None, 0.0, "from_single_question", MARK, reason="flat", image=examples[5].image)
-        )
-        heats = {items[0].example_id: [[0.1, 0.7], [0.0, 0.2]], items[5].example_id: [[0.0]]}
-        store.commit(items, heats, [(examples[6].id, "torn")])
-    return tmp_path
-
-
-def annotations(path: Path) -> list[Annotation]:
-    with Store.read(path) as store:
-        return list(store.annotations())
-
-
-def out_and_in(world: Path, form: str, again: str = "again", **options: Path) -> tuple[Said, dict, Path]:
-    """Exported, imported into a new store."""
-    data, images = world / "data.json", world / "images"
-    told = Said()
-    needs = {"jsonl": {}, "coco": {"images": images}}.get(form, {"images": images, "data": data})
-    kept = {"failures": True, "heats": True} if form == "jsonl" else {}
-    made = export(ExportConfig(world / "store", world / "file", form, **needs, **kept), told)  # type: ignore[arg-type]
-    found = load(ImportConfig(world / "file", world / again, form, **{**needs, **options}), told)  # type: ignore[arg-type]
-    return told, {"out": made.counts, "in": found.counts}, world / again
+    return formats_world.make(tmp_path)
 
 
 def test_json_lines_lose_nothing(world: Path) -> None:
@@ -328,158 +267,3 @@ def test_coco_of_others(world: Path) -> None:
         ("9", Box(0, 0, 96.5 / 97, 1))]  # fmt: skip
     with Store.read(world / "c") as store:
         assert [name for name, _ in store.failures()] == ["3", "4", "5", "6", "8"]
-
-
-def test_bad_lines_cost_themselves_only(world: Path) -> None:
-    export(ExportConfig(world / "store", world / "file", "jsonl", failures=True, heats=True), SilentReporter())
-    good = (world / "file").read_text().splitlines()
-    first = json.loads(good[0])
-    changes: list[dict] = [
-        {"box": [0.5, 0, 0.1, 1]},
-        {"score": "high"},
-        {"score": 1e999},
-        {"heat": {"cells": [[256]], "top": 1.0}},
-        {"heat": {"cells": [[1]], "top": -1}},
-        {"image": 5},
-        {"example_id": ""},
-        {"example_id": "\ud800"},
-        {"regions_used": [-1]},
-        {"regions_used": ["a"]},
-    ]
-    bad = ["{", "7", "{}", '{"example_id": "z", "failure": 5}', *(json.dumps({**first, **change}) for change in changes)]
-    (world / "mixed").write_text("\n".join([*bad, *good]) + "\n")
-    told = Said()
-    found = load(ImportConfig(world / "mixed", world / "m", "jsonl"), told)
-    assert found.counts["failed"] == len(bad)
-    assert annotations(world / "m") == annotations(world / "store")
-    assert f"{world / 'mixed'}:1: not valid JSON" in told.words[0]
-    assert told.words[-1] == f"{len(bad) - 5} more problems in {world / 'mixed'}"
-
-
-def test_files_of_another_job_or_none(world: Path) -> None:
-    export(ExportConfig(world / "store", world / "file", "jsonl"), SilentReporter())
-    line = json.loads((world / "file").read_text().splitlines()[0])
-    (world / "two").write_text((world / "file").read_text() + json.dumps({**line, "fingerprint": "other"}) + "\n")
-    with pytest.raises(InputError, match=r"two:7: fingerprint 'other', before it '0123456789abcdef'"):
-        load(ImportConfig(world / "two", world / "t", "jsonl"), SilentReporter())
-    with Store.create_or_resume(world / "theirs", "f" * 16, {}):
-        pass
-    with pytest.raises(InputError, match="was made with other settings"):
-        load(ImportConfig(world / "file", world / "theirs", "jsonl"), SilentReporter())
-    (world / "empty").write_text("")
-    (world / "list").write_text("[]")
-    for name, form, said in (
-        ("empty", "jsonl", "holds no region"),
-        ("list", "coco", "is not a COCO file"),
-        ("empty", "coco", "not valid JSON"),
-    ):
-        with pytest.raises(InputError, match=said):
-            load(ImportConfig(world / name, world / "e", form), SilentReporter())  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="cannot be read"):
-        load(ImportConfig(world / "none", world / "e", "jsonl"), SilentReporter())
-    assert not (world / "e").exists(), "nothing is made for a file that holds nothing"
-
-
-def test_unknown_ids_are_told(world: Path) -> None:
-    export(ExportConfig(world / "store", world / "file", "jsonl"), SilentReporter())
-    (world / "few.json").write_text(json.dumps(json.loads((world / "data.json").read_text())[:2]))
-    told = Said()
-    found = load(ImportConfig(world / "file", world / "few", "jsonl", data=world / "few.json"), told)
-    assert (found.counts["ok"], found.counts["failed"]) == (2, 4)
-    assert "no such example in" in told.words[0]
-
-
-def test_pictures_that_are_gone(world: Path) -> None:
-    (world / "images" / "coco" / "b.jpg").unlink()
-    told = Said()
-    found = export(ExportConfig(world / "store", world / "f", "coco", images=world / "images"), told)
-    assert (found.counts["ok"], found.counts["failed"]) == (4, 1)
-    assert "there is no image" in told.words[0]
-    sized = [{**e.to_json(), "meta": {**e.meta, "width": 53, "height": 83}} for e in read_examples(world / "data.json")]
-    (world / "sized.jsonl").write_text("".join(json.dumps(e) + "\n" for e in sized))
-    found = export(ExportConfig(world / "store", world / "f", "coco", data=world / "sized.jsonl"), told)
-    assert found.counts["ok"] == 5, "sizes that the data states need no pictures"
-
-
-@pytest.mark.parametrize("form", FORMATS)
-def test_needs_are_said_at_once(form: str, world: Path) -> None:
-    wants = {"jsonl": None, "chain-of-spot": "--data", "coco": "--images", "visual-cot": "--data"}[form]
-    if wants is not None:
-        with pytest.raises(InputError, match=wants):
-            ExportConfig(world / "store", world / "f", form)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="no format is called"):
-        ExportConfig(world / "store", world / "f", form + "x")  # type: ignore[arg-type]
-
-
-def test_an_export_never_replaces_the_store(world: Path) -> None:
-    (world / "link").symlink_to("store/data.mdb")
-    for out in (world / "store", world / "store" / "data.mdb", world / "link"):
-        with pytest.raises(InputError, match="lies in the store itself"):
-            ExportConfig(world / "store", out, "jsonl")
-    (world / "self").symlink_to("self")
-    with pytest.raises(InputError, match="self cannot be written: Too many levels of symbolic links"):
-        export(ExportConfig(world / "store", world / "self", "jsonl"), Said())
-    assert (world / "self").is_symlink()
-
-
-FULL = """
-import resource, signal, sys
-from pathlib import Path
-from cos_core.errors import InputError
-from cos_core.formats.exchange import ImportConfig, load
-from cos_core.interfaces import SilentReporter
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-try:
-    load(ImportConfig(Path(sys.argv[1]), Path(sys.argv[2]), "jsonl"), SilentReporter())
-except InputError as error:
-    print(error)
-"""
-
-
-def test_a_full_disk_keeps_what_was_imported_and_the_rest_follows(world: Path) -> None:
-    one = annotations(world / "store")[0].to_json()
-    with (world / "big").open("w") as file:
-        for i in range(9000):
-            file.write(json.dumps({**one, "example_id": f"{i:05d}", "image": "x" * 100}) + "\n")
-    command = [sys.executable, "-c", FULL, str(world / "big"), str(world / "full")]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
-    assert "cannot be written" in done.stdout, done.stderr
-    assert not manifest.path_for(world / "full").exists(), "not finished"
-    with Store.read(world / "full") as store:
-        assert store.info()["annotations"] == 4096, "the first batch"
-    load(ImportConfig(world / "big", world / "full", "jsonl"), SilentReporter())
-    assert len(annotations(world / "full")) == 9000
-
-
-SMALL = """
-set -e
-mount -t tmpfs -o size=2m tmpfs "$1"
-"$2" -m cos_cli store import "$3" --out "$1/s" || echo "code $?"
-"$2" -m cos_cli store verify "$1/s"
-mount -o remount,size=64m "$1"
-"$2" -m cos_cli store import "$3" --out "$1/s" --quiet
-"$2" -m cos_cli store verify "$1/s"
-"""
-
-
-@pytest.mark.slow
-def test_a_disk_that_is_really_full(world: Path) -> None:
-    (world / "disk").mkdir()
-    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-    try:
-        subprocess.run([*inside, 'mount -t tmpfs tmpfs "$0"', str(world / "disk")], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("this system lets nobody but root mount a small disk")
-    one = annotations(world / "store")[0].to_json()
-    with (world / "big").open("w") as file:
-        file.writelines(json.dumps({**one, "example_id": f"{i:05d}", "image": "x" * 100}) + "\n" for i in range(14_000))
-    command = [*inside, SMALL, "sh", str(world / "disk"), sys.executable, str(world / "big")]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "cannot be written: the disk is full; what was committed is kept, the same command continues" in done.stderr
-    assert done.stdout.splitlines() == [
-        "code 3",
-        f"{world / 'disk' / 's'} is sound: 8,192 annotations, 0 heats, 0 failures",
-        f"{world / 'disk' / 's'} is sound: 14,000 annotations, 0 heats, 0 failures",
-    ]
