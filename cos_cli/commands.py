@@ -42,7 +42,6 @@ class Parameter:
     completes: str | None
     low: float | None
     high: float | None
-    variable: str | None
     parser: Callable[[str], Any] | None
     metavar: str | None
 
@@ -138,7 +137,6 @@ def _parameter(name: str, annotation: Any, info: ParameterInfo, default: Any) ->
         completes=completed_by(info.autocompletion),
         low=info.min,
         high=info.max,
-        variable=info.envvar if isinstance(info.envvar, str) else None,
         parser=info.parser,
         metavar=info.metavar,
     )

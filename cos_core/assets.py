@@ -45,7 +45,10 @@ def completion(name: str) -> Path:
 
 
 def miniature_checkpoint() -> Path:
-    """The folder of the miniature LLaVA that `cos demo` starts from (also reachable as `--model miniature`)."""
+    """The folder of the miniature LLaVA that `cos demo` starts from (also reachable as `--model miniature`).
+
+    Raises InputError when the installation lacks it.
+    """
     path = _PACKAGE / "miniature" / "checkpoint"
     if not (path / "config.json").exists():
         raise InputError("the miniature checkpoint is missing; reinstall, or run python -m cos_core.miniature.pretrain")

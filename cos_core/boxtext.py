@@ -129,6 +129,7 @@ class BoxGrammar:
 
     @property
     def alphabet(self) -> frozenset[str]:
+        """See interfaces.Grammar, here and below."""
         return frozenset("[], .0123456789")
 
     @cached_property

@@ -131,7 +131,7 @@ def clipped(x0: float, y0: float, x1: float, y1: float, frame: Frame) -> Box:
 
 
 def bounding(boxes: Sequence[Box]) -> Box:
-    """The smallest box that holds all of `boxes` (at least one, of one frame)."""
+    """The smallest box that holds all of `boxes`. Raises InputError for none, FrameError when they are of two frames."""
     if not boxes:
         raise InputError("the bounding box of no boxes does not exist")
     result = boxes[0]

@@ -49,7 +49,8 @@ class Detector(Protocol):
     picture that it cannot serve.
     """
 
-    def detect(self, image: Image, path: str = "") -> Regions: ...
+    def detect(self, image: Image, path: str = "") -> Regions:
+        """The candidates on one upright RGB picture; none is an empty Regions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,8 @@ class Backbone(Protocol):
     own choice."""
 
     @property
-    def settings(self) -> Mapping[str, Any]: ...
+    def settings(self) -> Mapping[str, Any]:
+        """See above; plain JSON, for `manifest.fingerprint`."""
 
     def relevance(self, groups: Sequence[tuple[Image, Sequence[Example]]]) -> list[list[Relevance]]:
         """One Relevance per example, grouped as given: each group is one image with its questions.
@@ -141,7 +143,8 @@ class Engine(Protocol):
 
     name: str
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply]: ...
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        """One Reply a Request, in order. A request that fails is a Reply with `error`; the others are answered."""
 
 
 PolicySource = Literal["none", "model", "fixed", "gold"]
@@ -175,16 +178,24 @@ class BenchmarkData:
 
 
 class Benchmark(Protocol):
-    """One benchmark: reads its official files, says how answers are scored, aggregates scores."""
+    """One benchmark: reads its official files, says how answers are scored, aggregates scores.
+
+    More that is used where a benchmark has it: `headline` (the metric to name, "accuracy" without it) and its `unit`; `needs`
+    (_files.Need) and `counts` (questions a split); `scorers`; the methods `estimates`, `protocol`, `asked`, `judged` and
+    `submission`. docs/howto/add-a-benchmark.md shows them.
+    """
 
     name: str
     summary: str
 
-    def load(self, root: Path) -> BenchmarkData: ...
+    def load(self, root: Path) -> BenchmarkData:
+        """The questions in the official files below `root`. Raises InputError that names the file that is missing or wrong."""
 
-    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]: ...
+    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
+        """One Score a question of `data`, in order; `predictions` by example id. One without a prediction scores 0."""
 
-    def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]: ...
+    def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
+        """The official aggregates, in the official units, from the scores alone; nested by what they are of."""
 
 
 class Worker(Protocol):

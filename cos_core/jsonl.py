@@ -283,7 +283,7 @@ class DurableWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Waits until everything appended is on the disk."""
+        """Waits until everything appended is on the disk. Raises InputError when the disk refuses."""
         if self._pending:
             try:
                 os.fsync(self._fd)

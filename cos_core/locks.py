@@ -31,7 +31,7 @@ class FileLock:
         return self._fd is not None
 
     def acquire(self) -> None:
-        """Takes the lock or raises; taking it twice is an error like any other holder's."""
+        """Takes the lock. Raises LockedError when it is held, by this object too, InputError when its file cannot be made."""
         if self._fd is not None:
             raise LockedError(f"this process is already writing to {self._what}")
         while self._fd is None:

@@ -53,12 +53,14 @@ class Example:
         return Example, _EXAMPLE(self)
 
     def to_json(self) -> dict[str, Any]:
+        """Plain JSON, without `line`."""
         record = {**_shallow(self), "answers": list(self.answers), "choices": list(self.choices), "meta": dict(self.meta)}
         del record["line"]
         return record
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Example:
+        """The inverse of `to_json`; a `line` is passed over. Raises InputError for an object that is no example."""
         data = _known(cls, data)
         data.pop("line", None)
         return cls(**{**data, "answers": tuple(data.get("answers", ())), "choices": tuple(data.get("choices", ()))})
@@ -108,6 +110,7 @@ class Annotation:
         return Annotation, _ANNOTATION(self)
 
     def to_json(self) -> dict[str, Any]:
+        """Plain JSON; the box as its four corners, which are in frame "image"."""
         return {
             **_shallow(self),
             "box": list(self.box.corners) if self.box else None,
@@ -116,6 +119,7 @@ class Annotation:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Annotation:
+        """The inverse of `to_json`. Raises InputError for an object that is no annotation."""
         data = _known(cls, data)
         box = data.get("box")
         used = tuple(int(i) for i in data.get("regions_used", ()))
@@ -171,10 +175,12 @@ class Prediction:
             raise InputError(f"predicted boxes are kept in frame 'image', got {self.box.frame!r} for {self.example_id!r}")
 
     def to_json(self) -> dict[str, Any]:
+        """Plain JSON; the box as its four corners, which are in frame "image"."""
         return {**_shallow(self), "box": list(self.box.corners) if self.box else None, "tokens": dict(self.tokens)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Prediction:
+        """The inverse of `to_json`. Raises InputError for an object that is no prediction."""
         data = _known(cls, data)
         box = data.get("box")
         return cls(**{**data, "box": None if box is None else Box.from_json(box)})
@@ -196,10 +202,12 @@ class Score:
     note: str | None = None
 
     def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
         return {**_shallow(self), "groups": dict(self.groups)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Score:
+        """The inverse of `to_json`. Raises InputError for an object that is no score."""
         return cls(**_known(cls, data))
 
 
@@ -226,10 +234,12 @@ class RunManifest:
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
+        """Plain JSON, as far as what was put in is; `manifest.write` checks."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RunManifest:
+        """The inverse of `to_json`. Raises InputError for an object that is no manifest."""
         return cls(**_known(cls, data))
 
 

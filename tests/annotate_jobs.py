@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from cos_core.annotate import AnnotateConfig
-from cos_core.interfaces import SilentReporter
 from cos_core.store import Store
 from cos_core.types import Annotation
 
@@ -35,24 +34,6 @@ def edit_data(config: AnnotateConfig, change: Any) -> None:
     samples = json.loads(config.data.read_text(encoding="utf-8"))
     change(samples)
     config.data.write_text(json.dumps(samples), encoding="utf-8")
-
-
-class Told(SilentReporter):
-    """Keeps what a stage says."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-        self.steps: list[tuple[int, int | None]] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def progress(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
-        self.steps.append((done, total))
 
 
 def stored(config: AnnotateConfig) -> dict[str, Annotation]:

@@ -7,25 +7,17 @@ import os
 from pathlib import Path
 
 from PIL import Image
+from reporters import Told
 
 import cos_core
 from cos_core.datasets import read_examples
 from cos_core.formats.exchange import ExportConfig, ImportConfig, export, load
 from cos_core.geometry import Box
-from cos_core.interfaces import SilentReporter
 from cos_core.store import Store
 from cos_core.types import Annotation
 
 MARK = "0123456789abcdef"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(cos_core.__file__).parents[1])}
-
-
-class Said(SilentReporter):
-    def __init__(self) -> None:
-        self.words: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.words.append(text)
 
 
 def make(tmp_path: Path) -> Path:
@@ -67,10 +59,10 @@ def annotations(path: Path) -> list[Annotation]:
         return list(store.annotations())
 
 
-def out_and_in(world: Path, form: str, again: str = "again", **options: Path) -> tuple[Said, dict, Path]:
+def out_and_in(world: Path, form: str, again: str = "again", **options: Path) -> tuple[Told, dict, Path]:
     """Exported, imported into a new store."""
     data, images = world / "data.json", world / "images"
-    told = Said()
+    told = Told()
     needs = {"jsonl": {}, "coco": {"images": images}}.get(form, {"images": images, "data": data})
     kept = {"failures": True, "heats": True} if form == "jsonl" else {}
     made = export(ExportConfig(world / "store", world / "file", form, **needs, **kept), told)  # type: ignore[arg-type]

@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from annotate_jobs import Told, edit_data, exported, failures, stored, write_data
+from annotate_jobs import edit_data, exported, failures, stored, write_data
 from PIL import Image
+from reporters import Told
 from tiny_llava import make_checkpoint
 
 from cos_core import manifest, roi

@@ -6,8 +6,9 @@ import json
 from dataclasses import replace
 
 import pytest
-from annotate_jobs import Told, failures, stored
+from annotate_jobs import failures, stored
 from hostile import BROKEN, ODD
+from reporters import Told
 from tiny_llava import make_checkpoint
 
 from cos_core import manifest

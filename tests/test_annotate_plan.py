@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from annotate_jobs import Told, edit_data, write_data
+from annotate_jobs import edit_data, write_data
+from reporters import Told
 from tiny_llava import make_checkpoint
 
 from cos_core.annotate import AnnotateConfig, plan, run

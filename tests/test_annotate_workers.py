@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from annotate_jobs import Told, exported, failures, write_data
+from annotate_jobs import exported, failures, write_data
 from children import children, wait_for_end
+from reporters import Told
 from tiny_llava import make_checkpoint
 
 from cos_core import manifest

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reporters import Told
 
 from cos_core import evaluate, manifest, metrics, statistics
 from cos_core.errors import InputError
@@ -19,14 +20,6 @@ from cos_core.types import Example, Prediction, RunManifest, Score
 
 ROOT = Path(__file__).resolve().parent.parent
 POPE = Path(__file__).parent / "golden" / "pope"
-
-
-class Notes(SilentReporter):
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 QUESTIONS = [
@@ -121,7 +114,7 @@ def test_a_second_run_into_the_same_folder_leaves_nothing_of_the_first(tmp_path:
 
 
 def test_every_misfit_is_named_and_counted(tmp_path: Path) -> None:
-    notes = Notes()
+    notes = Told()
     rows = [
         said("b", "red"),
         said("a", "7"),  # before b in the data: re-ordered

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import formats_world
 import pytest
-from formats_world import ENVIRONMENT, Said, annotations
+from formats_world import ENVIRONMENT, annotations
+from reporters import Told
 
 from cos_core import manifest
 from cos_core.datasets import read_examples
@@ -43,12 +44,12 @@ def test_bad_lines_cost_themselves_only(world: Path) -> None:
     ]
     bad = ["{", "7", "{}", '{"example_id": "z", "failure": 5}', *(json.dumps({**first, **change}) for change in changes)]
     (world / "mixed").write_text("\n".join([*bad, *good]) + "\n")
-    told = Said()
+    told = Told()
     found = load(ImportConfig(world / "mixed", world / "m", "jsonl"), told)
     assert found.counts["failed"] == len(bad)
     assert annotations(world / "m") == annotations(world / "store")
-    assert f"{world / 'mixed'}:1: not valid JSON" in told.words[0]
-    assert told.words[-1] == f"{len(bad) - 5} more problems in {world / 'mixed'}"
+    assert f"{world / 'mixed'}:1: not valid JSON" in told.warnings[0]
+    assert told.warnings[-1] == f"{len(bad) - 5} more problems in {world / 'mixed'}"
 
 
 def test_files_of_another_job_or_none(world: Path) -> None:
@@ -78,18 +79,18 @@ def test_files_of_another_job_or_none(world: Path) -> None:
 def test_unknown_ids_are_told(world: Path) -> None:
     export(ExportConfig(world / "store", world / "file", "jsonl"), SilentReporter())
     (world / "few.json").write_text(json.dumps(json.loads((world / "data.json").read_text())[:2]))
-    told = Said()
+    told = Told()
     found = load(ImportConfig(world / "file", world / "few", "jsonl", data=world / "few.json"), told)
     assert (found.counts["ok"], found.counts["failed"]) == (2, 4)
-    assert "no such example in" in told.words[0]
+    assert "no such example in" in told.warnings[0]
 
 
 def test_pictures_that_are_gone(world: Path) -> None:
     (world / "images" / "coco" / "b.jpg").unlink()
-    told = Said()
+    told = Told()
     found = export(ExportConfig(world / "store", world / "f", "coco", images=world / "images"), told)
     assert (found.counts["ok"], found.counts["failed"]) == (4, 1)
-    assert "there is no image" in told.words[0]
+    assert "there is no image" in told.warnings[0]
     sized = [{**e.to_json(), "meta": {**e.meta, "width": 53, "height": 83}} for e in read_examples(world / "data.json")]
     (world / "sized.jsonl").write_text("".join(json.dumps(e) + "\n" for e in sized))
     found = export(ExportConfig(world / "store", world / "f", "coco", data=world / "sized.jsonl"), told)
@@ -113,7 +114,7 @@ def test_an_export_never_replaces_the_store(world: Path) -> None:
             ExportConfig(world / "store", out, "jsonl")
     (world / "self").symlink_to("self")
     with pytest.raises(InputError, match="self cannot be written: Too many levels of symbolic links"):
-        export(ExportConfig(world / "store", world / "self", "jsonl"), Said())
+        export(ExportConfig(world / "store", world / "self", "jsonl"), Told())
     assert (world / "self").is_symlink()
 
 

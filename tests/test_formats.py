@@ -8,10 +8,11 @@ from pathlib import Path
 
 import formats_world
 import pytest
-from formats_world import MARK, Said, annotations, out_and_in
+from formats_world import MARK, annotations, out_and_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from reporters import Told
 
 from cos_core.datasets import read_examples
 from cos_core.errors import FailuresError
@@ -30,7 +31,7 @@ def world(tmp_path: Path) -> Path:
 
 def test_json_lines_lose_nothing(world: Path) -> None:
     said, counts, again = out_and_in(world, "jsonl")
-    assert said.words == []
+    assert said.warnings == []
     assert counts["in"] == {"ok": 5, "no_region": 1, "heats": 2, "failed": 0, "skipped": 0}
     assert annotations(again) == annotations(world / "store")
     export(ExportConfig(again, world / "file2", "jsonl", failures=True, heats=True), SilentReporter())
@@ -55,7 +56,7 @@ SIZES = {"coco/a.png": (97, 61), "coco/b.jpg": (53, 83), "coco/c.png": (71, 71)}
 
 def test_coco_keeps_boxes_and_what_made_them(world: Path) -> None:
     said, counts, again = out_and_in(world, "coco")
-    assert said.words == []
+    assert said.warnings == []
     assert (counts["out"]["ok"], counts["out"]["skipped"], counts["in"]["ok"]) == (5, 1, 5)
     stored = {a.example_id: a for a in annotations(world / "store")}
     for found in annotations(again):
@@ -143,7 +144,7 @@ def test_the_released_layout(world: Path) -> None:
     data = json.loads((world / "file").read_text())
     assert list(data) == ["000001_x_1_q0", "000001_x_1_q1", "000002_x_2_q0", "000003_x_2_q0", "000003_x_2_q1"]
     assert data["000001_x_1_q0"] == {"params": [12, 4, 43]}
-    assert said.words == []
+    assert said.warnings == []
     stored = {a.example_id: a for a in annotations(world / "store")}
     found = annotations(again)
     assert len(found) == 5
@@ -165,11 +166,11 @@ def test_a_released_file_of_other_data(world: Path) -> None:
         "000002_x_2_q0": {"params": ["a"]},
     }
     (world / "r.json").write_text(json.dumps(regions))
-    told = Said()
+    told = Told()
     config = ImportConfig(world / "r.json", world / "out", "chain-of-spot", world / "data.json", world / "images")
     found = load(config, told)
     assert (found.counts["ok"], found.counts["failed"]) == (1, 4)
-    words = "\n".join(told.words)
+    words = "\n".join(told.warnings)
     for said in (
         "the key is not",
         "`params` is not",
@@ -200,7 +201,7 @@ VISCOT = [
 
 def test_visual_cot_as_its_authors_publish_it(world: Path) -> None:
     (world / "v.jsonl").write_text("".join(json.dumps(line) + "\n" for line in VISCOT))
-    told = Said()
+    told = Told()
     found = load(ImportConfig(world / "v.jsonl", world / "v", "visual-cot", questions=world / "q.jsonl"), told)
     assert (found.counts["ok"], found.counts["failed"]) == (2, 2)
     by_id = {a.example_id: a for a in annotations(world / "v")}
@@ -209,7 +210,7 @@ def test_visual_cot_as_its_authors_publish_it(world: Path) -> None:
     assert by_id["vsr_val_0"].image == "cot/vsr/a.png"
     assert by_id["textcap_train_1"].image == "cot/textvqa/b.jpg", "as convert_data_to_llava_format.py has it"
     assert by_id["textcap_train_1"].box == Box(0, 0, 1, 1), "half a pixel over is rounding"
-    assert any("lies outside the picture of 53x83" in words and "v.jsonl:3" in words for words in told.words)
+    assert any("lies outside the picture of 53x83" in words and "v.jsonl:3" in words for words in told.warnings)
     asked = {e.id: e for e in read_examples(world / "q.jsonl")}
     assert set(asked) == set(by_id), "questions and regions go together"
     assert asked["vsr_val_0"].question == "What animal?"
@@ -233,10 +234,10 @@ def test_visual_cot_converted_conversations(world: Path) -> None:
         7,
     ]
     (world / "v.json").write_text(json.dumps([sample, *bad]))
-    told = Said()
+    told = Told()
     config = ImportConfig(world / "v.json", world / "v", "visual-cot", images=world / "images", questions=world / "q.jsonl")
     found = load(config, told)
-    assert (found.counts["ok"], found.counts["failed"]) == (1, 3), told.words
+    assert (found.counts["ok"], found.counts["failed"]) == (1, 3), told.warnings
     (one,) = annotations(world / "v")
     assert (one.example_id, one.box) == ("vsr_val_0", Box(5 / 97, 20 / 61, 50 / 97, 1.0))
     (asked,) = read_examples(world / "q.jsonl")
@@ -259,7 +260,7 @@ def test_coco_of_others(world: Path) -> None:
         ],
     }
     (world / "c.json").write_text(json.dumps(data))
-    told = Said()
+    told = Told()
     found = load(ImportConfig(world / "c.json", world / "c", "coco", images=world / "images"), told)
     assert (found.counts["ok"], found.counts["failed"]) == (3, 6)
     assert [(a.example_id, a.box) for a in annotations(world / "c")] == [

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from two_passes import BOX, QUIET, Notes, Recorder, comparable, failing_data, make_config, questions, stored
+from reporters import Told
+from two_passes import BOX, QUIET, Recorder, comparable, failing_data, make_config, questions, stored
 
 from cos_core import manifest
 from cos_core.engines.scripted import ScriptedEngine, last_user_text
@@ -69,7 +70,7 @@ def test_bad_lines_and_text_only_samples_are_counted(config: InferConfig) -> Non
     assert config.data is not None
     with config.data.open("a") as file:
         file.write('{"question_id": "t", "text": "no picture"}\n{broken\n')
-    notes = Notes()
+    notes = Told()
     done = run(config, notes, Recorder())
     assert (done.counts["ok"], done.counts["failed"], done.counts["skipped"]) == (3, 1, 1)
     assert any("data.jsonl:5" in line for line in notes.lines)

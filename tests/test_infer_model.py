@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from children import children
 from PIL import Image
+from reporters import Told
 from tiny_llava import make_checkpoint
-from two_passes import QUIET, Notes, comparable, make_config, questions, stored
+from two_passes import QUIET, comparable, make_config, questions, stored
 
 from cos_core import infer
 from cos_core.errors import InputError, MissingError
@@ -77,7 +78,7 @@ def many(config: InferConfig, tmp_path: Path) -> InferConfig:
     return replace(config, data=questions(tmp_path, rows, "many.jsonl"))
 
 
-class Killer(Notes):
+class Killer(Told):
     """Kills both workers once something is answered."""
 
     done = False

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from two_passes import BOX, QUIET, Notes, Recorder, make_config, stored
+from reporters import Told
+from two_passes import BOX, QUIET, Recorder, make_config, stored
 
 from cos_core import manifest
 from cos_core.engines.scripted import last_user_text
@@ -191,7 +192,7 @@ def test_one_question(config: InferConfig, pictures: Path) -> None:
     config = InferConfig(model="no/model", image=pictures / "a.png", question="colour?")
     p = answer_one(config, QUIET, Recorder())
     assert (p.answer, p.box_status, p.example_id) == ('answer to n: "colour?"', "ok", "a.png")
-    notes = Notes()
+    notes = Told()
     assert answer_one(config, notes, Recorder("there")).box_status == "unparsable"
     assert notes.lines == ["the first pass named no usable region (unparsable); looked at: full"]
     assert answer_one(replace(config, on_bad_box="skip"), QUIET, Recorder("there")).answer is None

@@ -101,8 +101,8 @@ def test_ids_beyond_the_key_limit(writer: Store) -> None:
 
 
 def test_failures_are_kept_and_forgotten_when_mended(writer: Store) -> None:
-    writer.put_failure("000004#q1", "the image x.jpg is empty")
-    writer.put_failure("b" * 700, "naïve \ud800")
+    writer.put_failures([("000004#q1", "the image x.jpg is empty")])
+    writer.put_failures([("b" * 700, "naïve \ud800")])
     assert writer.failure("000004#q1") == "the image x.jpg is empty"
     assert not writer.has("000004#q1"), "a rerun tries again"
     assert list(writer.failures()) == [("000004#q1", "the image x.jpg is empty"), ("b" * 700, "naïve \ud800")]
@@ -201,7 +201,7 @@ def test_one_writer(tmp_path: Path, writer: Store) -> None:
         writer.put_many([annotation(1)])
     with Store.read(tmp_path / "store") as reader:
         with pytest.raises(InputError, match="not open for writing"):
-            reader.put_failure("x", "y")
+            reader.put_failures([("x", "y")])
         with pytest.raises(InputError, match="open for reading in this process"):
             Store.create_or_resume(tmp_path / "store", MARK, {})
     Store.create_or_resume(tmp_path / "store", MARK, {}).close()
@@ -284,7 +284,7 @@ def test_export_is_canonical(tmp_path: Path) -> None:
         with Store.create_or_resume(tmp_path / name, MARK, {"run": name}) as store:
             for i in order:
                 store.put_many([annotation(i)])
-            store.put_failure("zz", "broken")
+            store.put_failures([("zz", "broken")])
             assert store.export_jsonl(tmp_path / f"{name}.jsonl") == 60
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     lines = (tmp_path / "a.jsonl").read_text().splitlines()

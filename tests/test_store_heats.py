@@ -109,7 +109,7 @@ def test_a_window_is_one_commit(writer: Store, tmp_path: Path) -> None:
     assert writer.failure("c") == "no picture"
     assert writer.failure("a") is None, "an example that has an annotation has not failed"
     assert writer.info()["failures"] == 501
-    writer.put_failure("b", "later")
+    writer.put_failures([("b", "later")])
     assert writer.failure("b") is None
     writer.commit([annotation("c")])
     assert writer.failure("c") is None

@@ -109,7 +109,7 @@ def test_parts_that_cannot_be_merged(tmp_path: Path) -> None:
     a = made(tmp_path / "a", range(3))
     other = tmp_path / "other"
     with Store.create_or_resume(other, "f" * 16, {}) as store:
-        store.put_failure("x", "y")
+        store.put_failures([("x", "y")])
     for parts, out, said in (
         ([a, other], "out", "different settings .fingerprints 0123456789abcdef and ffffffffffffffff"),
         ([a, tmp_path / "none"], "out", "there is no store at .*none"),

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from reporters import Told
 from tiny_llava import make_checkpoint
 
 from cos_core import training
 from cos_core.datasets import read_examples
 from cos_core.errors import InputError
 from cos_core.geometry import Box, SquarePad
-from cos_core.interfaces import SilentReporter
 from cos_core.released import ReleasedRegions, Square
 from cos_core.store import Store
 from cos_core.training import TrainConfig
@@ -24,17 +24,6 @@ from cos_core.types import Annotation
 MAX_LENGTH = 700
 GOOD = 24
 LONG = "why? " * 120
-
-
-class Ears(SilentReporter):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.said.append(text)
-
-    def warn(self, text: str) -> None:
-        self.said.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +107,7 @@ def planted(root: Path) -> dict[int, str]:
 def test_fifteen_planted_faults_are_named_with_file_and_line(tmp_path: Path, model: Path) -> None:
     expected = planted(tmp_path)
     assert len(expected) == 15
-    ears = Ears()
+    ears = Told()
     with pytest.raises(
         InputError, match=r"the data has 12 faults, all named in .*check\.jsonl; the first: .*data\.jsonl:\d+"
     ) as error:
@@ -131,13 +120,13 @@ def test_fifteen_planted_faults_are_named_with_file_and_line(tmp_path: Path, mod
     reasons = {record["line"]: record["reason"] for record in found}
     assert "an image would be cut" in reasons[max(expected)]
     assert "nothing to learn" in reasons[max(expected) - 1]
-    assert any(text.startswith("fault: image: 4") for text in ears.said)
+    assert any(text.startswith("fault: image: 4") for text in ears.lines)
     assert not (tmp_path / "out" / "run.json").exists()
 
 
 def test_as_many_faults_as_allowed_pass(tmp_path: Path, model: Path) -> None:
     planted(tmp_path)
-    done = training.run(config(tmp_path, model, max_faults=12), Ears())
+    done = training.run(config(tmp_path, model, max_faults=12), Told())
     assert done.results["check"] == {"checked": 34, "faults": 12, "findings": 15}
 
 
@@ -161,11 +150,11 @@ def test_boxes_measured_in_the_padded_square_are_detected(tmp_path: Path, model:
             store.put_many([Annotation(example.id, stored, 1.0, "p", "f", image="a.png")])
     made = config(tmp_path, model, store=tmp_path / "store")
     if not wrong:
-        assert training.run(made, Ears()).results["check"] == {"checked": 30, "faults": 0, "findings": 0}
+        assert training.run(made, Told()).results["check"] == {"checked": 30, "faults": 0, "findings": 0}
         assert not (tmp_path / "out").exists(), "good data leaves nothing behind"
         return
     with pytest.raises(InputError, match=r"data\.jsonl:1: boxes look measured in the padded square"):
-        training.run(made, Ears())
+        training.run(made, Told())
 
 
 def test_a_region_of_another_image_is_a_fault(tmp_path: Path, model: Path) -> None:
@@ -176,7 +165,7 @@ def test_a_region_of_another_image_is_a_fault(tmp_path: Path, model: Path) -> No
         store.put_many([Annotation("a#q0", box, 1.0, "p", "f", image="a.png")])
         store.put_many([Annotation("b#q0", box, 1.0, "p", "f", image="b.png")])
     with pytest.raises(InputError, match=r"data\.jsonl:2: its region in the store was made on another image \(id 'b#q0'\)"):
-        training.run(config(tmp_path, model, store=tmp_path / "store"), Ears())
+        training.run(config(tmp_path, model, store=tmp_path / "store"), Told())
 
 
 def test_the_released_file_is_joined_by_id(tmp_path: Path) -> None:

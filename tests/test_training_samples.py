@@ -198,7 +198,7 @@ def test_questions_without_box_or_answer_are_named(world: Path) -> None:
     with Store.create_or_resume(world / "gaps", "f", {}) as store:
         store.put_many([Annotation("a#q0", BOX, 1.0, "p", "f"), Annotation("c#q0", None, 0.0, "p", "f", reason="no relevance")])
         store.put_many([Annotation("a#q1", BOX, 1.0, "p", "f"), Annotation("d#q0", BOX, 1.0, "p", "f", image="other.png")])
-        store.put_failure("b#q0", "the image is torn")
+        store.put_failures([("b#q0", "the image is torn")])
         policy = plug.load("policies", "from_single_question")
         left_out, whole = (collect(made, policy, store, 0, how) for how in ("skip", "full"))
     lacking = [("b#q0", "annotating failed: the image is torn"), ("c#q0", "no relevance")]

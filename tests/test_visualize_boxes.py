@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from reference.coverage_reference import covered
+from reporters import Told
 
 from cos_core import manifest, tally
 from cos_core.errors import InputError
@@ -21,14 +22,6 @@ from cos_core.store import Store
 from cos_core.tally import MAP_CELLS, BoxTally, Histogram
 from cos_core.types import Annotation, Prediction
 from cos_core.visualize.boxes import BoxStatsConfig, run
-
-
-class Warnings(SilentReporter):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.said.append(text)
 
 
 def test_figures_by_hand() -> None:
@@ -127,11 +120,11 @@ def test_a_run_over_predictions(tmp_path: Path) -> None:
     source = predictions(tmp_path / "predictions.jsonl")
     with source.open("a") as file:
         file.write('{"no": "id"}\n{"torn')
-    reporter = Warnings()
+    reporter = Told()
     result = run(BoxStatsConfig(source, tmp_path / "out"), reporter)
     assert result.counts == {"ok": 10, "failed": 3, "skipped": 1}
-    assert len(reporter.said) == 2
-    assert "predictions.jsonl:13" in reporter.said[0]
+    assert len(reporter.warnings) == 2
+    assert "predictions.jsonl:13" in reporter.warnings[0]
     for name in ("centre_bias", "area", "aspect", "offset", "status"):
         with Image.open(tmp_path / "out" / f"{name}.png") as plot:
             assert min(plot.size) > 150
@@ -162,7 +155,7 @@ def test_a_run_over_a_store(tmp_path: Path) -> None:
                 Annotation("b", None, 0.0, "from_single_question", "f" * 16, reason="no region scored above zero"),
             ]
         )
-        store.put_failure("c", "the image is missing")
+        store.put_failures([("c", "the image is missing")])
     result = run(BoxStatsConfig(tmp_path / "rois", tmp_path / "out"), SilentReporter())
     assert result.counts == {"ok": 1, "failed": 1, "skipped": 1}
     assert {k: v["count"] for k, v in result.results["status"].items()} == {"failed": 1, "labelled": 1, "no region": 1}
@@ -170,10 +163,10 @@ def test_a_run_over_a_store(tmp_path: Path) -> None:
 
 def test_no_boxes_still_make_a_page_of_plots(tmp_path: Path) -> None:
     source = predictions(tmp_path / "p.jsonl", count=0)
-    reporter = Warnings()
+    reporter = Told()
     result = run(BoxStatsConfig(source, tmp_path / "out"), reporter)
     assert result.results["area"]["mean"] is None
-    assert any("no boxes" in words for words in reporter.said)
+    assert any("no boxes" in words for words in reporter.warnings)
     assert (tmp_path / "out" / "area.png").exists()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from reporters import Told
 from scored_runs import folder, scored
 
 from cos_core import manifest
@@ -27,14 +28,6 @@ from cos_core.visualize.select import Selection, chosen
 
 QUIET = SilentReporter()
 BOX = Box(0.2, 0.4, 0.6, 0.9)
-
-
-class Warnings(SilentReporter):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.said.append(text)
 
 
 @pytest.fixture
@@ -185,13 +178,13 @@ def test_a_run_that_was_stopped(two: tuple[Path, Path], tmp_path: Path) -> None:
     lines = (two[1] / "predictions.jsonl").read_text().splitlines()
     (two[1] / "predictions.jsonl").write_text("\n".join(lines[:2]) + '\n{"example_id": "s2')
     (two[1] / "scores.jsonl").unlink()
-    reporter = Warnings()
+    reporter = Told()
     out = tmp_path / "r.html"
     run(ReportConfig((two[1],), out), reporter)
     text = out.read_text()
     assert "Not a complete run." in text
-    assert any("not finished" in said for said in reporter.said)
-    assert any("predictions.jsonl:3" in said for said in reporter.said)
+    assert any("not finished" in said for said in reporter.warnings)
+    assert any("predictions.jsonl:3" in said for said in reporter.warnings)
     assert "what number is on shape 1?" in text
 
 

@@ -18,21 +18,6 @@ QUIET = SilentReporter()
 BOX = "[0.250, 0.500, 0.750, 1.000]"
 
 
-class Notes(SilentReporter):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.steps: list[tuple[int, int | None]] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
-
-    def warn(self, text: str) -> None:
-        self.lines.append(text)
-
-    def progress(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
-        self.steps.append((done, total))
-
-
 class Recorder:
     """An engine that answers Inst.1 with `box` and everything else with the question's own words, and keeps what it saw."""
 

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from cos_cli.evaluate.suite import Scored, Suite
     from cos_core.interfaces import Reporter
 
-PARTS = ("compare", "report")
-"""The named commands beside this one."""
-
 _TIME = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 

@@ -303,7 +303,10 @@ def _load_weights(model: Any, path: Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Name to tensor of a `.safetensors`, `.pth` or `.pkl` file, without running anything that stands in it."""
+    """Name to tensor of a `.safetensors`, `.pth` or `.pkl` file, without running anything that stands in it.
+
+    Raises InputError for a file that cannot be read, or that holds more than arrays.
+    """
     from safetensors import SafetensorError
 
     try:

@@ -41,7 +41,10 @@ class Joined:
 
 
 def read_predictions(path: Path) -> Recorded:
-    """Reads our predictions or LLaVA's answers, told apart line by line. A line that is neither is kept as a problem."""
+    """Reads our predictions or LLaVA's answers, told apart line by line. A line that is neither is kept as a problem.
+
+    Raises InputError when the file cannot be opened or holds no answer at all.
+    """
     recorded = Recorded(path)
     for line, row in jsonl.read_lines(path, recorded.unreadable.append):
         try:

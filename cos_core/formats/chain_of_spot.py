@@ -36,7 +36,10 @@ def write(file: BinaryIO, regions: Iterable[Outgoing]) -> int:
 
 
 def read(source: Source) -> Iterator[Incoming]:
-    """The regions of the questions in `source.data`, joined by id and question, clipped to their pictures."""
+    """The regions of the questions in `source.data`, joined by id and question, clipped to their pictures.
+
+    What does not fit goes to `source.on_problem`. Raises InputError without the questions' file, and for another layout.
+    """
     if source.data is None:
         raise InputError("the released layout says nothing of pictures and questions; give the questions' file (--data)")
     regions = ReleasedRegions(source.path)

@@ -78,7 +78,10 @@ def fingerprint(data: Mapping[str, Any]) -> str | None:
 
 
 def read(data: Mapping[str, Any], source: Source) -> Iterator[Incoming]:
-    """The annotations of a loaded file. An id is the entry's `example_id`, else the entry's own `id`."""
+    """The annotations of a loaded file. An id is the entry's `example_id`, else the entry's own `id`.
+
+    What does not fit goes to `source.on_problem`.
+    """
     pictures = {entry["id"]: entry for entry in data["images"] if isinstance(entry.get("id"), int | str)}
     for place, entry in enumerate(data["annotations"]):
         name = str(entry.get("example_id", entry.get("id", "")))

@@ -56,7 +56,7 @@ def write(file: BinaryIO, regions: Iterable[Outgoing]) -> int:
 
 
 def read(source: Source) -> Iterator[Incoming]:
-    """Regions with their questions from a file in either layout."""
+    """Regions with their questions from a file in either layout; what does not fit goes to `source.on_problem`."""
     for line, place, record in _records(source):
         name = None
         try:

@@ -15,6 +15,8 @@ from cos_core.types import Example
 
 @dataclass(frozen=True, slots=True)
 class Questions:
+    """What is asked; `problems` and `text_only` count the records that cannot be used and those without a picture."""
+
     examples: list[Example]
     siblings: Mapping[str, Sequence[str]]
     """All questions of each image, in the order of the file, whatever `limit` says."""

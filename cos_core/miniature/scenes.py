@@ -152,7 +152,7 @@ def gold_box(scene: Scene, question: Question) -> Box:
 
 
 def questions(scene: Scene, kind: str) -> list[Question]:
-    """All questions of one kind that have one answer in this scene."""
+    """All questions of one kind that have one answer in this scene. Raises InputError for an unknown kind."""
     things = list(enumerate(scene.things))
     if kind == "reading":
         return [Question(f"What digit is on the {t.name}?", t.digit, kind, (i,)) for i, t in things]

@@ -70,7 +70,7 @@ class Run:
 
     @property
     def end(self) -> torch.Tensor:
-        """What the last layer gave, as a leaf."""
+        """What the last layer gave, (batch, length, d), as a leaf. Raises InputError when a layer never ran."""
         if self._end is None:
             raise InputError(f"{type(self.decoder).__name__} has layers that it does not run")
         return self._end

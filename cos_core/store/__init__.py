@@ -143,10 +143,6 @@ class Store:
         """Records why examples have no annotation, (id, reason), in one commit; see `commit`."""
         self.commit((), failures=failures)
 
-    def put_failure(self, example_id: str, reason: str) -> None:
-        """Records why one example has no annotation; `put_failures` is the faster way for many."""
-        self.put_failures([(example_id, reason)])
-
     def commit(
         self,
         annotations: Iterable[Annotation] = (),

@@ -83,7 +83,10 @@ class Marked:
 
 
 def show(picture: Image.Image, longest: int) -> Shown:
-    """A copy whose longer side is at most `longest` pixels, and more than half of it: enlarged by a whole factor or reduced."""
+    """A copy whose longer side is at most `longest` pixels, and more than half of it: enlarged by a whole factor or reduced.
+
+    Raises InputError for `longest` below 1.
+    """
     if longest < 1:
         raise InputError(f"a picture cannot be shown {longest} pixels long")
     width, height = picture.size
