@@ -15,9 +15,8 @@ from PIL import Image
 
 from cos_core.errors import InputError
 from cos_core.geometry import Box
-from cos_core.visualize import sections
-from cos_core.visualize.html import Html, digest, element, fill, text
-from cos_core.visualize.report import (
+from cos_core.visualize import demo_sections as sections
+from cos_core.visualize.demo_page import (
     Answered,
     ArmRow,
     Card,
@@ -29,6 +28,7 @@ from cos_core.visualize.report import (
     Tally,
     write_demo_report,
 )
+from cos_core.visualize.html import Html, digest, element, fill, text
 
 VOID = {"meta", "img", "input", "br", "hr", "link"}
 HOSTILE = [

@@ -20,8 +20,8 @@ from cos_core.geometry import Box
 from cos_core.miniature.scenes import KINDS
 from cos_core.store import Store
 from cos_core.types import Annotation, Example, Prediction, Score
-from cos_core.visualize import report as page
-from cos_core.visualize.records import ArmRole
+from cos_core.visualize import demo_page as page
+from cos_core.visualize.demo_records import ArmRole
 
 GOALS = {BASE: 0.40, CENTRE: 0.35}
 """The differences that were asked for before the first run."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from string import Template
+from typing import Any
 
 from PIL import Image, features
 
@@ -54,6 +55,36 @@ def table(caption: str, head: Sequence[object], rows: Iterable[object], numbers:
     inner = joined([element("caption", caption), element("thead", element("tr", cells)), body])
     # A focusable region, so that a wide table can be scrolled from the keyboard.
     return element("div", element("table", inner), class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def percent(share: float | None) -> str:
+    """78.2 %, or a dash for None."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def share_bar(share: float, ends: tuple[float, float] | None, role: str, label: str) -> Html:
+    """A share in [0, 1] as a bar on 0..100 %, with its interval, if any, as a whisker."""
+    marks = [
+        element("rect", class_="track", x=0, y=4, width=100, height=8),
+        element("rect", class_=f"fill {role}", x=0, y=2, width=f"{100 * share:.2f}", height=12),
+    ]
+    if ends is not None:
+        low, high = (f"{100 * end:.2f}" for end in ends)
+        marks.append(element("line", x1=low, x2=high, y1=8, y2=8))
+        marks += [element("line", x1=end, x2=end, y1=4, y2=12) for end in (low, high)]
+    return element(
+        "svg", joined(marks), class_="bar", viewBox="0 0 100 16", preserveAspectRatio="none", role="img", aria_label=label
+    )
+
+
+def facts(title: str, values: Mapping[str, Any]) -> Html:
+    """A folded two-column table of settings."""
+    rows = [
+        element("tr", joined([element("th", key, scope="row"), element("td", _plain(value))]), class_="arm")
+        for key, value in values.items()
+    ]
+    body = element("tbody", joined(rows))
+    return element("details", joined([element("summary", title), element("div", element("table", body), class_="scroll")]))
 
 
 def digest(source: str) -> str:
@@ -103,3 +134,11 @@ def page(title: str, sections: Sequence[tuple[str, str, Html]], *, first: Html, 
 def _section(anchor: str, title: str, content: Html) -> Html:
     heading = element("h2", title, id=f"{anchor}-title")
     return element("section", joined([heading, content]), id=anchor, aria_labelledby=f"{anchor}-title")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k}: {_plain(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(v) for v in value)
+    return str(value)

@@ -17,7 +17,7 @@ from cos_core.interfaces import Reporter
 from cos_core.store import Store
 from cos_core.tally import BoxTally
 from cos_core.types import RunManifest
-from cos_core.visualize import heat, plots, run_sections, runs, sections, select
+from cos_core.visualize import heat, plots, run_sections, runs, select
 from cos_core.visualize.gallery import (
     Album,
     BoxKind,
@@ -30,7 +30,7 @@ from cos_core.visualize.gallery import (
     page_folder,
     write_page,
 )
-from cos_core.visualize.html import Html, element, fill, joined, page, text, uri
+from cos_core.visualize.html import Html, element, facts, fill, joined, page, text, uri
 from cos_core.visualize.runs import Item, Run
 from cos_core.visualize.select import Selection
 
@@ -302,14 +302,14 @@ def _sections(
     used = {shape.kind for card in cards for shape in card.shapes}
     keys = {kind: words for kind, words in _LEGEND.items() if kind in used}
     content = Gallery(cards, _PAIR if len(found) > 1 else _SINGLE, "questions", " ".join(note), keys)
-    facts = joined(sections.facts(run.name, run_sections.provenance(run)) for run in found)
+    made = joined(facts(run.name, run_sections.provenance(run)) for run in found)
     answers = gallery(content, album) if cards else element("p", "No question fits what was asked for.", class_="empty")
     return [
         ("differences", "Differences", run_sections.differences_table(found) or text("")),
         ("metrics", "All metrics", run_sections.metrics_table(found) or text("")),
         ("answers", "Answers", answers),
         ("plots", "Regions in numbers", joined(map(partial(_plots, several=len(found) > 1), found))),
-        ("facts", "How this was made", facts),
+        ("facts", "How this was made", made),
     ]
 
 

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cos_core import metrics, statistics
-from cos_core.visualize.html import Html, element, joined, table
+from cos_core.visualize.html import Html, element, joined, percent, share_bar, table
 from cos_core.visualize.runs import UNUSED, Run
-from cos_core.visualize.sections import percent, share_bar
 
 _FULL_SCALE = {"fraction": 1.0, "percent": 100.0}
 

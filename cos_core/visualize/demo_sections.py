@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from cos_core.types import BOX_STATUSES
-from cos_core.visualize.html import Html, element, joined, table, text
-from cos_core.visualize.records import ArmRow, Comparison, DemoReport, LabelRow
+from cos_core.visualize.demo_records import ArmRow, Comparison, DemoReport, LabelRow
+from cos_core.visualize.html import Html, element, joined, percent, share_bar, table, text
 
 _BADGES = ("control", "reference")
-
-
-def percent(share: float | None) -> str:
-    """78.2 %, or a dash for None."""
-    return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def points(difference: float) -> str:
@@ -44,21 +38,6 @@ def headline(comparison: Comparison | None) -> str:
 def bar(arm: ArmRow, label: str) -> Html:
     """Accuracy as a bar on 0..100 % with its interval as a whisker."""
     return share_bar(arm.accuracy, (arm.low, arm.high), arm.role, label)
-
-
-def share_bar(share: float, ends: tuple[float, float] | None, role: str, label: str) -> Html:
-    """A share in [0, 1] as a bar on 0..100 %, with its interval, if any, as a whisker."""
-    marks = [
-        element("rect", class_="track", x=0, y=4, width=100, height=8),
-        element("rect", class_=f"fill {role}", x=0, y=2, width=f"{100 * share:.2f}", height=12),
-    ]
-    if ends is not None:
-        low, high = (f"{100 * end:.2f}" for end in ends)
-        marks.append(element("line", x1=low, x2=high, y1=8, y2=8))
-        marks += [element("line", x1=end, x2=end, y1=4, y2=12) for end in (low, high)]
-    return element(
-        "svg", joined(marks), class_="bar", viewBox="0 0 100 16", preserveAspectRatio="none", role="img", aria_label=label
-    )
 
 
 def duel(report: DemoReport, comparison: Comparison | None) -> Html:
@@ -171,23 +150,8 @@ def labels_table(labels: Sequence[LabelRow]) -> Html:
     )
 
 
-def facts(title: str, values: Mapping[str, Any]) -> Html:
-    """A folded two-column table of settings."""
-    rows = [_row([element("th", key, scope="row"), element("td", _plain(value))]) for key, value in values.items()]
-    body = element("tbody", joined(rows))
-    return element("details", joined([element("summary", title), element("div", element("table", body), class_="scroll")]))
-
-
 def next_steps(steps: Sequence[tuple[str, str]]) -> Html:
     return joined(joined([element("p", words), element("pre", element("code", command))]) for words, command in steps)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k}: {_plain(v)}" for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(_plain(v) for v in value)
-    return str(value)
 
 
 def _row(cells: Sequence[object], role: str = "arm") -> Html:

@@ -13,7 +13,17 @@ from PIL import Image
 from cos_core import images
 from cos_core.errors import InputError
 from cos_core.geometry import Box
-from cos_core.visualize import sections
+from cos_core.visualize import demo_sections as sections
+from cos_core.visualize.demo_records import (
+    Answered,
+    ArmRow,
+    Card,
+    Comparison,
+    DemoReport,
+    LabelRow,
+    Plot,
+    Tally,
+)
 from cos_core.visualize.draw import Encoder, show
 from cos_core.visualize.gallery import (
     Album,
@@ -28,17 +38,7 @@ from cos_core.visualize.gallery import (
     page_folder,
     write_page,
 )
-from cos_core.visualize.html import Html, data_uri, element, fill, joined, page, text
-from cos_core.visualize.records import (
-    Answered,
-    ArmRow,
-    Card,
-    Comparison,
-    DemoReport,
-    LabelRow,
-    Plot,
-    Tally,
-)
+from cos_core.visualize.html import Html, data_uri, element, facts, fill, joined, page, text
 
 __all__ = [
     "Answered",
@@ -112,7 +112,7 @@ def _sections(report: DemoReport, album: Album) -> list[tuple[str, str, Html]]:
         "This is how often they hold the centre of the right object."
     )
     hits = "“Region hits”: the region holds the centre of the right object."
-    facts = [sections.facts(t, v) for t, v in (("Settings", report.settings), ("Provenance", report.provenance)) if v]
+    told = [facts(t, v) for t, v in (("Settings", report.settings), ("Provenance", report.provenance)) if v]
     return [
         ("arms", "The table", joined([_about(hits), sections.arms_table(report)])),
         ("differences", "Differences", sections.comparisons_table(report) if sections.shown_differences(report) else nothing),
@@ -125,7 +125,7 @@ def _sections(report: DemoReport, album: Album) -> list[tuple[str, str, Html]]:
         ("scenes", "Scenes", _gallery(report, album) if report.cards else nothing),
         ("plots", "Regions in numbers", _plots(report) if report.plots else nothing),
         ("next", "What to try next", sections.next_steps(report.next_steps)),
-        ("facts", "How this was made", joined(facts)),
+        ("facts", "How this was made", joined(told)),
     ]
 
 
