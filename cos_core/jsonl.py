@@ -7,6 +7,7 @@ than a few samples in memory.
 from __future__ import annotations
 
 import codecs
+import errno
 import json
 import os
 import re
@@ -80,13 +81,13 @@ def check_output(path: Path) -> None:
     """
     try:
         kind = Path(path).stat().st_mode
-    except FileNotFoundError:
-        return
+    except (FileNotFoundError, NotADirectoryError):
+        return  # whoever makes the folder says what is wrong with it
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from None
     if not stat.S_ISREG(kind):
-        what = "a folder" if stat.S_ISDIR(kind) else "a device or a pipe, and results appear whole, by rename"
-        raise InputError(f"{path} cannot be written: it is {what}; name a file")
+        device = "it is a device or a pipe, and results appear whole, by rename; name a file"
+        raise InputError(f"{path} cannot be written: {os.strerror(errno.EISDIR) if stat.S_ISDIR(kind) else device}")
 
 
 def decode(data: bytes) -> Any:

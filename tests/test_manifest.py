@@ -96,20 +96,23 @@ def test_only_a_file_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "self").symlink_to("self")
     (tmp_path / "to-folder").symlink_to("folder")
-    (tmp_path / "to-null").symlink_to("/dev/null")
+    here, there = os.openpty()  # a device that nobody misses
+    (tmp_path / "to-device").symlink_to(os.ttyname(there))
     os.mkfifo(tmp_path / "pipe")
     before = sorted(tmp_path.iterdir())
     for name, words in (
-        ("to-folder", "is a folder"),
+        ("to-folder", "Is a directory"),
         ("self", "symbolic links"),
-        ("to-null", "a device or a pipe"),
+        ("to-device", "a device or a pipe"),
         ("pipe", "a device or a pipe"),
     ):
         with pytest.raises(InputError, match=f"{name} cannot be written: .*{words}"):
             manifest.atomic_write(tmp_path / name, "new")
         with pytest.raises(InputError, match=f"{name} cannot be written: .*{words}"):
             jsonl.DurableWriter(tmp_path / name)
-    assert Path("/dev/null").is_char_device()
+    assert (tmp_path / "to-device").is_char_device()
+    os.close(here)
+    os.close(there)
     assert sorted(tmp_path.iterdir()) == before
     (tmp_path / "hanging").symlink_to("folder/new")
     manifest.atomic_write(tmp_path / "hanging", "new")

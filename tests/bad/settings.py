@@ -125,7 +125,7 @@ OUTPUTS: list[tuple[str, Callable[[Path], object], tuple[Any, ...], str]] = [
     ("plots into a file", lambda f: put(f / "b", ""), ("visualize", "stats", "{store}", "--out", "{here}/b"), "b"),
     ("a page below a file", lambda f: put(f / "x", ""), ("visualize", "report", "{run}", "--out", "{here}/x/r.html"), "x"),
     ("an export into a folder", lambda f: (f / "e").mkdir(), ("store", "export", "{store}", "--out", "{here}/e"), "cannot be written"),
-    ("an export through a link to itself", lambda f: (f / "e").symlink_to("e"), ("store", "export", "{store}", "--out", "{here}/e"), "store export complete"),
+    ("an export through a link to itself", lambda f: (f / "e").symlink_to("e"), ("store", "export", "{store}", "--out", "{here}/e"), "Too many levels of symbolic links"),
 ]  # fmt: skip
 
 
