@@ -1,23 +1,39 @@
-"""Training's data pipeline: samples a second and padding, beside a loader that decodes and pads twice; on a GPU the model, too.
+"""Training's data pipeline: samples a second and padding, beside two loaders made as LLaVA's are; on a GPU the model, too.
 
     python benchmarks/train.py            the pipeline, and the model when a GPU is there
     python benchmarks/train.py --gpu-only
 
-The pipeline is the real one (make_item and Collator of cos_core.training) on 1-megapixel JPEGs and LLaVA-1.5's processor. Times
-are CPU seconds of one process, which is what a data loading worker has, so that other work on the machine does not count.
+The pipeline is the real one (TrainData and Collator of cos_core.training) on 1-megapixel JPEGs and LLaVA-1.5's processor. The
+others:
+
+    twice     for each view: open, convert("RGB"), expand2square; the region is cut from the second square and squared in turn
+    released  as Chain-of-Spot's train_CoS.py (LazySupervisedDataset.__getitem__): opened and padded once, the square copied
+
+Both hand each view to CLIPImageProcessorPil, which works as the CLIPImageProcessor of their day: to an array, back to a picture
+to resize, rescale, normalise; then they stack tensors as LLaVA's collator does. Nothing of cos_core touches their pixels.
+Tokens and box texts are made by cos_core for all three (the released code has a slow tokenizer and copies its dialogues deeply,
+which would only take longer). All three must come out with the same numbers, to the bit, before anything is timed.
+
+Each loader is a process of its own, as a data loading worker is, with Pillow's memory as the process asks for it; under
+PILLOW_BLOCKS_MAX=8 all three have what `cos train` asks for. They take turns, round by round. Times are CPU seconds of that
+process, so that other work on the machine does not count.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import multiprocessing
 import os
 import platform
+import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +43,23 @@ import numpy as np
 from PIL import Image
 
 from cos_core import plug
-from cos_core.encoding import encode
-from cos_core.geometry import Box
-from cos_core.images import crop_region, square_pad
+from cos_core.encoding import IGNORE, encode
+from cos_core.geometry import Box, SquarePad
+from cos_core.images import reuse_memory
 from cos_core.prompts import load_profile
-from cos_core.training.data import Recipe, TrainData, make_turns
+from cos_core.training.collate import Collator
+from cos_core.training.data import Recipe, TrainData, as_written, make_turns
+from cos_core.training.order import Cut, Order
 from cos_core.training.samples import Sample
 from cos_core.types import Example
 
+Batch = dict[str, Any]
+Colour = tuple[int, int, int]
 SIZE = (1152, 896)
 BATCH = 8
 SAMPLES = 24
+ROUNDS = 9
+PAD = 0
 IMAGE_TOKENS = 576
 CLIP = {
     "size": {"shortest_edge": 336},
@@ -67,8 +89,9 @@ def samples(names: Sequence[str]) -> list[Sample]:
     for name in names:
         words = int(random.lognormal(2.6, 0.9)) + 3
         example = Example(name, "bench", name, "what " * words + "?", ("word " * max(1, words // 4),), meta={"sample": name})
-        x, y = random.uniform(0, 0.5, 2)
-        found.append(Sample(name, (example,), (Box(float(x), float(y), float(x) + 0.5, float(y) + 0.5),), (0,)))
+        # Half the square's side, where the picture lies in it: rows from 128 to 1024 of 1152.
+        x, y = float(random.uniform(0, 0.5)), float(random.uniform(0.112, 0.388))
+        found.append(Sample(name, (example,), (Box(x, y, x + 0.5, y + 0.5, "square"),), (0,)))
     return found
 
 
@@ -91,68 +114,155 @@ def recipe(folder: Path) -> tuple[Recipe, Any]:
     return made, CLIPImageProcessorPil(**CLIP)
 
 
-def twice(data: TrainData, processor: Any) -> None:
-    """The same pixels as a loader makes them that reads, decodes and pads the picture once for each view."""
+def ours(data: TrainData, processor: Any) -> list[Batch]:
+    """What `cos train` does in a data loading process."""
+    collate = Collator(processor, PAD, data.recipe.fill)
+    return [collate([data[index] for index in range(i, i + BATCH)]) for i in range(0, SAMPLES, BATCH)]
+
+
+def twice(data: TrainData, processor: Any) -> list[Batch]:
+    """A loader that reads, decodes and pads the picture once for each view."""
+
+    def views(path: Path, box: Box, fill: Colour) -> list[Any]:
+        whole = expand2square(Image.open(path).convert("RGB"), fill)
+        found = [processor.preprocess(whole, return_tensors="pt")["pixel_values"][0]]
+        canvas = expand2square(Image.open(path).convert("RGB"), fill)
+        crop = expand2square(canvas.crop(box.pixels(*canvas.size)), fill)
+        return [*found, processor.preprocess(crop, return_tensors="pt")["pixel_values"][0]]
+
+    return plain_batches(data, views)
+
+
+def released(data: TrainData, processor: Any) -> list[Batch]:
+    """The released code's loader."""
+
+    def views(path: Path, box: Box, fill: Colour) -> list[Any]:
+        whole = expand2square(Image.open(path).convert("RGB"), fill)
+        canvas = whole.copy()
+        found = [processor.preprocess(whole, return_tensors="pt")["pixel_values"][0]]
+        crop = expand2square(canvas.crop(box.pixels(*canvas.size)), fill)
+        return [*found, processor.preprocess(crop, return_tensors="pt")["pixel_values"][0]]
+
+    return plain_batches(data, views)
+
+
+LOADERS = {
+    "cos": (ours, "one decode for both views (cos)"),
+    "twice": (twice, "decode and pad once for each view"),
+    "released": (released, "the released code's loader"),
+}
+
+
+def expand2square(picture: Image.Image, fill: Colour) -> Image.Image:
+    """The picture in the middle of a square canvas."""
+    width, height = picture.size
+    if width == height:
+        return picture
+    side = max(width, height)
+    canvas = Image.new(picture.mode, (side, side), fill)
+    canvas.paste(picture, ((side - width) // 2, (side - height) // 2))
+    return canvas
+
+
+def plain_batches(data: TrainData, views: Callable[[Path, Box, Colour], list[Any]]) -> list[Batch]:
+    """Batches as LLaVA's collator makes them: tokens padded to the longest, both views of a sample as six channels."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    made = data.recipe
+    batches = []
+    for i in range(0, SAMPLES, BATCH):
+        ids, labels, pixels = [], [], []
+        for sample in data.samples[i : i + BATCH]:
+            box = sample.boxes[0]
+            assert isinstance(box, Box)
+            text, written = as_written(box, SquarePad(*SIZE), made.profile)
+            pixels.append(torch.cat(views(made.images / str(sample.image), written, made.fill), dim=0))
+            turns = make_turns(sample, 0, text, made)
+            encoded = encode(made.profile, turns, made.tokenizer, made.image_token_id, IMAGE_TOKENS)
+            ids.append(torch.tensor(encoded.ids))
+            labels.append(torch.tensor(encoded.labels))
+        padded = pad_sequence(ids, batch_first=True, padding_value=PAD)
+        batch = {"input_ids": padded, "attention_mask": padded.ne(PAD), "pixel_values": torch.stack(pixels)}
+        batches.append({**batch, "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE)})
+    return batches
+
+
+def digest(batches: Sequence[Batch]) -> str:
+    """Of tokens, labels and pixels, whatever shape the pixels are handed over in."""
+    found = hashlib.sha256()
+    for batch in batches:
+        for name in ("input_ids", "labels", "pixel_values"):
+            found.update(batch[name].numpy().tobytes())
+    return found.hexdigest()
+
+
+def worker(name: str, folder: Path, pipe: Connection) -> None:
+    """One loader in its process: what it makes, then the CPU seconds of a pass for every word that comes."""
     import torch
 
-    fill = data.recipe.fill
-    for sample in data.samples:
-        path = data.recipe.images / str(sample.image)
-        with Image.open(path) as file:
-            whole = square_pad(file.convert("RGB"), fill)
-        with Image.open(path) as file:
-            canvas = square_pad(file.convert("RGB"), fill)
-        box = sample.boxes[0]
-        assert isinstance(box, Box)
-        crop = square_pad(crop_region(canvas, Box(*box.corners)), fill)
-        torch.cat([processor(view, return_tensors="pt")["pixel_values"] for view in (whole, crop)])
-        turns = make_turns(sample, 0, "[0.250, 0.250, 0.750, 0.750]", data.recipe)
-        encode(data.recipe.profile, turns, data.recipe.tokenizer, data.recipe.image_token_id, IMAGE_TOKENS)
-
-
-def cpu_seconds(work: Callable[[], object], repeats: int = 2) -> float:
-    """The best of some runs, in CPU seconds of this process."""
-    best = float("inf")
-    for _ in range(repeats):
+    torch.set_num_threads(1)
+    made, processor = recipe(folder)
+    data = TrainData(samples([f"{i}.jpg" for i in range(SAMPLES)]), made)
+    load = LOADERS[name][0]
+    if load is ours:
+        reuse_memory()
+    pipe.send(digest(load(data, processor)))
+    while pipe.recv():
         start = time.process_time()
-        work()
-        best = min(best, time.process_time() - start)
-    return best
+        load(data, processor)
+        pipe.send(time.process_time() - start)
+
+
+def in_turns(folder: Path) -> dict[str, list[float]]:
+    """CPU seconds of every round of every loader. Ends the program when their batches differ."""
+    context = multiprocessing.get_context("spawn")
+    pipes = {}
+    for name in LOADERS:
+        pipes[name], theirs = context.Pipe()
+        context.Process(target=worker, args=(name, folder, theirs), daemon=True).start()
+    if len({pipe.recv() for pipe in pipes.values()}) > 1:
+        sys.exit("the loaders do not make the same batches")
+    seconds: dict[str, list[float]] = {name: [] for name in pipes}
+    for _ in range(ROUNDS):
+        for name, pipe in pipes.items():
+            pipe.send(True)
+            seconds[name].append(pipe.recv())
+    for pipe in pipes.values():
+        pipe.send(False)
+    return seconds
 
 
 def pipeline() -> None:
-    import torch
-
-    from cos_core.training.collate import Collator
-    from cos_core.training.order import Cut, Order
-
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        made, processor = recipe(folder)
-        data = TrainData(samples(pictures(folder)), made)
-        collate = Collator(processor, 0, made.fill)
-        batches = [range(i, i + BATCH) for i in range(0, SAMPLES, BATCH)]
+        size = sum((folder / file).stat().st_size for file in pictures(folder)) / SAMPLES / 1024
+        print(f"JPEGs of {SIZE[0]}x{SIZE[1]} and {size:.0f} KiB; {ROUNDS} rounds in turns, median (least to most)")
+        seconds = in_turns(folder)
+        for loader, (_, label) in LOADERS.items():
+            print(f"{label:44}{spread([SAMPLES / s for s in seconds[loader]], 1)} samples/s a worker")
+        for loader in ("twice", "released"):
+            ratios = [other / own for own, other in zip(seconds["cos"], seconds[loader], strict=True)]
+            print(f"{'cos / ' + LOADERS[loader][1]:44}{spread(ratios, 2)}")
+        padding(recipe(folder)[0])
 
-        def ours() -> None:
-            for batch in batches:
-                collate([data[index] for index in batch])
 
-        own = SAMPLES / cpu_seconds(ours)
-        other = SAMPLES / cpu_seconds(lambda: twice(data, processor))
-        print(f"{'one decode for both views (cos)':44}{own:8.1f} samples/s a worker")
-        print(f"{'decode and pad once for each view':44}{other:8.1f} samples/s a worker")
-        print(f"{'ratio':44}{own / other:8.2f}")
-        many = TrainData(samples([f"{i}.jpg" for i in range(4096)]), replace(made, images=folder))
-        for label, length, grouped in (
-            ("order as drawn", None, False),
-            ("by length inside a global batch (default)", many.length, False),
-            ("--group-by-length", many.length, True),
-        ):
-            order = Order(4096, 0, Cut(16, 128, 1024), length, grouped).indices(0)
-            lengths = [many.length(index, 0) for index in order]
-            grid = sum(max(lengths[i : i + 16]) * 16 for i in range(0, 4096, 16))
-            print(f"padding, {label:35}{100 * (1 - sum(lengths) / grid):8.1f} %")
+def spread(values: Sequence[float], digits: int) -> str:
+    return f"{statistics.median(values):8.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def padding(made: Recipe) -> None:
+    """The share of positions that pad, under each order."""
+    many = TrainData(samples([f"{i}.jpg" for i in range(4096)]), made)
+    for label, length, grouped in (
+        ("order as drawn", None, False),
+        ("by length inside a global batch (default)", many.length, False),
+        ("--group-by-length", many.length, True),
+    ):
+        order = Order(4096, 0, Cut(16, 128, 1024), length, grouped).indices(0)
+        lengths = [many.length(index, 0) for index in order]
+        grid = sum(max(lengths[i : i + 16]) * 16 for i in range(0, 4096, 16))
+        print(f"padding, {label:35}{100 * (1 - sum(lengths) / grid):8.1f} %")
 
 
 def model() -> None:

@@ -7,6 +7,7 @@ deliberate departures: EXIF orientation is applied, and 16-bit values are scaled
 from __future__ import annotations
 
 import io
+import os
 import stat
 import struct
 import threading
@@ -190,6 +191,19 @@ def _may_have_exif(image: Image.Image, file: BinaryIO) -> bool:
         file.seek(int.from_bytes(head[:4], "big") + 4, io.SEEK_CUR)
     file.seek(place)
     return found
+
+
+def reuse_memory(blocks: int = 8) -> None:
+    """Lets Pillow keep up to `blocks` freed blocks, of at most 16 MiB each, for the next pictures.
+
+    By default it gives each back to the system, and to have a megapixel mapped anew, page by page, takes half as long as to
+    decode it. For processes that read pictures all day: this one, and those that it begins. A user's own setting
+    (PILLOW_BLOCKS_MAX) stands.
+    """
+    if "PILLOW_BLOCKS_MAX" not in os.environ:
+        os.environ["PILLOW_BLOCKS_MAX"] = str(blocks)
+        # Pillow has read its environment already.
+        Image.core.set_blocks_max(blocks)
 
 
 def square_pad(image: Image.Image, fill: tuple[int, int, int] = FILL) -> Image.Image:

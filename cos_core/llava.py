@@ -217,7 +217,8 @@ def processed(image_processor: Any, pictures: Sequence[Image], fill: tuple[int, 
     for place, picture in zip(out, pictures, strict=True):
         raster = np.asarray(_square_resized(picture, side, image_processor.resample, fill))
         for channel, table in enumerate(tables):
-            np.take(table, raster[..., channel], out=place[channel])
+            # A byte is never out of range; the mode that would find out fills a copy first.
+            np.take(table, raster[..., channel], out=place[channel], mode="clip")
     return torch.from_numpy(out)
 
 

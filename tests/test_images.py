@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 import zlib
 from contextlib import suppress
@@ -18,7 +19,7 @@ from PIL import Image
 
 from cos_core.errors import InputError
 from cos_core.geometry import Box, SquarePad, full_box
-from cos_core.images import FILL, crop_region, image_path, open_image, picture_size, square_pad
+from cos_core.images import FILL, crop_region, image_path, open_image, picture_size, reuse_memory, square_pad
 
 GOLDEN = Path(__file__).parent / "golden" / "images"
 
@@ -217,6 +218,26 @@ def test_damaged_bytes_never_escape_as_another_error(tmp_path_factory: pytest.Te
     path.write_bytes(raw)
     with suppress(InputError):
         assert open_image(None, str(path)).mode == "RGB"
+
+
+def test_freed_memory_is_kept_for_the_next_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Image.core.get_blocks_max()
+    monkeypatch.setenv("PILLOW_BLOCKS_MAX", "3")
+    reuse_memory(2)
+    assert Image.core.get_blocks_max() == before, "the user's setting stands, and Pillow has read it already"
+    monkeypatch.delenv("PILLOW_BLOCKS_MAX")
+    try:
+        reuse_memory(2)
+        assert os.environ["PILLOW_BLOCKS_MAX"] == "2", "for processes that are begun later"
+        assert Image.core.get_blocks_max() == 2
+        Image.core.clear_cache()
+        Image.core.reset_stats()
+        for _ in range(3):
+            Image.new("RGB", (83, 67)).close()
+        stats = Image.core.get_stats()
+        assert (stats["allocated_blocks"], stats["reused_blocks"]) == (1, 2)
+    finally:
+        Image.core.set_blocks_max(before)
 
 
 def test_square_pad_by_hand() -> None:

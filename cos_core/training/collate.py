@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from cos_core.encoding import IGNORE
@@ -67,8 +68,8 @@ class Collator:
         mask = torch.zeros((len(items), length), dtype=torch.long)
         for row, item in enumerate(items):
             size = len(item.encoded)
-            ids[row, :size] = torch.tensor(item.encoded.ids)
-            labels[row, :size] = torch.tensor(item.encoded.labels)
+            ids[row, :size] = _tensor(item.encoded.ids)
+            labels[row, :size] = _tensor(item.encoded.labels)
             mask[row, :size] = 1
         if hidden is not None:
             start = len(items[0].encoded)
@@ -83,6 +84,11 @@ class Collator:
 
     def _pixels(self, pictures: Sequence[Image]) -> torch.Tensor:
         return processed(self.image_processor, pictures, self.fill)
+
+
+def _tensor(numbers: Sequence[int]) -> torch.Tensor:
+    # A tenth of torch.tensor's time, which looks at every number for its type first.
+    return torch.from_numpy(np.fromiter(numbers, np.int64, len(numbers)))
 
 
 def _grey(fill: tuple[int, int, int]) -> Image:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from cos_core import manifest, plug
+from cos_core import images, manifest, plug
 from cos_core.errors import InputError
 from cos_core.interfaces import Policy, Reporter, SilentReporter
 from cos_core.jsonl import DurableWriter, read_lines
@@ -190,6 +190,7 @@ def train(
     from cos_core.training.watch import StopRequest, Watch
 
     llava, made = model
+    images.reuse_memory()
     main, rank = arguments.process_index == 0, arguments.process_index
     last = folder.last_checkpoint(config, arguments.world_size)
     before = folder.skipped_before(config.out) if last and main else {}
