@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
+from cos_core import manifest
 from cos_core.checkpoints import ANNOTATOR_FILE
+from cos_core.jsonl import sync_folder
 from cos_core.llava import Llava, resolve
-from cos_core.manifest import plain
 from cos_core.prompts import PROFILE_FILE
-from cos_core.training import adapters
+from cos_core.training import adapters, checkpoints
 from cos_core.training.config import TrainConfig
 
 _STAGING = "saving"
@@ -35,19 +37,29 @@ def save_checkpoint(llava: Llava, weights: dict[str, Any], config: TrainConfig, 
 
     The start checkpoint is read anew, in the numbers that it is stored in, and only what was trained is put into it: frozen
     weights come out bit for bit as they went in, whatever arithmetic and however many processes trained. Everything is written
-    to a folder inside `out` first and moved when whole.
+    to a folder inside `out` first and moved when it is whole and on the disk. Raises InputError when the disk is full.
     """
-    import torch
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     # Otherwise ZeRO-3 would cut up this model, too.
     unset_hf_deepspeed_config()
-    out, where = config.out, resolve(config.model)
-    kept = stored_dtype(where)
-    staging = out / _STAGING
+    staging = config.out / _STAGING
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
+    with checkpoints.writing(staging):
+        staging.mkdir(parents=True)
+        _write(staging, llava, weights, config)
+        if annotator is not None:
+            manifest.atomic_write(staging / ANNOTATOR_FILE, json.dumps(manifest.plain(annotator), indent=1) + "\n")
+        checkpoints.flush(staging)
+        _move(staging, config.out)
+
+
+def _write(staging: Path, llava: Llava, weights: dict[str, Any], config: TrainConfig) -> None:
+    import torch
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+    where = resolve(config.model)
+    kept = stored_dtype(where)
     merging = config.lora is not None
     model = LlavaForConditionalGeneration.from_pretrained(where, dtype=torch.float32 if merging else kept, use_safetensors=True)
     if merging:
@@ -68,16 +80,18 @@ def save_checkpoint(llava: Llava, weights: dict[str, Any], config: TrainConfig, 
         chat_template=llava.tokenizer.chat_template,
     ).save_pretrained(staging)
     llava.image_processor.save_pretrained(staging)
-    (staging / PROFILE_FILE).write_text(
-        json.dumps(llava.profile.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    if annotator is not None:
-        (staging / ANNOTATOR_FILE).write_text(json.dumps(plain(annotator), indent=1) + "\n", encoding="utf-8")
-    for path in sorted(staging.iterdir()):
+    profile = json.dumps(llava.profile.to_json(), indent=1, ensure_ascii=False) + "\n"
+    manifest.atomic_write(staging / PROFILE_FILE, profile)
+
+
+def _move(staging: Path, out: Path) -> None:
+    # A folder without config.json is no checkpoint, so that comes last: nobody loads half of one.
+    for path in sorted(staging.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
         target = out / path.name
         if target.is_dir():
             shutil.rmtree(target)
         path.replace(target)
+    sync_folder(out)
     staging.rmdir()
 
 

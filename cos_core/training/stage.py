@@ -67,6 +67,9 @@ def _run(config: TrainConfig, policy: Policy, world: World, reporter: Reporter) 
     settings, inputs = parts.settings(config, policy, world.size)
     mark = manifest.fingerprint(settings)
     if folder.is_finished(config.out, mark, settings):
+        if world.main:
+            # Killed between the manifest and this, a run leaves them; they are large.
+            shutil.rmtree(config.out / CHECKPOINTS, ignore_errors=True)
         reporter.note(f"{config.out} is already trained with these settings; nothing to do")
         return manifest.read(config.out)
     started = manifest.started("train", config, seed=config.seed, inputs=inputs, settings_fingerprint=mark)

@@ -49,12 +49,14 @@ class ChainTrainer(Trainer):
         target.load_state_dict(saved.state_dict(), strict=True)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        # Every process writes its part; the list of all parts is written when the last one is done.
-        self.accelerator.wait_for_everyone()
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with checkpoints.writing(folder, alone=self.args.world_size == 1):
+            super()._save_checkpoint(model, trial)
+            # Every process writes its part; the list of all parts is written when the last one is done.
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                checkpoints.mark_whole(folder, self.args.world_size)
         if self.is_world_process_zero():
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            checkpoints.mark_whole(folder, self.args.world_size)
             checkpoints.prune(folder.parent, keep=folder)
         self.accelerator.wait_for_everyone()
 
