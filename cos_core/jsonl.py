@@ -108,6 +108,11 @@ def decode(data: bytes) -> Any:
             raise ValueError("the text is not UTF-8") from None
 
 
+def encode_line(record: Mapping[str, Any]) -> bytes:
+    """One record as one line. Raises TypeError or ValueError for what is not JSON (NaN included)."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
 def read_lines(path: Path, on_problem: OnProblem | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) of each line; blank lines are passed over.
 
@@ -275,7 +280,7 @@ class DurableWriter:
         if not self._open:
             raise InputError(f"{self.path} is already closed for writing")
         try:
-            line = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+            line = encode_line(record)
         except (TypeError, ValueError) as error:
             raise InputError(f"a record for {self.path} cannot be written as JSON: {error}") from None
         self._write(line)

@@ -1,7 +1,7 @@
 """The fault injector: at the k-th durable write of a stage, the process dies, the disk is full, or the write is cut short.
 
 A durable write is what a stage needs the disk for: bytes written to a file, a commit of LMDB, a flush to the disk, a new size, a
-rename. Each fault runs in a child forked from a warm parent, so it costs milliseconds; then the same command runs
+rename, a file that a library (torch, safetensors, tokenizers) writes in its own code. Each fault runs in a child forked from a warm parent, so it costs milliseconds; then the same command runs
 again in another child, and what lies in the folder is compared with what an undisturbed run leaves.
 """
 
@@ -15,10 +15,11 @@ import io
 import json
 import os
 import re
+import resource
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,13 @@ import lmdb
 from bad.run import run
 from bad.table import Row
 from bad.world import World, lines, make_world
+from tiny_llava import make_checkpoint
 
 from cos_core import manifest
 from cos_core.store import Store
 
 FAULTS = ("kill", "full", "short")
+LIBRARIES = ("torch", "safetensors", "tokenizers")
 DIED = 137
 _VOLATILE = re.compile(
     rb'"(?:started|finished|seconds|versions|hardware|created|new|sha256|bytes)": ?(?:"[^"]*"|[\d.e-]+|\{[^{}]*\}),?'
@@ -40,6 +43,10 @@ _VOLATILE = re.compile(
 """Times, what hangs on them (the digest of answers that state their seconds), and how much of the work was this call's."""
 
 
+_RUNNING = re.compile(r"\.\d+\.\d+\.tmp$")
+"""What makes the names of two runs' scraps different."""
+_TORN = 512
+"""Bytes that fit on the disk of a library's file that is cut off."""
 _SCRAP = re.compile(r"\..*\.tmp")
 """What a killed process leaves of a file that it had not finished: hidden, never read."""
 
@@ -53,11 +60,13 @@ class Disk:
     fault: str = "kill"
     count: int = 0
     steps: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
 
-    def step(self, what: str, half: Callable[[], object] | None = None, spared: bool = False) -> bool:
-        """True when the write is to be done as usual; `half` does half of it."""
+    def step(self, what: str, name: object, half: Callable[[], object] | None = None, spared: bool = False) -> bool:
+        """True when the write to the file `name` is to be done as usual; `half` does half of it."""
         self.count += 1
         self.steps.append(what)
+        self.names.append(_RUNNING.sub("", str(name)))
         if self.count < self.at or not self.at or spared:
             return True
         if self.count > self.at:
@@ -66,6 +75,10 @@ class Disk:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return True
         if self.fault == "kill":
+            if what in LIBRARIES:
+                # The one kind of write that takes so long that a kill is likely to tear it.
+                with contextlib.suppress(Exception):
+                    half and half()
             os._exit(DIED)
         if half is not None:
             half()
@@ -73,11 +86,13 @@ class Disk:
             return False
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def mine(self, fd: int) -> bool:
+    def named(self, fd: int) -> Path | None:
+        """The file behind a descriptor, when it is one of ours."""
         try:
-            return Path(f"/proc/self/fd/{fd}").readlink().is_relative_to(self.root)
+            path = Path(f"/proc/self/fd/{fd}").readlink()
         except OSError:
-            return False
+            return None
+        return path if path.is_relative_to(self.root) else None
 
 
 class _Commits:
@@ -98,12 +113,40 @@ class _Commits:
         with self._environment.begin(*arguments, **options) as transaction:
             yield transaction
             try:
-                self._disk.step("commit")
+                self._disk.step("commit", "data.mdb")
             except OSError as error:
                 raise lmdb.DiskError(str(error)) from None
 
     def open_db(self, *arguments: Any, **options: Any) -> Any:
         return self._environment.open_db(*arguments, **options)
+
+
+def _natives() -> Iterator[tuple[Any, str, str, Callable[..., Any]]]:
+    """The calls of imported libraries that write a whole file in C++ or Rust: (object, name, library, where it finds the path)."""
+    if "torch" in sys.modules:
+        yield sys.modules["torch"], "save", "torch", lambda _, path, *__, **___: path
+    if "safetensors.torch" in sys.modules:
+        yield sys.modules["safetensors.torch"], "serialize_file", "safetensors", lambda _, path, **__: path
+    if "transformers.tokenization_utils_tokenizers" in sys.modules:
+        backend = sys.modules["transformers.tokenization_utils_tokenizers"].TokenizersBackend
+        yield backend, "_save_pretrained", "tokenizers", lambda _, save_directory, **__: Path(save_directory) / "tokenizer.json"
+
+
+def _native(make: Callable[..., Any], library: str, place: Callable[..., Any], disk: Disk) -> Callable[..., Any]:
+    """`make` under the injector. The system itself refuses what is too much, so that the library fails as it really does."""
+
+    def made(*arguments: Any, **options: Any) -> Any:
+        path = Path(place(*arguments, **options))
+
+        def half() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (_TORN, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+            make(*arguments, **options)
+
+        if path.is_relative_to(disk.root):
+            disk.step(library, path, half)
+        return make(*arguments, **options)
+
+    return made
 
 
 @contextlib.contextmanager
@@ -112,7 +155,8 @@ def injected(disk: Disk) -> Any:
     write, fsync, replace, truncate, opened, env = os.write, os.fsync, os.replace, os.ftruncate, io.open, lmdb.open
 
     def os_write(fd: int, data: Any) -> int:
-        if not disk.mine(fd):
+        name = disk.named(fd)
+        if name is None:
             return write(fd, data)
         done = 0
 
@@ -120,20 +164,22 @@ def injected(disk: Disk) -> Any:
             nonlocal done
             done = write(fd, bytes(data)[: len(data) // 2])
 
-        return write(fd, data) if disk.step("write", half) else done
+        return write(fd, data) if disk.step("write", name, half) else done
 
     def os_fsync(fd: int) -> None:
-        if not disk.mine(fd) or disk.step("fsync"):
+        name = disk.named(fd)
+        if name is None or disk.step("fsync", name):
             fsync(fd)
 
     def os_ftruncate(fd: int, size: int) -> None:
-        if disk.mine(fd):
+        name = disk.named(fd)
+        if name is not None:
             # To cut something off needs no room: only a kill can come between.
-            disk.step("truncate", spared=disk.fault != "kill")
+            disk.step("truncate", name, spared=disk.fault != "kill")
         truncate(fd, size)
 
     def rename(source: Any, target: Any, **options: Any) -> None:
-        if not Path(target).is_relative_to(disk.root) or disk.step("rename"):
+        if not Path(target).is_relative_to(disk.root) or disk.step("rename", target):
             replace(source, target, **options)
 
     class Raw(io.FileIO):
@@ -144,7 +190,8 @@ def injected(disk: Disk) -> Any:
                 nonlocal sent
                 sent = io.FileIO.write(self, bytes(data)[: max(1, len(data) // 2)])
 
-            return io.FileIO.write(self, data) if not disk.mine(self.fileno()) or disk.step("write", half) else sent
+            name = disk.named(self.fileno())
+            return io.FileIO.write(self, data) if name is None or disk.step("write", name, half) else sent
 
     def open_(file: Any, mode: str = "r", buffering: int = -1, *rest: Any, **options: Any) -> Any:
         if set(mode) & set("wax") and not isinstance(file, int) and Path(file).absolute().is_relative_to(disk.root):
@@ -157,6 +204,8 @@ def injected(disk: Disk) -> Any:
         return _Commits(env(path, **options), disk)
 
     with contextlib.ExitStack() as stack:
+        for where, name, library, place in _natives():
+            stack.enter_context(mock.patch.object(where, name, _native(getattr(where, name), library, place, disk)))
         for where, name, new in (
             (os, "write", os_write),
             (os, "fsync", os_fsync),
@@ -173,18 +222,40 @@ def injected(disk: Disk) -> Any:
 
 @dataclass(frozen=True)
 class Stage:
-    """`arguments`: the command line that works in a folder; `prepare`: what lies there before it; `every`: of many alike writes (a stage that
-    draws dozens of plots) so many are passed over."""
+    """`arguments`: the command line that works in a folder; `prepare`: what lies there before it.
+
+    `every`: of many alike writes (a stage that draws dozens of plots) so many are passed over. `kinds`: of each kind of write
+    (what, and to what) a full disk comes at the first, other faults at the last.
+    """
 
     name: str
     arguments: Callable[[World, Path], Sequence[Any]]
     prepare: Callable[[World, Path], object] = lambda world, folder: None
     every: int = 1
+    kinds: bool = False
+
+    def chosen(self, calm: Disk, fault: str) -> list[tuple[int, str]]:
+        """Which of an undisturbed run's writes go wrong, and what each is."""
+        # Only a write can be cut short; a cut needs no room.
+        possible = {"kill": set(calm.steps), "full": set(calm.steps) - {"truncate"}, "short": {"write"}}[fault]
+        steps = [(at, what) for at, what in enumerate(calm.steps, 1) if what in possible]
+        if self.kinds:
+            order = steps[::-1] if fault == "full" else steps
+            steps = sorted({(what, _kind(calm.names[at - 1])): (at, what) for at, what in order}.values())
+        return steps[self.every - 1 :: self.every]
+
+
+def _kind(name: str) -> str:
+    """What is at stake in a file of training: the manifest, the log, a checkpoint, or else the finished model."""
+    path = Path(name)
+    if manifest.FILE in path.name or path.name == "train_log.jsonl":
+        return path.name
+    return "checkpoint" if path.parent.name.startswith("checkpoint-") else "model"
 
 
 @dataclass(frozen=True)
 class Result:
-    """`code`, `said` of the call with the fault; `kept`: the files between; `again`: the code of the second call."""
+    """`code`, `said` of the call with the fault; `kept`: the files between; `again`, `then`: of the second call the same."""
 
     step: int
     what: str
@@ -193,6 +264,7 @@ class Result:
     said: str
     kept: list[str]
     again: int
+    then: str
     same: bool
     lost: bool
 
@@ -204,6 +276,11 @@ def _many(world: World, folder: Path) -> None:
 def _exported(world: World, folder: Path) -> None:
     with Store.read(world.store) as store:
         store.export_jsonl(folder / "in.jsonl", failures=True, heats=True)
+
+
+def _untrained(world: World, folder: Path) -> None:
+    if not (world.root / "tiny").exists():
+        make_checkpoint(world.root / "tiny", image_size=28, hidden=16, layers=1)
 
 
 STAGES = [
@@ -224,9 +301,15 @@ STAGES = [
     Stage("visualize overlay", lambda w, f: ["visualize", "overlay", "--image", w.images / "a.png", "--box", 0.1, 0.1, 0.5, 0.5, "--out", f / "o.png"]),
     Stage("visualize stats", lambda w, f: ["visualize", "stats", w.store, "--out", f / "boxes"], every=19),
     Stage("visualize report", lambda w, f: ["visualize", "report", w.run, "--out", f / "r.html"], every=2),
+    Stage(
+        "train",
+        lambda w, f: ["train", "--model", w.root / "tiny", "--data", w.data, "--images", w.images, "--store", w.store, "--out", f / "out", "--batch-size", 1, "--global-batch", 1, "--max-steps", 3, "--save-every", 2, "--device", "cpu"],
+        _untrained,
+        kinds=True,
+    ),
     Stage("visualize export", lambda w, f: ["visualize", "export", w.run, "--format", "lmms-eval", "--out", f / "x.jsonl"]),
 ]  # fmt: skip
-"""Every stage that writes; training, whose writes are the Trainer's, is killed in tests/test_training_runs.py."""
+"""Every stage that writes."""
 
 
 def child(stage: Stage, world: World, folder: Path, disk: Disk) -> tuple[int, str, Disk]:
@@ -240,20 +323,23 @@ def child(stage: Stage, world: World, folder: Path, disk: Disk) -> tuple[int, st
         try:
             os.chdir(folder)
             os.environ["PATH"] = ""  # no git to ask for the commit
+            if "torch" in sys.modules:
+                # The parent's pool of threads did not come along, and would be waited for.
+                sys.modules["torch"].set_num_threads(1)
             # What a manifest says of packages is the same for all, and half of a child's time.
             same = mock.patch.object(manifest, "versions", dict)
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(told), same, injected(disk):
                 code = run([str(a) for a in stage.arguments(world, folder)])
             with os.fdopen(writer, "wb") as pipe:
-                pipe.write(json.dumps([told.getvalue(), disk.steps]).encode())
+                pipe.write(json.dumps([told.getvalue(), disk.steps, disk.names]).encode())
         finally:
             os._exit(code)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         text = pipe.read()
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    said, steps = json.loads(text) if text else ("", [])
-    return code, said, Disk(disk.root, disk.at, disk.fault, len(steps), steps)
+    said, steps, names = json.loads(text) if text else ("", [], [])
+    return code, said, Disk(disk.root, disk.at, disk.fault, len(steps), steps, names)
 
 
 def state(folder: Path) -> dict[str, bytes]:
@@ -309,13 +395,10 @@ def storm(stage: Stage, world: World, folder: Path) -> list[Result]:
     if code != 0 or not calm.count:
         raise AssertionError(f"{stage.name} does not run undisturbed: {code} {said}")
     wanted = state(folder)
-    # Only a write can be cut short; a cut needs no room.
-    places = {"kill": set(calm.steps), "full": set(calm.steps) - {"truncate"}, "short": {"write"}}
     return [
         struck(stage, world, folder, Disk(folder, at, fault, steps=[what]), wanted)
         for fault in FAULTS
-        for at, what in enumerate(calm.steps, 1)
-        if what in places[fault] and at % stage.every == 0
+        for at, what in stage.chosen(calm, fault)
     ]
 
 
@@ -338,8 +421,8 @@ def struck(stage: Stage, world: World, folder: Path, disk: Disk, wanted: dict[st
     )
     there = finished(folder)
     again, words, _ = child(stage, world, folder, Disk(folder))
-    said = said if again == 0 else words
-    return Result(disk.at, what, disk.fault, code, said, kept, again, state(folder) == wanted, finished(folder) < there)
+    same, lost = state(folder) == wanted, finished(folder) < there
+    return Result(disk.at, what, disk.fault, code, said, kept, again, words, same, lost)
 
 
 def rows() -> tuple[list[Row], int]:

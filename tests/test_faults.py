@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from bad import cases, table
 from bad.world import World, make_world
-from faults import DIED, STAGES, Stage, storm, warm
+from faults import DIED, STAGES, Result, Stage, storm, warm
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 COUNTED: dict[str, int] = {}
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+@pytest.mark.parametrize(
+    "stage", [pytest.param(s, id=s.name, marks=[pytest.mark.slow] if s.name == "train" else []) for s in STAGES]
+)
 def test_every_durable_write_may_fail(stage: Stage, world: World, tmp_path: Path) -> None:
     results = storm(stage, world, tmp_path / "work")
     COUNTED[stage.name] = len(results)
@@ -33,8 +36,27 @@ def test_every_durable_write_may_fail(stage: Stage, world: World, tmp_path: Path
         assert not result.lost, result
         assert result.again == 0, result
         assert result.same, result
+        if stage.name == "train":
+            goes_on(result)
+
+
+def goes_on(result: Result) -> None:
+    """From the newest checkpoint that is whole, and from no other; a finished run has nothing to do."""
+    whole = max((name.split("/")[-2] for name in result.kept if name.endswith("/whole.json")), default=None)
+    if "out/manifest.json" in result.kept:
+        assert "nothing to do" in result.then, result
+    else:
+        told = f"going on from step {whole.removeprefix('checkpoint-')}" if whole else "going on"
+        assert (told in result.then) == (whole is not None), result
 
 
 def test_they_were_many() -> None:
     if set(COUNTED) == {stage.name for stage in STAGES}:
         assert sum(COUNTED.values()) >= 100, COUNTED
+        assert table.count(table.FAULTS) == sum(COUNTED.values()), "make faults writes docs/faults.md anew"
+
+
+def test_the_table_in_the_documentation_has_every_stage() -> None:
+    """And the numbers above it are those of its cases; of the faults, when all of them were run."""
+    assert list(dict.fromkeys(row.family for row in table.read(table.FAULTS))) == [stage.name for stage in STAGES]
+    assert table.count(table.INPUTS) == len(cases())

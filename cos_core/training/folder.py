@@ -13,7 +13,7 @@ from typing import Any
 
 from cos_core import manifest
 from cos_core.errors import InputError
-from cos_core.jsonl import decode, read_lines
+from cos_core.jsonl import decode, encode_line, read_lines
 from cos_core.training import checkpoints
 from cos_core.training.config import TrainConfig
 from cos_core.training.samples import Data, Skipped
@@ -76,7 +76,7 @@ def _trim_log(path: Path, upto: int) -> None:
     if not path.is_file():
         return
     kept = [record for _, record in read_lines(path, lambda _: None) if record.get("step", 0) <= upto]
-    manifest.atomic_write(path, "".join(json.dumps(record) + "\n" for record in kept))
+    manifest.atomic_write(path, b"".join(map(encode_line, kept)))
 
 
 def skipped_before(out: Path) -> dict[str, Skipped]:
@@ -89,8 +89,7 @@ def skipped_before(out: Path) -> dict[str, Skipped]:
 def write_skipped(out: Path, data: Data, skipped: Mapping[str, Skipped]) -> None:
     """One file of what all processes left out, in place of one a process."""
     records = [*named_problems(data), *data.skipped, *skipped.values()]
-    lines = "".join(json.dumps(record.to_json()) + "\n" for record in records)
-    manifest.atomic_write(out / SKIPPED_FILE, lines)
+    manifest.atomic_write(out / SKIPPED_FILE, b"".join(encode_line(record.to_json()) for record in records))
     for path in out.glob("skipped-*.jsonl"):
         path.unlink()
 

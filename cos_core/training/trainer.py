@@ -48,6 +48,17 @@ class ChainTrainer(Trainer):
         saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype, use_safetensors=True)
         target.load_state_dict(saved.state_dict(), strict=True)
 
+    def _run_epoch(self, *args: Any, **options: Any) -> None:
+        """An epoch, but nothing of one for a run that was interrupted after its last step.
+
+        The Trainer looks whether it is done only after a step: with `max_steps` inside an epoch it would take one too many
+        (transformers 5.23).
+        """
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **options)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         with checkpoints.writing(folder, alone=self.args.world_size == 1):

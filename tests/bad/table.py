@@ -11,7 +11,7 @@ from pathlib import Path
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
 _HEAD = "| what | how | code | sentence | kept |\n|---|---|---|---|---|\n"
-_INPUTS, _FAULTS = "## Bad inputs", "## Injected faults"
+INPUTS, FAULTS = "## Bad inputs", "## Injected faults"
 _WORDS = """# What goes wrong, and what comes of it
 
 Written by `make faults`, which runs each row; `make test` runs them too and fails when a row is missing here.
@@ -24,11 +24,13 @@ Exit codes are those of the README. No row ends in a traceback, and none writes 
 {bad_rows}
 {faults}: {injected} faults
 
-Every durable write of a stage (a write, a flush to the disk, a rename, a commit of the store), one after the other: the process
-is killed there, the disk is full from there on, or the write is cut short there. Then the same command runs again, and what it
-leaves is compared, byte by byte but for times, with what an undisturbed run leaves. "Kept" is what stood there between the two.
-Of the many alike writes of `visualize stats`, every 19th is taken, of those of `visualize report` every second. A killed process may leave a hidden `.tmp` file, which nothing
-reads. Training's writes are the Trainer's: tests/test_training_runs.py kills it instead.
+Every durable write of a stage (a write, a flush to the disk, a rename, a commit of the store, a file that torch, safetensors or
+tokenizers write), one after the other: the process is killed there, the disk is full from there on, or the write is cut short
+there. Then the same command runs again, and what it leaves is compared, byte by byte but for times, with what an undisturbed run
+leaves. "Kept" is what stood there between the two. Of the many alike writes of `visualize stats`, every 19th is taken, of those of
+`visualize report` every second; of training's, one of each kind (what, and whether to the log, a checkpoint, the model or the
+manifest). A library's file is cut off after 512 bytes by the system's own limit. A killed process may leave a hidden `.tmp` file,
+which nothing reads.
 
 {fault_rows}"""
 
@@ -54,11 +56,17 @@ def _plain(cell: str) -> str:
     return re.sub(r"\\(.)", r"\1", cell).replace("—", "") if cell == "—" else re.sub(r"\\(.)", r"\1", cell)
 
 
-def read(part: str = _INPUTS) -> list[Row]:
+def read(part: str = INPUTS) -> list[Row]:
     """The rows that stand in the document."""
     text = DOCUMENT.read_text(encoding="utf-8").partition(part)[2].partition("\n## ")[0]
     cells = [re.split(r"(?<!\\) \| ", line[2:-2]) for line in text.splitlines() if line.startswith("| ")][1:]
     return [Row(*map(_plain, row)) for row in cells]
+
+
+def count(part: str) -> int:
+    """How many cases the document says it has."""
+    said = re.search(rf"^{part}: (\d+) ", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    return int(said[1]) if said else 0
 
 
 def inputs() -> Iterator[Row]:
@@ -90,7 +98,7 @@ def inputs() -> Iterator[Row]:
 
 
 def write(bad: Sequence[Row], injected: Sequence[Row], count: int) -> None:
-    parts = {"inputs": _INPUTS, "bad": len(bad), "faults": _FAULTS, "injected": count}
+    parts = {"inputs": INPUTS, "bad": len(bad), "faults": FAULTS, "injected": count}
     rows = {
         "bad_rows": _HEAD + "".join(f"{row}\n" for row in bad),
         "fault_rows": _HEAD + "".join(f"{row}\n" for row in injected),
