@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from cos_core.interfaces import SilentReporter
 from cos_core.jsonl import read_lines
 from cos_core.prompts import load_profile
 from cos_core.store import Store
+from cos_core.training import engine
 from cos_core.training.data import TrainData
 from cos_core.training.samples import NO_ANNOTATION, collect
 from cos_core.types import Annotation
@@ -184,15 +187,62 @@ def test_text_only_data_spends_no_vision_pass(world: Path, tmp_path: Path) -> No
 def test_the_trainers_own_reports(world: Path, tmp_path: Path, reporter: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_PROJECT", "")
     out = tmp_path / "out"
     training.run(config(world, out, report_to=reporter), SilentReporter())
     if reporter == "wandb":
+        import wandb
+
         assert len(list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))) == 1
+        assert wandb.run.project == "cos"
+        wandb.teardown()
         return
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(out / "tensorboard")).Reload()
     assert [event.value for event in events.Scalars("train/loss")] == pytest.approx([r["loss"] for r in log_of(out)])
+
+
+@pytest.mark.parametrize(("variable", "file", "project"), [("", "", "cos"), ("", "mine", "mine"), ("ours", "mine", "ours")])
+def test_the_project_of_weights_and_biases(
+    world: Path, tmp_path: Path, variable: str, file: str, project: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_PROJECT": variable}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    if file:
+        (tmp_path / "wandb").mkdir()
+        (tmp_path / "wandb" / "settings").write_text(f"[default]\nproject = {file}\n")
+    wandb.teardown()
+    assert engine.reporters(config(world, tmp_path / "out", report_to="wandb"), main=True) == []
+    assert os.environ["WANDB_PROJECT"] == project
+    wandb.teardown()
+
+
+def test_a_run_killed_at_its_end_takes_no_step_more(world: Path, tmp_path: Path) -> None:
+    """After its last step, inside an epoch (4 steps, 3 an epoch), and after its manifest: what is left is put in order."""
+    made = config(world, tmp_path / "out", save_every=4)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cos_core.training.save.save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            training.run(made, SilentReporter())
+    before = log_of(tmp_path / "out")
+    last = tmp_path / "out" / "checkpoints" / "checkpoint-4"
+    assert (last / "whole.json").is_file()
+    shutil.copytree(last, tmp_path / "kept")
+    assert training.run(made, SilentReporter()).results["steps"] == 4
+    assert log_of(tmp_path / "out") == before
+    kept, done = weights(tmp_path / "kept"), weights(tmp_path / "out")
+    assert all(kept[name].equal(done[name]) for name in kept)
+    shutil.copytree(tmp_path / "kept", last)
+    training.run(made, SilentReporter())
+    assert not last.exists()
 
 
 def test_qlora_trains_adapters_over_four_bits(world: Path, tmp_path: Path) -> None:

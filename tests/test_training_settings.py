@@ -83,7 +83,9 @@ def test_impossible_settings_are_refused(world: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no folder of images"):
         training.run(config(world, tmp_path / "out", images=tmp_path / "nowhere"), SilentReporter())
     with pytest.raises(InputError, match="deepspeed is zero2, zero3, zero3_offload or a"):
-        training.run(config(world, tmp_path / "out", deepspeed="zero9"), SilentReporter())
+        # Before the checkpoint is looked for.
+        training.run(config(world, tmp_path / "zero9", deepspeed="zero9", model="nowhere"), SilentReporter())
+    assert not (tmp_path / "zero9").exists()
     for package, wrong in (("wandb", {"report_to": "wandb"}), ("bitsandbytes", {"lora": 4, "qlora": True})):
         if importlib.util.find_spec(package) is None:
             with pytest.raises(MissingError, match=f"'{package}'"):

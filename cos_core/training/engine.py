@@ -47,7 +47,11 @@ class World:
 
 
 def require(config: TrainConfig) -> None:
-    """Raises MissingError, before anything is read, when a package or the device asked for is not there."""
+    """Before data or model are read: raises MissingError when a package or the device asked for is not there.
+
+    And InputError for settings that cannot go together, or DeepSpeed settings that cannot be read.
+    """
+    deepspeed_settings(config)
     try:
         import accelerate  # noqa: F401
         import torch
@@ -177,7 +181,17 @@ def arguments(config: TrainConfig, world: World) -> TrainingArguments:
 
 
 def reporters(config: TrainConfig, main: bool) -> list[Any]:
-    """The Trainer's own TensorBoard reports, into `tensorboard/` in the output folder; Weights & Biases finds its way alone."""
+    """The Trainer's own TensorBoard reports, into `tensorboard/` in the output folder.
+
+    Weights & Biases finds its way alone, save for the project: the Trainer's "huggingface" where WANDB_PROJECT names none, even
+    when the user's W&B settings do. Theirs, or else "cos", is put there.
+    """
+    if config.report_to == "wandb" and main:
+        import wandb
+
+        # Taken out first: wandb would read an empty one as a project's name.
+        named = os.environ.pop("WANDB_PROJECT", "")
+        os.environ["WANDB_PROJECT"] = named or wandb.setup().settings.project or "cos"
     if config.report_to != "tensorboard" or not main:
         return []
     from torch.utils.tensorboard import SummaryWriter
