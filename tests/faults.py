@@ -246,10 +246,11 @@ class Stage:
 
 
 def _kind(name: str) -> str:
-    """What is at stake in a file of training: the manifest, the log, a checkpoint, or else the finished model."""
+    """What is at stake in a file of training: the manifest, the log, its curve, a checkpoint, or else the finished model."""
     path = Path(name)
-    if manifest.FILE in path.name or path.name == "train_log.jsonl":
-        return path.name
+    for whole in (manifest.FILE, "train_log.jsonl", "loss.png"):
+        if whole in path.name:
+            return whole
     return "checkpoint" if path.parent.name.startswith("checkpoint-") else "model"
 
 

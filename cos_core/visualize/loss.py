@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cos_core import manifest
 from cos_core.jsonl import read_lines
 
 _SMOOTH = 20
@@ -13,7 +14,7 @@ _SMOOTH = 20
 def draw(log: Path, out: Path) -> Path:
     """Loss over optimiser steps, as it was and smoothed, with the learning rate beside it; writes a PNG and returns its path.
 
-    Raises InputError when the log cannot be read.
+    Raises InputError when the log cannot be read, or the picture not written.
     """
     from matplotlib.figure import Figure
 
@@ -32,5 +33,6 @@ def draw(log: Path, out: Path) -> Path:
     rate.plot(steps, [record.get("learning_rate") or 0.0 for record in records], color="#b0603a", linewidth=0.8, linestyle=":")
     rate.set_ylabel("learning rate (dotted)", color="#b0603a")
     axes.legend(frameon=False)
-    figure.savefig(out, dpi=120)
+    with manifest.atomic_file(out) as file:
+        figure.savefig(file, dpi=120, format="png")
     return out

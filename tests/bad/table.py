@@ -28,8 +28,8 @@ Every durable write of a stage (a write, a flush to the disk, a rename, a commit
 tokenizers write), one after the other: the process is killed there, the disk is full from there on, or the write is cut short
 there. Then the same command runs again, and what it leaves is compared, byte by byte but for times, with what an undisturbed run
 leaves. "Kept" is what stood there between the two. Of the many alike writes of `visualize stats`, every 19th is taken, of those of
-`visualize report` every second; of training's, one of each kind (what, and whether to the log, a checkpoint, the model or the
-manifest). A library's file is cut off after 512 bytes by the system's own limit. A killed process may leave a hidden `.tmp` file,
+`visualize report` every second; of training's, one of each kind (what, and whether to the log, its curve, a checkpoint, the
+model or the manifest). A library's file is cut off after 512 bytes by the system's own limit. A killed process may leave a hidden `.tmp` file,
 which nothing reads.
 
 {fault_rows}"""
