@@ -64,6 +64,7 @@ WITH_TORCH = (
     "convert",
     "backbones",
     "engines.hf",
+    "engines._attention",
     "engines._prefix",
     "engines._batch",
     "detectors.detectron2",

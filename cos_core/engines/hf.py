@@ -27,6 +27,7 @@ from transformers.cache_utils import Cache
 
 from cos_core import llava as loader
 from cos_core.encoding import detokenize
+from cos_core.engines._attention import cpu_attention
 from cos_core.engines._batch import (
     Job,
     Row,
@@ -210,7 +211,7 @@ class HfEngine:
         working = max(job.columns for job in jobs) * len(jobs) * self._token_bytes
         self._store.limit = max(0, self.kv_budget - working)
         self._store.shrink(self._store.limit)
-        with torch.inference_mode():
+        with torch.inference_mode(), cpu_attention(self._llava.model.model.language_model):
             self._share([job.row for job in jobs])
             for batch in by_length(jobs, lambda job: len(job.row.ids)):
                 self._answer(sorted(batch, key=lambda job: job.row.fresh))
