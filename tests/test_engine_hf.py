@@ -150,7 +150,7 @@ def test_a_picture_is_encoded_once_while_it_lives(engine: HfEngine, monkeypatch:
     engine.generate([Request(prompts.dialogue(PROFILE, "what", box_text="[0, 0, 1, 1]"), {"full": whole, "roi": crop}, 2)])
     assert sizes == [1, 1]
     del ask, whole, crop
-    assert engine._features == {}
+    assert len(engine._features) == 0
 
 
 def test_memory_running_out_halves_the_batch(engine: HfEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,7 @@ WITH_TORCH = (
     "backbones",
     "engines.hf",
     "engines._attention",
+    "engines._features",
     "engines._prefix",
     "engines._batch",
     "detectors.detectron2",

@@ -121,7 +121,7 @@ def greedy_flips(model: llava.Llava, asked: Sequence[Request], replies: Sequence
     with torch.inference_mode():
         for (_, count), group in itertools.groupby(rows, key=lambda row: (len(row[0]), len(row[2]))):
             ids, images, chosen = zip(*group, strict=True)
-            features = torch.cat(engine._image_features([image for row in images for image in row]))
+            features = torch.cat(engine._features.of([image for row in images for image in row]))
             # A random model may write the image mark, which is then a token as any other.
             written = model.model.get_input_embeddings()(torch.tensor(chosen)[:, :-1])
             whole = torch.cat([model.embed(torch.tensor(ids), features), written], dim=1)
@@ -193,7 +193,7 @@ def test_what_belongs_to_a_picture_goes_with_it(tiny: llava.Llava) -> None:
     del image
     assert engine._store.held == 0
     assert engine._store._entries == []
-    assert engine._features == engine._pixels == engine._numbers == {}
+    assert len(engine._features) == 0
 
 
 def test_pieces_are_heard_as_they_come(tiny: llava.Llava) -> None:

@@ -13,11 +13,8 @@ token ids with `transformers`' `generate`.
 
 from __future__ import annotations
 
-import itertools
 import math
-import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +39,7 @@ from cos_core.engines._batch import (
     token_bytes,
 )
 from cos_core.engines._constrain import TokenGrammar
+from cos_core.engines._features import Features
 from cos_core.engines._prefix import Match, PartLayer, PrefixStore, buffer, common_length
 from cos_core.errors import InputError
 from cos_core.interfaces import Grammar, Reply, Request
@@ -54,7 +52,6 @@ WORTH_SHARING = 16
 
 PREFILL_TOKENS = (1024, 4096)
 """Positions that are computed at once at most, on a CPU and on a GPU, save for one longer dialogue: what bounds activations."""
-PICTURES_AT_ONCE = 8
 
 
 class HfEngine:
@@ -80,11 +77,7 @@ class HfEngine:
         self.kv_peak = 0
         """Most bytes of keys and values ever held at once."""
         self._store = PrefixStore(self.kv_budget // 2)
-        self._features: dict[int, torch.Tensor] = {}
-        self._pixels: dict[int, torch.Tensor | Future[torch.Tensor]] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pixels")
-        self._numbers: dict[int, int] = {}
-        self._count = itertools.count()
+        self._features = Features(llava, gone=self._store.forget)
         self._grammars: dict[Grammar, TokenGrammar] = {}
         self._prefill = PREFILL_TOKENS[llava.device.type == "cuda"]
         self._rows: int | None = None
@@ -120,10 +113,7 @@ class HfEngine:
 
     def prepare(self, images: Sequence[Image]) -> None:
         """Pads, resizes and normalises pictures ahead of their use; may run in another thread than `generate`."""
-        for image in images:
-            if id(image) not in self._features and id(image) not in self._pixels:
-                self._number(image)
-                self._pixels[id(image)] = self._one(image)
+        self._features.prepare(images)
 
     def _job(self, place: int, request: Request) -> Job:
         encoded = self._llava.encode(request.turns)
@@ -139,7 +129,7 @@ class HfEngine:
         grammar = self._grammar(request.grammar)
         given = grammar.forced([])[: request.max_new_tokens] if grammar else []
         images = tuple(request.images[slot] for slot in encoded.slots)
-        numbers = tuple(self._number(image) for image in images)
+        numbers = tuple(self._features.number(image) for image in images)
         ids = np.array([*encoded.ids, *given], dtype=np.int64)
         keys = ids.copy()
         keys[ids == self._llava.image_token_id] = np.repeat([-1 - n for n in numbers], self._llava.image_tokens)
@@ -314,7 +304,7 @@ class HfEngine:
         like = torch.empty((len(rows), *self._heads[:1], 0, self._heads[1]), dtype=model.dtype, device=device)
         for layer, part in enumerate(cache.layers):
             part.start([(len(row.ids), segments(row, layer)) for row in rows], like, end)
-        self._ahead(rows)
+        self._features.ahead(image for row in rows for image, _ in row.shown(self._llava.image_tokens))
         logits = [self._chunk(cache, rows, first, last) for first, last in chunks(rows, self._prefill)]
         lengths = torch.tensor([[len(row.ids)] for row in rows])
         mask = (torch.arange(end) >= end - lengths).long().to(device)
@@ -366,48 +356,8 @@ class HfEngine:
         wanted = [each for row in rows for each in row.shown(self._llava.image_tokens)]
         if not wanted:
             return None
-        features = self._image_features([image for image, _ in wanted])
+        features = self._features.of([image for image, _ in wanted])
         return torch.cat([found[skip:] for found, (_, skip) in zip(features, wanted, strict=True)])
-
-    def _one(self, image: Image) -> torch.Tensor:
-        return self._llava.pixels([image])[0]
-
-    def _ahead(self, rows: Sequence[Row]) -> None:
-        """Pads and resizes what the rows show beside the model: the pictures of later chunks while earlier ones run."""
-        for image in (image for row in rows for image, _ in row.shown(self._llava.image_tokens)):
-            if id(image) not in self._features and id(image) not in self._pixels:
-                self._pixels[id(image)] = self._thread.submit(self._one, image)
-
-    def _image_features(self, pictures: Sequence[Image]) -> list[torch.Tensor]:
-        """(image_tokens, hidden) each, every distinct picture encoded once."""
-        new = {id(image): image for image in pictures if id(image) not in self._features}
-        if new:
-            ready = [self._pixels.pop(key, None) for key in new]
-            pixels = [
-                known.result() if isinstance(known, Future) else self._one(image) if known is None else known
-                for image, known in zip(new.values(), ready, strict=True)
-            ]
-            for start in range(0, len(pixels), PICTURES_AT_ONCE):
-                stacked = torch.stack(pixels[start : start + PICTURES_AT_ONCE])
-                keys = list(new)[start : start + PICTURES_AT_ONCE]
-                self._features.update(zip(keys, self._llava.image_features(stacked), strict=True))
-        return [self._features[id(image)] for image in pictures]
-
-    def _number(self, image: Image) -> int:
-        """What stands for the picture in keys, for as long as it lives; never given to another one."""
-        if id(image) not in self._numbers:
-            self._numbers[id(image)] = next(self._count)
-            weakref.finalize(image, _forget, weakref.ref(self), id(image))
-        return self._numbers[id(image)]
-
-
-def _forget(engine: weakref.ref[HfEngine], key: int) -> None:
-    """A picture is gone, and with it all that was computed from it."""
-    self = engine()
-    if self is not None:
-        self._features.pop(key, None)
-        self._pixels.pop(key, None)
-        self._store.forget(self._numbers.pop(key))
 
 
 def build(
