@@ -5,9 +5,9 @@ times the width, a Llama tokenizer that splits digits. It is just wide enough th
 First-pass texts are 29 tokens, answers 5. Its weights are random, save that it writes "[0.251, 0.251, ..." whatever is asked:
 random tokens would come back from the tokenizer as other and more tokens than were generated, which a box's text never does.
 
-A round runs all arms, one after the other, one pass first and last. A figure is the median of an arm's runs by the median of one
-pass's; beside it stand its fastest and slowest run by that same median. Floors are floating-point operations, counted on the
-very prompts. Exit code 6: a ratio is over its limit.
+A round runs all arms, one after the other, one pass first and last. A figure is the median of an arm's runs by the median of
+one pass's; beside it stand its fastest and slowest run by that same median. Floors are floating-point operations, counted on
+the very prompts. Exit code 6: a ratio is over its limit.
 
     python benchmarks/two_pass.py [--questions 16] [--batch 16] [--layers 2] [--hidden 1024] [--rounds 5]
 """
@@ -84,15 +84,14 @@ def make_model(directory: Path, layers: int, hidden: int) -> None:
 
 
 def write_box_text(model: Any, tokenizer: Any) -> None:
-    """Makes each token of BOX_TEXT so loud an input that the next one is the likeliest, with every layer computed as ever."""
-    cycle = tokenizer.convert_ids_to_tokens(tokenizer(f": {BOX_TEXT}", add_special_tokens=False)["input_ids"])
-    follows = dict(itertools.pairwise(cycle[-len(cycle) + 1 :]))
+    """Lets the model write BOX_TEXT: each of its tokens is so loud an input that the next is the likeliest, layers or not."""
+    ids = tokenizer(f"ASSISTANT: {BOX_TEXT}", add_special_tokens=False)["input_ids"]
+    start = ids.index(tokenizer.convert_tokens_to_ids(":"))
     with torch.no_grad():
-        for token, successor in follows.items():
-            here, behind = tokenizer.convert_tokens_to_ids([token, successor])
+        for token, successor in dict(itertools.pairwise(ids[start:])).items():
             direction = torch.nn.functional.normalize(torch.randn(model.config.text_config.hidden_size), dim=0)
-            model.get_input_embeddings().weight[here] = 4000 * direction
-            model.get_output_embeddings().weight[behind] += direction
+            model.get_input_embeddings().weight[token] = 4000 * direction
+            model.get_output_embeddings().weight[successor] += direction
 
 
 def batch_one_loop(model: llava.Llava, asked: list[tuple[Example, Image.Image]]) -> None:
@@ -139,6 +138,7 @@ class Shape:
         return self.run(end, end + tokens - 1) + tokens * 2 * self.width * self.vocabulary
 
     def picture(self, image_tokens: int) -> float:
+        """Patches of 14 pixels through the tower and the projector."""
         wide, seen = self.vision_width, image_tokens + 1
         tower = 2 * seen * self.vision_layers * (4 * wide**2 + 2 * wide * self.vision_inner + 2 * seen * wide)
         return tower + 2 * image_tokens * (wide * 3 * 14**2 + self.width * (wide + self.width))
@@ -223,9 +223,9 @@ class Arms:
             chain = TwoPass(engine, setting)
             for start in range(0, len(asked), self.batch):
                 part = [(example, copies[id(image)]) for example, image in asked[start : start + self.batch]]
-                failed = [p.error for p in chain.predict(part) if p.error]
-                if failed:
-                    raise RuntimeError(failed[0])
+                for found in chain.predict(part):
+                    if found.error or (decode == "free" and found.box_text not in (None, BOX_TEXT)):
+                        raise RuntimeError(found.error or f"the model wrote {found.box_text!r}")
 
         self.time(name, asked, run)
         self.peaks[name] = engine.kv_peak / 2**20
