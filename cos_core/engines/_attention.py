@@ -26,7 +26,8 @@ BLOCK = 128
 def cpu_attention(decoder: Any) -> Iterator[None]:
     """Lets a decoder that computes "sdpa" in float32 on a CPU do it by `attend`; any other stays as it is."""
     before = decoder.config._attn_implementation
-    if before != "sdpa" or decoder.device.type != "cpu" or decoder.dtype is not torch.float32:
+    able = before == "sdpa" and getattr(decoder, "_supports_attention_backend", False)
+    if not able or decoder.device.type != "cpu" or decoder.dtype is not torch.float32:
         yield
         return
     AttentionInterface.register(NAME, _forward)
