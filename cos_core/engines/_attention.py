@@ -1,6 +1,6 @@
 """Attention of a decoder on a CPU, faster than torch's kernel where that is at its weakest.
 
-A single query a row goes through a product made for many there; here it is multiplied from the side of the keys. Of what lies
+Few queries a row go through a product made for many there; here they are multiplied from the side of the keys. Of what lies
 behind a query the kernel skips whole steps of 512 keys only; here it gets a block of queries at a time, and the keys that the
 last of them sees. Stands in `transformers`' AttentionInterface while an engine runs.
 """
@@ -18,6 +18,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "cos_cpu"
+FEW = 6
+"""Queries a row up to which plain products are faster than the kernel."""
 BLOCK = 128
 """Queries that go through the kernel together."""
 
@@ -49,12 +51,13 @@ def attend(
     """
     rows, heads, n, width = query.shape
     groups, m = heads // key.shape[1], key.shape[2]
-    if n == 1:
-        # Heads that share a key stand beside each other as queries of it: (rows, key heads, groups, d).
-        scores = (key @ (query.view(rows, -1, groups, width) * scale).transpose(2, 3)).transpose(2, 3)
+    if n == 1 or (n <= FEW and mask is not None):
+        # Heads that share a key stand beside each other as queries of it: (rows, key heads, groups * n, d).
+        folded = (query.contiguous() * scale).view(rows, -1, groups * n, width)
+        scores = (key @ folded.transpose(2, 3)).transpose(2, 3).reshape(rows, heads, n, m)
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        return (scores.softmax(-1) @ value).view(rows, heads, 1, width)
+        return (scores.softmax(-1).view(rows, -1, groups * n, m) @ value).view(rows, heads, n, width)
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     found = torch.empty_like(query)
