@@ -20,7 +20,7 @@ def textbook(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: 
 
 
 @pytest.mark.parametrize("key_heads", [1, 2, 6])
-@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 131), (5, 5), (5, 31), (7, 31), (257, 257), (263, 607)])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 131), (3, 3), (3, 31), (5, 31), (257, 257), (263, 607)])
 @pytest.mark.parametrize("padded", [False, True])
 def test_equals_the_textbook(key_heads: int, queries: int, keys: int, padded: bool) -> None:
     torch.manual_seed(3)

@@ -18,7 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "cos_cpu"
-FEW = 6
+FEW = 4
 """Queries a row up to which plain products are faster than the kernel."""
 BLOCK = 128
 """Queries that go through the kernel together."""
