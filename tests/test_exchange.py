@@ -52,6 +52,36 @@ def test_bad_lines_cost_themselves_only(world: Path) -> None:
     assert told.warnings[-1] == f"{len(bad) - 5} more problems in {world / 'mixed'}"
 
 
+def test_bad_lines_of_visual_cot_say_why(world: Path) -> None:
+    meta = {"question": "q", "answer": "a", "image": "coco/a.png", "width": 97, "height": 61, "bboxs": [[1, 2, 30, 40]],
+            "dataset": "d", "split": "train"}  # fmt: skip
+    talk = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "this"}]
+    marked = ["coco/a.png", "coco/a.png###[1, 2, 30, 40]"]
+    turned = {"question_id": 7, "image": marked, "conversations": talk, "dataset": "d", "split": "train"}
+    cases = [
+        ({**meta, "bboxs": [[1, 2, 30]]}, "a box is [left, top, right, bottom] in pixels"),
+        ({**meta, "bboxs": [[1, 2, "30", 40]]}, "a box is [left, top, right, bottom] in pixels"),
+        ({**meta, "question": ""}, "`question` must be a text"),
+        ({**meta, "score": True}, "`score` must be a number"),
+        ({"question": "q"}, "neither metadata (`bboxs`) nor a converted sample"),
+        ({**turned, "image": ["coco/a.png"]}, "`image` must be a list that ends with"),
+        ({**turned, "image": [*marked[:1], "coco/a.png###[1, 2, 3O, 40]"]}, "is not four numbers"),
+        ({**turned, "conversations": talk[:1]}, "`conversations` must be a list of turns"),
+        ({**turned, "conversations": [{"value": "<image>"}, talk[1]]}, "the first turn is empty"),
+        ({**turned, "dataset": 1}, "`dataset` must be a text"),
+    ]
+    for line, words in cases:
+        (world / "v.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (meta, line)))
+        told = Told()
+        config = ImportConfig(
+            world / "v.jsonl", world / f"v{cases.index((line, words))}", "visual-cot", images=world / "images"
+        )
+        found = load(config, told)
+        assert (found.counts["ok"], found.counts["failed"]) == (1, 1), line
+        assert told.warnings[0].startswith(f"{world / 'v.jsonl'}:2: "), told.warnings
+        assert words in told.warnings[0]
+
+
 def test_files_of_another_job_or_none(world: Path) -> None:
     export(ExportConfig(world / "store", world / "file", "jsonl"), SilentReporter())
     line = json.loads((world / "file").read_text().splitlines()[0])

@@ -218,3 +218,13 @@ def test_paired_takes_images_into_account() -> None:
 def test_paired_without_a_common_question() -> None:
     with pytest.raises(InputError, match="no question in common"):
         statistics.paired({"a": 1.0}, {"b": 1.0}, {})
+
+
+def test_intervals_of_what_is_not_known() -> None:
+    """No value that is finite: nothing is known. One image: nothing bounds the value."""
+    low, high = statistics.percentile_interval(np.array([math.nan, math.inf]), clusters=7)
+    assert math.isnan(low)
+    assert math.isnan(high)
+    assert statistics.percentile_interval(np.array([0.5, 0.5]), clusters=1) == Interval(-math.inf, math.inf)
+    empty = Estimate("accuracy", np.zeros((0, 2)))
+    assert math.isnan(empty.value())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -210,6 +211,28 @@ def test_a_longer_or_shorter_record_is_damaged(writer: Store) -> None:
     for wrong in (value[:-1], value + b"x"):
         with pytest.raises(InputError, match="damaged"):
             codec.unpack(b"a", wrong, MARK)
+
+
+def test_damaged_maps_and_failures_are_named() -> None:
+    cells = np.arange(15, dtype=np.uint8).reshape(3, 5)
+    value = Heat(cells, 2.0).packed()
+    assert Heat.unpacked(value).cells.tolist() == cells.tolist()
+    head = struct.Struct("<2Id")  # rows, columns, maximum; then the cells, compressed
+    body = value[head.size :]
+    for wrong, words in (
+        (value[: head.size - 1], "requires a buffer"),
+        (head.pack(3, 4, 2.0) + body, "13 cells instead of 3 x 4"),  # one more than there should be is read, and no more
+        (head.pack(3, 7, 2.0) + body, "15 cells instead of 3 x 7"),
+        (head.pack(0, 5, 2.0) + body, "shape or maximum"),
+        (head.pack(3, 5, float("nan")) + body, "shape or maximum"),
+        (head.pack(3, 5, 2.0) + b"no zlib", "header"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Heat.unpacked(wrong)
+    assert codec.failure(b"a", b'["torn","a"]') == ("a", "torn")
+    for broken in (b"\xff", b'["torn"]', b'["torn",1]', b"7"):
+        with pytest.raises(InputError, match="the failure 'a' is damaged"):
+            codec.failure(b"a", broken)
 
 
 def test_a_store_of_the_first_schema_is_refused_in_a_sentence(tmp_path: Path) -> None:
