@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotate_jobs import Told
 from children import children
+from reporters import Told
 from toy_job import ToyJob
 
 from cos_core import runners

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotate_jobs import Told, exported, failures, write_data
+from annotate_jobs import exported, failures, write_data
+from reporters import Told
 from tiny_llava import make_checkpoint
 from toy_job import ToyJob
 

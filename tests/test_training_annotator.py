@@ -162,7 +162,7 @@ def test_what_an_annotator_cannot_learn_is_refused(world: Path, tmp_path: Path) 
 
 
 def test_annotations_say_how_their_annotator_was_tuned(world: Path, tuned: Path, tmp_path: Path) -> None:
-    from annotate_jobs import Told
+    from reporters import Told
 
     from cos_core import annotate
     from cos_core.store import Store
