@@ -15,6 +15,7 @@ import warnings
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -150,6 +151,17 @@ def shipped(root: Path | None, names: Iterable[str]) -> dict[str, ImageFile | st
         except InputError as error:
             files[name] = str(error)
     return files
+
+
+def witness(root: Path | None, names: Iterable[str], most: int = 100) -> str | None:
+    """The first of the names behind which a file is seen here, of `most` at the most; for `check_seen` elsewhere."""
+    for name in islice(names, most):
+        try:
+            if image_path(root, name).is_file():
+                return name
+        except (InputError, OSError):
+            continue
+    return None
 
 
 def check_seen(root: Path | None, witness: str | None) -> None:

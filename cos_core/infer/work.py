@@ -32,24 +32,26 @@ PORTION = 4
 class Portion:
     """Questions under the settings of their run; `siblings`: all questions of their pictures, for the policy that asks them.
 
-    `files`: the pictures, where those are shipped.
+    `files`: the pictures, where those are shipped; `witness`: one that is seen where the run was started.
     """
 
     config: InferConfig
     examples: Sequence[Example]
     siblings: Mapping[str, Sequence[str]] = field(default_factory=dict)
     files: Mapping[str, ImageFile | str] | None = None
+    witness: str | None = None
 
 
 def portions(
     config: InferConfig, examples: Sequence[Example], siblings: Mapping[str, Sequence[str]], *, here: bool
 ) -> Iterator[Portion]:
     """The work of a run in order, as it is asked for; `here`: in this process, so neither siblings nor pictures travel."""
+    seen = None if here else images.witness(config.images, (e.image or "" for e in examples))
     for part in cut(examples, config.batch_size):
         names = dict.fromkeys(e.image or "" for e in part)
         files = images.shipped(config.images, names) if config.scale.ship_images and not here else None
         own = siblings if here else {name: siblings[name] for name in names if name in siblings}
-        yield Portion(config, part, own, files)
+        yield Portion(config, part, own, files, seen)
 
 
 def cut(examples: Sequence[Example], batch_size: int) -> Iterator[list[Example]]:
@@ -132,7 +134,7 @@ class InferWorker:
             return
         config = replace(first.config, device=self._config.device)
         if first.files is None:
-            images.check_seen(config.images, None)
+            images.check_seen(config.images, first.witness)
         engine, pictures = self._engine, ImageSource(config.images)
         chain = TwoPass(engine, setting(config), first.siblings, finder=self._finder(config))
         with PictureReader(pictures, getattr(engine, "prepare", None)) as reader:

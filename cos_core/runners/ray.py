@@ -12,7 +12,8 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
+from pathlib import Path
 from typing import Any
 
 from cos_core import processes
@@ -31,12 +32,15 @@ _TOLD = 30.0
 class Member:
     """What lives in an actor: a worker, started by the first call."""
 
-    def __init__(self, job: Job, device: str) -> None:
-        self._job, self._device = job, device
+    def __init__(self, job: Job, device: str, folder: str) -> None:
+        self._job, self._device, self._folder = job, device, folder
         self._worker: Any = None
 
     def start(self) -> Said:
         processes.begin_worker(1)
+        # Relative paths mean what they mean where the run was started; what is not there is missed by the job itself.
+        with suppress(OSError):
+            os.chdir(self._folder)
         try:
             self._worker = self._job.start(self._device)
             return Ready({**self._worker.about, "versions": versions()}, _here())
@@ -96,7 +100,9 @@ class RayTeam:
         return min(asked, room), needs
 
     def begin(self, place: int) -> None:
-        actor = self._ray.remote(Member).options(max_restarts=0, **self._options).remote(self._job, self._device)
+        actor = (
+            self._ray.remote(Member).options(max_restarts=0, **self._options).remote(self._job, self._device, str(Path.cwd()))
+        )
         self._actors[place] = actor
         self._places[actor.start.remote()] = place
 
@@ -213,7 +219,9 @@ def _connect(ray: Any, config: RunnerConfig) -> None:
         with _signals_kept():
             ray.init(**own, **quiet)
     except (ConnectionError, TimeoutError) as error:
-        raise MissingError(f"there is no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
+        why = str(error).splitlines()[0]
+        hint = "`ray status` there tells; if it was started with a token, set RAY_AUTH_MODE=token"
+        raise MissingError(f"there is no Ray cluster at {address}: {why}; {hint}") from None
     except RuntimeError as error:
         if "ersion mismatch" in str(error):
             told = " ".join(str(error).split())
