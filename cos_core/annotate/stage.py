@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Literal
 
 from cos_core import filesystems, images, manifest, runners
@@ -30,8 +29,6 @@ PORTION = 4
 """Windows that go to a worker together."""
 SHARE = 0.1
 """Of the time, what commits may take: each waits for the disk, so quick windows share one."""
-LOOKED = 100
-"""Pictures that are looked for, at the most, to find one that is there."""
 
 Window = list[list[Example]]
 """The questions of some pictures, picture by picture."""
@@ -64,10 +61,10 @@ class Tally:
 
 def run(config: AnnotateConfig, reporter: Reporter) -> RunManifest:
     """See annotate.run."""
-    witness = _Witness(config.images)
-    survey = survey_of(config, reporter, witness.look)
+    survey = survey_of(config, reporter)
     inputs = {"data": manifest.file_input(config.data), "model": {"path": str(config.model)}}
-    job = AnnotateJob(config, witness.name)
+    pictures = (group[0].image or "" for window in windows(config) for group in window)
+    job = AnnotateJob(config, images.witness(config.images, pictures))
     needs_model = load("policies", config.policy).source == "model"
     with runners.build(config.scale, job, config.device, reporter, model=needs_model) as runner:
         about = runner.about
@@ -178,25 +175,6 @@ def _groups(config: AnnotateConfig, problems: list[Problem], text_only: list[Pro
 
 
 # --- doing it ---
-
-
-@dataclass(slots=True)
-class _Witness:
-    """Looks for a picture that is there, among the first of the data."""
-
-    folder: Path
-    name: str | None = None
-    _looked: int = 0
-
-    def look(self, example: Example) -> None:
-        if self.name is not None or self._looked == LOOKED:
-            return
-        self._looked += 1
-        try:
-            found = images.image_path(self.folder, example.image or "").is_file()
-        except (InputError, OSError):
-            return
-        self.name = example.image if found else None
 
 
 @dataclass(slots=True)
