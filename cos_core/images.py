@@ -164,12 +164,12 @@ def witness(root: Path | None, names: Iterable[str], most: int = 100) -> str | N
     return None
 
 
-def check_seen(root: Path | None, witness: str | None) -> None:
-    """For a worker: raises InputError when it does not see the folder, or not the picture that whoever sent it here sees."""
-    if root is None or (root.is_dir() and (witness is None or image_path(root, witness).is_file())):
-        return
-    what = f"the image folder {root}" if not root.is_dir() else f"the image {witness} in {root}"
-    raise InputError(f"a worker cannot see {what}; put it on a file system that all nodes share, or give --ship-images")
+def check_seen(root: Path | None, seen: str | None) -> None:
+    """For a worker: raises InputError when it does not see the picture that whoever sent it here does (None: sees none)."""
+    if seen is not None and not image_path(root, seen).is_file():
+        raise InputError(
+            f"a worker cannot see the image {seen} in {root}; put it on a file system that all nodes share, or give --ship-images"
+        )
 
 
 def picture_size(root: Path | None, relative: str) -> tuple[int, int]:
