@@ -168,7 +168,8 @@ def check_seen(root: Path | None, seen: str | None) -> None:
     """For a worker: raises InputError when it does not see the picture that whoever sent it here does (None: sees none)."""
     if seen is not None and not image_path(root, seen).is_file():
         raise InputError(
-            f"a worker cannot see the image {seen} in {root}; put it on a file system that all nodes share, or give --ship-images"
+            f"a worker cannot see the image {seen} in {root}; "
+            "put it on a file system that all nodes share, or give --ship-images"
         )
 
 

@@ -87,9 +87,9 @@ def run(config: AnnotateConfig, reporter: Reporter) -> RunManifest:
                     if ledger.commit(when_due=True):
                         told = f"{tally.ok} regions, {tally.failed} failed"
                         reporter.progress("annotate", questions.known + ledger.done, survey.questions, told)
-            ledger.commit()
+            told_all = not ledger.commit() and ledger.done > 0
             stopped = stops(tally.failed, config)
-            if not stopped:
+            if not (stopped or told_all):
                 reporter.progress("annotate", survey.questions, survey.questions, f"{tally.ok} regions, {tally.failed} failed")
             status: Literal["complete", "failed"] = "failed" if stopped else "complete"
             finished = begun.finish(tally.counts(), status, {"rule": about["rule"]})
