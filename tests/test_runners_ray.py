@@ -82,7 +82,7 @@ class Meddler(Told):
 
 @pytest.fixture
 def job(tmp_path: Path) -> AnnotateConfig:
-    """Sixty pictures, one of them broken, and a small model; fifteen portions, so that some are unread when the first is done."""
+    """Sixty pictures, one broken, and a small model; fifteen portions: some are unread when the first is done."""
     write_data(tmp_path, [1, 2, 3] * 20)
     (tmp_path / "images" / "041.png").write_bytes(b"torn")
     model = make_checkpoint(tmp_path / "model", image_size=28)
