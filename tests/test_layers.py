@@ -33,6 +33,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "processes",
         "shard",
         "filesystems",
+        "folders",
         "formats",
     ),
     2: (
@@ -67,6 +68,7 @@ WITH_TORCH = (
     "engines._attention",
     "engines._features",
     "engines._prefix",
+    "engines._products",
     "engines._batch",
     "detectors.detectron2",
     "training",

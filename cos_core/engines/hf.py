@@ -41,6 +41,7 @@ from cos_core.engines._batch import (
 from cos_core.engines._constrain import TokenGrammar
 from cos_core.engines._features import Features
 from cos_core.engines._prefix import Match, PartLayer, PrefixStore, buffer, common_length
+from cos_core.engines._products import cpu_products
 from cos_core.errors import InputError
 from cos_core.interfaces import Grammar, Reply, Request
 
@@ -201,7 +202,8 @@ class HfEngine:
         working = max(job.columns for job in jobs) * len(jobs) * self._token_bytes
         self._store.limit = max(0, self.kv_budget - working)
         self._store.shrink(self._store.limit)
-        with torch.inference_mode(), cpu_attention(self._llava.model.model.language_model):
+        decoder, head = self._llava.model.model.language_model, self._llava.model.lm_head
+        with torch.inference_mode(), cpu_attention(decoder), cpu_products(decoder, head):
             self._share([job.row for job in jobs])
             for batch in by_length(jobs, lambda job: len(job.row.ids)):
                 self._answer(sorted(batch, key=lambda job: job.row.fresh))
