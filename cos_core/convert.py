@@ -9,6 +9,7 @@ Pickles are read with `weights_only=True`: they can hold tensors, not code.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,8 +21,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from cos_core import folders, manifest
 from cos_core.errors import InputError
-from cos_core.jsonl import decode
+from cos_core.jsonl import decode, sync_folder
+from cos_core.locks import FileLock
 from cos_core.prompts import PROFILE_FILE, load_profile
 
 PROJECTOR = {"0": "linear_1", "2": "linear_2"}
@@ -56,29 +59,68 @@ class _Plan:
 def convert(config: ConvertConfig) -> list[str]:
     """Writes the converted checkpoint to `config.out` (new or empty) and returns remarks, one sentence each.
 
-    Raises InputError for a source that is not an original LLaVA-1.5 checkpoint, and for weights that are missing, unknown or of
-    another shape; nothing is left behind then.
+    Raises InputError for a source that is not an original LLaVA-1.5 checkpoint, for weights that are missing, unknown or of
+    another shape, and for a disk that is full; nothing is left behind then. LockedError: another process writes to `out`.
+    What was converted there before, from the same files, is left as it is, and said.
     """
     plan = _plan(config)
-    if config.out.exists() and any(config.out.iterdir()):
-        raise InputError(f"{config.out} is not empty; give a new directory")
-    part = config.out.with_name(config.out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        _write(config, plan, part)
-        if config.out.exists():
-            config.out.rmdir()
-        part.rename(config.out)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        why = f"it lacks {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
-        raise InputError(f"{config.source} cannot be converted: {why}") from None
-    finally:
+    work = manifest.started("convert", config, settings_fingerprint=_fingerprint(config, plan))
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(config.out.with_name(f"{config.out.name}.lock"), config.out):
+        if config.out.exists() and any(config.out.iterdir()):
+            if not _is_made_by(work.fingerprint, config.out):
+                raise InputError(f"{config.out} is not empty; give a new directory")
+            return ["this checkpoint was converted there before; nothing to do"]
+        part = config.out.with_name(f".{config.out.name}.part")
         shutil.rmtree(part, ignore_errors=True)
+        try:
+            with folders.writing(part):
+                part.mkdir()
+                weights = _write(config, plan, part)
+                manifest.write(part / manifest.FILE, work.finish({"ok": weights}, results={"notes": plan.notes}))
+                folders.flush(part)
+                if config.out.exists():
+                    config.out.rmdir()
+                part.rename(config.out)
+                sync_folder(config.out.parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
     return plan.notes
 
 
-def _write(config: ConvertConfig, plan: _Plan, out: Path) -> None:
+def _fingerprint(config: ConvertConfig, plan: _Plan) -> str:
+    """Of what is converted: the files' names and sizes, wherever they lie, and the wording."""
+    folders_read = [config.source, plan.language, *([plan.tower] if plan.tower else [])]
+    files = [{path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()} for folder in folders_read]
+    return manifest.fingerprint({"files": files, "profile": config.profile})
+
+
+def _is_made_by(fingerprint: str, out: Path) -> bool:
+    try:
+        return manifest.read(out).fingerprint == fingerprint
+    except InputError:
+        return False
+
+
+def _write(config: ConvertConfig, plan: _Plan, out: Path) -> int:
+    """Writes all files and returns the number of weights. Raises InputError for a source that does not hold them."""
+    try:
+        return _assemble(config, plan, out)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if _from_writing(error, out):
+            raise
+        why = f"it lacks {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        raise InputError(f"{config.source} cannot be converted: {why}") from None
+
+
+def _from_writing(error: Exception, out: Path) -> bool:
+    """Whether the disk refused what was written; an error of what was read names another file, or is a library's own."""
+    if isinstance(error, OSError):
+        return error.errno is not None and (error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(out))
+    return folders.refusal(error) is not None
+
+
+def _assemble(config: ConvertConfig, plan: _Plan, out: Path) -> int:
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(plan.language)
@@ -90,8 +132,7 @@ def _write(config: ConvertConfig, plan: _Plan, out: Path) -> None:
     net = _config(plan, image, tokenizer)
     with torch.device("meta"):
         wanted = {name: tensor.shape for name, tensor in transformers.LlavaForConditionalGeneration(net).state_dict().items()}
-    sizes = _weights(config, plan, out, wanted)
-    net.dtype = sizes.pop("dtype")
+    net.dtype = _weights(config, plan, out, wanted)
     net.save_pretrained(out)
     transformers.GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
@@ -103,6 +144,7 @@ def _write(config: ConvertConfig, plan: _Plan, out: Path) -> None:
     profile = replace(load_profile(name), after_end="cut" if legacy is False else "spaced")
     (out / PROFILE_FILE).write_text(json.dumps(profile.to_json(), indent=2) + "\n", encoding="utf-8")
     plan.notes.append(f"profile {profile.name}, text after the end mark tokenised as {profile.after_end!r}")
+    return len(wanted)
 
 
 def _plan(config: ConvertConfig) -> _Plan:
@@ -162,8 +204,11 @@ def _config(plan: _Plan, image: int, tokenizer: Any) -> Any:
     )
 
 
-def _weights(config: ConvertConfig, plan: _Plan, out: Path, wanted: Mapping[str, torch.Size]) -> dict[str, Any]:
-    """Writes the weights, a shard a source file, and their index. Raises InputError that names missing or unknown ones."""
+def _weights(config: ConvertConfig, plan: _Plan, out: Path, wanted: Mapping[str, torch.Size]) -> torch.dtype:
+    """Writes the weights, a shard a source file, and their index; returns the language model's number type.
+
+    Raises InputError that names missing or unknown ones.
+    """
     found: dict[str, str] = {}
     unknown: list[str] = []
     ignored = 0
@@ -200,7 +245,7 @@ def _weights(config: ConvertConfig, plan: _Plan, out: Path, wanted: Mapping[str,
         plan.notes.append(f"{ignored} vision weights inside the checkpoint are ignored, as in the original; used: {plan.tower}")
     index = json.dumps({"metadata": {}, "weight_map": found}, indent=2, sort_keys=True)
     (out / "model.safetensors.index.json").write_text(index + "\n", encoding="utf-8")
-    return {"dtype": dtype}
+    return dtype
 
 
 def _shards(config: ConvertConfig, plan: _Plan) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:

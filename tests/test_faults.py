@@ -1,4 +1,7 @@
-"""Every durable write of every stage goes wrong once in each way; the same command then ends as if nothing had been."""
+"""Every durable write of every stage goes wrong once in each way; the same command then ends as if nothing had been.
+
+Of training and the stages that draw, whose runs are dear, some of the writes; `make faults` takes them all.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from pathlib import Path
 import pytest
 from bad import cases, table
 from bad.world import World, make_world
-from faults import DIED, STAGES, Result, Stage, storm, warm
+from faults.stages import STAGES, Stage
+from faults.storm import Result, storm, warm
 
 
 @pytest.fixture(scope="module")
@@ -18,24 +22,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return world
 
 
-COUNTED: dict[str, int] = {}
+COUNTED: dict[str, tuple[int, int]] = {}
+"""How many faults of each stage were tried here, and how many there could be."""
 
 
 @pytest.mark.parametrize(
     "stage", [pytest.param(s, id=s.name, marks=[pytest.mark.slow] if s.name == "train" else []) for s in STAGES]
 )
 def test_every_durable_write_may_fail(stage: Stage, world: World, tmp_path: Path) -> None:
-    results = storm(stage, world, tmp_path / "work")
-    COUNTED[stage.name] = len(results)
+    results, possible = storm(stage, world, tmp_path / "work", all_of_them=False)
+    COUNTED[stage.name] = len(results), possible
+    assert len(results) == possible or stage.dear
     for result in results:
-        assert result.code in ({DIED} if result.fault == "kill" else {0, 3}), result
-        assert "Traceback" not in result.said, result
-        if result.code == 3:
-            assert result.said.splitlines()[-1].startswith("cos: "), result
-            assert not [name for name in result.kept if name.endswith(".tmp")], f"a full disk leaves no scraps: {result}"
-        assert not result.lost, result
-        assert result.again == 0, result
-        assert result.same, result
+        assert result.wrong(stage) is None, result
         if stage.name == "train":
             goes_on(result)
 
@@ -52,8 +51,10 @@ def goes_on(result: Result) -> None:
 
 def test_they_were_many() -> None:
     if set(COUNTED) == {stage.name for stage in STAGES}:
-        assert sum(COUNTED.values()) >= 100, COUNTED
-        assert table.count(table.FAULTS) == sum(COUNTED.values()), "make faults writes docs/faults.md anew"
+        assert sum(tried for tried, _ in COUNTED.values()) >= 100, COUNTED
+        assert table.count(table.FAULTS) == sum(possible for _, possible in COUNTED.values()), (
+            "make faults writes docs/faults.md anew"
+        )
 
 
 def test_the_table_in_the_documentation_has_every_stage() -> None:

@@ -6,73 +6,21 @@ A checkpoint folder is whole when it holds `whole.json`, which is written last a
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cos_core import manifest
-from cos_core.errors import CosError, InputError
+from cos_core import folders, manifest
 from cos_core.jsonl import decode
 
 WHOLE = "whole.json"
-
-
-@contextmanager
-def writing(folder: Path, *, alone: bool = True) -> Iterator[None]:
-    """A folder that is written inside the block, by libraries too; what could not be written whole is removed again.
-
-    Not `alone`, other processes write to it as well, and it stays: the next run removes it. Raises InputError when the disk is
-    full, or refuses for another reason; torch, safetensors and tokenizers each have words of their own for that.
-    """
-    try:
-        yield
-    except Exception as error:
-        # There is no narrower class that tokenizers' error has; whatever is not the disk's is raised again.
-        reason = _refusal(error)
-        if reason is None and not isinstance(error, CosError):
-            raise
-        if alone:
-            shutil.rmtree(folder, ignore_errors=True)
-        if reason is None:
-            raise
-        raise InputError(
-            f"{folder} cannot be written: {reason}; free the disk and run again to go on from the last whole checkpoint"
-        ) from None
-
-
-_RUST = re.compile(r"([^:]+) \(os error \d+\)")
-
-
-def _refusal(error: Exception) -> str | None:
-    """Why the disk took no more, None for an error of another kind."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    # safetensors and tokenizers are written in Rust and quote the system's words; tokenizers raises a plain Exception.
-    told = _RUST.search(str(error))
-    if told is not None:
-        return told[1].strip()
-    # torch's writer of archives notices only that it is not as far as it should be.
-    return "torch could not write all of it, most likely for want of room" if "inline_container" in str(error) else None
-
-
-def flush(folder: Path) -> dict[str, int]:
-    """Waits until every file in a folder is on the disk; their sizes in bytes by relative name."""
-    sizes = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            sizes[str(path.relative_to(folder))] = path.stat().st_size
-    return sizes
+THEN = " to go on from the last whole checkpoint"
+"""What to do when one could not be written: the end of the sentence."""
 
 
 def mark_whole(folder: Path, processes: int) -> None:
     """Says that everything is written: flushes the files to disk, then writes the list of them."""
-    files = flush(folder)
+    files = folders.flush(folder)
     files.pop(WHOLE, None)
     record = {"step": step_of(folder), "processes": processes, "files": files}
     manifest.atomic_write(folder / WHOLE, json.dumps(record, indent=1) + "\n")

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cos_core import manifest
+from cos_core import folders, manifest
 from cos_core.checkpoints import ANNOTATOR_FILE
 from cos_core.jsonl import sync_folder
 from cos_core.llava import Llava, resolve
@@ -45,12 +45,12 @@ def save_checkpoint(llava: Llava, weights: dict[str, Any], config: TrainConfig, 
     unset_hf_deepspeed_config()
     staging = config.out / _STAGING
     shutil.rmtree(staging, ignore_errors=True)
-    with checkpoints.writing(staging):
+    with folders.writing(staging, then=checkpoints.THEN):
         staging.mkdir(parents=True)
         _write(staging, llava, weights, config)
         if annotator is not None:
             manifest.atomic_write(staging / ANNOTATOR_FILE, json.dumps(manifest.plain(annotator), indent=1) + "\n")
-        checkpoints.flush(staging)
+        folders.flush(staging)
         _move(staging, config.out)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import Trainer
 
+from cos_core import folders
 from cos_core.errors import CosError
 from cos_core.jsonl import DurableWriter
 from cos_core.training import checkpoints
@@ -61,7 +62,7 @@ class ChainTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        with checkpoints.writing(folder, alone=self.args.world_size == 1):
+        with folders.writing(folder, alone=self.args.world_size == 1, then=checkpoints.THEN):
             super()._save_checkpoint(model, trial)
             # Every process writes its part; the list of all parts is written when the last one is done.
             self.accelerator.wait_for_everyone()

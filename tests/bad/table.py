@@ -14,7 +14,7 @@ _HEAD = "| what | how | code | sentence | kept |\n|---|---|---|---|---|\n"
 INPUTS, FAULTS = "## Bad inputs", "## Injected faults"
 _WORDS = """# What goes wrong, and what comes of it
 
-Written by `make faults`, which runs each row; `make test` runs them too and fails when a row is missing here.
+Written by `make faults`, which runs each row; `make test` runs them too, but for what is said below, and fails when one is missing.
 Exit codes are those of the README. No row ends in a traceback, and none writes or reads outside the folders it is given.
 
 {inputs}: {bad} rows
@@ -25,12 +25,12 @@ Exit codes are those of the README. No row ends in a traceback, and none writes 
 {faults}: {injected} faults
 
 Every durable write of a stage (a write, a flush to the disk, a rename, a commit of the store, a file that torch, safetensors or
-tokenizers write), one after the other: the process is killed there, the disk is full from there on, or the write is cut short
-there. Then the same command runs again, and what it leaves is compared, byte by byte but for times, with what an undisturbed run
-leaves. "Kept" is what stood there between the two. Of the many alike writes of `visualize stats`, every 19th is taken, of those of
-`visualize report` every second; of training's, one of each kind (what, and whether to the log, its curve, a checkpoint, the
-model or the manifest). A library's file is cut off after 512 bytes by the system's own limit. A killed process may leave a hidden `.tmp` file,
-which nothing reads.
+tokenizers write), one after the other: the process is killed there, Ctrl-C is pressed there, the disk is full from there on, or the
+write is cut short there. Then the same command runs again, and what it leaves is compared, byte by byte but for times, with what an
+undisturbed run leaves. "Kept" is what stood there between the two. A library's file is cut off after 512 bytes by the system's own
+limit. A killed process may leave a hidden `.tmp` file, which nothing reads. `make test` takes them all but of three stages whose
+runs are dear: of `visualize stats` every 19th write, of `visualize report` every second, of training one of each kind (what, and
+whether to the log, its curve, a checkpoint, the model or the manifest).
 
 {fault_rows}"""
 
@@ -107,7 +107,7 @@ def write(bad: Sequence[Row], injected: Sequence[Row], count: int) -> None:
 
 
 if __name__ == "__main__":
-    import faults
+    from faults.storm import rows
 
-    injected, count = faults.rows()
+    injected, count = rows()
     write(list(inputs()), injected, count)

@@ -1,0 +1,1 @@
+"""A fault injector under every durable write of every stage."""
