@@ -9,8 +9,10 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from documents import ROOT, Block, blocks
 
 from cos_cli import main
@@ -58,6 +60,16 @@ def _named(words: list[str]) -> Command:
     return next(command for command in COMMANDS if command.usual and words[:1] == list(command.table))
 
 
+def _left_over(named: Command, words: list[str]) -> list[str]:
+    """What the command line's parser has no use for: a word behind a flag, say. It raises for a value that is missing."""
+    spelt = named.words if tuple(words[: len(named.words)]) == named.words else named.table
+    command: Any = typer.main.get_command(main.app)
+    for word in named.words:
+        command = command.commands[word]
+    _, left, _ = command.make_parser(command.context_class(command)).parse_args(words[len(spelt) :])
+    return list(left)
+
+
 NOT_RUN = [block for block in blocks() if block.mark.startswith("not run") and _commands(block)]
 
 
@@ -70,6 +82,8 @@ def test_commands_that_no_test_runs_are_true_to_the_cli(block: Block) -> None:
         known = {name: parameter for parameter in command.parameters for name in (*parameter.names, *parameter.off)}
         given = [word for word in words if word.startswith("--")]
         assert not [word for word in given if word.partition("=")[0] not in known], f"{block}: cos {' '.join(words)}"
+        if not {"...", "$settings"} & set(words):
+            assert _left_over(command, words) == [], f"{block}: cos {' '.join(words)}"
         if "--config" not in given and "..." not in words and "$settings" not in words:
             needed = [parameter for parameter in command.parameters if parameter.required and parameter.names]
             assert all(set(parameter.names) & set(given) for parameter in needed), f"{block}: cos {' '.join(words)}"
