@@ -45,8 +45,9 @@ def refusal(error: Exception) -> str | None:
     told = _RUST.search(str(error))
     if told is not None:
         return told[1].strip()
-    # torch's writer of archives notices only that it is not as far as it should be.
-    return "torch could not write all of it, most likely for want of room" if "inline_container" in str(error) else None
+    # torch's writer of archives notices only that it is not as far as it should be, of a short one that its stream is broken.
+    broken = any(word in str(error) for word in ("inline_container", "iostream error"))
+    return "torch could not write all of it, most likely for want of room" if broken else None
 
 
 def flush(folder: Path) -> dict[str, int]:

@@ -30,7 +30,7 @@ write is cut short there. Then the same command runs again, and what it leaves i
 undisturbed run leaves. "Kept" is what stood there between the two. A library's file is cut off after 512 bytes by the system's own
 limit. A killed process may leave a hidden `.tmp` file, which nothing reads. `make test` takes them all but of three stages whose
 runs are dear: of `visualize stats` every 19th write, of `visualize report` every second, of training one of each kind (what, and
-whether to the log, its curve, a checkpoint, the model or the manifest).
+whether to the log, its curve, a checkpoint, the model, the manifest, or which library's file).
 
 {fault_rows}"""
 
@@ -69,6 +69,16 @@ def count(part: str) -> int:
     return int(said[1]) if said else 0
 
 
+def times(stage: str) -> int:
+    """How many faults of a stage the rows speak of."""
+    return sum(_times(row) for row in read(FAULTS) if row.family == stage)
+
+
+def _times(row: Row) -> int:
+    said = re.search(r", (\d+) times: ", row.name)
+    return int(said[1]) if said else 0
+
+
 def inputs() -> Iterator[Row]:
     from bad import cases
     from bad.run import call
@@ -97,8 +107,8 @@ def inputs() -> Iterator[Row]:
             )
 
 
-def write(bad: Sequence[Row], injected: Sequence[Row], count: int) -> None:
-    parts = {"inputs": INPUTS, "bad": len(bad), "faults": FAULTS, "injected": count}
+def write(bad: Sequence[Row], injected: Sequence[Row]) -> None:
+    parts = {"inputs": INPUTS, "bad": len(bad), "faults": FAULTS, "injected": sum(map(_times, injected))}
     rows = {
         "bad_rows": _HEAD + "".join(f"{row}\n" for row in bad),
         "fault_rows": _HEAD + "".join(f"{row}\n" for row in injected),
@@ -109,5 +119,5 @@ def write(bad: Sequence[Row], injected: Sequence[Row], count: int) -> None:
 if __name__ == "__main__":
     from faults.storm import rows
 
-    injected, count = rows()
-    write(list(inputs()), injected, count)
+    injected = rows()
+    write(list(inputs()), injected)

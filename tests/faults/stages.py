@@ -13,7 +13,7 @@ from tiny_llava import make_checkpoint
 
 from cos_core import manifest
 from cos_core.store import Store
-from faults.disk import Disk
+from faults.disk import LIBRARIES, Disk
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,18 @@ class Stage:
         steps = self.possible(calm, fault)
         if self.kinds:
             order = steps[::-1] if fault == "full" else steps
-            steps = sorted({(what, _kind(calm.names[at - 1])): (at, what) for at, what in order}.values())
+            steps = sorted({(what, _kind(what, calm.names[at - 1])): (at, what) for at, what in order}.values())
         return steps[self.every - 1 :: self.every]
 
 
-def _kind(name: str) -> str:
-    """What is at stake in a file of training: the manifest, the log, its curve, a checkpoint, or else the finished model."""
+def _kind(what: str, name: str) -> str:
+    """What is at stake in a file of training: the manifest, the log, its curve, a checkpoint, or else the finished model.
+
+    A file that a library writes is a kind by itself: each has its own way to fail.
+    """
     path = Path(name)
+    if what in LIBRARIES:
+        return path.name
     for whole in (manifest.FILE, "train_log.jsonl", "loss.png"):
         if whole in path.name:
             return whole
@@ -103,7 +108,7 @@ STAGES = [
         kinds=True,
         may_finish=True,
     ),
-    Stage("visualize compare", lambda w, f: ["visualize", "compare", w.run, w.run, "--out", f / "sheet.png"]),
+    Stage("visualize compare", lambda w, f: ["visualize", "compare", w.run, "--out", f / "sheet.png"]),
     Stage("model convert", lambda w, f: ["model", "convert", f / "weights" / "llava-tiny", "--out", f / "converted"], _original),
     Stage("visualize export", lambda w, f: ["visualize", "export", w.run, "--format", "lmms-eval", "--out", f / "x.jsonl"]),
 ]  # fmt: skip

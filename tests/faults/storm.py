@@ -10,13 +10,16 @@ import contextlib
 import gc
 import io
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -143,8 +146,10 @@ def warm(world: World, folder: Path) -> None:
         own = folder / str(number)
         own.mkdir(parents=True)
         stage.prepare(world, own)
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            run([str(a) for a in stage.arguments(world, own)])
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as told:
+            code = run([str(a) for a in stage.arguments(world, own)])
+        if code != 0:
+            raise AssertionError(f"{stage.name} does not run undisturbed: {code} {told.getvalue()}")
     # The children share what is there: nothing of it is looked through again for garbage.
     gc.collect()
     gc.freeze()
@@ -191,26 +196,29 @@ def struck(stage: Stage, world: World, folder: Path, disk: Disk, wanted: dict[st
     return Result(disk.at, what, disk.fault, code, said, kept, again, words, same, lost)
 
 
-def rows() -> tuple[list[Row], int]:
-    """For the document: of each stage and fault, one row a kind of outcome; and the number of faults."""
-    made, count = [], 0
+def rows() -> list[Row]:
+    """For the document: all faults of all stages; of each stage and fault one row a kind of outcome, and how many had it."""
     with tempfile.TemporaryDirectory(prefix="cos-faults-") as root:
         world = make_world(Path(root) / "world")
         warm(world, Path(root) / "warm")
-        for stage in STAGES:
-            groups: dict[tuple[str, str, int], list[Result]] = {}
-            results, _ = storm(stage, world, Path(root) / "work", all_of_them=True)
-            for result in results:
-                if what := result.wrong(stage):
-                    sys.exit(f"{stage.name}: {what}: {result}")
-                groups.setdefault((result.fault, result.what, result.code), []).append(result)
-                count += 1
-            for (fault, what, code), found in groups.items():
-                said = found[0].said.strip().splitlines()[-1:] if fault != "kill" else []
-                sentence = re.sub(rf"{re.escape(root)}/(work/)?", "", said[0]) if said else "(killed)"
-                kept = ", ".join(found[-1].kept[:4]) or "nothing new"
-                steps = ", ".join(str(r.step) for r in found[:8]) + (", ..." if len(found) > 8 else "")
-                made.append(
-                    Row(stage.name, f"{fault} at {what} {steps}", str(code), re.sub(r" in [\d.]+ s", "", sentence)[:160], kept)
-                )
-    return made, count
+        # Forked from here, so that what is warm is warm there; a stage is known by its number, for it cannot be pickled.
+        with ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as pool:
+            found = pool.map(partial(_rows_of, world, Path(root)), range(len(STAGES)))
+            return [row for rows in found for row in rows]
+
+
+def _rows_of(world: World, root: Path, number: int) -> list[Row]:
+    stage, folder = STAGES[number], root / f"work{number}"
+    groups: dict[tuple[str, str, int], list[Result]] = {}
+    for result in storm(stage, world, folder, all_of_them=True)[0]:
+        if what := result.wrong(stage):
+            raise AssertionError(f"{stage.name}: {what}: {result}")
+        groups.setdefault((result.fault, result.what, result.code), []).append(result)
+    made = []
+    for (fault, what, code), found in groups.items():
+        said = found[0].said.strip().splitlines()[-1:] if fault != "kill" else []
+        sentence = re.sub(r" in [\d.]+ s", "", said[0]).replace(f"{folder}/", "") if said else "(killed)"
+        kept = ", ".join(found[-1].kept[:4]) or "nothing new"
+        steps = ", ".join(str(r.step) for r in found[:8]) + (", ..." if len(found) > 8 else "")
+        made.append(Row(stage.name, f"{fault} at {what}, {len(found)} times: {steps}", str(code), sentence[:160], kept))
+    return made
