@@ -11,7 +11,11 @@ A round runs the other arms in turn, one pass before and after each. A run count
 speed drifts; an arm's figure is the median of its runs, beside which stand the least and the most. Floors are floating-point
 operations, counted on the very prompts. Exit code 6: a ratio is over its limit.
 
+On a GPU the time is wall time and the model has LLaVA-1.5-7B's shape in bfloat16 (13 GB, first written to the temporary
+folder). Answers a second and the share of the card's peak (MFU) stand beside the ratios; there is no limit.
+
     python benchmarks/two_pass.py [--questions 16] [--batch 16] [--layers 2] [--hidden 2048] [--rounds 2]
+    python benchmarks/two_pass.py --device cuda [--questions 64] [--batch 32]
 """
 
 from __future__ import annotations
@@ -42,6 +46,7 @@ from cos_core.engines._prefix import common_length
 from cos_core.engines.hf import HfEngine
 from cos_core.infer.passes import BoxDecode, Setting, TwoPass
 from cos_core.prompts import dialogue, load_profile
+from cos_core.training.flops import peak_flops
 from cos_core.types import Example
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,70 +58,6 @@ LIMITS = {"two passes, reuse": 2.3, "reuse, 8 questions a picture": 1.5}
 ONE, LOOP = "one pass", "batch-1 loop of generate"
 LOOP_FACTOR = 2.0
 """How many times faster than the loop shared pictures must be answered."""
-
-
-def make_model(directory: Path, layers: int, hidden: int) -> None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(TOKENIZER)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    tokenizer.pad_token = tokenizer.unk_token
-    vision = transformers.CLIPVisionConfig(
-        hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, image_size=336, patch_size=14
-    )
-    text = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=hidden * 11008 // 4096,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 128,
-        max_position_embeddings=4096,
-        initializer_range=0.05,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    config = transformers.LlavaConfig(
-        vision_config=vision, text_config=text, image_token_id=len(tokenizer) - 1, image_seq_length=576, vision_feature_layer=-2
-    )
-    torch.manual_seed(0)
-    model = transformers.LlavaForConditionalGeneration(config)
-    write_box_text(model, tokenizer)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    side = {"height": 336, "width": 336}
-    transformers.CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size=side).save_pretrained(directory)
-
-
-def write_box_text(model: Any, tokenizer: Any) -> None:
-    """Lets the model write BOX_TEXT: each of its tokens is so loud an input that the next is the likeliest, layers or not."""
-    ids = tokenizer(f"ASSISTANT: {BOX_TEXT}", add_special_tokens=False)["input_ids"]
-    start = ids.index(tokenizer.convert_tokens_to_ids(":"))
-    with torch.no_grad():
-        for token, successor in dict(itertools.pairwise(ids[start:])).items():
-            direction = torch.nn.functional.normalize(torch.randn(model.config.text_config.hidden_size), dim=0)
-            model.get_input_embeddings().weight[token] = 4000 * direction
-            model.get_output_embeddings().weight[successor] += direction
-
-
-def batch_one_loop(model: llava.Llava, asked: list[tuple[Example, Image.Image]]) -> None:
-    """What a plain script does: `generate` twice a question, everything anew."""
-    for example, image in asked:
-        for turns, pictures, budget in (
-            (dialogue(model.profile, example.question), [image], BOX_TOKENS),
-            (
-                dialogue(model.profile, example.question, box_text=BOX_TEXT),
-                [image, image.crop((84, 84, 252, 252))],
-                ANSWER_TOKENS,
-            ),
-        ):
-            ids = torch.tensor([model.encode(turns).ids])
-            with torch.inference_mode():
-                model.model.generate(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    pixel_values=model.pixels(pictures),
-                    do_sample=False,
-                    max_new_tokens=budget,
-                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +91,76 @@ class Shape:
 SHAPE_7B = Shape(4096, 32, 11008, 32000, 1024, 24, 4096)
 
 
+def make_model(directory: Path, shape: Shape, dtype: torch.dtype) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(TOKENIZER)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.pad_token = tokenizer.unk_token
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=shape.vision_width,
+        intermediate_size=shape.vision_inner,
+        num_hidden_layers=shape.vision_layers,
+        num_attention_heads=shape.vision_width // 32 if shape.vision_width < 1024 else 16,
+        image_size=336,
+        patch_size=14,
+    )
+    text = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.width,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.width // 128,
+        max_position_embeddings=4096,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    config = transformers.LlavaConfig(
+        vision_config=vision, text_config=text, image_token_id=len(tokenizer) - 1, image_seq_length=576, vision_feature_layer=-2
+    )
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    model = transformers.LlavaForConditionalGeneration(config)
+    torch.set_default_dtype(torch.float32)
+    write_box_text(model, tokenizer)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    side = {"height": 336, "width": 336}
+    transformers.CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size=side).save_pretrained(directory)
+
+
+def write_box_text(model: Any, tokenizer: Any) -> None:
+    """Lets the model write BOX_TEXT: each of its tokens is so loud an input that the next is the likeliest, layers or not."""
+    ids = tokenizer(f"ASSISTANT: {BOX_TEXT}", add_special_tokens=False)["input_ids"]
+    start = ids.index(tokenizer.convert_tokens_to_ids(":"))
+    with torch.no_grad():
+        for token, successor in dict(itertools.pairwise(ids[start:])).items():
+            direction = torch.nn.functional.normalize(torch.randn(model.config.text_config.hidden_size), dim=0)
+            model.get_input_embeddings().weight[token] = 4000 * direction
+            model.get_output_embeddings().weight[successor] += direction
+
+
+def batch_one_loop(model: llava.Llava, asked: list[tuple[Example, Image.Image]]) -> None:
+    """What a plain script does: `generate` twice a question, everything anew."""
+    for example, image in asked:
+        for turns, pictures, budget in (
+            (dialogue(model.profile, example.question), [image], BOX_TOKENS),
+            (
+                dialogue(model.profile, example.question, box_text=BOX_TEXT),
+                [image, image.crop((84, 84, 252, 252))],
+                ANSWER_TOKENS,
+            ),
+        ):
+            ids = torch.tensor([model.encode(turns).ids], device=model.device)
+            with torch.inference_mode():
+                model.model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    pixel_values=model.pixels(pictures),
+                    do_sample=False,
+                    max_new_tokens=budget,
+                )
+
+
 def shape_of(model: llava.Llava) -> Shape:
     text, vision = model.model.config.text_config, model.model.config.vision_config
     return Shape(
@@ -163,8 +174,8 @@ def shape_of(model: llava.Llava) -> Shape:
     )
 
 
-def floors(model: llava.Llava, shape: Shape) -> dict[str, float]:
-    """Floating-point operations of the arms, relative to one pass: the least that can be computed, on the arms' own prompts."""
+def operations(model: llava.Llava, shape: Shape) -> dict[str, float]:
+    """Floating-point operations of an answer in each arm: the least that can be computed, on the arms' own prompts."""
     asked = [dialogue(model.profile, question) for question in ("What bus?", "Which man?")]
     where, other = (np.array(model.encode(turns).ids) for turns in asked)
     plain = len(model.encode(dialogue(model.profile, "What bus?", chain=False)))
@@ -175,14 +186,13 @@ def floors(model: llava.Llava, shape: Shape) -> dict[str, float]:
     answer = shape.generate(tail, ANSWER_TOKENS)
     reuse = 2 * picture + first + shape.run(boxed, tail) + answer
     anew = 2 * picture + first + shape.run(0, tail) + answer
-    arms = {
+    return {
         ONE: one,
         "two passes, no reuse": anew,
         "two passes, reuse": reuse,
         "reuse, 8 questions a picture": reuse - 7 / 8 * (picture + shape.run(0, common_length(where, other))),
         LOOP: anew + picture,
     }
-    return {name: operations / one for name, operations in arms.items()}
 
 
 class Arms:
@@ -200,12 +210,19 @@ class Arms:
         self.shared = [(example, pictures[i // 8]) for i, example in enumerate(examples)]
         self.peaks: dict[str, float] = {}
         self.runs: list[tuple[str, float]] = []
-        """What ran, in order, and its CPU seconds an answer."""
+        """What ran, in order, and its seconds an answer."""
 
     def time(self, name: str, asked: list[tuple[Example, Image.Image]], work: Callable[[], object]) -> None:
-        start = time.process_time()
+        start = self._now()
         work()
-        self.runs.append((name, (time.process_time() - start) / len(asked)))
+        self.runs.append((name, (self._now() - start) / len(asked)))
+
+    def _now(self) -> float:
+        """CPU seconds of this process; on a GPU wall seconds, once it has done what it was given."""
+        if self.model.device.type == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
 
     def seconds(self, name: str) -> float:
         return statistics.median(seconds for ran, seconds in self.runs if ran == name)
@@ -263,57 +280,71 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("questions", 16), ("batch", 16), ("layers", 2), ("hidden", 2048), ("rounds", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    gpu = chosen.device == "cuda"
+    small = Shape(chosen.hidden, chosen.layers, chosen.hidden * 11008 // 4096, 32000, 128, 4, 512)
+    shape, dtype = (SHAPE_7B, "bfloat16") if gpu else (small, "float32")
     with tempfile.TemporaryDirectory() as folder:
-        make_model(Path(folder), chosen.layers, chosen.hidden)
-        model = llava.load(folder, device="cpu", dtype="float32", profile="paper")
+        make_model(Path(folder), shape, getattr(torch, dtype))
+        model = llava.load(folder, device=chosen.device, dtype=dtype, profile="paper")
     before = _peak_mib()
     Arms(model, 2, 2).engine("warm-up", "from_single_question")
     arms = Arms(model, chosen.questions, chosen.batch)
     for _ in range(chosen.rounds):
         arms.once()
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
+    machine = torch.cuda.get_device_name() if gpu else f"one thread; {platform.machine()}, {os.cpu_count()} cores"
     print(
-        f"{chosen.questions} questions, batch {chosen.batch}, median of {chosen.rounds} rounds; {chosen.layers} layers of "
-        f"{chosen.hidden}, 576 image tokens, float32, one thread; {platform.processor() or platform.machine()}, "
-        f"{os.cpu_count()} cores; {versions}"
+        f"{chosen.questions} questions, batch {chosen.batch}, median of {chosen.rounds} rounds; {shape.layers} layers of "
+        f"{shape.width}, 576 image tokens, {dtype}, {machine}; {versions}"
     )
-    report(arms, floors(model, shape_of(model)), floors(model, SHAPE_7B))
+    report(arms, shape_of(model))
     print(f"peak memory {_peak_mib():.0f} MiB, {before:.0f} of them with the model loaded and nothing asked")
     slow = any(arms.ratio(name) > limit for name, limit in LIMITS.items())
-    sys.exit(6 if slow or arms.ratio(LOOP) / arms.ratio("reuse, 8 questions a picture") < LOOP_FACTOR else 0)
+    slow |= arms.ratio(LOOP) / arms.ratio("reuse, 8 questions a picture") < LOOP_FACTOR
+    sys.exit(6 if slow and not gpu else 0)
 
 
-def report(arms: Arms, here: dict[str, float], large: dict[str, float]) -> None:
+def report(arms: Arms, shape: Shape) -> None:
+    here, large = operations(arms.model, shape), operations(arms.model, SHAPE_7B)
+    peak = peak_flops(torch.cuda.get_device_name()) if arms.model.device.type == "cuda" else None
     heads = (
-        "CPU s/answer",
+        "s/answer",
         "x one pass",
         "least-most",
         "floor here",
         "floor 7B",
         "loop / this",
         "floor here",
-        "keys+values MiB",
+        "k+v MiB",
+        "answers/s",
+        "MFU",
     )
-    print(" " * 29 + " ".join(f"{head:>12}" for head in heads))
+    print(" " * 29 + " ".join(f"{head:>11}" for head in heads))
     for name in dict(arms.runs):
-        ratios = arms.ratios(name)
+        ratios, seconds, known = arms.ratios(name), arms.seconds(name), name in here
         cells = (
-            f"{arms.seconds(name):.3f}",
+            f"{seconds:.3f}",
             f"{arms.ratio(name):.2f}",
             f"{min(ratios):.2f}-{max(ratios):.2f}",
-            *(f"{table[name]:.2f}" if name in table else "" for table in (here, large)),
+            f"{here[name] / here[ONE]:.2f}" if known else "",
+            f"{large[name] / large[ONE]:.2f}" if known else "",
             f"{arms.ratio(LOOP) / arms.ratio(name):.2f}",
-            f"{here[LOOP] / here[name]:.2f}" if name in here else "",
+            f"{here[LOOP] / here[name]:.2f}" if known else "",
             f"{arms.peaks[name]:.0f}" if name in arms.peaks else "",
+            f"{1 / seconds:.2f}",
+            f"{here[name] / seconds / peak:.3f}" if known and peak else "",
         )
-        print(f"{name:<29}" + " ".join(f"{cell:>12}" for cell in cells))
+        print(f"{name:<29}" + " ".join(f"{cell:>11}" for cell in cells))
 
 
 def _peak_mib() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
