@@ -10,6 +10,7 @@ import errno
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -101,6 +102,9 @@ def main() -> None:
     if not sys.stderr.isatty():
         # Bars that libraries draw (downloads, shards) are for people; a log gets our own occasional lines.
         os.environ.setdefault("TQDM_DISABLE", "1")
+    if not sys.warnoptions:
+        # Libraries tell of their next versions, which is for whoever writes the code, not for whoever runs a command.
+        warnings.simplefilter("ignore", FutureWarning)
     sys.exit(run(sys.argv[1:]))
 
 

@@ -54,7 +54,6 @@ def convert(
     with reporting(ctx.ensure_object(Session)) as reporter:
         for note in run(ConvertConfig(source, out, base, vision_tower, profile)):
             reporter.note(note)
-        reporter.note(f"converted -> {out}")
 
 
 @app.command()

@@ -57,7 +57,7 @@ class _Plan:
 
 
 def convert(config: ConvertConfig) -> list[str]:
-    """Writes the converted checkpoint to `config.out` (new or empty) and returns remarks, one sentence each.
+    """Writes the converted checkpoint to `config.out` (new or empty) and returns what there is to say, one sentence each.
 
     Raises InputError for a source that is not an original LLaVA-1.5 checkpoint, for weights that are missing, unknown or of
     another shape, and for a disk that is full; nothing is left behind then. LockedError: another process writes to `out`.
@@ -70,7 +70,7 @@ def convert(config: ConvertConfig) -> list[str]:
         if config.out.exists() and any(config.out.iterdir()):
             if not _is_made_by(work.fingerprint, config.out):
                 raise InputError(f"{config.out} is not empty; give a new directory")
-            return ["this checkpoint was converted there before; nothing to do"]
+            return [f"{config.out} holds this checkpoint already; nothing to do"]
         part = config.out.with_name(f".{config.out.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         try:
@@ -85,13 +85,13 @@ def convert(config: ConvertConfig) -> list[str]:
                 sync_folder(config.out.parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    return plan.notes
+    return [*plan.notes, f"converted -> {config.out}"]
 
 
 def _fingerprint(config: ConvertConfig, plan: _Plan) -> str:
     """Of what is converted: the files' names and sizes, wherever they lie, and the wording."""
-    folders_read = [config.source, plan.language, *([plan.tower] if plan.tower else [])]
-    files = [{path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()} for folder in folders_read]
+    read = dict.fromkeys(folder for folder in (config.source, plan.language, plan.tower) if folder is not None)
+    files = [{path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()} for folder in read]
     return manifest.fingerprint({"files": files, "profile": config.profile})
 
 

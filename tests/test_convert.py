@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -190,6 +192,18 @@ def test_every_layout_gives_the_same_weights(layout: str, main: Path, tmp_path: 
     assert one.keys() == other.keys()
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
     assert any("ignored, as in the original" in note for note in notes) == layout.endswith("tower")
+
+
+def test_what_a_conversion_says(tmp_path: Path) -> None:
+    """As a user meets it, in a process of its own: no library's warning is among it; done twice it has nothing to do."""
+    command = [sys.executable, "-m", "cos_cli", "model", "convert", str(WEIGHTS / "llava-tiny"), "--out", "tiny"]
+    said = [
+        subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stderr.splitlines() for _ in range(2)
+    ]
+    assert said == [
+        ["profile paper, text after the end mark tokenised as 'cut'", "converted -> tiny"],
+        ["tiny holds this checkpoint already; nothing to do"],
+    ]
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:

@@ -113,7 +113,6 @@ def run(config: OverlayConfig, reporter: Reporter) -> RunManifest:
     found = {"example_id": example_id, "image_size": size, "boxes": boxes}
     result = work.finish({"ok": 1}, results=manifest.plain(found))
     manifest.write(manifest.path_for(config.out), result)
-    reporter.note(f"wrote {config.out}")
     return result
 
 
