@@ -65,7 +65,7 @@ Images = Annotated[Path, typer.Option(help="Folder that the image paths in --dat
 Model = Annotated[
     str,
     typer.Option(
-        help="LLaVA-1.5 checkpoint: a local folder, a hub id such as llava-hf/llava-1.5-7b-hf, or 'miniature'.",
+        help="LLaVA-1.5 checkpoint: a local folder, a hub id (llava-hf/llava-1.5-7b-hf, @REVISION after it), or 'miniature'.",
         autocompletion=complete("model"),
     ),
 ]

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cos_core import hub
 from cos_core.errors import InputError
 from cos_core.jsonl import decode
-from cos_core.llava import checkpoint_fingerprint, resolve
 from cos_core.manifest import plain
 from cos_core.prompts import checkpoint_profile
 
@@ -20,13 +20,14 @@ _SHOWN = ("backbone", "detector", "region_tokens")
 
 
 def annotator_provenance(model: str) -> dict[str, Any] | None:
-    """How a checkpoint became an annotator (`cos train --annotator`); None for any other.
+    """How a checkpoint became an annotator (`cos train --annotator`); None for any other, and for one that is not here.
 
     `backbone`, `detector` (plug.described) and `region_tokens`: what it was shown; `parent` and `data`: path, fingerprint or
     digest; `steps`, `samples`; `settings`: the fingerprint of its run. Raises InputError for a file that cannot be read.
     """
-    path = Path(resolve(model)) / ANNOTATOR_FILE
-    if not path.is_file():
+    folder = hub.local(model)
+    path = Path(folder or "") / ANNOTATOR_FILE
+    if folder is None or not path.is_file():
         return None
     try:
         data = decode(path.read_bytes())
@@ -54,7 +55,7 @@ def _said(value: Any) -> str:
 
 def describe(model: str) -> dict[str, Any]:
     """Name, weights, sizes and wording of a checkpoint in the `transformers` layout. Raises InputError for any other folder."""
-    where = Path(resolve(model))
+    where = Path(hub.resolve(model))
     try:
         config = decode((where / "config.json").read_bytes())
     except (OSError, ValueError) as error:
@@ -81,7 +82,7 @@ def describe(model: str) -> dict[str, Any]:
         "image_tokens": (int(vision["image_size"]) // int(vision["patch_size"])) ** 2,
         "profile": profile.name,
         "after_end": profile.after_end,
-        "fingerprint": checkpoint_fingerprint(str(where)),
+        "fingerprint": hub.fingerprint(where),
     }
 
 

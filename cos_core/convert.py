@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from cos_core import folders, manifest
+from cos_core import folders, hub, manifest
 from cos_core.errors import InputError
 from cos_core.jsonl import decode, sync_folder
 from cos_core.locks import FileLock
@@ -34,9 +34,10 @@ _INSIDE = "model.vision_tower.vision_tower."
 
 @dataclass(frozen=True, slots=True)
 class ConvertConfig:
-    """`source`: an original checkpoint's directory; `base`: the language model that it was trained from, when `source` holds
-    only a projector or a LoRA adapter; `vision_tower`: the CLIP directory, when it is not where `mm_vision_tower` says;
-    `profile`: wording to keep with the checkpoint ("repo-2024" for a name with "cos" in it, else "paper").
+    """`source`: an original checkpoint, a folder or a hub id, as `base` and `vision_tower` are; `base`: the language model that
+    it was trained from, when `source` holds only a projector or a LoRA adapter; `vision_tower`: the CLIP checkpoint, when it is
+    not where `mm_vision_tower` says; `profile`: wording to keep with the checkpoint ("repo-2024" for a name with "cos" in it,
+    else "paper").
     """
 
     source: Path
@@ -63,6 +64,7 @@ def convert(config: ConvertConfig) -> list[str]:
     another shape, and for a disk that is full; nothing is left behind then. LockedError: another process writes to `out`.
     What was converted there before, from the same files, is left as it is, and said.
     """
+    config = _here(config)
     plan = _plan(config)
     work = manifest.started("convert", config, settings_fingerprint=_fingerprint(config, plan))
     config.out.parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +88,18 @@ def convert(config: ConvertConfig) -> list[str]:
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return [*plan.notes, f"converted -> {config.out}"]
+
+
+def _here(config: ConvertConfig) -> ConvertConfig:
+    """The same with local folders, and the profile that the source's own name asks for."""
+
+    def folder(path: Path | None) -> Path | None:
+        return None if path is None else Path(hub.resolve(path, pickles=True))
+
+    name = (config.source.resolve() if config.source.is_dir() else config.source).name
+    profile = config.profile or ("repo-2024" if "cos" in name.lower() else "paper")
+    source = folder(config.source) or config.source
+    return replace(config, source=source, base=folder(config.base), vision_tower=folder(config.vision_tower), profile=profile)
 
 
 def _fingerprint(config: ConvertConfig, plan: _Plan) -> str:
@@ -140,8 +154,7 @@ def _assemble(config: ConvertConfig, plan: _Plan, out: Path) -> int:
     tokenizer.save_pretrained(out)
     transformers.AutoImageProcessor.from_pretrained(plan.tower or plan.language, backend="pil").save_pretrained(out)
     legacy = _json(plan.language / "tokenizer_config.json").get("legacy", True)
-    name = config.profile or ("repo-2024" if "cos" in config.source.resolve().name.lower() else "paper")
-    profile = replace(load_profile(name), after_end="cut" if legacy is False else "spaced")
+    profile = replace(load_profile(config.profile or "paper"), after_end="cut" if legacy is False else "spaced")
     (out / PROFILE_FILE).write_text(json.dumps(profile.to_json(), indent=2) + "\n", encoding="utf-8")
     plan.notes.append(f"profile {profile.name}, text after the end mark tokenised as {profile.after_end!r}")
     return len(wanted)
@@ -171,8 +184,10 @@ def _tower(config: ConvertConfig, settings: Mapping[str, Any]) -> Path | None:
             raise InputError(f"the vision tower {config.vision_tower} has no config.json")
         return config.vision_tower
     name = str(settings.get("mm_vision_tower", ""))
-    places = (Path(name), config.source / name, config.source.resolve().parent / name)
-    return next((p for p in places if name and (p / "config.json").is_file()), None)
+    if not name:
+        return None
+    places = (Path(name), config.source / name, config.source.resolve().parent / name, Path(hub.local(name) or name))
+    return next((p for p in places if (p / "config.json").is_file()), None)
 
 
 def _config(plan: _Plan, image: int, tokenizer: Any) -> Any:

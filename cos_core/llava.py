@@ -6,36 +6,22 @@ layout. Only safetensors are read: a pickle from a stranger can run code.
 
 from __future__ import annotations
 
-import hashlib
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cos_core import assets
+from cos_core import hub
 from cos_core.encoding import Encoded, encode
 from cos_core.errors import InputError, MissingError
 from cos_core.geometry import SquarePad
 from cos_core.images import square_pad
-from cos_core.prompts import PROFILE_FILE, Profile, checkpoint_profile
+from cos_core.prompts import Profile, checkpoint_profile
 from cos_core.types import Turn
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
-
-MINIATURE = "miniature"
-_CHECKPOINT_FILES = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.txt",
-    "processor_config.json",
-    "preprocessor_config.json",
-    PROFILE_FILE,
-)
 
 
 @dataclass(slots=True)
@@ -89,11 +75,6 @@ class Llava:
         return embeddings.masked_scatter(places[..., None].expand_as(embeddings), features)
 
 
-def resolve(model: str | Path) -> str:
-    """The directory or hub id that a model argument means; `miniature` is the shipped checkpoint."""
-    return str(assets.miniature_checkpoint()) if str(model) == MINIATURE else str(model)
-
-
 def load(
     model: str | Path,
     *,
@@ -109,19 +90,18 @@ def load(
     checkpoint that cannot be read, is not LLaVA, or lacks weights.
     """
     target, kind = placement(device, dtype)
-    where = resolve(model)
+    where = hub.resolve(model)
     check_folder(where)
-    source = hub_options(where)
     import torch
     import transformers
     from safetensors import SafetensorError
 
     try:
         net, info = transformers.LlavaForConditionalGeneration.from_pretrained(
-            where, dtype=kind, attn_implementation=attention, use_safetensors=True, output_loading_info=True, **source
+            where, dtype=kind, attn_implementation=attention, use_safetensors=True, output_loading_info=True
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **source)
-        processor = transformers.AutoImageProcessor.from_pretrained(where, backend="pil", **source)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where)
+        processor = transformers.AutoImageProcessor.from_pretrained(where, backend="pil")
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"cannot load the checkpoint {where}: {first_line(error)}") from None
     check_complete(where, info)
@@ -139,8 +119,8 @@ def load(
         image_token_id=int(net.config.image_token_id),
         image_tokens=image_tokens_of(net.config),
         fill=padding_colour(processor),
-        name=MINIATURE if str(model) == MINIATURE else where,
-        fingerprint=checkpoint_fingerprint(where),
+        name=str(model),
+        fingerprint=hub.fingerprint(where),
     )
 
 
@@ -175,8 +155,8 @@ def placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
 
 
 def check_folder(where: str) -> None:
-    """Raises InputError for a folder that is no checkpoint; a hub id passes."""
-    if Path(where).is_dir() and not (Path(where) / "config.json").is_file():
+    """Raises InputError for a folder that is no checkpoint."""
+    if not (Path(where) / "config.json").is_file():
         raise InputError(f"{where} is not a checkpoint: it has no config.json")
 
 
@@ -249,26 +229,6 @@ def _plain_side(image_processor: Any) -> int | None:
     return sides.pop() if len(sides) == 1 else None
 
 
-def checkpoint_fingerprint(where: str) -> str:
-    """16 hex digits that change with the configuration or the weights.
-
-    Small files count whole; of a large one, its size, its first megabyte and 4 KiB at 1024 even distances: fast on 14 GB, and
-    a fine-tuned layer cannot hide between the samples.
-    """
-    digest = hashlib.sha256(b"" if Path(where).is_dir() else where.encode())
-    for path in sorted(Path(where).glob("*")) if Path(where).is_dir() else ():
-        # Manifests and logs hold times: the same weights trained twice must be the same checkpoint.
-        if path.name in _CHECKPOINT_FILES or path.suffix == ".safetensors" or path.match("pytorch_model*.bin"):
-            size = path.stat().st_size
-            digest.update(f"{path.name}:{size}:".encode())
-            with path.open("rb") as file:
-                digest.update(file.read(1 << 20))
-                for place in range(1 << 20, size, max(4096, size // 1024)):
-                    file.seek(place)
-                    digest.update(file.read(4096))
-    return digest.hexdigest()[:16]
-
-
 def image_tokens_of(config: Any) -> int:
     """How many positions one picture takes under a LLaVA configuration: 576 for LLaVA-1.5."""
     vision = config.vision_config
@@ -303,38 +263,6 @@ def dtype_name(device: str, dtype: str) -> str:
     if dtype != "auto":
         return dtype
     return "bfloat16" if devices(device)[0].startswith("cuda") else "float32"
-
-
-def hub_options(name: str) -> dict[str, Any]:
-    """How to load a folder (as it is) or a hub id: from the cache alone when the hub does not answer one short question.
-
-    Left to itself, the loader asks a hub that cannot be reached for about a minute, file by file. Raises InputError for a name
-    that is neither a folder nor a hub id, MissingError without network when the model is not in the cache.
-    """
-    if Path(name).is_dir():
-        return {}
-    import huggingface_hub
-
-    try:
-        url = huggingface_hub.hf_hub_url(name, "config.json")
-        cached = isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str)
-    except ValueError:
-        raise InputError(f"there is no folder {name}, and it is no hub id (owner/name) either") from None
-    if not huggingface_hub.is_offline_mode():
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
-        except urllib.error.HTTPError as error:
-            error.close()  # it answers; what it says about the model, the loader will hear
-            return {}
-        except OSError:
-            pass
-        else:
-            return {}
-    if not cached:
-        raise MissingError(
-            f"there is no folder {name}, and the model hub cannot be reached; give a folder, or download it first"
-        )
-    return {"local_files_only": True}
 
 
 def _torch() -> Any:

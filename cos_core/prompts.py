@@ -117,13 +117,15 @@ def load_profile(name: str) -> Profile:
     return Profile.from_json(data, str(path))
 
 
-def checkpoint_profile(model: str | Path, asked: str | None = None) -> Profile:
-    """The profile to use with a checkpoint: the one asked for, else the checkpoint's own, else "paper".
+def checkpoint_profile(folder: str | Path | None, asked: str | None = None) -> Profile:
+    """The profile to use with a checkpoint in a local folder (hub.resolve): the one asked for, else its own, else "paper".
+
+    None: a checkpoint that is known by its name alone.
 
     How text after the end mark is tokenised belongs to the checkpoint's tokenizer: the checkpoint's own word on it stays.
     """
-    own = Path(model) / PROFILE_FILE
-    kept = load_profile(str(own)) if own.is_file() else None
+    own = None if folder is None else Path(folder) / PROFILE_FILE
+    kept = load_profile(str(own)) if own is not None and own.is_file() else None
     if not asked:
         return kept or load_profile("paper")
     return replace(load_profile(asked), after_end=kept.after_end) if kept else load_profile(asked)

@@ -14,7 +14,7 @@ from reporters import Told
 from tiny_llava import make_checkpoint
 from two_passes import QUIET, comparable, make_config, questions, stored
 
-from cos_core import infer
+from cos_core import hub, infer
 from cos_core.errors import InputError, MissingError
 from cos_core.infer import InferConfig, run
 
@@ -34,7 +34,7 @@ def test_on_a_real_model_the_batch_size_changes_nothing(config: InferConfig, mod
     config = replace(config, model=model, engine="hf", roi=roi, device="cpu", max_new_tokens=6, box_tokens=9)
     done = run(config, QUIET)
     assert done.counts["ok"] == 3
-    assert done.inputs["model"]["fingerprint"] == infer.llava.checkpoint_fingerprint(str(model))
+    assert done.inputs["model"]["fingerprint"] == hub.fingerprint(str(model))
     run(replace(config, out=tmp_path / "alone.jsonl", batch_size=1), QUIET)
     assert comparable(config.out) == comparable(tmp_path / "alone.jsonl")
 

@@ -33,6 +33,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "processes",
         "shard",
         "filesystems",
+        "hub",
         "folders",
         "formats",
     ),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from cos_core import answers, coattention, llava, plug
+from cos_core import answers, coattention, hub, llava, plug
 from cos_core.errors import InputError, MissingError
 from cos_core.interfaces import Detector, Relevance
 from cos_core.jsonl import decode
@@ -171,7 +171,7 @@ def build(
     labels or features that do not fit.
     """
     rules = SweepSettings(target, last_layers)
-    model = llava.resolve(model)
+    model = hub.resolve(model, pickles=True)
     net, tokenizer = _loaded(model, device, dtype)
     named = _labels(model, net.config, labels)
     if not named.names and target != "argmax":
@@ -183,7 +183,7 @@ def build(
     _check_features(proposer, int(net.config.visual_feat_dim))
     settings = {
         "name": "lxmert",
-        "model": llava.checkpoint_fingerprint(model),
+        "model": hub.fingerprint(model),
         "dtype": str(net.dtype).removeprefix("torch."),
         "labels": fingerprint({"names": named.names}),
         "target": target,
@@ -217,15 +217,14 @@ def _loaded(model: str, device: str, dtype: str) -> tuple[Any, Any]:
     llava.check_folder(model)
     import transformers
 
-    source = llava.hub_options(model)
     try:
-        kind_of_model = transformers.AutoConfig.from_pretrained(model, **source).model_type
+        kind_of_model = transformers.AutoConfig.from_pretrained(model).model_type
         if kind_of_model != "lxmert":
             raise InputError(f"the backbone 'lxmert' needs an LXMERT checkpoint, and {model} is of the kind {kind_of_model!r}")
         net, info = transformers.LxmertForQuestionAnswering.from_pretrained(
-            model, dtype=kind, attn_implementation="eager", weights_only=True, output_loading_info=True, **source
+            model, dtype=kind, attn_implementation="eager", weights_only=True, output_loading_info=True
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model, **source)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     except pickle.UnpicklingError:
         raise InputError(f"the weights of {model} hold more than tensors, which could run code; nothing was loaded") from None
     except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
+from cos_core import hub
 from cos_core import llava as loader
 from cos_core.encoding import detokenize
 from cos_core.engines._attention import cpu_attention
@@ -363,7 +364,7 @@ class HfEngine:
 
 
 def build(
-    model: str | Path = loader.MINIATURE,
+    model: str | Path = hub.MINIATURE,
     *,
     device: str = "auto",
     dtype: str = "auto",

@@ -15,12 +15,12 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cos_core import llava, manifest
+from cos_core import manifest
 from cos_core.errors import FailuresError, InputError
 from cos_core.images import open_image
 from cos_core.infer.passes import TwoPass
 from cos_core.infer.questions import questions
-from cos_core.infer.settings import InferConfig, build_engine, finder, setting
+from cos_core.infer.settings import InferConfig, build_engine, finder, model_fingerprint, setting
 from cos_core.infer.work import around, portions, start
 from cos_core.interfaces import Engine, Reporter, Runner
 from cos_core.jsonl import DurableWriter, read_lines
@@ -57,7 +57,7 @@ def _run(config: InferConfig, out: Path, reporter: Reporter, runner: Runner) -> 
     made = setting(config)
     inputs = {
         "data": manifest.file_input(config.data) if config.data else {"path": str(config.images)},
-        "model": {"path": str(config.model), "fingerprint": llava.checkpoint_fingerprint(llava.resolve(config.model))},
+        "model": {"path": str(config.model), "fingerprint": model_fingerprint(config)},
     }
     begun = manifest.started("infer", config, seed=config.seed, inputs=inputs, settings_fingerprint=made.fingerprint)
     asked = questions(config, reporter)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from cos_core import llava, manifest, plug
+from cos_core import hub, llava, manifest, plug
 from cos_core.errors import InputError
 from cos_core.infer import heat
 from cos_core.infer.passes import BoxDecode, OnBadBox, Setting
@@ -90,14 +90,27 @@ def _policy(roi: str) -> Policy:
     return policy
 
 
+def checkpoint_folder(config: InferConfig) -> str | None:
+    """The checkpoint's local folder; None for a model that another engine knows and that is not here.
+
+    Raises what `hub.resolve` raises where this machine runs the model.
+    """
+    return hub.resolve(config.model) if config.engine == "hf" else hub.local(config.model)
+
+
+def model_fingerprint(config: InferConfig) -> str:
+    """Of the checkpoint's content where its folder is here, else of its name."""
+    folder = checkpoint_folder(config)
+    return hub.name_fingerprint(config.model) if folder is None else hub.fingerprint(folder)
+
+
 def setting(config: InferConfig) -> Setting:
     """Resolves policy and profile. Raises InputError for an unknown policy or profile."""
     policy = _policy(config.roi)
-    where = llava.resolve(config.model)
-    profile = checkpoint_profile(where, config.profile)
+    profile = checkpoint_profile(checkpoint_folder(config), config.profile)
     fingerprint = manifest.fingerprint(
         {
-            "model": llava.checkpoint_fingerprint(where),
+            "model": model_fingerprint(config),
             "engine": config.engine,
             # Rounding differs between number formats, and answers with it; where the model stands is no setting.
             "dtype": llava.dtype_name(config.device, config.dtype) if config.engine == "hf" else None,

@@ -18,7 +18,7 @@ from cos_core.images import ImageFile, ImageSource
 from cos_core.infer.heat import HeatFinder
 from cos_core.infer.passes import TwoPass
 from cos_core.infer.pictures import PictureReader
-from cos_core.infer.settings import InferConfig, build_engine, finder, setting
+from cos_core.infer.settings import InferConfig, build_engine, finder, model_fingerprint, setting
 from cos_core.interfaces import Engine, Reporter, Runner
 from cos_core.runners import build
 from cos_core.runners.local import Local
@@ -119,7 +119,7 @@ class InferWorker:
         hf = self._config.engine == "hf"
         return {
             "dtype": llava.dtype_name(self._config.device, self._config.dtype) if hf else None,
-            "model": llava.checkpoint_fingerprint(llava.resolve(self._config.model)),
+            "model": model_fingerprint(self._config),
         }
 
     @cached_property

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cos_core.llava import Llava, resolve
+from cos_core import hub
+from cos_core.llava import Llava
 from cos_core.training.config import TrainConfig
 
 FOLDER = "adapter"
@@ -39,7 +40,7 @@ def quantized(llava: Llava, config: TrainConfig) -> Llava:
         llm_int8_skip_modules=["lm_head", "vision_tower", "multi_modal_projector"],
     )
     model = LlavaForConditionalGeneration.from_pretrained(
-        resolve(config.model), quantization_config=four_bits, dtype=torch.bfloat16, use_safetensors=True
+        hub.resolve(config.model), quantization_config=four_bits, dtype=torch.bfloat16, use_safetensors=True
     )
     return replace(llava, model=model)
 

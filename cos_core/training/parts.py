@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cos_core import manifest, plug
+from cos_core import hub, manifest, plug
 from cos_core.datasets import read_examples
 from cos_core.errors import InputError
 from cos_core.interfaces import Policy, Reporter
@@ -44,12 +44,10 @@ def read(config: TrainConfig, policy: Policy) -> Data:
 
 def settings(config: TrainConfig, policy: Policy, devices: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """What decides the result (for the fingerprint), and the inputs as the manifest names them."""
-    from cos_core.llava import checkpoint_fingerprint, resolve
-
-    where = resolve(config.model)
+    where = hub.resolve(config.model)
     inputs: dict[str, dict[str, Any]] = {
         "data": manifest.file_input(config.data),
-        "model": {"path": config.model, "fingerprint": checkpoint_fingerprint(where)},
+        "model": {"path": config.model, "fingerprint": hub.fingerprint(where)},
     }
     decisive = {
         **config.learnt(devices),
@@ -85,15 +83,14 @@ def light(config: TrainConfig, policy: Policy) -> Light:
     """The recipe under the checkpoint's own tokenizer and processor. Raises InputError when they cannot be read."""
     import transformers
 
-    from cos_core.llava import hub_options, image_tokens_of, padding_colour, quiet_libraries, resolve
+    from cos_core.llava import image_tokens_of, padding_colour, quiet_libraries
 
-    where = resolve(config.model)
+    where = hub.resolve(config.model)
     quiet_libraries()
-    source = hub_options(where)
     try:
-        settings = transformers.AutoConfig.from_pretrained(where, **source)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **source)
-        processor = transformers.AutoImageProcessor.from_pretrained(where, backend="pil", **source)
+        settings = transformers.AutoConfig.from_pretrained(where)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where)
+        processor = transformers.AutoImageProcessor.from_pretrained(where, backend="pil")
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"cannot load the checkpoint {where}: {str(error).strip().splitlines()[0]}") from None
     if settings.model_type != "llava":

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cos_core import folders, manifest
+from cos_core import folders, hub, manifest
 from cos_core.checkpoints import ANNOTATOR_FILE
 from cos_core.jsonl import sync_folder
-from cos_core.llava import Llava, resolve
+from cos_core.llava import Llava
 from cos_core.prompts import PROFILE_FILE
 from cos_core.training import adapters, checkpoints
 from cos_core.training.config import TrainConfig
@@ -58,7 +58,7 @@ def _write(staging: Path, llava: Llava, weights: dict[str, Any], config: TrainCo
     import torch
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-    where = resolve(config.model)
+    where = hub.resolve(config.model)
     kept = stored_dtype(where)
     merging = config.lora is not None
     model = LlavaForConditionalGeneration.from_pretrained(where, dtype=torch.float32 if merging else kept, use_safetensors=True)
