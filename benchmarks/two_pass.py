@@ -91,7 +91,8 @@ class Shape:
 SHAPE_7B = Shape(4096, 32, 11008, 32000, 1024, 24, 4096)
 
 
-def make_model(directory: Path, shape: Shape, dtype: torch.dtype) -> None:
+def make_model(directory: Path, shape: Shape, dtype: torch.dtype, device: str = "cpu") -> None:
+    """Writes a checkpoint; its random weights are drawn on `device`."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(TOKENIZER)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     tokenizer.pad_token = tokenizer.unk_token
@@ -119,7 +120,8 @@ def make_model(directory: Path, shape: Shape, dtype: torch.dtype) -> None:
     )
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
-    model = transformers.LlavaForConditionalGeneration(config)
+    with torch.device(device):
+        model = transformers.LlavaForConditionalGeneration(config)
     torch.set_default_dtype(torch.float32)
     write_box_text(model, tokenizer)
     model.save_pretrained(directory)
@@ -134,7 +136,9 @@ def write_box_text(model: Any, tokenizer: Any) -> None:
     start = ids.index(tokenizer.convert_tokens_to_ids(":"))
     with torch.no_grad():
         for token, successor in dict(itertools.pairwise(ids[start:])).items():
-            direction = torch.nn.functional.normalize(torch.randn(model.config.text_config.hidden_size), dim=0)
+            direction = torch.nn.functional.normalize(
+                torch.randn(model.config.text_config.hidden_size, device=model.device), dim=0
+            )
             model.get_input_embeddings().weight[token] = 4000 * direction
             model.get_output_embeddings().weight[successor] += direction
 
@@ -289,7 +293,7 @@ def main() -> None:
     small = Shape(chosen.hidden, chosen.layers, chosen.hidden * 11008 // 4096, 32000, 128, 4, 512)
     shape, dtype = (SHAPE_7B, "bfloat16") if gpu else (small, "float32")
     with tempfile.TemporaryDirectory() as folder:
-        make_model(Path(folder), shape, getattr(torch, dtype))
+        make_model(Path(folder), shape, getattr(torch, dtype), chosen.device)
         model = llava.load(folder, device=chosen.device, dtype=dtype, profile="paper")
     before = _peak_mib()
     Arms(model, 2, 2).engine("warm-up", "from_single_question")
