@@ -133,6 +133,19 @@ class BoxGrammar:
         return frozenset("[], .0123456789")
 
     @cached_property
+    def pattern(self) -> str:
+        """Four numbers of the raster in brackets. That a second corner lies beyond the first, no short expression can say."""
+        decimals = self.profile.box_decimals
+        if self.profile.box_step:
+            number = "|".join(re.escape(number) for number in self._numbers)
+        elif self.profile.box_pad_zeros:
+            number = rf"0\.[0-9]{{{decimals}}}|1\.0{{{decimals}}}"
+        else:
+            longer = rf"|0\.[0-9]{{1,{decimals - 1}}}[1-9]" if decimals > 1 else ""
+            number = rf"0\.[0-9]{longer}|1\.0"
+        return rf"\[({number}), ({number}), ({number}), ({number})\]"
+
+    @cached_property
     def _numbers(self) -> list[str]:
         """Every number of the raster as it is written, ascending; values of one style stand in the order of their texts."""
         unit = self.profile.box_step or 10.0**-self.profile.box_decimals

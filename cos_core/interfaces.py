@@ -93,6 +93,10 @@ class Grammar(Protocol):
     def alphabet(self) -> frozenset[str]:
         """Every character that occurs in a text of the language."""
 
+    @property
+    def pattern(self) -> str:
+        """A regular expression that every text of the language matches, for servers; it may match more than the language."""
+
     def follows(self, prefix: str) -> frozenset[str]:
         """The characters that can stand next; empty when `prefix` is a whole text, or no prefix of one."""
 
@@ -139,7 +143,11 @@ class Reply:
 
 
 class Engine(Protocol):
-    """Turns requests into replies, in order. It knows nothing of Chain-of-Spot."""
+    """Turns requests into replies, in order. It knows nothing of Chain-of-Spot.
+
+    An engine may also have `concurrency`: how many requests it likes to have under way at once; more than 1 says that
+    `generate` may be called from several threads, each with a question's next request.
+    """
 
     name: str
 

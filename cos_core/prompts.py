@@ -131,6 +131,12 @@ def checkpoint_profile(folder: str | Path | None, asked: str | None = None) -> P
     return replace(load_profile(asked), after_end=kept.after_end) if kept else load_profile(asked)
 
 
+def break_after_image(profile: Profile) -> bool:
+    """Whether the wording has a line break behind every picture, so that a chat template can put it there by itself."""
+    templates = (profile.plain, profile.inst1, profile.inst1_all, profile.inst1_image, profile.inst2)
+    return all("{image}\n" in template for template in templates)
+
+
 def dialogue(
     profile: Profile,
     question: str,

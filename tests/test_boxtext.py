@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from cos_core.boxtext import BoxGrammar, read_box, write_box
 from cos_core.errors import FrameError, InputError
 from cos_core.geometry import Box
-from cos_core.prompts import load_profile
+from cos_core.prompts import Profile, load_profile
 from cos_core.types import BOX_STATUSES
 
 PAPER, RELEASED = load_profile("paper"), load_profile("repo-2024")
@@ -267,3 +269,44 @@ def test_the_grammar_by_hand() -> None:
     assert BoxGrammar(RELEASED).follows("[0.5") == set("0123456789,")
     with pytest.raises(InputError, match="four decimals"):
         BoxGrammar(replace(PAPER, box_decimals=5))
+
+
+def raster_profiles() -> list[Profile]:
+    """Wordings whose numbers are written in every way there is."""
+    return [
+        replace(PAPER, box_decimals=decimals, box_pad_zeros=padded, box_step=step)
+        for decimals, padded, step in [(1, True, None), (2, True, None), (3, True, None), (4, True, None), (1, False, None),
+                                       (2, False, None), (3, False, None), (2, True, 0.25), (3, False, 0.1), (2, True, 0.05)]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("profile", raster_profiles(), ids=lambda p: f"{p.box_decimals}-{p.box_pad_zeros}-{p.box_step}")
+def test_the_pattern_matches_every_text_of_the_grammar(profile: Profile) -> None:
+    grammar = BoxGrammar(profile)
+    dice = random.Random(7)
+    numbers = grammar._numbers
+    for _ in range(300):
+        text = ""
+        while follows := grammar.follows(text):
+            text += dice.choice(sorted(follows))
+        assert re.fullmatch(grammar.pattern, text), text
+    for number in numbers if len(numbers) < 2000 else dice.sample(numbers, 2000):
+        assert re.fullmatch(grammar.pattern, f"[{number}, {number}, {number}, {number}]"), number
+
+
+@pytest.mark.parametrize("profile", raster_profiles(), ids=lambda p: f"{p.box_decimals}-{p.box_pad_zeros}-{p.box_step}")
+def test_what_the_pattern_matches_is_four_numbers_of_the_raster(profile: Profile) -> None:
+    grammar = BoxGrammar(profile)
+    raster = set(grammar._numbers)
+
+    @given(st.from_regex(grammar.pattern, fullmatch=True))
+    @settings(max_examples=100, deadline=None, derandomize=True)
+    def check(text: str) -> None:
+        assert set(text[1:-1].split(", ")) <= raster
+        box, status = read_box(text, profile)
+        assert status in ("ok", "repaired", "degenerate")
+        assert (box is None) == (status == "degenerate")
+
+    check()
+    for text in ("[0.1]", "0.100, 0.200, 0.300, 0.400", "[2.000, 0.000, 1.000, 1.000]", "[0.100,0.200,0.300,0.400]", ""):
+        assert not re.fullmatch(grammar.pattern, text)

@@ -189,7 +189,7 @@ def test_crops_from_the_canvas_keep_the_padding(config: InferConfig) -> None:
 
 
 def test_one_question(config: InferConfig, pictures: Path) -> None:
-    config = InferConfig(model="no/model", image=pictures / "a.png", question="colour?")
+    config = InferConfig(model="no/model", engine="scripted", image=pictures / "a.png", question="colour?")
     p = answer_one(config, QUIET, Recorder())
     assert (p.answer, p.box_status, p.example_id) == ('answer to n: "colour?"', "ok", "a.png")
     notes = Told()

@@ -34,6 +34,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "shard",
         "filesystems",
         "hub",
+        "web",
         "folders",
         "formats",
     ),

@@ -1,37 +1,35 @@
 """The same dialogues against any OpenAI-compatible server (vLLM, SGLang, `transformers serve`): pictures as data URLs.
 
 What is asked first stands first (picture, Inst.1, box, then the crop): the server's own prefix cache finds the first pass in
-the second. Requests of one call run side by side; a busy or failing server is asked again after a growing pause, and what still
-fails is a Reply with `error`. The server's chat template decides the final prompt: system prompt and roles of the profile are
-sent as such, wherever the picture stands inside a turn.
+the second. A busy or failing server is asked again after a growing pause, and what still fails is a Reply with `error`. What is
+sent is what the engine `hf` computes (_messages.py), under the wording and the padding colour of the checkpoint behind the
+server; the server's chat template decides the final prompt. A grammar is sent as its regular expression.
 """
 
 from __future__ import annotations
 
-import base64
-import http.client
-import io
 import json
 import os
 import random
+import re
+import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
+from cos_core import hub
+from cos_core.engines._messages import ServedDialogue, assumed, of_folder
 from cos_core.errors import InputError
-from cos_core.interfaces import Reply, Request
-from cos_core.types import ImageSlot, Turn
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from cos_core.interfaces import Grammar, Reply, Request
+from cos_core.web import Client, ServerError
 
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
 """Answers of a server that may do better later."""
+REFUSED = ("HTTP 400", "HTTP 404", "HTTP 422")
+"""How the reason begins when a server does not take a request as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,45 +50,71 @@ class ServerSettings:
 
 
 class OpenAIEngine:
-    """Greedy chat completions; knows no token ids, and cannot promise a grammar."""
+    """Greedy chat completions; knows no token ids. `generate` may be called from several threads at once.
+
+    `concurrency`: requests that are under way at once at most, whoever calls.
+    """
 
     name = "openai"
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, dialogue: ServedDialogue) -> None:
         self._settings = settings
+        self.dialogue = dialogue
+        self.concurrency = settings.concurrency
+        self._client = Client(settings.url, settings.key, settings.timeout, settings.concurrency)
+        self._free = threading.BoundedSemaphore(settings.concurrency)
+        self._keeps_grammars = False
+        """Whether a reply has kept to a grammar."""
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
-        """One reply a request, in order; never raises for what the server does."""
-        with ThreadPoolExecutor(self._settings.concurrency, thread_name_prefix="server") as pool:
+        """One reply a request, in order. What the server does to one request is a Reply with `error`.
+
+        Raises InputError when a grammar is asked for and the server does not know how to keep to one.
+        """
+        if len(requests) == 1:
+            return [self._reply(requests[0])]
+        with ThreadPoolExecutor(self.concurrency, thread_name_prefix="server") as pool:
             return list(pool.map(self._reply, requests))
 
     def _reply(self, request: Request) -> Reply:
+        try:
+            messages = self.dialogue.messages(request.turns, request.images)
+        except InputError as error:
+            return Reply("", error=str(error))
+        plain = {
+            "model": self._settings.model,
+            "messages": messages,
+            "max_tokens": request.max_new_tokens,
+            "temperature": 0,
+            "stream": False,
+        }
+        reply, reason = self._asked({**plain, **_grammar_fields(request.grammar)})
+        if request.grammar is not None and not self._keeps_grammars and reply is None and reason.startswith(REFUSED):
+            # Whether the grammar is to blame is seen by asking without it.
+            again, _ = self._asked(plain)
+            if again is not None:
+                self._cannot(f"it answers {reason}")
+        if reply is None:
+            return Reply("", error=f"the server gave no answer: {reason}")
         if request.grammar is not None:
-            return Reply("", error="this server is not asked for grammars; decode boxes freely")
-        missing = [p.slot for t in request.turns for p in t.parts if isinstance(p, ImageSlot) and p.slot not in request.images]
-        if missing:
-            return Reply("", error=f"the dialogue shows a picture {missing[0]!r} that the request does not hold")
-        body = json.dumps(
-            {
-                "model": self._settings.model,
-                "messages": [_message(turn, request.images) for turn in request.turns],
-                "max_tokens": request.max_new_tokens,
-                "temperature": 0,
-                "stream": False,
-            }
-        ).encode()
+            reply = self._checked(reply, request.grammar)
+        if request.listen is not None:
+            request.listen(reply.text)
+        return reply
+
+    def _asked(self, payload: Mapping[str, Any]) -> tuple[Reply | None, str]:
+        """The reply, or why there is none after the last attempt."""
+        body = json.dumps(payload).encode()
         reason = ""
         for attempt in range(self._settings.attempts):
             if attempt:
+                # Waiting takes nobody's place: another question goes meanwhile.
                 time.sleep(self._wait(attempt, reason))
-            answer, reason, final = self._send(body)
-            if answer is not None:
-                if request.listen is not None:
-                    request.listen(answer.text)
-                return answer
-            if final:
-                break
-        return Reply("", error=f"the server gave no answer: {reason}")
+            with self._free:
+                reply, reason, final = self._send(body)
+            if reply is not None or final:
+                return reply, reason
+        return None, reason
 
     def _wait(self, attempt: int, reason: str) -> float:
         if "retry after " in reason:
@@ -100,25 +124,40 @@ class OpenAIEngine:
 
     def _send(self, body: bytes) -> tuple[Reply | None, str, bool]:
         """(reply, why there is none, whether asking again is useless)."""
-        request = urllib.request.Request(
-            self._settings.url.rstrip("/") + "/chat/completions", body, {"Content-Type": "application/json"}
-        )
-        if self._settings.key:
-            request.add_header("Authorization", f"Bearer {self._settings.key}")
         try:
-            with urllib.request.urlopen(request, timeout=self._settings.timeout) as response:
-                data = response.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                words = error.read(200).decode("utf-8", "replace").replace("\n", " ")
-                after = error.headers.get("Retry-After", "")
-            if error.code not in AGAIN:
-                return None, f"HTTP {error.code} {words}", True
-            return None, f"HTTP {error.code}" + (f", retry after {after}" if after.isdecimal() else f" {words}"), False
-        except (OSError, http.client.HTTPException) as error:
-            # URLError, refused and dropped connections and time-outs are OSErrors.
-            return None, str(error) or type(error).__name__, False
-        return _read(data)
+            answer = self._client.post("/chat/completions", body)
+        except ServerError as error:
+            return None, str(error), False
+        if answer.status == 200:
+            return _read(answer.body)
+        words = answer.body[:200].decode("utf-8", "replace").replace("\n", " ")
+        after = answer.headers.get("Retry-After", "")
+        if answer.status in AGAIN:
+            told = f", retry after {after}" if after.isdecimal() else f" {words}"
+            return None, f"HTTP {answer.status}{told}", False
+        return None, f"HTTP {answer.status} {words}", True
+
+    def _checked(self, reply: Reply, grammar: Grammar) -> Reply:
+        """The reply, if it keeps to the grammar or was cut off; a server that never does is no server for grammars."""
+        if re.fullmatch(grammar.pattern, reply.text):
+            self._keeps_grammars = True
+            return reply
+        if not reply.finished:
+            return reply
+        if not self._keeps_grammars:
+            self._cannot(f"it wrote {reply.text[:80]!r}")
+        return Reply("", error=f"the server left the grammar: {reply.text[:80]!r}")
+
+    def _cannot(self, why: str) -> None:
+        raise InputError(
+            f"the server at {self._settings.url} does not keep boxes to a regular expression ({why}); decode boxes freely "
+            "(--box-decode free), or serve the model with vLLM or SGLang"
+        )
+
+
+def _grammar_fields(grammar: Grammar | None) -> Mapping[str, Any]:
+    """How servers are told a regular expression: vLLM (`structured_outputs`) and SGLang (`regex`)."""
+    return {} if grammar is None else {"structured_outputs": {"regex": grammar.pattern}, "regex": grammar.pattern}
 
 
 def _read(data: bytes) -> tuple[Reply | None, str, bool]:
@@ -137,34 +176,19 @@ def _read(data: bytes) -> tuple[Reply | None, str, bool]:
     return Reply(text.strip(), tokens_in, tokens_out, finished, cached=cached), "", True
 
 
-def _message(turn: Turn, images: Any) -> dict[str, Any]:
-    if turn.role == "assistant":
-        return {"role": "assistant", "content": "".join(p for p in turn.parts if isinstance(p, str))}
-    content: list[dict[str, Any]] = []
-    for part in turn.parts:
-        if isinstance(part, ImageSlot):
-            content.append({"type": "image_url", "image_url": {"url": data_url(images[part.slot])}})
-        elif part.strip("\n"):
-            # LLaVA's templates put the line break behind a picture themselves.
-            content.append({"type": "text", "text": part.removeprefix("\n")})
-    return {"role": "user", "content": content}
-
-
-def data_url(image: Image) -> str:
-    """The picture as PNG, so that every server sees the same pixels."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def build(model: str | os.PathLike[str] = "", *, server: str | None = None, **options: Any) -> OpenAIEngine:
+def build(
+    model: str | os.PathLike[str] = "", *, server: str | None = None, profile: str | None = None, **options: Any
+) -> OpenAIEngine:
     """An engine for the model called `model` on `server` (its address up to /v1), else on $OPENAI_BASE_URL.
 
-    The key, if any, is $OPENAI_API_KEY. Further options: `concurrency`, `attempts`, `timeout`, `pause`. Raises InputError
-    without an http address.
+    Wording and padding colour are those of the checkpoint's folder, where `model` is one or a hub id in the local cache;
+    `profile` names another wording. The key, if any, is $OPENAI_API_KEY. Further options: `concurrency`, `attempts`, `timeout`,
+    `pause`. Raises InputError without an http address.
     """
     url = server or os.environ.get("OPENAI_BASE_URL", "")
     if urlsplit(url).scheme not in ("http", "https"):
         raise InputError("the engine 'openai' needs the server's address: --server http://localhost:8000/v1")
+    folder = hub.local(str(model)) if str(model) else None
+    dialogue = of_folder(folder, profile) if folder else assumed(profile)
     known = {name: options[name] for name in ("concurrency", "attempts", "timeout", "pause") if options.get(name) is not None}
-    return OpenAIEngine(ServerSettings(url, str(model), os.environ.get("OPENAI_API_KEY") or None, **known))
+    return OpenAIEngine(ServerSettings(url, str(model), os.environ.get("OPENAI_API_KEY") or None, **known), dialogue)

@@ -1,12 +1,14 @@
-"""The two passes over a batch of questions: where to look (CoS Eq. 2), the cut, the answer (CoS Eq. 3).
+"""The two passes of a question: where to look (CoS Eq. 2), the cut, the answer (CoS Eq. 3).
 
 Knows policies, wording and engines; nothing of files, resuming or command lines.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,8 +60,42 @@ class _Work:
     tokens: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A step of a question: one request. Questions whose steps share a key get the reply to the first of them."""
+
+    request: Request
+    shared: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Locate:
+    """A step of a question: the area of its picture on which a plain answer rests."""
+
+    example: Example
+    image: Image
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The reply to an Ask; `own`: it was computed for this question and not for another one that shares it."""
+
+    reply: Reply
+    own: bool = True
+
+
+Steps = Generator[Ask | Locate, Any, None]
+"""One question's way through the passes: yields what it needs, is sent a Heard for an Ask and a Box or None for a Locate."""
+
+
 class TwoPass:
-    """Answers batches of questions under one Setting; keeps the box texts of policies that ask once an image."""
+    """Answers questions under one Setting; keeps the box texts of policies that ask once an image.
+
+    What a question goes through stands in `_steps` alone. `predict` takes a batch through it in step, each pass of all
+    questions in one call of the engine; `answer` takes one question, and may be called from several threads at once where the
+    engine's `generate` may.
+    """
 
     def __init__(
         self,
@@ -78,27 +114,107 @@ class TwoPass:
         self._setting = setting
         self._policy, self._profile = setting.policy, setting.profile
         self._siblings = siblings or {}
-        self._image_texts: dict[str, str] = {}
+        self._shared: dict[str, Future[Reply]] = {}
+        """The first-pass replies that questions share, by key; those on their way, too."""
+        self._lock = threading.Lock()
+        self._finding = threading.Lock()
         self._grammar = BoxGrammar(setting.profile) if setting.box_decode == "grammar" else None
 
     def predict(self, batch: Sequence[tuple[Example, Image | InputError]]) -> list[Prediction]:
         """One Prediction an example, in order; `seconds` is the batch's wall time divided by its size."""
         start = time.perf_counter()
-        work = [
-            _Work(example, None, error=str(image)) if isinstance(image, InputError) else _Work(example, image)
-            for example, image in batch
-        ]
-        if self._policy.source == "model":
-            self._ask_where(work)
-        elif self._finder is not None:
-            self._find_box(work, self._finder)
-        elif self._policy.source in ("fixed", "gold"):
-            self._give_box(work)
-        if self._policy.source != "none":
-            self._cut(work)
-        self._ask_question(work)
+        work = [_begun(example, image) for example, image in batch]
+        waiting = [(steps, step) for steps in map(self._steps, work) if (step := next(steps, None)) is not None]
+        while waiting:
+            sent = self._taken([step for _, step in waiting])
+            waiting = [
+                (steps, step)
+                for (steps, _), value in zip(waiting, sent, strict=True)
+                if (step := _next(steps, value)) is not None
+            ]
         seconds = (time.perf_counter() - start) / max(1, len(work))
         return [self._prediction(item, seconds) for item in work]
+
+    def answer(self, example: Example, image: Image | InputError, stopped: Callable[[], bool] = bool) -> Prediction:
+        """One question from start to end; between steps it asks whether all is `stopped`, and then goes no further.
+
+        `seconds` is its own wall time. Raises what the engine raises.
+        """
+        start = time.perf_counter()
+        item = _begun(example, image)
+        steps = self._steps(item)
+        step = next(steps, None)
+        while step is not None and not stopped():
+            step = _next(steps, self._taken_alone(step))
+        return self._prediction(item, time.perf_counter() - start)
+
+    def _taken(self, steps: Sequence[Ask | Locate]) -> list[Heard | Box | None]:
+        """What is sent for each step: one call of the engine for all requests, one of the finder for all areas."""
+        asks = [step for step in steps if isinstance(step, Ask)]
+        first = {step.shared: step for step in reversed(asks) if step.shared is not None and step.shared not in self._shared}
+        own = [step for step in asks if step.shared is None or first.get(step.shared) is step]
+        requests = [step.request for step in own]
+        replies = dict(zip(map(id, own), self._engine.generate(requests), strict=True)) if requests else {}
+        shared = {key: known.result() for key, known in self._shared.items()}
+        shared |= {key: replies[id(step)] for key, step in first.items()}
+        for key, step in first.items():
+            if replies[id(step)].error is None:
+                self._shared[key] = Future()
+                self._shared[key].set_result(replies[id(step)])
+        places = [step for step in steps if isinstance(step, Locate)]
+        areas = dict(zip(map(id, places), self._find(places), strict=True))
+        return [
+            areas[id(step)]
+            if isinstance(step, Locate)
+            else Heard(replies[id(step)])
+            if id(step) in replies
+            else Heard(shared[step.shared or ""], own=False)
+            for step in steps
+        ]
+
+    def _taken_alone(self, step: Ask | Locate) -> Heard | Box | None:
+        """What is sent for one step; of several threads whose steps share a key, one asks and the others wait for it."""
+        if isinstance(step, Locate):
+            return self._find([step])[0]
+        if step.shared is None:
+            return Heard(self._engine.generate([step.request])[0])
+        with self._lock:
+            known = self._shared.get(step.shared)
+            mine = self._shared[step.shared] = Future() if known is None else known
+        if known is not None:
+            return Heard(known.result(), own=False)
+        try:
+            reply = self._engine.generate([step.request])[0]
+        except BaseException as error:
+            mine.set_exception(error)
+            raise
+        if reply.error is not None:
+            # Those who wait hear it; the next one asks anew.
+            with self._lock:
+                del self._shared[step.shared]
+        mine.set_result(reply)
+        return Heard(reply)
+
+    def _find(self, places: Sequence[Locate]) -> list[Box | None]:
+        if not places or self._finder is None:
+            return []
+        with self._finding:
+            return self._finder.find([(place.example, place.image, place.answer) for place in places])
+
+    def _steps(self, item: _Work) -> Steps:
+        """A question's way: where to look, the cut, the answer; ends early with `item.error`."""
+        if item.image is None:
+            return
+        if self._policy.source == "model":
+            yield from self._ask_where(item, item.image)
+        elif self._finder is not None:
+            yield from self._find_box(item, item.image)
+        elif self._policy.source in ("fixed", "gold"):
+            self._give_box(item, item.image)
+        if item.error is None and self._policy.source != "none":
+            self._cut(item, item.image)
+        if item.error is None:
+            yield from self._ask_question(item, item.image)
 
     def _first_turns(self, example: Example) -> dict[str, Any]:
         """What Inst.1 asks about, as keyword arguments of `dialogue`, the same for both passes."""
@@ -107,124 +223,78 @@ class TwoPass:
             return {"asks": self._policy.asks, **suffix}
         return {"asks": "all", "all_questions": self._siblings.get(example.image or "", ()), **suffix}
 
-    def _ask_where(self, work: Sequence[_Work]) -> None:
+    def _ask_where(self, item: _Work, image: Image) -> Steps:
         """Pass 1 (CoS Eq. 2): the raw text of the box; asked once an image by policies that do not look at the question."""
-        shared = self._policy.asks != "single"
-        asking: dict[str, _Work] = {}
-        for item in work:
-            key = item.example.image or "" if shared else item.example.id
-            if item.error is None and key not in self._image_texts:
-                asking.setdefault(key, item)
-        requests = [
-            Request(
-                dialogue(self._profile, item.example.question, **self._first_turns(item.example)),
-                {"full": item.image},
-                self._setting.box_tokens,
-                self._grammar,
-            )
-            for item in asking.values()
-            if item.image is not None
-        ]
-        replies = dict(zip(asking, self._engine.generate(requests), strict=True)) if requests else {}
-        for key, reply in replies.items():
-            _count(asking[key], "pass1", reply)
-            if shared and reply.error is None:
-                self._image_texts[key] = reply.text
-        for item in work:
-            if item.error is not None:
-                continue
-            key = item.example.image or "" if shared else item.example.id
-            if shared and key in self._image_texts:
-                item.box_text = self._image_texts[key]
-            elif replies[key].error is None:
-                item.box_text = replies[key].text
-            else:
-                item.error = f"pass 1: {replies[key].error}"
+        turns = dialogue(self._profile, item.example.question, **self._first_turns(item.example))
+        request = Request(turns, {"full": image}, self._setting.box_tokens, self._grammar)
+        heard: Heard = yield Ask(request, None if self._policy.asks == "single" else item.example.image or "")
+        if heard.own:
+            _count(item, "pass1", heard.reply)
+        if heard.reply.error is None:
+            item.box_text = heard.reply.text
+        else:
+            item.error = f"pass 1: {heard.reply.error}"
 
-    def _give_box(self, work: Sequence[_Work]) -> None:
+    def _give_box(self, item: _Work, image: Image) -> None:
         """Instead of pass 1: a given box, written as the model would have written it."""
-        for item in work:
-            if item.image is None:
-                continue
-            try:
-                box = self._policy.fixed_box(item.example, self._setting.seed)
-            except InputError as error:
-                item.error = str(error)
-                continue
-            item.box_text = write_box(SquarePad(*item.image.size).to_square(box), self._profile)
+        try:
+            box = self._policy.fixed_box(item.example, self._setting.seed)
+        except InputError as error:
+            item.error = str(error)
+            return
+        item.box_text = write_box(SquarePad(*image.size).to_square(box), self._profile)
 
-    def _find_box(self, work: Sequence[_Work], finder: HeatFinder) -> None:
+    def _find_box(self, item: _Work, image: Image) -> Steps:
         """Instead of pass 1: a plain answer, and the area of the picture that it rests on, written as a box."""
-        asked = [(item, item.image) for item in work if item.error is None and item.image is not None]
-        requests = [
-            Request(dialogue(self._profile, item.example.question, chain=False), {"full": image}, self._setting.max_new_tokens)
-            for item, image in asked
-        ]
-        replies = self._engine.generate(requests) if requests else []
-        explained = []
-        for (item, image), reply in zip(asked, replies, strict=True):
-            _count(item, "pass1", reply)
-            if reply.error is not None or not reply.text:
-                item.error = f"pass 1: {reply.error or 'the plain answer is empty, there is nothing to explain'}"
-            else:
-                explained.append((item, image, reply.text))
-        boxes = finder.find([(item.example, image, text) for item, image, text in explained]) if explained else []
-        for (item, image, _), found in zip(explained, boxes, strict=True):
-            box = found or {"full": full_box("image"), "center": CENTRE, "skip": None}[self._setting.on_bad_box]
-            if box is None:
-                item.error = "no area of the picture stands out; skipped as asked"
-                continue
-            item.box_text = write_box(SquarePad(*image.size).to_square(box), self._profile)
+        turns = dialogue(self._profile, item.example.question, chain=False)
+        heard: Heard = yield Ask(Request(turns, {"full": image}, self._setting.max_new_tokens))
+        _count(item, "pass1", heard.reply)
+        if heard.reply.error is not None or not heard.reply.text:
+            item.error = f"pass 1: {heard.reply.error or 'the plain answer is empty, there is nothing to explain'}"
+            return
+        area: Box | None = yield Locate(item.example, image, heard.reply.text)
+        box = area or self._stand_in()
+        if box is None:
+            item.error = "no area of the picture stands out; skipped as asked"
+            return
+        item.box_text = write_box(SquarePad(*image.size).to_square(box), self._profile)
 
-    def _cut(self, work: Sequence[_Work]) -> None:
-        """Reads each box text and cuts the region that it names, or that stands in for it, from the picture."""
-        for item in work:
-            if item.error is not None or item.image is None or item.box_text is None:
-                continue
-            square, status = read_box(item.box_text, self._profile)
-            area: Box | None = square
-            if square is not None:
-                try:
-                    item.box = SquarePad(*item.image.size).to_image(square)
-                except InputError:  # it lies wholly in the padding: nothing of the picture is left in it
-                    square, status = None, "degenerate"
-            if square is None:
-                area = item.box = {"full": full_box("image"), "center": CENTRE, "skip": None}[self._setting.on_bad_box]
-            # A given box was not asked for; how it reads says nothing about the model.
-            item.status = status if self._policy.source == "model" else "skipped"
-            if area is None:
-                item.error = f"no usable box in the first pass ({status}): {item.box_text[:80]!r}; skipped as asked"
-                continue
-            item.roi = crop_region(item.image, area, self._profile.crop_from)
+    def _stand_in(self) -> Box | None:
+        """What is looked at when there is no usable region."""
+        return {"full": full_box("image"), "center": CENTRE, "skip": None}[self._setting.on_bad_box]
 
-    def _ask_question(self, work: Sequence[_Work]) -> None:
+    def _cut(self, item: _Work, image: Image) -> None:
+        """Reads the box text and cuts the region that it names, or that stands in for it, from the picture."""
+        text = item.box_text or ""
+        square, status = read_box(text, self._profile)
+        area: Box | None = square
+        if square is not None:
+            try:
+                item.box = SquarePad(*image.size).to_image(square)
+            except InputError:  # it lies wholly in the padding: nothing of the picture is left in it
+                square, status = None, "degenerate"
+        if square is None:
+            area = item.box = self._stand_in()
+        # A given box was not asked for; how it reads says nothing about the model.
+        item.status = status if self._policy.source == "model" else "skipped"
+        if area is None:
+            item.error = f"no usable box in the first pass ({status}): {text[:80]!r}; skipped as asked"
+            return
+        item.roi = crop_region(image, area, self._profile.crop_from)
+
+    def _ask_question(self, item: _Work, image: Image) -> Steps:
         """Pass 2 (CoS Eq. 3), or the only pass of the plain dialogue."""
         chain = self._policy.source != "none"
-        asked = [item for item in work if item.error is None]
-        requests = []
-        for item in asked:
-            turns = dialogue(
-                self._profile,
-                item.example.question,
-                chain=chain,
-                box_text=item.box_text,
-                **self._first_turns(item.example),
-            )
-            images = {"full": item.image, "roi": item.roi}
-            requests.append(
-                Request(
-                    turns,
-                    {slot: image for slot, image in images.items() if image},
-                    self._setting.max_new_tokens,
-                    listen=self._listen,
-                )
-            )
-        for item, reply in zip(asked, self._engine.generate(requests) if requests else [], strict=True):
-            _count(item, "pass2" if chain else "pass1", reply)
-            if reply.error is None:
-                item.answer = reply.text
-            else:
-                item.error = f"pass {2 if chain else 1}: {reply.error}"
+        turns = dialogue(
+            self._profile, item.example.question, chain=chain, box_text=item.box_text, **self._first_turns(item.example)
+        )
+        images = {"full": image} if item.roi is None else {"full": image, "roi": item.roi}
+        heard: Heard = yield Ask(Request(turns, images, self._setting.max_new_tokens, listen=self._listen))
+        _count(item, "pass2" if chain else "pass1", heard.reply)
+        if heard.reply.error is None:
+            item.answer = heard.reply.text
+        else:
+            item.error = f"pass {2 if chain else 1}: {heard.reply.error}"
 
     def _prediction(self, item: _Work, seconds: float) -> Prediction:
         return Prediction(
@@ -242,6 +312,18 @@ class TwoPass:
             fingerprint=self._setting.fingerprint,
             error=item.error,
         )
+
+
+def _begun(example: Example, image: Image | InputError) -> _Work:
+    return _Work(example, None, error=str(image)) if isinstance(image, InputError) else _Work(example, image)
+
+
+def _next(steps: Steps, value: Heard | Box | None) -> Ask | Locate | None:
+    """The step after what was sent, None when the question is done."""
+    try:
+        return steps.send(value)
+    except StopIteration:
+        return None
 
 
 def _count(item: _Work, which: str, reply: Reply) -> None:

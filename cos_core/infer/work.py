@@ -19,6 +19,7 @@ from cos_core.infer.heat import HeatFinder
 from cos_core.infer.passes import TwoPass
 from cos_core.infer.pictures import PictureReader
 from cos_core.infer.settings import InferConfig, build_engine, finder, model_fingerprint, setting
+from cos_core.infer.side_by_side import SharedPictures, side_by_side
 from cos_core.interfaces import Engine, Reporter, Runner
 from cos_core.runners import build
 from cos_core.runners.local import Local
@@ -47,7 +48,9 @@ def portions(
 ) -> Iterator[Portion]:
     """The work of a run in order, as it is asked for; `here`: in this process, so neither siblings nor pictures travel."""
     seen = None if here else images.witness(config.images, (e.image or "" for e in examples))
-    for part in cut(examples, config.batch_size):
+    # A worker that asks a server begins each portion with no request under way: portions are not to be small beside that.
+    size = config.batch_size if config.engine == "hf" else max(config.batch_size, config.concurrency)
+    for part in cut(examples, size):
         names = dict.fromkeys(e.image or "" for e in part)
         files = images.shipped(config.images, names) if config.scale.ship_images and not here else None
         own = siblings if here else {name: siblings[name] for name in names if name in siblings}
@@ -137,6 +140,10 @@ class InferWorker:
             images.check_seen(config.images, first.witness)
         engine, pictures = self._engine, ImageSource(config.images)
         chain = TwoPass(engine, setting(config), first.siblings, finder=self._finder(config))
+        if (at_once := getattr(engine, "concurrency", 1)) > 1:
+            everything = itertools.chain([first], source)
+            yield from ([prediction] for prediction in side_by_side(chain, _asked(everything), at_once))
+            return
         with PictureReader(pictures, getattr(engine, "prepare", None)) as reader:
             now: Sequence[Example] = ()
             for batch in self._batches(itertools.chain([first], source), pictures):
@@ -155,6 +162,15 @@ class InferWorker:
         if config.roi not in self._found:
             self._found[config.roi] = finder(config)
         return self._found[config.roi]
+
+
+def _asked(portions: Iterable[Portion]) -> Iterator[tuple[Example, SharedPictures]]:
+    """The questions of all portions in order, each with where its picture comes from."""
+    for portion in portions:
+        source = ImageSource(portion.config.images)
+        source.take(portion.files)
+        pictures = SharedPictures(source)
+        yield from ((example, pictures) for example in portion.examples)
 
 
 def start(config: InferConfig, reporter: Reporter) -> Runner:

@@ -1,0 +1,119 @@
+"""A dialogue as the messages of OpenAI's chat protocol, so that a server computes what the engine `hf` computes.
+
+What the server's chat template adds is left to it: the roles, the assistant's end mark, and the line break behind a picture
+where the wording has one behind every picture (LLaVA's own templates put it there, and so do those that `cos` writes).
+Sent are the profile's system message without the space at its end, the parts of each turn in their order, and every picture
+padded to a square under the checkpoint's own colour: a CLIP processor would cut the longer sides off.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cos_core.errors import InputError
+from cos_core.images import FILL, square_pad
+from cos_core.jsonl import decode
+from cos_core.prompts import Profile, break_after_image, checkpoint_profile, load_profile
+from cos_core.types import ImageSlot, Turn
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Message = dict[str, Any]
+"""One entry of a chat completion's `messages`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedDialogue:
+    """What must be known of a served checkpoint to send it a dialogue: its wording, and the RGB colour (0-255) that pads its
+    pictures to squares.
+    """
+
+    profile: Profile
+    fill: tuple[int, int, int] = FILL
+    _urls: dict[int, str] = field(default_factory=dict, compare=False, repr=False)
+    """The padded pictures at hand as data URLs, by the picture's identity, for as long as the caller holds the picture."""
+
+    def messages(self, turns: Sequence[Turn], images: Mapping[str, Image]) -> list[Message]:
+        """The messages of a dialogue; `images`: its pictures by slot, of any size.
+
+        A system message comes first, save where the profile has none. Raises InputError for a picture that `images` lacks.
+        """
+        system = self.profile.system.strip()
+        # Content is given in parts throughout: templates that read parts find nothing in a plain text.
+        head: list[Message] = [{"role": "system", "content": [_text(system)]}] if system else []
+        return [*head, *(self._message(turn, images) for turn in turns)]
+
+    def _message(self, turn: Turn, images: Mapping[str, Image]) -> Message:
+        behind = "\n" if break_after_image(self.profile) else ""
+        content: list[Message] = []
+        after_image = False
+        for part in turn.parts:
+            if isinstance(part, ImageSlot):
+                if part.slot not in images:
+                    raise InputError(f"the dialogue shows a picture {part.slot!r} that the request does not hold")
+                content.append({"type": "image_url", "image_url": {"url": self._url(images[part.slot])}})
+            elif text := part.removeprefix(behind) if after_image else part:
+                content.append(_text(text))
+            after_image = isinstance(part, ImageSlot)
+        return {"role": turn.role, "content": content}
+
+    def _url(self, image: Image) -> str:
+        url = self._urls.get(id(image))
+        if url is None:
+            url = data_url(square_pad(image, self.fill))
+            # Both passes, and all questions of a picture, show it: it is written as PNG once.
+            if id(image) not in self._urls:
+                weakref.finalize(image, self._urls.pop, id(image), None)
+            self._urls[id(image)] = url
+        return url
+
+
+def of_folder(folder: str | Path, asked: str | None = None) -> ServedDialogue:
+    """Wording and colour of a checkpoint in the `transformers` layout; `asked`: a profile to use instead of its own.
+
+    Reads no weights and imports no torch. Raises InputError for a profile or an image processor that cannot be read.
+    """
+    return ServedDialogue(checkpoint_profile(folder, asked), fill_of(Path(folder)))
+
+
+def assumed(asked: str | None = None) -> ServedDialogue:
+    """What is assumed of a served model that no folder tells about: the profile asked for, else "paper", and CLIP's mean."""
+    return ServedDialogue(load_profile(asked or "paper"), FILL)
+
+
+def fill_of(folder: Path) -> tuple[int, int, int]:
+    """`int(255 * mean)` per channel of the folder's image processor, as `llava.padding_colour`; FILL where none is stored.
+
+    Raises InputError for a file that cannot be read or holds no three numbers.
+    """
+    for name, key in (("processor_config.json", "image_processor"), ("preprocessor_config.json", None)):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            settings = decode(path.read_bytes())
+            mean = (settings.get(key) or {} if key else settings).get("image_mean")
+            if mean is not None:
+                red, green, blue = (int(255 * float(value)) for value in mean)
+                return red, green, blue
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"the image processor {path} cannot be read: {error}") from None
+    return FILL
+
+
+def data_url(image: Image) -> str:
+    """The picture as PNG, so that every server sees the same pixels."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _text(text: str) -> Message:
+    return {"type": "text", "text": text}
