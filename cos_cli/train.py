@@ -31,7 +31,14 @@ def train(
     policy: options.Policy = "from_single_question",
     profile: options.Profile = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 1,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Highest learning rate; cosine decay after warm-up.")] = 2e-5,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Highest learning rate; cosine decay after warm-up.",
+            show_default="2e-5; 2e-4 for adapters",
+        ),
+    ] = None,
     warmup_ratio: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the steps that warm up.")] = 0.03,
     weight_decay: Annotated[float, typer.Option(min=0.0, help="AdamW weight decay.")] = 0.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples a device sees at once.")] = 16,
@@ -45,7 +52,9 @@ def train(
     save_every: Annotated[
         int | None, typer.Option(min=1, help="Steps between checkpoints.", show_default="by time only")
     ] = None,
-    save_minutes: Annotated[float | None, typer.Option(min=0.0, help="Minutes between checkpoints.")] = 30.0,
+    save_minutes: Annotated[
+        float | None, typer.Option(min=0.0, help="Minutes between checkpoints; more where one takes long to write.")
+    ] = 30.0,
     resume: Annotated[bool, typer.Option(help="Continue from the last whole checkpoint in --out.")] = True,
     extra_turns: Annotated[
         bool, typer.Option("--extra-turns", help="Append the picture's other questions, as the released code does.")
@@ -110,7 +119,9 @@ def train(
     mfu: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of a GPU's peak that the bill assumes.")] = 0.4,
     seed: options.Seed = 0,
     device: options.Device = "auto",
-    dtype: Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Arithmetic; weights stay float32.")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"], typer.Option(help="Arithmetic; what is trained stays float32.")
+    ] = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
     traceback: options.Traceback = False,

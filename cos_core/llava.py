@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from cos_core.encoding import Encoded, encode
 from cos_core.errors import InputError, MissingError
 from cos_core.geometry import SquarePad
 from cos_core.images import square_pad
+from cos_core.memory import is_out_of_memory
 from cos_core.prompts import Profile, checkpoint_profile
 from cos_core.types import Turn
 
@@ -83,7 +85,7 @@ def load(
     dtype: str = "auto",
     attention: str | None = None,
 ) -> Llava:
-    """Loads a checkpoint for inference (eval mode, no gradients on weights changed).
+    """Loads a checkpoint for inference (eval mode), each weight straight to the device.
 
     `device`: "auto" takes a CUDA GPU when there is one; `dtype`: "auto" is bfloat16 on a GPU, float32 on a CPU; `attention`: an
     attention implementation name known to `transformers`. Raises MissingError without torch or transformers, InputError for a
@@ -91,26 +93,67 @@ def load(
     """
     target, kind = placement(device, dtype)
     where = hub.resolve(model)
-    check_folder(where)
+    try:
+        net = read_network(where, dtype=kind, device=None if target.type == "cpu" else target, attention=attention)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        name = str(kind).removeprefix("torch.")
+        raise MissingError(
+            f"the checkpoint {where} does not fit on {target} in {name}; take bfloat16, or serve it with --engine openai"
+        ) from None
+    return equipped(net, where, name=str(model), profile=profile)
+
+
+def read_network(
+    where: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+    attention: str | None = None,
+    quantization: Any = None,
+) -> Any:
+    """The network of a checkpoint folder, in eval mode, each weight read from its file to where it stays.
+
+    `device`: a GPU, to which the weights go one by one; None: the CPU, or, where DeepSpeed's ZeRO-3 is set up, the parts that
+    it cuts them into. Nothing is moved afterwards: no second copy exists at any time, and what ZeRO-3 placed stays there.
+    `quantization`: a transformers quantization configuration, applied weight by weight. Raises InputError for a checkpoint that
+    cannot be read, is not LLaVA or lacks weights; what says that memory ran out is let through (see memory.py).
+    """
     import torch
     import transformers
     from safetensors import SafetensorError
 
+    check_folder(where)
+    options: dict[str, Any] = {}
+    if device is not None:
+        if find_spec("accelerate") is None:
+            raise MissingError("loading to a GPU needs the package 'accelerate': pip install 'cos-toolkit[model]'")
+        index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
+        options["device_map"] = {"": torch.device(device.type, index)}
+    if quantization is not None:
+        options["quantization_config"] = quantization
     try:
         net, info = transformers.LlavaForConditionalGeneration.from_pretrained(
-            where, dtype=kind, attn_implementation=attention, use_safetensors=True, output_loading_info=True
+            where, dtype=dtype, attn_implementation=attention, use_safetensors=True, output_loading_info=True, **options
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where)
-        processor = transformers.AutoImageProcessor.from_pretrained(where, backend="pil")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"cannot load the checkpoint {where}: {first_line(error)}") from None
     check_complete(where, info)
+    return net.eval()
+
+
+def equipped(net: Any, where: str, *, name: str, profile: str | None = None) -> Llava:
+    """A network with its checkpoint folder's tokenizer, processor and profile. Raises InputError when they cannot be read."""
+    import transformers
+
     try:
-        net = net.to(target).eval()
-    except torch.OutOfMemoryError:
-        raise MissingError(
-            f"the checkpoint {where} does not fit on {target}; take bfloat16, or serve it from several with --engine openai"
-        ) from None
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where)
+        processor = transformers.AutoImageProcessor.from_pretrained(where, backend="pil")
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"cannot load the checkpoint {where}: {first_line(error)}") from None
     return Llava(
         model=net,
         tokenizer=tokenizer,
@@ -119,7 +162,7 @@ def load(
         image_token_id=int(net.config.image_token_id),
         image_tokens=image_tokens_of(net.config),
         fill=padding_colour(processor),
-        name=str(model),
+        name=name,
         fingerprint=hub.fingerprint(where),
     )
 

@@ -35,6 +35,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "filesystems",
         "hub",
         "web",
+        "memory",
         "folders",
         "formats",
     ),

@@ -6,7 +6,6 @@ on two "nodes".
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -20,16 +19,11 @@ from typing import Any
 import psutil
 import pytest
 from PIL import Image
-from training_world import log_of, weights
+from training_world import log_of, make_scenes, weights
 
 from cos_core import assets, manifest, training
-from cos_core.datasets import read_examples
-from cos_core.geometry import Box
 from cos_core.interfaces import SilentReporter
-from cos_core.miniature.scenes import write_dataset
-from cos_core.store import Store
 from cos_core.training import TrainConfig, checkpoints
-from cos_core.types import Annotation
 
 pytestmark = pytest.mark.slow
 STEPS, TEN = 16, 10
@@ -38,21 +32,7 @@ FIRST_TEN = [3.15265, 4.66505, 1.66088, 1.33548, 1.87631, 2.15514, 0.15146, 0.06
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eleven scenes, two of odd sizes, and two texts, so that batches are uneven and mixed; one region is missing."""
-    root = tmp_path_factory.mktemp("world")
-    write_dataset(root, 11, 7, 3)
-    for name, size in (("7-00000", (384, 251)), ("7-00003", (200, 384))):
-        path = root / "images" / f"{name}.png"
-        with Image.open(path) as picture:
-            picture.crop((0, 0, *size)).save(path)
-    with (root / "questions.jsonl").open("a") as file:
-        for i in range(2):
-            turns = [{"from": "human", "value": "Hello" * (i + 1)}, {"from": "gpt", "value": f"red {i}"}]
-            file.write(json.dumps({"id": f"t{i}", "conversations": turns}) + "\n")
-    with Store.create_or_resume(root / "store", "f", {}) as store:
-        for example in list(read_examples(root / "questions.jsonl"))[1:]:
-            store.put_many([Annotation(example.id, Box.from_json(example.meta["gold"]), 1.0, "p", "f")])
-    return root
+    return make_scenes(tmp_path_factory.mktemp("world"))
 
 
 def settings(world: Path, out: Path) -> dict[str, Any]:
@@ -154,6 +134,7 @@ def test_zero3_killed_and_resumed_ends_as_if_it_had_not_been(world: Path, alone:
     assert time.monotonic() - killed < 30, "the launcher ends soon after"
     process.communicate()
     assert not (out / manifest.FILE).exists()
+    flushed_by_both(out)
 
     process = start(world, out, "zero3")
     said, heard = process.communicate(timeout=900)
@@ -183,6 +164,22 @@ def test_zero2_has_the_losses_of_one_process_and_stops_with_a_whole_checkpoint(
     assert losses(out) == pytest.approx(alone[: len(losses(out))], rel=1e-4)
     assert not (out / manifest.FILE).exists()
     frozen_and_trained(world, weights(last), finished=False)
+    flushed_by_both(out)
+
+
+def flushed_by_both(out: Path) -> None:
+    """What DeepSpeed and the Trainer write for the second process is its own to flush, by the names they use today."""
+    last = checkpoints.last_whole(out / "checkpoints")
+    assert last is not None
+    record = checkpoints.record_of(last)
+    assert record is not None
+    seconds = {name for name in record["files"] if checkpoints.owner(name, 2) == 1}
+    assert any("optim_states" in name for name in seconds)
+    assert any("rng_state" in name for name in seconds)
+    assert record["files"].keys() == {str(path.relative_to(last)) for path in last.rglob("*") if path.is_file()} - {
+        "whole.json"
+    }
+    assert not any("rank_1" in name or "state_1" in name for name in record["files"].keys() - seconds)
 
 
 def frozen_and_trained(world: Path, after: dict[str, Any], finished: bool = True) -> None:

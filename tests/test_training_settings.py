@@ -35,9 +35,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_defaults_are_the_papers() -> None:
     made = TrainConfig(Path("d"), Path("i"), "m", Path("o"))
-    assert (made.epochs, made.learning_rate, made.warmup_ratio, made.weight_decay) == (1, 2e-5, 0.03, 0.0)
+    assert (made.epochs, made.rate, made.warmup_ratio, made.weight_decay) == (1, 2e-5, 0.03, 0.0)
     assert (made.global_batch, made.max_length, made.extra_turns, made.train_projector) == (1024, 2048, False, False)
     assert made.accumulation(8) == 8
+
+
+def test_adapters_have_a_learning_rate_of_their_own() -> None:
+    """That of LLaVA's own LoRA recipe, unless one is given; a run's fingerprint holds the number."""
+    made = TrainConfig(Path("d"), Path("i"), "m", Path("o"))
+    adapters = replace(made, lora=8)
+    assert (made.rate, adapters.rate, replace(adapters, learning_rate=2e-5).rate) == (2e-5, 2e-4, 2e-5)
+    assert made.learnt(8) == replace(made, learning_rate=2e-5).learnt(8), "settings from before, with the number, are the same"
+    assert adapters.learnt(8)["learning_rate"] == adapters.to_json()["learning_rate"] == 2e-4
+    assert "0.0002 (all weights: 2e-05)" in adapters.rate_said
 
 
 def test_the_shipped_settings_are_settings() -> None:

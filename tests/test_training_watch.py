@@ -104,22 +104,24 @@ def test_a_signal_leaves_a_whole_checkpoint(world: Path, tmp_path: Path, number:
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
-def test_checkpoints_by_time(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_older_checkpoint_goes_when_the_newer_is_whole(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cos_core.training import checkpoints
 
     marked: list[int] = []
     there: list[list[int]] = []
     whole = checkpoints.mark_whole
 
-    def mark(folder: Path, processes: int) -> None:
+    def mark(folder: Path, files: list[dict[str, int]]) -> None:
         there.append(sorted(checkpoints.step_of(path) for path in folder.parent.glob("checkpoint-*")))
-        whole(folder, processes)
+        whole(folder, files)
         marked.append(checkpoints.step_of(folder))
 
     monkeypatch.setattr(checkpoints, "mark_whole", mark)
-    training.run(config(world, tmp_path / "out", save_minutes=1e-6, max_steps=3), SilentReporter())
+    training.run(config(world, tmp_path / "out", save_every=1, max_steps=3), SilentReporter())
     assert marked == [1, 2, 3]
-    assert there == [[1], [1, 2], [2, 3]], "the older one goes when the newer is whole, not before"
+    assert there == [[1], [1, 2], [2, 3]]
 
 
 def test_a_loss_that_is_no_number_stops_the_run(world: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from cos_core.datasets import read_examples
 from cos_core.geometry import Box
 from cos_core.interfaces import SilentReporter
 from cos_core.jsonl import read_lines
+from cos_core.miniature.scenes import write_dataset
 from cos_core.prompts import load_profile
 from cos_core.store import Store
 from cos_core.training import TrainConfig
@@ -50,6 +51,23 @@ def make_world(root: Path) -> Path:
     with Store.create_or_resume(root / "store", "f", {}) as store:
         store.put_many(Annotation(e.id, BOX, 1.0, "from_single_question", "f") for e in examples(root) if e.image is not None)
     make_checkpoint(root / "model")
+    return root
+
+
+def make_scenes(root: Path) -> Path:
+    """Eleven scenes, two of odd sizes, and two texts, so that batches are uneven and mixed; one region is missing."""
+    write_dataset(root, 11, 7, 3)
+    for name, size in (("7-00000", (384, 251)), ("7-00003", (200, 384))):
+        path = root / "images" / f"{name}.png"
+        with Image.open(path) as picture:
+            picture.crop((0, 0, *size)).save(path)
+    with (root / "questions.jsonl").open("a") as file:
+        for i in range(2):
+            turns = [{"from": "human", "value": "Hello" * (i + 1)}, {"from": "gpt", "value": f"red {i}"}]
+            file.write(json.dumps({"id": f"t{i}", "conversations": turns}) + "\n")
+    with Store.create_or_resume(root / "store", "f", {}) as store:
+        for example in list(read_examples(root / "questions.jsonl"))[1:]:
+            store.put_many([Annotation(example.id, Box.from_json(example.meta["gold"]), 1.0, "p", "f")])
     return root
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cos_core import hub
 from cos_core.llava import Llava
+from cos_core.training import engine
 from cos_core.training.config import TrainConfig
 
 FOLDER = "adapter"
@@ -27,26 +26,31 @@ def lora_settings(config: TrainConfig) -> Any:
     )
 
 
-def quantized(llava: Llava, config: TrainConfig) -> Llava:
-    """The same checkpoint with its language model in 4 bits (NF4, bfloat16 arithmetic); needs bitsandbytes and a GPU."""
+def base_dtype(config: TrainConfig) -> Any:
+    """What 4-bit weights are unpacked to: the arithmetic's format, bfloat16 where that is float32."""
     import torch
-    from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
 
-    four_bits = BitsAndBytesConfig(
+    half = engine.arithmetic(config)
+    return torch.bfloat16 if half == "float32" else getattr(torch, half)
+
+
+def four_bits(config: TrainConfig) -> Any:
+    """The language model's linear layers in 4 bits (NF4, with quantized scales)."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=["lm_head", "vision_tower", "multi_modal_projector"],
+        bnb_4bit_compute_dtype=base_dtype(config),
+        # Matched from the start of a module's full name (transformers 5.23).
+        llm_int8_skip_modules=["lm_head", r".*vision_tower", r".*multi_modal_projector"],
     )
-    model = LlavaForConditionalGeneration.from_pretrained(
-        hub.resolve(config.model), quantization_config=four_bits, dtype=torch.bfloat16, use_safetensors=True
-    )
-    return replace(llava, model=model)
 
 
 def adapt(llava: Llava, config: TrainConfig) -> Any:
-    """The model with adapters; nothing else is trained."""
+    """The model with adapters; nothing else is trained. What is trained is in float32, here or in DeepSpeed's optimiser."""
+    import torch
     from peft import get_peft_model, prepare_model_for_kbit_training
     from transformers import set_seed
 
@@ -55,17 +59,33 @@ def adapt(llava: Llava, config: TrainConfig) -> Any:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     # Adapters begin at random, before the Trainer sets the seed: unset, no two runs and no two processes would agree.
     set_seed(config.seed)
-    adapted = get_peft_model(model, lora_settings(config))
+    # DeepSpeed wants all that is trained in one format; left to itself, peft makes adapters float32, and only these.
+    masters = engine.has_masters(config)
+    adapted = get_peft_model(model, lora_settings(config), autocast_adapter_dtype=not masters)
+    if not masters:
+        for weight in adapted.parameters():
+            if weight.requires_grad and weight.dtype in (torch.float16, torch.bfloat16):
+                weight.data = weight.data.float()
     # Inputs that carry gradients, without which recomputed activations would not reach the adapters.
     adapted.enable_input_require_grads()
     return adapted
 
 
 def merge(base: Any, adapter: dict[str, Any], config: TrainConfig, folder: Path) -> Any:
-    """`base` with the trained adapters added to its weights; the adapters alone are kept in `folder` for peft's users."""
+    """`base` with the trained adapters added to its weights; the adapters alone are kept in `folder` for peft's users.
+
+    Each weight is summed in float32 and rounded once to the format that `base` has, so that no second copy of all is needed.
+    """
+    import torch
     from peft import get_peft_model, set_peft_model_state_dict
+    from peft.tuners.lora import LoraLayer
 
     adapted = get_peft_model(base, lora_settings(config))
     set_peft_model_state_dict(adapted, adapter)
     adapted.save_pretrained(folder)
-    return adapted.merge_and_unload()
+    with torch.no_grad():
+        layers: list[Any] = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
+        for layer in layers:
+            weight = layer.get_base_layer().weight
+            weight.copy_(weight.float() + layer.get_delta_weight("default").float())
+    return adapted.unload()

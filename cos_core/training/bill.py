@@ -90,7 +90,7 @@ def memory(size: Size, machine: Machine, config: TrainConfig, longest: int) -> d
 
     bfloat16 under DeepSpeed: 2 bytes a weight and a gradient, 12 in the optimiser (float32 weight and AdamW's two moments).
     Otherwise float32 weights (4), gradients (4) and moments (8). ZeRO-2 cuts gradients and optimiser by the number of devices,
-    ZeRO-3 the weights, too. LoRA learns only its adapters.
+    ZeRO-3 the weights, too. LoRA learns only its adapters; the weights below them are in bfloat16 (QLoRA: in 4 bits).
     """
     learnt = size.language + (size.projector if config.train_projector else 0)
     if config.lora is not None:
@@ -98,7 +98,11 @@ def memory(size: Size, machine: Machine, config: TrainConfig, longest: int) -> d
         learnt = round(size.layers * config.lora * size.hidden * (4 * 2 + 3 * (1 + 8 / 3)))
     n = machine.devices
     mixed = machine.half and machine.zero > 0
-    weights = size.total * (0.55 if config.qlora else 2 if mixed else 4) / (n if machine.zero == 3 else 1)
+    weights = (
+        size.total
+        * (0.55 if config.qlora else 2 if mixed or (machine.half and config.lora) else 4)
+        / (n if machine.zero == 3 else 1)
+    )
     gradients = learnt * (2 if mixed else 4) / (n if machine.zero >= 2 else 1)
     optimiser = learnt * (12 if mixed else 8) / (n if machine.zero >= 1 else 1)
     if machine.offload:
@@ -118,7 +122,9 @@ def memory(size: Size, machine: Machine, config: TrainConfig, longest: int) -> d
 def disk(size: Size, config: TrainConfig, half: bool) -> float:
     """GiB that checkpoints and the result take at the worst moment: two checkpoints and the finished model."""
     learnt = size.language + (size.projector if config.train_projector else 0)
-    one = size.total * (2 if half else 4) + learnt * 12
+    # The moments and, of DeepSpeed, the float32 copy; DeepSpeed writes the model beside the Trainer's own.
+    cut = config.deepspeed is not None
+    one = size.total * (2 * (2 if half else 4) if cut else 4) + learnt * (12 if cut else 8)
     if config.lora is not None:
         one = size.total // 100
     return (2 * one + 2 * size.total) / _GIB
@@ -135,6 +141,7 @@ class Bill:
     flops: float
     hours: float
     source: str
+    rate: str
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -158,7 +165,7 @@ class Bill:
         return [
             f"{load.samples} samples, about {load.tokens:.3g} tokens an epoch ({load.tokens / load.samples:.0f} a sample, "
             f"{load.longest} at most), {load.pictures} pictures, {100 * load.padding:.1f} % padding",
-            f"{self.steps} optimiser steps, {self.flops:.3g} FLOP",
+            f"{self.steps} optimiser steps, {self.rate}, {self.flops:.3g} FLOP",
             f"memory on each device: {total:.1f} GiB ({parts})",
             f"disk: {self.disk_gib:.1f} GiB",
             f"time: {self.hours:.2f} h ({self.source})",
@@ -187,4 +194,5 @@ def make(config: TrainConfig, size: Size, load: Load, machine: Machine, seconds_
         flops,
         hours,
         source,
+        config.rate_said,
     )

@@ -6,23 +6,52 @@ A checkpoint folder is whole when it holds `whole.json`, which is written last a
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cos_core import folders, manifest
-from cos_core.jsonl import decode
+from cos_core import manifest
+from cos_core.jsonl import decode, sync_folder
 
 WHOLE = "whole.json"
 THEN = " to go on from the last whole checkpoint"
 """What to do when one could not be written: the end of the sentence."""
 
 
-def mark_whole(folder: Path, processes: int) -> None:
-    """Says that everything is written: flushes the files to disk, then writes the list of them."""
-    files = folders.flush(folder)
-    files.pop(WHOLE, None)
-    record = {"step": step_of(folder), "processes": processes, "files": files}
+_RANK = re.compile(r"rng_state_(\d+)\.pth|.*zero_pp_rank_(\d+)_mp_rank_\d+_(?:model|optim)_states\.pt")
+"""Files of one process: the Trainer's random states, DeepSpeed's parts of weights and optimiser."""
+
+
+def owner(name: str, processes: int) -> int:
+    """Which of the processes sees a file of a checkpoint onto the disk: the one whose rank its name holds, else the first."""
+    match = _RANK.fullmatch(Path(name).name)
+    rank = int(match[1] or match[2]) if match else 0
+    return rank if rank < processes else 0
+
+
+def flush(folder: Path, rank: int, processes: int) -> dict[str, int]:
+    """Waits until this process's files are on the disk; their sizes by name. Those of all processes together are all files."""
+    sizes = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != WHOLE and owner(path.name, processes) == rank:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                sizes[str(path.relative_to(folder))] = os.fstat(file.fileno()).st_size
+    return sizes
+
+
+def mark_whole(folder: Path, files: Sequence[Mapping[str, int]]) -> None:
+    """Says that everything is written: the list of all files, from what `flush` gave in each process."""
+    record = {
+        "step": step_of(folder),
+        "processes": len(files),
+        "files": {name: n for sizes in files for name, n in sizes.items()},
+    }
+    for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        sync_folder(path)
     manifest.atomic_write(folder / WHOLE, json.dumps(record, indent=1) + "\n")
 
 

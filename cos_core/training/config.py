@@ -19,6 +19,8 @@ _NOT_IN_FINGERPRINT = (
     "processes", "max_no_region", "detector", "detector_options",
 )  # fmt: skip
 _LORA_ALPHA = 2
+_RATE, _ADAPTERS_RATE = 2e-5, 2e-4
+"""Peak learning rates: the paper's (CoS §4.1) for whole weights, that of LLaVA's own LoRA recipe for adapters."""
 _COUNTS = (
     "epochs",
     "batch_size",
@@ -48,7 +50,8 @@ class TrainConfig:
                          model writes
     profile              wording and box text (see templates/prompts); None: the checkpoint's own, else "paper"
     policy               how the region is chosen, a row of CoS Table 3a (see policies/)
-    learning_rate        peak, per AdamW step, reached after `warmup_ratio` of all steps, then cosine to 0
+    learning_rate        peak, per AdamW step, reached after `warmup_ratio` of all steps, then cosine to 0; None: 2e-5, or 2e-4
+                         for adapters (see `rate`)
     batch_size           samples that one device holds at once
     global_batch         samples per optimiser step over all devices, by accumulation; None: batch_size x devices
     max_length           tokens of one sample, image positions included
@@ -60,10 +63,11 @@ class TrainConfig:
     annotator            fine-tune the annotator instead, on plain questions and answers as this backbone shows them to it:
                          "regions" (the regions of a detector, a few tokens each) or "patches" (the picture); takes no store
     detector, detector_options, region_tokens   of the annotator "regions", as its backbone takes them
-    dtype                arithmetic: auto is bfloat16 on a GPU, float32 on a CPU; the weights themselves stay float32
+    dtype                arithmetic: auto is bfloat16 on a GPU (float16 on one without), float32 on a CPU; what is trained is
+                         kept in float32 whatever it is
     workers              data loading processes; None is 0 on a CPU, 4 on a GPU
     save_every           optimiser steps between checkpoints to resume from; None leaves it to the time
-    save_minutes         minutes between checkpoints; None leaves it to the steps
+    save_minutes         minutes between checkpoints at least, more where writing one takes long; None leaves it to the steps
     resume               go on from the last whole checkpoint of an interrupted run in `out`
     deepspeed            zero2, zero3, zero3_offload (see templates/deepspeed), or a DeepSpeed JSON file for the Trainer
     gradient_checkpointing   recompute activations to save memory; None: on a GPU only
@@ -87,7 +91,7 @@ class TrainConfig:
     profile: str | None = None
     policy: str = "from_single_question"
     epochs: int = 1
-    learning_rate: float = 2e-5
+    learning_rate: float | None = None
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
     batch_size: int = 16
@@ -132,7 +136,7 @@ class TrainConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} is {' or '.join(map(str, choices))}, got {getattr(self, name)!r}")
-        if not self.learning_rate > 0:
+        if self.learning_rate is not None and not self.learning_rate > 0:
             raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
         if not 0 <= self.warmup_ratio < 1:
             raise InputError(f"warmup_ratio is a share of all steps in [0, 1), got {self.warmup_ratio}")
@@ -178,6 +182,19 @@ class TrainConfig:
         """The policy that training follows; an annotator's dialogue has no chain."""
         return self.policy if self.annotator is None else "none"
 
+    @property
+    def rate(self) -> float:
+        """The peak learning rate, resolved: the one given, else what suits whole weights or adapters."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return _RATE if self.lora is None else _ADAPTERS_RATE
+
+    @property
+    def rate_said(self) -> str:
+        """The peak learning rate for a person, who may not know that adapters have one of their own."""
+        usual = f" (all weights: {_RATE:g})" if self.lora is not None and self.rate == _ADAPTERS_RATE else ""
+        return f"learning rate {self.rate:g}{usual}"
+
     def accumulation(self, devices: int) -> int:
         """Micro-batches per optimiser step on each of `devices`. Raises InputError when `global_batch` cannot be cut so."""
         together = self.batch_size * devices
@@ -203,8 +220,9 @@ class TrainConfig:
         return Cut(self.batch_size, together, together * self.accumulation(devices))
 
     def to_json(self) -> dict[str, Any]:
-        """Every setting, paths as text."""
-        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        """Every setting, paths as text, the learning rate as it comes out."""
+        settings = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        return {**settings, "learning_rate": self.rate}
 
     def learnt(self, devices: int) -> dict[str, Any]:
         """The settings that decide what is learnt, for the run's fingerprint; `global_batch` as it comes out."""

@@ -61,6 +61,9 @@ def require(config: TrainConfig) -> None:
     quiet_libraries()
     if config.device == "cuda" and not torch.cuda.is_available():
         raise MissingError("device 'cuda' was asked for, but torch sees no CUDA GPU on this machine")
+    if config.dtype == "bfloat16" and arithmetic(config) != "bfloat16":
+        name = torch.cuda.get_device_name()
+        raise MissingError(f"the GPU {name} has no bfloat16; dtype 'auto' takes float16 there, with scaled losses")
     if config.liger and not on_gpu(config):
         raise MissingError("Liger's kernels run on a GPU, and torch sees none to use here; leave liger out")
     if not on_gpu(config):
@@ -94,6 +97,42 @@ def on_gpu(config: TrainConfig) -> bool:
     import torch
 
     return config.device != "cpu" and torch.cuda.is_available()
+
+
+def arithmetic(config: TrainConfig) -> str:
+    """The number format that this run computes in: "float32", "bfloat16", or "float16" on a GPU that has no bfloat16.
+
+    GPUs before Ampere (compute capability 8.0: V100, T4) have none; torch emulates it there, many times slower.
+    """
+    import torch
+
+    gpu = on_gpu(config)
+    if config.dtype == "float32" or (config.dtype == "auto" and not gpu):
+        return "float32"
+    return "float16" if gpu and not torch.cuda.is_bf16_supported(including_emulation=False) else "bfloat16"
+
+
+def weights(config: TrainConfig) -> str:
+    """The number format in which the start checkpoint's weights are held.
+
+    Weights that are trained stay in float32 whatever the arithmetic: at 2e-5 most AdamW steps are too small for bfloat16. Where
+    DeepSpeed keeps that float32 copy itself, and where the weights are frozen under adapters, they are in the arithmetic's.
+    """
+    return arithmetic(config) if config.lora is not None or has_masters(config) else "float32"
+
+
+def has_masters(config: TrainConfig) -> bool:
+    """Whether DeepSpeed computes on weights in 16 bits and keeps what is trained in float32, cut over the processes.
+
+    It begins with casting the model's weights to that format (deepspeed 0.19, `_cast_module_mixed_precision`).
+    """
+    section = {"bfloat16": "bf16", "float16": "fp16"}.get(arithmetic(config), "")
+    return (deepspeed_settings(config) or {}).get(section, {}).get("enabled") in (True, "auto")
+
+
+def recomputes(config: TrainConfig) -> bool:
+    """Whether activations are recomputed."""
+    return on_gpu(config) if config.gradient_checkpointing is None else config.gradient_checkpointing
 
 
 def deepspeed_settings(config: TrainConfig) -> dict[str, Any] | None:
@@ -134,7 +173,7 @@ def arguments(config: TrainConfig, world: World) -> TrainingArguments:
     if settings is not None and "RANK" not in os.environ:
         # DeepSpeed wants a launcher's words even for one process.
         os.environ.update(_ALONE)
-    recompute = gpu if config.gradient_checkpointing is None else config.gradient_checkpointing
+    recompute, half = recomputes(config), arithmetic(config)
     made = transformers.TrainingArguments(
         output_dir=str(config.out / CHECKPOINTS),
         seed=config.seed,
@@ -142,7 +181,7 @@ def arguments(config: TrainConfig, world: World) -> TrainingArguments:
         max_steps=config.max_steps or -1,
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulation(world.size),
-        learning_rate=config.learning_rate,
+        learning_rate=config.rate,
         lr_scheduler_type="cosine",
         warmup_steps=config.warmup_ratio,
         weight_decay=config.weight_decay,
@@ -150,7 +189,9 @@ def arguments(config: TrainConfig, world: World) -> TrainingArguments:
         # DeepSpeed cuts up the optimiser it is given; the fused one is for whole ones.
         optim="adamw_torch" if settings else "adamw_torch_fused",
         use_cpu=not gpu,
-        bf16=config.dtype == "bfloat16" or (config.dtype == "auto" and gpu),
+        bf16=half == "bfloat16",
+        # With scaled losses, as gradients in float16 would be lost below 6e-8.
+        fp16=half == "float16",
         activation_checkpointing=recompute,
         activation_checkpointing_kwargs={"use_reentrant": False} if recompute else None,
         dataloader_num_workers=(4 if gpu else 0) if config.workers is None else config.workers,

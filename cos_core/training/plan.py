@@ -10,11 +10,12 @@ from typing import Any
 from cos_core import manifest, plug
 from cos_core.interfaces import Policy, Reporter, SilentReporter
 from cos_core.jsonl import read_lines
-from cos_core.training import engine, parts, stage
+from cos_core.training import engine, loading, parts, stage
 from cos_core.training.config import TrainConfig
 from cos_core.training.data import TrainData
 from cos_core.training.engine import World
 from cos_core.training.folder import LOG_FILE
+from cos_core.training.peers import Peers
 from cos_core.training.samples import Data
 from cos_core.types import RunManifest
 
@@ -70,6 +71,8 @@ def _probe(config: TrainConfig, made: parts.Light, reporter: Reporter) -> float:
         reporter.note(f"probing {_PROBE_STEPS} real steps")
         data = parts.read(short, plug.load("policies", short.rule))
         arguments = engine.arguments(short, World.here())
-        stage.train(short, arguments, (stage.load(short), made), data, SilentReporter())
+        with loading.advice(short, 1, "the model was loaded"):
+            llava = loading.load(short, arguments.device)
+        stage.train(short, arguments, stage.Start(llava, made, None, Peers.here(0, 1)), data, SilentReporter())
         seconds = [record["seconds"] for _, record in read_lines(Path(folder) / LOG_FILE)][2:]
     return float(sum(seconds) / len(seconds))

@@ -21,6 +21,8 @@ _STAGING = "saving"
 def gathered(trainer: Any, config: TrainConfig) -> dict[str, Any] | None:
     """The trained weights by name, on the main process; called by all, for ZeRO-3 gathers them from all. None elsewhere."""
     model = trainer.accelerator.unwrap_model(trainer.model)
+    if not (trainer.is_world_process_zero() or trainer.cut_up):
+        return None
     state = trainer.accelerator.get_state_dict(trainer.deepspeed) if trainer.is_deepspeed_enabled else model.state_dict()
     if not trainer.is_world_process_zero():
         return None
@@ -60,16 +62,15 @@ def _write(staging: Path, llava: Llava, weights: dict[str, Any], config: TrainCo
 
     where = hub.resolve(config.model)
     kept = stored_dtype(where)
-    merging = config.lora is not None
-    model = LlavaForConditionalGeneration.from_pretrained(where, dtype=torch.float32 if merging else kept, use_safetensors=True)
-    if merging:
+    model = LlavaForConditionalGeneration.from_pretrained(where, dtype=kept, use_safetensors=True)
+    if config.lora is not None:
         model = adapters.merge(model, weights, config, staging / adapters.FOLDER)
     else:
         with torch.no_grad():
             mine = dict(model.named_parameters())
             for name, weight in weights.items():
                 mine[name].copy_(weight)
-    model.to(kept).save_pretrained(staging)
+    model.save_pretrained(staging)
     LlavaProcessor(
         image_processor=llava.image_processor,
         tokenizer=llava.tokenizer,

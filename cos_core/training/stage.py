@@ -10,7 +10,8 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cos_core import images, manifest, plug
@@ -18,12 +19,13 @@ from cos_core.errors import InputError
 from cos_core.interfaces import Policy, Reporter, SilentReporter
 from cos_core.jsonl import DurableWriter, read_lines
 from cos_core.locks import FileLock
-from cos_core.training import checkpoints, engine, folder, parts
+from cos_core.training import checkpoints, engine, folder, loading, parts
 from cos_core.training.album import regions_as_tokens
 from cos_core.training.config import TrainConfig
 from cos_core.training.data import TrainData
 from cos_core.training.engine import World
 from cos_core.training.folder import CHECKPOINTS, LOG_FILE, SKIPPED_FILE, STOP_FILE
+from cos_core.training.peers import Peers
 from cos_core.training.samples import Data, Skipped
 from cos_core.types import RunManifest
 
@@ -33,6 +35,16 @@ if TYPE_CHECKING:
     from cos_core.llava import Llava
     from cos_core.training.trainer import ChainTrainer
     from cos_core.training.watch import Watch
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What training begins with: the model, how it turns samples into tokens, the checkpoint to go on from, the processes."""
+
+    llava: Llava
+    light: parts.Light
+    last: Path | None
+    peers: Peers
 
 
 def run(config: TrainConfig, reporter: Reporter) -> RunManifest:
@@ -57,13 +69,26 @@ def run(config: TrainConfig, reporter: Reporter) -> RunManifest:
             from cos_core.training.plan import plan
 
             return plan(config, policy, world, reporter)
-        if world.main:
+        config = replace(config, learning_rate=config.rate)
+        peers = Peers.here(world.rank, world.size)
+
+        def take() -> None:
             config.out.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(config.out / ".lock", what=config.out))
-        return _run(config, policy, world, reporter if world.main else SilentReporter())
+
+        try:
+            peers.first(take)
+            return _run(config, policy, (world, peers), reporter if world.main else SilentReporter())
+        except BaseException as error:
+            cause = peers.cause() if isinstance(error, RuntimeError) else None
+            peers.failed(error)
+            if cause is not None:
+                raise cause from None
+            raise
 
 
-def _run(config: TrainConfig, policy: Policy, world: World, reporter: Reporter) -> RunManifest:
+def _run(config: TrainConfig, policy: Policy, here: tuple[World, Peers], reporter: Reporter) -> RunManifest:
+    world, peers = here
     settings, inputs = parts.settings(config, policy, world.size)
     mark = manifest.fingerprint(settings)
     if folder.is_finished(config.out, mark, settings):
@@ -75,17 +100,26 @@ def _run(config: TrainConfig, policy: Policy, world: World, reporter: Reporter) 
     started = manifest.started("train", config, seed=config.seed, inputs=inputs, settings_fingerprint=mark)
     data = read(config, policy, reporter)
     made = parts.light(config, policy)
-    if world.main and config.check != "off":
-        parts.check(config, data, made.recipe, reporter)
+    if config.check != "off":
+        # Before the process group, whose collectives would not wait for as long as a whole data set may take.
+        peers.first(lambda: _checked(config, data, made, reporter))
     arguments = engine.arguments(config, world)
-    llava = load(config)
+    if engine.arithmetic(config) == "float16":
+        reporter.warn("this GPU has no bfloat16: computing in float16, with scaled losses")
+    last = folder.last_checkpoint(config, world.size)
+    with loading.advice(config, world.size, "the model was loaded"):
+        llava = loading.load(config, arguments.device, last)
     if world.main:
         # Not before data and model are found good: a directory is not taken by a run that never began.
         folder.claim(config.out, mark, settings)
-    trainer, watch = train(config, arguments, (llava, made), data, reporter)
+    trainer, watch = train(config, arguments, Start(llava, made, last, peers), data, reporter)
     if watch.stopped:
         raise KeyboardInterrupt
     return _finish(config, started, llava, trainer, data, reporter)
+
+
+def _checked(config: TrainConfig, data: Data, made: parts.Light, reporter: Reporter) -> None:
+    parts.check(config, data, made.recipe, reporter)
 
 
 def _finish(
@@ -117,12 +151,14 @@ def _finish(
         "fallbacks": sum(record["fallbacks"] for record in log),
     }
     done: RunManifest = started.finish(counts, results=results)
-    if weights is not None:
+
+    def write() -> None:
         folder.write_skipped(config.out, data, skipped)
-        save_checkpoint(llava, weights, config, _annotator(config, started, results))
+        save_checkpoint(llava, weights or {}, config, _annotator(config, started, results))
         manifest.write(config.out / manifest.FILE, done)
         shutil.rmtree(config.out / CHECKPOINTS, ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
+
+    trainer.peers.first(write)
     return done
 
 
@@ -179,32 +215,28 @@ def read(config: TrainConfig, policy: Policy, reporter: Reporter) -> Data:
 
 
 def train(
-    config: TrainConfig,
-    arguments: TrainingArguments,
-    model: tuple[Llava, parts.Light],
-    data: Data,
-    reporter: Reporter,
+    config: TrainConfig, arguments: TrainingArguments, start: Start, data: Data, reporter: Reporter
 ) -> tuple[ChainTrainer, Watch]:
-    """Trains to the end, or to where a signal stopped it, from the last whole checkpoint on."""
+    """Trains to the end, or to where a signal stopped it, from the last whole checkpoint on.
+
+    Raises InputError with what to change when memory runs out.
+    """
     from transformers.trainer_callback import PrinterCallback
 
     from cos_core.training.order import Order
     from cos_core.training.trainer import ChainTrainer
     from cos_core.training.watch import StopRequest, Watch
 
-    llava, made = model
+    llava, made, last, peers = start.llava, start.light, start.last, start.peers
     images.reuse_memory()
     main, rank = arguments.process_index == 0, arguments.process_index
-    last = folder.last_checkpoint(config, arguments.world_size)
     before = folder.skipped_before(config.out) if last and main else {}
     samples = TrainData(data.samples, made.recipe)
     order = Order(len(samples), config.seed, config.cut(arguments.world_size), samples.length, config.group_by_length)
     with ExitStack() as stack:
         stack.enter_context(_without_cache(llava.model.config))
         stack.enter_context(regions_as_tokens(llava, made.recipe.album))
-        with arguments.main_process_first(local=False):
-            if main:
-                folder.tidy(config.out, last)
+        peers.first(lambda: folder.tidy(config.out, last))
         log = stack.enter_context(DurableWriter(config.out / LOG_FILE)) if main else None
         name = SKIPPED_FILE if main else f"skipped-{rank}.jsonl"
         skipped_log = stack.enter_context(DurableWriter(config.out / name, batch=4096))
@@ -221,12 +253,14 @@ def train(
             order=order,
             skipped=before,
             skipped_log=skipped_log,
+            peers=peers,
         )
         trainer.remove_callback(PrinterCallback)
         watch.trainer = trainer
         going_on = f", going on from step {checkpoints.step_of(last)}" if last else ""
-        reporter.note(f"{len(samples)} samples, {arguments.world_size} process(es){going_on}")
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        reporter.note(f"{len(samples)} samples, {arguments.world_size} process(es), {config.rate_said}{going_on}")
+        with loading.advice(config, arguments.world_size, "training"):
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
         if main:
             (config.out / STOP_FILE).unlink(missing_ok=True)
         return trainer, watch
@@ -250,6 +284,7 @@ def _station(
         save_minutes=config.save_minutes,
         adapters=config.lora is not None,
         regions=made.recipe.policy.source == "model",
+        scaled=engine.arithmetic(config) == "float16",
     )
 
 
@@ -275,30 +310,6 @@ def _without_cache(config: Any) -> Iterator[None]:
         # The Trainer writes `use_cache` into the outer configuration, where LLaVA has none.
         if "use_cache" not in before:
             config.__dict__.pop("use_cache", None)
-
-
-def freeze(llava: Llava, train_projector: bool) -> None:
-    """Leaves the language model (and the projector, if asked) to be trained."""
-    model = llava.model
-    model.requires_grad_(True)
-    model.model.vision_tower.requires_grad_(False)
-    model.model.multi_modal_projector.requires_grad_(train_projector)
-
-
-def load(config: TrainConfig) -> Llava:
-    """The start checkpoint with what is not trained frozen, or with adapters."""
-    from cos_core import llava
-
-    # Float32 weights whatever the arithmetic: at 2e-5 most AdamW steps are smaller than bfloat16 can add.
-    loaded = llava.load(config.model, profile=config.profile, device="cpu", dtype="float32")
-    if config.lora is None:
-        freeze(loaded, config.train_projector)
-        return loaded
-    from cos_core.training import adapters
-
-    if config.qlora:
-        loaded = adapters.quantized(loaded, config)
-    return replace(loaded, model=adapters.adapt(loaded, config))
 
 
 def _pad_id(llava: Llava) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from cos_core.jsonl import DurableWriter
 from cos_core.training import checkpoints
 from cos_core.training.collate import ABOUT, Contents
 from cos_core.training.order import Order
+from cos_core.training.peers import Peers
 from cos_core.training.samples import Skipped
 
 _NAMED = 8
@@ -24,30 +27,40 @@ class ChainTrainer(Trainer):
     """Trainer with our data order, checkpoints that are whole or not there, and an account of every step's samples.
 
     `skipped`: by sample id, what an interrupted run skipped before; `skipped_log`: where each new one is written at once.
-    `contents`: what the batches of the step at hand hold.
+    `contents`: what the batches of the step at hand hold. `save_seconds`: what the last checkpoint took. `peers`: the processes
+    of the run, by which all waiting for a disk is done: a collective of the process group would end it by its time-out.
     """
 
     def __init__(
-        self, *args: Any, order: Order, skipped: Mapping[str, Skipped], skipped_log: DurableWriter, **options: Any
+        self,
+        *args: Any,
+        order: Order,
+        skipped: Mapping[str, Skipped],
+        skipped_log: DurableWriter,
+        peers: Peers,
+        **options: Any,
     ) -> None:
         super().__init__(*args, **options)
-        self.order = order
+        self.order, self.peers = order, peers
         self.skipped = dict(skipped)
         self.contents: list[Contents] = []
+        self.save_seconds = 0.0
         self._skipped_log = skipped_log
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Weights of a checkpoint into the model, every one of them.
+    @property
+    def cut_up(self) -> bool:
+        """Whether each process holds a part of the weights only (ZeRO-3), so that all must help to gather them."""
+        return bool(self.is_deepspeed_enabled and self.deepspeed.zero_optimization_partition_weights())
 
-        The Trainer's own way compares the names in the file with those in memory, which differ for LLaVA, and passes over what
-        it does not find: a resumed run would go on from the start weights without a word (transformers 5.23).
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Adapters of a checkpoint into the model; whole weights are there already.
+
+        They were read from the checkpoint when the model was loaded (see loading.py). The Trainer's own way would need a second
+        copy, compares the names in the file with those in memory, which differ for LLaVA, and passes over what it does not
+        find: a resumed run would go on from the start weights without a word (transformers 5.23).
         """
-        target = self.model if model is None else model
-        if hasattr(target, "peft_config"):
+        if hasattr(self.model if model is None else model, "peft_config"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype, use_safetensors=True)
-        target.load_state_dict(saved.state_dict(), strict=True)
 
     def _run_epoch(self, *args: Any, **options: Any) -> None:
         """An epoch, but nothing of one for a run that was interrupted after its last step.
@@ -61,16 +74,58 @@ class ChainTrainer(Trainer):
             super()._run_epoch(*args, **options)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        began = time.monotonic()
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         with folders.writing(folder, alone=self.args.world_size == 1, then=checkpoints.THEN):
             super()._save_checkpoint(model, trial)
-            # Every process writes its part; the list of all parts is written when the last one is done.
-            self.accelerator.wait_for_everyone()
+            # Every process writes its part and sees it onto the disk; the list of all parts is written when the last is there.
+            files = self.peers.gather(checkpoints.flush(folder, self.args.process_index, self.args.world_size))
             if self.is_world_process_zero():
-                checkpoints.mark_whole(folder, self.args.world_size)
+                checkpoints.mark_whole(folder, files)
         if self.is_world_process_zero():
             checkpoints.prune(folder.parent, keep=folder)
-        self.accelerator.wait_for_everyone()
+        self.peers.wait()
+        self.save_seconds = time.monotonic() - began
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The model of a checkpoint, written by the main process; only where it must be gathered do the others take part.
+
+        The Trainer has each of them copy all weights into host memory first (transformers 5.23, ZeRO-1 and -2).
+        """
+        if self.is_world_process_zero() or self.cut_up:
+            super().save_model(output_dir, _internal_call)
+        self.peers.wait()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        with self._patient_deepspeed():
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    @contextmanager
+    def _patient_deepspeed(self) -> Iterator[None]:
+        """Has all wait here, not in a collective, before DeepSpeed does what needs them all when each has written its part.
+
+        That is the epilogue of ZeRO-3's optimiser, which gathers small weights, and what follows the writer's `commit`, a
+        barrier; every process calls both (deepspeed 0.19, `save_checkpoint`).
+        """
+        if not self.is_deepspeed_enabled:
+            yield
+            return
+        steps = [(self.deepspeed.checkpoint_engine, "commit"), (self.deepspeed.optimizer, "checkpoint_event_epilogue")]
+        steps = [(owner, name) for owner, name in steps if hasattr(owner, name)]
+        for owner, name in steps:
+            setattr(owner, name, self._after_all(getattr(owner, name)))
+        try:
+            yield
+        finally:
+            for owner, name in steps:
+                delattr(owner, name)
+
+    def _after_all(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        def waited(*args: Any, **options: Any) -> Any:
+            self.peers.wait()
+            return step(*args, **options)
+
+        return waited
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Order:
         return self.order

@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from cos_core.training.trainer import ChainTrainer
 
 _FEW_STEPS = 30
-_BAD_NORMS = 3
-"""Steps in a row that a gradient norm may be infinite: one such step can be an accident of bfloat16."""
+_BAD_NORMS, _BAD_NORMS_SCALED = 3, 24
+"""Steps in a row that a gradient norm may be infinite: one such step can be an accident of bfloat16. Where losses are scaled
+(float16) the scale begins at 2**16, and such a step halves it and is passed over."""
+_SAVING_SHARE = 0.05
+"""Share of the time between two checkpoints by the clock that writing one may take."""
 
 
 class StopRequest:
@@ -86,7 +89,7 @@ class Tally:
 class Station:
     """What the watch needs to know. `peak`: FLOP/s of all devices together, None when unknown; `log`: on the main process.
 
-    `regions`: samples have regions, or should have.
+    `regions`: samples have regions, or should have; `scaled`: losses are scaled, as float16 needs it; `clock`: seconds.
     """
 
     out: Path
@@ -97,6 +100,8 @@ class Station:
     save_minutes: float | None
     adapters: bool = False
     regions: bool = True
+    scaled: bool = False
+    clock: Callable[[], float] = time.monotonic
 
 
 class Watch(TrainerCallback):
@@ -106,12 +111,13 @@ class Watch(TrainerCallback):
         self._order, self._station, self._request = order, station, request
         self.trainer: ChainTrainer | None = None
         self.stopped = False
-        self._last = self._saved = time.monotonic()
+        self._last = self._saved = station.clock()
+        self._pause = 60 * (station.save_minutes or 0.0)
         self._bad_norms = 0
         self._tally = Tally()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._last = self._saved = time.monotonic()
+        self._last = self._saved = self._station.clock()
         if args.max_steps <= 0 and state.max_steps < _FEW_STEPS:
             self._station.reporter.warn(f"only {state.max_steps} optimiser steps; a smaller global batch gives more")
 
@@ -121,8 +127,8 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         main = state.is_world_process_zero
-        minutes = self._station.save_minutes
-        due = main and minutes is not None and time.monotonic() - self._saved >= 60 * minutes
+        timed = self._station.save_minutes is not None
+        due = main and timed and self._station.clock() - self._saved >= self._pause
         asked = self._request.asked or (main and (self._station.out / STOP_FILE).exists())
         mine = Tally(stop=float(asked), save=float(due), skipped=float(len(self.trainer.skipped) if self.trainer else 0))
         for contents in self.trainer.contents if self.trainer else []:
@@ -139,7 +145,18 @@ class Watch(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._saved = time.monotonic()
+        """Checkpoints by the clock follow at the interval asked for, or a longer one where writing takes too much of it."""
+        self._saved = self._station.clock()
+        minutes, took = self._station.save_minutes, self.trainer.save_seconds if self.trainer else 0.0
+        if minutes is None:
+            return
+        asked, before = 60 * minutes, self._pause
+        self._pause = max(asked, took / _SAVING_SHARE)
+        if self._pause > asked and before == asked and not self.stopped:
+            self._station.reporter.warn(
+                f"a checkpoint took {took:.3g} s to write, so the next ones follow after {self._pause / 60:.3g} minutes, not "
+                f"{minutes:g}: writing may take {100 * _SAVING_SHARE:.0f} % of the time"
+            )
 
     def on_log(
         self,
@@ -153,7 +170,7 @@ class Watch(TrainerCallback):
             return
         loss, norm = float(logs["loss"]), logs.get("grad_norm")
         self._guard(loss, norm, state.global_step)
-        now = time.monotonic()
+        now = self._station.clock()
         seconds = now - self._last
         self._last = now
         tally = self._tally
@@ -196,7 +213,7 @@ class Watch(TrainerCallback):
         elif loss == 0.0:
             wrong = f"the loss is exactly 0 at step {step}, so nothing is learnt; look at the labels"
         self._bad_norms = self._bad_norms + 1 if norm is not None and not math.isfinite(norm) else 0
-        if self._bad_norms > _BAD_NORMS:
+        if self._bad_norms > (_BAD_NORMS_SCALED if self._station.scaled else _BAD_NORMS):
             wrong = f"the gradient norm was not finite for {self._bad_norms} steps up to step {step}; lower the learning rate"
         if wrong:
             raise CosError(f"{wrong} (samples of this step: {named(self._samples())})")
