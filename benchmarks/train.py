@@ -2,6 +2,7 @@
 
     python benchmarks/train.py            the pipeline, and the model when a GPU is there
     python benchmarks/train.py --gpu-only
+    python benchmarks/train.py --memory   memory of the samples of 3.3 million questions instead (train_memory.py)
 
 The pipeline is the real one (TrainData and Collator of cos_core.training) on 1-megapixel JPEGs and LLaVA-1.5's processor. The
 others:
@@ -28,6 +29,7 @@ import multiprocessing
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -315,7 +317,12 @@ def model() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu-only", action="store_true")
+    parser.add_argument("--memory", nargs="...", metavar="OPTION", help="what follows goes to train_memory.py")
     arguments = parser.parse_args()
+    if arguments.memory is not None:
+        # A program of its own, because its processes begin with it.
+        program = str(Path(__file__).with_name("train_memory.py"))
+        sys.exit(subprocess.call([sys.executable, program, *arguments.memory]))
     packages = {name: version(name) for name in ("torch", "transformers", "pillow", "numpy")}
     print(f"machine: {platform.machine()}, {os.cpu_count()} cores; {json.dumps(packages)}")
     if not arguments.gpu_only:

@@ -3,26 +3,28 @@
 Three record layouts, told apart record by record: LLaVA conversations (`{id, image?, conversations: [{from, value}]}`), LLaVA
 question files (`{question_id, image?, text, category?}`) and our own Examples (`Example.to_json`), each as JSON Lines or as one
 JSON list. Knows nothing of benchmarks, whose official files their adapters read. Files are streamed: memory does not grow with
-them, save for one digest a record.
+them, save for one digest a record. `RecordFile` reads single records again, by the places that `read_records` gave.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from cos_core.errors import InputError
+from cos_core.bigjson import placed_elements
+from cos_core.errors import CosError, InputError
 from cos_core.geometry import Box
 from cos_core.interfaces import Reporter
-from cos_core.jsonl import OnProblem, Problem, open_input, read_json_list, read_lines, report
+from cos_core.jsonl import OnProblem, Place, Problem, decode, open_input, placed_lines, report
 from cos_core.types import Example
 
-__all__ = ["OnProblem", "Problem", "Teller", "by_image", "read_examples", "tell"]
+__all__ = ["OnProblem", "Problem", "Record", "RecordFile", "Teller", "by_image", "read_examples", "read_records", "tell"]
 
 IMAGE_MARK = "<image>"
 _SHOWN = 5
@@ -52,14 +54,82 @@ def read_examples(
     path = Path(path)
     if text_only not in ("keep", "skip"):
         raise InputError(f"text_only is 'keep' or 'skip', got {text_only!r}")
-    ids = _Ids()
-    for line, index, record in _records(path, on_problem):
-        source = _Source(path, line, index, on_problem)
-        for example in _examples(record, source, ids):
+    for record, examples in read_records(path, on_problem):
+        for example in examples:
             if example.image is not None or text_only == "keep":
                 yield example
             elif on_skip is not None:
-                on_skip(Problem(path, line, example.id, "no image"))
+                on_skip(Problem(path, record.place.line, example.id, "no image"))
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of a file: its place, and whether its id got an ending because another record had the id before."""
+
+    place: Place
+    renamed: bool
+
+
+def read_records(path: Path, on_problem: OnProblem | None = None) -> Iterator[tuple[Record, list[Example]]]:
+    """`read_examples(text_only="keep")`, record by record; a record without any example is passed over."""
+    ids = _Ids()
+    for place, content in _records(path, on_problem):
+        examples = _examples(content, _Source(path, place.line, place.row, on_problem), ids)
+        if examples:
+            yield Record(place, ids.renamed), examples
+
+
+class RecordFile:
+    """A data file, open for reading single records again. Threads may share it, and processes after a fork.
+
+    `stamp`: (size in bytes, time of the last change in nanoseconds) of the file that is open here.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises InputError when the file cannot be read."""
+        self.path = Path(path)
+        self._file = open_input(self.path)
+        self.stamp = _stamp(os.fstat(self._file.fileno()))
+
+    def examples(self, record: Record) -> list[Example]:
+        """What `read_records` gave for a record.
+
+        Raises CosError when the file is not what it was when it was opened, or when no such record stands there. That is no
+        InputError: it says nothing about a sample, and no other sample can take its place.
+        """
+        place = record.place
+        try:
+            content = os.pread(self._file.fileno(), place.length, place.offset)
+            now = _stamp(os.fstat(self._file.fileno()))
+        except OSError as error:
+            raise CosError(f"{self.path} cannot be read any more: {error.strerror}") from None
+        if now != self.stamp:
+            raise CosError(f"{self.path} was changed while it was in use; leave it as it is and run again")
+        source = _Source(self.path, place.line, place.row, lambda _: None)
+        try:
+            value = decode(content)
+        except ValueError:
+            value = None
+        examples = _examples(value, source, _Known(record.renamed)) if isinstance(value, dict) else []
+        if not examples:
+            raise CosError(f"{self.path}:{place.line}: the sample that stood here cannot be read any more; run again")
+        return examples
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """(size in bytes, time of the last change in nanoseconds) of a file, by which a change of it is noticed.
+
+    Raises InputError when it cannot be read.
+    """
+    with open_input(path) as file:
+        return _stamp(os.fstat(file.fileno()))
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
 
 
 def by_image(examples: Iterable[Example]) -> Iterator[list[Example]]:
@@ -113,37 +183,59 @@ class _Source:
 
 @dataclass(slots=True)
 class _Ids:
-    """The ids given out so far, and a digest of each record, to tell repeats from namesakes."""
+    """The ids given out so far, and a digest of each record, to tell repeats from namesakes.
+
+    `renamed`: whether the last record got an ending to its id.
+    """
 
     seen: set[str] = field(default_factory=set)
     digests: set[bytes] = field(default_factory=set)
+    renamed: bool = False
 
     def unique(self, name: str, record: Mapping[str, Any]) -> str | None:
         """`name`, or `name~digest` when other content has it already; None when this very record was there before."""
-        digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).digest()[:16]
+        digest = _digest(record)
         if digest in self.digests:
             return None
         self.digests.add(digest)
-        if name in self.seen:
-            name = f"{name}~{digest.hex()[:8]}"
+        self.renamed = name in self.seen
+        if self.renamed:
+            name = _renamed(name, digest)
         self.seen.add(name)
         return name
 
 
-def _records(path: Path, on_problem: OnProblem | None) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """(line, index, object) of each record of a JSON list or a JSON Lines file."""
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The id of one record that was read before."""
+
+    renamed: bool
+
+    def unique(self, name: str, record: Mapping[str, Any]) -> str | None:
+        return _renamed(name, _digest(record)) if self.renamed else name
+
+
+def _digest(record: Mapping[str, Any]) -> bytes:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).digest()[:16]
+
+
+def _renamed(name: str, digest: bytes) -> str:
+    return f"{name}~{digest.hex()[:8]}"
+
+
+def _records(path: Path, on_problem: OnProblem | None) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """Each record of a JSON list or a JSON Lines file."""
     with open_input(path) as file:
         start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     if not start:
         report(Problem(path, None, None, "the file is empty"), on_problem)
     elif start.startswith(b"["):
-        yield from read_json_list(path, on_problem)
+        yield from placed_elements(path, on_problem)
     else:
-        for index, (line, record) in enumerate(read_lines(path, on_problem)):
-            yield line, index, record
+        yield from placed_lines(path, on_problem)
 
 
-def _examples(record: dict[str, Any], source: _Source, ids: _Ids) -> list[Example]:
+def _examples(record: dict[str, Any], source: _Source, ids: _Ids | _Known) -> list[Example]:
     try:
         if "conversations" in record:
             name, read = _name(record, "id"), _conversation

@@ -1,7 +1,6 @@
 """JSON Lines: a reader that names the line it cannot use, and a writer whose lines survive the process.
 
-Knows nothing of what the lines mean. `read_json_list` is the reader's counterpart for one big JSON list: it never holds more
-than a few samples in memory.
+Knows nothing of what the lines mean. The reader's counterpart for one big JSON list or object is bigjson.py.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import codecs
 import errno
 import json
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -18,7 +16,7 @@ from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -27,8 +25,6 @@ from cos_core.locks import FileLock
 
 MAX_RECORD_BYTES = 64 * 2**20
 """A line or list element longer than this is taken for a broken file, not for a record."""
-_CHUNK = 4 * 2**20
-_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +44,15 @@ class Problem:
     def __str__(self) -> str:
         where = f"{self.path}:{self.line}" if self.line is not None else str(self.path)
         return f"{where}: {self.reason}" + (f" (id {self.example_id!r})" if self.example_id else "")
+
+
+class Place(NamedTuple):
+    """Where a record stands in its file: line from 1, row from 0 among the records, offset and length in bytes."""
+
+    line: int
+    row: int
+    offset: int
+    length: int
 
 
 OnProblem = Callable[[Problem], None]
@@ -119,10 +124,17 @@ def read_lines(path: Path, on_problem: OnProblem | None = None) -> Iterator[tupl
     A line that is not a JSON object (a torn last line too) is a Problem and the rest goes on; without `on_problem` the first
     one raises InputError, as does a file that cannot be opened.
     """
+    for place, record in placed_lines(path, on_problem):
+        yield place.line, record
+
+
+def placed_lines(path: Path, on_problem: OnProblem | None = None) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """`read_lines`, with the whole place of each object; lines that hold none are not counted in its row."""
     with open_input(path) as file:
-        number = 0
+        number = index = end = 0
         while line := file.readline(MAX_RECORD_BYTES + 1):
             number += 1
+            start, end = end, end + len(line)
             if len(line) > MAX_RECORD_BYTES:
                 report(Problem(path, number, None, f"the line is longer than {MAX_RECORD_BYTES >> 20} MiB"), on_problem)
                 return
@@ -133,111 +145,13 @@ def read_lines(path: Path, on_problem: OnProblem | None = None) -> Iterator[tupl
             try:
                 record = decode(line)
             except ValueError as error:
-                report(Problem(path, number, None, f"not valid JSON: {_why(error)}"), on_problem)
+                report(Problem(path, number, None, f"not valid JSON: {why(error)}"), on_problem)
                 continue
             if isinstance(record, dict):
-                yield number, record
-            else:
-                report(Problem(path, number, None, f"expected a JSON object, found {_kind(record)}"), on_problem)
-
-
-def read_json_list(path: Path, on_problem: OnProblem | None = None) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """(line number from 1, index from 0, object) of each element of a file that is one JSON list.
-
-    Elements are decoded one by one from a window of a few MiB, so the memory does not grow with the file. An element that is
-    not an object is a Problem and the rest goes on; after broken JSON nothing more can be told apart, so that Problem is last.
-    """
-    with open_input(path) as file:
-        window = _Window(file)
-        index = 0
-        try:
-            window.skip_space()
-            if window.take(1) != "[":
-                report(Problem(path, window.line, None, "expected a JSON list"), on_problem)
-                return
-            window.skip_space()
-            if window.peek() == "]":
-                return
-            while True:
-                line = window.line
-                value = window.value()
-                if isinstance(value, dict):
-                    yield line, index, value
-                else:
-                    reason = f"sample {index}: expected a JSON object, found {_kind(value)}"
-                    report(Problem(path, line, None, reason), on_problem)
+                yield Place(number, index, start, end - start), record
                 index += 1
-                window.skip_space()
-                mark = window.take(1)
-                if mark == "]":
-                    return
-                if mark != ",":
-                    raise ValueError(f"expected ',' or ']' after a sample, found {mark!r}" if mark else "the list breaks off")
-                window.skip_space()
-        except (ValueError, RecursionError) as error:
-            reason = f"sample {index}: not valid JSON ({_why(error)}); the samples after it cannot be read"
-            report(Problem(path, window.line, None, reason), on_problem)
-
-
-class _Window:
-    """A sliding piece of a UTF-8 text file, with the line it starts on."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
-        self._scan = json.JSONDecoder().raw_decode
-        self._text, self._at, self._ended = "", 0, False
-        self.line = 1
-
-    def _more(self, at_least: int = 0) -> bool:
-        """Reads on and drops what is behind. Asking for as much as is unread keeps the rescans of a long sample few."""
-        if self._ended:
-            return False
-        data = self._file.read(max(_CHUNK, at_least))
-        if not data:
-            # Nothing is moved at the end of the file: the caller's places in the text stay valid.
-            self._ended = True
-            self._text += self._decode(b"", final=True)
-            return False
-        self._text = self._text[self._at :] + self._decode(data)
-        self._at = 0
-        return True
-
-    def _advance(self, end: int) -> str:
-        piece = self._text[self._at : end]
-        self.line += piece.count("\n")
-        self._at = end
-        return piece
-
-    def peek(self) -> str:
-        while self._at >= len(self._text) and self._more():
-            pass
-        return self._text[self._at : self._at + 1]
-
-    def take(self, count: int) -> str:
-        self.peek()
-        return self._advance(self._at + count)
-
-    def skip_space(self) -> None:
-        while (mark := self.peek()) and mark in " \t\r\n":
-            self._advance(_SPACE.match(self._text, self._at).end())  # type: ignore[union-attr]
-
-    def value(self) -> Any:
-        """Decodes one JSON value, reading on while the window ends inside it. Raises ValueError when it is broken."""
-        while True:
-            try:
-                value, end = self._scan(self._text, self._at)
-            except json.JSONDecodeError as error:
-                # An error well before the window's end is a real one, save for a string whose end has not been read yet.
-                unread = len(self._text) - self._at
-                cut_off = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - 16
-                if not cut_off or unread > MAX_RECORD_BYTES or not self._more(unread):
-                    raise
-                continue
-            # A number near the end of the window may go on in the next piece ("0." and then "5").
-            if not isinstance(value, int | float) or len(self._text) - end >= 32 or not self._more():
-                self._advance(end)
-                return value
+            else:
+                report(Problem(path, number, None, f"expected a JSON object, found {kind_of(record)}"), on_problem)
 
 
 class DurableWriter:
@@ -368,7 +282,8 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _why(error: Exception) -> str:
+def why(error: Exception) -> str:
+    """What is wrong with a JSON text, in a few words."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg}, column {error.colno}"
     if isinstance(error, UnicodeDecodeError):
@@ -376,6 +291,7 @@ def _why(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)[:120]
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What a JSON value is, in a few words."""
     names = {list: "a list", str: "a string", bool: "true or false", type(None): "null", dict: "an object"}
     return names.get(type(value), "a number")

@@ -45,7 +45,7 @@ class FileLock:
                     raise InputError(f"{self.path} cannot be locked: {error.strerror}; use a local disk") from None
                 raise LockedError(f"another process{holder} is writing to {self._what}; wait for it or stop it") from None
             # The last holder may have removed the file between our open and our flock: then we hold a file nobody can see.
-            if _is_current(fd, self.path):
+            if is_current(fd, self.path):
                 self._fd = fd
             else:
                 os.close(fd)
@@ -59,7 +59,7 @@ class FileLock:
         if self._fd is None:
             return
         fd, self._fd = self._fd, None
-        if _is_current(fd, self.path):
+        if is_current(fd, self.path):
             self.path.unlink(missing_ok=True)
         os.close(fd)
 
@@ -99,7 +99,7 @@ def _holder(fd: int) -> str:
     return f" (id {text})" if text.isdigit() else ""
 
 
-def _is_current(fd: int, path: Path) -> bool:
+def is_current(fd: int, path: Path) -> bool:
     try:
         there = path.stat()
     except FileNotFoundError:

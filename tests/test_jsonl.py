@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cos_core
-from cos_core import jsonl
+from cos_core import bigjson, jsonl
+from cos_core.bigjson import read_json_list, read_members
 from cos_core.errors import InputError, LockedError
-from cos_core.jsonl import DurableWriter, Problem, read_json_list, read_lines
+from cos_core.jsonl import DurableWriter, Problem, read_lines
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(cos_core.__file__).parents[1])}
 
@@ -112,7 +113,7 @@ def test_list_elements_equal_json_load(
     path.write_text(json.dumps(values, indent=indent, ensure_ascii=ascii_only), encoding="utf-8", newline="")
     problems: list[Problem] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jsonl, "_CHUNK", chunk)
+        patch.setattr(bigjson, "_CHUNK", chunk)
         got = list(read_json_list(path, problems.append))
     assert [(i, v) for _, i, v in got] == [(i, v) for i, v in enumerate(values) if isinstance(v, dict)]
     assert len(problems) == sum(not isinstance(v, dict) for v in values)
@@ -292,3 +293,56 @@ def test_unwritable_places_are_one_sentence(tmp_path: Path) -> None:
         DurableWriter(tmp_path / "folder")
     with pytest.raises(InputError):
         DurableWriter(tmp_path / "x.jsonl", batch=0)
+
+
+# One big object
+
+
+@given(
+    st.dictionaries(st.text(max_size=6), json_values, max_size=12),
+    st.sampled_from([None, 2]),
+    st.integers(1, 60),
+    st.booleans(),
+)
+def test_members_equal_json_load(
+    tmp_path_factory: pytest.TempPathFactory, values: dict, indent: int | None, chunk: int, nested: bool
+) -> None:
+    values = {key: {"},": value} for key, value in values.items()} if nested else values
+    path = tmp_path_factory.getbasetemp() / "object.json"
+    path.write_text(json.dumps(values, indent=indent), encoding="utf-8", newline="")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bigjson, "_CHUNK", chunk)
+        assert list(read_members(path)) == list(values.items())
+
+
+@pytest.mark.parametrize("chunk", [3, 2**22])
+def test_what_is_no_object_is_refused(tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bigjson, "_CHUNK", chunk)
+    path = tmp_path / "x.json"
+    for text, words in (
+        ("", "not a JSON object"),
+        ("[]", "not a JSON object"),
+        ('{"a": {"b": 1},\n "c": {"d": oops}}', "line 2"),
+        ('{"a": {"b": 1},}', "not valid JSON"),
+        ('{"a": {"b": 1}', "not valid JSON"),
+        ('{"a": {"b": 1} "c": {}}', "expected ','"),
+        ('{"a" {"b": 1}}', "expected a key"),
+        ('{1: {"b": 1}}', "expected a key"),
+        ('{"a": {}} {"b": {}}', "something stands behind"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=words):
+            list(read_members(path))
+
+
+def test_memory_does_not_grow_with_the_object(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    with path.open("w") as file:
+        file.write("{" + ",\n".join(f'"{i:06d}_id_q0": {{"params": [{i}, 2, 3]}}' for i in range(400_000)) + "}")
+    assert path.stat().st_size > 14e6
+    tracemalloc.start()
+    count = sum(1 for _ in read_members(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 400_000
+    assert peak < 60e6

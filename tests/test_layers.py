@@ -24,6 +24,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "boxtext",
         "encoding",
         "manifest",
+        "bigjson",
         "jsonl",
         "locks",
         "config",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from training_world import BOX, SIZES, config, log_of, make_world, recipe, weights
+from training_world import BOX, SIZES, collected, config, log_of, make_world, recipe, weights
 
 from cos_core import checkpoints, manifest, plug, training
 from cos_core.datasets import read_examples
@@ -16,7 +16,6 @@ from cos_core.images import open_image
 from cos_core.interfaces import SilentReporter
 from cos_core.training import TrainConfig
 from cos_core.training.data import TrainData, draw
-from cos_core.training.samples import collect
 from cos_core.types import Regions
 
 FEW = {"windows": [[0.5, 2], [0.8, 1]]}
@@ -50,7 +49,7 @@ def test_training_shows_what_the_backbone_shows(world: Path, tokens: int) -> Non
     backbone = plug.load("backbones", "regions", model=str(world / "model"), detector=detector, device="cpu", tokens=tokens)
     model = backbone.asker.model
     made = recipe(world, "none", album=Album(detector, tokens))
-    data = TrainData(collect(read_examples(world / "data.json"), made.policy, None, 0).samples, made)
+    data = TrainData(collected(read_examples(world / "data.json"), made.policy, None).samples, made)
     items = [data[key] for key in range(len(SIZES))]
     batch = Collator(model.image_processor, 0, model.fill)(items)
     assert batch["about"].pictures == sum(len(item.pictures) for item in items) == len(batch["pixel_values"])
@@ -131,7 +130,7 @@ def test_a_picture_without_regions_is_skipped_and_named(world: Path) -> None:
             return Regions((BOX,), (1.0,)) if path == "1.png" else Regions((), ())
 
     made = recipe(world, "none", album=Album(Blind()))
-    data = TrainData(collect(read_examples(world / "data.json"), made.policy, None, 0).samples, made)
+    data = TrainData(collected(read_examples(world / "data.json"), made.policy, None).samples, made)
     item = data[0]
     assert (item.id, len(item.pictures)) == (data.samples[1].id, 1)
     assert "proposes no region" in item.skipped[0].reason

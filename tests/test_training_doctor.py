@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from cos_core.geometry import Box, SquarePad
 from cos_core.released import ReleasedRegions, Square
 from cos_core.store import Store
 from cos_core.training import TrainConfig
-from cos_core.types import Annotation
+from cos_core.types import Annotation, Example
 
 MAX_LENGTH = 700
 GOOD = 24
@@ -181,5 +182,44 @@ def test_the_released_file_is_joined_by_id(tmp_path: Path) -> None:
     assert regions.find(second) == ("000000_a_b_q1", 0, Square(1, 2, 3))
     assert regions.shifted(second) is None
     (tmp_path / "broken.json").write_text("[]")
-    with pytest.raises(InputError, match="not a region file"):
+    with pytest.raises(InputError, match="is not a JSON object"):
         ReleasedRegions(tmp_path / "broken.json")
+
+
+def test_regions_in_arrays_equal_a_plain_dictionary(tmp_path: Path) -> None:
+    """The key of an example is looked up among regions of the same id in several rows, odd spellings and broken ones."""
+    draw = random.Random(1)
+    data: dict[str, Any] = {}
+    for _ in range(600):
+        row, name = draw.randrange(30), draw.choice(["a", "b_q1", "\u00e9", "c_d"])
+        key = draw.choice(["{:06d}_{}_q{}", "{:07d}_{}_q{}", "{:06d}_{}_q0{}", "{}_{}_q{}"]).format(
+            row, name, draw.randrange(3)
+        )
+        data[key] = {"params": draw.choice([[draw.random(), 2, 3], [1, 2, 0.5, 9], [1, 2], [1, 2, -3], None])}
+    (tmp_path / "r.json").write_text(json.dumps(data))
+    regions = ReleasedRegions(tmp_path / "r.json")
+    plain: dict[tuple[str, int], list[tuple[int, str, Square]]] = {}
+    for key, value in data.items():
+        match = re.fullmatch(r"(\d{6,})_(.*)_q(\d+)", key)
+        params = value["params"]
+        if match and params and len(params) > 2 and params[2] > 0:
+            square = Square(*map(float, params[:3]))
+            plain.setdefault((match[2], int(match[3])), []).append((int(match[1]), key, square))
+        else:
+            assert key in regions.bad
+    assert len(regions) == sum(map(len, plain.values())) == len(data) - len(regions.bad)
+    looked_up = 0
+    for (name, turn), entries in plain.items():
+        for index in (None, *range(30)):
+            example = Example("e", "d", "x.png", "q", meta={"sample": name, "turn": turn, "index": index})
+            row, _, square = min(entries, key=lambda entry: entry[0] != index)
+            found = regions.find(example)
+            assert found is not None
+            alike = [entry for entry in entries if entry[0] == row]
+            # Two spellings of one row in one file: either of them.
+            assert (found[1], found[2]) in [(entry[0], entry[2]) for entry in alike]
+            if len(alike) == 1:
+                assert found == (alike[0][1], row, square)
+                looked_up += 1
+    assert looked_up > 100
+    assert regions.find(Example("e", "d", "x.png", "q", meta={"sample": "nobody"})) is None

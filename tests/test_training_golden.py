@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from training_world import collected
 
 from cos_core import plug
 from cos_core.datasets import Problem, read_examples
@@ -23,7 +24,7 @@ from cos_core.images import crop_region, open_image, square_pad
 from cos_core.prompts import load_profile
 from cos_core.released import ReleasedRegions, Square
 from cos_core.training.data import Recipe, as_written, make_item
-from cos_core.training.samples import Sample, collect
+from cos_core.training.samples import Sample
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "original"
 EXPECTED = GOLDEN / "expected"
@@ -77,7 +78,7 @@ def samples(policy: str) -> dict[int, Sample]:
     problems: list[object] = []
     examples = list(read_examples(EXPECTED / "ef_data.json", text_only="keep", on_problem=problems.append))
     regions = ReleasedRegions(EXPECTED / "ef_chain-of-spot.json")
-    found = collect(examples, plug.load("policies", policy), regions, 0).samples
+    found = collected(examples, plug.load("policies", policy), regions).samples
     return {int(sample.questions[0].meta["index"]): sample for sample in found}
 
 

@@ -64,7 +64,7 @@ def start(world: Path, out: Path, stage: str) -> subprocess.Popen[str]:
     """Two processes; the data, which is the same each time, is not examined again."""
     options = {**settings(world, out), "batch_size": 1, "save_every": 3, "deepspeed": stage, "processes": 2, "check": "off"}
     words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(out.parent)}
     pipe = subprocess.PIPE
     return subprocess.Popen(
         [sys.executable, "-m", "cos_cli", "train", *words], env=environment, text=True, stdout=pipe, stderr=pipe
@@ -126,8 +126,15 @@ def test_zero3_killed_and_resumed_ends_as_if_it_had_not_been(world: Path, alone:
     process = start(world, out, "zero3")
     # The step at which one process is killed; the run is seen to reach it by its log.
     reached(process, out, random.Random().randint(4, STEPS - 2))
-    victim = process_of_rank(process.pid, 1)
+    victim, other = process_of_rank(process.pid, 1), process_of_rank(process.pid, 0)
     assert victim is not None
+    assert other is not None
+    mapped = [{m.path for m in rank.memory_maps() if "/samples-" in m.path} for rank in (victim, other)]
+    assert (
+        mapped[0]
+        == mapped[1]
+        == {str(p) for n in ("ids", "questions", "records", "samples") for p in tmp_path.glob(f"cos-*/*/{n}")}
+    )
     killed = time.monotonic()
     victim.send_signal(signal.SIGKILL)
     assert process.wait(timeout=300) != 0
@@ -141,6 +148,7 @@ def test_zero3_killed_and_resumed_ends_as_if_it_had_not_been(world: Path, alone:
     assert process.returncode == 0, heard[-3000:]
     assert said == "", "stdout is for data"
     assert "going on from step" in heard
+    assert list(tmp_path.glob("cos-*/*")) == [], "the table of the samples, and the one that the killed run left"
     assert losses(out) == pytest.approx(alone, rel=1e-4)
     assert losses(out)[-1] == pytest.approx(alone[-1], abs=1e-5), "the final loss of an uninterrupted run"
     assert manifest.read(out).results["processes"] == 2

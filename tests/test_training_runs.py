@@ -14,6 +14,7 @@ from training_world import (
     BOX,
     IMAGE_TOKENS,
     Ears,
+    collected,
     config,
     examples,
     log_of,
@@ -31,7 +32,7 @@ from cos_core.prompts import load_profile
 from cos_core.store import Store
 from cos_core.training import engine
 from cos_core.training.data import TrainData
-from cos_core.training.samples import NO_ANNOTATION, collect
+from cos_core.training.samples import NO_ANNOTATION
 from cos_core.types import Annotation
 
 
@@ -143,7 +144,7 @@ def test_questions_without_region_and_broken_images_are_counted(world: Path, tmp
     assert any("1 of 12 questions about pictures have no region" in text and NO_ANNOTATION in text for text in ears.warnings)
     with Store.read(tmp_path / "store") as store:
         read = read_examples(tmp_path / "data.json", text_only="keep", on_problem=lambda _: None)
-        data = TrainData(collect(read, plug.load("policies", "from_single_question"), store, 0).samples, recipe(world))
+        data = TrainData(collected(read, plug.load("policies", "from_single_question"), store).samples, recipe(world))
     expected = [sum(data[key].fallback for key in range(5 * epoch, 5 * epoch + 5)) for epoch in range(6)]
     steps = log_of(tmp_path / "out")
     assert [sum(r["fallbacks"] for r in steps[i : i + 3]) for i in range(0, 18, 3)] == expected

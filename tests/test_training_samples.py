@@ -15,6 +15,7 @@ from training_world import (
     IMAGE_TOKENS,
     QUESTIONS,
     SIZES,
+    collected,
     examples,
     make_world,
     recipe,
@@ -30,7 +31,7 @@ from cos_core.images import crop_region, open_image, square_pad
 from cos_core.prompts import Profile, dialogue, load_profile
 from cos_core.store import Store
 from cos_core.training.data import CUT_IMAGE, CUT_LABELS, TrainData, as_written, cut, draw, make_item
-from cos_core.training.samples import NO_ANSWER, OTHER_IMAGE, collect
+from cos_core.training.samples import NO_ANSWER, OTHER_IMAGE
 from cos_core.types import Annotation, Example
 
 POLICIES = ("none", "full", "center_crop", "random", "gold", "from_image", "from_questions", "from_single_question")
@@ -200,7 +201,7 @@ def test_questions_without_box_or_answer_are_named(world: Path) -> None:
         store.put_many([Annotation("a#q1", BOX, 1.0, "p", "f"), Annotation("d#q0", BOX, 1.0, "p", "f", image="other.png")])
         store.put_failures([("b#q0", "the image is torn")])
         policy = plug.load("policies", "from_single_question")
-        left_out, whole = (collect(made, policy, store, 0, how) for how in ("skip", "full"))
+        left_out, whole = (collected(made, policy, store, how) for how in ("skip", "full"))
     lacking = [("b#q0", "annotating failed: the image is torn"), ("c#q0", "no relevance")]
     for found in (left_out, whole):
         assert [(s.id, s.reason) for s in found.lacking] == lacking
@@ -214,7 +215,7 @@ def test_questions_without_box_or_answer_are_named(world: Path) -> None:
         ("t", (0,), ()),
     ]
     assert [(s.id, s.reason) for s in whole.skipped] == [("a#q1", NO_ANSWER), ("d#q0", OTHER_IMAGE)]
-    without_gold = collect(made, plug.load("policies", "gold"), None, 0)
+    without_gold = collected(made, plug.load("policies", "gold"), None)
     assert {s.id for s in without_gold.skipped} == {"a#q0", "a#q1", "b#q0", "c#q0", "d#q0"}
     assert (without_gold.lacking, without_gold.asked) == ([], 0)
 
@@ -223,7 +224,7 @@ def test_questions_without_box_or_answer_are_named(world: Path) -> None:
 def test_a_question_without_a_region_sees_the_whole_picture(world: Path, crop_from: str) -> None:
     recipe_ = recipe(world, profile=replace(load_profile("paper"), crop_from=crop_from))
     with Store.create_or_resume(world / f"empty-{crop_from}", "f", {}) as store:
-        data = collect(examples(world), recipe_.policy, store, 0).samples
+        data = collected(examples(world), recipe_.policy, store).samples
     assert [sample.fallbacks for sample in data] == [(0, 1, 2)] * len(SIZES) + [()]
     items = TrainData(data, recipe_)
     for key, size in enumerate(SIZES):

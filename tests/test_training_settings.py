@@ -132,7 +132,9 @@ def test_the_probe_takes_real_steps(world: Path, tmp_path: Path) -> None:
     from cos_core.training import parts, plan
 
     made = config(world, tmp_path / "out", dry_run=True)
-    assert plan._probe(made, parts.light(made, plug.load("policies", made.policy)), SilentReporter()) > 0
+    policy = plug.load("policies", made.rule)
+    with parts.read(made, policy) as data:
+        assert plan._probe(made, parts.light(made, policy), data, SilentReporter()) > 0
     assert not (tmp_path / "out").exists()
 
 

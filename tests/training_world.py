@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ from tiny_llava import byte_tokenizer, make_checkpoint
 from cos_core import plug
 from cos_core.datasets import read_examples
 from cos_core.geometry import Box
-from cos_core.interfaces import SilentReporter
+from cos_core.interfaces import Policy, SilentReporter
 from cos_core.jsonl import read_lines
 from cos_core.miniature.scenes import write_dataset
 from cos_core.prompts import load_profile
 from cos_core.store import Store
 from cos_core.training import TrainConfig
 from cos_core.training.data import Recipe
-from cos_core.training.samples import Sample, collect
+from cos_core.training.reasons import Skipped
+from cos_core.training.samples import Account, Rules, Sample, collect
 from cos_core.types import Annotation, Example
 
 IMAGE_TOKENS = 16
@@ -89,9 +91,27 @@ def recipe(world: Path, policy: str = "from_single_question", **changes: Any) ->
     return replace(made, **changes)
 
 
+@dataclass(frozen=True)
+class Collected:
+    """Samples as a plain list, which the table over the data file must equal, and what was left out."""
+
+    samples: list[Sample]
+    skipped: list[Skipped]
+    lacking: list[Skipped]
+    shifted: list[Skipped]
+    asked: int
+
+
+def collected(found: Iterable[Example], policy: Policy, annotations: Any, on_no_region: Any = "full") -> Collected:
+    skipped, lacking, shifted = [], [], []  # type: tuple[list[Skipped], list[Skipped], list[Skipped]]
+    account = Account(skipped, lacking, shifted)
+    listed = [sample for _, sample in collect(found, Rules(policy, 0, on_no_region), annotations, account)]
+    return Collected(listed, skipped, lacking, shifted, account.asked)
+
+
 def samples(world: Path, policy: str) -> list[Sample]:
     with Store.read(world / "store") as store:
-        found = collect(examples(world), plug.load("policies", policy), store, 0)
+        found = collected(examples(world), plug.load("policies", policy), store)
     assert found.skipped == found.lacking == []
     return found.samples
 

@@ -24,9 +24,9 @@ from cos_core.benchmarks._harness import (
     lmms_science_letter,
     vlm_option_letter,
 )
+from cos_core.bigjson import read_json_list
 from cos_core.errors import InputError
 from cos_core.interfaces import BenchmarkData
-from cos_core.jsonl import read_json_list
 from cos_core.metrics import Estimate, Verdict
 from cos_core.types import Example, Prediction, Score
 

@@ -16,9 +16,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
+from cos_core.bigjson import read_json_list
 from cos_core.errors import InputError
 from cos_core.formats.records import IMPORTED, Incoming, Outgoing, Source, from_pixels
-from cos_core.jsonl import Problem, open_input, read_json_list, read_lines, report
+from cos_core.jsonl import Problem, open_input, read_lines, report
 from cos_core.types import Annotation, Example
 
 _MARKED = re.compile(r"(?P<image>.+)###\[(?P<box>[^\]]*)\]", re.DOTALL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from cos_core.encoding import encode
@@ -34,14 +35,13 @@ class Load:
 
 def load_of(data: TrainData, order: Order, batch: int) -> Load:
     """Counted on the first samples of the order without opening an image, batches cut as training cuts them."""
-    indices = order.indices(0)
-    seen = indices[:_COUNTED]
-    lengths = [_tokens(data, data.samples[index]) for index in seen]
+    seen = [data.samples[index] for index in islice(order.indices(0), _COUNTED)]
+    lengths = [_tokens(data, sample) for sample in seen]
     grid = sum(max(part) * len(part) for part in _parts(lengths, batch))
-    scale = len(indices) / len(seen)
-    pictures = sum(_pictures(data, index) for index in seen)
+    scale = len(data) / len(seen)
+    pictures = sum(_pictures(data, sample) for sample in seen)
     return Load(
-        samples=len(indices),
+        samples=len(data),
         tokens=round(sum(lengths) * scale),
         squares=round(sum(n * n for n in lengths) * scale),
         pictures=round(pictures * scale),
@@ -64,8 +64,7 @@ def _parts(lengths: Sequence[int], batch: int) -> list[Sequence[int]]:
     return [lengths[i : i + batch] for i in range(0, len(lengths), batch)]
 
 
-def _pictures(data: TrainData, index: int) -> int:
-    sample = data.samples[index]
+def _pictures(data: TrainData, sample: Sample) -> int:
     if sample.image is None:
         return 0
     if data.recipe.album is not None:

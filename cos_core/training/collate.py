@@ -12,7 +12,7 @@ import torch
 from cos_core.encoding import IGNORE
 from cos_core.llava import processed
 from cos_core.training.data import Item
-from cos_core.training.samples import Skipped
+from cos_core.training.reasons import Skipped
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,7 +8,6 @@ question-answer pair for each image"; the released code drew from an unseeded gl
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +20,9 @@ from cos_core.images import crop_region, open_image
 from cos_core.interfaces import Policy
 from cos_core.prompts import Profile, dialogue, text_dialogue
 from cos_core.released import Square
-from cos_core.training.samples import Region, Sample, Skipped
+from cos_core.training.reasons import Skipped
+from cos_core.training.samples import Outline, Region, Sample, Samples
+from cos_core.training.table import SampleTable
 from cos_core.types import Turn
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class TrainData:
     and resumed runs agree by construction. `-key - 1` is the same sample as a filler, with nothing to learn.
     """
 
-    def __init__(self, samples: Sequence[Sample], recipe: Recipe) -> None:
+    def __init__(self, samples: Samples, recipe: Recipe) -> None:
         self.samples = samples
         self.recipe = recipe
 
@@ -118,11 +119,13 @@ class TrainData:
         raise InputError(f"{len(skipped)} samples in a row cannot be trained on; the first, {first.id}: {first.reason}")
 
     def length(self, index: int, epoch: int) -> int:
-        """About how many tokens a sample has in an epoch, without opening its image."""
-        return about_tokens(self.samples[index], epoch, self.recipe)
+        """About how many tokens a sample has in an epoch, without opening its image or, from a table, reading its texts."""
+        samples = self.samples
+        outline = samples.outline(index) if isinstance(samples, SampleTable) else samples[index].outline
+        return about_tokens(outline, epoch, self.recipe)
 
 
-def chosen_of(sample: Sample, epoch: int, recipe: Recipe) -> int:
+def chosen_of(sample: Sample | Outline, epoch: int, recipe: Recipe) -> int:
     """Which of its questions a sample trains on in an epoch."""
     return sample.usable[draw(recipe.seed, sample.id, epoch, len(sample.usable))]
 
@@ -191,16 +194,14 @@ _FRAME_TOKENS = 70
 """System prompt, roles, instructions and box text, which every chained sample has."""
 
 
-def about_tokens(sample: Sample, epoch: int, recipe: Recipe) -> int:
+def about_tokens(sample: Outline, epoch: int, recipe: Recipe) -> int:
     """About how many tokens `make_item` gives, from the number of characters: for sorting by length and for plans."""
     chosen = chosen_of(sample, epoch, recipe)
-    if sample.image is None or recipe.extra_turns:
-        letters = sum(len(sample.questions[i].question) + len(sample.questions[i].answers[0]) for i in sample.usable)
-    else:
-        letters = len(sample.questions[chosen].question) + len(sample.questions[chosen].answers[0])
-    chained = sample.boxes[chosen] is not None
-    letters += len(sample.questions[chosen].question) if chained else 0
-    places = 0 if sample.image is None else about_places(recipe) * (2 if chained else 1)
+    learnt = (chosen,) if sample.image and not recipe.extra_turns else sample.usable
+    letters = sum(sum(sample.letters[i]) for i in learnt)
+    chained = sample.boxed[chosen]
+    letters += sample.letters[chosen][0] if chained else 0
+    places = about_places(recipe) * (2 if chained else 1) if sample.image else 0
     return places + _FRAME_TOKENS + round(letters / _CHARACTERS_A_TOKEN)
 
 

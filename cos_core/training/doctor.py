@@ -7,8 +7,12 @@ can, but a person should know. Each is named with the file and line of its sampl
 
 from __future__ import annotations
 
+import heapq
 import json
 import os
+import shutil
+import tempfile
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,18 +22,21 @@ from typing import Any
 
 from PIL import Image
 
+from cos_core import manifest
 from cos_core.errors import InputError
 from cos_core.geometry import Box, SquarePad
 from cos_core.images import image_path, open_image
 from cos_core.interfaces import Reporter
-from cos_core.jsonl import open_input, read_json_list, read_lines
 from cos_core.released import Square
 from cos_core.training.data import Recipe, draw, encode_sample
-from cos_core.training.samples import OTHER_IMAGE, Data, Sample
+from cos_core.training.samples import OTHER_IMAGE, Sample
+from cos_core.training.table import Data, SampleTable
 
 SAMPLE = 256
 """Samples whose pictures and tokens are checked when not all are."""
 _NAMED = 3
+_AT_ONCE = 1024
+_SPOOL_BYTES = 2**20
 _FRAME_BOXES = 20
 _FRAME_ASPECT = 1.2
 
@@ -60,129 +67,127 @@ class Finding:
         }
 
 
+class Findings:
+    """Findings, counted by kind; the first ones of each stay in memory, all are in a temporary file until they are written."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.first: dict[str, list[Finding]] = defaultdict(list)
+        self.faults = 0
+        self.first_faults: list[Finding] = []
+        self._all = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115 (closed with the object)
+
+    def __len__(self) -> int:
+        return self.counts.total()
+
+    def add(self, finding: Finding) -> None:
+        self.counts[finding.kind] += 1
+        self.faults += finding.fault
+        for few in (self.first[finding.kind], *([self.first_faults] if finding.fault else [])):
+            if len(few) < _NAMED:
+                few.append(finding)
+        self._all.write(json.dumps(finding.to_json(), ensure_ascii=False).encode() + b"\n")
+
+    def write(self, path: Path) -> None:
+        """Every finding as one JSON line, in the order in which they were added."""
+        self._all.seek(0)
+        with manifest.atomic_file(path) as file:
+            shutil.copyfileobj(self._all, file)
+        self._all.seek(0, os.SEEK_END)
+
+
 @dataclass(slots=True)
 class Report:
     """What the doctor saw. `tokens`: lengths of the checked samples; `samples`: all there are, `checked`: looked at closely."""
 
     samples: int = 0
     checked: int = 0
-    findings: list[Finding] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    supervised: list[int] = field(default_factory=list)
-
-    @property
-    def faults(self) -> list[Finding]:
-        return [finding for finding in self.findings if finding.fault]
+    findings: Findings = field(default_factory=Findings)
+    tokens: array[int] = field(default_factory=lambda: array("l"))
+    supervised: array[int] = field(default_factory=lambda: array("l"))
 
     def lines(self) -> Iterator[str]:
         """The report for a person: counts, the first offenders of each kind, token counts."""
-        by_kind: dict[str, list[Finding]] = defaultdict(list)
-        for finding in self.findings:
-            by_kind[finding.kind].append(finding)
-        for kind, found in sorted(by_kind.items(), key=lambda entry: (not entry[1][0].fault, -len(entry[1]))):
-            yield f"{'fault' if found[0].fault else 'remark'}: {kind}: {len(found)}"
-            for finding in found[:_NAMED]:
+        findings = self.findings
+        for kind, few in sorted(findings.first.items(), key=lambda entry: (not entry[1][0].fault, -findings.counts[entry[0]])):
+            count = findings.counts[kind]
+            yield f"{'fault' if few[0].fault else 'remark'}: {kind}: {count}"
+            for finding in few:
                 yield f"  {finding}"
-            if len(found) > _NAMED:
-                yield f"  and {len(found) - _NAMED} more"
+            if count > len(few):
+                yield f"  and {count - len(few)} more"
         if self.tokens:
             lengths = sorted(self.tokens)
             yield (
                 f"tokens a sample: {sum(lengths) / len(lengths):.0f} on average, {lengths[len(lengths) // 2]} in the middle, "
                 f"{lengths[-1]} at most; {sum(self.supervised) / len(self.supervised):.0f} of them learnt"
             )
-        yield f"checked {self.checked} of {self.samples} samples closely: {len(self.faults)} faults"
+        yield f"checked {self.checked} of {self.samples} samples closely: {findings.faults} faults"
 
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """What is examined: the samples with their boxes, what was left out and why, and where everything came from.
+    """What is examined: the samples with their boxes, and what was left out and why.
 
     `max_no_region`: share of the questions about pictures that may be without a region of their own.
     """
 
-    data: Path
     found: Data
     recipe: Recipe
     max_no_region: float
 
     @property
-    def samples(self) -> list[Sample]:
+    def samples(self) -> SampleTable:
         return self.found.samples
+
+    def finding(self, kind: str, sample: Sample, reason: str, which: int = 0, fault: bool = True) -> Finding:
+        """One about a question of a sample."""
+        question = sample.questions[which]
+        return Finding(kind, self.found.path, question.line, question.id, reason, fault)
 
 
 def examine(patient: Patient, *, full: bool, reporter: Reporter) -> Report:
     """All findings; `full` decodes and encodes every question of every sample, else one question of SAMPLE samples."""
     report = Report(samples=len(patient.samples))
-    lines = _lines_of(patient.data)
-    for problem in patient.found.problems:
-        fault = "was there before" not in problem.reason
-        report.findings.append(
-            Finding("record" if fault else "repeated", problem.path, problem.line, problem.example_id, problem.reason, fault)
-        )
-    places = _Places(patient.data, lines)
-    report.findings += _joined(patient, places)
+    findings = report.findings
+    for finding in _joined(patient):
+        findings.add(finding)
     chosen = _chosen(patient, full)
     report.checked = len(chosen)
-    workers = min(16, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
-        for done, (findings, counted) in enumerate(pool.map(lambda s: _closely(s, patient, places, full), chosen), 1):
-            report.findings += findings
-            report.tokens += [tokens for tokens, _ in counted]
-            report.supervised += [learnt for _, learnt in counted]
-            reporter.progress("check", done, len(chosen), f"{len(report.faults)} faults")
-    report.findings += _frame(patient, places, chosen)
+    done = 0
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        # Some at a time: the pool would queue all of millions at once.
+        for low in range(0, len(chosen), _AT_ONCE):
+            some = chosen[low : low + _AT_ONCE]
+            for found, counted in pool.map(lambda index: _closely(patient.samples[index], patient, full), some):
+                for finding in found:
+                    findings.add(finding)
+                report.tokens.extend(tokens for tokens, _ in counted)
+                report.supervised.extend(learnt for _, learnt in counted)
+                done += 1
+                reporter.progress("check", done, len(chosen), f"{findings.faults} faults")
+    for finding in _frame(patient, chosen):
+        findings.add(finding)
     return report
 
 
-@dataclass(frozen=True, slots=True)
-class _Places:
-    """Line of each record of the data file, by its place in the file."""
-
-    path: Path
-    lines: Sequence[int]
-
-    def line(self, index: object) -> int | None:
-        return self.lines[index] if isinstance(index, int) and 0 <= index < len(self.lines) else None
-
-    def finding(self, kind: str, sample: Sample, reason: str, which: int = 0, fault: bool = True) -> Finding:
-        question = sample.questions[which]
-        return Finding(kind, self.path, self.line(question.meta.get("index")), question.id, reason, fault)
-
-
-def _lines_of(path: Path) -> list[int]:
-    """The line on which each record begins, as datasets.py counts records."""
-    with open_input(path) as file:
-        is_list = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
-    if not is_list:
-        return [line for line, _ in read_lines(path, lambda _: None)]
-    lines: dict[int, int] = {}
-    for line, index, _ in read_json_list(path, lambda _: None):
-        lines[index] = line
-    return [lines.get(index, 0) for index in range(max(lines, default=-1) + 1)]
-
-
-def _joined(patient: Patient, places: _Places) -> Iterator[Finding]:
-    """Questions left without a region, regions of another picture, row numbers that are another sample's."""
-    for kind, unused in (("no region", patient.found.lacking), ("left out", patient.found.skipped)):
-        named = set() if kind == "no region" else {skipped.id for skipped in patient.found.lacking}
+def _joined(patient: Patient) -> Iterator[Finding]:
+    """Records that cannot be read, questions left without a region, regions of another picture or of another sample's row."""
+    found = patient.found
+    for problem in found.named_problems():
+        fault = "was there before" not in problem.reason
+        yield Finding("record" if fault else "repeated", problem.path, problem.line, problem.example_id, problem.reason, fault)
+    for kind, unused in (("no region", found.lacking), ("left out", found.skipped)):
         for skipped in unused:
             foreign = skipped.reason == OTHER_IMAGE
-            what = "region of another image" if foreign else kind
-            if skipped.id not in named:
-                yield Finding(what, patient.data, places.line(skipped.index), skipped.id, skipped.reason, fault=foreign)
+            if not (skipped.lacking and kind == "left out"):
+                what = "region of another image" if foreign else kind
+                yield Finding(what, found.path, skipped.line, skipped.id, skipped.reason, fault=foreign)
     yield from _too_few(patient)
-    regions = patient.found.regions
-    if regions is None:
-        return
-    for key, reason in regions.bad.items():
-        yield Finding("unusable region", regions.path, None, key, reason)
-    for sample in patient.samples:
-        for i, question in enumerate(sample.questions):
-            shifted = regions.shifted(question)
-            if shifted is not None:
-                reason = f"the region {shifted.key!r} was made for row {shifted.row}, but the sample is row {shifted.actual}"
-                yield places.finding("row of another sample", sample, reason, i)
+    for skipped in found.unusable:
+        yield Finding("unusable region", found.regions or found.path, None, skipped.id, skipped.reason)
+    for skipped in found.shifted:
+        yield Finding("row of another sample", found.path, skipped.line, skipped.id, skipped.reason)
 
 
 def _too_few(patient: Patient) -> Iterator[Finding]:
@@ -193,17 +198,19 @@ def _too_few(patient: Patient) -> Iterator[Finding]:
             f"{missing} of {asked} questions about pictures have no region, more than the {patient.max_no_region:.3g} of them "
             f"that max_no_region lets pass; is this the store of these questions?"
         )
-        yield Finding("too few regions", patient.data, None, None, reason)
+        yield Finding("too few regions", patient.found.path, None, None, reason)
 
 
-def _chosen(patient: Patient, full: bool) -> list[Sample]:
-    if full or len(patient.samples) <= SAMPLE:
-        return list(patient.samples)
+def _chosen(patient: Patient, full: bool) -> Sequence[int]:
+    """The samples that are looked at closely, by number."""
+    samples, every = patient.samples, range(len(patient.samples))
+    if full or len(every) <= SAMPLE:
+        return every
     # By a hash of the id: the same samples every time, from all over the file.
-    return sorted(patient.samples, key=lambda s: draw(patient.recipe.seed, s.id, -1, 2**63))[:SAMPLE]
+    return heapq.nsmallest(SAMPLE, every, key=lambda index: draw(patient.recipe.seed, samples.id(index), -1, 2**63))
 
 
-def _closely(sample: Sample, patient: Patient, places: _Places, full: bool) -> tuple[list[Finding], list[tuple[int, int]]]:
+def _closely(sample: Sample, patient: Patient, full: bool) -> tuple[list[Finding], list[tuple[int, int]]]:
     """Findings about one sample's picture, boxes and tokens, and (tokens, learnt tokens) of each question looked at."""
     recipe = patient.recipe
     findings: list[Finding] = []
@@ -212,28 +219,28 @@ def _closely(sample: Sample, patient: Patient, places: _Places, full: bool) -> t
         try:
             picture = open_image(recipe.images, sample.image)
         except InputError as error:
-            return [places.finding("image", sample, str(error))], []
+            return [patient.finding("image", sample, str(error))], []
         reason = _misnamed(recipe.images, sample.image)
         if reason:
-            findings.append(places.finding("extension", sample, reason, fault=False))
+            findings.append(patient.finding("extension", sample, reason, fault=False))
     counted = []
     for i in sample.usable if full else sample.usable[:1]:
         region = sample.boxes[i]
         if isinstance(region, Square) and picture is not None and not region.inside(*picture.size):
             at = f"top {region.top:g}, left {region.left:g}, side {region.side:g}"
             reason = f"its region ({at}) does not lie in the {picture.width}x{picture.height} picture"
-            findings.append(places.finding("box outside the picture", sample, reason, i))
+            findings.append(patient.finding("box outside the picture", sample, reason, i))
             continue
         try:
             encoded, _ = encode_sample(sample, i, picture, recipe)
         except InputError as error:
-            findings.append(places.finding("tokens", sample, str(error), i))
+            findings.append(patient.finding("tokens", sample, str(error), i))
             continue
         learnt = sum(label >= 0 for label in encoded.labels)
         counted.append((len(encoded), learnt))
         if len(encoded) == recipe.max_length:
             reason = f"cut to max_length {recipe.max_length}: the end is not learnt"
-            findings.append(places.finding("cut", sample, reason, i, fault=False))
+            findings.append(patient.finding("cut", sample, reason, i, fault=False))
     return findings, counted
 
 
@@ -247,7 +254,7 @@ def _misnamed(root: Path, relative: str) -> str | None:
     return None if named == actual else f"{relative} is a {actual} picture, whatever its name says"
 
 
-def _frame(patient: Patient, places: _Places, chosen: Sequence[Sample]) -> list[Finding]:
+def _frame(patient: Patient, chosen: Sequence[int]) -> list[Finding]:
     """Boxes that claim frame "image", but look as if measured in the padded square (or the other way round).
 
     In the padded square of a picture that is not square, every box stays inside the picture's band on the short axis. Boxes
@@ -255,7 +262,7 @@ def _frame(patient: Patient, places: _Places, chosen: Sequence[Sample]) -> list[
     """
     short, long = Counter[bool](), Counter[bool]()
     first: Sample | None = None
-    for sample in chosen:
+    for sample in map(patient.samples.__getitem__, chosen):
         size = _size(patient.recipe.images, sample.image)
         if size is None or max(size) / min(size) < _FRAME_ASPECT:
             continue
@@ -281,7 +288,7 @@ def _frame(patient: Patient, places: _Places, chosen: Sequence[Sample]) -> list[
         f"boxes look measured in the padded square, not in the picture: {short[True]} of {total} keep off the margins that "
         f"padding would take on the short side, only {long[True]} do on the long side"
     )
-    return [places.finding("frame", first, reason)]
+    return [patient.finding("frame", first, reason)]
 
 
 def _fractions(square: Square, size: tuple[int, int]) -> Box | None:
@@ -300,11 +307,3 @@ def _size(root: Path, relative: str | None) -> tuple[int, int] | None:
             return image.size
     except (InputError, OSError, ValueError, SyntaxError):
         return None
-
-
-def write(report: Report, path: Path) -> None:
-    """Every finding as one JSON line."""
-    from cos_core import manifest
-
-    lines = [json.dumps(finding.to_json(), ensure_ascii=False) for finding in report.findings]
-    manifest.atomic_write(path, "".join(line + "\n" for line in lines))

@@ -7,7 +7,7 @@ on and why), `checkpoints/` (only while the run is not finished), the checkpoint
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from cos_core.errors import InputError
 from cos_core.jsonl import decode, encode_line, read_lines
 from cos_core.training import checkpoints
 from cos_core.training.config import TrainConfig
-from cos_core.training.samples import Data, Skipped
+from cos_core.training.reasons import Skipped
+from cos_core.training.table import Data
 
 RUN_FILE, LOG_FILE, SKIPPED_FILE = "run.json", "train_log.jsonl", "skipped.jsonl"
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
@@ -88,11 +89,16 @@ def skipped_before(out: Path) -> dict[str, Skipped]:
 
 def write_skipped(out: Path, data: Data, skipped: Mapping[str, Skipped]) -> None:
     """One file of what all processes left out, in place of one a process."""
-    records = [*named_problems(data), *data.skipped, *skipped.values()]
-    manifest.atomic_write(out / SKIPPED_FILE, b"".join(encode_line(record.to_json()) for record in records))
+    with manifest.atomic_file(out / SKIPPED_FILE) as file:
+        for one in left_out(data, skipped.values()):
+            file.write(encode_line(one.to_json()))
     for path in out.glob("skipped-*.jsonl"):
         path.unlink()
 
 
-def named_problems(data: Data) -> list[Skipped]:
-    return [Skipped(problem.example_id or "", str(problem)) for problem in data.problems]
+def left_out(data: Data, skipped: Iterable[Skipped]) -> Iterator[Skipped]:
+    """Records that cannot be read, questions that were left out, then those of `skipped`, as `skipped.jsonl` has them."""
+    for problem in data.named_problems():
+        yield Skipped(problem.example_id or "", str(problem))
+    yield from data.skipped
+    yield from skipped

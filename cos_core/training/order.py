@@ -47,25 +47,27 @@ class Order(torch.utils.data.Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         start = self.epoch * self._size
-        keys = [start + index for index in self.indices(self.epoch)]
-        yield from keys
+        keys: list[int] = []
+        for index in self.indices(self.epoch):
+            if len(keys) < self._fillers:
+                keys.append(start + index)
+            yield start + index
         # Fillers repeat the shortest work at hand; what they are does not matter.
-        yield from (-key - 1 for key in (keys * self._fillers)[: self._fillers])
+        yield from (-keys[i % len(keys)] - 1 for i in range(self._fillers))
 
-    def indices(self, epoch: int) -> list[int]:
-        """The samples of an epoch, in order, without fillers."""
+    def indices(self, epoch: int) -> Iterator[int]:
+        """The samples of an epoch, in order, without fillers; lengths are asked for a window at a time."""
         random = np.random.default_rng((self._seed, epoch))
-        order = [int(index) for index in random.permutation(self._size)]
+        order = random.permutation(self._size)
         if self._length is None:
-            return order
+            yield from map(int, order)
+            return
         length = self._length
         size = self._cut.step * (_WINDOW if self._grouped else 1)
-        out: list[int] = []
         for low in range(0, len(order), size):
             # Longest first: a batch that does not fit into memory fails at once, not in the middle of the night.
-            window = sorted(order[low : low + size], key=lambda index: (-length(index, epoch), index))
-            out += self._shuffled(window, random) if self._grouped else window
-        return out
+            window = sorted(order[low : low + size].tolist(), key=lambda index: (-length(index, epoch), index))
+            yield from self._shuffled(window, random) if self._grouped else window
 
     def _shuffled(self, window: list[int], random: np.random.Generator) -> list[int]:
         """The global batches of a sorted window in random order; a short last one stays last."""

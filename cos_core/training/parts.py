@@ -2,44 +2,73 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from cos_core import hub, manifest, plug
-from cos_core.datasets import read_examples
+from cos_core import __version__, hub, manifest, plug
+from cos_core.datasets import stamp
 from cos_core.errors import InputError
 from cos_core.interfaces import Policy, Reporter
-from cos_core.jsonl import Problem
 from cos_core.prompts import checkpoint_profile
 from cos_core.released import ReleasedRegions
 from cos_core.store import Store
-from cos_core.training import doctor
+from cos_core.training import doctor, shared, table
 from cos_core.training.album import Album
 from cos_core.training.config import TrainConfig
 from cos_core.training.data import Recipe
 from cos_core.training.flops import Size, size_of
-from cos_core.training.samples import Data, collect
+from cos_core.training.samples import Rules
+from cos_core.training.table import Data
 
 CHECK_FILE = "check.jsonl"
 
 
-def read(config: TrainConfig, policy: Policy) -> Data:
-    """Samples with their boxes. Raises InputError when the policy needs regions and none are given."""
-    problems: list[Problem] = []
-    examples = read_examples(config.data, text_only="keep", on_problem=problems.append)
-    regions = None
-    with ExitStack() as stack:
-        store: Store | None = None
-        if policy.source == "model":
-            if config.store is None:
-                raise InputError(f"the policy {policy.name!r} learns boxes: give the store that cos annotate made")
-            if config.store.suffix == ".json":
-                regions = ReleasedRegions(config.store)
-            else:
-                store = stack.enter_context(Store.read(config.store))
-        found = collect(examples, policy, regions or store, config.seed, config.on_no_region)
-    return replace(found, problems=problems, regions=regions)
+@contextmanager
+def read(config: TrainConfig, policy: Policy) -> Iterator[Data]:
+    """Samples with their boxes, inside the block.
+
+    Their table lies in the system's temporary folder. One process of each machine makes it, and all of the run map it. Raises
+    InputError when the policy needs regions and none are given, or data or regions cannot be read.
+    """
+    rules = Rules(policy, config.seed, config.on_no_region)
+
+    def fill(place: Path) -> None:
+        with regions_of(config, policy) as regions:
+            table.build(place, config.data, rules, regions)
+
+    with shared.folder(f"samples-{_mark(config)}", fill) as place:
+        yield table.opened(place)
+
+
+@contextmanager
+def regions_of(config: TrainConfig, policy: Policy) -> Iterator[Store | ReleasedRegions | None]:
+    if policy.source != "model":
+        yield None
+    elif config.store is None:
+        raise InputError(f"the policy {policy.name!r} learns boxes: give the store that cos annotate made")
+    elif config.store.suffix == ".json":
+        yield ReleasedRegions(config.store)
+    else:
+        with Store.read(config.store) as store:
+            yield store
+
+
+def _mark(config: TrainConfig) -> str:
+    """Names the samples of a run: its processes agree on it, and no other run does."""
+    what = {
+        "out": config.out.absolute(),
+        "data": config.data.absolute(),
+        "stamp": stamp(config.data),
+        "store": config.store and config.store.absolute(),
+        "policy": config.rule,
+        "seed": config.seed,
+        "on_no_region": config.on_no_region,
+        "version": __version__,
+    }
+    return manifest.fingerprint(what)
 
 
 def settings(config: TrainConfig, policy: Policy, devices: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -125,18 +154,18 @@ def check(config: TrainConfig, data: Data, recipe: Recipe, reporter: Reporter) -
 
     Raises InputError when there are more faults than `max_faults`.
     """
-    patient = doctor.Patient(config.data, data, recipe, config.max_no_region)
+    patient = doctor.Patient(data, recipe, config.max_no_region)
     report = doctor.examine(patient, full=config.check == "full", reporter=reporter)
-    faults = report.faults
+    findings = report.findings
     for line in report.lines():
-        (reporter.warn if report.findings else reporter.note)(line)
-    if report.findings:
+        (reporter.warn if len(findings) else reporter.note)(line)
+    if len(findings):
         config.out.mkdir(parents=True, exist_ok=True)
-        doctor.write(report, config.out / CHECK_FILE)
-    if len(faults) > config.max_faults:
-        named = "; ".join(str(finding) for finding in faults[:3])
+        findings.write(config.out / CHECK_FILE)
+    if findings.faults > config.max_faults:
+        named = "; ".join(str(finding) for finding in findings.first_faults)
         raise InputError(
-            f"the data has {len(faults)} faults, all named in {config.out / CHECK_FILE}; the first: {named}. "
-            f"Mend them, or let {len(faults)} pass with --max-faults"
+            f"the data has {findings.faults} faults, all named in {config.out / CHECK_FILE}; the first: {named}. "
+            f"Mend them, or let {findings.faults} pass with --max-faults"
         )
     return report

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cos_core import manifest, plug
+from cos_core import manifest
 from cos_core.interfaces import Policy, Reporter, SilentReporter
 from cos_core.jsonl import read_lines
 from cos_core.training import engine, loading, parts, stage
@@ -16,7 +16,7 @@ from cos_core.training.data import TrainData
 from cos_core.training.engine import World
 from cos_core.training.folder import LOG_FILE
 from cos_core.training.peers import Peers
-from cos_core.training.samples import Data
+from cos_core.training.table import Data
 from cos_core.types import RunManifest
 
 _PROBE_STEPS = 6
@@ -25,14 +25,15 @@ _PROBE_STEPS = 6
 def plan(config: TrainConfig, policy: Policy, world: World, reporter: Reporter) -> RunManifest:
     """The doctor's report and, for a dry run, the bill; no model is loaded, unless a GPU is there to be probed."""
     started = manifest.started("train", config, seed=config.seed, inputs={"data": manifest.file_input(config.data)})
-    data = stage.read(config, policy, reporter)
-    made = parts.light(config, policy)
     results: dict[str, Any] = {}
-    if config.check != "off":
-        report = parts.check(config, data, made.recipe, reporter)
-        results["check"] = {"checked": report.checked, "faults": len(report.faults), "findings": len(report.findings)}
-    if config.dry_run:
-        results["bill"] = _bill(config, made, data, world, reporter)
+    with stage.read(config, policy, reporter) as data:
+        made = parts.light(config, policy)
+        if config.check != "off":
+            report = parts.check(config, data, made.recipe, reporter)
+            findings = report.findings
+            results["check"] = {"checked": report.checked, "faults": findings.faults, "findings": len(findings)}
+        if config.dry_run:
+            results["bill"] = _bill(config, made, data, world, reporter)
     counts = {"ok": len(data.samples), "failed": len(data.problems), "skipped": len(data.skipped)}
     return started.finish(counts, results=results)
 
@@ -57,19 +58,18 @@ def _bill(config: TrainConfig, made: parts.Light, data: Data, world: World, repo
     samples = TrainData(data.samples, made.recipe)
     order = Order(len(samples), config.seed, config.cut(devices), samples.length, config.group_by_length)
     # Several devices wait for one another, which one alone cannot show.
-    seconds = _probe(config, made, reporter) if gpu and devices == 1 else None
+    seconds = _probe(config, made, data, reporter) if gpu and devices == 1 else None
     result = bill.make(config, made.size, bill.load_of(samples, order, config.batch_size), machine, seconds)
     for line in result.lines():
         reporter.note(line)
     return result.to_json()
 
 
-def _probe(config: TrainConfig, made: parts.Light, reporter: Reporter) -> float:
+def _probe(config: TrainConfig, made: parts.Light, data: Data, reporter: Reporter) -> float:
     """Seconds a step, from a few real ones in a folder that is thrown away; the first two warm up and do not count."""
     with tempfile.TemporaryDirectory(prefix="cos-probe-") as folder:
         short = replace(config, out=Path(folder), dry_run=False, check="off", max_steps=_PROBE_STEPS, report_to="none")
         reporter.note(f"probing {_PROBE_STEPS} real steps")
-        data = parts.read(short, plug.load("policies", short.rule))
         arguments = engine.arguments(short, World.here())
         with loading.advice(short, 1, "the model was loaded"):
             llava = loading.load(short, arguments.device)

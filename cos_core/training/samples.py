@@ -6,15 +6,15 @@ saw it. It is trained on the whole picture and counted, or left out, as asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from cos_core.errors import InputError
 from cos_core.geometry import Box, full_box
 from cos_core.interfaces import Policy
-from cos_core.jsonl import Problem
-from cos_core.released import ReleasedRegions, Square
+from cos_core.released import ReleasedRegions, Shifted, Square, shifted_from
+from cos_core.training.reasons import Skipped
 from cos_core.types import Annotation, Example
 
 NO_ANSWER = "no answer to learn"
@@ -34,19 +34,18 @@ class Annotations(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
-    """One question, or one whole sample, that is not trained on, and why; `training`: found only when its turn came.
+class Outline:
+    """What is known of a sample without its texts.
 
-    `index`: the sample's place in the data file, where that is known.
+    `image`: whether it has one. Of each question: `boxed`, whether it has a region; `letters`, how many characters its question
+    and its answer have.
     """
 
     id: str
-    reason: str
-    training: bool = False
-    index: int | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return {"id": self.id, "reason": self.reason, "training": self.training}
+    image: bool
+    usable: tuple[int, ...]
+    boxed: tuple[bool, ...]
+    letters: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,52 +65,78 @@ class Sample:
     def image(self) -> str | None:
         return self.questions[0].image
 
+    @property
+    def outline(self) -> Outline:
+        letters = tuple((len(q.question), len(q.answers[0]) if q.answers else 0) for q in self.questions)
+        return Outline(self.id, self.image is not None, self.usable, tuple(box is not None for box in self.boxes), letters)
 
-@dataclass(frozen=True, slots=True)
-class Data:
-    """Samples with their boxes, every question that is left out, and every one without a region of its own.
 
-    `asked`: questions about a picture that should have a region; `problems`: records that could not be read, as the data reader
-    named them; `regions`: the released file, where used.
+class Samples(Protocol):
+    """Samples by number, from 0: a list, or the table over a data file (table.py)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+class Log(Protocol):
+    """Takes what is left out: a list, or a ReasonFile."""
+
+    def append(self, skipped: Skipped, /) -> None: ...
+
+
+@dataclass(slots=True)
+class Account:
+    """Who hears of the questions that are left out (`skipped`), have no region of their own (`lacking`), or whose region was
+    made for another row of the data file (`shifted`).
+
+    `asked`: how many questions about a picture should have a region.
     """
 
-    samples: list[Sample]
-    skipped: list[Skipped]
-    lacking: list[Skipped]
-    asked: int
-    problems: Sequence[Problem] = ()
-    regions: ReleasedRegions | None = None
+    skipped: Log
+    lacking: Log
+    shifted: Log
+    asked: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What decides which samples there are.
+
+    `on_no_region`: a question without a region is trained on the whole picture, with the box [0, 0, 1, 1] of the padded square,
+    as the released code does in silence (upstream §1.6), or left out ("skip").
+    """
+
+    policy: Policy
+    seed: int
+    on_no_region: Literal["full", "skip"] = "full"
 
 
 def collect(
-    examples: Iterable[Example],
-    policy: Policy,
-    annotations: Annotations | ReleasedRegions | None,
-    seed: int,
-    on_no_region: Literal["full", "skip"] = "full",
-) -> Data:
-    """What can be trained on.
+    examples: Iterable[Example], rules: Rules, annotations: Annotations | ReleasedRegions | None, account: Account
+) -> Iterator[tuple[int, Sample]]:
+    """What can be trained on: each sample, and the place of its first question among the examples, from 0.
 
-    `annotations` (a Store) is asked when the model writes the box; it may be None for other policies. A question for which it
-    has no region is trained on the whole picture, with the box [0, 0, 1, 1] of the padded square, as the released code does in
-    silence (upstream §1.6); `on_no_region` "skip" leaves it out. A question without an answer, or with another picture's
-    region, is left out; a sample without any question left is left out whole. Text-only samples need no box.
+    `annotations` (a Store) is asked when the model writes the box; it may be None for other policies. A question without an
+    answer, or with another picture's region, is left out; a sample without any question left is left out whole. Text-only
+    samples need no box.
     """
-    samples: list[Sample] = []
-    skipped: list[Skipped] = []
-    lacking: list[Skipped] = []
-    asked = 0
+    end = 0
     for key, questions in _grouped(examples):
+        start, end = end, end + len(questions)
         boxes: list[Region | None] = []
         usable: list[int] = []
         fallbacks: list[int] = []
+        shifted: list[Skipped] = []
         for i, example in enumerate(questions):
-            found = _Found() if example.image is None else _box(example, policy, annotations, seed)
-            asked += example.image is not None and policy.source == "model"
+            found = _Found() if example.image is None else _box(example, rules, annotations)
+            if found.shifted is not None:
+                shifted.append(Skipped(example.id, str(found.shifted), line=example.line))
+            account.asked += example.image is not None and rules.policy.source == "model"
             box, reason = found.box, found.reason
             if found.lacking:
-                lacking.append(Skipped(example.id, str(reason), index=example.meta.get("index")))
-                if on_no_region == "full":
+                account.lacking.append(Skipped(example.id, str(reason), line=example.line))
+                if rules.on_no_region == "full":
                     box, reason = full_box("square"), None
                     fallbacks.append(i)
             if not example.answers or not example.answers[0]:
@@ -120,10 +145,11 @@ def collect(
             if reason is None:
                 usable.append(i)
             else:
-                skipped.append(Skipped(example.id, reason, index=example.meta.get("index")))
+                account.skipped.append(Skipped(example.id, reason, line=example.line, lacking=found.lacking))
         if usable:
-            samples.append(Sample(key, tuple(questions), tuple(boxes), tuple(usable), tuple(fallbacks)))
-    return Data(samples, skipped, lacking, asked)
+            for skipped in shifted:
+                account.shifted.append(skipped)
+            yield start, Sample(key, tuple(questions), tuple(boxes), tuple(usable), tuple(fallbacks))
 
 
 def _grouped(examples: Iterable[Example]) -> Iterator[tuple[str, list[Example]]]:
@@ -131,7 +157,7 @@ def _grouped(examples: Iterable[Example]) -> Iterator[tuple[str, list[Example]]]
     group: list[Example] = []
     current: str | None = None
     for example in examples:
-        key = str(example.meta.get("sample") or example.image or example.id)
+        key = key_of(example)
         if group and (key != current or example.image != group[0].image):
             yield str(current), group
             group = []
@@ -141,29 +167,42 @@ def _grouped(examples: Iterable[Example]) -> Iterator[tuple[str, list[Example]]]
         yield str(current), group
 
 
+def key_of(example: Example) -> str:
+    """The id of the sample that an example belongs to."""
+    return str(example.meta.get("sample") or example.image or example.id)
+
+
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A box, or why there is none; `lacking`: none was found for the question, which is no one's mistake."""
+    """A box, or why there is none; `lacking`: none was found for the question, which is no one's mistake.
+
+    `shifted`: the released region's key says the row of another sample.
+    """
 
     box: Region | None = None
     reason: str | None = None
     lacking: bool = False
+    shifted: Shifted | None = None
 
 
-def _box(example: Example, policy: Policy, annotations: Annotations | ReleasedRegions | None, seed: int) -> _Found:
+def _box(example: Example, rules: Rules, annotations: Annotations | ReleasedRegions | None) -> _Found:
     """Neither box nor reason when the policy has no chain."""
+    policy = rules.policy
     if policy.source == "none":
         return _Found()
     if policy.source in ("fixed", "gold"):
         try:
-            return _Found(policy.fixed_box(example, seed))
+            return _Found(policy.fixed_box(example, rules.seed))
         except InputError as error:
             return _Found(reason=str(error))
     if annotations is None:
         raise InputError(f"the policy {policy.name!r} needs annotations")
     if isinstance(annotations, ReleasedRegions):
         entry = annotations.find(example)
-        return _Found(reason=NO_ANNOTATION, lacking=True) if entry is None else _Found(entry[2])
+        if entry is None:
+            return _Found(reason=NO_ANNOTATION, lacking=True)
+        key, row, square = entry
+        return _Found(square, shifted=shifted_from(example, key, row))
     found = annotations.get(example.id)
     if found is None:
         failure = annotations.failure(example.id)

@@ -26,7 +26,8 @@ from cos_core.training.data import TrainData
 from cos_core.training.engine import World
 from cos_core.training.folder import CHECKPOINTS, LOG_FILE, SKIPPED_FILE, STOP_FILE
 from cos_core.training.peers import Peers
-from cos_core.training.samples import Data, Skipped
+from cos_core.training.reasons import Reasons, Skipped
+from cos_core.training.table import Data
 from cos_core.types import RunManifest
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def run(config: TrainConfig, reporter: Reporter) -> RunManifest:
 
         try:
             peers.first(take)
-            return _run(config, policy, (world, peers), reporter if world.main else SilentReporter())
+            return _run(config, policy, (world, peers), reporter if world.main else SilentReporter(), stack)
         except BaseException as error:
             cause = peers.cause() if isinstance(error, RuntimeError) else None
             peers.failed(error)
@@ -87,7 +88,7 @@ def run(config: TrainConfig, reporter: Reporter) -> RunManifest:
             raise
 
 
-def _run(config: TrainConfig, policy: Policy, here: tuple[World, Peers], reporter: Reporter) -> RunManifest:
+def _run(config: TrainConfig, policy: Policy, here: tuple[World, Peers], reporter: Reporter, stack: ExitStack) -> RunManifest:
     world, peers = here
     settings, inputs = parts.settings(config, policy, world.size)
     mark = manifest.fingerprint(settings)
@@ -98,7 +99,7 @@ def _run(config: TrainConfig, policy: Policy, here: tuple[World, Peers], reporte
         reporter.note(f"{config.out} is already trained with these settings; nothing to do")
         return manifest.read(config.out)
     started = manifest.started("train", config, seed=config.seed, inputs=inputs, settings_fingerprint=mark)
-    data = read(config, policy, reporter)
+    data = stack.enter_context(read(config, policy, reporter))
     made = parts.light(config, policy)
     if config.check != "off":
         # Before the process group, whose collectives would not wait for as long as a whole data set may take.
@@ -127,12 +128,11 @@ def _finish(
 ) -> RunManifest:
     """The checkpoint and its manifest, written by the main process; the others return an equal manifest."""
     from cos_core.training.save import gathered, save_checkpoint
-    from cos_core.training.trainer import summary
 
     skipped = _all_skipped(trainer)
     weights = gathered(trainer, config)
     if skipped:
-        reporter.warn(f"skipped while training: {summary(list(skipped.values()))}; all are in {SKIPPED_FILE}")
+        reporter.warn(f"skipped while training: {Reasons.of(skipped.values())}; all are in {SKIPPED_FILE}")
     log = [record for _, record in read_lines(config.out / LOG_FILE)]
     losses = [record["loss"] for record in log]
     counts = {
@@ -195,23 +195,22 @@ def _all_skipped(trainer: ChainTrainer) -> dict[str, Skipped]:
     return {name: skipped for found in every for name, skipped in found.items()}
 
 
-def read(config: TrainConfig, policy: Policy, reporter: Reporter) -> Data:
-    """The samples, with a warning about what is left out. Raises InputError when nothing is left."""
-    from cos_core.training.trainer import summary
-
-    data = parts.read(config, policy)
-    if data.problems:
-        reporter.warn(f"{len(data.problems)} problems in the data; the first: {data.problems[0]}")
-    if data.skipped:
-        reporter.warn(f"not trained on: {summary(data.skipped)}; all are in {SKIPPED_FILE}")
-    if data.lacking:
-        treated = "trained on the whole picture" if config.on_no_region == "full" else "left out"
-        named = f"{len(data.lacking)} of {data.asked} questions about pictures have no region and are {treated}"
-        reporter.warn(f"{named}: {summary(data.lacking)}")
-    if not data.samples:
-        why = f": {summary(data.skipped)}" if data.skipped else ""
-        raise InputError(f"nothing in {config.data} can be trained on{why}")
-    return data
+@contextmanager
+def read(config: TrainConfig, policy: Policy, reporter: Reporter) -> Iterator[Data]:
+    """The samples, inside the block, with a warning about what is left out. Raises InputError when nothing is left."""
+    with parts.read(config, policy) as data:
+        if len(data.problems):
+            reporter.warn(f"{len(data.problems)} problems in the data; the first: {next(data.named_problems())}")
+        if len(data.skipped):
+            reporter.warn(f"not trained on: {data.skipped.reasons}; all are in {SKIPPED_FILE}")
+        if len(data.lacking):
+            treated = "trained on the whole picture" if config.on_no_region == "full" else "left out"
+            named = f"{len(data.lacking)} of {data.asked} questions about pictures have no region and are {treated}"
+            reporter.warn(f"{named}: {data.lacking.reasons}")
+        if not len(data.samples):
+            why = f": {data.skipped.reasons}" if len(data.skipped) else ""
+            raise InputError(f"nothing in {config.data} can be trained on{why}")
+        yield data
 
 
 def train(
@@ -240,14 +239,14 @@ def train(
         log = stack.enter_context(DurableWriter(config.out / LOG_FILE)) if main else None
         name = SKIPPED_FILE if main else f"skipped-{rank}.jsonl"
         skipped_log = stack.enter_context(DurableWriter(config.out / name, batch=4096))
-        for skipped in (*folder.named_problems(data), *data.skipped, *before.values()) if main else ():
+        for skipped in folder.left_out(data, before.values()) if main else ():
             skipped_log.append(skipped.to_json())
         request = stack.enter_context(StopRequest().listening(alone=arguments.world_size == 1))
         watch = Watch(order, _station(config, arguments, made, log, reporter), request)
         trainer = ChainTrainer(
             model=llava.model,
             args=arguments,
-            data_collator=_collator(config, arguments, llava, samples),
+            data_collator=_collator(config, arguments, llava, data),
             train_dataset=samples,
             callbacks=[watch, *engine.reporters(config, main)],
             order=order,
@@ -288,13 +287,12 @@ def _station(
     )
 
 
-def _collator(config: TrainConfig, arguments: TrainingArguments, llava: Llava, samples: TrainData) -> Any:
+def _collator(config: TrainConfig, arguments: TrainingArguments, llava: Llava, data: Data) -> Any:
     from cos_core.training.collate import Collator
 
     # Where processes run the tower or a trained projector together, one with text alone may not leave it out.
     together = arguments.world_size > 1 and (engine.stage_of(engine.deepspeed_settings(config)) == 3 or config.train_projector)
-    mixed = len({sample.image is None for sample in samples.samples}) == 2
-    stand_in = (llava.image_token_id, llava.image_tokens) if together and mixed else None
+    stand_in = (llava.image_token_id, llava.image_tokens) if together and data.mixed else None
     return Collator(llava.image_processor, _pad_id(llava), llava.fill, stand_in)
 
 

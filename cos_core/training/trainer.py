@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from cos_core.training import checkpoints
 from cos_core.training.collate import ABOUT, Contents
 from cos_core.training.order import Order
 from cos_core.training.peers import Peers
-from cos_core.training.samples import Skipped
+from cos_core.training.reasons import Skipped
 
 _NAMED = 8
 
@@ -131,7 +130,10 @@ class ChainTrainer(Trainer):
         return self.order
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        try:
+            batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        except CosError as error:
+            raise type(error)(_sentence(error)) from error
         self.contents = [batch.pop(ABOUT) for batch in batches]
         for contents in self.contents:
             for skipped in contents.skipped:
@@ -144,16 +146,12 @@ class ChainTrainer(Trainer):
         return batches, items
 
 
+def _sentence(error: CosError) -> str:
+    """The words of an error, without the traceback that torch puts before those of a data loading process."""
+    return str(error).rpartition(f".{type(error).__name__}: ")[2].strip()
+
+
 def named(ids: list[str]) -> str:
     """Some ids for a sentence: the first ones, and how many more."""
     more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
     return ", ".join(ids[:_NAMED]) + more
-
-
-def summary(skipped: list[Skipped]) -> str:
-    """One line: how many were skipped for which reason, the commonest first, with one offender each."""
-    count = Counter(s.reason for s in skipped)
-    first = {s.reason: s.id for s in reversed(skipped)}
-    parts = [f"{n} x {reason} (first: {first[reason]})" for reason, n in count.most_common(3)]
-    more = f" and {len(count) - 3} further reasons" if len(count) > 3 else ""
-    return "; ".join(parts) + more

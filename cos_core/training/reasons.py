@@ -1,0 +1,108 @@
+"""What is not trained on, each with its reason: counted in memory, named one by one in a file.
+
+Most of a file of millions can lack a region; memory grows with the number of different reasons only, and with no more than some
+hundred of these.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cos_core.errors import InputError
+
+_DISTINCT = 200
+_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """One question, record or whole sample that is not trained on, and why; `training`: found only when its turn came.
+
+    `line`: where its record begins in the data file, from 1, where that is known. `lacking`: a question that is named among
+    those without a region as well.
+    """
+
+    id: str
+    reason: str
+    training: bool = False
+    line: int | None = None
+    lacking: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As `skipped.jsonl` has it."""
+        return {"id": self.id, "reason": self.reason, "training": self.training}
+
+
+@dataclass(slots=True)
+class Reasons:
+    """How many there are of each reason, and the id of the first. Only 200 different reasons are told apart."""
+
+    total: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, skipped: Iterable[Skipped]) -> Reasons:
+        reasons = cls()
+        for one in skipped:
+            reasons.add(one)
+        return reasons
+
+    def add(self, skipped: Skipped) -> None:
+        self.total += 1
+        reason = skipped.reason
+        if reason in self.counts:
+            self.counts[reason] += 1
+        elif len(self.counts) < _DISTINCT:
+            self.counts[reason], self.first[reason] = 1, skipped.id
+
+    def __str__(self) -> str:
+        """One line: how many for which reason, the commonest first, with one offender each."""
+        ranked = sorted(self.counts, key=lambda reason: -self.counts[reason])
+        parts = [f"{self.counts[reason]} x {reason} (first: {self.first[reason]})" for reason in ranked[:_NAMED]]
+        uncounted = self.total - sum(self.counts.values())
+        more = len(ranked) - _NAMED
+        if uncounted:
+            parts[-1] += f" and more than {more} further reasons"
+        elif more > 0:
+            parts[-1] += f" and {more} further reasons"
+        return "; ".join(parts)
+
+
+class ReasonFile:
+    """Skipped, appended one by one to a file and read from it again as often as asked, in their order."""
+
+    def __init__(self, path: Path, reasons: Reasons | None = None) -> None:
+        """`reasons`: the counts of a file that is already written, from `counted`; without them a new file is begun."""
+        self.path = path
+        self.reasons = reasons or Reasons()
+        self._file: BinaryIO | None = path.open("wb") if reasons is None else None
+
+    def append(self, skipped: Skipped) -> None:
+        """Raises OSError when the disk is full."""
+        if self._file is None:
+            raise InputError(f"{self.path} is already closed for writing")
+        self.reasons.add(skipped)
+        row = [skipped.id, skipped.reason, skipped.training, skipped.line, skipped.lacking]
+        # In ASCII, so that half a character in a reason can be kept, too.
+        self._file.write(json.dumps(row).encode() + b"\n")
+
+    def close(self) -> None:
+        """Ends the writing. Raises OSError when the disk is full."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __len__(self) -> int:
+        return self.reasons.total
+
+    def __iter__(self) -> Iterator[Skipped]:
+        if not len(self):
+            return
+        with self.path.open("rb") as file:
+            for line in file:
+                yield Skipped(*json.loads(line))

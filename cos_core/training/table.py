@@ -1,0 +1,289 @@
+"""The samples of a run as arrays in files, over the data file: processes of a machine map them, its page cache holds one copy.
+
+There is a row for each record (where it stands), each sample (its id and which examples it has) and each question (its region,
+whether it can be used, the lengths of its texts). Texts and answers stay in the data file and are read again when a sample's
+turn comes, by the reader that found them. Nothing in a process's own memory grows with the data.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cos_core.datasets import Record, RecordFile, read_records, stamp
+from cos_core.errors import CosError, InputError
+from cos_core.geometry import Box
+from cos_core.jsonl import Place, Problem
+from cos_core.released import ReleasedRegions, Square
+from cos_core.training.reasons import ReasonFile, Reasons, Skipped
+from cos_core.training.samples import Account, Annotations, Outline, Region, Rules, Sample, collect, key_of
+from cos_core.types import Example
+
+_RECORD = np.dtype([("first", "<i8"), ("offset", "<i8"), ("length", "<u4"), ("line", "<u4"), ("row", "<u4"), ("renamed", "?")])
+"""`first`: the number of the record's first example among all examples of the file; the rest as jsonl.Place and Record."""
+_SAMPLE = np.dtype(
+    [("example", "<i8"), ("question", "<i8"), ("id", "<i8"), ("count", "<u4"), ("id_bytes", "<u4"), ("image", "?")]
+)
+"""Numbers of the first example and of the first question, how many questions follow, where the id lies in the file of ids."""
+_QUESTION = np.dtype(
+    [
+        *((name, "<f8") for name in ("a", "b", "c", "d")),
+        *((name, "<u4") for name in ("question", "answer")),
+        ("kind", "u1"),
+        ("usable", "?"),
+        ("fallback", "?"),
+    ]
+)
+"""Four numbers of the region, which `kind` explains; lengths of question and answer in characters."""
+_NO_REGION, _IN_IMAGE, _IN_SQUARE, _PIXELS = range(4)
+"""Kinds of region: none; a Box by its corners, in frame "image" or "square"; a Square by top, left and side."""
+_LOGS = ("skipped", "lacking", "shifted", "problems", "unusable")
+_SUMMARY = "summary.json"
+_ROWS = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What a run trains on, and what it does not.
+
+    `skipped`: questions that are left out; `lacking`: those without a region of their own, of the `asked` that should have one;
+    `shifted`: those whose released region says another row; `problems`: records of the data file that cannot be read, as its
+    reader named them; `unusable`: entries of the released file `regions`, by their keys. `mixed`: some samples have a picture,
+    some none.
+    """
+
+    path: Path
+    samples: SampleTable
+    skipped: ReasonFile
+    lacking: ReasonFile
+    shifted: ReasonFile
+    problems: ReasonFile
+    unusable: ReasonFile
+    asked: int
+    mixed: bool
+    regions: Path | None = None
+
+    def named_problems(self) -> Iterator[Problem]:
+        """The records that cannot be read, as the reader of the data file named them."""
+        for one in self.problems:
+            yield Problem(self.path, one.line, one.id or None, one.reason)
+
+
+class SampleTable(Sequence[Sample]):
+    """The samples of a data file. Equal, sample by sample, to the list of what `collect` yields."""
+
+    def __init__(self, folder: Path, data: Path, found: tuple[int, int]) -> None:
+        """`folder`: as `build` filled it; `found`: the stamp of the data file when it was read.
+
+        Raises CosError when the data file was changed since, or cannot be read.
+        """
+        self._origin = folder, data, found
+        self._file = RecordFile(data)
+        if self._file.stamp != found:
+            raise CosError(f"{data} was changed while it was in use; leave it as it is and run again")
+        self._records = _mapped(folder / "records", _RECORD)
+        self._samples = _mapped(folder / "samples", _SAMPLE)
+        self._questions = _mapped(folder / "questions", _QUESTION)
+        self._ids = _mapped(folder / "ids", np.dtype("u1"))
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        """Sample `index`, its texts read from the data file. Raises CosError when that was changed."""
+        example, question, start, count, size, _ = self._row(index)
+        key = self._id(start, size)
+        questions = self._examples(example, count)
+        if key_of(questions[0]) != key:
+            raise CosError(f"{self._file.path} does not hold the sample {key!r} where it stood; run again")
+        rows = self._questions[question : question + count].tolist()
+        return Sample(
+            key,
+            tuple(questions),
+            tuple(_region(row[:4], row[6]) for row in rows),
+            tuple(i for i, row in enumerate(rows) if row[7]),
+            tuple(i for i, row in enumerate(rows) if row[8]),
+        )
+
+    def outline(self, index: int) -> Outline:
+        """`self[index].outline`, without reading the data file."""
+        _, question, start, count, size, image = self._row(index)
+        rows = self._questions[question : question + count].tolist()
+        return Outline(
+            self._id(start, size),
+            image,
+            tuple(i for i, row in enumerate(rows) if row[7]),
+            tuple(row[6] != _NO_REGION for row in rows),
+            tuple(row[4:6] for row in rows),
+        )
+
+    def id(self, index: int) -> str:
+        """`self[index].id`, without reading the data file."""
+        _, _, start, _, size, _ = self._row(index)
+        return self._id(start, size)
+
+    def _row(self, index: int) -> tuple[Any, ...]:
+        row: tuple[Any, ...] = self._samples[index].item()
+        return row
+
+    def _id(self, start: int, size: int) -> str:
+        return self._ids[start : start + size].tobytes().decode()
+
+    def _examples(self, first: int, count: int) -> list[Example]:
+        """Examples `first` to `first + count - 1` of the data file; they may stand in several records."""
+        number = bisect_right(self._records["first"], first) - 1
+        skip = first - int(self._records[number]["first"])
+        examples: list[Example] = []
+        while len(examples) < skip + count:
+            _, offset, length, line, row, renamed = self._records[number].item()
+            examples += self._file.examples(Record(Place(line, row, offset, length), renamed))
+            number += 1
+        return examples[skip : skip + count]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A data loading process that is not forked maps the files anew.
+        return SampleTable, self._origin
+
+
+def _mapped(path: Path, row: np.dtype[Any]) -> np.ndarray:
+    if not path.stat().st_size:
+        return np.empty(0, row)
+    # As a plain array: each look into a memmap would make another one.
+    return np.asarray(np.memmap(path, row, mode="r"))
+
+
+def _region(numbers: tuple[float, float, float, float], kind: int) -> Region | None:
+    if kind == _NO_REGION:
+        return None
+    if kind == _PIXELS:
+        return Square(*numbers[:3])
+    return Box(*numbers, "image" if kind == _IN_IMAGE else "square")
+
+
+def _numbers(region: Region | None) -> tuple[float, float, float, float, int]:
+    if region is None:
+        return 0.0, 0.0, 0.0, 0.0, _NO_REGION
+    if isinstance(region, Square):
+        return region.top, region.left, region.side, 0.0, _PIXELS
+    return *region.corners, _IN_IMAGE if region.frame == "image" else _IN_SQUARE
+
+
+def build(folder: Path, data: Path, rules: Rules, annotations: Annotations | ReleasedRegions | None) -> None:
+    """Fills `folder` with the samples of the file `data`, which is read once, from its beginning to its end.
+
+    Raises InputError when the data file or a region cannot be read or the disk is full, CosError when the file changes while it
+    is read.
+    """
+    try:
+        found = stamp(data)
+        with _Writer(folder) as writer:
+            logs = writer.logs
+            if isinstance(annotations, ReleasedRegions):
+                for key, reason in annotations.bad.items():
+                    logs["unusable"].append(Skipped(key, reason))
+            account = Account(logs["skipped"], logs["lacking"], logs["shifted"])
+            for example, sample in collect(writer.examples(data), rules, annotations, account):
+                writer.add(example, sample)
+        if stamp(data) != found:
+            raise CosError(f"{data} was changed while it was read; leave it as it is and run again")
+        summary = {
+            "data": str(data),
+            "stamp": found,
+            "regions": str(annotations.path) if isinstance(annotations, ReleasedRegions) else None,
+            "asked": account.asked,
+            "mixed": writer.mixed,
+            "logs": {name: asdict(log.reasons) for name, log in logs.items()},
+        }
+        (folder / _SUMMARY).write_text(json.dumps(summary))
+    except OSError as error:
+        raise InputError(
+            f"the samples of {data} cannot be put into {folder}: {error.strerror}; TMPDIR names another place"
+        ) from None
+
+
+def opened(folder: Path) -> Data:
+    """What `build` left in `folder`. Raises CosError when the data file was changed since."""
+    summary = json.loads((folder / _SUMMARY).read_text())
+    logs = {name: ReasonFile(folder / name, Reasons(**summary["logs"][name])) for name in _LOGS}
+    path, regions = Path(summary["data"]), summary["regions"]
+    samples = SampleTable(folder, path, tuple(summary["stamp"]))
+    return Data(path, samples, asked=summary["asked"], mixed=summary["mixed"], regions=regions and Path(regions), **logs)
+
+
+class _Writer:
+    """The files of a table while they are written."""
+
+    def __init__(self, folder: Path) -> None:
+        self._rows = {name: _Rows(folder / name, row) for name, row in _ROW_TYPES.items()}
+        self._ids = (folder / "ids").open("wb")
+        self._id_bytes = self._questions = self._examples = 0
+        self._pictures: set[bool] = set()
+        self.logs = {name: ReasonFile(folder / name) for name in _LOGS}
+
+    @property
+    def mixed(self) -> bool:
+        return len(self._pictures) == 2
+
+    def examples(self, data: Path) -> Iterator[Example]:
+        """All examples of the data file; each record is noted as it is passed."""
+        problems = self.logs["problems"]
+
+        def on_problem(problem: Problem) -> None:
+            problems.append(Skipped(problem.example_id or "", problem.reason, line=problem.line))
+
+        for record, examples in read_records(data, on_problem):
+            place = record.place
+            self._rows["records"].add((self._examples, place.offset, place.length, place.line, place.row, record.renamed))
+            self._examples += len(examples)
+            yield from examples
+
+    def add(self, example: int, sample: Sample) -> None:
+        key, image = sample.id.encode(), sample.image is not None
+        self._rows["samples"].add((example, self._questions, self._id_bytes, len(sample.questions), len(key), image))
+        self._ids.write(key)
+        self._id_bytes += len(key)
+        self._questions += len(sample.questions)
+        self._pictures.add(image)
+        for i, (region, letters) in enumerate(zip(sample.boxes, sample.outline.letters, strict=True)):
+            *numbers, kind = _numbers(region)
+            self._rows["questions"].add((*numbers, *letters, kind, i in sample.usable, i in sample.fallbacks))
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for rows in self._rows.values():
+            rows.close()
+        self._ids.close()
+        for log in self.logs.values():
+            log.close()
+
+
+_ROW_TYPES = {"records": _RECORD, "samples": _SAMPLE, "questions": _QUESTION}
+
+
+class _Rows:
+    """One array, written some thousand rows at a time."""
+
+    def __init__(self, path: Path, row: np.dtype[Any]) -> None:
+        self._file, self._row = path.open("wb"), row
+        self._waiting: list[tuple[Any, ...]] = []
+
+    def add(self, row: tuple[Any, ...]) -> None:
+        self._waiting.append(row)
+        if len(self._waiting) == _ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._file.write(np.array(self._waiting, self._row).tobytes())
+        self._waiting.clear()
+
+    def close(self) -> None:
+        self._flush()
+        self._file.close()
