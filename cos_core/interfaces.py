@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from cos_core.geometry import Box
 from cos_core.types import Example, Prediction, Regions, Score, Turn
@@ -71,9 +71,11 @@ class Backbone(Protocol):
     """Relevance of the answer to areas of one image, for several questions on it (CoS Eq. 4-6).
 
     `settings`: everything that scores depend on, the weights' fingerprint and the detector's settings included; annotations
-    are told apart by it. A backbone may also have `roi`, the roi.RoiRule that suits its scores, and `notes`, what a user
-    should know of it before the work begins. Its `build(model, detector, ...)` is given a Detector, or None for the backbone's
-    own choice."""
+    are told apart by it. A backbone may also have `roi`, the roi.RoiRule that suits its scores; `notes`, what a user should
+    know of it before the work begins; and a method `prepare(image, path)`, which in any thread does beforehand what it can of a
+    picture that `relevance` will be asked about (the same object), and changes no result. Its `build(model, detector, ...)` is
+    given a Detector, or None for the backbone's own choice.
+    """
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -82,7 +84,9 @@ class Backbone(Protocol):
     def relevance(self, groups: Sequence[tuple[Image, Sequence[Example]]]) -> list[list[Relevance]]:
         """One Relevance per example, grouped as given: each group is one image with its questions.
 
-        `example.answers[0]` is the gold answer. An empty question asks about the image alone (policy from_image).
+        `example.answers[0]` is the gold answer. An empty question asks about the image alone (policy from_image). What it
+        raises for want of memory (memory.is_out_of_memory) or as InputError costs no more than the question that is to blame:
+        fewer are then asked at once.
         """
 
 
@@ -155,6 +159,20 @@ class Engine(Protocol):
         """One Reply a Request, in order. A request that fails is a Reply with `error`; the others are answered."""
 
 
+@runtime_checkable
+class HoldsModel(Protocol):
+    """What an Engine also is when its model lives in this process: others may compute with the same weights while it rests."""
+
+    llava: Any
+    """The loaded model, a llava.Llava."""
+
+    def make_room(self, wanted: int) -> int:
+        """How many bytes of memory, at most `wanted`, it leaves to others from now on."""
+
+    def release(self) -> None:
+        """Lets go of what it keeps for later."""
+
+
 PolicySource = Literal["none", "model", "fixed", "gold"]
 
 
@@ -209,7 +227,9 @@ class Benchmark(Protocol):
 class Worker(Protocol):
     """Holds what a stage's work needs (a model, as a rule) and maps it over portions.
 
-    `about`: plain JSON that decides the results (settings, the model's fingerprint); equal on all workers of a run.
+    `about`: plain JSON that decides the results (settings, the model's fingerprint); equal on all workers of a run. A method
+    `expect(portion)` may be there, too: called in any thread with a portion that `work` will be given later, so that it can
+    begin to read what is needed.
     """
 
     @property
@@ -259,6 +279,7 @@ __all__ = [
     "Detector",
     "Engine",
     "Grammar",
+    "HoldsModel",
     "Job",
     "Policy",
     "Relevance",

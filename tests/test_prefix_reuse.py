@@ -16,6 +16,7 @@ from tiny_llava import make_checkpoint
 
 from cos_core import llava, prompts
 from cos_core.boxtext import BoxGrammar, read_box
+from cos_core.engines._batch import choices
 from cos_core.engines._prefix import Match, PrefixStore
 from cos_core.engines.hf import HfEngine
 from cos_core.interfaces import Reply, Request
@@ -63,11 +64,11 @@ def both_passes(
     for start in range(0, len(asked), batch):
         part = asked[start : start + batch]
         budget = 30 if grammar else 4
-        where = [Request(prompts.dialogue(engine._llava.profile, q), {"full": image}, budget, grammar) for image, q in part]
+        where = [Request(prompts.dialogue(engine.llava.profile, q), {"full": image}, budget, grammar) for image, q in part]
         first = engine.generate(where)
         crops = [image.crop((2, 2, 20, 20)) for image, _ in part]
         what = [
-            Request(prompts.dialogue(engine._llava.profile, q, box_text=reply.text), {"full": image, "roi": crop}, 3)
+            Request(prompts.dialogue(engine.llava.profile, q, box_text=reply.text), {"full": image, "roi": crop}, 3)
             for (image, q), reply, crop in zip(part, first, crops, strict=True)
         ]
         second = engine.generate(what)
@@ -159,6 +160,34 @@ def test_by_grammar_every_box_reads_in_half_the_steps(tiny: llava.Llava) -> None
         assert all(margin < 1e-4 for margin in flips(first, alone))
 
 
+def test_one_transfer_a_step_chooses_as_row_by_row(tiny: llava.Llava, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows without a grammar, with one and with another, some finished, against logits looked up row by row."""
+    dice = torch.Generator().manual_seed(11)
+    engine, image = HfEngine(tiny), pictures(1)[0]
+    grammars = [None, BoxGrammar(PROFILE), BoxGrammar(prompts.load_profile("repo-2024"))]
+    turns = prompts.dialogue(PROFILE, "what")
+    jobs = [engine._job(i, Request(turns, {"full": image}, 30, grammars[i % 3])) for i in range(12)]
+    jobs[4].done = jobs[9].done = True
+    transfers: list[torch.Tensor] = []
+    real = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: transfers.append(self) or real(self))
+    for dtype in (torch.float32, torch.bfloat16):  # of these, many are equal
+        logits = torch.randn(12, len(tiny.tokenizer), generator=dice).to(dtype)
+        found = choices(jobs, logits)
+        assert len(transfers) == 1
+        transfers.clear()
+        for job, row, chosen in zip(jobs, logits, found, strict=True):
+            if job.done:
+                assert chosen is None
+            elif job.grammar is None:
+                first, second = row.float().topk(2).values.tolist()
+                assert chosen == (int(row.argmax()), first - second)
+            else:
+                scores, order = row[job.grammar.candidates].float().sort(descending=True, stable=True)
+                assert chosen == job.grammar.choose(job.ids, order.tolist(), scores.tolist())
+    assert len({id(job.grammar.index) for job in jobs if job.grammar}) == 2, "a grammar's candidates are a tensor once"
+
+
 def test_where_the_text_comes_back_in_other_tokens_the_rest_is_computed(tiny: llava.Llava) -> None:
     image, engine = pictures(1)[0], HfEngine(tiny)
     turns = prompts.dialogue(PROFILE, "what")
@@ -233,3 +262,5 @@ def test_the_store_by_hand() -> None:
     store.forget(0)
     assert store.match(a).length == 0
     assert store.held == 48
+    store.add(np.array([1, 2, 3, 4, 5, 6, 7]), Match(again.prefix, 6), layers(1, 4.0), [0])
+    assert store.held == 48, "a continuation of what was dropped would keep it alive, uncounted"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from children import children
 from reporters import Told
 from toy_job import ToyJob
 
-from cos_core import runners
+from cos_core import memory, runners
 from cos_core.errors import CosError, InputError
 from cos_core.interfaces import SilentReporter
 from cos_core.runners import RunnerConfig, _dealer
 from cos_core.runners._dealer import Dealer, Died, Done, Ready, Said
+from cos_core.runners.processes import build as build_processes
 
 SQUARES = [[n * n for n in range(k, k + 3)] for k in range(0, 60, 3)]
 PORTIONS = [list(range(k, k + 3)) for k in range(0, 60, 3)]
@@ -75,6 +77,44 @@ class TestProcesses:
             assert not multiprocessing.active_children()
             assert list(runner.map(PORTIONS)) == SQUARES
             assert runner.about["fingerprint"] == "f"
+
+    def test_workers_that_share_a_device_know_how_many_they_are(self, tmp_path: Path) -> None:
+        """Five workers on two devices; which exist in name only, as no worker here computes on one."""
+        told, names = Told(), ["cuda:0", "cuda:1"]
+        dealer = build_processes(RunnerConfig(workers=5), _Sharing(tmp_path), "auto", lambda: names, told)
+        with dealer:
+            found = list(dealer.map([[n] for n in range(60)]))
+        assert {device: sharers for ((device, sharers, _),) in found} == {"cuda:0": 3, "cuda:1": 2}
+        assert [note.partition(": each")[0] for note in told.notes] == ["3 workers share cuda:0", "2 workers share cuda:1"]
+        assert "copy of the model" in told.notes[0]
+        assert "1/3" in told.notes[0]
+
+    def test_a_worker_hears_of_the_portion_after_the_one_it_works_on(self, tmp_path: Path) -> None:
+        found = mapped(_Sharing(tmp_path), TWO, [[n] for n in range(12)])
+        assert all(n in expected for n, ((_, _, expected),) in enumerate(found) if n >= 4)
+
+
+class _Sharing(ToyJob):
+    """Its results: the device, how many share it, and which numbers the worker has heard of beforehand."""
+
+    def start(self, device: str) -> _SharingWorker:  # type: ignore[override]
+        return _SharingWorker(device)
+
+
+class _SharingWorker:
+    about: Mapping[str, Any] = {"fingerprint": "f"}
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._expected: set[int] = set()
+
+    def expect(self, portion: Sequence[int]) -> None:
+        self._expected |= set(portion)
+
+    def work(self, portions: Iterable[Sequence[int]]) -> Iterator[list[Any]]:
+        for _ in portions:
+            time.sleep(0.02)
+            yield [(self._device, memory._sharers, set(self._expected))]
 
 
 class _Long(ToyJob):

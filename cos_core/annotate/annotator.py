@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from cos_core import manifest, plug, roi
 from cos_core.annotate.config import AnnotateConfig
+from cos_core.annotate.pictures import Opened
+from cos_core.backbones._each import relevance_of_each
 from cos_core.checkpoints import annotator_differences, annotator_provenance
 from cos_core.errors import InputError
 from cos_core.geometry import Box, SquarePad
@@ -61,14 +63,20 @@ class Annotator:
     keep_heat: bool = False
     notes: tuple[str, ...] = ()
 
-    def outcomes(self, groups: Sequence[Sequence[Example]], pictures: ImageSource | None = None) -> list[Outcome]:
+    def opens(self, groups: Sequence[Sequence[Example]]) -> list[str]:
+        """The names of the pictures that `outcomes` will open for these groups."""
+        if self.policy.source == "model":
+            return [group[0].image or "" for group in groups if self._asked(group)[0]]
+        return [] if self.candidates is None or self.policy.source == "gold" else [group[0].image or "" for group in groups]
+
+    def outcomes(self, groups: Sequence[Sequence[Example]], pictures: ImageSource | Opened | None = None) -> list[Outcome]:
         """One outcome an example, in order; `pictures` come from the folder `images` when nothing else is given."""
         pictures = pictures or ImageSource(self.images)
         if self.policy.source == "model":
             return self._by_relevance(groups, pictures)
         return [outcome for group in groups for outcome in self._given(group, pictures)]
 
-    def _given(self, group: Sequence[Example], pictures: ImageSource) -> list[Outcome]:
+    def _given(self, group: Sequence[Example], pictures: ImageSource | Opened) -> list[Outcome]:
         """Policies that need no model: the data set's own region, a fixed one, or (control) a random candidate."""
         if self.policy.source == "gold":
             boxes = [example.meta.get("gold") for example in group]
@@ -92,7 +100,7 @@ class Annotator:
         index = int.from_bytes(digest[:8], "big") % len(regions.boxes)
         return roi.Roi(regions.boxes[index].extended(self.rule.extend), 0.0, (index,))
 
-    def _by_relevance(self, groups: Sequence[Sequence[Example]], pictures: ImageSource) -> list[Outcome]:
+    def _by_relevance(self, groups: Sequence[Sequence[Example]], pictures: ImageSource | Opened) -> list[Outcome]:
         failures: dict[str, str] = {}
         work: list[tuple[Image, list[Example]]] = []
         owners: list[Sequence[Example]] = []
@@ -106,7 +114,8 @@ class Annotator:
                 work.append((image, asked))
                 owners.append(group)
         found: dict[str, tuple[roi.Roi, Heat | None]] = {}
-        for (image, asked), group, relevances in zip(work, owners, self._relevances(work), strict=True):
+        relevant = relevance_of_each(self.backbone, work) if self.backbone is not None else []
+        for (image, asked), group, relevances in zip(work, owners, relevant, strict=True):
             pad = SquarePad(*image.size)
             usable = {e.id: r for e, r in zip(asked, relevances, strict=True) if isinstance(r, Relevance)}
             failures.update({e.id: r for e, r in zip(asked, relevances, strict=True) if isinstance(r, str)})
@@ -122,20 +131,6 @@ class Annotator:
             for group in groups
             for e in group
         ]
-
-    def _relevances(self, work: Sequence[tuple[Image, Sequence[Example]]]) -> list[list[Relevance | str]]:
-        """What the backbone finds; where a question cannot be used, why. One bad question costs its window the batch only."""
-        if not work or self.backbone is None:
-            return []
-        try:
-            return [list(group) for group in self.backbone.relevance(work)]
-        except InputError as error:
-            if len(work) > 1:
-                return [found for group in work for found in self._relevances([group])]
-            ((image, asked),) = work
-            if len(asked) > 1:
-                return [[found for e in asked for ((found,),) in (self._relevances([(image, [e])]),)]]
-            return [[str(error)]]
 
     def _asked(self, group: Sequence[Example]) -> tuple[list[Example], dict[str, str]]:
         """What the backbone is asked about a group's image, and which examples fail for want of an answer."""
@@ -163,7 +158,7 @@ class Annotator:
         return found, heat if self.keep_heat else None
 
 
-def _opened(group: Sequence[Example], pictures: ImageSource) -> Image | str:
+def _opened(group: Sequence[Example], pictures: ImageSource | Opened) -> Image | str:
     """The group's picture, or why it cannot be used."""
     try:
         return pictures.open(group[0].image or "")

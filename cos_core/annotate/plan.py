@@ -157,11 +157,12 @@ def _probe(config: AnnotateConfig, count: int, reporter: Reporter) -> tuple[floa
     chosen = set(_evenly(range(count), PROBED))
     everything = replace(config, shard=None)
     windows = [window for number, window in enumerate(stage.windows(everything)) if number in chosen]
+    worker = work.AnnotateWorker(annotator, config)
     annotator.outcomes(windows[0])  # the first call allocates and compiles
     outcomes: list[Outcome] = []
     start = time.monotonic()
-    for done, window in enumerate(windows, 1):
-        outcomes += annotator.outcomes(window)
+    for done, found in enumerate(worker.outcomes([work.Portion([work.Ask(window) for window in windows])]), 1):
+        outcomes += found
         reporter.progress("probe", done, len(windows))
     return time.monotonic() - start, outcomes, annotator
 

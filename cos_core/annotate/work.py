@@ -10,6 +10,7 @@ from cos_core import images, manifest, roi
 from cos_core.annotate import annotator as finding
 from cos_core.annotate.annotator import Annotator, Heat, Outcome
 from cos_core.annotate.config import AnnotateConfig
+from cos_core.annotate.pictures import Opened, PictureReader
 from cos_core.images import ImageFile, ImageSource
 from cos_core.types import Annotation, Example
 
@@ -77,7 +78,9 @@ class AnnotateWorker:
 
     def __init__(self, annotator: Annotator, config: AnnotateConfig) -> None:
         self._annotator, self._config = annotator, config
-        self._pictures = ImageSource(config.images)
+        self._reader = PictureReader(getattr(annotator.backbone, "prepare", None))
+        self._expected: dict[int, tuple[Ask, Opened]] = {}
+        """Windows whose pictures are being read already."""
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -87,11 +90,41 @@ class AnnotateWorker:
         return {"fingerprint": made.fingerprint, "settings": made.settings, "rule": rule, "notes": list(made.notes)}
 
     def work(self, portions: Iterable[Portion]) -> Iterator[Found]:
+        for outcomes in self.outcomes(portions):
+            yield self._found(outcomes)
+
+    def outcomes(self, portions: Iterable[Portion]) -> Iterator[list[Outcome]]:
+        """What became of the questions wanted of each window; the next window's pictures are read meanwhile."""
+        windows = self._windows(portions)
+        now = next(windows, None)
+        while now is not None:
+            following = next(windows, None)
+            ask, pictures = now
+            made = self._annotator.outcomes(ask.groups, pictures)
+            yield [o for o in made if ask.wanted is None or o.example.id in ask.wanted]
+            now = following
+
+    def expect(self, portion: Portion) -> None:
+        """See interfaces.Worker."""
+        if portion.asks:
+            ask = portion.asks[0]
+            self._expected[id(ask)] = ask, self._begun(ask, self._source(portion))
+
+    def _windows(self, portions: Iterable[Portion]) -> Iterator[tuple[Ask, Opened]]:
+        """Windows in order, the pictures of each being read from the moment it is asked for."""
         for portion in portions:
-            self._pictures.take(portion.files)
+            source = self._source(portion)
             for ask in portion.asks:
-                outcomes = self._annotator.outcomes(ask.groups, self._pictures)
-                yield self._found([o for o in outcomes if ask.wanted is None or o.example.id in ask.wanted])
+                begun = self._expected.pop(id(ask)) if id(ask) in self._expected else None
+                yield begun or (ask, self._begun(ask, source))
+
+    def _begun(self, ask: Ask, source: ImageSource) -> Opened:
+        return self._reader.begin(self._annotator.opens(ask.groups), source)
+
+    def _source(self, portion: Portion) -> ImageSource:
+        source = ImageSource(self._config.images)
+        source.take(portion.files)
+        return source
 
     def _found(self, outcomes: Sequence[Outcome]) -> Found:
         return Found(

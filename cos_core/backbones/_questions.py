@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cos_core import encoding, llava, relevance
+from cos_core import encoding, llava, memory, processes, relevance
 from cos_core.errors import InputError
 from cos_core.prompts import dialogue
 from cos_core.relevance import Question, SweepSettings
 from cos_core.types import Example
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Room = Callable[[int], int]
+"""Asked by how many bytes a sweep could use, says how many it may: of whoever shares the model and its memory."""
+Pixels = torch.Tensor | Callable[[], torch.Tensor]
+"""A picture as the model sees it, (3, side, side) on the CPU, or what makes it."""
 
 MOST_TOKENS = 8192
 MOST_TOGETHER = 8
@@ -22,10 +31,17 @@ MOST_TOGETHER = 8
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """A LLaVA model with frozen weights that explains its answers."""
+    """A LLaVA model with frozen weights that explains its answers.
+
+    What memory allows, once it has run out for more: `kept`, the bytes of activations that a sweep may keep; `asked`, questions
+    on one picture that share a sweep; `together`, pictures that go through the vision tower at once.
+    """
 
     model: llava.Llava
     settings: SweepSettings
+    kept: memory.Allowance = field(default_factory=memory.Allowance)
+    asked: memory.Allowance = field(default_factory=memory.Allowance)
+    together: memory.Allowance = field(default_factory=memory.Allowance)
 
     def question(self, example: Example, features: torch.Tensor) -> Question:
         """The plain dialogue with the answer; without a question, Inst.1 about the image alone (policy from_image).
@@ -48,26 +64,62 @@ class Asker:
     def explain(self, examples: Sequence[Example], questions: Sequence[Question]) -> list[torch.Tensor]:
         """(image positions,) relevance for each; for an example without a question that of the model's own first word.
 
-        Questions with the same `features` (one object) are on the same picture and share what it costs.
+        Questions with the same `features` (one object) are on the same picture and share what it costs. Raises what said that
+        memory ran out where it does so for one question alone.
         """
         found: list[torch.Tensor | None] = [None] * len(questions)
         own_choice = replace(self.settings, target="argmax")
         for settings, kind in ((own_choice, False), (self.settings, True)):
             chosen = [i for i, example in enumerate(examples) if bool(example.question) == kind]
-            for batch in self._batches(_units(chosen, questions), questions):
-                rows = relevance.explain(self.model, [[questions[i] for i in unit] for unit in batch], settings)
+            most = min(MOST_TOGETHER, self.asked.limit or MOST_TOGETHER)
+            for batch in self._batches(_units(chosen, questions, most), questions):
+                rows = self._rows(batch, questions, settings)
                 for i, row in zip(chain(*batch), chain(*rows), strict=True):
                     found[i] = row
         return [row for row in found if row is not None]
 
+    def _rows(self, units: list[list[int]], questions: Sequence[Question], settings: SweepSettings) -> list[list[torch.Tensor]]:
+        """As relevance.explain. Where memory runs out: fewer pictures at once, then fewer questions on one, then streamed."""
+        config, dtype = self.model.model.config.text_config, self.model.model.dtype
+        tokens = len(units) * max(_tokens(unit, questions) for unit in units)
+        size = relevance.sweep_bytes(config, dtype, self.settings, tokens)
+        try:
+            rows = relevance.explain(self.model, [[questions[i] for i in unit] for unit in units], self._within(settings))
+            self.kept.fitted(size)
+            self.asked.fitted(len(units[0]))
+            return rows
+        except (RuntimeError, MemoryError, OSError) as error:
+            alone = len(units) == 1 and len(units[0]) == 1
+            if not memory.is_out_of_memory(error) or (alone and settings.stream_layers):
+                raise
+            memory.let_go(error)
+            self.kept.ran_out(size)
+        if alone:
+            return self._rows(units, questions, replace(settings, stream_layers=True))
+        if len(units) > 1:
+            half = (len(units) + 1) // 2
+            return [row for part in (units[:half], units[half:]) for row in self._rows(part, questions, settings)]
+        (unit,) = units
+        self.asked.ran_out(len(unit))
+        half = (len(unit) + 1) // 2
+        return [[row for part in (unit[:half], unit[half:]) for row in self._rows([part], questions, settings)[0]]]
+
+    def _within(self, settings: SweepSettings) -> SweepSettings:
+        """The settings with what a sweep may keep now: less than they say once memory has run out."""
+        if self.kept.limit is None:
+            return settings
+        allowed = settings.activation_bytes or relevance.ACTIVATION_BYTES
+        return replace(settings, activation_bytes=min(allowed, self.kept.limit))
+
     def _batches(self, units: list[list[int]], questions: Sequence[Question]) -> Iterator[list[list[int]]]:
         """Units of one size and like length together, as many as memory allows for (at least one)."""
         config, dtype = self.model.model.config.text_config, self.model.model.dtype
-        most = relevance.tokens_per_call(config, dtype, self.settings, MOST_TOKENS)
         batch: list[list[int]] = []
         longest = 0
         for unit in sorted(units, key=lambda unit: (len(unit), _tokens(unit, questions))):
             longest = max(longest, _tokens(unit, questions))
+            # Looked at anew for every unit: memory may have run out for the batch before.
+            most = relevance.tokens_per_call(config, dtype, self._within(self.settings), MOST_TOKENS)
             if batch and (len(batch[0]) != len(unit) or (len(batch) + 1) * longest > most):
                 yield batch
                 batch, longest = [], _tokens(unit, questions)
@@ -92,14 +144,14 @@ class Asker:
         return () if why is None else (f"{why}: relevance is read from its own attention maps where need be, which is slow",)
 
 
-def _units(chosen: Sequence[int], questions: Sequence[Question]) -> list[list[int]]:
-    """The questions on one picture, MOST_TOGETHER at most, in parts of like size."""
+def _units(chosen: Sequence[int], questions: Sequence[Question], most: int = MOST_TOGETHER) -> list[list[int]]:
+    """The questions on one picture, `most` at most, in parts of like size."""
     pictures: dict[int, list[int]] = {}
     for i in chosen:
         pictures.setdefault(id(questions[i].features), []).append(i)
     units = []
     for asked in pictures.values():
-        parts = -(-len(asked) // MOST_TOGETHER)
+        parts = -(-len(asked) // most)
         edges = [len(asked) * k // parts for k in range(parts + 1)]
         units += [asked[low:high] for low, high in pairwise(edges)]
     return units
@@ -110,11 +162,59 @@ def _tokens(unit: Sequence[int], questions: Sequence[Question]) -> int:
     return sum(len(questions[i].ids) for i in unit)
 
 
-def load(model: str, device: str, dtype: str, settings: SweepSettings) -> Asker:
-    """The checkpoint with frozen weights."""
-    loaded = llava.load(model, device=device, dtype=dtype)
+def load(model: str | llava.Llava, device: str, dtype: str, settings: SweepSettings, room: Room | None = None) -> Asker:
+    """The checkpoint with frozen weights; a model that somebody has loaded already is used as it is, and shared.
+
+    `room`: see Room; None: what is available on the device now.
+    """
+    loaded = model if isinstance(model, llava.Llava) else llava.load(model, device=device, dtype=dtype)
     loaded.model.requires_grad_(False)
-    return Asker(loaded, settings)
+    wanted = relevance.wanted_bytes()
+    bytes_there = room(wanted) if room is not None else memory.available(loaded.device)
+    return Asker(loaded, replace(settings, activation_bytes=relevance.activation_bytes(bytes_there)))
+
+
+def pixels(model: llava.Llava, picture: Image) -> torch.Tensor:
+    """As Llava.pixels for one picture, (3, side, side) in the model's dtype, but on the CPU; for use in any thread."""
+    return llava.processed(model.image_processor, [picture], model.fill)[0].to(model.model.dtype)
+
+
+def pixel_bytes(model: llava.Llava) -> int:
+    """What the pixels of one picture take."""
+    return 3 * _side(model) ** 2 * int(model.model.dtype.itemsize)
+
+
+def encoded(
+    asker: Asker, pictures: Sequence[Pixels], read: Callable[[torch.Tensor], Sequence[torch.Tensor]] = list
+) -> list[torch.Tensor]:
+    """What `read` takes from the features (n, image tokens, hidden) of pictures, one result a picture.
+
+    As many go through the vision tower together as `pixels_per_call` says, or fewer where memory runs out. Pixels that are
+    still to be made are made in threads: those of the next call while the model computes.
+    """
+    model, step = asker.model, pixels_per_call(_side(asker.model))
+    making: dict[int, Future[torch.Tensor]] = {}
+
+    def made(place: int) -> torch.Tensor:
+        one = pictures[place]
+        return one if isinstance(one, torch.Tensor) else making[place].result()
+
+    def run(part: Sequence[int]) -> Sequence[torch.Tensor]:
+        for place in range(part[0], min(part[-1] + 1 + step, len(pictures))):
+            one = pictures[place]
+            if place not in making and not isinstance(one, torch.Tensor):
+                making[place] = pool.submit(one)
+        found = read(model.image_features(torch.stack([made(place) for place in part]).to(model.device)))
+        for place in part:
+            making.pop(place, None)
+        return found
+
+    with ThreadPoolExecutor(processes.feeders(), thread_name_prefix="crops") as pool:
+        return memory.in_parts(range(len(pictures)), run, step, asker.together)
+
+
+def _side(model: llava.Llava) -> int:
+    return int(model.model.config.vision_config.image_size)
 
 
 def pixels_per_call(side: int) -> int:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from cos_core import answers, coattention, hub, llava, plug
+from cos_core import answers, coattention, hub, llava, memory, plug
 from cos_core.errors import InputError, MissingError
 from cos_core.interfaces import Detector, Relevance
 from cos_core.jsonl import decode
@@ -51,6 +51,8 @@ class LxmertBackbone:
     rules: SweepSettings
     settings: Mapping[str, Any]
     roi: RoiRule = ROI
+    together: memory.Allowance = field(default_factory=memory.Allowance, repr=False)
+    """Questions at once, when memory has run out for more."""
 
     def relevance(self, groups: Sequence[tuple[Image, Sequence[Example]]]) -> list[list[Relevance]]:
         """See interfaces.Backbone. An image in which the detector finds nothing gives regions without boxes.
@@ -87,10 +89,16 @@ class LxmertBackbone:
         expected = [self._expected(example) for example, _ in work]
         ids = [self._ids(example.question) for example, _ in work]
         found: list[Relevance | None] = [None] * len(work)
-        for batch in self._batches([(len(row), len(regions.boxes)) for row, (_, regions) in zip(ids, work, strict=True)]):
+
+        def rows_and_answers(batch: Sequence[int]) -> list[tuple[list[float], int]]:
             pairs = self._pairs([(ids[i], work[i][1], expected[i]) for i in batch])
             rows, chosen = coattention.explain(self.model, pairs, self.rules)
-            for i, row, answer in zip(batch, rows.tolist(), chosen.tolist(), strict=True):
+            return list(zip(rows.tolist(), chosen.tolist(), strict=True))
+
+        for batch in self._batches([(len(row), len(regions.boxes)) for row, (_, regions) in zip(ids, work, strict=True)]):
+            for i, (row, answer) in zip(
+                batch, memory.in_parts(batch, rows_and_answers, len(batch), self.together), strict=True
+            ):
                 example, regions = work[i]
                 found[i] = Relevance(_scored(regions, row[: len(regions.boxes)]), note=self._note(example, expected[i], answer))
         return [relevance for relevance in found if relevance is not None]

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +22,11 @@ import torch
 
 from cos_core import heat
 from cos_core.backbones import _questions
+from cos_core.backbones._ahead import Ahead
 from cos_core.errors import InputError
 from cos_core.geometry import SquarePad
 from cos_core.interfaces import Detector, Relevance
+from cos_core.llava import Llava
 from cos_core.plug import described
 from cos_core.relevance import SweepSettings, TargetKind
 from cos_core.roi import RoiRule
@@ -69,6 +72,7 @@ class PatchesBackbone:
     detector: Detector | None = None
     options: MapOptions = MapOptions()
     roi: RoiRule = ROI
+    ahead: Ahead[torch.Tensor] = field(default_factory=Ahead, repr=False)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -92,12 +96,19 @@ class PatchesBackbone:
         own, empty = iter(maps[:count]), iter(maps[count:])
         return [self._finished(image, asked, own, empty) for image, asked in groups]
 
+    def prepare(self, image: Image, path: str) -> None:
+        """See interfaces.Backbone: pads and resizes."""
+        self.ahead.put(image, _questions.pixel_bytes(self.asker.model), partial(_questions.pixels, self.asker.model, image))
+
     def _features(self, pictures: Sequence[Image]) -> list[torch.Tensor]:
         """For each picture (image positions, hidden), one tensor a picture: by it questions know that they share a picture."""
         model = self.asker.model
-        step = _questions.pixels_per_call(int(model.model.config.vision_config.image_size))
-        parts = (model.image_features(model.pixels(pictures[i : i + step])) for i in range(0, len(pictures), step))
-        return [one for part in parts for one in part]
+        ready = [self.ahead.take(picture) for picture in pictures]
+        made = [
+            partial(_questions.pixels, model, picture) if one is None else one
+            for picture, one in zip(pictures, ready, strict=True)
+        ]
+        return _questions.encoded(self.asker, made)
 
     def _finished(
         self, image: Image, asked: Sequence[Example], own: Iterator[np.ndarray], empty: Iterator[np.ndarray]
@@ -127,7 +138,7 @@ class PatchesBackbone:
 
 
 def build(
-    model: str,
+    model: str | Llava,
     detector: Detector | None = None,
     target: TargetKind = "log-odds",
     last_layers: int | None = None,
@@ -138,10 +149,14 @@ def build(
     clip: float | None = None,
     smooth: bool = False,
     score: heat.ScoreKind = "area",
+    room: _questions.Room | None = None,
 ) -> PatchesBackbone:
-    """Loads the checkpoint. `detector`: boxes to score on the map; None: the map alone. The last four: see MapOptions."""
+    """Loads the checkpoint, unless `model` is one that is loaded. `detector`: boxes to score on the map; None: the map alone.
+
+    `contrast`, `clip`, `smooth`, `score`: see MapOptions; `room`: who shares the model's memory, see _questions.Room.
+    """
     chosen = MapOptions(contrast, clip, smooth, score)
-    asker = _questions.load(model, device, dtype, SweepSettings(target, last_layers, stream_layers))
+    asker = _questions.load(model, device, dtype, SweepSettings(target, last_layers, stream_layers), room)
     own = {"name": "patches", **asdict(chosen), "detector": detector and described(detector)}
     return PatchesBackbone(asker, {**own, **asker.described()}, detector, chosen, BOX_ROI if detector else ROI)
 

@@ -11,7 +11,8 @@ No region's place is told: the token of a region carries its content only.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,9 @@ from torch.nn import functional
 
 from cos_core import images, plug
 from cos_core.backbones import _questions
+from cos_core.backbones._ahead import Ahead
 from cos_core.errors import InputError
+from cos_core.geometry import Box
 from cos_core.interfaces import Detector, Relevance
 from cos_core.relevance import SweepSettings, TargetKind
 from cos_core.roi import RoiRule
@@ -49,6 +52,7 @@ class RegionsBackbone:
     settings: Mapping[str, Any]
     tokens: int = 1
     roi: RoiRule = ROI
+    ahead: Ahead[tuple[Regions, list[torch.Tensor]]] = field(default_factory=Ahead, repr=False)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -57,8 +61,9 @@ class RegionsBackbone:
 
     def relevance(self, groups: Sequence[tuple[Image, Sequence[Example]]]) -> list[list[Relevance]]:
         """See interfaces.Backbone. An image in which the detector finds nothing gives regions without boxes."""
-        regions = [self.detector.detect(image, next((e.image for e in asked), None) or "") for image, asked in groups]
-        features = self._features([(image, found) for (image, _), found in zip(groups, regions, strict=True)])
+        proposals = [self._proposed(image, next((e.image for e in asked), None) or "") for image, asked in groups]
+        regions = [found for found, _ in proposals]
+        features = self._features(proposals)
         places = [g for g, (_, examples) in enumerate(groups) for _ in examples if regions[g].boxes]
         examples = [e for g, (_, asked) in enumerate(groups) for e in asked if regions[g].boxes]
         questions = [self.asker.question(e, features[g]) for e, g in zip(examples, places, strict=True)]
@@ -68,21 +73,43 @@ class RegionsBackbone:
             for (_, asked), found in zip(groups, regions, strict=True)
         ]
 
+    def prepare(self, image: Image, path: str) -> None:
+        """See interfaces.Backbone: cuts and resizes the candidates, where the detector may be asked in any thread."""
+        if not getattr(self.detector, "parallel", False):
+            return
+        try:
+            found = self.detector.detect(image, path)
+        except InputError:
+            return  # `relevance` will hear it again
+        size = len(found.boxes) * _questions.pixel_bytes(self.asker.model)
+        self.ahead.put(image, size, lambda: (found, [self._pixels(image, box) for box in found.boxes]))
+
+    def _proposed(self, image: Image, path: str) -> tuple[Regions, Sequence[_questions.Pixels]]:
+        """The candidates on a picture, and their pixels or what makes them."""
+        ready = self.ahead.take(image)
+        if ready is not None:
+            return ready
+        found = self.detector.detect(image, path)
+        return found, [partial(self._pixels, image, box) for box in found.boxes]
+
+    def _pixels(self, image: Image, box: Box) -> torch.Tensor:
+        return _questions.pixels(self.asker.model, images.crop_region(image, box))
+
     def _scores(self, row: torch.Tensor) -> tuple[float, ...]:
         """Relevance of token positions, region after region, to one score a region."""
         return tuple(row.view(-1, self.tokens**2).sum(1).tolist())
 
-    def _features(self, proposals: Sequence[tuple[Image, Regions]]) -> list[torch.Tensor]:
+    def _features(self, proposals: Sequence[tuple[Regions, Sequence[_questions.Pixels]]]) -> list[torch.Tensor]:
         """For each image (regions x tokens a region, hidden)."""
         model = self.asker.model
-        crops = [images.crop_region(image, box) for image, found in proposals for box in found.boxes]
-        if not crops:
+
+        def read(features: torch.Tensor) -> Sequence[torch.Tensor]:
+            return centre_tokens(features, model, self.tokens).split(self.tokens**2)
+
+        tokens = _questions.encoded(self.asker, [one for _, made in proposals for one in made], read)
+        if not tokens:
             return [torch.empty(0) for _ in proposals]
-        side = int(model.model.config.vision_config.image_size)
-        step = _questions.pixels_per_call(side)
-        parts = [crops[i : i + step] for i in range(0, len(crops), step)]
-        tokens = [centre_tokens(model.image_features(model.pixels(part)), model, self.tokens) for part in parts]
-        return list(torch.cat(tokens).split([len(found.boxes) * self.tokens**2 for _, found in proposals]))
+        return list(torch.cat(tokens).split([len(found.boxes) * self.tokens**2 for found, _ in proposals]))
 
 
 def build(

@@ -6,7 +6,7 @@ Label-free and model-free. On photographs, where no colour is the background's, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -30,6 +30,8 @@ class Components:
     least: int = 20
     margin: float = 0.025
     most: int = 36
+
+    parallel: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if min(self.side, self.least, self.most) < 1 or self.contrast < 0 or self.margin < 0:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from cos_core.errors import InputError
 from cos_core.geometry import Box
@@ -27,6 +27,8 @@ class Grid:
 
     windows: tuple[tuple[float, int], ...] = ((0.3, 5), (0.5, 2))
     most: int = 20
+
+    parallel: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.windows or self.most < 1:

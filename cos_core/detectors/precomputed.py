@@ -25,7 +25,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -158,6 +158,7 @@ class Precomputed:
 
     source: Folder | Table
     settings: Mapping[str, Any] = field(default_factory=dict)
+    parallel: ClassVar[bool] = True
 
     def detect(self, image: Image, path: str = "") -> Regions:
         """What the files say of the picture at `path`; boxes of more than a pixel outside of it are refused.

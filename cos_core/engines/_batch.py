@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from cos_core import llava as loader
+from cos_core import memory
 from cos_core.encoding import Encoded
 from cos_core.engines._constrain import TokenGrammar
 from cos_core.engines._prefix import Match
@@ -66,6 +66,12 @@ class Job:
     cached: int = 0
     heard: int = 0
     done: bool = False
+
+    def restart(self) -> None:
+        """As it was before anything ran: nothing generated, no hold on a stored prefix."""
+        self.ids, self.margins = self.ids[: self.given], self.margins[: self.given]
+        self.pending, self.steps, self.cached, self.done = [], 0, 0, False
+        self.row.match = Match()
 
     @property
     def columns(self) -> int:
@@ -122,10 +128,43 @@ def token_bytes(config: Any, dtype: torch.dtype) -> int:
     return 2 * int(config.num_hidden_layers) * heads * width * dtype.itemsize
 
 
-def free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(0.7 * torch.cuda.mem_get_info(device)[0])
-    return max(2**28, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
+def usual_budget(device: torch.device) -> int:
+    """Bytes of keys and values where nobody says how many: 70 % of a GPU's available memory, a quarter of the system's."""
+    room = memory.available(device)
+    return int(0.7 * room) if device.type == "cuda" else max(2**28, room // 4)
+
+
+def choices(rows: Sequence[Job], logits: torch.Tensor) -> list[tuple[int, float] | None]:
+    """For each unfinished row its next token and the lead of that token's logit over the second; `logits` (rows, vocabulary).
+
+    Of a row with a grammar, the likeliest that the grammar lets through. All that is needed comes from the device in one
+    transfer, whatever the number of rows: each one waits for everything that the device was given before.
+    """
+    tables: dict[int | None, tuple[torch.Tensor, torch.Tensor]] = {}
+    for job in rows:
+        name = None if job.grammar is None else id(job.grammar)
+        if job.done or name in tables:
+            continue
+        if job.grammar is None:
+            tables[name] = logits.argmax(-1, keepdim=True), logits.float().topk(2, dim=-1).values
+        else:
+            scores = logits.index_select(1, job.grammar.index).float()
+            tables[name] = scores.sort(dim=-1, descending=True, stable=True)
+    parts = [part for table in tables.values() for part in table]
+    # Exact: indices and float32 numbers fit in float64.
+    here = iter(torch.cat([part.double() for part in parts], dim=1).cpu().split([part.shape[1] for part in parts], dim=1))
+    told = {name: (next(here).tolist(), next(here).tolist()) for name in tables}
+    found: list[tuple[int, float] | None] = []
+    for place, job in enumerate(rows):
+        if job.done:
+            found.append(None)
+        elif job.grammar is None:
+            (best,), (first, second) = (numbers[place] for numbers in told[None])
+            found.append((int(best), first - second))
+        else:
+            ordered, order = (numbers[place] for numbers in told[id(job.grammar)])
+            found.append(job.grammar.choose(job.ids, [int(i) for i in order], ordered))
+    return found
 
 
 def stop_ids(llava: loader.Llava) -> frozenset[int]:
@@ -136,8 +175,3 @@ def stop_ids(llava: loader.Llava) -> frozenset[int]:
     if len(mark) == 1:
         ids.add(mark[0])
     return frozenset(int(i) for i in ids if i is not None)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """torch raises OutOfMemoryError on a GPU and a bare RuntimeError with these words when a CPU allocation fails."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

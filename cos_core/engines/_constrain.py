@@ -32,6 +32,8 @@ class TokenGrammar:
     profile: Profile
     candidates: list[int] = field(default_factory=list)
     """Ids of every token that is made of the grammar's characters."""
+    index: Any = None
+    """`candidates` as a tensor where the model is, made once by whoever runs it."""
     _role: list[int] = field(default_factory=list)
     _texts: dict[int, str] = field(default_factory=dict)
     _forced: dict[str, list[int]] = field(default_factory=dict)

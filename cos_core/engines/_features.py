@@ -65,6 +65,10 @@ class Features:
             self._features.update(zip(keys, self._llava.image_features(stacked), strict=True))
         return [self._features[id(image)] for image in images]
 
+    def release(self) -> None:
+        """Lets go of all features; they are computed again from the pictures when they are asked for."""
+        self._features.clear()
+
     def _unknown(self, images: Iterable[Image]) -> Iterable[Image]:
         return (image for image in images if id(image) not in self._features and id(image) not in self._pixels)
 

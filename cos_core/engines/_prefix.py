@@ -115,7 +115,7 @@ def buffer(layers: int, capacity: int) -> Cache:
     return Cache(layers=[BufferLayer(capacity) for _ in range(layers)])
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Prefix:
     """Keys and values of positions [start, len(keys)) of one token sequence; those before lie in `parent`."""
 
@@ -178,9 +178,10 @@ class PrefixStore:
         return best
 
     def add(self, keys: np.ndarray, base: Match, layers: Layers, pictures: Iterable[int]) -> None:
-        """Keeps positions [base.length, len(keys)) as a continuation of `base`, if they fit."""
+        """Keeps positions [base.length, len(keys)) as a continuation of `base`, if they fit and `base` is still kept."""
         entry = Prefix(keys, layers, base.length, base.prefix if base.length else None, frozenset(pictures))
-        if entry.bytes > self.limit:
+        if entry.bytes > self.limit or (entry.parent is not None and entry.parent not in self._entries):
+            # A continuation would keep a prefix alive that was dropped and is no longer counted.
             return
         self._touch(entry)
         if entry.parent is not None:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
-from cos_core import hub
+from cos_core import hub, memory
 from cos_core import llava as loader
 from cos_core.encoding import detokenize
 from cos_core.engines._attention import cpu_attention
@@ -31,13 +31,13 @@ from cos_core.engines._batch import (
     Row,
     State,
     by_length,
+    choices,
     chunks,
-    free_memory,
-    is_out_of_memory,
     key_heads,
     segments,
     stop_ids,
     token_bytes,
+    usual_budget,
 )
 from cos_core.engines._constrain import TokenGrammar
 from cos_core.engines._features import Features
@@ -60,14 +60,17 @@ class HfEngine:
     """Turns dialogues into text with one loaded model. Not for use from several threads at once, `prepare` excepted.
 
     `reuse` False computes every dialogue from its start. `kv_budget`: bytes that keys and values may take, those of the running
-    batch and those kept for later together; batches are cut to fit. None: a quarter of the free memory, on a GPU 70 %. Beside
-    them stand the weights, the features of pictures at hand, and the activations of PREFILL_TOKENS positions or one dialogue.
+    batch and those kept for later together; batches are cut to fit. None: a quarter of the available memory, on a GPU 70 %.
+    `store`: another engine's, with which it then shares this budget; they do not run at once. Beside keys and values stand the
+    weights, the features of pictures at hand, and the activations of PREFILL_TOKENS positions or one dialogue.
     """
 
     name = "hf"
 
-    def __init__(self, llava: loader.Llava, *, reuse: bool = True, kv_budget: int | None = None) -> None:
-        self._llava = llava
+    def __init__(
+        self, llava: loader.Llava, *, reuse: bool = True, kv_budget: int | None = None, store: PrefixStore | None = None
+    ) -> None:
+        self.llava = llava
         self._stop = stop_ids(llava)
         text = llava.model.config.get_text_config()
         self._context = int(text.max_position_embeddings)
@@ -75,19 +78,39 @@ class HfEngine:
         self._heads = key_heads(text)
         self._token_bytes = token_bytes(text, llava.model.dtype)
         self.reuse = reuse
-        self.kv_budget = kv_budget or free_memory(llava.device)
+        self.kv_budget = kv_budget or usual_budget(llava.device)
+        self._budget_given = kv_budget is not None
         self.kv_peak = 0
         """Most bytes of keys and values ever held at once."""
-        self._store = PrefixStore(self.kv_budget // 2)
-        self._features = Features(llava, gone=self._store.forget)
+        self._store = PrefixStore(self.kv_budget // 2) if store is None else store
+        # What does not reuse puts nothing into a store, and its numbers of pictures mean nothing there.
+        self._features = Features(llava, gone=self._store.forget if reuse else lambda _: None)
         self._grammars: dict[Grammar, TokenGrammar] = {}
         self._prefill = PREFILL_TOKENS[llava.device.type == "cuda"]
-        self._rows: int | None = None
-        """Most rows that a batch may have, once memory has run out for more."""
+        self.rows = memory.Allowance()
+        """How many rows a batch may have, once memory has run out for more."""
 
     def without_reuse(self) -> HfEngine:
-        """The same weights, every dialogue computed from its start."""
-        return HfEngine(self._llava, reuse=False, kv_budget=self.kv_budget)
+        """The same weights within the same budget, every dialogue computed from its start."""
+        return HfEngine(self.llava, reuse=False, kv_budget=self.kv_budget, store=self._store)
+
+    def make_room(self, wanted: int) -> int:
+        """Leaves memory to whoever else computes with these weights while the engine rests; how many bytes, at most `wanted`.
+
+        That is what stays available when the budget is used up. Where this is less than `wanted`, a budget that nobody named
+        gives way, down to half of it.
+        """
+        room = memory.available(self.llava.device) - max(0, self.kv_budget - self._store.held)
+        if room < wanted and not self._budget_given:
+            given = min(wanted - room, self.kv_budget // 2)
+            self.kv_budget, room = self.kv_budget - given, room + given
+            self._store.shrink(self.kv_budget)
+        return max(0, min(room, wanted))
+
+    def release(self) -> None:
+        """Lets go of all that is kept for later: keys and values of former dialogues, features of pictures."""
+        self._store.clear()
+        self._features.release()
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply a request, in order.
@@ -105,11 +128,15 @@ class HfEngine:
         while todo:
             part = todo[: self._fitting(todo)]
             answered = self._unless_out_of_memory(part)
-            if answered is None and len(part) > 1:
-                self._rows = (len(part) + 1) // 2
-                continue
-            failure = Reply("", tokens_in=len(part[0].encoded), error="out of memory for a single request")
-            replies.update(zip((job.place for job in part), answered or [failure], strict=True))
+            if isinstance(answered, str):
+                self.rows.ran_out(len(part))
+                if len(part) > 1:
+                    continue
+                failure = f"out of memory for a single request: {answered}"
+                answered = [Reply("", tokens_in=len(part[0].encoded), error=failure)]
+            else:
+                self.rows.fitted(len(part))
+            replies.update(zip((job.place for job in part), answered, strict=True))
             todo = todo[len(part) :]
         return [replies[place] for place in range(len(requests))]
 
@@ -118,11 +145,11 @@ class HfEngine:
         self._features.prepare(images)
 
     def _job(self, place: int, request: Request) -> Job:
-        encoded = self._llava.encode(request.turns)
+        encoded = self.llava.encode(request.turns)
         missing = [slot for slot in encoded.slots if slot not in request.images]
         if missing:
             raise InputError(f"the dialogue shows a picture {missing[0]!r} that the request does not hold")
-        if encoded.ids.count(self._llava.image_token_id) != len(encoded.slots) * self._llava.image_tokens:
+        if encoded.ids.count(self.llava.image_token_id) != len(encoded.slots) * self.llava.image_tokens:
             raise InputError("the text of the dialogue holds the image mark, which stands for a picture only")
         if len(encoded) + request.max_new_tokens > self._context:
             raise InputError(
@@ -134,7 +161,7 @@ class HfEngine:
         numbers = tuple(self._features.number(image) for image in images)
         ids = np.array([*encoded.ids, *given], dtype=np.int64)
         keys = ids.copy()
-        keys[ids == self._llava.image_token_id] = np.repeat([-1 - n for n in numbers], self._llava.image_tokens)
+        keys[ids == self.llava.image_token_id] = np.repeat([-1 - n for n in numbers], self.llava.image_tokens)
         job = Job(place, request, encoded, Row(ids, keys, images, numbers, Match()), grammar, len(given), list(given))
         job.margins = [math.inf] * len(given)
         if job.columns * self._token_bytes > self.kv_budget:
@@ -148,36 +175,33 @@ class HfEngine:
         if grammar is None:
             return None
         if grammar not in self._grammars:
-            self._grammars[grammar] = TokenGrammar(grammar, self._llava.tokenizer, self._llava.profile)
+            made = self._grammars[grammar] = TokenGrammar(grammar, self.llava.tokenizer, self.llava.profile)
+            made.index = torch.tensor(made.candidates, dtype=torch.long, device=self.llava.device)
         return self._grammars[grammar]
 
     def _fitting(self, jobs: Sequence[Job]) -> int:
         """How many of the first jobs run together: half the budget is theirs, half the store's; at least one runs."""
         longest, rows = 0, 0
-        for job in jobs[: self._rows or len(jobs)]:
+        for job in jobs[: self.rows.limit]:
             longest = max(longest, job.columns)
             if rows and (rows + 1) * longest * self._token_bytes > self.kv_budget // 2:
                 break
             rows += 1
         return rows
 
-    def _unless_out_of_memory(self, jobs: Sequence[Job]) -> list[Reply] | None:
+    def _unless_out_of_memory(self, jobs: Sequence[Job]) -> list[Reply] | str:
+        """The replies; or, when memory ran out, the words that said so, everything being let go and the jobs as before."""
         try:
-            return self._run(jobs)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            self._greedy(jobs)
+            return [self._reply(job) for job in jobs]
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not memory.is_out_of_memory(error):
                 raise
-        self._store.clear()
-        for job in jobs:
-            job.ids, job.margins = job.ids[: job.given], job.margins[: job.given]
-            job.pending, job.steps, job.done = [], 0, False
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return None
-
-    def _run(self, jobs: Sequence[Job]) -> list[Reply]:
-        self._greedy(jobs)
-        return [self._reply(job) for job in jobs]
+            self.release()
+            for job in jobs:
+                job.restart()
+            memory.let_go(error)
+            return memory.reason(error)
 
     def _reply(self, job: Job) -> Reply:
         finished = job.grammar.complete(job.ids) if job.grammar else bool(job.ids) and job.ids[-1] in self._stop
@@ -196,14 +220,14 @@ class HfEngine:
         if job.grammar:
             return job.grammar.text(job.ids)
         ids = job.ids[:-1] if job.ids and job.ids[-1] in self._stop else job.ids
-        return detokenize(ids, self._llava.tokenizer)
+        return detokenize(ids, self.llava.tokenizer)
 
     def _greedy(self, jobs: Sequence[Job]) -> list[list[int]]:
         """The most likely continuation of each job, its end mark included when it came before the budget was spent."""
         working = max(job.columns for job in jobs) * len(jobs) * self._token_bytes
         self._store.limit = max(0, self.kv_budget - working)
         self._store.shrink(self._store.limit)
-        decoder, head = self._llava.model.model.language_model, self._llava.model.lm_head
+        decoder, head = self.llava.model.model.language_model, self.llava.model.lm_head
         with torch.inference_mode(), cpu_attention(decoder), cpu_products(decoder, head):
             self._share([job.row for job in jobs])
             for batch in by_length(jobs, lambda job: len(job.row.ids)):
@@ -226,7 +250,7 @@ class HfEngine:
             match = self._store.match(first.keys[: common + 1])
             if len(group) > 1 and common - match.length >= WORTH_SHARING:
                 cut = Row(first.ids[:common], first.keys[:common], first.images, first.numbers, match)
-                pictures = int((cut.keys < 0).sum()) // self._llava.image_tokens
+                pictures = int((cut.keys < 0).sum()) // self.llava.image_tokens
                 cut.images, cut.numbers = cut.images[:pictures], cut.numbers[:pictures]
                 shared.append(cut)
         for batch in by_length(shared, lambda row: len(row.ids)):
@@ -264,19 +288,12 @@ class HfEngine:
 
     def _choose(self, rows: Sequence[Job], logits: torch.Tensor) -> None:
         """Each unfinished row's next token, and those that its grammar then leaves no choice about."""
-        best = logits.argmax(-1).tolist()
-        two = logits.float().topk(2, dim=-1).values  # (rows, 2)
-        leads = (two[:, 0] - two[:, 1]).tolist()
-        for place, job in enumerate(rows):
-            if job.done:
+        for job, chosen in zip(rows, choices(rows, logits), strict=True):
+            if chosen is None:
                 continue
             job.steps += 1
-            if job.grammar is None:
-                token, lead, forced = best[place], leads[place], []
-            else:
-                scores, order = logits[place, job.grammar.candidates].float().sort(descending=True)
-                token, lead = job.grammar.choose(job.ids, order.tolist(), scores.tolist())
-                forced = job.grammar.forced([*job.ids, token])
+            token, lead = chosen
+            forced = job.grammar.forced([*job.ids, token]) if job.grammar else []
             room = job.request.max_new_tokens - len(job.ids)
             job.pending = [token, *forced][:room]
             job.ids += job.pending
@@ -301,13 +318,13 @@ class HfEngine:
 
         Rows are sorted by what they compute. Each stands at the right of the buffer, stored and new positions without a gap.
         """
-        model, device = self._llava.model, self._llava.device
+        model, device = self.llava.model, self.llava.device
         end = max(len(row.ids) for row in rows)
         cache = buffer(self._layers, end + room)
         like = torch.empty((len(rows), *self._heads[:1], 0, self._heads[1]), dtype=model.dtype, device=device)
         for layer, part in enumerate(cache.layers):
             part.start([(len(row.ids), segments(row, layer)) for row in rows], like, end)
-        self._features.ahead(image for row in rows for image, _ in row.shown(self._llava.image_tokens))
+        self._features.ahead(image for row in rows for image, _ in row.shown(self.llava.image_tokens))
         logits = [self._chunk(cache, rows, first, last) for first, last in chunks(rows, self._prefill)]
         lengths = torch.tensor([[len(row.ids)] for row in rows])
         mask = (torch.arange(end) >= end - lengths).long().to(device)
@@ -315,11 +332,9 @@ class HfEngine:
 
     def _chunk(self, cache: Any, rows: Sequence[Row], first: int, last: int) -> torch.Tensor:
         """Runs rows [first, last) and returns the logits behind each, (rows, vocabulary)."""
-        device, part = self._llava.device, rows[first:last]
+        device, part = self.llava.device, rows[first:last]
         width, longest = max(row.fresh for row in part), max(len(row.ids) for row in part)
-        ids = torch.full(
-            (len(part), width), 0 if self._llava.image_token_id else 1
-        )  # any id but the image's; the mask hides it
+        ids = torch.full((len(part), width), 0 if self.llava.image_token_id else 1)  # any id but the image's; the mask hides it
         positions = torch.zeros((len(part), width), dtype=torch.long)
         mask = torch.zeros((len(part), longest), dtype=torch.long)
         for place, row in enumerate(part):
@@ -327,7 +342,7 @@ class HfEngine:
             positions[place, width - row.fresh :] = torch.arange(row.match.length, len(row.ids))
             mask[place, longest - len(row.ids) :] = 1
         ids, features = ids.to(device), self._shown(part)
-        embeddings = self._llava.model.get_input_embeddings()(ids) if features is None else self._llava.embed(ids, features)
+        embeddings = self.llava.model.get_input_embeddings()(ids) if features is None else self.llava.embed(ids, features)
         fresh = [row.fresh for row in part]
         view = Cache(layers=[PartLayer(whole, first, last, whole.used - longest, fresh) for whole in cache.layers])
         return self._forward(view, mask.to(device), positions.to(device), inputs_embeds=embeddings)
@@ -343,7 +358,7 @@ class HfEngine:
 
     def _forward(self, cache: Any, mask: torch.Tensor, positions: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """Logits behind each row, (rows, vocabulary)."""
-        logits: torch.Tensor = self._llava.model(
+        logits: torch.Tensor = self.llava.model(
             **inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
         ).logits[:, -1]
         return logits
@@ -356,7 +371,7 @@ class HfEngine:
 
     def _shown(self, rows: Sequence[Row]) -> torch.Tensor | None:
         """Features of every image position that is not stored, in order: (positions, hidden)."""
-        wanted = [each for row in rows for each in row.shown(self._llava.image_tokens)]
+        wanted = [each for row in rows for each in row.shown(self.llava.image_tokens)]
         if not wanted:
             return None
         features = self._features.of([image for image, _ in wanted])

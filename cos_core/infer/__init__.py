@@ -108,7 +108,8 @@ def answer_one(
         raise InputError("one answer needs an image and a question")
     made = setting(config)
     picture = open_image(None, str(config.image))
-    chain = TwoPass(engine or build_engine(config), made, listen=listen, finder=finder(config))
+    engine = engine or build_engine(config)
+    chain = TwoPass(engine, made, listen=listen, finder=finder(config, engine))
     example = Example(id=config.image.name, dataset="single", image=str(config.image), question=config.question)
     prediction = chain.predict([(example, picture)])[0]
     if prediction.error is not None and not _was_skipped(prediction):

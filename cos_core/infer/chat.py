@@ -25,7 +25,8 @@ class Conversation:
         # The engine keeps what it computed for as long as this picture lives.
         self._picture = open_image(None, str(config.image))
         made = setting(config)
-        self._chain = TwoPass(engine or build_engine(config), made, listen=listen, finder=finder(config))
+        engine = engine or build_engine(config)
+        self._chain = TwoPass(engine, made, listen=listen, finder=finder(config, engine))
 
     def ask(self, question: str) -> Prediction:
         """The answer, or a Prediction with `error`."""

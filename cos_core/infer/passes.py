@@ -86,7 +86,7 @@ class Heard:
 
 
 Steps = Generator[Ask | Locate, Any, None]
-"""One question's way through the passes: yields what it needs, is sent a Heard for an Ask and a Box or None for a Locate."""
+"""One question's way through the passes: yields what it needs, is sent a Heard for an Ask, and what the finder gives for a Locate."""
 
 
 class TwoPass:
@@ -148,7 +148,7 @@ class TwoPass:
             step = _next(steps, self._taken_alone(step))
         return self._prediction(item, time.perf_counter() - start)
 
-    def _taken(self, steps: Sequence[Ask | Locate]) -> list[Heard | Box | None]:
+    def _taken(self, steps: Sequence[Ask | Locate]) -> list[Heard | Box | str | None]:
         """What is sent for each step: one call of the engine for all requests, one of the finder for all areas."""
         asks = [step for step in steps if isinstance(step, Ask)]
         first = {step.shared: step for step in reversed(asks) if step.shared is not None and step.shared not in self._shared}
@@ -172,7 +172,7 @@ class TwoPass:
             for step in steps
         ]
 
-    def _taken_alone(self, step: Ask | Locate) -> Heard | Box | None:
+    def _taken_alone(self, step: Ask | Locate) -> Heard | Box | str | None:
         """What is sent for one step; of several threads whose steps share a key, one asks and the others wait for it."""
         if isinstance(step, Locate):
             return self._find([step])[0]
@@ -195,7 +195,7 @@ class TwoPass:
         mine.set_result(reply)
         return Heard(reply)
 
-    def _find(self, places: Sequence[Locate]) -> list[Box | None]:
+    def _find(self, places: Sequence[Locate]) -> list[Box | str | None]:
         if not places or self._finder is None:
             return []
         with self._finding:
@@ -252,7 +252,10 @@ class TwoPass:
         if heard.reply.error is not None or not heard.reply.text:
             item.error = f"pass 1: {heard.reply.error or 'the plain answer is empty, there is nothing to explain'}"
             return
-        area: Box | None = yield Locate(item.example, image, heard.reply.text)
+        area: Box | str | None = yield Locate(item.example, image, heard.reply.text)
+        if isinstance(area, str):
+            item.error = f"pass 1: {area}"
+            return
         box = area or self._stand_in()
         if box is None:
             item.error = "no area of the picture stands out; skipped as asked"
@@ -318,7 +321,7 @@ def _begun(example: Example, image: Image | InputError) -> _Work:
     return _Work(example, None, error=str(image)) if isinstance(image, InputError) else _Work(example, image)
 
 
-def _next(steps: Steps, value: Heard | Box | None) -> Ask | Locate | None:
+def _next(steps: Steps, value: Heard | Box | str | None) -> Ask | Locate | None:
     """The step after what was sent, None when the question is done."""
     try:
         return steps.send(value)

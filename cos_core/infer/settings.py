@@ -135,11 +135,11 @@ def setting(config: InferConfig) -> Setting:
     )
 
 
-def finder(config: InferConfig) -> heat.HeatFinder | None:
-    """What finds regions for `roi="relevance"`; None for every other choice."""
+def finder(config: InferConfig, engine: Engine) -> heat.HeatFinder | None:
+    """What finds regions for `roi="relevance"`, with the engine's own model where it has one; None for every other choice."""
     if config.roi != heat.POLICY.name:
         return None
-    return heat.build(str(config.model), config.device.partition(",")[0], config.dtype)
+    return heat.build(str(config.model), config.device.partition(",")[0], config.dtype, engine)
 
 
 def build_engine(config: InferConfig) -> Engine:

@@ -50,10 +50,10 @@ def verify(config: InferConfig, count: int, reporter: Reporter) -> dict[str, Any
     made = setting(config)
     asked = questions(replace(config, limit=count), reporter)
     reusing = build_engine(replace(config, reuse=True))
-    # One set of weights serves both.
+    # One set of weights, and one budget, serve both.
     alone = getattr(reusing, "without_reuse", None)
     both = _Both(reusing, alone() if alone else build_engine(replace(config, reuse=False)))
-    chain = TwoPass(both, made, asked.siblings, finder=finder(config))
+    chain = TwoPass(both, made, asked.siblings, finder=finder(config, reusing))
     with PictureReader(ImageSource(config.images)) as pictures:
         for start in range(0, len(asked.examples), config.batch_size):
             batch = asked.examples[start : start + config.batch_size]

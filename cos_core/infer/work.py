@@ -160,7 +160,7 @@ class InferWorker:
 
     def _finder(self, config: InferConfig) -> HeatFinder | None:
         if config.roi not in self._found:
-            self._found[config.roi] = finder(config)
+            self._found[config.roi] = finder(config, self._engine)
         return self._found[config.roi]
 
 

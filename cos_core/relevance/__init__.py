@@ -19,7 +19,7 @@ path over k layers by c^k. The target is part of the result.
 
 from cos_core.relevance.attention import ATTENTION, relevance_attention, unknown_attention
 from cos_core.relevance.fallback import sweep_maps
-from cos_core.relevance.memory import tokens_per_call
+from cos_core.relevance.memory import ACTIVATION_BYTES, activation_bytes, sweep_bytes, tokens_per_call, wanted_bytes
 from cos_core.relevance.questions import Question, explain
 from cos_core.relevance.rules import (
     TARGETS,
@@ -34,21 +34,25 @@ from cos_core.relevance.rules import (
 from cos_core.relevance.sweep import sweep, sweep_continuations
 
 __all__ = [
+    "ACTIVATION_BYTES",
     "ATTENTION",
     "TARGETS",
     "Question",
     "Readings",
     "SweepSettings",
     "TargetKind",
+    "activation_bytes",
     "explain",
     "initial_rows",
     "mean_positive",
     "propagate_rows",
     "relevance_attention",
     "sweep",
+    "sweep_bytes",
     "sweep_continuations",
     "sweep_maps",
     "target_score",
     "tokens_per_call",
     "unknown_attention",
+    "wanted_bytes",
 ]

@@ -21,19 +21,20 @@ class SweepSettings:
     `target`: the scalar y (see `target_score`); `last_layers`: how many layers, counted from the last, are walked (None: all).
     The rest bounds memory and leaves the result as it is: `stream_layers` keeps the inputs of the layers alone and computes
     each layer again when it is walked, one more forward pass for a fraction of the memory (None: when what would be kept goes
-    beyond memory.ACTIVATION_BYTES); `block`: queries whose attention rows are rebuilt at a time (None: see
-    attention.block_size).
+    beyond `activation_bytes`, None for memory.ACTIVATION_BYTES); `block`: queries whose attention rows are rebuilt at a time
+    (None: see attention.block_size).
     """
 
     target: TargetKind = "log-odds"
     last_layers: int | None = None
     stream_layers: bool | None = None
     block: int | None = None
+    activation_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise InputError(f"unknown relevance target {self.target!r}; one of {', '.join(TARGETS)}")
-        for name in ("last_layers", "block"):
+        for name in ("last_layers", "block", "activation_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")

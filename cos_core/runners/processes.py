@@ -7,11 +7,12 @@ import queue
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from cos_core import processes
+from cos_core import memory, processes
 from cos_core.errors import CosError
 from cos_core.interfaces import Job, Reporter, Runner
 from cos_core.runners._config import RunnerConfig
@@ -31,8 +32,9 @@ class ProcessTeam:
         # Forking a process that may hold a CUDA context breaks both.
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        threads = max(1, processes.cores() // self.size)
-        process = context.Process(target=_live, args=(theirs, threads, self._job, self._devices[place]), daemon=True)
+        threads, device = max(1, processes.cores() // self.size), self._devices[place]
+        arguments = (theirs, threads, self._job, device, self._devices.count(device))
+        process = context.Process(target=_live, args=arguments, daemon=True)
         process.start()
         theirs.close()
         self._members[place] = (ours, process)
@@ -67,19 +69,19 @@ class ProcessTeam:
         self._members.clear()
 
 
-def _live(pipe: Connection, threads: int, job: Job, device: str) -> None:
-    """A worker's life: started, then portions until the other end is closed."""
+def _live(pipe: Connection, threads: int, job: Job, device: str, sharers: int) -> None:
+    """A worker's life: started, then portions until the other end is closed. `sharers`: workers that were given the device."""
     processes.begin_worker(threads)
+    memory.share_device(sharers)
     # Ctrl-C reaches the whole group: the run that is told to stop stops its workers. Libraries print; stdout is the run's.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.stdout = sys.stderr
-    asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    # Read at once, so that a large portion never stops the sender, nor a large result both.
-    threading.Thread(target=_read, args=(pipe, asked), daemon=True).start()
+    inbox = _Inbox(pipe)
     try:
         worker = job.start(device)
+        inbox.expect = getattr(worker, "expect", None)
         pipe.send(Ready({**worker.about, "versions": versions()}))
-        while (message := asked.get()) is not None:
+        while (message := inbox.portions.get()) is not None:
             pipe.send(Done(list(worker.work([message[0]]))))
     except CosError as error:
         pipe.send(Refused(error))
@@ -87,16 +89,36 @@ def _live(pipe: Connection, threads: int, job: Job, device: str) -> None:
         return
 
 
-def _read(pipe: Connection, into: queue.SimpleQueue[Any]) -> None:
-    while True:
-        try:
-            into.put((pipe.recv(),))
-        except (EOFError, OSError):
-            into.put(None)
-            return
+class _Inbox:
+    """Portions as they come, each in a tuple, None at the end; `expect` hears of each before it can be taken.
+
+    They are read at once, in a thread, so that a large portion never stops the sender, nor a large result both.
+    """
+
+    def __init__(self, pipe: Connection) -> None:
+        self.portions: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.expect: Callable[[Any], None] | None = None
+        threading.Thread(target=self._read, args=(pipe,), daemon=True).start()
+
+    def _read(self, pipe: Connection) -> None:
+        while True:
+            try:
+                portion = pipe.recv()
+            except (EOFError, OSError):
+                self.portions.put(None)
+                return
+            if self.expect is not None:
+                self.expect(portion)
+            self.portions.put((portion,))
 
 
 def build(config: RunnerConfig, job: Job, device: str, devices: Callable[[], Sequence[str]], reporter: Reporter) -> Runner:
     names = devices()
     count = config.workers or len(names)
-    return Dealer(job, ProcessTeam(job, [names[i % len(names)] for i in range(count)]), reporter)
+    given = [names[i % len(names)] for i in range(count)]
+    for name, workers in Counter(given).items():
+        if workers > 1 and name != "cpu":
+            reporter.note(
+                f"{workers} workers share {name}: each loads a copy of the model and may use 1/{workers} of the memory"
+            )
+    return Dealer(job, ProcessTeam(job, given), reporter)

@@ -6,6 +6,7 @@ Ray places them, tells who died, and carries portions and results; dealing, orde
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
-from cos_core import processes
+from cos_core import memory, processes
 from cos_core.errors import CosError, InputError, MissingError
 from cos_core.interfaces import Job, Reporter, Runner
 from cos_core.runners._config import RunnerConfig
@@ -32,12 +33,14 @@ _TOLD = 30.0
 class Member:
     """What lives in an actor: a worker, started by the first call."""
 
-    def __init__(self, job: Job, device: str, folder: str) -> None:
+    def __init__(self, job: Job, device: str, folder: str, feeders: int, sharers: int) -> None:
         self._job, self._device, self._folder = job, device, folder
+        self._feeders, self._sharers = feeders, sharers
         self._worker: Any = None
 
     def start(self) -> Said:
-        processes.begin_worker(1)
+        processes.begin_worker(1, self._feeders)
+        memory.share_device(self._sharers)
         # Relative paths mean what they mean where the run was started; what is not there is missed by the job itself.
         with suppress(OSError):
             os.chdir(self._folder)
@@ -96,12 +99,19 @@ class RayTeam:
         if asked > room:
             what = "GPUs" if on_gpus else "CPUs"
             self._reporter.warn(f"{asked} workers asked for, and the cluster has {room} {what}; {room} are started")
+        cores = int(has.get("CPU", 0))
+        # Ray gives a GPU to one actor alone; its memory is the actor's, and so is its share of the cluster's cores.
+        self._feeders = max(1, cores // gpus) if on_gpus else 1
+        hosts = sum(1 for node in self._ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
+        self._sharers = 1 if on_gpus else math.ceil(min(asked, room) / max(1, hosts))
         needs = {"num_cpus": 0 if on_gpus else 1, "num_gpus": 1 if on_gpus else 0, "scheduling_strategy": "SPREAD"}
         return min(asked, room), needs
 
     def begin(self, place: int) -> None:
         actor = (
-            self._ray.remote(Member).options(max_restarts=0, **self._options).remote(self._job, self._device, str(Path.cwd()))
+            self._ray.remote(Member)
+            .options(max_restarts=0, **self._options)
+            .remote(self._job, self._device, str(Path.cwd()), self._feeders, self._sharers)
         )
         self._actors[place] = actor
         self._places[actor.start.remote()] = place

@@ -1,0 +1,60 @@
+"""What a backbone made of pictures before it was asked about them, in other threads than the model's."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+T = TypeVar("T")
+
+AHEAD_BYTES = 2**30
+"""What may lie ready at once; beyond that pictures are cut and resized when their turn comes."""
+
+
+class Ahead(Generic[T]):
+    """Values by picture, each kept until it is taken or its picture is gone. For use from any thread."""
+
+    def __init__(self, most: int = AHEAD_BYTES) -> None:
+        self._most = most
+        self._kept: dict[int, tuple[T, int]] = {}
+        self._lock = threading.Lock()
+        self.held = 0
+        """Bytes that lie ready, and those that are being made."""
+
+    def put(self, image: Image, size: int, make: Callable[[], T]) -> None:
+        """Keeps what `make` gives, of `size` bytes, for the picture; makes nothing where there is no room for it."""
+        key = id(image)
+        with self._lock:
+            if key in self._kept or self.held + size > self._most:
+                return
+            self.held += size
+        try:
+            value = make()
+        except BaseException:
+            with self._lock:
+                self.held -= size
+            raise
+        with self._lock:
+            self._kept[key] = (value, size)
+        weakref.finalize(image, _forget, weakref.ref(self), key)
+
+    def take(self, image: Image) -> T | None:
+        """What was made of the picture, which is then no longer kept here; None where nothing was."""
+        return self._pop(id(image))
+
+    def _pop(self, key: int) -> T | None:
+        with self._lock:
+            value, size = self._kept.pop(key, (None, 0))
+            self.held -= size
+        return value
+
+
+def _forget(ahead: weakref.ref[Ahead[T]], key: int) -> None:
+    self = ahead()
+    if self is not None:
+        self._pop(key)
