@@ -11,13 +11,14 @@ ARGS ?=
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint audit test-fast test-slow test-detectron2 faults bench completions reference docs clean
+.PHONY: help setup demo test lint audit test-fast test-slow test-detectron2 test-vllm faults bench completions reference docs clean
 
 help:
 	@echo "make demo         the whole road in small: scenes, annotate, train, eval, a table and a page (about 7 minutes on two cores)"
 	@echo "make demo ARGS=--quick   the same stages on less data (about 2 minutes; proves nothing)"
 	@echo "make test         lint, fast tests, slow tests, with the time of each"
 	@echo "make test-detectron2   the detector detectron2 with the real package, in an environment of its own (5.5 GB)"
+	@echo "make test-vllm    the engine openai against a real vLLM on a CPU, in an environment of its own (3 to 6 GB)"
 	@echo "make setup        .venv with everything, leaves .venv/bin/cos (demo and test do this by themselves)"
 	@echo "make lint         ruff (its security rules too), mypy, shellcheck, deptry, pip check, a search for secrets; the time of each"
 	@echo "make audit        every pinned package against the database of known weaknesses (needs the network)"
@@ -87,6 +88,13 @@ test-detectron2: .venv-detectron2/.installed
 
 .venv-detectron2/.installed: tests/with_detectron2/install.sh tests/with_detectron2/requirements.txt
 	tests/with_detectron2/install.sh .venv-detectron2 $(PYTHON)
+
+# Not part of `make test` either: the server is 3 GB and takes a minute to start, once for each of three checkpoints.
+test-vllm: $(STAMP) .venv-vllm/.installed
+	PYTHONPATH=.:tests VLLM_PYTHON=.venv-vllm/bin/python $(BIN)/python -m pytest --durations=5 tests/with_vllm/serving.py $(ARGS)
+
+.venv-vllm/.installed: tests/with_vllm/install.sh tests/with_vllm/requirements.txt
+	tests/with_vllm/install.sh .venv-vllm $(PYTHON)
 
 # Every bad input and every injected fault once, and docs/faults.md from what came of them.
 faults: $(STAMP)

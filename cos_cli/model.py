@@ -21,6 +21,7 @@ def model() -> None:
     Examples:
       cos model convert llava-v1.5-7b --vision-tower clip-vit-large-patch14-336 --out llava-7b
       cos model info miniature
+      cos model template --profile repo-2024 > cos.jinja
     """
 
 
@@ -86,3 +87,27 @@ def info(
     else:
         width = max(map(len, found))
         emit("\n".join(f"{name:<{width}}  {value}" for name, value in found.items()))
+
+
+@app.command()
+def template(
+    ctx: typer.Context,
+    profile: options.Profile = None,
+    quiet: options.Quiet = False,
+    traceback: options.Traceback = False,
+) -> None:
+    """Print the chat template of a wording, for a server.
+
+    Checkpoints that cos writes have theirs. This is for serving those of other hands, whose templates move pictures to the
+    front of a turn and leave out the end mark. The wording is "paper" unless another is given.
+
+    \b
+    Example:
+      cos model template > cos.jinja; vllm serve llava-hf/llava-1.5-7b-hf --chat-template cos.jinja
+    """
+    from cos_core.layout.template import chat_template
+    from cos_core.prompts import load_profile
+
+    with reporting(ctx.ensure_object(Session)):
+        text = chat_template(load_profile(profile or "paper"), "<image>", start=True)
+    emit(text.rstrip("\n"))

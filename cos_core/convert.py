@@ -21,11 +21,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from cos_core import folders, hub, manifest
+from cos_core import __version__, folders, hub, layout, manifest
 from cos_core.errors import InputError
 from cos_core.jsonl import decode, sync_folder
+from cos_core.layout import hub_name
 from cos_core.locks import FileLock
-from cos_core.prompts import PROFILE_FILE, load_profile
+from cos_core.prompts import load_profile
 
 PROJECTOR = {"0": "linear_1", "2": "linear_2"}
 _DROPPED = re.compile(r"rotary_emb\.inv_freq$|position_ids$|^(text_model|text_projection|visual_projection|logit_scale)")
@@ -145,19 +146,37 @@ def _assemble(config: ConvertConfig, plan: _Plan, out: Path) -> int:
     tokenizer.padding_side = "left"
     net = _config(plan, image, tokenizer)
     with torch.device("meta"):
-        wanted = {name: tensor.shape for name, tensor in transformers.LlavaForConditionalGeneration(net).state_dict().items()}
+        model = transformers.LlavaForConditionalGeneration(net)
+    wanted = {hub_name(name): tensor.shape for name, tensor in model.state_dict().items()}
     net.dtype = _weights(config, plan, out, wanted)
+    net.architectures = [type(model).__name__]
     net.save_pretrained(out)
     transformers.GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     ).save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    transformers.AutoImageProcessor.from_pretrained(plan.tower or plan.language, backend="pil").save_pretrained(out)
     legacy = _json(plan.language / "tokenizer_config.json").get("legacy", True)
     profile = replace(load_profile(config.profile or "paper"), after_end="cut" if legacy is False else "spaced")
-    (out / PROFILE_FILE).write_text(json.dumps(profile.to_json(), indent=2) + "\n", encoding="utf-8")
     plan.notes.append(f"profile {profile.name}, text after the end mark tokenised as {profile.after_end!r}")
+    plan.notes += layout.complete(
+        out,
+        settings=net,
+        tokenizer=tokenizer,
+        image_processor=transformers.AutoImageProcessor.from_pretrained(plan.tower or plan.language, backend="pil"),
+        profile=profile,
+        card=_card(config, plan),
+    )
     return len(wanted)
+
+
+def _card(config: ConvertConfig, plan: _Plan) -> layout.Card:
+    source = layout.plain_name(config.source)
+    facts = {"vision tower": layout.plain_name(plan.tower) if plan.tower else "the one inside the checkpoint"}
+    if plan.language != config.source:
+        facts["language model"] = layout.plain_name(plan.language)
+    origin = f"{source}, an original LLaVA-1.5 checkpoint, converted by `cos model convert` to the layout of `transformers`."
+    # Of an original checkpoint, the wording alone says whether it learnt to look first.
+    learnt = (config.profile or "").startswith("repo-2024")
+    return layout.Card(config.out.resolve().name, origin, source, {**facts, "written by": f"cos {__version__}"}, chain=learnt)
 
 
 def _plan(config: ConvertConfig) -> _Plan:
@@ -246,7 +265,7 @@ def _weights(config: ConvertConfig, plan: _Plan, out: Path, wanted: Mapping[str,
             if made.shape != wanted[target]:
                 raise InputError(f"the weight {key} has shape {tuple(tensor.shape)}, expected {tuple(wanted[target])}")
             tensors[target] = made.contiguous()
-            if target == "lm_head.weight":
+            if target == hub_name("lm_head.weight"):
                 dtype = made.dtype
             # Later files win: a projector of its own stands for the one inside.
             found[target] = name
@@ -275,16 +294,16 @@ def _shards(config: ConvertConfig, plan: _Plan) -> Iterator[Iterator[tuple[str, 
 
 
 def _target(key: str) -> str | None:
-    """The name in `transformers` of an original weight; None for buffers that are computed; unknown names as they are."""
+    """The hub's name of an original weight; None for buffers that are computed; unknown names as they are."""
     key = re.sub(r"^(base_model\.model\.|module\.)+", "", key)
     if key.startswith("tower:") or _INSIDE in key:
         key = key.removeprefix("tower:").removeprefix(_INSIDE)
-        return None if _DROPPED.search(key) else "model.vision_tower." + key.removeprefix("vision_model.")
+        return None if _DROPPED.search(key) else hub_name("model.vision_tower." + key)
     if _DROPPED.search(key):
         return None
     if match := re.fullmatch(r"(?:model\.)?mm_projector\.(\d+)\.(weight|bias)", key):
-        return f"model.multi_modal_projector.{PROJECTOR.get(match[1], match[1])}.{match[2]}"
-    return key if key == "lm_head.weight" else key.replace("model.", "model.language_model.", 1)
+        return hub_name(f"model.multi_modal_projector.{PROJECTOR.get(match[1], match[1])}.{match[2]}")
+    return hub_name(key if key == "lm_head.weight" else key.replace("model.", "model.language_model.", 1))
 
 
 def _grown(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:

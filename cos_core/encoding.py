@@ -119,7 +119,7 @@ def tokenize(text: str, tokenizer: Any, after_end: AfterEnd = "native", *, first
     """
     if not getattr(tokenizer, "is_fast", False):
         raise InputError("the checkpoint's tokenizer has no fast version; save it again with a current transformers")
-    if after_end == "native" or tokenizer.backend_tokenizer.token_to_id(_SPACE) is None:
+    if after_end == "native" or tokenizer.backend_tokenizer.token_to_id(SPACE_MARK) is None:
         # split_special_tokens stays False: the end mark in the profile must become the end token.
         out = tokenizer(text, return_offsets_mapping=True, add_special_tokens=first)
         return [(int(t), *place) for t, place in zip(out["input_ids"], out["offset_mapping"], strict=True)]
@@ -137,22 +137,22 @@ def tokenize(text: str, tokenizer: Any, after_end: AfterEnd = "native", *, first
     return found
 
 
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
 """How SentencePiece writes a space."""
 
 
 def _pieces(text: str, tokenizer: Any, after_end: AfterEnd, *, inner: bool) -> Iterator[tuple[int, int, int]]:
     """SentencePiece's pieces of a text without special tokens; `inner`: it stands after one."""
     model = tokenizer.backend_tokenizer.model
-    prefix = "" if inner and after_end == "joined" else _SPACE
-    written = prefix + text.replace(" ", _SPACE)
+    prefix = "" if inner and after_end == "joined" else SPACE_MARK
+    written = prefix + text.replace(" ", SPACE_MARK)
     # The model counts bytes of what it is given; labels need characters of the text.
     character = [i for i, c in enumerate(written) for _ in c.encode("utf-8")] + [len(written)]
     shift = len(prefix)
     for token in model.tokenize(written):
         low, high = (max(0, character[place] - shift) for place in token.offsets)
-        if inner and after_end == "cut" and token.offsets[0] == 0 and token.value.startswith(_SPACE) and text[0] != " ":
-            rest = token.value[len(_SPACE) :]
+        if inner and after_end == "cut" and token.offsets[0] == 0 and token.value.startswith(SPACE_MARK) and text[0] != " ":
+            rest = token.value[len(SPACE_MARK) :]
             if rest:
                 yield int(tokenizer.convert_tokens_to_ids(rest)), low, high
             continue
@@ -176,7 +176,7 @@ def detokenize(ids: Sequence[int], tokenizer: Any) -> str:
         if _BYTE.fullmatch(token):
             run.append(int(token[3:5], 16))
             continue
-        parts += [_characters(bytes(run)), token.replace(_SPACE, " ")]
+        parts += [_characters(bytes(run)), token.replace(SPACE_MARK, " ")]
         run.clear()
     return "".join([*parts, _characters(bytes(run))])
 

@@ -225,7 +225,7 @@ def processed(image_processor: Any, pictures: Sequence[Image], fill: tuple[int, 
     import numpy as np
     import torch
 
-    side = _plain_side(image_processor)
+    side = square_side(image_processor)
     if side is None:
         squares = [square_pad(picture, fill) for picture in pictures]
         result: torch.Tensor = image_processor(squares, return_tensors="pt")["pixel_values"]
@@ -261,10 +261,14 @@ def _square_resized(picture: Image, side: int, resample: Any, fill: tuple[int, i
     return canvas.resize((side, side), resample)
 
 
-def _plain_side(image_processor: Any) -> int | None:
-    """The side that a square is resized to, when resizing, rescaling and normalising is all the processor does."""
+def square_side(image_processor: Any) -> int | None:
+    """The side that a square is resized to, when resizing, rescaling and normalising is all the processor does to a square.
+
+    LLaVA's own processor, which pads to a square, does nothing more either.
+    """
     steps = ("do_resize", "do_rescale", "do_normalize")
-    if not all(getattr(image_processor, step, False) for step in steps) or getattr(image_processor, "do_pad", False):
+    pads = getattr(image_processor, "do_pad", False) and not type(image_processor).__name__.startswith("LlavaImageProcessor")
+    if pads or not all(getattr(image_processor, step, False) for step in steps):
         return None
     sides = {int(v) for v in dict(image_processor.size).values() if v is not None}
     if getattr(image_processor, "do_center_crop", False):

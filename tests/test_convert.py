@@ -236,14 +236,14 @@ def test_a_lora_adapter_is_merged(main: Path, tmp_path: Path) -> None:
     tower = WEIGHTS / "clip-tiny"
     convert(ConvertConfig(source, tmp_path / "out", base=WEIGHTS / "llava-tiny-base", vision_tower=tower))
     one, other = weights(main), weights(tmp_path / "out")
-    name = "model.language_model.layers.0.self_attn.q_proj.weight"
+    name = "language_model.model.layers.0.self_attn.q_proj.weight"
     assert torch.allclose(other[name], one[name] + 2 * up @ down, atol=1e-5)
     assert all(torch.equal(tensor, other[k]) for k, tensor in one.items() if k != name)
 
 
 def test_missing_and_unknown_weights_are_named(tmp_path: Path) -> None:
     for change, words in (
-        (("lm_head.weight", None), "lacks 1 weights, first lm_head"),
+        (("lm_head.weight", None), "lacks 1 weights, first language_model.lm_head"),
         ((None, "model.extra.weight"), "model.extra"),
     ):
         source = tmp_path / words.split()[0]

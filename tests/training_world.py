@@ -138,9 +138,11 @@ def log_of(out: Path) -> list[dict[str, Any]]:
 
 
 def weights(folder: Path) -> dict[str, Any]:
+    """Under the names that `transformers` gives them in the checkpoints of a run, whichever of the two the file has."""
     from safetensors.torch import load_file
 
-    return load_file(folder / "model.safetensors")
+    found = load_file(folder / "model.safetensors")
+    return {name.replace("vision_tower.vision_model.", "vision_tower."): tensor for name, tensor in found.items()}
 
 
 class Ears(SilentReporter):

@@ -86,7 +86,7 @@ class Heard:
 
 
 Steps = Generator[Ask | Locate, Any, None]
-"""One question's way through the passes: yields what it needs, is sent a Heard for an Ask, and what the finder gives for a Locate."""
+"""One question's way through the passes: yields what it needs; is sent a Heard for an Ask, the finder's word for a Locate."""
 
 
 class TwoPass:

@@ -1,4 +1,4 @@
-"""Writing the trained checkpoint in the ordinary transformers layout, so that any loader of LLaVA checkpoints takes it."""
+"""Writing the trained checkpoint, complete, so that any loader and any server of LLaVA checkpoints takes it (layout/)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cos_core import folders, hub, manifest
+from cos_core import __version__, folders, hub, layout, manifest
 from cos_core.checkpoints import ANNOTATOR_FILE
 from cos_core.jsonl import sync_folder
 from cos_core.llava import Llava
-from cos_core.prompts import PROFILE_FILE
 from cos_core.training import adapters, checkpoints
 from cos_core.training.config import TrainConfig
 
@@ -34,12 +33,13 @@ def gathered(trainer: Any, config: TrainConfig) -> dict[str, Any] | None:
     return {name: weight for name, weight in state.items() if name in learnt}
 
 
-def save_checkpoint(llava: Llava, weights: dict[str, Any], config: TrainConfig, annotator: dict[str, Any] | None) -> None:
+def save_checkpoint(llava: Llava, weights: dict[str, Any], config: TrainConfig, annotator: dict[str, Any] | None) -> list[str]:
     """Model, tokenizer, processor, generation settings and profile, into `config.out`; of an annotator, what it was shown.
 
     The start checkpoint is read anew, in the numbers that it is stored in, and only what was trained is put into it: frozen
     weights come out bit for bit as they went in, whatever arithmetic and however many processes trained. Everything is written
-    to a folder inside `out` first and moved when it is whole and on the disk. Raises InputError when the disk is full.
+    to a folder inside `out` first and moved when it is whole and on the disk. Returns what a user should know of the
+    checkpoint, a sentence each (layout.complete). Raises InputError when the disk is full.
     """
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -49,16 +49,17 @@ def save_checkpoint(llava: Llava, weights: dict[str, Any], config: TrainConfig, 
     shutil.rmtree(staging, ignore_errors=True)
     with folders.writing(staging, then=checkpoints.THEN):
         staging.mkdir(parents=True)
-        _write(staging, llava, weights, config)
+        notes = _write(staging, llava, weights, config)
         if annotator is not None:
             manifest.atomic_write(staging / ANNOTATOR_FILE, json.dumps(manifest.plain(annotator), indent=1) + "\n")
         folders.flush(staging)
         _move(staging, config.out)
+    return notes
 
 
-def _write(staging: Path, llava: Llava, weights: dict[str, Any], config: TrainConfig) -> None:
+def _write(staging: Path, llava: Llava, weights: dict[str, Any], config: TrainConfig) -> list[str]:
     import torch
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+    from transformers import LlavaForConditionalGeneration
 
     where = hub.resolve(config.model)
     kept = stored_dtype(where)
@@ -70,19 +71,36 @@ def _write(staging: Path, llava: Llava, weights: dict[str, Any], config: TrainCo
             mine = dict(model.named_parameters())
             for name, weight in weights.items():
                 mine[name].copy_(weight)
-    model.save_pretrained(staging)
-    LlavaProcessor(
-        image_processor=llava.image_processor,
+    layout.save_model(model, staging)
+    return layout.complete(
+        staging,
+        settings=model.config,
         tokenizer=llava.tokenizer,
-        patch_size=model.config.vision_config.patch_size,
-        vision_feature_select_strategy=model.config.vision_feature_select_strategy,
-        # CLIP's class token: counted by the processor, then dropped by the strategy "default".
-        num_additional_image_tokens=1,
-        chat_template=llava.tokenizer.chat_template,
-    ).save_pretrained(staging)
-    llava.image_processor.save_pretrained(staging)
-    profile = json.dumps(llava.profile.to_json(), indent=1, ensure_ascii=False) + "\n"
-    manifest.atomic_write(staging / PROFILE_FILE, profile)
+        image_processor=llava.image_processor,
+        profile=llava.profile,
+        card=_card(llava, config),
+    )
+
+
+def _card(llava: Llava, config: TrainConfig) -> layout.Card:
+    """Names alone: where files lay on this machine is nobody's affair."""
+    base = layout.plain_name(config.model)
+    learnt = f"adapters of rank {config.lora} on the language model, merged" if config.lora else "the language model"
+    facts = {
+        "base model's fingerprint": llava.fingerprint,
+        "data": config.data.name,
+        "regions": config.store.name if config.store else "none",
+        "policy": config.rule,
+        "trained": learnt + (" and the projector" if config.train_projector else ""),
+        "epochs": str(config.epochs) if config.max_steps is None else f"{config.max_steps} steps",
+        "learning rate": f"{config.learning_rate:g}, warm-up {config.warmup_ratio:g}, cosine",
+        "global batch": str(config.global_batch or "batch size x devices"),
+        "seed": str(config.seed),
+        "written by": f"cos {__version__}",
+    }
+    made = "an annotator" if config.annotator else "a checkpoint"
+    origin = f"A LLaVA-1.5-layout model, tuned by `cos train` from {base}: {made} for Chain-of-Spot."
+    return layout.Card(config.out.resolve().name, origin, base, facts, chain=config.rule != "none")
 
 
 def _move(staging: Path, out: Path) -> None:

@@ -154,7 +154,8 @@ def _finish(
 
     def write() -> None:
         folder.write_skipped(config.out, data, skipped)
-        save_checkpoint(llava, weights or {}, config, _annotator(config, started, results))
+        for note in save_checkpoint(llava, weights or {}, config, _annotator(config, started, results)):
+            reporter.warn(note)
         manifest.write(config.out / manifest.FILE, done)
         shutil.rmtree(config.out / CHECKPOINTS, ignore_errors=True)
 
