@@ -49,6 +49,29 @@ def test_all_wait_for_the_slowest_and_hear_what_each_brings() -> None:
     assert all(brought == [{"rank": 0}, {"rank": 1}, {"rank": 2}] for _, brought in results)
 
 
+def test_the_process_that_holds_the_store_leaves_last() -> None:
+    """Whoever waits looks at the store only now and then: a first process that left at once would be gone with it."""
+    users: list[int] = []
+
+    class Used:
+        def __init__(self, store: Any, rank: int) -> None:
+            self._store, self._rank = store, rank
+
+        def __getattr__(self, name: str) -> Any:
+            users.append(self._rank)
+            return getattr(self._store, name)
+
+    def act(peers: Peers, rank: int) -> None:
+        peers._store = Used(peers._store, rank)
+        time.sleep(0.2 * (rank == 0))
+        peers.wait()
+
+    for _ in range(3):
+        users.clear()
+        together(3, act)
+        assert users[-1] == 0
+
+
 def test_the_first_works_while_the_others_wait() -> None:
     worked = threading.Event()
 

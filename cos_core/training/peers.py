@@ -61,7 +61,13 @@ class Peers:
         keys = [f"{self._meetings}/{rank}" for rank in range(self._size)]
         self._store.set(keys[self._rank], json.dumps(value))
         self._until(keys)
-        return [json.loads(self._store.get(key)) for key in keys]
+        values = [json.loads(self._store.get(key)) for key in keys]
+        # The first process, which may hold the store, leaves last: it may end at once.
+        if self._rank == 0:
+            self._until([f"{key}/left" for key in keys[1:]])
+        else:
+            self._store.set(f"{keys[self._rank]}/left", b"")
+        return values
 
     def first(self, work: Callable[[], None]) -> None:
         """`work` in the first process while the others wait. What it raises ends them, too, with the same sentence and code."""
