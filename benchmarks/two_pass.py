@@ -248,6 +248,7 @@ class Arms:
         setting = Setting(
             plug.load("policies", policy),
             load_profile("paper"),
+            self.model.fill,
             max_new_tokens=ANSWER_TOKENS,
             box_tokens=BOX_TOKENS,
             box_decode=decode,

@@ -10,6 +10,7 @@ from typing import Any
 
 from cos_core import hub
 from cos_core.errors import InputError
+from cos_core.images import FILL
 from cos_core.jsonl import decode
 from cos_core.manifest import plain
 from cos_core.prompts import checkpoint_profile
@@ -51,6 +52,47 @@ def annotator_differences(provenance: Mapping[str, Any], **shown: Any) -> list[s
 
 def _said(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+"""Where a checkpoint's picture settings stand, in the order in which `transformers` looks (nested in the first of them)."""
+
+
+def fill_of(folder: str | Path) -> tuple[int, int, int]:
+    """The colour (RGB, 0-255) that pads a picture to a square for the checkpoint in `folder`, from its processor's file alone.
+
+    `int(255 * mean)` per channel of `image_mean`, as `llava.padding_colour` of the loaded processor gives: (122, 116, 104), of
+    CLIP's mean, where the file names none. Needs neither torch nor transformers. Raises InputError when the folder holds no
+    processor file, or one that cannot be read.
+    """
+    settings, path = _picture_settings(Path(folder))
+    mean = settings.get("image_mean")
+    if mean is None:
+        return FILL
+    if not isinstance(mean, list) or len(mean) != 3 or not all(_is_share(value) for value in mean):
+        raise InputError(f"{path}: `image_mean` must be three numbers from 0 to 1, got {mean!r}")
+    red, green, blue = (int(255 * value) for value in mean)
+    return red, green, blue
+
+
+def _picture_settings(folder: Path) -> tuple[dict[str, Any], Path]:
+    """The image processor's settings, and the file they stand in."""
+    for name in PROCESSOR_FILES:
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            data = decode(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read: {error}") from None
+        settings = data.get("image_processor") if isinstance(data, dict) and name == PROCESSOR_FILES[0] else data
+        if isinstance(settings, dict):
+            return settings, path
+    raise InputError(f"{folder} does not say how pictures are prepared: it has neither of {', '.join(PROCESSOR_FILES)}")
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def describe(model: str) -> dict[str, Any]:

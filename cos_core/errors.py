@@ -2,7 +2,7 @@
 
 The command line turns a `CosError` into that sentence and the `exit_code` below; library code never catches for display.
 Exit codes (docs/reference/exit-codes.md): 0 ok · 1 bug · 2 usage · 3 bad input or config · 4 missing extra, model or hardware ·
-5 finished with more failures than allowed · 6 regression · 75 locked by another run · 130 interrupted.
+5 finished with more failures than allowed · 6 regression · 7 undefined · 75 locked by another run · 130 interrupted.
 """
 
 from __future__ import annotations
@@ -38,6 +38,12 @@ class RegressionError(CosError):
     """A score stands below its limit, or below the baseline's."""
 
     exit_code = 6
+
+
+class UndefinedError(CosError):
+    """A figure that was to be compared is not defined, so it is neither better nor worse."""
+
+    exit_code = 7
 
 
 class TimeUpError(CosError):

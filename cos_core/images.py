@@ -232,12 +232,13 @@ def square_pad(image: Image.Image, fill: tuple[int, int, int] = FILL) -> Image.I
 def crop_region(
     image: Image.Image,
     box: Box,
-    crop_from: Literal["image", "canvas"] = "image",
-    fill: tuple[int, int, int] = FILL,
+    crop_from: Literal["image", "canvas"],
+    fill: tuple[int, int, int],
 ) -> Image.Image:
     """The region of interest at full resolution: whole pixels, at least one on each side, not yet padded to a square.
 
-    `box` may be in either frame. crop_from "image": the part of it that lies on the picture, cut from the original pixels;
+    `box` may be in either frame. `crop_from` is the profile's, `fill` the colour in which the checkpoint pads its pictures
+    (`checkpoints.fill_of`). crop_from "image": the part of it that lies on the picture, cut from the original pixels;
     "canvas": cut from the padded square, so padding inside the box is kept in the colour `fill` (the released code's
     inference). Raises InputError for "image" and a box that lies wholly in the padding.
     """

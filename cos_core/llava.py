@@ -80,14 +80,14 @@ class Llava:
 def load(
     model: str | Path,
     *,
-    profile: str | None = None,
+    profile: str | Profile | None = None,
     device: str = "auto",
     dtype: str = "auto",
     attention: str | None = None,
 ) -> Llava:
     """Loads a checkpoint for inference (eval mode), each weight straight to the device.
 
-    `device`: "auto" takes a CUDA GPU when there is one; `dtype`: "auto" is bfloat16 on a GPU, float32 on a CPU; `attention`: an
+    `device`: "auto" takes a CUDA GPU when there is one; `dtype`: see `dtype_name`; `attention`: an
     attention implementation name known to `transformers`. Raises MissingError without torch or transformers, InputError for a
     checkpoint that cannot be read, is not LLaVA, or lacks weights.
     """
@@ -145,7 +145,7 @@ def read_network(
     return net.eval()
 
 
-def equipped(net: Any, where: str, *, name: str, profile: str | None = None) -> Llava:
+def equipped(net: Any, where: str, *, name: str, profile: str | Profile | None = None) -> Llava:
     """A network with its checkpoint folder's tokenizer, processor and profile. Raises InputError when they cannot be read."""
     import transformers
 
@@ -158,7 +158,7 @@ def equipped(net: Any, where: str, *, name: str, profile: str | None = None) -> 
         model=net,
         tokenizer=tokenizer,
         image_processor=processor,
-        profile=checkpoint_profile(where, profile),
+        profile=profile if isinstance(profile, Profile) else checkpoint_profile(where, profile),
         image_token_id=int(net.config.image_token_id),
         image_tokens=image_tokens_of(net.config),
         fill=padding_colour(processor),
@@ -191,7 +191,7 @@ def placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
         raise MissingError(f"running a model needs the extra 'model': pip install 'cos-toolkit[model]' ({error})") from None
     quiet_libraries()
     target = _device(torch, device)
-    kind = {"auto": torch.bfloat16 if target.type == "cuda" else torch.float32}.get(dtype) or getattr(torch, dtype, None)
+    kind = getattr(torch, _auto_type(torch, target) if dtype == "auto" else dtype, None)
     if not isinstance(kind, torch.dtype):
         raise InputError(f"unknown dtype {dtype!r}; use auto, float32, bfloat16 or float16")
     return target, kind
@@ -306,10 +306,34 @@ def devices(name: str) -> list[str]:
 
 
 def dtype_name(device: str, dtype: str) -> str:
-    """The number format that `load` would use: "auto" is bfloat16 on a GPU, float32 on a CPU."""
+    """The number format that `load` would use: "auto" is float32 on a CPU, bfloat16 on a GPU or float16 without it."""
     if dtype != "auto":
         return dtype
-    return "bfloat16" if devices(device)[0].startswith("cuda") else "float32"
+    first = devices(device)[0]
+    return _auto_type(_torch(), first) if first.startswith("cuda") else "float32"
+
+
+def dtype_remark(device: str, dtype: str) -> str | None:
+    """What a user should know of the number format on the GPU that a run begins with; None when there is nothing to say."""
+    first = devices(device)[0]
+    if not first.startswith("cuda") or _has_bfloat16(_torch(), first) or dtype not in ("auto", "bfloat16"):
+        return None
+    name = _torch().cuda.get_device_name(first)
+    if dtype == "auto":
+        return f"{name} has no units for bfloat16: the model runs in float16"
+    return f"{name} has no units for bfloat16, which is emulated there, slowly; take float16"
+
+
+def _auto_type(torch: Any, device: Any) -> str:
+    """What "auto" means on a device (a torch.device or its name)."""
+    if torch.device(device).type != "cuda":
+        return "float32"
+    return "bfloat16" if _has_bfloat16(torch, device) else "float16"
+
+
+def _has_bfloat16(torch: Any, device: Any) -> bool:
+    """NVIDIA's have it from compute capability 8.0 (Ampere) on: neither a V100 (7.0) nor a T4 (7.5) does. AMD's all have."""
+    return torch.version.hip is not None or bool(torch.cuda.get_device_capability(device) >= (8, 0))
 
 
 def _torch() -> Any:

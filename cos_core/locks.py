@@ -51,14 +51,14 @@ class FileLock:
                 os.close(fd)
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
-        # A forked worker that outlives its parent would keep the lock through its copy of the descriptor.
-        os.register_at_fork(after_in_child=_Forget(self))
+        _HELD.add(self)
 
     def release(self) -> None:
         """Gives the lock back; harmless when it is not held."""
         if self._fd is None:
             return
         fd, self._fd = self._fd, None
+        _HELD.discard(self)
         if is_current(fd, self.path):
             self.path.unlink(missing_ok=True)
         os.close(fd)
@@ -82,16 +82,18 @@ class FileLock:
         self.release()
 
 
-class _Forget:
-    """Closes a lock's descriptor in a forked child, without keeping the lock object alive."""
+_HELD: weakref.WeakSet[FileLock] = weakref.WeakSet()
+"""The locks of this process that are held."""
 
-    def __init__(self, lock: FileLock) -> None:
-        self._lock = weakref.ref(lock)
 
-    def __call__(self) -> None:
-        lock = self._lock()
-        if lock is not None:
-            lock._after_fork()
+def _forget_all() -> None:
+    """In a forked child: closes its copies of the descriptors. A worker that outlives its parent would keep the locks."""
+    for lock in list(_HELD):
+        lock._after_fork()
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_forget_all)
 
 
 def _holder(fd: int) -> str:

@@ -160,6 +160,35 @@ def read(path: Path) -> RunManifest:
         raise InputError(f"{path} is not a manifest: {error}") from None
 
 
+def beside(output: Path, mark: str) -> RunManifest | None:
+    """The manifest of the run whose settings have the fingerprint `mark`, of those beside an output file; None without one."""
+    for path in sorted(Path(output).parent.glob(f"*.{FILE}")):
+        try:
+            found = read(path)
+        except InputError:
+            continue
+        if mark and found.fingerprint == mark:
+            return found
+    return None
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two records of settings, a phrase each: `box_tokens 48, now 64`; tables within them part by part."""
+    found = []
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} {_brief(old)}, now {_brief(new)}")
+    return found
+
+
+def _brief(value: Any) -> str:
+    words = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return words if len(words) <= 60 else f"{words[:57]}..."
+
+
 def versions() -> dict[str, str]:
     """Versions of cos, Python and the installed libraries that change results; imports none of them.
 

@@ -44,6 +44,27 @@ def load(kind: str, name: str, **options: Any) -> Any:
     return build(**options)
 
 
+def source(name: str | None) -> str | None:
+    """The SHA-256 of the file that `name` names (`./mine.py`, `./mine.py:build`); None for a shipped plug-in, or none.
+
+    What that file imports is not part of it. Raises InputError when it cannot be read.
+    """
+    path = Path((name or "").partition(":")[0])
+    if path.suffix != ".py":
+        return None
+    import hashlib
+
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"the plug-in file {path} cannot be read: {error.strerror}") from None
+
+
+def sources(*names: str | None) -> dict[str, str]:
+    """`source` of those of the plug-ins that are files, by the file's stem: what counts of them in a fingerprint."""
+    return {Path((name or "").partition(":")[0]).stem: digest for name in names if (digest := source(name)) is not None}
+
+
 def described(plugin: Any) -> dict[str, Any]:
     """What a plug-in object is and how it is set, for fingerprints and provenance: its `settings`, or its dataclass fields."""
     settings = getattr(plugin, "settings", None)

@@ -19,6 +19,11 @@ from cos_core.jsonl import decode
 from cos_core.types import ImageSlot, Turn
 
 PROFILE_FILE = "cos_profile.json"
+DIALOGUE_VERSION = 1
+"""Raised by hand when the same settings show a model something else than before: the turns of `dialogue`, the text of a box and
+how it is read, where a crop is cut, the boxes of the shipped policies. Part of every fingerprint; tests/test_fingerprints.py
+holds what this version shows."""
+
 FULL, ROI = ImageSlot("full"), ImageSlot("roi")
 
 AfterEnd = Literal["native", "spaced", "cut", "joined"]
@@ -117,13 +122,14 @@ def load_profile(name: str) -> Profile:
     return Profile.from_json(data, str(path))
 
 
-def checkpoint_profile(folder: str | Path | None, asked: str | None = None) -> Profile:
+def checkpoint_profile(folder: str | Path | None, asked: str | Profile | None = None) -> Profile:
     """The profile to use with a checkpoint in a local folder (hub.resolve): the one asked for, else its own, else "paper".
 
-    None: a checkpoint that is known by its name alone.
-
+    None: a checkpoint that is known by its name alone. A Profile was resolved for this checkpoint before, and stays as it is.
     How text after the end mark is tokenised belongs to the checkpoint's tokenizer: the checkpoint's own word on it stays.
     """
+    if isinstance(asked, Profile):
+        return asked
     own = None if folder is None else Path(folder) / PROFILE_FILE
     kept = load_profile(str(own)) if own is not None and own.is_file() else None
     if not asked:

@@ -76,7 +76,7 @@ def test_regions_equal_the_slow_way(by_regions: regions.RegionsBackbone) -> None
     model = by_regions.asker.model
     tokens = []
     for box in found.regions.boxes:
-        (features,) = model.image_features(model.pixels([images.crop_region(image, box)]))
+        (features,) = model.image_features(model.pixels([images.crop_region(image, box, model.profile.crop_from, model.fill)]))
         tokens.append(features.view(4, 4, -1)[1:3, 1:3].mean((0, 1)))  # 0.6 of four patches: the middle two
     expected = slow_row(by_regions.asker, torch.stack(tokens), "what is it?", "a cat")
     assert len(expected) == 6 * 5 + 3 * 2  # along 101 and 89 pixels, of side 0.3 and of side 0.5
@@ -91,7 +91,7 @@ def test_four_tokens_a_region_are_summed(checkpoint: Path) -> None:
     assert found.regions is not None
     assert found.regions.scores is not None
     model = backbone.asker.model
-    crops = [images.crop_region(image, box) for box in found.regions.boxes]
+    crops = [images.crop_region(image, box, model.profile.crop_from, model.fill) for box in found.regions.boxes]
     cells = model.image_features(model.pixels(crops)).view(29, 4, 4, -1)[:, 1:3, 1:3]
     expected = slow_row(backbone.asker, cells.reshape(29 * 4, -1), "what?", "a cat").view(29, 4).sum(1)
     assert torch.allclose(torch.tensor(found.regions.scores, dtype=torch.float64), expected, rtol=1e-9, atol=1e-12)

@@ -2,50 +2,33 @@
 
 from __future__ import annotations
 
-import base64
-import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import openpyxl
 import pytest
-from official_files import GOLDEN, LETTER, SHORT, config, dump, dump_lines, results, said
+from official_files import (
+    GOLDEN,
+    LETTER,
+    config,
+    dump,
+    dump_lines,
+    mmbench_layout,
+    mme_layout,
+    results,
+    said,
+)
 from PIL import Image
 from two_passes import Recorder
 
 from cos_core import evaluate, plug
 from cos_core.engines.scripted import last_user_text
 from cos_core.errors import InputError
+from cos_core.images import FILL
 from cos_core.infer.passes import Setting, TwoPass
 from cos_core.prompts import load_profile
 
 # --- MME -------------------------------------------------------------------------------------------------------------
-
-MME = {  # subtask -> pictures of two answers each; right answers are Yes, No
-    "existence": [("Yes", "No"), ("yes.", "no, none"), ("Yes", "Yes")],
-    "OCR": [("I say yes", "No"), ("", "no")],
-    "code_reasoning": [("Yes", "No"), ("No", "Yes")],
-}
-
-
-def mme_layout(root: Path) -> list[dict[str, Any]]:
-    answers = []
-    for category, pictures in MME.items():
-        nested = category == "OCR"  # some subtasks keep pictures and questions in folders of their own
-        texts = root / category / "questions_answers_YN" if nested else root / category
-        texts.mkdir(parents=True)
-        if nested:
-            (root / category / "images").mkdir()
-        for number, pair in enumerate(pictures):
-            ending = ".png" if category == "code_reasoning" else ".jpg"
-            (root / category / ("images" if nested else "") / f"{number:04d}{ending}").touch()
-            questions = [f"Is this {what} {number}?" for what in ("a", "not a")]
-            body = f"{questions[0]}  Please answer yes or no.\tYes\n{questions[1]} Please answer yes or no.\tNo\n"
-            (texts / f"{number:04d}.txt").write_text(body)
-            key = f"{category}/{number:04d}{ending}"
-            answers += [said(key, text, f"{asked}\n{SHORT}") for text, asked in zip(pair, questions, strict=True)]
-    return answers
 
 
 def test_mme(tmp_path: Path) -> None:
@@ -80,36 +63,6 @@ def test_mme_broken_text_file(tmp_path: Path) -> None:
 
 # --- MMBench ---------------------------------------------------------------------------------------------------------
 
-MMBENCH = [  # index, options, answer, prediction, right
-    (1, "cat|dog", "A", "A", True),
-    (1_000_001, "dog|cat", "B", "B. cat", True),
-    (2, "one|two|three", "B", "B", True),
-    (1_000_002, "three|one|two", "C", "C", True),
-    (2_000_002, "two|three|one", "A", "B", False),  # one rotation wrong: the question is wrong
-    (3, "red|blue|nan|green", "B", "(B)", True),  # options end at the first that is missing
-    (4, "red|blue", "A", "the red one", True),
-    (5, "red|blue", "A", "A or B", False),
-    (6, "red|blue", "A", "red and blue", False),
-    (7, "red|blue", "B", "", False),
-    (8, "red|blue", "B", "Z", False),
-    (9, "red|blue", "A", "a", False),
-]
-
-
-def mmbench_layout(path: Path, picture: bytes = b"", labels: bool = True) -> list[dict[str, Any]]:
-    columns = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "l2-category"]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, delimiter="\t")
-        writer.writerow(columns)
-        for index, options, answer, _, _ in MMBENCH:
-            cells = [*options.split("|"), "", "", ""][:4]
-            category = "colour" if "red" in options else "count"
-            image = base64.b64encode(picture).decode() if index < 10**6 else str(index % 10**6)
-            hint = "A hint." if index == 3 else ""
-            question = f"Which of {index % 10**6}?"
-            writer.writerow([index, question, hint, *cells, answer if labels else "", category, image, "perception"])
-    return [said(index, text) for index, _, _, text, _ in MMBENCH]
-
 
 def test_mmbench_counts_circles(tmp_path: Path) -> None:
     answers = mmbench_layout(tmp_path / "mmbench_dev_20230712.tsv")
@@ -137,7 +90,7 @@ def test_the_request_for_a_letter_stands_where_the_released_evaluation_put_it(na
     seen: dict[str, list[str]] = {}
     for profile in ("repo-2024", "paper"):
         engine = Recorder()
-        setting = Setting(plug.load("policies", "from_single_question"), load_profile(profile))
+        setting = Setting(plug.load("policies", "from_single_question"), load_profile(profile), FILL)
         TwoPass(engine, setting).predict([(example, Image.new("RGB", (9, 8)))])
         seen[profile] = [last_user_text(request) for request in engine.seen]
     released, paper = seen["repo-2024"], seen["paper"]

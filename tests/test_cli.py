@@ -273,7 +273,7 @@ CONFIGS = [
         "InferConfig",
         {"image", "images", "question", "data", "limit", "retry_failed"} | ENGINE_DETAILS,
     ),
-    (visualize.overlay, "cos_core.visualize.overlay", "OverlayConfig", {"box_status", "crop_from"}),
+    (visualize.overlay, "cos_core.visualize.overlay", "OverlayConfig", {"box_status"}),
     (visualize.stats, "cos_core.visualize.boxes", "BoxStatsConfig", set()),
     (visualize.report, "cos_core.visualize.run_report", "ReportConfig", {"selection"}),
     (visualize.report, "cos_core.visualize.select", "Selection", set()),

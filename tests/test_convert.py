@@ -96,7 +96,7 @@ def test_logits(loaded: llava.Llava) -> None:
         if case.get("box"):
             box, _ = read_box(str(case["box"]), RELEASED)
             assert box is not None
-            images.append(crop_region(whole, box, "canvas"))
+            images.append(crop_region(whole, box, "canvas", (122, 116, 104)))
         ids = [i for t in case["input_ids"] for i in ([loaded.image_token_id] * 16 if t == -200 else [t])]
         with torch.inference_mode():
             features = loaded.image_features(loaded.pixels(images))
@@ -129,7 +129,7 @@ class Forced:
 
 def two_passes(model: llava.Llava, case: dict[str, Any]) -> tuple[Forced, Any]:
     engine = Forced(HfEngine(model), case["forced_pass1"])
-    setting = Setting(plugin("policies", "from_single_question"), model.profile, max_new_tokens=128, box_tokens=128)
+    setting = Setting(plugin("policies", "from_single_question"), model.profile, model.fill, max_new_tokens=128, box_tokens=128)
     example = Example(id=case["name"], dataset="golden", image=case["image"], question=case["question"])
     prediction = TwoPass(engine, setting).predict([(example, open_image(IMAGES, case["image"]))])[0]  # type: ignore[arg-type]
     return engine, prediction

@@ -269,7 +269,69 @@ def test_versions_against_the_tested_set(tmp_path: Path, monkeypatch: pytest.Mon
     found = list(software.tested())
     assert found[0].level == "note"
     assert "numpy 1.2.3 (tested 2." in found[0].said
-    assert "numpy 1.2.3 is too old" in [f.said for f in found]
+
+
+def declared(site: Path, *lines: str) -> None:
+    """The metadata of an installed cos that requires these."""
+    about = site / "cos_toolkit-9.9.dist-info"
+    about.mkdir(parents=True)
+    required = "".join(f"Requires-Dist: {line}\n" for line in lines)
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: cos-toolkit\nVersion: 9.9\n{required}")
+
+
+DECLARED = (
+    "numpy>=1.26",
+    "transformers<6,>=5.20; extra == 'model'",
+    "transformers<6,>=5.23; extra == 'train'",
+    "deepspeed<0.20,>=0.19.8; extra == 'train'",
+    "peft>=0.19; extra == 'train'",
+    "mypy>=99; extra == 'dev'",
+)
+# installed -> level without a task, to infer, to train
+OUTSIDE = [
+    ({"numpy": "1.2.3"}, ("missing", "missing", "missing")),
+    ({"transformers": "5.0.0"}, ("warning", "missing", "missing")),
+    ({"transformers": "5.21.0"}, ("warning", "warning", "missing")),
+    ({"transformers": "6.1.0"}, ("warning", "missing", "missing")),
+    ({"deepspeed": "0.18.9"}, ("warning", "warning", "missing")),
+    ({"deepspeed": "0.20.1"}, ("warning", "warning", "missing")),
+    ({"peft": "0.18.1"}, ("warning", "warning", "missing")),
+    ({"transformers": "5.23.0", "deepspeed": "0.19.8", "numpy": "1.26.0"}, ()),
+    ({"transformers": "5.24.0.dev0"}, ()),
+]
+
+
+@pytest.mark.parametrize(("installed", "levels"), OUTSIDE)
+def test_versions_outside_what_was_tested_are_named_for_the_task_that_needs_them(
+    installed: dict[str, str], levels: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declared(tmp_path, *DECLARED)
+    for name, number in installed.items():
+        package(tmp_path, name, number, "")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for task, wanted in zip((None, "infer", "train"), levels or (None, None, None), strict=True):
+        found = list(software.allowed(task))
+        assert level(found) == ([] if wanted is None else [wanted])
+        for finding in found:
+            (name,) = installed
+            assert finding.said.startswith(f"{name} {installed[name]} is too ")
+            assert (finding.said.split(" is too ")[1].split()[0] == "new") == (installed[name][:3] in ("6.1", "0.2"))
+            assert finding.todo.startswith(f"pip install '{name}")
+
+
+def test_the_declared_versions_take_what_is_installed_here() -> None:
+    """pyproject.toml itself, since an editable installation keeps the metadata of its day."""
+    import tomllib
+
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *(line for extra in software.RUNNING_EXTRAS for line in extras[extra])]
+    for each in map(Requirement, lines):
+        there = software.version(each.name)
+        if each.name != "cos-toolkit" and there is not None:
+            assert each.specifier.contains(there, prereleases=True), f"{each} does not take {there}"
 
 
 def test_a_folder_that_is_not_there_is_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

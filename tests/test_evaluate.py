@@ -231,17 +231,6 @@ def build():
         evaluate.load(str(tmp_path / "mine.py"), tmp_path, "test")
 
 
-def test_paired_runs(tmp_path: Path) -> None:
-    score(tmp_path / "o", [said("a", "x"), said("b", "x"), said("c", "three"), said("d", "x")], out=tmp_path / "A")
-    score(tmp_path / "l", [said("a", "7"), said("b", "red"), said("c", "x"), said("d", "K")], out=tmp_path / "B")
-    found = evaluate.paired(tmp_path / "A", tmp_path / "B")
-    assert (found.n, found.wins, found.losses, found.clusters) == (4, 3, 1, 3)
-    assert found.mean == 0.5
-    alone = evaluate.paired(evaluate.read_scores(tmp_path / "A"), tmp_path / "B" / "scores.jsonl", {})
-    assert (alone.test, alone.p) == ("exact McNemar", statistics.mcnemar(3, 1))
-    assert alone.mean == found.mean
-
-
 def test_questions_written_for_a_model_to_answer(tmp_path: Path) -> None:
     _, data = evaluate.load("pope", POPE)
     evaluate.write_questions(data, tmp_path / "q.jsonl")

@@ -195,7 +195,7 @@ def test_extreme_shapes(size: tuple[int, int], tmp_path: Path) -> None:
     Image.new("RGB", size, (1, 2, 3)).save(tmp_path / "x.png")
     picture = open_image(tmp_path, "x.png")
     assert picture.size == size
-    crop = crop_region(picture, Box(0.4, 0.4, 0.401, 0.401))
+    crop = crop_region(picture, Box(0.4, 0.4, 0.401, 0.401), "image", FILL)
     assert min(crop.size) >= 1
     assert crop.getpixel((0, 0)) == (1, 2, 3)
 
@@ -260,7 +260,7 @@ def test_canvas_crop_equals_cutting_the_padded_square(size: tuple[int, int], v: 
     box = Box(min(v[0], v[2]), min(v[1], v[3]), max(v[0], v[2]), max(v[1], v[3]), "square")
     side = max(size)
     expected = square_pad(picture).crop(box.pixels(side, side))
-    got = crop_region(picture, box, "canvas")
+    got = crop_region(picture, box, "canvas", FILL)
     assert (got.size, got.tobytes()) == (expected.size, expected.tobytes())
 
 
@@ -269,15 +269,15 @@ def test_crop_takes_either_frame() -> None:
     pad = SquarePad(61, 37)
     box = Box(10 / 61, 5 / 37, 30 / 61, 29 / 37)
     expected = picture.crop((10, 5, 30, 29)).tobytes()
-    assert crop_region(picture, box).tobytes() == expected
-    assert crop_region(picture, pad.to_square(box)).tobytes() == expected
-    assert crop_region(picture, box, "canvas").tobytes() == expected
-    assert crop_region(picture, full_box("square")).size == (61, 37)
-    assert crop_region(picture, full_box("square"), "canvas").size == (61, 61)
+    assert crop_region(picture, box, "image", FILL).tobytes() == expected
+    assert crop_region(picture, pad.to_square(box), "image", FILL).tobytes() == expected
+    assert crop_region(picture, box, "canvas", FILL).tobytes() == expected
+    assert crop_region(picture, full_box("square"), "image", FILL).size == (61, 37)
+    assert crop_region(picture, full_box("square"), "canvas", FILL).size == (61, 61)
     with pytest.raises(InputError):
-        crop_region(picture, Box(0, 0, 1, 0.1, "square"))
+        crop_region(picture, Box(0, 0, 1, 0.1, "square"), "image", FILL)
     with pytest.raises(InputError):
-        crop_region(picture, box, "elsewhere")  # type: ignore[arg-type]
+        crop_region(picture, box, "elsewhere", FILL)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -292,4 +292,4 @@ def test_crop_takes_either_frame() -> None:
 def test_canvas_crops_have_the_original_sizes(
     size: tuple[int, int], corners: tuple[float, float, float, float], pixels: tuple[int, int]
 ) -> None:
-    assert crop_region(gradient(*size), Box(*corners, "square"), "canvas").size == pixels
+    assert crop_region(gradient(*size), Box(*corners, "square"), "canvas", FILL).size == pixels

@@ -21,6 +21,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "datasets",
         "images",
         "prompts",
+        "cropping",
         "boxtext",
         "encoding",
         "manifest",
@@ -50,6 +51,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "answers",
         "metrics",
         "statistics",
+        "comparison",
         "llava",
         "memory",
         "convert",
@@ -291,6 +293,7 @@ def test_the_model_without_torch_is_one_sentence(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text('{"model_type": "llava"}', encoding="utf-8")
+    (model / "preprocessor_config.json").write_text("{}", encoding="utf-8")
     done = without_torch("infer", "--model", model, "--image", picture, "--question", "What colour?")
     assert done.returncode == 4, done.stderr
     assert done.stdout == ""

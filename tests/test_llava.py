@@ -56,9 +56,39 @@ def test_devices_and_number_formats(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(InputError, match="unknown device 'gpu'"):
         llava.devices("cpu,gpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert llava.devices("auto") == ["cuda:0", "cuda:1", "cuda:2"]
     assert llava.dtype_name("auto", "auto") == "bfloat16"
     with pytest.raises(MissingError, match="'cuda:3' was asked for, but torch sees 3 of them"):
         llava.devices("cuda:2,cuda:3")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert llava.devices("auto") == ["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "auto"),
+    [
+        ((7, 0), "float16"),
+        ((7, 5), "float16"),
+        ((8, 0), "bfloat16"),
+        ((8, 6), "bfloat16"),
+        ((9, 0), "bfloat16"),
+        ((12, 0), "bfloat16"),
+    ],
+)
+def test_a_gpu_without_bfloat16_gets_float16_and_a_word(
+    capability: tuple[int, int], auto: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    assert llava.dtype_name("auto", "auto") == auto
+    # What is loaded is what the fingerprint says.
+    assert llava.placement("cuda", "auto") == (torch.device("cuda"), getattr(torch, auto))
+    assert llava.placement("cuda", "bfloat16")[1] == torch.bfloat16
+    lacks = auto == "float16"
+    for dtype, told in (("auto", lacks), ("bfloat16", lacks), ("float16", False), ("float32", False)):
+        assert (llava.dtype_remark("auto", dtype) is not None) == told
+    assert llava.dtype_remark("cpu", "auto") is None
+    assert llava.dtype_name("cpu", "auto") == "float32"

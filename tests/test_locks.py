@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import cos_core
+from cos_core import locks
 from cos_core.errors import InputError, LockedError
 from cos_core.locks import FileLock
 
@@ -95,3 +96,10 @@ def test_a_removed_file_is_not_mistaken_for_the_lock(tmp_path: Path) -> None:
 def test_no_place_for_a_lock(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be locked"):
         FileLock(tmp_path / "none" / "lock").acquire()
+
+
+def test_locks_taken_again_and_again_leave_nothing_to_do_at_a_fork(tmp_path: Path) -> None:
+    for _ in range(50):
+        with FileLock(tmp_path / "lock"):
+            assert len(locks._HELD) == 1
+    assert not locks._HELD

@@ -176,48 +176,53 @@ def test_coverage_and_level_of_a_comparison() -> None:
     assert wrong / runs <= 0.06
 
 
-def test_sign_flip_agrees_with_mcnemar_on_single_questions() -> None:
-    sums = np.array([1.0] * 16 + [-1.0] * 6 + [0.0] * 30)
-    assert statistics.sign_flip(sums, flips=40_000) == pytest.approx(statistics.mcnemar(16, 6), abs=0.004)
+def means(values: list[float]) -> np.ndarray:
+    """The additive parts of a mean: each value, and 1."""
+    return np.stack([np.array(values), np.ones(len(values))], axis=1)
 
 
-def test_sign_flip_against_all_sign_patterns() -> None:
-    sums = np.array([0.9, 0.4, -0.3, 1.2, 0.7, -0.1])
-    patterns = np.array(np.meshgrid(*[[-1, 1]] * 6)).reshape(6, -1).T @ sums
-    exact = np.mean(np.abs(patterns) >= abs(sums.sum()) - 1e-12)
-    assert statistics.sign_flip(sums, flips=40_000) == pytest.approx(exact, abs=0.01)
-    assert statistics.sign_flip(np.zeros(4)) == 1.0
+def test_the_swap_test_agrees_with_mcnemar_on_single_questions() -> None:
+    a = means([0.0] * 16 + [1.0] * 6 + [1.0] * 30)
+    b = means([1.0] * 16 + [0.0] * 6 + [1.0] * 30)
+    found = statistics.aggregate_difference(a, b, range(52), replicates=100, flips=40_000)
+    assert found.difference == pytest.approx(10 / 52)
+    assert found.p == pytest.approx(statistics.mcnemar(16, 6), abs=0.004)
 
 
-def test_paired_by_hand() -> None:
-    a = {"1": 0.0, "2": 0.0, "3": 1.0, "4": 1.0, "5": 0.0, "only a": 1.0}
-    b = {"1": 1.0, "2": 1.0, "3": 1.0, "4": 0.0, "5": 1.0, "only b": 0.0, "also b": 1.0}
-    found = statistics.paired(a, b, {})
-    assert (found.n, found.wins, found.losses, found.only_a, found.only_b) == (5, 3, 1, 1, 2)
-    assert found.mean == pytest.approx(0.4)
-    assert (found.mean_a, found.mean_b) == (0.4, 0.8)
-    assert found.test == "exact McNemar"
-    assert found.p == statistics.mcnemar(3, 1)
-    assert found.low <= found.mean <= found.high
+def test_the_swap_test_against_all_swaps() -> None:
+    gaps = np.array([0.9, 0.4, -0.3, 1.2, 0.7, -0.1])
+    patterns = np.array(np.meshgrid(*[[-1, 1]] * 6)).reshape(6, -1).T @ gaps
+    exact = np.mean(np.abs(patterns) >= abs(gaps.sum()) - 1e-12)
+    found = statistics.aggregate_difference(means([0.0] * 6), means(gaps.tolist()), range(6), replicates=100, flips=40_000)
+    assert found.p == pytest.approx(exact, abs=0.01)
+    assert statistics.aggregate_difference(means([0.5] * 4), means([0.5] * 4), range(4), replicates=100).p == 1.0
 
 
-def test_paired_takes_images_into_account() -> None:
-    ids = [str(i) for i in range(400)]
+def test_a_difference_takes_images_into_account() -> None:
     generator = np.random.default_rng(2)
     better = generator.random(50) < 0.6
-    a = dict.fromkeys(ids, 0.5)
-    b = {i: 0.5 + (0.25 if better[int(i) // 8] else -0.25) for i in ids}
-    clustered = statistics.paired(a, b, {i: str(int(i) // 8) for i in ids})
-    alone = statistics.paired(a, b, {})
+    b = means([0.5 + (0.25 if better[i // 8] else -0.25) for i in range(400)])
+    clustered = statistics.aggregate_difference(means([0.5] * 400), b, [i // 8 for i in range(400)])
+    alone = statistics.aggregate_difference(means([0.5] * 400), b, range(400))
     assert clustered.clusters == 50
-    assert clustered.test == "sign flip over images"
     assert clustered.high - clustered.low > 2 * (alone.high - alone.low)
     assert clustered.p > alone.p
 
 
-def test_paired_without_a_common_question() -> None:
-    with pytest.raises(InputError, match="no question in common"):
-        statistics.paired({"a": 1.0}, {"b": 1.0}, {})
+def test_swaps_without_a_value_do_not_make_a_difference_look_sure() -> None:
+    """A ratio whose denominator is nothing in half of the swaps: those count as if they were as extreme."""
+    a, b = np.array([[0.0, 1.0], [0.0, 0.0]]), np.array([[1.0, 0.0], [1.0, 1.0]])
+    found = statistics.aggregate_difference(a, b, range(2), replicates=100, flips=4000)
+    # As it stands 2/1 - 0/1 = 2; both swapped -2; one swapped: 0/0 or a division by nothing in one of the runs.
+    assert found.difference == 2.0
+    assert found.p == 1.0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_difference_of_what_is_no_number_is_none(value: float) -> None:
+    found = statistics.aggregate_difference(means([0.0, 1.0]), means([value, 1.0]), range(2), replicates=100)
+    assert not math.isfinite(found.difference)
+    assert math.isnan(found.p)
 
 
 def test_intervals_of_what_is_not_known() -> None:

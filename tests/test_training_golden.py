@@ -179,4 +179,4 @@ def test_a_negative_edge_is_clamped() -> None:
     assert square.box(100, 60).corners == pytest.approx((0.8, 0.0, 1.0, 35 / 60))
     assert not square.inside(100, 60)
     picture = Image.new("RGB", (100, 60), (200, 10, 10))
-    assert crop_region(picture, square.box(100, 60), "canvas").getcolors() == [(20 * 35, (200, 10, 10))]
+    assert crop_region(picture, square.box(100, 60), "canvas", (122, 116, 104)).getcolors() == [(20 * 35, (200, 10, 10))]

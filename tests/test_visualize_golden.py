@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from cos_core import images
+from cos_core.cropping import assumed_crop
 from cos_core.errors import InputError
 from cos_core.geometry import Box
 from cos_core.visualize import heat
@@ -116,7 +117,7 @@ def sheet(folder: Path) -> Image.Image:
     cells = np.zeros((6, 6))
     cells[1:3, 3:5] = [[0.5, 1.0], [0.25, 0.5]]
     notes = (("Question", "what is bright here?"), ("Region", "[0.500, 0.163, 0.850, 0.500]"), ("Answer", "a disc"))
-    return render(Scene(scene(96, 72), marks, marks[-1].box, heat=cells, notes=notes), 240)
+    return render(Scene(scene(96, 72), marks, assumed_crop(scene(96, 72), marks[-1].box), heat=cells, notes=notes), 240)
 
 
 def test_the_whole_sheet(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from cos_core import manifest
+from cos_core.cropping import assumed_crop
 from cos_core.errors import InputError
 from cos_core.geometry import Box
 from cos_core.interfaces import SilentReporter
@@ -153,7 +154,8 @@ def test_a_picture_turned_by_its_camera_is_drawn_upright(tmp_path: Path) -> None
 def test_awkward_pictures(size: tuple[int, int], colour: tuple[int, int, int]) -> None:
     box = Box(0.9, 0.9, 1.0, 1.0)
     text = (("Question", "why? " * 3000), ("Answer", "\ud800\x00 w" + "w" * 5000))
-    sheet = render(Scene(Image.new("RGB", size, colour), (Mark(box, "region of interest"),), box, notes=text), 640)
+    picture = Image.new("RGB", size, colour)
+    sheet = render(Scene(picture, (Mark(box, "region of interest"),), assumed_crop(picture, box), notes=text), 640)
     assert 300 < sheet.width < 1800
     assert 200 < sheet.height < 1800
     assert has(sheet, COLOURS["predicted"])

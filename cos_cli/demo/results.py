@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from cos_cli.demo.arms import ARMS, BASE, CENTRE, LABELS, MAIN, Arm, DemoConfig, arm, settings
-from cos_core import evaluate, jsonl, manifest, metrics
+from cos_core import comparison, evaluate, jsonl, manifest, metrics
+from cos_core.checkpoints import fill_of
+from cos_core.comparison import ScoredRun
 from cos_core.datasets import read_examples
+from cos_core.evaluate.compare import runs_below
 from cos_core.geometry import Box
 from cos_core.miniature.scenes import KINDS
+from cos_core.prompts import checkpoint_profile
 from cos_core.store import Store
 from cos_core.types import Annotation, Example, Prediction, Score
 from cos_core.visualize import demo_page as page
@@ -39,13 +43,12 @@ def write(config: DemoConfig) -> dict[str, Any]:
     train = list(read_examples(config.out / "scenes" / "train" / "questions.jsonl"))
     scores = {arm.name: evaluate.read_scores(config.scores(arm)) for arm in ARMS}
     predictions = {arm.name: _predictions(config.predictions(arm)) for arm in ARMS}
-    clusters = {e.id: e.image or e.id for e in test}
     results = {
         "quick": config.quick,
         "settings": dict(settings(config)),
         "questions": len(test),
         "arms": [_arm_row(config, arm, scores[arm.name], predictions[arm.name], test) for arm in ARMS],
-        "differences": _differences(scores, clusters),
+        "differences": _differences(config),
         "labels": [row for policy in LABELS for row in _label_rows(config, policy, train)],
         "versions": manifest.versions(),
         "hardware": manifest.hardware(),
@@ -84,24 +87,26 @@ def _arm_row(
     }
 
 
-def _differences(scores: Mapping[str, Sequence[Score]], clusters: Mapping[str, str]) -> list[dict[str, Any]]:
+def _differences(config: DemoConfig) -> list[dict[str, Any]]:
     """Chain-of-Spot minus every other arm over all questions, and minus no Chain-of-Spot for each kind."""
-    rows = []
-    for other in ARMS:
-        if other.name != MAIN:
-            rows.append(_difference(scores, other.name, clusters, None))
-    rows += [_difference(scores, BASE, clusters, kind) for kind in KINDS]
+    runs = {each.name: next(iter(runs_below(config.scores(each)).values())) for each in ARMS}
+    rows = [_difference(runs, other.name, None) for other in ARMS if other.name != MAIN]
+    rows += [_difference(runs, BASE, kind) for kind in KINDS]
     return [row for row in rows if row]
 
 
-def _difference(
-    scores: Mapping[str, Sequence[Score]], against: str, clusters: Mapping[str, str], kind: str | None
-) -> dict[str, Any]:
-    theirs, ours = ([s for s in scores[name] if kind in (None, s.groups["kind"])] for name in (against, MAIN))
-    if not ours:
+def _difference(runs: Mapping[str, ScoredRun], against: str, kind: str | None) -> dict[str, Any]:
+    theirs, ours = (
+        replace(runs[name], scores=[s for s in runs[name].scores if kind in (None, s.groups["kind"])])
+        for name in (against, MAIN)
+    )
+    if not ours.scores:
         return {}
-    found = evaluate.paired(theirs, ours, clusters)
-    return {"arm": MAIN, "against": against, "kind": kind, **found.to_json(), "goal": None if kind else GOALS.get(against)}
+    found = comparison.pair(theirs, ours, names=(against, MAIN)).to_json()
+    goal = None if kind else GOALS.get(against)
+    counts = {"mean": found["difference"], "wins": len(found["won"]), "losses": len(found["lost"])}
+    kept = {key: found[key] for key in ("low", "high", "n", "p", "test", "clusters", "verdict")}
+    return {"arm": MAIN, "against": against, "kind": kind, **kept, **counts, "goal": goal}
 
 
 def _label_rows(config: DemoConfig, policy: str, train: Sequence[Example]) -> list[dict[str, Any]]:
@@ -273,9 +278,9 @@ def _page_labels(rows: Sequence[Mapping[str, Any]]) -> Iterable[page.LabelRow]:
 
 def _encoder(config: DemoConfig) -> page.Encoder:
     """The input of the vision encoder, read from the trained checkpoint's own files (no torch)."""
-    processor = json.loads((config.weights(arm(MAIN)) / "processor_config.json").read_text(encoding="utf-8"))["image_processor"]
-    red, green, blue = (int(255 * m) for m in processor["image_mean"])
-    return page.Encoder(int(processor["crop_size"]["height"]), (red, green, blue))
+    weights = config.weights(arm(MAIN))
+    processor = json.loads((weights / "processor_config.json").read_text(encoding="utf-8"))["image_processor"]
+    return page.Encoder(int(processor["crop_size"]["height"]), fill_of(weights), checkpoint_profile(weights).crop_from)
 
 
 def _cards(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
 from cos_cli import options, settings
 from cos_cli.console import Session, emit, emit_json, reporting
 from cos_core import plug
-from cos_core.errors import FailuresError, InputError, RegressionError
+from cos_core.errors import FailuresError, InputError, RegressionError, UndefinedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -201,7 +201,9 @@ def evaluate(
     wanted = suites.limits(fail_under or [])
     with reporting(ctx.ensure_object(Session)) as reporter:
         runs = suites.run(suite, reporter)
-        fallen = suites.below(runs, wanted) + (_worse(runs, baseline, reporter) if baseline and runs else [])
+        below, unknown = suites.below(runs, wanted)
+        against = _against(runs, baseline, reporter) if baseline and runs else _Fallen([], [])
+        fallen = _Fallen([*below, *against.worse], [*unknown, *against.undefined])
         dead = [each for each in runs if not each.manifest.counts.get("ok")]
         if runs and not dead and latest is not None and out is not None:
             suites.link(latest, out)
@@ -209,8 +211,11 @@ def evaluate(
     if dead:
         first = f"{dead[0].benchmark}{f' ({dead[0].arm})' if dead[0].arm else ''}"
         raise FailuresError(f"not one question of {first} was answered: all {dead[0].manifest.counts.get('total')} failed")
-    if fallen:
-        raise RegressionError(f"worse than allowed: {'; '.join(fallen)}")
+    unclear = f"undefined: {'; '.join(fallen.undefined)}" if fallen.undefined else ""
+    if fallen.worse:
+        raise RegressionError(f"worse than allowed: {'; '.join(fallen.worse)}{f'; {unclear}' if unclear else ''}")
+    if unclear:
+        raise UndefinedError(unclear)
 
 
 def seconds(text: str) -> float:
@@ -236,41 +241,53 @@ def _check_usage(
         raise typer.BadParameter("with --model, --out names the folder for predictions and scores")
 
 
-def _worse(runs: Sequence[Scored], baseline: Path, reporter: Reporter) -> list[str]:
-    """Benchmarks that stand significantly below `baseline` (5 %, Holm over all of them), in words.
+class _Fallen(NamedTuple):
+    """What ends a run with a code of its own, in words: figures that are worse than allowed, and such as are not defined."""
+
+    worse: list[str]
+    undefined: list[str]
+
+
+def _against(runs: Sequence[Scored], baseline: Path, reporter: Reporter) -> _Fallen:
+    """Benchmarks that stand significantly below `baseline` (5 %, Holm over all of them), and those without a verdict.
 
     Raises InputError when a run was made otherwise than the baseline, or the baseline lacks its benchmark.
     """
-    from cos_core.evaluate import compare as comparing
+    from cos_core import comparison
+    from cos_core.evaluate.compare import runs_below
 
     found = []
     for each in runs:
         if each.folder is None:
             raise InputError("--baseline needs --out: a comparison is of finished runs")
         arm = baseline / each.arm if each.arm and (baseline / each.arm).is_dir() else baseline
-        theirs, ours = comparing.runs_below(arm), comparing.runs_below(each.folder)
+        theirs, ours = runs_below(arm), runs_below(each.folder)
         if each.benchmark not in theirs:
             raise InputError(f"the baseline {arm} has no run of {each.benchmark}")
         a, b = theirs[each.benchmark], ours[each.benchmark]
-        comparing.fair(a, b)
+        comparison.fair(a, b)
         if a.scores and b.scores:
-            found.append(comparing.pair(a, b, names=(str(arm), str(each.folder))))
-    fallen = []
-    for result in comparing.adjusted(found):
+            found.append(comparison.pair(a, b, names=(str(arm), str(each.folder))))
+    fallen = _Fallen([], [])
+    for result in comparison.adjusted(found):
+        if result.undefined:
+            fallen.undefined.append(f"{result.metric} of {result.benchmark} against the baseline: {result.undefined}")
+            continue
         gap = f"{result.metric} of {result.benchmark}: {result.found.a:.4g} -> {result.found.b:.4g}"
         reporter.note(f"baseline: {gap}, p {result.p_holm:.3g} (Holm), {result.verdict}")
         if result.verdict == "worse":
-            fallen.append(f"{gap} (p {result.p_holm:.3g}, {len(result.lost)} questions lost, {len(result.won)} won)")
+            fallen.worse.append(f"{gap} (p {result.p_holm:.3g}, {len(result.lost)} questions lost, {len(result.won)} won)")
     return fallen
 
 
-def _show(suite: Suite, runs: Sequence[Scored], fallen: Sequence[str], json: bool) -> None:
+def _show(suite: Suite, runs: Sequence[Scored], fallen: _Fallen, json: bool) -> None:
     from cos_cli.evaluate.tables import overview, table
 
     if json:
         one = runs[0].to_json() if len(runs) == 1 else {"runs": [each.to_json() for each in runs]}
         part = {"part": suite.part.number, "of": suite.part.of} if suite.part and suite.part.number else {}
-        emit_json({**one, **part, **({"fallen": list(fallen)} if fallen else {})})
+        named = {"fallen": fallen.worse, "undefined": fallen.undefined}
+        emit_json({**one, **part, **{name: words for name, words in named.items() if words}})
     elif len(runs) == 1:
         emit(table(runs[0].manifest))
     elif runs:

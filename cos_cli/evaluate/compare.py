@@ -14,7 +14,8 @@ from cos_cli.console import Session, clean, columns, emit, emit_json, reporting
 from cos_cli.evaluate.tables import WIDTH, interval, number
 
 if TYPE_CHECKING:
-    from cos_core.evaluate.compare import Comparison, Outcome
+    from cos_core.comparison import Comparison
+    from cos_core.evaluate.compare import Outcome
 
 _LONGEST = 24
 """Characters of an answer that the list of flipped questions shows."""
@@ -46,13 +47,15 @@ def compare(
     """Compare finished runs: paired differences with intervals and tests, and the questions that flipped.
 
     Runs are paired question by question; images are resampled, not questions; p-values are Holm's over all benchmarks.
-    Runs that were not made alike (profile, OCR tokens, split, scorer, judge, data) are refused.
+    Runs that were not made alike (profile, OCR tokens, split, scorer, judge, data) are refused. A figure that is not
+    defined is neither better nor worse: the verdict says so, and the command ends with code 7.
 
     \b
     Example:
       cos eval compare run/none run/model
     """
     from cos_core import evaluate
+    from cos_core.errors import UndefinedError
     from cos_core.evaluate import compare as comparing
 
     if len(runs) < 2:
@@ -71,6 +74,11 @@ def compare(
         emit_json({"comparisons": [each.to_json() for each in outcome.comparisons], "skipped": outcome.skipped})
     else:
         emit(describe(outcome, rows, flips))
+    undefined = [f"{each.benchmark}: {each.undefined}" for each in outcome.comparisons if each.undefined]
+    if undefined:
+        raise UndefinedError(
+            f"no verdict on {len(undefined)} of {len(outcome.comparisons)} comparisons: {'; '.join(undefined)}"
+        )
 
 
 def describe(outcome: Outcome, rows: Sequence[dict[str, Any]], flips: int) -> str:
@@ -92,7 +100,7 @@ def _line(each: Comparison) -> tuple[str, ...]:
     values = (number(found.a, unit), number(found.b, unit), number(found.difference, unit, "+"))
     return (
         *(each.benchmark, *values),
-        *(interval((found.low, found.high), unit, "+"), f"{each.p_holm:.2g}", each.verdict),
+        *(interval((found.low, found.high), unit, "+"), number(each.p_holm, "p"), each.verdict),
     )
 
 
@@ -103,9 +111,9 @@ def _behind(each: Comparison) -> str:
         f"{each.benchmark}, {each.metric} ({each.unit}): B won {len(each.won)} and lost {len(each.lost)} of {each.n} questions",
         f"{found.clusters} pictures",
         *(f"{n} questions only in {side}" for side, n in (("A", each.only_a), ("B", each.only_b)) if n),
-        f"p {each.p:.2g} before Holm ({each.test})",
+        f"undefined: {each.undefined}" if each.undefined else f"p {each.p:.2g} before Holm ({each.test})",
     ]
-    if changed:
+    if changed and not each.undefined:
         words.append(f"a true difference of {number(found.detectable, each.unit)} would be found four times in five")
     return textwrap.fill(clean("; ".join(words)), WIDTH)
 

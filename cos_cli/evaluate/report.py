@@ -74,7 +74,7 @@ def describe(cells: Sequence[Cell]) -> str:
         lines: list[tuple[str, ...]] = [("", "paper", "ours", "95 %", "ours - paper", "verdict")]
         for cell in (cell for cell in cells if (cell.table, cell.row) == (title, row)):
             lines.append(_figures(cell.column, "", cell.paper, (cell.ours, cell.low, cell.high), cell.verdict))
-            if cell.gain is not None:
+            if cell.gain_verdict is not None:
                 values = (cell.gain, cell.gain_low, cell.gain_high)
                 lines.append(_figures("  gain", "+", cell.paper_gain, values, cell.gain_verdict or ""))
         notes = [f"{cell.column}: {cell.note}" for cell in cells if cell.note and (cell.table, cell.row) == (title, row)]

@@ -289,22 +289,28 @@ def limits(texts: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def below(runs: Sequence[Scored], wanted: Mapping[str, float]) -> list[str]:
-    """What stands below its limit, in words. Raises InputError for a metric that no run has."""
+def below(runs: Sequence[Scored], wanted: Mapping[str, float]) -> tuple[list[str], list[str]]:
+    """What stands below its limit, and which limited metrics are not defined (no number), in words.
+
+    Raises InputError for a metric that no run has.
+    """
     from cos_cli.evaluate.tables import flat
 
-    fallen = []
+    fallen, undefined = [], []
     for name, limit in wanted.items():
-        values = []
+        values: list[float | None] = []
         for each in runs:
             metrics = dict(flat(each.manifest.results.get("metrics", {})))
             arm = f"{each.arm}." if each.arm else ""
-            values += [
-                (prefix, value)
-                for prefix in (f"{arm}{each.benchmark}.", f"{each.benchmark}.", "")
-                if name.startswith(prefix) and isinstance(value := metrics.get(name.removeprefix(prefix)), int | float)
-            ]
+            for prefix in dict.fromkeys((f"{arm}{each.benchmark}.", f"{each.benchmark}.", "")):
+                own = name.removeprefix(prefix)
+                if name.startswith(prefix) and own in metrics and isinstance(value := metrics[own], int | float | None):
+                    values.append(value)
         if not values:
             raise InputError(f"--fail-under: no run has the metric {name!r}")
-        fallen += [f"{name} is {value:g}, below {limit:g}" for _, value in values if value < limit]
-    return fallen
+        for value in values:
+            if value is None or math.isnan(value):
+                undefined.append(f"{name} is not a number, so it cannot be held against {limit:g}")
+            elif value < limit:
+                fallen.append(f"{name} is {value:g}, below {limit:g}")
+    return fallen, undefined

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -66,9 +67,13 @@ def overview(runs: Sequence[Scored]) -> str:
 
 
 def number(value: object, unit: str, sign: str = "") -> str:
-    """Four decimals of a fraction, two of a percentage or of points; whatever is no float as it is."""
+    """Four decimals of a fraction, two of a percentage or of points, two digits of a p; "undefined" for nan and None."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "undefined"
     if not isinstance(value, float):
         return str(value)
+    if unit == "p":
+        return f"{value:.2g}"
     digits = 2 if unit == "percent" or (unit == "points" and abs(value) > 1) else 4
     return f"{value:{sign}.{digits}f}"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cos_core import manifest, plug, roi
+from cos_core import llava, manifest, plug, roi
 from cos_core.annotate.config import AnnotateConfig
 from cos_core.annotate.pictures import Opened
 from cos_core.backbones._each import relevance_of_each
@@ -191,7 +191,9 @@ def build(config: AnnotateConfig) -> Annotator:
     policy: Policy = plug.load("policies", config.policy)
     if policy.source == "none":
         raise InputError(f"the policy {config.policy!r} looks at no region, so there is nothing to annotate")
-    settings: dict[str, Any] = {"policy": policy.name}
+    # A plug-in of one's own counts by its content; a shipped one by its name, and by the version of what it shows a model.
+    files = plug.sources(config.policy, config.backbone if policy.source == "model" else None, config.detector)
+    settings: dict[str, Any] = {"policy": policy.name, **({"plugins": files} if files else {})}
     rule = config.rule(roi.RoiRule("top1"))
     backbone: Any = None
     candidates: Any = None
@@ -215,7 +217,9 @@ def build(config: AnnotateConfig) -> Annotator:
         # Told, but no setting: a moved folder is the same model, whose weights the backbone's fingerprint knows.
         plain["model"] = config.model
         plain["annotator"] = tuned = annotator_provenance(config.model)
-        notes = (*getattr(backbone, "notes", ()), *(_differences(tuned, backbone.settings) if tuned else ()))
+        remark = llava.dtype_remark(config.device, config.dtype)
+        tuned_otherwise = _differences(tuned, backbone.settings) if tuned else ()
+        notes = (*([remark] if remark else ()), *getattr(backbone, "notes", ()), *tuned_otherwise)
     return Annotator(
         policy,
         rule,

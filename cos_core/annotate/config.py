@@ -15,6 +15,23 @@ from cos_core.shard import Shard
 TargetKind = Literal["log-odds", "logit", "logprob", "argmax"]
 
 
+NOT_IN_FINGERPRINT: Mapping[str, str] = {
+    "data": "which questions are asked",
+    "images": "where the pictures are; the data names them",
+    "out": "where the regions go",
+    "keep_heat": "maps are kept beside the regions and change none",
+    "batch_images": "who stands beside a picture does not change its regions",
+    "shard": "which pictures are looked at",
+    "scale": "where the work is done",
+    "limit": "where a job stops",
+    "max_failures": "when a job is given up",
+    "dry_run": "writes nothing",
+    "device": "where the model runs",
+}
+"""Fields of AnnotateConfig that do not decide a region, each with the reason. Every other one counts, by what it builds: the
+backbone's settings (with the content of the model), the rule, the detector, the policy (see annotator.build)."""
+
+
 @dataclass(frozen=True, slots=True)
 class AnnotateConfig:
     """Settings of one job.

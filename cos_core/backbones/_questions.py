@@ -12,7 +12,7 @@ import torch
 
 from cos_core import encoding, llava, memory, processes, relevance
 from cos_core.errors import InputError
-from cos_core.prompts import dialogue
+from cos_core.prompts import DIALOGUE_VERSION, dialogue
 from cos_core.relevance import Question, SweepSettings
 from cos_core.types import Example
 
@@ -133,6 +133,7 @@ class Asker:
             "model": self.model.fingerprint,
             "dtype": str(self.model.model.dtype).removeprefix("torch."),
             "profile": self.model.profile,
+            "dialogue": DIALOGUE_VERSION,
             "target": self.settings.target,
             "last_layers": self.settings.last_layers,
         }

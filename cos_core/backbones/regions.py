@@ -93,7 +93,8 @@ class RegionsBackbone:
         return found, [partial(self._pixels, image, box) for box in found.boxes]
 
     def _pixels(self, image: Image, box: Box) -> torch.Tensor:
-        return _questions.pixels(self.asker.model, images.crop_region(image, box))
+        model = self.asker.model
+        return _questions.pixels(model, images.crop_region(image, box, model.profile.crop_from, model.fill))
 
     def _scores(self, row: torch.Tensor) -> tuple[float, ...]:
         """Relevance of token positions, region after region, to one score a region."""

@@ -30,6 +30,7 @@ def examine(task: str | None, folder: Path) -> Iterator[Finding]:
     with_model = task in MODEL_TASKS
     yield software.python()
     yield from software.tested()
+    yield from software.allowed(task)
     gpus, found = machine.gpus(wanted=with_model)
     yield from found
     answers: Answers = {}

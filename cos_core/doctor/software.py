@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.version import Version
+
 from cos_core import assets
 from cos_core.doctor.finding import Finding, Level
 from cos_core.doctor.probe import Answers
@@ -20,6 +23,10 @@ EXTRAS = {
     "infer": ("torch", "transformers", "safetensors", "sentencepiece", "protobuf"),
 }
 """Packages that a task cannot do without, beyond those of the base package; all but accelerate are in the extra `model`."""
+NEEDED_EXTRAS = {"annotate": ("model",), "infer": ("model",), "train": ("model", "train")}
+"""The extras of which a task needs all packages."""
+RUNNING_EXTRAS = ("model", "train", "detect", "scale", "sheets")
+"""The extras that users install; `dev` and `docs` are for those who change cos."""
 OLDEST = (3, 11)
 _NAMED = 4
 
@@ -41,7 +48,7 @@ def python() -> Finding:
 
 
 def tested() -> Iterator[Finding]:
-    """Installed packages against constraints.txt, and against the oldest versions that this package allows."""
+    """Installed packages against constraints.txt."""
     pins = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;#]+)", assets.constraints().read_text(encoding="utf-8"), re.MULTILINE))
     installed = {name: there.partition("+")[0] for name in pins if (there := version(name)) is not None}
     other = [f"{name} {there} (tested {pins[name]})" for name, there in installed.items() if there != pins[name]]
@@ -51,10 +58,27 @@ def tested() -> Iterator[Finding]:
         shown = ", ".join(other[:_NAMED]) + (f" and {len(other) - _NAMED} more" if len(other) > _NAMED else "")
         todo = f"if something fails: pip install -c {assets.constraints()} ..."
         yield Finding("versions", "note", f"{len(other)} of {len(installed)} packages are not the tested ones: {shown}", todo)
-    for name, oldest in _oldest().items():
-        there = version(name)
-        if there is not None and _numbers(there) < _numbers(oldest):
-            yield Finding("versions", "missing", f"{name} {there} is too old", f"pip install '{name}>={oldest}'")
+
+
+def allowed(task: str | None) -> Iterator[Finding]:
+    """Installed packages against the versions that cos declares (its own metadata, as pip reads it), one finding a package.
+
+    A version outside is "missing" for a task that needs the package, a warning for every other; None asks for no task, where
+    only the packages of the base install are needed.
+    """
+    needed = {"", *NEEDED_EXTRAS.get(task or "", ())}
+    outside: dict[str, Finding] = {}
+    for extra, requirement in _declared():
+        name, there = requirement.name, version(requirement.name)
+        if there is None or requirement.specifier.contains(there, prereleases=True):
+            continue
+        level: Level = "missing" if extra in needed else "warning"
+        whose = f"extra {extra!r}" if extra else "every use"
+        word = "too old" if _is_older(there, requirement) else "too new"
+        said = f"{name} {there} is {word} for cos ({whose}): {requirement.specifier} was tested"
+        if name not in outside or (level == "missing" and outside[name].level != "missing"):
+            outside[name] = Finding("versions", level, said, f"pip install '{name}{requirement.specifier}'")
+    yield from outside.values()
 
 
 def torch(needed: bool, gpu: bool, driver_cuda: str | None, answers: Answers) -> Iterator[Finding]:
@@ -183,13 +207,21 @@ def _cuda_of_build() -> str | None:
     return found[1] if found else None
 
 
-def _oldest() -> dict[str, str]:
-    """Package -> the oldest version that the installed metadata of cos allows."""
+def _declared() -> Iterator[tuple[str, Requirement]]:
+    """(extra or "", requirement) of every package with a version in the installed metadata of cos; none in a bare checkout."""
     try:
-        lines = metadata.requires("cos-toolkit") or []
+        requirements = [Requirement(line) for line in metadata.requires("cos-toolkit") or []]
     except metadata.PackageNotFoundError:
-        return {}
-    return {m[1]: m[2] for line in lines if (m := re.match(r"([A-Za-z0-9_-]+)>=([\d.]+)", line))}
+        return
+    for each in requirements:
+        extra = re.search(r"extra *== *['\"]([^'\"]+)", str(each.marker or ""))
+        if each.specifier and (extra is None or extra[1] in RUNNING_EXTRAS):
+            yield extra[1] if extra else "", each
+
+
+def _is_older(there: str, requirement: Requirement) -> bool:
+    floors = [Version(each.version) for each in requirement.specifier if each.operator in (">=", "==", "~=")]
+    return any(Version(there) < floor for floor in floors)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -49,6 +49,8 @@ from cos_core.interfaces import Grammar, Reply, Request
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from cos_core.prompts import Profile
+
 WORTH_SHARING = 16
 """Fewer common tokens than this are not computed apart for the questions of one picture."""
 
@@ -383,7 +385,7 @@ def build(
     *,
     device: str = "auto",
     dtype: str = "auto",
-    profile: str | None = None,
+    profile: str | Profile | None = None,
     attention: str | None = None,
     reuse: bool = True,
     kv_budget: int | None = None,

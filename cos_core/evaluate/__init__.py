@@ -27,7 +27,6 @@ from cos_core.evaluate.joining import NAMED, Joined, Recorded, join, read_predic
 from cos_core.interfaces import Benchmark, BenchmarkData, Reporter, SilentReporter
 from cos_core.locks import FileLock
 from cos_core.metrics import RegionScore
-from cos_core.statistics import PairedDifference
 from cos_core.types import Prediction, RunManifest, Score
 
 SCORES, REGIONS, PROBLEMS = "scores.jsonl", "regions.jsonl", "problems.jsonl"
@@ -99,6 +98,9 @@ def _run(config: EvalConfig, reporter: Reporter, loaded: Loaded | None) -> RunMa
     if (official := other_count(benchmark, data)) is not None:
         results["n_official"] = official
     results["protocol"] = protocol(benchmark, data, joined.predictions)
+    if (rule := plug.source(config.benchmark)) is not None:
+        # A benchmark of one's own counts by its content: an edited rule makes other scores.
+        results["protocol"]["rule"] = rule
     if grades is not None:
         results["protocol"]["judge"] = judge.protocol(config, benchmark)
     results["problems"] = joined.named()
@@ -186,8 +188,10 @@ def summarise(
                                                            n_official where the official split has another number)
     box_status  share of each status                       regions     hit, iou, area... and `kinds`, where the data has regions
     statistics  how the intervals were made
+
+    A metric that is not a finite number (a mean of nothing) is None: undefined, and no limit holds or fails for it.
     """
-    table = benchmark.metrics(data, scores)
+    table = _finite(benchmark.metrics(data, scores))
     clusters = [score.groups.get(metrics.IMAGE, score.example_id) for score in scores]
     make = getattr(benchmark, "estimates", None)
     estimates = make(data, scores) if make else [metrics.mean_estimate("accuracy", scores)]
@@ -213,6 +217,15 @@ def summarise(
         "seed": seed,
     }
     return results
+
+
+def _finite(metrics: Any) -> Any:
+    """The metrics with None for every value that is not a finite number."""
+    if isinstance(metrics, Mapping):
+        return {key: _finite(value) for key, value in metrics.items()}
+    if isinstance(metrics, list):
+        return [_finite(value) for value in metrics]
+    return None if isinstance(metrics, float) and not math.isfinite(metrics) else metrics
 
 
 def _headline(benchmark: Benchmark, table: Mapping[str, Any], found: Mapping[str, list[float]]) -> dict[str, Any]:
@@ -311,7 +324,7 @@ def _write_lines(path: Path, records: Iterable[Any]) -> None:
 
 
 def read_scores(path: Path) -> list[Score]:
-    """The scores of a finished run: its folder, or a scores.jsonl. Raises InputError."""
+    """The scores of a finished run: its folder, or a scores.jsonl. Raises InputError, also for a value that is not finite."""
     path = path / SCORES if path.is_dir() else path
     found = []
     for line, row in jsonl.read_lines(path):
@@ -320,22 +333,6 @@ def read_scores(path: Path) -> list[Score]:
         except InputError as error:
             raise InputError(f"{path}:{line}: {error}") from None
     return found
-
-
-# --- two runs --------------------------------------------------------------------------------------------------------
-
-
-def paired(
-    scores_a: Path | Iterable[Score], scores_b: Path | Iterable[Score], clusters: Mapping[str, str] | None = None
-) -> PairedDifference:
-    """The difference B - A over the questions both runs scored, with its interval and test (statistics.paired).
-
-    `clusters`: the image of each example id; without it, the one that the scores name. Raises InputError when the runs share
-    no question.
-    """
-    a, b = (read_scores(runs) if isinstance(runs, Path) else list(runs) for runs in (scores_a, scores_b))
-    images = clusters if clusters is not None else {s.example_id: s.groups.get(metrics.IMAGE, s.example_id) for s in (*a, *b)}
-    return statistics.paired({s.example_id: s.value for s in a}, {s.example_id: s.value for s in b}, images)
 
 
 __all__ = [
@@ -351,7 +348,6 @@ __all__ = [
     "join",
     "load",
     "other_count",
-    "paired",
     "protocol",
     "read_predictions",
     "read_scores",

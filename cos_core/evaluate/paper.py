@@ -2,7 +2,8 @@
 
 A cell's verdict weighs the interval of our figure against the effect that the table claims there (the gain over its
 reference row): narrower than that and holding the paper's figure, it is reproduced; narrower and not holding it, it is not;
-wider, the run cannot tell. The paper gives no errors of its own, so its figures are taken as exact.
+wider, the run cannot tell. A figure that is not a number is undefined. The paper's figures, given without errors, are taken as
+exact.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ import csv
 import html
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cos_core import manifest, statistics
+from cos_core import comparison, manifest, statistics
+from cos_core.comparison import Comparison, ScoredRun
 from cos_core.errors import InputError
 from cos_core.evaluate import compare
-from cos_core.evaluate.compare import EvalRun
 
 REPRODUCED, NOT, UNDERPOWERED, ELSEWHERE, ABSENT = "reproduced", "not reproduced", "underpowered", "not comparable", "not run"
+UNDEFINED = "undefined"
+"""The verdict on a figure, or an interval, that is not a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,31 +170,53 @@ def _claim(table: Table, row: Row, place: int) -> float:
     return min(gains, default=0.0)
 
 
-def _filled(cell: Cell, column: Column, run: EvalRun, reference: EvalRun | None, claim: float, replicates: int) -> Cell:
+def _filled(cell: Cell, column: Column, run: ScoredRun, reference: ScoredRun | None, claim: float, replicates: int) -> Cell:
     split = run.protocol.get("split")
-    note = f"ours is of split {split}, the paper's of {column.split}" if column.split not in (None, split) else ""
+    of_another_split = column.split not in (None, split)
+    note = f"ours is of split {split}, the paper's of {column.split}" if of_another_split else ""
     metrics: Any = run.manifest.results.get("metrics", {})
+    if metrics.get("server_scored"):
+        return _replaced(cell, verdict=ELSEWHERE, note="scored by a server")
     for key in column.metric.split("."):
         metrics = metrics.get(key) if isinstance(metrics, Mapping) else None
-    if not isinstance(metrics, int | float):
-        server = bool(run.manifest.results.get("metrics", {}).get("server_scored"))
-        return _replaced(cell, verdict=ELSEWHERE, note="scored by a server" if server else f"no metric {column.metric}")
+    if not isinstance(metrics, int | float) or not math.isfinite(metrics):
+        return _replaced(cell, verdict=UNDEFINED, note=f"{column.metric} is {'missing' if metrics is None else 'not a number'}")
     ours = column.scale * metrics
-    low, high = (column.scale * end for end in run.manifest.results.get("intervals", {}).get(column.metric, (ours, ours)))
-    verdict = ELSEWHERE if note else weigh(low, high, cell.paper, claim)
-    more: dict[str, Any] = {}
-    if reference is not None and run.scores and reference.scores and cell.paper_gain is not None:
-        compare.fair(reference, run)
+    # Without an interval, as of a single picture, nothing says how far off the figure may be.
+    low, high = run.manifest.results.get("intervals", {}).get(column.metric, (None, None))
+    verdict = UNDEFINED
+    if low is not None and high is not None:
+        low, high = column.scale * low, column.scale * high
+        verdict = weigh(low, high, cell.paper, claim)
+    else:
+        note = note or "the run gives no interval"
+    cell = _replaced(cell, ours=ours, low=low, high=high, difference=ours - cell.paper, verdict=verdict, note=note)
+    if reference is not None and run.scores and reference.scores:
+        comparison.fair(reference, run)
         if column.metric == run.manifest.results.get("headline", {}).get("metric"):
-            pair = compare.pair(reference, run, names=("reference", "run"), replicates=replicates).found
-            gain, gain_low, gain_high = (column.scale * v for v in (pair.difference, pair.low, pair.high))
-            judged = ELSEWHERE if note else weigh(gain_low, gain_high, cell.paper_gain, cell.paper_gain)
-            more = {"gain": gain, "gain_low": gain_low, "gain_high": gain_high, "gain_verdict": judged}
-    return _replaced(cell, ours=ours, low=low, high=high, difference=ours - cell.paper, verdict=verdict, note=note, **more)
+            cell = _with_gain(
+                cell, column.scale, comparison.pair(reference, run, names=("reference", "run"), replicates=replicates)
+            )
+    elsewhere = {"verdict": ELSEWHERE, **({"gain_verdict": ELSEWHERE} if cell.gain_verdict else {})}
+    return _replaced(cell, **elsewhere) if of_another_split else cell
+
+
+def _with_gain(cell: Cell, scale: float, pair: Comparison) -> Cell:
+    if pair.undefined:
+        return _replaced(cell, gain_verdict=UNDEFINED, note=f"{cell.note}; gain: {pair.undefined}".removeprefix("; "))
+    gain, low, high = (scale * value for value in (pair.found.difference, pair.found.low, pair.found.high))
+    claim = cell.paper_gain or 0.0
+    ends = {"gain_low": low, "gain_high": high} if math.isfinite(low) and math.isfinite(high) else {}
+    return _replaced(cell, gain=gain, gain_verdict=weigh(low, high, claim, claim), **ends)
 
 
 def weigh(low: float, high: float, paper: float, claim: float) -> str:
-    """The verdict on an interval of ours: see the module's text. `claim`: the effect that matters, in the same unit."""
+    """The verdict on an interval of ours: see the module's text. `claim`: the effect that matters, in the same unit.
+
+    An infinite interval is underpowered; a figure that is not a number makes the verdict undefined.
+    """
+    if any(math.isnan(value) for value in (low, high, paper, claim)):
+        return UNDEFINED
     if (high - low) / 2 > abs(claim):
         return UNDERPOWERED
     return REPRODUCED if low <= paper <= high else NOT

@@ -15,10 +15,10 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cos_core import manifest
+from cos_core import llava, manifest
 from cos_core.errors import FailuresError, InputError
 from cos_core.images import open_image
-from cos_core.infer.passes import TwoPass
+from cos_core.infer.passes import Setting, TwoPass
 from cos_core.infer.questions import questions
 from cos_core.infer.settings import InferConfig, build_engine, finder, model_fingerprint, setting
 from cos_core.infer.work import around, portions, start
@@ -60,12 +60,13 @@ def _run(config: InferConfig, out: Path, reporter: Reporter, runner: Runner) -> 
         "model": {"path": str(config.model), "fingerprint": model_fingerprint(config)},
     }
     begun = manifest.started("infer", config, seed=config.seed, inputs=inputs, settings_fingerprint=made.fingerprint)
+    _remark(config, reporter)
     asked = questions(config, reporter)
     if config.retry_failed:
         _drop_failures(out)
     tally = _Tally(failed=asked.problems, skipped=asked.text_only)
     with DurableWriter(out, batch=config.batch_size) as writer:
-        done = _already_answered(out, made.fingerprint, asked.examples, tally)
+        done = _already_answered(out, made, asked.examples, tally)
         todo = [example for example in asked.examples if example.id not in done]
         before = len(asked.examples) - len(todo)
         reporter.progress("infer", before, len(asked.examples))
@@ -87,7 +88,7 @@ def _run(config: InferConfig, out: Path, reporter: Reporter, runner: Runner) -> 
                     if tally.exceeds(config.max_failures):
                         break
     stopped = tally.exceeds(config.max_failures)
-    finished = begun.finish(tally.counts(), status="failed" if stopped else "complete")
+    finished = begun.finish(tally.counts(), status="failed" if stopped else "complete", results={"settings": made.settings})
     manifest.write(manifest.path_for(out), finished)
     if stopped:
         raise FailuresError(
@@ -107,6 +108,7 @@ def answer_one(
     if config.image is None or not config.question:
         raise InputError("one answer needs an image and a question")
     made = setting(config)
+    _remark(config, reporter)
     picture = open_image(None, str(config.image))
     engine = engine or build_engine(config)
     chain = TwoPass(engine, made, listen=listen, finder=finder(config, engine))
@@ -117,6 +119,14 @@ def answer_one(
     if prediction.box_status in UNUSABLE and config.on_bad_box != "skip":
         reporter.warn(f"the first pass named no usable region ({prediction.box_status}); looked at: {config.on_bad_box}")
     return prediction
+
+
+def _remark(config: InferConfig, reporter: Reporter) -> None:
+    """Says which number format is taken where the GPU lacks the usual one; workers elsewhere are not asked."""
+    if config.engine != "hf" or config.scale.chosen(list) == "ray":
+        return
+    if (words := llava.dtype_remark(config.device, config.dtype)) is not None:
+        (reporter.note if config.dtype == "auto" else reporter.warn)(words)
 
 
 @dataclass(slots=True)
@@ -161,7 +171,7 @@ def _stored(path: Path) -> Iterator[Prediction]:
             raise InputError(f"{path}:{line}: not a prediction: {error}; give another output file") from None
 
 
-def _already_answered(path: Path, fingerprint: str, examples: Sequence[Example], tally: _Tally) -> set[str]:
+def _already_answered(path: Path, made: Setting, examples: Sequence[Example], tally: _Tally) -> set[str]:
     """Ids that the output holds; adds them to the tally.
 
     Raises InputError when the file was written with other settings, or for another question of the same id.
@@ -169,10 +179,10 @@ def _already_answered(path: Path, fingerprint: str, examples: Sequence[Example],
     questions = {example.id: example.question for example in examples}
     done: set[str] = set()
     for prediction in _stored(path):
-        if prediction.fingerprint != fingerprint:
+        if prediction.fingerprint != made.fingerprint:
             raise InputError(
-                f"{path} holds predictions made with other settings ({prediction.fingerprint or 'no fingerprint'}, "
-                f"now {fingerprint}); give another output file, or remove it"
+                f"{path} holds predictions made with other settings ({_other_settings(path, prediction, made)}); "
+                f"give another output file, or remove it"
             )
         if questions.get(prediction.example_id, prediction.question) != prediction.question:
             raise InputError(f"{path} holds an answer to another question with the id {prediction.example_id!r}")
@@ -180,6 +190,17 @@ def _already_answered(path: Path, fingerprint: str, examples: Sequence[Example],
             done.add(prediction.example_id)
             tally.add(prediction)
     return done
+
+
+def _other_settings(path: Path, prediction: Prediction, made: Setting) -> str:
+    """In what the settings of an answer differ from those of now, as far as the manifest beside the file says it."""
+    marks = f"{prediction.fingerprint or 'no fingerprint'}, now {made.fingerprint}"
+    before = manifest.beside(path, prediction.fingerprint)
+    if before is None:
+        return marks
+    if "settings" not in before.results:
+        return f"{marks}; cos {before.versions.get('cos', '')} wrote it, and did not record all of them"
+    return "; ".join(manifest.differences(before.results["settings"], made.settings)) or marks
 
 
 def _drop_failures(path: Path) -> None:

@@ -12,9 +12,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from cos_core.boxtext import BoxGrammar, read_box, write_box
+from cos_core.boxtext import BoxGrammar, write_box
+from cos_core.cropping import FALLBACKS, OnBadBox, region_of
 from cos_core.errors import InputError
-from cos_core.geometry import Box, SquarePad, full_box
+from cos_core.geometry import Box, SquarePad
 from cos_core.images import crop_region
 from cos_core.interfaces import Engine, Policy, Reply, Request
 from cos_core.prompts import Profile, dialogue
@@ -25,19 +26,22 @@ if TYPE_CHECKING:
 
     from cos_core.infer.heat import HeatFinder
 
-OnBadBox = Literal["full", "center", "skip"]
 BoxDecode = Literal["free", "grammar"]
-CENTRE = Box(0.25, 0.25, 0.75, 0.75, "image")
-"""What `on_bad_box="center"` looks at: the central quarter of the area, as the policy center_crop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What decides the answers. `fingerprint` is the hash that a resumed run must share; the rest as in InferConfig."""
+    """What decides the answers; the rest as in InferConfig.
+
+    `fill`: the colour (RGB) in which the checkpoint pads pictures, and what a crop holds of the padding. `settings`: everything
+    that decides, as plain JSON; `fingerprint` is its hash, which a resumed run must share.
+    """
 
     policy: Policy
     profile: Profile
+    fill: tuple[int, int, int]
     fingerprint: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
     on_bad_box: OnBadBox = "full"
     max_new_tokens: int = 128
     box_tokens: int = 48
@@ -256,34 +260,23 @@ class TwoPass:
         if isinstance(area, str):
             item.error = f"pass 1: {area}"
             return
-        box = area or self._stand_in()
+        box = area or FALLBACKS[self._setting.on_bad_box]
         if box is None:
             item.error = "no area of the picture stands out; skipped as asked"
             return
         item.box_text = write_box(SquarePad(*image.size).to_square(box), self._profile)
 
-    def _stand_in(self) -> Box | None:
-        """What is looked at when there is no usable region."""
-        return {"full": full_box("image"), "center": CENTRE, "skip": None}[self._setting.on_bad_box]
-
     def _cut(self, item: _Work, image: Image) -> None:
         """Reads the box text and cuts the region that it names, or that stands in for it, from the picture."""
         text = item.box_text or ""
-        square, status = read_box(text, self._profile)
-        area: Box | None = square
-        if square is not None:
-            try:
-                item.box = SquarePad(*image.size).to_image(square)
-            except InputError:  # it lies wholly in the padding: nothing of the picture is left in it
-                square, status = None, "degenerate"
-        if square is None:
-            area = item.box = self._stand_in()
+        region = region_of(text, image.size, self._profile, self._setting.on_bad_box)
+        item.box = region.box
         # A given box was not asked for; how it reads says nothing about the model.
-        item.status = status if self._policy.source == "model" else "skipped"
-        if area is None:
-            item.error = f"no usable box in the first pass ({status}): {text[:80]!r}; skipped as asked"
+        item.status = region.status if self._policy.source == "model" else "skipped"
+        if region.area is None:
+            item.error = f"no usable box in the first pass ({region.status}): {text[:80]!r}; skipped as asked"
             return
-        item.roi = crop_region(image, area, self._profile.crop_from)
+        item.roi = crop_region(image, region.area, self._profile.crop_from, self._setting.fill)
 
     def _ask_question(self, item: _Work, image: Image) -> Steps:
         """Pass 2 (CoS Eq. 3), or the only pass of the plain dialogue."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from cos_core import hub, llava, manifest, plug
+from cos_core.checkpoints import fill_of
+from cos_core.cropping import OnBadBox
 from cos_core.errors import InputError
+from cos_core.images import FILL
 from cos_core.infer import heat
-from cos_core.infer.passes import BoxDecode, OnBadBox, Setting
+from cos_core.infer.passes import BoxDecode, Setting
 from cos_core.interfaces import Engine, Policy
-from cos_core.prompts import checkpoint_profile
+from cos_core.prompts import DIALOGUE_VERSION, Profile, checkpoint_profile
 from cos_core.runners import RunnerConfig
 
 ROI_ALIASES = {"model": "from_single_question", "center": "center_crop"}
@@ -90,6 +94,31 @@ def _policy(roi: str) -> Policy:
     return policy
 
 
+NOT_IN_FINGERPRINT: Mapping[str, str] = {
+    "out": "where the answers go",
+    "data": "which questions are asked: each is compared with the one that its answer names",
+    "images": "where the pictures are; the data names them",
+    "image": "one picture, of which nothing is written",
+    "question": "compared with the one that an answer names",
+    "limit": "how many of the questions are asked",
+    "batch_size": "who stands beside a question does not change its answer",
+    "device": "where the model runs",
+    "max_failures": "when a run is given up",
+    "retry_failed": "which questions are asked again",
+    "reuse": "what is kept between passes; the answers are the same (cos infer --verify)",
+    "kv_budget": "how much is kept between passes",
+    "server": "the address of a server; what it serves is the model",
+    "concurrency": "how many requests are under way",
+    "timeout": "how long a server may take",
+    "scale": "where the work is done",
+    "model": "counts by its content: `model`",
+    "dtype": "counts as what `auto` means here: `dtype`",
+    "profile": "counts by its content: `profile`",
+    "roi": "counts as the policy that it names, and by its content: `policy`",
+}
+"""Fields of InferConfig that do not decide an answer, each with the reason. Every other field is part of the fingerprint."""
+
+
 def checkpoint_folder(config: InferConfig) -> str | None:
     """The checkpoint's local folder; None for a model that another engine knows and that is not here.
 
@@ -104,29 +133,36 @@ def model_fingerprint(config: InferConfig) -> str:
     return hub.name_fingerprint(config.model) if folder is None else hub.fingerprint(folder)
 
 
+def resolved_profile(config: InferConfig) -> Profile:
+    """The one profile of a run: for its dialogues, its crops and the engine's encoding. Raises InputError."""
+    return checkpoint_profile(checkpoint_folder(config), config.profile)
+
+
 def setting(config: InferConfig) -> Setting:
-    """Resolves policy and profile. Raises InputError for an unknown policy or profile."""
-    policy = _policy(config.roi)
-    profile = checkpoint_profile(checkpoint_folder(config), config.profile)
-    fingerprint = manifest.fingerprint(
-        {
-            "model": model_fingerprint(config),
-            "engine": config.engine,
-            # Rounding differs between number formats, and answers with it; where the model stands is no setting.
-            "dtype": llava.dtype_name(config.device, config.dtype) if config.engine == "hf" else None,
-            "profile": profile.to_json(),
-            "policy": policy.name,
-            "on_bad_box": config.on_bad_box,
-            "max_new_tokens": config.max_new_tokens,
-            "box_tokens": config.box_tokens,
-            "box_decode": config.box_decode,
-            "seed": config.seed,
-        }
-    )
+    """Resolves policy, profile and padding colour. Raises InputError for an unknown policy or profile."""
+    policy, profile, folder = _policy(config.roi), resolved_profile(config), checkpoint_folder(config)
+    if folder is not None and config.engine == "hf":
+        llava.check_folder(folder)
+    # A served model that is no folder here says nothing of its pictures; LLaVA's own colour is assumed for it.
+    fill = FILL if folder is None else fill_of(folder)
+    settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in NOT_IN_FINGERPRINT}
+    settings |= {
+        "model": model_fingerprint(config),
+        # Rounding differs between number formats, and answers with it; where the model stands is no setting.
+        "dtype": llava.dtype_name(config.device, config.dtype) if config.engine == "hf" else None,
+        "profile": profile.to_json(),
+        "policy": {"name": policy.name, "source": policy.source, "asks": policy.asks},
+        "plugins": plug.sources(config.engine, ROI_ALIASES.get(config.roi, config.roi)),
+        "fill": fill,
+        "dialogue": DIALOGUE_VERSION,
+    }
+    plain: dict[str, Any] = manifest.plain(settings)
     return Setting(
         policy=policy,
         profile=profile,
-        fingerprint=fingerprint,
+        fill=fill,
+        fingerprint=manifest.fingerprint(plain),
+        settings=plain,
         on_bad_box=config.on_bad_box,
         max_new_tokens=config.max_new_tokens,
         box_tokens=config.box_tokens,
@@ -150,7 +186,7 @@ def build_engine(config: InferConfig) -> Engine:
         model=config.model,
         device=config.device.partition(",")[0],
         dtype=config.dtype,
-        profile=config.profile,
+        profile=resolved_profile(config),
         reuse=config.reuse,
         server=config.server,
         concurrency=config.concurrency,

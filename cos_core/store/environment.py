@@ -17,8 +17,9 @@ from typing import Any, ClassVar, TypeVar
 import lmdb
 
 from cos_core.errors import InputError
-from cos_core.manifest import canonical, plain
+from cos_core.manifest import canonical, differences, plain
 
+_DIFFERENCES_NAMED = 4
 SCHEMA = 2
 TABLES = ("annotations", "failures", "heats", "meta")
 DATA = "data.mdb"
@@ -160,9 +161,10 @@ class Handle:
         """Stamps a new store; checks that an old one is of the same settings. Raises InputError."""
         if self.meta:
             if self.meta["fingerprint"] != fingerprint:
+                told = differences(self.meta.get("provenance", {}), plain(provenance))[:_DIFFERENCES_NAMED]
                 raise InputError(
                     f"the store {self.path} was made with other settings (fingerprint {self.meta['fingerprint']}, "
-                    f"now {fingerprint}); choose a new folder or the same settings"
+                    f"now {fingerprint}{''.join(f'; {words}' for words in told)}); choose a new folder or the same settings"
                 )
             return
         created = datetime.now(UTC).isoformat(timespec="seconds")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cos_core.errors import InputError
 from cos_core.images import crop_region
@@ -40,12 +40,17 @@ class Album:
         """A guess at the number of regions a picture, for plans."""
         return _ABOUT
 
-    def crops(self, picture: Image, path: str) -> tuple[Image, ...]:
-        """The regions of a picture as the backbone cuts them. Raises InputError when the detector finds none."""
+    def crops(
+        self, picture: Image, path: str, crop_from: Literal["image", "canvas"], fill: tuple[int, int, int]
+    ) -> tuple[Image, ...]:
+        """The regions of a picture as the backbone cuts them, under the profile's `crop_from` and the checkpoint's `fill`.
+
+        Raises InputError when the detector finds none.
+        """
         boxes = self.detector.detect(picture, path).boxes
         if not boxes:
             raise InputError("the detector proposes no region of its picture")
-        return tuple(crop_region(picture, box) for box in boxes)
+        return tuple(crop_region(picture, box, crop_from, fill) for box in boxes)
 
 
 @contextmanager

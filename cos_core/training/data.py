@@ -161,7 +161,7 @@ def _album_sample(
     sample: Sample, chosen: int, picture: Image, recipe: Recipe, album: Album
 ) -> tuple[Encoded, tuple[Image, ...]]:
     """The plain dialogue about a picture whose regions stand in its place."""
-    crops = album.crops(picture, str(sample.image))
+    crops = album.crops(picture, str(sample.image), recipe.profile.crop_from, recipe.fill)
     turns = make_turns(sample, chosen, None, recipe)
     encoded = encode(recipe.profile, turns, recipe.tokenizer, recipe.image_token_id, len(crops) * album.positions)
     return cut(encoded, recipe.max_length, recipe.image_token_id), crops

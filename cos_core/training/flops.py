@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
-# Dense bfloat16 peaks in FLOP/s, from the makers' data sheets, by a part of the name that the driver gives.
+# Dense half-precision peaks in FLOP/s, from the makers' data sheets, by what the driver's name must hold. The first that fits
+# counts. Whole words only: an RTX A4000 is no A40, an A10G no A10. What is not here has no peak, rather than a neighbour's.
 _PEAKS = (
-    ("H200", 989e12),
-    ("H100 PCIe", 756e12),
-    ("H100", 989e12),
-    ("A100", 312e12),
-    ("A800", 312e12),
-    ("L40S", 362e12),
-    ("A40", 150e12),
-    ("A10", 125e12),
-    ("4090", 165e12),
-    ("V100", 125e12),
+    (r"H200 NVL", 835e12),
+    (r"G?H200", 989e12),
+    (r"H100 NVL", 835e12),
+    (r"H100 PCIe", 756e12),
+    (r"H[18]00", 989e12),
+    (r"A[18]00", 312e12),
+    (r"L40S", 362e12),
+    (r"L40", 181e12),
+    (r"L4", 121e12),
+    (r"A40", 150e12),
+    (r"A10", 125e12),
+    (r"GeForce RTX 4090(?! (Laptop|D))", 165e12),
+    (r"V100S?", 125e12),
 )
 
 
 def peak_flops(device_name: str) -> float | None:
     """The peak of one device in FLOP/s, None for one that is not in the table (a CPU, say)."""
-    return next((peak for part, peak in _PEAKS if part in device_name), None)
+    return next((peak for name, peak in _PEAKS if re.search(rf"\b{name}\b", device_name)), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from cos_core import __version__, hub, manifest, plug
 from cos_core.datasets import stamp
 from cos_core.errors import InputError
 from cos_core.interfaces import Policy, Reporter
-from cos_core.prompts import checkpoint_profile
+from cos_core.prompts import DIALOGUE_VERSION, checkpoint_profile
 from cos_core.released import ReleasedRegions
 from cos_core.store import Store
 from cos_core.training import doctor, shared, table
@@ -81,6 +81,8 @@ def settings(config: TrainConfig, policy: Policy, devices: int) -> tuple[dict[st
     decisive = {
         **config.learnt(devices),
         "policy": [policy.name, policy.source, policy.asks],
+        "plugins": plug.sources(config.rule, config.detector),
+        "dialogue": DIALOGUE_VERSION,
         "profile": checkpoint_profile(where, config.profile).to_json(),
         "data": inputs["data"]["sha256"],
         "model": inputs["model"]["fingerprint"],

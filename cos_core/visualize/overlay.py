@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageOps
 
 from cos_core import datasets, images, manifest, plug
+from cos_core.cropping import assumed_crop
 from cos_core.errors import InputError
 from cos_core.geometry import Box, Frame
 from cos_core.interfaces import Reporter
@@ -19,7 +20,6 @@ from cos_core.visualize.draw import (
     INK,
     PAPER,
     SOFT_INK,
-    CropFrom,
     Mark,
     draw_marks,
     font_at,
@@ -29,7 +29,7 @@ from cos_core.visualize.draw import (
     zoom,
 )
 from cos_core.visualize.heat import Grid, blend, read_heat, stored_heat, with_bar
-from cos_core.visualize.source import read_predictions
+from cos_core.visualize.source import PREDICTIONS, Cuts, read_predictions
 
 FORMATS = (".png", ".webp", ".pdf")
 _GAP = 20
@@ -71,17 +71,15 @@ class OverlayConfig:
     heat_frame: Frame = "square"
     detector: str | None = None
     longest: int = 640
-    crop_from: CropFrom = "image"
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What is drawn: a picture, its marks, the region to show enlarged, a relevance map, and (heading, text) notes below."""
+    """What is drawn: a picture, its marks, the region cut from it, a relevance map, and (heading, text) notes below."""
 
     image: Image.Image
     marks: tuple[Mark, ...] = ()
-    crop: Box | None = None
-    crop_from: CropFrom = "image"
+    crop: Image.Image | None = None
     heat: Grid | None = None
     heat_frame: Frame = "square"
     notes: tuple[tuple[str, str], ...] = ()
@@ -168,7 +166,12 @@ def _scene(config: OverlayConfig, prediction: Prediction) -> Scene:
             marks.append(Mark(annotation.box, "annotated", "annotated"))
     if prediction.box is not None:
         marks.append(Mark(prediction.box, "region of interest", "predicted"))
-    return Scene(picture, tuple(marks), prediction.box, config.crop_from, heat, frame, notes(prediction, example))
+    if config.predictions is not None:
+        file = config.predictions
+        crop = Cuts(file / PREDICTIONS if file.is_dir() else file).crop(picture, prediction)
+    else:
+        crop = None if prediction.box is None else assumed_crop(picture, prediction.box)
+    return Scene(picture, tuple(marks), crop, heat, frame, notes(prediction, example))
 
 
 def _known_marks(config: OverlayConfig, picture: Image.Image, example: Example | None) -> list[Mark]:
@@ -222,7 +225,8 @@ def _stored_scene(config: OverlayConfig, annotation: Annotation) -> Scene:
     if example is not None and example.answers:
         lines.append(("Truth", " / ".join(example.answers)))
     heat, frame = _heat(config, annotation.example_id)
-    return Scene(picture, tuple(marks), annotation.box, config.crop_from, heat, frame, tuple(lines))
+    crop = None if annotation.box is None else assumed_crop(picture, annotation.box)
+    return Scene(picture, tuple(marks), crop, heat, frame, tuple(lines))
 
 
 def _example(path: Path, example_id: str) -> Example | None:
@@ -261,7 +265,7 @@ def render(scene: Scene, longest: int = 640) -> Image.Image:
         heated = blend(show(scene.image, longest).image, scene.heat, scene.heat_frame)
         panels.append(("Relevance of each place to the answer", with_bar(heated, float(scene.heat.max()))))
     if scene.crop is not None:
-        region = images.crop_region(scene.image, scene.crop, scene.crop_from)
+        region = scene.crop
         # Beside a tall picture the crop may be as tall as it; below a wide one it gets half its length.
         zoomed = ImageOps.expand(zoom(region, longest // 2 if below else longest * 3 // 5), 1, HAIRLINE)
         panels.append((f"Zoomed region, {region.width} x {region.height} pixels", zoomed))

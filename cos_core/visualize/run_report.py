@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from cos_core import images, manifest
+from cos_core.comparison import Comparison
 from cos_core.errors import InputError
 from cos_core.interfaces import Reporter
 from cos_core.store import Store
@@ -93,10 +95,18 @@ def run(config: ReportConfig, reporter: Reporter) -> RunManifest:
             cards.append(maker.card(example_id))
             reporter.progress("cards", done, len(shown))
     title = "Report: " + " and ".join(run.name for run in found)
-    content = _sections(found, config, cards, len(ids), maker, album)
+    compared, refused = run_sections.comparisons(found)
+    content = _sections(maker, cards, len(ids), (compared, refused))
     write_page(config.out, page(title, content, first=_first(found, maker), banner=_banner(found), in_folder=album.in_folder))
     counts = {"ok": len(cards) - maker.unreadable, "failed": maker.unreadable, "skipped": len(ids) - len(shown)}
-    results = {"questions": len(ids), "cards": len(cards), "newer_pictures": maker.newer, "in_folder": album.in_folder}
+    results: dict[str, Any] = {
+        "questions": len(ids),
+        "cards": len(cards),
+        "newer_pictures": maker.newer,
+        "in_folder": album.in_folder,
+    }
+    rows = [{key: value for key, value in each.to_json().items() if key not in ("won", "lost")} for each in compared]
+    results |= {"comparisons": rows, "not_compared": refused}
     result = work.finish(counts, results=results)
     manifest.write(manifest.path_for(config.out), result)
     reporter.note(f"{len(cards)} cards of {len(ids)} questions: {config.out}")
@@ -195,9 +205,10 @@ class _Cards:
     def _views(self, example_id: str, items: Sequence[Item], picture: Image.Image) -> list[View]:
         views = []
         for run, item in zip(self.runs, items, strict=True):
-            if item.box is None:
+            region = run.cuts.crop(picture, item.prediction) if run.cuts and item.prediction else None
+            if region is None:
                 continue
-            crop = _reduced(images.crop_region(picture, item.box), CROP_PX)
+            crop = _reduced(region, CROP_PX)
             of = f"region, {run.name}" if len(items) > 1 else "region"
             views.append(View(self.album.add(crop), of, f"The {of}, enlarged"))
         cells = self._heat(example_id)
@@ -295,8 +306,9 @@ def _banner(found: Sequence[Run]) -> Html:
 
 
 def _sections(
-    found: Sequence[Run], config: ReportConfig, cards: Sequence[GalleryCard], total: int, maker: _Cards, album: Album
+    maker: _Cards, cards: Sequence[GalleryCard], total: int, compared: tuple[Sequence[Comparison], Sequence[str]]
 ) -> list[tuple[str, str, Html]]:
+    found, config, album = maker.runs, maker.config, maker.album
     note = [f"Shown: {words}." for words in (config.selection.words(),) if words]
     note += [f"{len(cards):,} of {total:,} questions, drawn at random."] if len(cards) < total else []
     used = {shape.kind for card in cards for shape in card.shapes}
@@ -305,7 +317,7 @@ def _sections(
     made = joined(facts(run.name, run_sections.provenance(run)) for run in found)
     answers = gallery(content, album) if cards else element("p", "No question fits what was asked for.", class_="empty")
     return [
-        ("differences", "Differences", run_sections.differences_table(found) or text("")),
+        ("differences", "Differences", run_sections.differences_table(*compared) or text("")),
         ("metrics", "All metrics", run_sections.metrics_table(found) or text("")),
         ("answers", "Answers", answers),
         ("plots", "Regions in numbers", joined(map(partial(_plots, several=len(found) > 1), found))),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cos_core import metrics, statistics
+from cos_core import comparison
+from cos_core.comparison import Comparison
 from cos_core.visualize.html import Html, element, joined, percent, share_bar, table
 from cos_core.visualize.runs import UNUSED, Run
 
@@ -13,9 +15,11 @@ _FULL_SCALE = {"fraction": 1.0, "percent": 100.0}
 
 
 def amount(value: object, unit: str = "") -> str:
-    """A number for a person: shares as percent, anything else as it is; a dash for nothing."""
+    """A number for a person: shares as percent, anything else as it is; a dash for nothing, a word for nan."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "–" if value is None else str(value)
+    if math.isnan(value):
+        return "undefined"
     if unit == "fraction":
         return percent(value)
     if unit == "percent":
@@ -86,30 +90,56 @@ def metrics_table(runs: Sequence[Run]) -> Html | None:
     )
 
 
-def differences_table(runs: Sequence[Run]) -> Html | None:
-    """Every further scored run minus the first, on the questions both have; None when there are not two scored ones."""
+def comparisons(runs: Sequence[Run]) -> tuple[list[Comparison], list[str]]:
+    """Every further scored run against the first, as `cos eval compare` computes it, and what is not compared, in words."""
     scored = [run for run in runs if run.scores]
-    rows = []
+    pairs, refused = [], [f"{run.name}: its answers are not scored" for run in runs if not run.scores]
     for other in scored[1:]:
         first = scored[0]
-        if not first.scores.keys() & other.scores.keys():
-            continue
-        images = {i: s.groups.get(metrics.IMAGE, i) for run in (first, other) for i, s in run.scores.items()}
-        theirs, ours = ({i: s.value for i, s in run.scores.items()} for run in (first, other))
-        found = statistics.paired(theirs, ours, images)
-        sign = "yes" if found.low > 0 else "no" if found.high < 0 else "same"
+        a, b = (run.scored() for run in (first, other))
+        if a is None or b is None:
+            refused.append(
+                f"{other.name} and {first.name}: a run that is not finished does not say by which metric it is scored"
+            )
+        elif a.benchmark != b.benchmark:
+            refused.append(f"{other.name} and {first.name}: {b.benchmark} and {a.benchmark} are two benchmarks")
+        else:
+            pairs.append(comparison.pair(a, b, names=(first.name, other.name), differs=comparison.differing(a, b)))
+    return comparison.adjusted(pairs), refused if len(runs) > 1 else []
+
+
+def differences_table(compared: Sequence[Comparison], refused: Sequence[str]) -> Html | None:
+    """A row a comparison, and below what was not compared; None when there is neither."""
+    rows = []
+    for each in compared:
+        found, unit = each.found, each.unit
+        sign = {"better": "yes", "worse": "no"}.get(each.verdict, "same")
+        only = f"{each.only_a + each.only_b:,} in one run only" if each.only_a + each.only_b else ""
         cells = [
-            element("th", f"{other.name} − {first.name}", scope="row"),
-            _cell(element("span", _signed(found.mean), class_=sign), f"{_signed(found.low)} to {_signed(found.high)}"),
-            _cell(f"{found.wins:,} / {found.losses:,}"),
-            _cell(f"{found.p:.2g}", found.test),
-            _cell(f"{found.n:,}", f"{found.only_a + found.only_b:,} in one run only" if found.only_a + found.only_b else ""),
+            element("th", joined([f"{each.b} − {each.a}", element("small", f"{each.metric}, {unit}")]), scope="row"),
+            _cell(element("span", _signed(found.difference), class_=sign), f"{_signed(found.low)} to {_signed(found.high)}"),
+            _cell(f"{len(each.won):,} / {len(each.lost):,}"),
+            _cell(_two_digits(each.p_holm), f"{_two_digits(each.p)} before Holm, {each.test}"),
+            element("td", joined([each.verdict, element("small", each.undefined)]) if each.undefined else each.verdict),
+            _cell(f"{each.n:,}", only),
         ]
         rows.append(element("tr", joined(cells)))
+    notes = [
+        f"{each.b} and {each.a} were not made alike: they differ in {', '.join(each.differs)}."
+        for each in compared
+        if each.differs
+    ]
+    notes += [f"Not compared: {words}." for words in refused]
+    listed = element("ul", joined(element("li", words) for words in notes), class_="remarks") if notes else None
     if not rows:
-        return None
-    caption = "Mean score per question, later run minus first, with paired 95 % intervals; images are resampled."
-    return table(caption, ["Difference", "Mean", "Gained / lost questions", "p", "Questions"], rows, (1, 2, 3, 4))
+        return listed
+    caption = (
+        "The benchmark's own headline, later run minus first, on the questions that both scored, with its 95 % interval: the "
+        "figures of cos eval compare. Images are resampled, p-values are Holm's over this table."
+    )
+    head = ["Difference", "of the headline", "Gained / lost questions", "p", "Verdict", "Questions"]
+    made = table(caption, head, rows, (1, 2, 3, 5))
+    return made if listed is None else joined([made, listed])
 
 
 def remarks(runs: Sequence[Run], more: Sequence[str] = ()) -> Html | None:
@@ -141,7 +171,11 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
+    return "undefined" if math.isnan(value) else f"{value:+.3f}".replace("-", "−")
+
+
+def _two_digits(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.2g}"
 
 
 def _said(run: Run, key: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cos_core import datasets, jsonl, manifest, plug
+from cos_core.comparison import ScoredRun
 from cos_core.errors import CosError, InputError
 from cos_core.geometry import Box
 from cos_core.interfaces import BenchmarkData, Reporter
@@ -48,6 +49,7 @@ class Run:
     benchmark: str = ""
     protocol: Mapping[str, Any] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    cuts: source.Cuts | None = None
 
     @property
     def results(self) -> Mapping[str, Any]:
@@ -61,6 +63,10 @@ class Run:
             return datetime.fromisoformat(self.manifest.finished) if self.manifest else None
         except ValueError:
             return None
+
+    def scored(self) -> ScoredRun | None:
+        """The run as comparisons take it; None for one that is not finished or not scored."""
+        return ScoredRun(self.path, self.manifest, list(self.scores.values())) if self.manifest and self.scores else None
 
     def ids(self) -> list[str]:
         """Every question of the run."""
@@ -170,6 +176,10 @@ def _load(path: Path, name: str, sources: RunSources) -> Run:
     answers = _predictions_file(run)
     if answers is not None:
         run.predictions = {p.example_id: p for p in source.read_predictions(answers, _noted(run.remarks))}
+        run.cuts = source.Cuts(answers)
+        silent = sum(p.box is not None and run.cuts.of(p) is None for p in run.predictions.values())
+        if silent:
+            run.remarks.append(f"{silent} of its answers do not say how their regions were cut; from the picture is assumed")
     if not run.scores and not run.predictions:
         raise InputError(f"{path} holds neither scores nor predictions: is it a folder of `cos eval` or `cos infer`?")
     if not run.predictions:

@@ -7,13 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cos_core import datasets, jsonl
+from cos_core import datasets, jsonl, manifest
+from cos_core.cropping import Cut, assumed_crop
 from cos_core.errors import InputError
 from cos_core.geometry import Box
 from cos_core.jsonl import OnProblem, Problem
 from cos_core.store import Store, is_store
 from cos_core.types import Prediction
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 PREDICTIONS = "predictions.jsonl"
 
@@ -58,6 +63,29 @@ def read_boxes(path: Path, on_problem: OnProblem | None = None) -> Iterator[Foun
             yield Found(box, "no region" if box is None else "labelled", annotation.image, annotation.example_id)
         for example_id, _ in store.failures():
             yield Found(None, "failed", None, example_id)
+
+
+class Cuts:
+    """How the regions of a predictions file were cut, as the manifests of `cos infer` beside the file say."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._known: dict[str, Cut | None] = {}
+
+    def of(self, prediction: Prediction) -> Cut | None:
+        """None where nothing says it: an answer of an earlier version, of another program, or of a run that is not finished."""
+        mark = prediction.fingerprint
+        if mark not in self._known:
+            found = manifest.beside(self._file, mark)
+            self._known[mark] = None if found is None else Cut.from_settings(found.results.get("settings", {}))
+        return self._known[mark]
+
+    def crop(self, picture: Image, prediction: Prediction) -> Image | None:
+        """The region that the second pass saw; without a record of how it was cut, the part of the picture in its box."""
+        cut = self.of(prediction)
+        if cut is not None:
+            return cut.crop(picture, prediction)
+        return None if prediction.box is None else assumed_crop(picture, prediction.box)
 
 
 @contextmanager
