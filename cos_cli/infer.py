@@ -183,7 +183,7 @@ def converse(config: InferConfig, session: Session) -> None:
 
     stdout, person = sys.stdout, sys.stdin.isatty()
     with reporting(session) as reporter:
-        conversation = Conversation(config, listen=lambda text: _write(stdout, text))
+        conversation = Conversation(config, reporter, listen=lambda text: _write(stdout, text))
         if person:
             reporter.note("ask away; an empty line ends")
         for line in sys.stdin:

@@ -85,7 +85,9 @@ def _picture_settings(folder: Path) -> tuple[dict[str, Any], Path]:
             data = decode(path.read_bytes())
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read: {error}") from None
-        settings = data.get("image_processor") if isinstance(data, dict) and name == PROCESSOR_FILES[0] else data
+        if not isinstance(data, dict):
+            raise InputError(f"{path} is not an object of settings")
+        settings = data.get("image_processor") if name == PROCESSOR_FILES[0] else data
         if isinstance(settings, dict):
             return settings, path
     raise InputError(f"{folder} does not say how pictures are prepared: it has neither of {', '.join(PROCESSOR_FILES)}")

@@ -167,6 +167,35 @@ def equipped(net: Any, where: str, *, name: str, profile: str | Profile | None =
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """What turns dialogues into token ids, without the weights; `image_tokens`: positions of one picture."""
+
+    tokenizer: Any
+    image_token_id: int
+    image_tokens: int
+
+    def encode(self, profile: Profile, turns: Sequence[Turn]) -> Encoded:
+        """Ids, labels and slots of a dialogue (encoding.py)."""
+        return encode(profile, turns, self.tokenizer, self.image_token_id, self.image_tokens)
+
+
+def encoder(folder: str) -> Encoder:
+    """The encoder of a checkpoint's folder. Raises MissingError without transformers, InputError for what is no LLaVA."""
+    check_folder(folder)
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingError(f"reading a tokenizer needs the extra 'model': pip install 'cos-toolkit[model]' ({error})") from None
+    quiet_libraries()
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        return Encoder(tokenizer, int(config.image_token_id), image_tokens_of(config))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"cannot read the tokenizer and the settings of {folder}: {first_line(error)}") from None
+
+
 def quiet_libraries() -> None:
     """What libraries would like to have installed, and their bars, are not our users' affair; their errors are."""
     import logging

@@ -6,6 +6,7 @@ Imports urllib3 only when a client is made.
 from __future__ import annotations
 
 import re
+import time
 import urllib.request
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ MAX_REPLY_BYTES = 16 * 2**20
 """A longer reply is cut off and called too long; a completion of a thousand tokens takes some kilobytes."""
 
 
+_CHUNK = 1 << 16
 _OBJECT = re.compile(r"^<?\w*Connection(?:Pool)?\([^)]*\)(?: at 0x\w+>)?: ")
 
 
@@ -40,8 +42,8 @@ class Answer:
 class Client:
     """Requests to one server, from as many threads as `connections`; its proxy is the environment's, as for other programs.
 
-    `url`: the address that paths are added to; `key`: sent as bearer token to this address alone; `timeout`: seconds without a
-    byte. Raises InputError for an address that is none.
+    `url`: the address that paths are added to; `key`: sent as bearer token to this address alone; `timeout`: seconds that a
+    reply may take, and as many again for one that drips. Raises InputError for an address that is none.
     """
 
     url: str
@@ -78,6 +80,7 @@ class Client:
         headers = {"Accept": "application/json", **({"Content-Type": "application/json"} if body is not None else {})}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
+        until = time.monotonic() + self.timeout
         try:
             reply = self._pool.request(
                 method,
@@ -90,15 +93,25 @@ class Client:
                 preload_content=False,
             )
             try:
-                data = reply.read(MAX_REPLY_BYTES + 1, decode_content=True)
-                if len(data) > MAX_REPLY_BYTES:
-                    reply.close()
-                    raise ServerError(f"the reply is longer than {MAX_REPLY_BYTES >> 20} MiB")
-                return Answer(int(reply.status), reply.headers, data)
+                return Answer(int(reply.status), reply.headers, self._read(reply, until))
+            except BaseException:
+                # What is left of the reply would be taken for the next one.
+                reply.close()
+                raise
             finally:
                 reply.release_conn()
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise ServerError(_reason(error)) from None
+
+    def _read(self, reply: Any, until: float) -> bytes:
+        data = bytearray()
+        while chunk := reply.read1(_CHUNK, decode_content=True):
+            data += chunk
+            if len(data) > MAX_REPLY_BYTES:
+                raise ServerError(f"the reply is longer than {MAX_REPLY_BYTES >> 20} MiB")
+            if time.monotonic() > until:
+                raise ServerError(f"the reply did not end within {self.timeout:g} s")
+        return bytes(data)
 
 
 def _reason(error: Exception) -> str:

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from cos_core import assets, llava, prompts
-from cos_core.engines._messages import ServedDialogue, assumed, fill_of, of_folder
+from cos_core.checkpoints import fill_of
+from cos_core.engines._messages import ServedDialogue, assumed, of_folder
 from cos_core.engines.openai import build
 from cos_core.errors import InputError
 from cos_core.images import square_pad

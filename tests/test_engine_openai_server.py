@@ -6,12 +6,16 @@ SentencePiece's vocabulary. `make test-vllm` (tests/with_vllm) does the same wit
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import served_world as world
+
+from cos_cli import main
 
 pytest.importorskip("fastapi", reason="the server's own packages are not installed")
 
@@ -50,3 +54,19 @@ def test_other_checkpoints_answer_as_locally(address: str, model: str, tmp_path:
     assert len({record["answer"] for record in local}) > 10
     padded, bare = world.padded_and_bare(Path(where), address)
     assert padded == bare
+
+
+@pytest.mark.slow
+def test_the_doctor_sees_whose_prompts_they_are(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = shutil.copytree(world.assets.miniature_checkpoint(), tmp_path / "other")
+    template = other / "chat_template.jinja"
+    assert "</s>" in template.read_text()
+    template.write_text(template.read_text().replace("</s>", ""))
+    ours = (world.assets.miniature_checkpoint(), world.convert_a_tiny_one(tmp_path))
+    for model, code, level, words in (*((where, 0, "ok", "as the local engine's") for where in ours),
+                                      (other, 4, "missing", "the end mark after the assistant's turn is missing")):  # fmt: skip
+        assert main.run(["doctor", "--server", address, "--model", str(model), "--json"]) == code
+        findings = json.loads(capsys.readouterr().out)["findings"]
+        said = [finding for finding in findings if finding["check"] == "prompt"]
+        assert {finding["level"] for finding in said} == {level}
+        assert any(words in finding["said"] for finding in said), said

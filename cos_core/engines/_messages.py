@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cos_core.checkpoints import fill_of
 from cos_core.errors import InputError
 from cos_core.images import FILL, square_pad
-from cos_core.jsonl import decode
 from cos_core.prompts import Profile, break_after_image, checkpoint_profile, load_profile
 from cos_core.types import ImageSlot, Turn
 
@@ -75,37 +75,17 @@ class ServedDialogue:
         return url
 
 
-def of_folder(folder: str | Path, asked: str | None = None) -> ServedDialogue:
+def of_folder(folder: str | Path, asked: str | Profile | None = None) -> ServedDialogue:
     """Wording and colour of a checkpoint in the `transformers` layout; `asked`: a profile to use instead of its own.
 
     Reads no weights and imports no torch. Raises InputError for a profile or an image processor that cannot be read.
     """
-    return ServedDialogue(checkpoint_profile(folder, asked), fill_of(Path(folder)))
+    return ServedDialogue(asked if isinstance(asked, Profile) else checkpoint_profile(folder, asked), fill_of(folder))
 
 
-def assumed(asked: str | None = None) -> ServedDialogue:
+def assumed(asked: str | Profile | None = None) -> ServedDialogue:
     """What is assumed of a served model that no folder tells about: the profile asked for, else "paper", and CLIP's mean."""
-    return ServedDialogue(load_profile(asked or "paper"), FILL)
-
-
-def fill_of(folder: Path) -> tuple[int, int, int]:
-    """`int(255 * mean)` per channel of the folder's image processor, as `llava.padding_colour`; FILL where none is stored.
-
-    Raises InputError for a file that cannot be read or holds no three numbers.
-    """
-    for name, key in (("processor_config.json", "image_processor"), ("preprocessor_config.json", None)):
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            settings = decode(path.read_bytes())
-            mean = (settings.get(key) or {} if key else settings).get("image_mean")
-            if mean is not None:
-                red, green, blue = (int(255 * float(value)) for value in mean)
-                return red, green, blue
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"the image processor {path} cannot be read: {error}") from None
-    return FILL
+    return ServedDialogue(asked if isinstance(asked, Profile) else load_profile(asked or "paper"), FILL)
 
 
 def data_url(image: Image) -> str:

@@ -18,12 +18,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
-from cos_core import hub
-from cos_core.engines._messages import ServedDialogue, assumed, of_folder
+from cos_core.engines import _served
+from cos_core.engines._messages import ServedDialogue
 from cos_core.errors import InputError
 from cos_core.interfaces import Grammar, Reply, Request
+from cos_core.prompts import Profile
 from cos_core.web import Client, ServerError
 
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
@@ -177,18 +177,14 @@ def _read(data: bytes) -> tuple[Reply | None, str, bool]:
 
 
 def build(
-    model: str | os.PathLike[str] = "", *, server: str | None = None, profile: str | None = None, **options: Any
+    model: str | os.PathLike[str] = "", *, server: str | None = None, profile: str | Profile | None = None, **options: Any
 ) -> OpenAIEngine:
     """An engine for the model called `model` on `server` (its address up to /v1), else on $OPENAI_BASE_URL.
 
-    Wording and padding colour are those of the checkpoint's folder, where `model` is one or a hub id in the local cache;
-    `profile` names another wording. The key, if any, is $OPENAI_API_KEY. Further options: `concurrency`, `attempts`, `timeout`,
+    Wording and padding colour are those of the checkpoint's folder, where that is known here (_served.py); `profile` names
+    another wording. The key, if any, is $OPENAI_API_KEY. Further options: `concurrency`, `attempts`, `timeout`,
     `pause`. Raises InputError without an http address.
     """
-    url = server or os.environ.get("OPENAI_BASE_URL", "")
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise InputError("the engine 'openai' needs the server's address: --server http://localhost:8000/v1")
-    folder = hub.local(str(model)) if str(model) else None
-    dialogue = of_folder(folder, profile) if folder else assumed(profile)
+    dialogue = _served.of_model(str(model), server, profile).dialogue
     known = {name: options[name] for name in ("concurrency", "attempts", "timeout", "pause") if options.get(name) is not None}
-    return OpenAIEngine(ServerSettings(url, str(model), os.environ.get("OPENAI_API_KEY") or None, **known), dialogue)
+    return OpenAIEngine(ServerSettings(_served.address(server), str(model), _served.key(), **known), dialogue)

@@ -20,14 +20,14 @@ from cos_core.errors import FailuresError, InputError
 from cos_core.images import open_image
 from cos_core.infer.passes import Setting, TwoPass
 from cos_core.infer.questions import questions
-from cos_core.infer.settings import InferConfig, build_engine, finder, model_fingerprint, setting
+from cos_core.infer.settings import InferConfig, build_engine, finder, model_fingerprint, setting, tell_served
 from cos_core.infer.work import around, portions, start
 from cos_core.interfaces import Engine, Reporter, Runner
 from cos_core.jsonl import DurableWriter, read_lines
 from cos_core.runners.local import Local
 from cos_core.types import BOX_STATUSES, Example, Prediction, RunManifest
 
-__all__ = ["InferConfig", "answer_one", "build_engine", "finder", "questions", "run", "setting", "start"]
+__all__ = ["InferConfig", "answer_one", "build_engine", "finder", "questions", "run", "setting", "start", "tell_served"]
 
 UNUSABLE = ("unparsable", "degenerate")
 """Box statuses after which `on_bad_box` decided what was looked at."""
@@ -110,6 +110,8 @@ def answer_one(
     made = setting(config)
     _remark(config, reporter)
     picture = open_image(None, str(config.image))
+    if engine is None:
+        tell_served(config, reporter)
     engine = engine or build_engine(config)
     chain = TwoPass(engine, made, listen=listen, finder=finder(config, engine))
     example = Example(id=config.image.name, dataset="single", image=str(config.image), question=config.question)

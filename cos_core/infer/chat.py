@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from cos_core.errors import InputError
 from cos_core.images import open_image
-from cos_core.infer import InferConfig, build_engine, finder, setting
+from cos_core.infer import InferConfig, build_engine, finder, setting, tell_served
 from cos_core.infer.passes import TwoPass
-from cos_core.interfaces import Engine
+from cos_core.interfaces import Engine, Reporter
 from cos_core.types import Example, Prediction
 
 
@@ -18,13 +18,21 @@ class Conversation:
     `listen` hears each answer as it comes. Raises InputError or MissingError when picture, model or settings cannot be used.
     """
 
-    def __init__(self, config: InferConfig, engine: Engine | None = None, listen: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: InferConfig,
+        reporter: Reporter,
+        engine: Engine | None = None,
+        listen: Callable[[str], None] | None = None,
+    ) -> None:
         if config.image is None:
             raise InputError("a conversation needs an image")
         self._name = config.image.name
         # The engine keeps what it computed for as long as this picture lives.
         self._picture = open_image(None, str(config.image))
         made = setting(config)
+        if engine is None:
+            tell_served(config, reporter)
         engine = engine or build_engine(config)
         self._chain = TwoPass(engine, made, listen=listen, finder=finder(config, engine))
 

@@ -10,11 +10,12 @@ from typing import Any, get_args
 from cos_core import hub, llava, manifest, plug
 from cos_core.checkpoints import fill_of
 from cos_core.cropping import OnBadBox
+from cos_core.engines._served import Served, of_model
 from cos_core.errors import InputError
 from cos_core.images import FILL
 from cos_core.infer import heat
 from cos_core.infer.passes import BoxDecode, Setting
-from cos_core.interfaces import Engine, Policy
+from cos_core.interfaces import Engine, Policy, Reporter
 from cos_core.prompts import DIALOGUE_VERSION, Profile, checkpoint_profile
 from cos_core.runners import RunnerConfig
 
@@ -122,9 +123,22 @@ NOT_IN_FINGERPRINT: Mapping[str, str] = {
 def checkpoint_folder(config: InferConfig) -> str | None:
     """The checkpoint's local folder; None for a model that another engine knows and that is not here.
 
-    Raises what `hub.resolve` raises where this machine runs the model.
+    Raises what `hub.resolve` raises where this machine runs the model, and InputError for a server without an address.
     """
-    return hub.resolve(config.model) if config.engine == "hf" else hub.local(config.model)
+    if config.engine == "hf":
+        return hub.resolve(config.model)
+    served = _served(config)
+    return served.folder if served else hub.local(config.model)
+
+
+def tell_served(config: InferConfig, reporter: Reporter) -> None:
+    """Says once a run which wording and colour of a served model were found or assumed. Raises as `checkpoint_folder`."""
+    if (served := _served(config)) is not None:
+        served.tell(reporter)
+
+
+def _served(config: InferConfig) -> Served | None:
+    return of_model(config.model, config.server, config.profile) if config.engine == "openai" else None
 
 
 def model_fingerprint(config: InferConfig) -> str:

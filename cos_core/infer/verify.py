@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cos_core.images import ImageSource
-from cos_core.infer import InferConfig, build_engine, finder, questions, setting
+from cos_core.infer import InferConfig, build_engine, finder, questions, setting, tell_served
 from cos_core.infer.passes import TwoPass
 from cos_core.infer.pictures import PictureReader
 from cos_core.interfaces import Engine, Reply, Reporter, Request
@@ -48,6 +48,7 @@ def verify(config: InferConfig, count: int, reporter: Reporter) -> dict[str, Any
     difference and the lead of the best logit there: near 0, rounding decided. Raises InputError as a run does.
     """
     made = setting(config)
+    tell_served(config, reporter)
     asked = questions(replace(config, limit=count), reporter)
     reusing = build_engine(replace(config, reuse=True))
     # One set of weights, and one budget, serve both.

@@ -18,7 +18,7 @@ from cos_core.images import ImageFile, ImageSource
 from cos_core.infer.heat import HeatFinder
 from cos_core.infer.passes import TwoPass
 from cos_core.infer.pictures import PictureReader
-from cos_core.infer.settings import InferConfig, build_engine, finder, model_fingerprint, setting
+from cos_core.infer.settings import InferConfig, build_engine, finder, model_fingerprint, setting, tell_served
 from cos_core.infer.side_by_side import SharedPictures, side_by_side
 from cos_core.interfaces import Engine, Reporter, Runner
 from cos_core.runners import build
@@ -175,6 +175,7 @@ def _asked(portions: Iterable[Portion]) -> Iterator[tuple[Example, SharedPicture
 
 def start(config: InferConfig, reporter: Reporter) -> Runner:
     """Workers for the runs of `config`'s model, not yet begun: use it as a context manager."""
+    tell_served(config, reporter)
     return build(config.scale, InferJob(config), config.device, reporter, model=config.engine == "hf")
 
 

@@ -1,0 +1,197 @@
+"""A served model: whether both passes are answered, and whether the prompts that the server computes are the local engine's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from cos_core import llava
+from cos_core.boxtext import write_box
+from cos_core.doctor import prompt
+from cos_core.doctor.finding import Finding
+from cos_core.engines import _served
+from cos_core.engines._served import Answer, Served
+from cos_core.errors import InputError, MissingError
+from cos_core.geometry import Box
+from cos_core.prompts import Profile, dialogue
+from cos_core.types import Turn
+
+SECONDS = 300.0
+"""How long one probe may take: some servers load the model when it is first asked for."""
+_QUESTION = "What colour is the ball on the left?"
+_NAMED = 8
+_LIMITED = re.compile(r"at most \d+ images?|limit[-_]mm[-_]per[-_]prompt|too many images|only (one|1|a single) image", re.I)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """`url`: the server's address up to /v1; `model`: as the server calls it; `profile`: a wording other than the
+    checkpoint's own.
+    """
+
+    url: str
+    model: str
+    profile: str | None = None
+
+
+def examine_server(config: ServerConfig) -> Iterator[Finding]:
+    """Findings about a server, in the order in which they are made; ends at the first that makes further ones useless.
+
+    Raises InputError for an address that is none, and for a profile or an image processor that cannot be read.
+    """
+    url = _served.address(config.url)
+    listing = _served.ask(url, "/models")
+    reached = _reached(url, listing)
+    yield reached
+    if reached.level == "missing":
+        return
+    served = _served.of_model(config.model, url, config.profile)
+    yield _wording(served)
+    dialogues = probes(served.dialogue.profile)
+    answers = []
+    for number, turns in enumerate(dialogues, 1):
+        body = {"model": config.model, "messages": _messages(served, turns)}
+        answer = _served.ask(url, "/chat/completions", {**body, "max_tokens": 1, "temperature": 0, "stream": False}, SECONDS)
+        if (refused := _refused(number, answer, config.model, _served.listed(listing))) is not None:
+            yield refused
+            return
+        answers.append(prompt.Seen(_count(answer), _ids(url, body)))
+    yield Finding("passes", "ok", "both passes are answered, the second with two pictures")
+    yield from _prompts(served, dialogues, answers)
+    said = f"sent padded to squares in the colour {served.colour}; tokens do not show whether the server cuts or resizes them"
+    yield Finding("pictures", "note", said)
+
+
+def probes(profile: Profile) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
+    """The dialogue of either pass about a question."""
+    box = write_box(Box(0.25, 0.375, 0.75, 0.625, "square"), profile)
+    return dialogue(profile, _QUESTION), dialogue(profile, _QUESTION, box_text=box)
+
+
+def _messages(served: Served, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """What the engine sends, with a picture and a region that are not square."""
+    picture = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
+    return served.dialogue.messages(turns, {"full": picture, "roi": picture.crop((24, 24, 72, 40))})
+
+
+def _reached(url: str, listing: Answer) -> Finding:
+    if listing.code is None:
+        todo = "start it, or mend --server: its address up to /v1"
+        return Finding("server", "missing", f"{url} is not reached: {listing.words}", todo)
+    if listing.code in (401, 403):
+        return _key_refused(listing)
+    models = _served.listed(listing)
+    if models is None:
+        said = f"{url} answers, but does not list its models (HTTP {listing.code})"
+        return Finding("server", "note", said, "check that the address goes up to /v1, if what follows fails")
+    return Finding("server", "ok", f"{url} lists {_names(models)}")
+
+
+def _key_refused(answer: Answer) -> Finding:
+    sent = "the key in OPENAI_API_KEY" if _served.key() else "a request without a key"
+    return Finding(
+        "server", "missing", f"it refuses {sent} (HTTP {answer.code})", "export OPENAI_API_KEY=... as the server wants"
+    )
+
+
+def _names(models: Mapping[str, Any]) -> str:
+    shown = ", ".join(list(models)[:_NAMED]) + (f" and {len(models) - _NAMED} more" if len(models) > _NAMED else "")
+    return shown or "no model"
+
+
+def _wording(served: Served) -> Finding:
+    wording = f"wording {served.dialogue.profile.name!r}, padding colour {served.colour}"
+    if served.folder is not None:
+        source = " (the server says where it is)" if served.by_root else ""
+        return Finding("wording", "ok", f"{wording}; checkpoint {served.folder}{source}")
+    assumed = "the colour is assumed" if served.asked else "both are assumed"
+    todo = None if served.asked else "name the wording with --profile FILE (the checkpoint's cos_profile.json)"
+    return Finding("wording", "warning", f"{wording}; {assumed}: the checkpoint of {served.model!r} is not known here", todo)
+
+
+def _refused(number: int, answer: Answer, model: str, models: Mapping[str, Any] | None) -> Finding | None:
+    """Why a pass was not answered, or None."""
+    if answer.ok and isinstance(answer.data, dict) and isinstance(answer.data.get("choices"), list):
+        return None
+    words = answer.words or "the answer is no chat completion"
+    if answer.code in (401, 403):
+        return _key_refused(answer)
+    if "chat template" in words.lower() or "chat_template" in words.lower():
+        todo = "serve a checkpoint that holds one (chat_template.jinja), or name one: vllm serve ... --chat-template FILE"
+        return Finding("passes", "missing", f"the served model has no chat template: {words}", todo)
+    if _LIMITED.search(words):
+        todo = """serve it with room for two: vllm serve ... --limit-mm-per-prompt '{"image": 2}'"""
+        which = "a second picture" if number == 2 else "pictures"
+        return Finding("passes", "missing", f"pass {number}: the server refuses {which}: {words}", todo)
+    if models is not None and model not in models and answer.code is not None:
+        todo = f"name it as the server does: --model {next(iter(models), 'NAME')}"
+        return Finding("model", "missing", f"{model!r} is not served; the server lists {_names(models)} ({words})", todo)
+    status = "no answer" if answer.code is None else f"HTTP {answer.code}"
+    return Finding("passes", "missing", f"pass {number} is not answered: {status}: {words}", "see the server's own log")
+
+
+def _count(answer: Answer) -> int | None:
+    usage = answer.data.get("usage")
+    count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    return count if isinstance(count, int) and count > 0 else None
+
+
+def _ids(url: str, body: dict[str, Any]) -> tuple[int, ...] | None:
+    """The prompt's ids, where the server has vLLM's /tokenize."""
+    answer = _served.ask(url.removesuffix("/v1"), "/tokenize", {**body, "add_generation_prompt": True}, SECONDS)
+    ids = answer.data.get("tokens") if answer.ok and isinstance(answer.data, dict) else None
+    if not isinstance(ids, list) or not ids or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
+        return None
+    return tuple(ids)
+
+
+def _prompts(served: Served, dialogues: tuple[tuple[Turn, ...], ...], seen: Sequence[prompt.Seen]) -> Iterator[Finding]:
+    """Whether the prompts are the local ones, and in what they differ."""
+    if served.folder is None:
+        todo = "name the model as its folder is called here, or run the doctor on the server's machine"
+        yield Finding("prompt", "warning", "not compared: the checkpoint is not known here", todo)
+        return
+    try:
+        encoder = llava.encoder(served.folder)
+    except MissingError as error:
+        yield Finding("prompt", "warning", f"not compared: {error}")
+        return
+    except InputError as error:
+        yield Finding("prompt", "missing", str(error), "name a LLaVA checkpoint in the transformers layout")
+        return
+    if all(each.count is None and each.ids is None for each in seen):
+        yield Finding("prompt", "warning", "not compared: the server tells neither token counts (usage) nor ids (/tokenize)")
+        return
+    local = prompt.Rendering(served.dialogue.profile, dialogues)
+    here = [len(encoder.encode(served.dialogue.profile, turns)) for turns in dialogues]
+    by_ids = all(each.ids is not None for each in seen)
+    if prompt.matches(local, encoder, seen):
+        proof = "id by id" if by_ids else "by their number: what keeps it can go unseen without /tokenize"
+        yield Finding("prompt", "ok", f"{here[0]} and {here[1]} tokens, as the local engine's, {proof}")
+        return
+    there = [each.count if each.count is not None else len(each.ids or ()) for each in seen]
+    counts = f"{there[0]} and {there[1]} tokens there, {here[0]} and {here[1]} here"
+    yield Finding("prompt", "missing", f"the server computes another prompt: {counts}", _ADVICE)
+    reasons = prompt.explanations(local, encoder, seen)
+    for said in reasons:
+        yield Finding("prompt", "missing", ("" if by_ids else "what would fit: ") + "; ".join(said))
+    yield from _places(local, encoder, seen)
+    if not reasons and not by_ids:
+        yield Finding("prompt", "missing", "no known difference fits the counts alone; the server's log may show its prompts")
+
+
+_ADVICE = "serve the checkpoint's own chat_template.jinja (vllm serve ... --chat-template FILE), or name its wording: --profile"
+
+
+def _places(local: prompt.Rendering, encoder: llava.Encoder, seen: Sequence[prompt.Seen]) -> Iterator[Finding]:
+    """Where ids first differ, pass by pass."""
+    for number, (mine, theirs) in enumerate(zip(local.ids(encoder), seen, strict=True), 1):
+        if theirs.ids is not None:
+            texts, _ = prompt.collapsed(theirs.ids, encoder.image_token_id)
+            if (parted := prompt.first_difference(mine, texts, encoder)) is not None:
+                place, there, here = parted
+                yield Finding("prompt", "missing", f"pass {number} from token {place} on: {there!r} there, {here!r} here")

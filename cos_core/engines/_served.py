@@ -1,0 +1,143 @@
+"""What is known here of a served checkpoint: its folder, and with it the wording and the padding colour that it is sent.
+
+A server names its models as it likes. The folder is the one that the name leads to here (hub.local), else the `root` that vLLM
+and SGLang list beside the name, where that lies on this machine. Engine, fingerprint and doctor all ask here.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from cos_core import hub
+from cos_core.engines._messages import ServedDialogue, assumed, of_folder
+from cos_core.errors import InputError
+from cos_core.interfaces import Reporter
+from cos_core.jsonl import decode
+from cos_core.prompts import Profile
+from cos_core.web import Client, ServerError
+
+SECONDS = 4.0
+"""How long a server may take to list its models; listing costs it nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server answered: the HTTP status, or None when none came; its JSON, or None; its words when it refused."""
+
+    code: int | None
+    data: Any = None
+    words: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.code is not None and 200 <= self.code < 300
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A served model as it is asked from here.
+
+    `folder`: its checkpoint on this machine, None where that is not known; `by_root`: the server said where the folder is;
+    `asked`: the profile that was named by the user.
+    """
+
+    model: str
+    dialogue: ServedDialogue
+    folder: str | None = None
+    by_root: bool = False
+    asked: str | Profile | None = None
+
+    @property
+    def colour(self) -> str:
+        return "({}, {}, {})".format(*self.dialogue.fill)
+
+    def tell(self, reporter: Reporter) -> None:
+        """Says what was not given but found or assumed: one line, or none where the name itself is a checkpoint here."""
+        wording, name = self.dialogue.profile.name, self.model
+        if self.by_root:
+            reporter.note(f"served model {name!r}: its checkpoint is {self.folder}, says the server; wording {wording!r}")
+        elif self.folder is None and self.asked:
+            reporter.note(f"served model {name!r}: pictures are padded in CLIP's mean colour {self.colour}, which is assumed")
+        elif self.folder is None:
+            reporter.warn(
+                f"the checkpoint behind the served model {name!r} is not known here: assumed are the wording {wording!r} "
+                f"and the padding colour {self.colour}; name another wording with --profile FILE (its cos_profile.json)"
+            )
+
+
+def address(server: str | None) -> str:
+    """The server's address up to /v1, without a slash at its end: the one given, else $OPENAI_BASE_URL. Raises InputError."""
+    url = server or os.environ.get("OPENAI_BASE_URL", "")
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise InputError("the engine 'openai' needs the server's address: --server http://localhost:8000/v1")
+    return url.rstrip("/")
+
+
+def key() -> str | None:
+    """The key that servers are sent: $OPENAI_API_KEY."""
+    return os.environ.get("OPENAI_API_KEY") or None
+
+
+def of_model(model: str | Path, server: str | None, asked: str | Profile | None = None) -> Served:
+    """The served model `model` of `server`; `asked`: a profile to use instead of the checkpoint's own.
+
+    Raises InputError for an address that is none, and for a profile or an image processor that cannot be read.
+    """
+    url, name = address(server), str(model)
+    folder = _checkpoint(name)
+    by_root = folder is None and bool(name) and (folder := _root(url, name)) is not None
+    dialogue = of_folder(folder, asked) if folder else assumed(asked)
+    return Served(name, dialogue, folder, by_root, asked)
+
+
+def listed(answer: Answer) -> dict[str, str | None] | None:
+    """Model -> its `root`, as an answer to GET /models lists them; None where the answer is no such list."""
+    entries = answer.data.get("data") if answer.ok and isinstance(answer.data, dict) else None
+    if not isinstance(entries, list):
+        return None
+    known = [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
+    return {entry["id"]: root if isinstance(root := entry.get("root"), str) else None for entry in known}
+
+
+def ask(url: str, path: str, body: dict[str, Any] | None = None, seconds: float = SECONDS) -> Answer:
+    """One request to `path` of a server, a POST of `body` or a GET. Never raises for what the server does."""
+    client = Client(url, key(), seconds)
+    try:
+        heard = client.get(path) if body is None else client.post(path, json.dumps(body).encode())
+    except ServerError as error:
+        return Answer(None, words=str(error))
+    try:
+        data = decode(heard.body)
+    except ValueError:
+        return Answer(heard.status, words=f"no JSON: {heard.body[:80]!r}" if heard.status < 300 else _words(heard.body))
+    return Answer(heard.status, data, "" if heard.status < 300 else _words(heard.body, data))
+
+
+def _words(body: bytes, data: Any = None) -> str:
+    """The beginning of what a server says with an error; the `message` alone where it has one."""
+    inner = data.get("error", data) if isinstance(data, dict) else data
+    text = inner.get("message") or inner.get("detail") if isinstance(inner, dict) else inner
+    said = text if isinstance(text, str) else body[: 1 << 12].decode("utf-8", "replace")
+    return " ".join(said.split())[:300]
+
+
+def _checkpoint(name: str) -> str | None:
+    """The folder that a name leads to here, where it holds a checkpoint."""
+    try:
+        folder = hub.local(name) if name else None
+        return folder if folder and (Path(folder) / "config.json").is_file() else None
+    except (OSError, ValueError):  # a name that no file can have
+        return None
+
+
+@functools.cache
+def _root(url: str, model: str) -> str | None:
+    """The folder that the server lists as the model's root, where it is here. Asked once, so that a run sees one answer."""
+    root = (listed(ask(url, "/models")) or {}).get(model)
+    return _checkpoint(root) if root and root != model else None
