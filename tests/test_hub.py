@@ -9,12 +9,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub.constants as constants
 import pytest
+from tiny_llava import make_checkpoint
+from two_passes import QUIET, make_config
 
-from cos_core import checkpoints, hub
+from cos_core import checkpoints, hub, infer
 from cos_core.errors import InputError, MissingError
 from cos_core.prompts import checkpoint_profile, load_profile
 
@@ -50,8 +55,6 @@ def cached(cache: Path, name: str, revisions: dict[str, dict[str, bytes]], refs:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The hub's cache in a folder of the test, offline; the library reads its environment once, when it is imported."""
-    import huggingface_hub.constants as constants
-
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     (tmp_path / "hub").mkdir()
@@ -148,6 +151,51 @@ def test_every_file_that_can_decide_an_answer_counts(tmp_path: Path):
     for name in ("manifest.json", "train_log.jsonl", "README.md", "loss.png", "cos_annotator.json", "chat_template.jinja"):
         (tmp_path / name).write_text("another run's")
         assert hub.fingerprint(tmp_path) == before, name
+
+
+@pytest.fixture
+def two_revisions(cache: Path, tmp_path: Path) -> Path:
+    """A tiny model under a hub id in two revisions whose weights differ, `main` being the first; the place of `main`."""
+    folder = make_checkpoint(tmp_path / "tiny")
+    first = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    first["cos_profile.json"] = PROFILE.encode()
+    weights = bytearray(first["model.safetensors"])
+    weights[-2:] = b"\x01\x02"
+    snapshots = cached(
+        cache, "org/tiny", {FIRST: first, SECOND: {**first, "model.safetensors": bytes(weights)}}, {"main": FIRST}
+    )
+    return snapshots.parent / "refs" / "main"
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_another_revision_never_continues_anothers_answers(
+    two_revisions: Path, tmp_path: Path, killed: bool, monkeypatch: pytest.MonkeyPatch
+):
+    config = replace(make_config(tmp_path), model="org/tiny", engine="hf", max_new_tokens=2, box_tokens=2, batch_size=1)
+    if killed:
+        # As a run that ended in the middle leaves it: no manifest.
+        monkeypatch.setattr(infer.manifest, "write", stop)
+    with pytest.raises(KeyboardInterrupt) if killed else nullcontext():
+        infer.run(config, QUIET)
+    monkeypatch.undo()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert config.out is not None
+    answers = config.out.read_bytes()
+    assert {json.loads(line)["profile"] for line in answers.splitlines()} == {"repo-2024"}, "the checkpoint's own wording"
+    two_revisions.write_text(SECOND)
+    monkeypatch.setattr(hub, "_resolved", {})
+    with pytest.raises(InputError) as told:
+        infer.run(config, QUIET)
+    first, second = (hub.fingerprint(hub.resolve(f"org/tiny@{commit}")) for commit in (FIRST, SECOND))
+    assert f"model {first}, now {second}" in str(told.value)
+    assert config.out.read_bytes() == answers
+    infer.run(replace(config, model=f"org/tiny@{FIRST}"), QUIET)
+    assert config.out.read_bytes() == answers, "the first revision by its name goes on where it was"
+
+
+def stop(*_arguments: object) -> None:
+    raise KeyboardInterrupt
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -102,11 +102,12 @@ def _difference(runs: Mapping[str, ScoredRun], against: str, kind: str | None) -
     )
     if not ours.scores:
         return {}
-    found = comparison.pair(theirs, ours, names=(against, MAIN)).to_json()
+    pair = comparison.pair(theirs, ours, names=(against, MAIN))
+    counts = {"n": pair.n, "wins": len(pair.won), "losses": len(pair.lost), "clusters": pair.found.clusters}
+    # Plain floats: the ends of an interval over one picture are infinite.
+    figures = {"mean": pair.found.difference, "low": pair.found.low, "high": pair.found.high, "p": pair.p, "test": pair.test}
     goal = None if kind else GOALS.get(against)
-    counts = {"mean": found["difference"], "wins": len(found["won"]), "losses": len(found["lost"])}
-    kept = {key: found[key] for key in ("low", "high", "n", "p", "test", "clusters", "verdict")}
-    return {"arm": MAIN, "against": against, "kind": kind, **kept, **counts, "goal": goal}
+    return {"arm": MAIN, "against": against, "kind": kind, **figures, **counts, "verdict": pair.verdict, "goal": goal}
 
 
 def _label_rows(config: DemoConfig, policy: str, train: Sequence[Example]) -> list[dict[str, Any]]:

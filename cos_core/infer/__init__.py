@@ -10,10 +10,11 @@ Imports no torch itself: the engine does when it is built.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from cos_core import llava, manifest
 from cos_core.errors import FailuresError, InputError
@@ -23,7 +24,7 @@ from cos_core.infer.questions import questions
 from cos_core.infer.settings import InferConfig, build_engine, finder, model_fingerprint, setting, tell_served
 from cos_core.infer.work import around, portions, start
 from cos_core.interfaces import Engine, Reporter, Runner
-from cos_core.jsonl import DurableWriter, read_lines
+from cos_core.jsonl import DurableWriter, decode, read_lines
 from cos_core.runners.local import Local
 from cos_core.types import BOX_STATUSES, Example, Prediction, RunManifest
 
@@ -75,6 +76,7 @@ def _run(config: InferConfig, out: Path, reporter: Reporter, runner: Runner) -> 
         if todo:
             # The old manifest speaks of a finished file, which this one no longer is.
             manifest.path_for(out).unlink(missing_ok=True)
+            _note_settings(out, made)
         if todo and not tally.exceeds(config.max_failures):
             work = portions(config, todo, asked.siblings, here=isinstance(runner, Local))
             # Closed at once when the loop is left: workers are not to go on with what nobody will write.
@@ -90,6 +92,7 @@ def _run(config: InferConfig, out: Path, reporter: Reporter, runner: Runner) -> 
     stopped = tally.exceeds(config.max_failures)
     finished = begun.finish(tally.counts(), status="failed" if stopped else "complete", results={"settings": made.settings})
     manifest.write(manifest.path_for(out), finished)
+    _settings_file(out).unlink(missing_ok=True)
     if stopped:
         raise FailuresError(
             f"{tally.failed} questions failed, more than the {config.max_failures} allowed; the reasons stand in {out}"
@@ -195,14 +198,34 @@ def _already_answered(path: Path, made: Setting, examples: Sequence[Example], ta
 
 
 def _other_settings(path: Path, prediction: Prediction, made: Setting) -> str:
-    """In what the settings of an answer differ from those of now, as far as the manifest beside the file says it."""
+    """In what the settings of an answer differ from those of now, as far as the files beside the answers say it."""
     marks = f"{prediction.fingerprint or 'no fingerprint'}, now {made.fingerprint}"
     before = manifest.beside(path, prediction.fingerprint)
     if before is None:
-        return marks
+        noted = _noted_settings(path, prediction.fingerprint)
+        return "; ".join(manifest.differences(noted, made.settings)) or marks if noted else marks
     if "settings" not in before.results:
         return f"{marks}; cos {before.versions.get('cos', '')} wrote it, and did not record all of them"
     return "; ".join(manifest.differences(before.results["settings"], made.settings)) or marks
+
+
+def _settings_file(out: Path) -> Path:
+    """Where the settings of a run stand until its manifest does: a run that was killed can say what it was told, too."""
+    return out.with_name(f"{out.name}.settings.json")
+
+
+def _note_settings(out: Path, made: Setting) -> None:
+    record = {"fingerprint": made.fingerprint, "settings": made.settings}
+    manifest.atomic_write(_settings_file(out), manifest.canonical(record) + b"\n")
+
+
+def _noted_settings(out: Path, fingerprint: str) -> Mapping[str, Any]:
+    """The settings behind a fingerprint; none where the file is of another run or cannot be read."""
+    try:
+        record = decode(_settings_file(out).read_bytes())
+        return dict(record["settings"]) if record["fingerprint"] == fingerprint else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _drop_failures(path: Path) -> None:
