@@ -75,6 +75,26 @@ def fill_of(folder: str | Path) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def side_of(folder: str | Path) -> int | None:
+    """The side in pixels to which the checkpoint resizes a square picture, bicubic, and cuts nothing off afterwards.
+
+    None where its processor does something else. Raises InputError as `fill_of`.
+    """
+    settings, _ = _picture_settings(Path(folder))
+    if settings.get("resample", BICUBIC) != BICUBIC or settings.get("do_resize") is False:
+        return None
+    sides: set[object] = set()
+    for size in (settings.get("size"), settings.get("crop_size") if settings.get("do_center_crop", True) else None):
+        # Older files have one number.
+        sides |= {value for value in (size.values() if isinstance(size, dict) else [size]) if value is not None}
+    side = sides.pop() if len(sides) == 1 else None
+    return side if isinstance(side, int) and side > 0 else None
+
+
+BICUBIC = 3
+"""Pillow's number for the filter, which is how processors name it."""
+
+
 def _picture_settings(folder: Path) -> tuple[dict[str, Any], Path]:
     """The image processor's settings, and the file they stand in."""
     for name in PROCESSOR_FILES:

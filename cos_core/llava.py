@@ -267,14 +267,14 @@ def processed(image_processor: Any, pictures: Sequence[Image], fill: tuple[int, 
     ]
     out = np.empty((len(pictures), 3, side, side), np.float32)
     for place, picture in zip(out, pictures, strict=True):
-        raster = np.asarray(_square_resized(picture, side, image_processor.resample, fill))
+        raster = np.asarray(square_resized(picture, side, image_processor.resample, fill))
         for channel, table in enumerate(tables):
             # A byte is never out of range; the mode that would find out fills a copy first.
             np.take(table, raster[..., channel], out=place[channel], mode="clip")
     return torch.from_numpy(out)
 
 
-def _square_resized(picture: Image, side: int, resample: Any, fill: tuple[int, int, int]) -> Image:
+def square_resized(picture: Image, side: int, resample: Any, fill: tuple[int, int, int]) -> Image:
     """The picture padded to a square and resized to `side`, bit for bit, but padded late where that is the same.
 
     Pillow resizes rows first, then columns: rows of padding stay what they are, so a wide picture gets them in between, when

@@ -11,6 +11,8 @@ from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from cos_core.engines import _served
+
 
 @dataclass
 class Behaviour:
@@ -112,6 +114,8 @@ class Handler(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def serving(behaviour: Behaviour) -> Iterator[str]:
     """The address of the server, up to /v1."""
+    # Another server may have had this port before.
+    _served._root.cache_clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.behaviour = behaviour  # type: ignore[attr-defined]

@@ -301,8 +301,8 @@ def test_an_unusual_processor_is_left_to_itself(by_regions: regions.RegionsBackb
         do_resize = do_rescale = True
         do_normalize = False
 
-    assert llava._plain_side(Unusual()) is None
-    assert llava._plain_side(by_regions.asker.model.image_processor) == 56
+    assert llava.square_side(Unusual()) is None
+    assert llava.square_side(by_regions.asker.model.image_processor) == 56
 
 
 @pytest.mark.parametrize(("grid", "kept"), [(5, 3), (4, 2), (24, 14), (2, 2), (1, 1)])

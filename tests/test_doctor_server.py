@@ -65,6 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     text = LlamaConfig(vocab_size=len(tokenizer))
     LlavaConfig(vision_config=vision, text_config=text, image_token_id=image).save_pretrained(where)
     tokenizer.save_pretrained(where)
+    (where / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5]}))
     return str(where)
 
 

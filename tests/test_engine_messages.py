@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from cos_core import assets, llava, prompts
-from cos_core.checkpoints import fill_of
 from cos_core.engines._messages import ServedDialogue, assumed, of_folder
 from cos_core.engines.openai import build
 from cos_core.errors import InputError
@@ -73,25 +73,39 @@ def test_a_picture_that_is_missing_is_named() -> None:
         ServedDialogue(PAPER).messages((Turn("user", (prompts.FULL, "\nq")),), {})
 
 
-def test_wording_and_colour_are_the_folders(tmp_path: Path) -> None:
+def test_wording_colour_and_side_are_the_folders(tmp_path: Path) -> None:
     mini = of_folder(assets.miniature_checkpoint())
-    assert (mini.profile.name, mini.fill) == ("miniature", (140, 140, 140))
-    assert mini.fill == llava.load("miniature", device="cpu").fill
+    assert (mini.profile.name, mini.fill, mini.side) == ("miniature", (140, 140, 140), 40)
     assert of_folder(assets.miniature_checkpoint(), "repo-2024").profile.name == "repo-2024"
     # A folder of another hand: no profile, an older kind of image processor.
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5, 0.25, 1.0]}))
-    assert of_folder(tmp_path) == ServedDialogue(PAPER, (127, 63, 255))
+    old = {"image_mean": [0.5, 0.25, 1.0], "size": 56, "crop_size": 56, "do_center_crop": True}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(old))
+    assert of_folder(tmp_path) == ServedDialogue(PAPER, (127, 63, 255), 56)
     (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "LlavaProcessor"}))
-    assert fill_of(tmp_path) == (127, 63, 255)
-    for broken in (
-        "[]",
-        "{",
-        '{"image_processor": {"image_mean": [1, 2]}}',
-        '{"image_processor": {"image_mean": ["a", 1, 2]}}',
-    ):
+    assert of_folder(tmp_path) == ServedDialogue(PAPER, (127, 63, 255), 56)
+    # What does more or other than bicubic resizing is left to the server.
+    for other in ({"crop_size": 48}, {"resample": 2}, {"do_resize": False}, {"size": {"height": 56, "width": 40}}):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps({**old, **other}))
+        assert of_folder(tmp_path).side is None
+    two, words_in_it = '{"image_processor": {"image_mean": [1, 2]}}', '{"image_processor": {"image_mean": ["a", 1, 2]}}'
+    for broken in ("[]", "{", two, words_in_it):
         (tmp_path / "processor_config.json").write_text(broken)
         with pytest.raises(InputError, match=r"processor_config\.json"):
-            fill_of(tmp_path)
+            of_folder(tmp_path)
+
+
+def test_the_pixels_sent_are_those_that_the_local_model_sees() -> None:
+    mini, sent = llava.load("miniature", device="cpu"), of_folder(assets.miniature_checkpoint())
+    assert mini.fill == sent.fill
+    rng = np.random.default_rng(0)
+    for width, height in ((100, 60), (61, 100), (30, 7), (640, 384), (64, 64), (40, 40)):
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        part = sent.messages((Turn("user", (prompts.FULL, "\nq")),), {"full": image})[1]["content"][0]
+        # What any image library makes of it: it has its size already.
+        raster = np.asarray(picture(part), dtype=np.float32) / 255
+        mean, std = (np.float32(v) for v in (mini.image_processor.image_mean, mini.image_processor.image_std))
+        assert raster.shape == (40, 40, 3)
+        assert np.allclose(mini.pixels([image])[0].numpy(), ((raster - mean) / std).transpose(2, 0, 1), atol=1e-6)
 
 
 def test_a_served_name_is_a_folder_a_cached_hub_id_or_a_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +114,7 @@ def test_a_served_name_is_a_folder_a_cached_hub_id_or_a_name_alone(tmp_path: Pat
     snapshot.mkdir(parents=True)
     (snapshot.parent.parent / "refs").mkdir()
     (snapshot.parent.parent / "refs" / "main").write_text("a" * 40)
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
         (snapshot / name).write_text("{}")
     profile = replace(prompts.load_profile("repo-2024"), name="theirs")
     (snapshot / prompts.PROFILE_FILE).write_text(json.dumps(profile.to_json()))

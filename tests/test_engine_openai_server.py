@@ -16,6 +16,7 @@ import pytest
 import served_world as world
 
 from cos_cli import main
+from cos_core import assets
 
 pytest.importorskip("fastapi", reason="the server's own packages are not installed")
 
@@ -46,8 +47,8 @@ def test_a_trained_checkpoint_answers_as_locally(address: str, tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["miniature", "converted"])
 def test_other_checkpoints_answer_as_locally(address: str, model: str, tmp_path: Path) -> None:
-    data = world.write_questions(tmp_path / "questions", 72)
-    where = str(world.convert_a_tiny_one(tmp_path) if model == "converted" else world.assets.miniature_checkpoint())
+    data = world.write_questions(tmp_path / "questions", 300)
+    where = str(world.convert_a_tiny_one(tmp_path) if model == "converted" else assets.miniature_checkpoint())
     local = world.predictions(data, tmp_path / "local.jsonl", model=where, **LIMITS)
     served = world.predictions(data, tmp_path / "served.jsonl", model=where, engine="openai", server=address, **LIMITS)
     assert world.differences(served, local) == []
@@ -58,11 +59,11 @@ def test_other_checkpoints_answer_as_locally(address: str, model: str, tmp_path:
 
 @pytest.mark.slow
 def test_the_doctor_sees_whose_prompts_they_are(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    other = shutil.copytree(world.assets.miniature_checkpoint(), tmp_path / "other")
+    other = shutil.copytree(assets.miniature_checkpoint(), tmp_path / "other")
     template = other / "chat_template.jinja"
     assert "</s>" in template.read_text()
     template.write_text(template.read_text().replace("</s>", ""))
-    ours = (world.assets.miniature_checkpoint(), world.convert_a_tiny_one(tmp_path))
+    ours = (assets.miniature_checkpoint(), world.convert_a_tiny_one(tmp_path))
     for model, code, level, words in (*((where, 0, "ok", "as the local engine's") for where in ours),
                                       (other, 4, "missing", "the end mark after the assistant's turn is missing")):  # fmt: skip
         assert main.run(["doctor", "--server", address, "--model", str(model), "--json"]) == code

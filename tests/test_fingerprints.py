@@ -139,7 +139,7 @@ def test_the_padding_colour_is_the_checkpoints(model: Path) -> None:
     made = setting(InferConfig(model=str(model), device="cpu"))
     assert made.fill == (140, 140, 140)
     assert Cut.from_settings(made.settings) == Cut(made.profile, made.fill, "full")
-    assert setting(InferConfig(model="served-name", engine="openai")).fill == (122, 116, 104)
+    assert setting(InferConfig(model="served-name", engine="openai", server="http://127.0.0.1:9/v1")).fill == (122, 116, 104)
 
 
 def test_going_on_with_other_settings_names_them(tmp_path: Path) -> None:

@@ -120,14 +120,14 @@ def test_a_server_that_never_finishes_its_list_is_given_up() -> None:
 
         threading.Thread(target=drip, daemon=True).start()
         start = time.monotonic()
-        answer = _served.ask(f"http://127.0.0.1:{server.getsockname()[1]}/v1/models", seconds=0.5)
+        answer = _served.ask(f"http://127.0.0.1:{server.getsockname()[1]}/v1", "/models", seconds=0.5)
     assert (answer.data, time.monotonic() - start < 3) == (None, True)
 
 
 def test_the_key_stays_with_the_server_that_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     with serving(Behaviour(key="secret")) as url:
-        assert _served.listed(_served.ask(f"{url}/models")) == {"served": None}
+        assert _served.listed(_served.ask(url, "/models")) == {"served": None}
         with socket.create_server(("127.0.0.1", 0)) as redirects:
 
             def redirect() -> None:
@@ -137,7 +137,8 @@ def test_the_key_stays_with_the_server_that_it_is_for(monkeypatch: pytest.Monkey
                     connection.sendall(f"HTTP/1.1 302 Found\r\nLocation: {url}/models\r\n\r\n".encode())
 
             threading.Thread(target=redirect, daemon=True).start()
-            assert _served.ask(f"http://127.0.0.1:{redirects.getsockname()[1]}/v1/models").code == 401
+            # A redirection is an answer and is not followed.
+            assert _served.ask(f"http://127.0.0.1:{redirects.getsockname()[1]}/v1", "/models").code == 302
 
 
 WARNED = "the checkpoint behind the served model"

@@ -60,7 +60,7 @@ def test_training_shows_what_the_backbone_shows(world: Path, tokens: int) -> Non
     for row, (sample, item) in enumerate(zip(data.samples, items, strict=True)):
         example = sample.questions[draw(0, sample.id, 0, 3)]
         picture = open_image(world / "images", str(sample.image))
-        features = backbone._features([(picture, detector.detect(picture))])[0]
+        features = backbone._features([backbone._proposed(picture, str(sample.image))])[0]
         question = backbone.asker.question(example, features)
         assert (item.encoded.ids, item.encoded.labels) == (question.ids, question.labels)
         ids = torch.tensor([question.ids])

@@ -3,7 +3,9 @@
 What the server's chat template adds is left to it: the roles, the assistant's end mark, and the line break behind a picture
 where the wording has one behind every picture (LLaVA's own templates put it there, and so do those that `cos` writes).
 Sent are the profile's system message without the space at its end, the parts of each turn in their order, and every picture
-padded to a square under the checkpoint's own colour: a CLIP processor would cut the longer sides off.
+padded to a square under the checkpoint's own colour: a CLIP processor would cut the longer sides off. Where the side that the
+model sees is known, the square is resized to it here: a server's image library rounds differently (torchvision's pixels are one
+level off Pillow's), and a picture that has its size already is left alone.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cos_core.checkpoints import fill_of
+from cos_core.checkpoints import BICUBIC, fill_of, side_of
 from cos_core.errors import InputError
 from cos_core.images import FILL, square_pad
+from cos_core.llava import square_resized
 from cos_core.prompts import Profile, break_after_image, checkpoint_profile, load_profile
 from cos_core.types import ImageSlot, Turn
 
@@ -31,12 +34,13 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ServedDialogue:
-    """What must be known of a served checkpoint to send it a dialogue: its wording, and the RGB colour (0-255) that pads its
-    pictures to squares.
+    """What must be known of a served checkpoint to send it a dialogue: its wording, the RGB colour (0-255) that pads its
+    pictures to squares, and the side in pixels to which it resizes them, bicubic as Pillow does it (None: left to the server).
     """
 
     profile: Profile
     fill: tuple[int, int, int] = FILL
+    side: int | None = None
     _urls: dict[int, str] = field(default_factory=dict, compare=False, repr=False)
     """The padded pictures at hand as data URLs, by the picture's identity, for as long as the caller holds the picture."""
 
@@ -67,12 +71,15 @@ class ServedDialogue:
     def _url(self, image: Image) -> str:
         url = self._urls.get(id(image))
         if url is None:
-            url = data_url(square_pad(image, self.fill))
+            url = data_url(self._square(image))
             # Both passes, and all questions of a picture, show it: it is written as PNG once.
             if id(image) not in self._urls:
                 weakref.finalize(image, self._urls.pop, id(image), None)
             self._urls[id(image)] = url
         return url
+
+    def _square(self, image: Image) -> Image:
+        return square_pad(image, self.fill) if self.side is None else square_resized(image, self.side, BICUBIC, self.fill)
 
 
 def of_folder(folder: str | Path, asked: str | Profile | None = None) -> ServedDialogue:
@@ -80,7 +87,9 @@ def of_folder(folder: str | Path, asked: str | Profile | None = None) -> ServedD
 
     Reads no weights and imports no torch. Raises InputError for a profile or an image processor that cannot be read.
     """
-    return ServedDialogue(asked if isinstance(asked, Profile) else checkpoint_profile(folder, asked), fill_of(folder))
+    return ServedDialogue(
+        asked if isinstance(asked, Profile) else checkpoint_profile(folder, asked), fill_of(folder), side_of(folder)
+    )
 
 
 def assumed(asked: str | Profile | None = None) -> ServedDialogue:

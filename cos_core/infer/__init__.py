@@ -76,12 +76,13 @@ def _run(config: InferConfig, out: Path, reporter: Reporter, runner: Runner) -> 
         if todo:
             # The old manifest speaks of a finished file, which this one no longer is.
             manifest.path_for(out).unlink(missing_ok=True)
-            _note_settings(out, made)
         if todo and not tally.exceeds(config.max_failures):
             work = portions(config, todo, asked.siblings, here=isinstance(runner, Local))
             # Closed at once when the loop is left: workers are not to go on with what nobody will write.
             with closing(runner.map(work)) as answers:
-                for predictions in answers:
+                for number, predictions in enumerate(answers):
+                    if number == 0:
+                        _note_settings(out, made)
                     for prediction in predictions:
                         writer.append(prediction.to_json())
                         tally.add(prediction)

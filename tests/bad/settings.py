@@ -108,8 +108,8 @@ WORDS: list[tuple[str, int, str, tuple[Any, ...]]] = [
     ("a part that is the result", 3, "part and the result at once", ("store", "merge", "{store}", "--out", "{store}")),
     ("a part named twice", 3, "named twice", ("store", "merge", "{store}", "{root}/../world/store", "--out", "{here}/m")),
     ("a checkpoint that is no checkpoint", 3, "not a checkpoint", ("model", "info", "{images}")),
-    ("a checkpoint that is not there", 3, "not a checkpoint", ("model", "info", "{here}/x")),
-    ("an original that is not there", 3, "cannot be read", ("model", "convert", "{here}/x", "--out", "{here}/y")),
+    ("a checkpoint that is not there", 3, "there is no folder", ("model", "info", "{here}/x")),
+    ("an original that is not there", 3, "there is no folder", ("model", "convert", "{here}/x", "--out", "{here}/y")),
 ]  # fmt: skip
 
 OUTPUTS: list[tuple[str, Callable[[Path], object], tuple[Any, ...], str]] = [
