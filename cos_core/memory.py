@@ -30,6 +30,7 @@ _WORDS = re.compile(
     | CU(BLAS|SOLVER|SPARSE)_STATUS_NOT_INITIALIZED\W+when\ calling\W+\w+Create   # a handle takes memory of its own
     | CUDNN_STATUS_NOT_INITIALIZED
     | (GET|FIND)\ was\ unable\ to\ find\ an\ engine   # torch lets a convolution's plans fail one by one for want of workspace
+    | could\ not\ create\ a\ (primitive|memory)      # oneDNN on a CPU, which gives no reason
     | [Ff]ailed\ to\ (CUDA\ )?c(m)?alloc            # NCCL
     """,
     re.VERBOSE,

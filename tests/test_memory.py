@@ -26,6 +26,8 @@ MESSAGES: list[tuple[BaseException, bool]] = [
     (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8589934592 bytes."), True),
     (RuntimeError("unable to mmap 4096 bytes from file </torch_1>: Cannot allocate memory (12)"), True),
     (RuntimeError("std::bad_alloc"), True),
+    (RuntimeError("could not create a primitive"), True),
+    (RuntimeError("could not create a memory object"), True),
     (RuntimeError(CUBLAS.format("ALLOC_FAILED", "cublasCreate(handle)")), True),
     (RuntimeError(CUBLAS.format("NOT_INITIALIZED", "cublasCreate(handle)")), True),
     (RuntimeError(CUBLAS.format("NOT_INITIALIZED", "cublasLtCreate(&handle)")), True),
