@@ -78,16 +78,25 @@ class TestProcesses:
             assert list(runner.map(PORTIONS)) == SQUARES
             assert runner.about["fingerprint"] == "f"
 
-    def test_workers_that_share_a_device_know_how_many_they_are(self, tmp_path: Path) -> None:
-        """Five workers on two devices; which exist in name only, as no worker here computes on one."""
-        told, names = Told(), ["cuda:0", "cuda:1"]
-        dealer = build_processes(RunnerConfig(workers=5), _Sharing(tmp_path), "auto", lambda: names, told)
+    @pytest.mark.parametrize(
+        ("names", "workers", "expected", "notes"),
+        [
+            (["cuda:0", "cuda:1"], 5, {"cuda:0": 1, "cuda:1": 1}, 1),
+            (["cuda:0", "cuda:0"], None, {"cuda:0": 1}, 1),
+            (["cuda:0", "cuda:1"], None, {"cuda:0": 1, "cuda:1": 1}, 0),
+            (["cpu"], 3, {"cpu": 3}, 0),
+        ],
+    )
+    def test_a_gpu_has_one_worker_and_a_cpu_is_shared(
+        self, tmp_path: Path, names: list[str], workers: int | None, expected: dict[str, int], notes: int
+    ) -> None:
+        """The GPUs exist in name only: no worker here computes on one."""
+        told = Told()
+        dealer = build_processes(RunnerConfig(workers=workers), _Sharing(tmp_path), "auto", lambda: names, told)
         with dealer:
             found = list(dealer.map([[n] for n in range(60)]))
-        assert {device: sharers for ((device, sharers, _),) in found} == {"cuda:0": 3, "cuda:1": 2}
-        assert [note.partition(": each")[0] for note in told.notes] == ["3 workers share cuda:0", "2 workers share cuda:1"]
-        assert "copy of the model" in told.notes[0]
-        assert "1/3" in told.notes[0]
+        assert {device: sharers for ((device, sharers, _),) in found} == expected
+        assert len(told.notes) == notes
 
     def test_a_worker_hears_of_the_portion_after_the_one_it_works_on(self, tmp_path: Path) -> None:
         found = mapped(_Sharing(tmp_path), TWO, [[n] for n in range(12)])

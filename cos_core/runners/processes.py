@@ -7,7 +7,6 @@ import queue
 import signal
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -115,10 +114,11 @@ class _Inbox:
 def build(config: RunnerConfig, job: Job, device: str, devices: Callable[[], Sequence[str]], reporter: Reporter) -> Runner:
     names = devices()
     count = config.workers or len(names)
+    if "cpu" not in names:
+        # A second process on a GPU would hold the model a second time: all work for a GPU goes through one.
+        names = list(dict.fromkeys(names))
+        if count > len(names):
+            reporter.note(f"one worker a GPU: {count} were asked for, {len(names)} hold a model each, with all of its memory")
+        count = min(count, len(names))
     given = [names[i % len(names)] for i in range(count)]
-    for name, workers in Counter(given).items():
-        if workers > 1 and name != "cpu":
-            reporter.note(
-                f"{workers} workers share {name}: each loads a copy of the model and may use 1/{workers} of the memory"
-            )
     return Dealer(job, ProcessTeam(job, given), reporter)
