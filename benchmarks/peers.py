@@ -60,7 +60,8 @@ with open(questions) as file, open(out, "w") as answers:
         image = Image.open(Path(questions).parent / "images" / row["image"]).convert("RGB")
         content = [{"type": "image"}, {"type": "text", "text": row["question"]}]
         prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        inputs = processor(images=image, text=prompt, return_tensors="pt")
+        # The template writes the start token; the tokenizer is not to add another.
+        inputs = processor(images=image, text=prompt, return_tensors="pt", add_special_tokens=False)
         with torch.inference_mode():
             ids = model.generate(**inputs, max_new_tokens=int(tokens), do_sample=False)
         text = processor.decode(ids[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True).strip()
