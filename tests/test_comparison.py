@@ -85,15 +85,14 @@ def test_a_headline_that_is_not_defined_is_no_regression(
         assert row["undefined"]
         assert main.run(["eval", "compare", *map(str, order), "-q"]) == 7
         assert "undefined" in capsys.readouterr().out
-    call = [
-        "eval",
-        str(tmp_path / "odd" / "odd.py"),
-        "--data",
-        str(tmp_path),
-        "--predictions",
-        str(tmp_path / "odd" / "2.jsonl"),
-    ]
+    call = scoring(tmp_path)
     assert main.run([*call, "--out", str(tmp_path / "again"), "--baseline", str(runs[1]), "-q"]) == 7
+
+
+def scoring(folder: Path) -> list[str]:
+    """The command that scores the second of the odd runs again."""
+    odd_one = folder / "odd"
+    return ["eval", str(odd_one / "odd.py"), "--data", str(folder), "--predictions", str(odd_one / "2.jsonl")]
 
 
 def test_a_metric_that_is_not_defined_is_null_and_no_limit_holds_for_it(
@@ -102,14 +101,7 @@ def test_a_metric_that_is_not_defined_is_null_and_no_limit_holds_for_it(
     (run,) = odd(tmp_path / "odd", UNDEFINED["a mean of nothing"], 2)
     results = manifest.read(run).results
     assert (results["metrics"]["own"], results["headline"]["value"]) == (None, None)
-    call = [
-        "eval",
-        str(tmp_path / "odd" / "odd.py"),
-        "--data",
-        str(tmp_path),
-        "--predictions",
-        str(tmp_path / "odd" / "2.jsonl"),
-    ]
+    call = scoring(tmp_path)
     assert main.run([*call, "--fail-under", "own=0.5", "--json", "-q"]) == 7
     assert len(json.loads(capsys.readouterr().out)["undefined"]) == 1
     assert main.run([*call, "--fail-under", "n=8", "-q"]) == 0
