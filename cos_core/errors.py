@@ -18,6 +18,10 @@ class InputError(CosError):
     """A file, record, image or option value given by the user cannot be used."""
 
 
+class TransientError(InputError):
+    """One item failed for a reason outside it (no server, no such file yet, no memory); the same command asks it again."""
+
+
 class FrameError(CosError):
     """Boxes of two coordinate frames were mixed."""
 
