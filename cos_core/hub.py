@@ -95,6 +95,19 @@ def name_fingerprint(name: str | Path) -> str:
     return hashlib.sha256(str(name).encode()).hexdigest()[:16]
 
 
+def file_fingerprint(path: Path) -> str:
+    """16 hex digits that change with a model that is one file, read in part as `fingerprint` reads large ones.
+
+    Raises InputError when it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        _sample(path, digest)
+    except OSError as error:
+        raise InputError(f"the model {path} cannot be read: {error.strerror}") from None
+    return digest.hexdigest()[:16]
+
+
 def _sample(path: Path, digest: Any) -> None:
     size = path.stat().st_size
     digest.update(f"{path.name}:{size}:".encode())

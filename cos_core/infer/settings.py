@@ -142,9 +142,12 @@ def _served(config: InferConfig) -> Served | None:
 
 
 def model_fingerprint(config: InferConfig) -> str:
-    """Of the checkpoint's content where its folder is here, else of its name."""
+    """Of the checkpoint's content where its folder or its one file is here, else of its name."""
     folder = checkpoint_folder(config)
-    return hub.name_fingerprint(config.model) if folder is None else hub.fingerprint(folder)
+    if folder is not None:
+        return hub.fingerprint(folder)
+    file = Path(config.model)
+    return hub.file_fingerprint(file) if file.is_file() else hub.name_fingerprint(config.model)
 
 
 def resolved_profile(config: InferConfig) -> Profile:
