@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_llava import make_checkpoint
 from training_worker import watched
 from training_world import log_of, make_scenes
 
@@ -33,14 +34,16 @@ def name_of(cut: str | None, lora: int | None, recompute: bool, dtype: str) -> s
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_scenes(tmp_path_factory.mktemp("world"))
+    made = make_scenes(tmp_path_factory.mktemp("world"))
+    make_checkpoint(made / "model")
+    return made
 
 
 def settings(world: Path, out: Path, **changes: Any) -> dict[str, Any]:
     same = {
         "data": world / "questions.jsonl",
         "images": world / "images",
-        "model": "miniature",
+        "model": world / "model",
         "out": out,
         "store": world / "store",
         "learning_rate": 1e-3,
