@@ -112,11 +112,11 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(behaviour: Behaviour) -> Iterator[str]:
-    """The address of the server, up to /v1."""
+def serving(behaviour: Behaviour, port: int = 0) -> Iterator[str]:
+    """The address of the server, up to /v1; `port` 0: a free one."""
     # Another server may have had this port before.
     _served._root.cache_clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     server.behaviour = behaviour  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from chat_server import Behaviour, serving
 from PIL import Image
 
 from cos_core import assets, manifest
@@ -21,17 +22,27 @@ from cos_core.types import Example
 
 COUNT = 24
 ENGINE = """
+import json
+import os
+import signal
 import time
+from pathlib import Path
 from cos_core.interfaces import Reply
 
 class Slow:
     name = "slow"
+    def __init__(self, says, dies_after=None):
+        self.says, self.left = says, dies_after
     def generate(self, requests):
+        if self.left is not None:
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.left -= 1
         time.sleep(0.1 * len(requests))
-        return [Reply("red") for _ in requests]
+        return [Reply(self.says) for _ in requests]
 
-def build(**options):
-    return Slow()
+def build(model, **options):
+    return Slow(**json.loads(Path(model).read_text()))
 """
 pytestmark = pytest.mark.slow
 
@@ -45,7 +56,7 @@ def place(tmp_path: Path) -> Path:
         Image.new("RGB", (8, 6), "red").save(data / "images" / f"{i}.png")
     rows = [Example(str(i), "scenes", f"{i // 2}.png", f"What colour is {i}?", ("red",)) for i in range(COUNT)]
     (data / "questions.jsonl").write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows))
-    (tmp_path / "model.json").write_text("{}")
+    learn(tmp_path, "red")
     (tmp_path / "slow.py").write_text(ENGINE)
     cos = tmp_path / "cos"
     cos.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from cos_cli.main import main; main()" "$@"\n')
@@ -53,9 +64,15 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def learn(place: Path, says: str, **more: int) -> None:
+    """Puts a model that gives this answer at the path of the one before; with `dies_after`, it kills its process."""
+    (place / "model.json").write_text(json.dumps({"says": says, **more}))
+
+
 def settings(place: Path, batch: int = 8) -> dict[str, str]:
     """What a user edits in a job file."""
     return {
+        "JOB": str(assets.template("jobs", "nightly.sh")),
         "COS": str(place / "cos"),
         "BENCHMARKS": "scenes",
         "DATA": str(place / "benchmarks"),
@@ -70,17 +87,67 @@ def shell(command: str, place: Path, **more: str) -> subprocess.CompletedProcess
     return subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_the_crontab(place: Path) -> None:
+def crontab() -> str:
+    """The command of the crontab, whose variables are those that `settings` gives."""
     lines = [line for line in assets.template("jobs", "eval.crontab").read_text().splitlines() if line and line[0] != "#"]
     names = {line.partition("=")[0] for line in lines[:-1]}
-    assert names == {"SHELL", *settings(place)}
+    assert names == {"SHELL", "MAILTO", *settings(Path())}
     when, command = re.fullmatch(r"((?:\S+ ){4}\S+)\s+(.*)", lines[-1]).groups()  # type: ignore[union-attr]
     assert when == "17 1 * * *"
     assert "%" not in command, "cron would take it for a line end"
-    done = shell(command, place)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert json.loads((place / "runs" / "nightly.json").read_text())["metrics"]["accuracy"] == 1.0
-    assert manifest.read(place / "runs" / "latest").status == "complete"
+    return command
+
+
+def accuracy(place: Path, night: str) -> float:
+    return json.loads((place / "runs" / f"{night}.json").read_text())["metrics"]["accuracy"]
+
+
+def test_four_nights_of_the_crontab(place: Path) -> None:
+    """The same model, another one at the same path, a worse one, and a night that runs out of time: who hears of what."""
+    command, runs = crontab(), place / "runs"
+    out_of_time = {"OPTIONS": settings(place)["OPTIONS"] + " --max-runtime 0"}
+
+    first = shell(command, place, NIGHT="2026-11-01")
+    assert (first.returncode, first.stdout, first.stderr) == (0, "", "")
+    assert (runs / "accepted").resolve() == (runs / "latest").resolve() == (runs / "2026-11-01").resolve()
+    assert accuracy(place, "2026-11-01") == 1.0
+
+    stopped = shell(command, place, NIGHT="2026-11-02", **out_of_time)
+    assert (stopped.returncode, stopped.stdout, stopped.stderr) == (130, "", "")
+    same = shell(command, place, NIGHT="2026-11-03")
+    assert (same.returncode, same.stdout, same.stderr) == (0, "", "")
+    assert (runs / "latest").resolve() == (runs / "2026-11-02").resolve(), "the night that was stopped is finished"
+    assert manifest.read(runs / "2026-11-02").counts["ok"] == COUNT
+    assert not (runs / "2026-11-03").exists()
+    assert "baseline: accuracy" in (runs / "2026-11-02.log").read_text()
+
+    learn(place, "red", dies_after=2)
+    killed = shell(command, place, NIGHT="2026-11-03")
+    assert killed.returncode == 137
+    assert "2026-11-03 ended with code 137" in killed.stdout
+    learn(place, "blue")
+    worse = shell(command, place, NIGHT="2026-11-04")
+    assert worse.returncode == 6
+    assert "accuracy" in worse.stdout
+    assert "2026-11-04 ended with code 6" in worse.stdout, "what the former model left half done is given up"
+    assert (runs / "accepted").resolve() == (runs / "2026-11-01").resolve()
+    assert accuracy(place, "2026-11-04") == 0.0
+
+
+def test_a_night_without_its_server(place: Path) -> None:
+    command, runs = crontab(), place / "runs"
+    with serving(Behaviour(text="red")) as address:
+        told = {"MODEL": "served", "OPTIONS": f"--engine openai --server {address} --roi none --concurrency 24"}
+        assert shell(command, place, NIGHT="2026-11-01", **told).returncode == 0
+    away = shell(command, place, NIGHT="2026-11-02", **told)
+    assert away.returncode in (4, 5), away.stdout
+    assert "2026-11-02 ended with code" in away.stdout
+    assert (runs / "latest").resolve() == (runs / "2026-11-01").resolve()
+    with serving(Behaviour(text="red"), int(address.rpartition(":")[2].partition("/")[0])):
+        again = shell(command, place, NIGHT="2026-11-02", **told)
+    assert (again.returncode, again.stdout) == (0, ""), again.stdout
+    assert accuracy(place, "2026-11-02") == 1.0
+    assert manifest.read(runs / "2026-11-02").counts["ok"] == COUNT, "the same command asked again"
 
 
 def test_the_systemd_unit(place: Path) -> None:
@@ -88,11 +155,10 @@ def test_the_systemd_unit(place: Path) -> None:
     names = set(re.findall(r'^Environment="(\w+)=', text, re.MULTILINE))
     assert names == set(settings(place))
     assert re.search(r"^SuccessExitStatus=75 130$", text, re.MULTILINE)
-    program, flag, command = shlex.split(re.search(r"^ExecStart=(.*)$", text, re.MULTILINE).group(1))  # type: ignore[union-attr]
-    assert (program, flag) == ("/bin/sh", "-c")
-    done = shell(command, place)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["counts"]["ok"] == COUNT
+    command = re.search(r"^ExecStart=(.*)$", text, re.MULTILINE).group(1)  # type: ignore[union-attr]
+    done = shell(command.replace("${JOB}", "$JOB"), place, NIGHT="2026-11-01")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert json.loads((place / "runs" / "2026-11-01.json").read_text())["counts"]["ok"] == COUNT
     timer = assets.template("jobs", "eval.timer").read_text()
     assert "OnCalendar=*-*-* 01:17:00" in timer
     if shutil.which("systemd-analyze"):
