@@ -28,9 +28,8 @@ Every durable write of a stage (a write, a flush to the disk, a rename, a commit
 tokenizers write), one after the other: the process is killed there, Ctrl-C is pressed there, the disk is full from there on, or the
 write is cut short there. Then the same command runs again, and what it leaves is compared, byte by byte but for times, with what an
 undisturbed run leaves. "Kept" is what stood there between the two. A library's file is cut off after 512 bytes by the system's own
-limit. A killed process may leave a hidden `.tmp` file, which nothing reads. `make test` takes them all but of three stages whose
-runs are dear: of `visualize stats` every 19th write, of `visualize report` every second, of training one of each kind (what, and
-whether to the log, its curve, a checkpoint, the model, the manifest, or which library's file).
+limit. A killed process may leave a hidden `.tmp` file, which nothing reads. `make test` takes a sample of the stages whose runs are dear (`tests/faults/stages.py` says which): every so many of their writes, and
+of training one of each kind (what, and whether to the log, its curve, a checkpoint, the model, the manifest, or which library's file).
 
 {fault_rows}"""
 

@@ -99,8 +99,8 @@ STAGES = [
     Stage("store import", lambda w, f: ["store", "import", f / "in.jsonl", "--out", f / "store"], _exported),
     Stage("store merge", lambda w, f: ["store", "merge", w.store, "--out", f / "store"]),
     Stage("visualize overlay", lambda w, f: ["visualize", "overlay", "--image", w.images / "a.png", "--box", 0.1, 0.1, 0.5, 0.5, "--out", f / "o.png"]),
-    Stage("visualize stats", lambda w, f: ["visualize", "stats", w.store, "--out", f / "boxes"], every=19),
-    Stage("visualize report", lambda w, f: ["visualize", "report", w.run, "--out", f / "r.html"], every=2),
+    Stage("visualize stats", lambda w, f: ["visualize", "stats", w.store, "--out", f / "boxes"], every=41),
+    Stage("visualize report", lambda w, f: ["visualize", "report", w.run, "--out", f / "r.html"], every=7),
     Stage(
         "train",
         lambda w, f: ["train", "--model", w.root / "tiny", "--data", w.data, "--images", w.images, "--store", w.store, "--out", f / "out", "--batch-size", 1, "--global-batch", 1, "--max-steps", 3, "--save-every", 2, "--device", "cpu"],
@@ -108,8 +108,8 @@ STAGES = [
         kinds=True,
         may_finish=True,
     ),
-    Stage("visualize compare", lambda w, f: ["visualize", "compare", w.run, "--out", f / "sheet.png"]),
-    Stage("model convert", lambda w, f: ["model", "convert", f / "weights" / "llava-tiny", "--out", f / "converted"], _original),
+    Stage("visualize compare", lambda w, f: ["visualize", "compare", w.run, "--out", f / "sheet.png"], every=5),
+    Stage("model convert", lambda w, f: ["model", "convert", f / "weights" / "llava-tiny", "--out", f / "converted"], _original, every=7),
     Stage("visualize export", lambda w, f: ["visualize", "export", w.run, "--format", "lmms-eval", "--out", f / "x.jsonl"]),
 ]  # fmt: skip
 """Every stage that writes."""
