@@ -47,7 +47,7 @@ def test_a_trained_checkpoint_answers_as_locally(address: str, tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["miniature", "converted"])
 def test_other_checkpoints_answer_as_locally(address: str, model: str, tmp_path: Path) -> None:
-    data = world.write_questions(tmp_path / "questions", 300)
+    data = world.write_questions(tmp_path / "questions", 120)
     where = str(world.convert_a_tiny_one(tmp_path) if model == "converted" else assets.miniature_checkpoint())
     local = world.predictions(data, tmp_path / "local.jsonl", model=where, **LIMITS)
     served = world.predictions(data, tmp_path / "served.jsonl", model=where, engine="openai", server=address, **LIMITS)
