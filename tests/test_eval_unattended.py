@@ -29,27 +29,27 @@ import time
 from pathlib import Path
 from cos_core.interfaces import Reply
 
-class Slow:
-    name = "slow"
-    def __init__(self, says, dies_after=None):
-        self.says, self.left = says, dies_after
+class Held:
+    name = "held"
+    def __init__(self, hold, says, dies_after=None):
+        self.hold, self.says, self.dies_after, self.calls = hold, says, dies_after, 0
     def generate(self, requests):
-        if self.left is not None:
-            if self.left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            self.left -= 1
-        time.sleep(0.1 * len(requests))
+        if self.calls == self.dies_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        while self.calls and self.hold.exists():
+            time.sleep(0.02)
+        self.calls += 1
         return [Reply(self.says) for _ in requests]
 
 def build(model, **options):
-    return Slow(**json.loads(Path(model).read_text()))
+    return Held(Path(model).with_name("hold"), **json.loads(Path(model).read_text()))
 """
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A benchmark of COUNT questions, a model that takes its time, and `cos` as a program."""
+    """A benchmark of COUNT questions, an engine that stops after one batch while the file `hold` is there, and `cos`."""
     data = tmp_path / "benchmarks" / "scenes"
     (data / "images").mkdir(parents=True)
     for i in range(COUNT // 2):
@@ -57,7 +57,7 @@ def place(tmp_path: Path) -> Path:
     rows = [Example(str(i), "scenes", f"{i // 2}.png", f"What colour is {i}?", ("red",)) for i in range(COUNT)]
     (data / "questions.jsonl").write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows))
     learn(tmp_path, "red")
-    (tmp_path / "slow.py").write_text(ENGINE)
+    (tmp_path / "held.py").write_text(ENGINE)
     cos = tmp_path / "cos"
     cos.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from cos_cli.main import main; main()" "$@"\n')
     cos.chmod(0o755)
@@ -78,13 +78,13 @@ def settings(place: Path, batch: int = 8) -> dict[str, str]:
         "DATA": str(place / "benchmarks"),
         "MODEL": str(place / "model.json"),
         "RUNS": str(place / "runs"),
-        "OPTIONS": f"--engine {place / 'slow.py'} --roi none --batch-size {batch}",
+        "OPTIONS": f"--engine {place / 'held.py'} --roi none --batch-size {batch}",
     }
 
 
 def shell(command: str, place: Path, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), **settings(place), **more}
-    return subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=900, check=False)
 
 
 def crontab() -> str:
@@ -178,7 +178,8 @@ def test_the_slurm_file(place: Path) -> None:
 
 
 def test_a_night_of_twenty_starts(place: Path) -> None:
-    out, latest = place / "runs" / "nightly", place / "runs" / "latest"
+    out, latest, hold = place / "runs" / "nightly", place / "runs" / "latest", place / "hold"
+    hold.touch()
     answers, codes = out / "predictions.jsonl", []
     made = settings(place, batch=1)
     words = ["eval", "scenes", "--data", made["DATA"], "--model", made["MODEL"], *made["OPTIONS"].split()]
@@ -193,7 +194,7 @@ def test_a_night_of_twenty_starts(place: Path) -> None:
         return answers.read_bytes().count(b"\n") if answers.exists() else 0
 
     def end(process: subprocess.Popen[str]) -> str:
-        said = process.communicate(timeout=300)
+        said = process.communicate(timeout=900)
         codes.append(process.returncode)
         whole = not latest.is_symlink() or manifest.read(latest).status == "complete"
         assert whole, "latest is always a whole run"
@@ -218,6 +219,7 @@ def test_a_night_of_twenty_starts(place: Path) -> None:
     (out / ".run.lock").write_text("999999\n")
     (out / "predictions.jsonl.lock").write_text("999999\n")
     assert "time is up" in end(start("--max-runtime", "0"))
+    hold.unlink()
     for _ in range(8):
         end(start())
     assert "below" in end(start("--fail-under", "accuracy=1.1"))
