@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import resource
 import statistics
@@ -250,6 +251,8 @@ def measured(name: str, chosen: argparse.Namespace, folder: Path, ends: float, *
     left = ends - time.monotonic()
     if left < 5:
         return {"failed": f"not measured: the {chosen.minutes:g} minutes were over"}
+    if chosen.device == "cpu":
+        return forked(name, Plan(folder, chosen.device, chosen.small), left, **told)
     command = [sys.executable, __file__, "--part", name, "--folder", str(folder), "--device", chosen.device]
     command += ["--small"] if chosen.small else []
     command += [word for key, value in told.items() for word in (f"--{key}", str(value))]
@@ -264,6 +267,31 @@ def measured(name: str, chosen: argparse.Namespace, folder: Path, ends: float, *
     print(done.stderr[-2000:], file=sys.stderr)
     words = done.stderr.strip().splitlines()
     return {"failed": words[-1][:120] if words else f"ended with {done.returncode}"}
+
+
+def forked(name: str, plan: Plan, left: float, layers: int = 0, batch: int = 0) -> dict[str, Any]:
+    """`measured` without a GPU, which a forked process could not use: the libraries are imported once for all parts."""
+    from cos_core import llava, training  # noqa: F401
+
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+
+    def work() -> None:
+        try:
+            theirs.send(part_of(name, plan, layers, batch))
+        except Exception as error:
+            theirs.send({"failed": f"{type(error).__name__}: {error}"[:120]})
+
+    child = context.Process(target=work)
+    child.start()
+    theirs.close()
+    try:
+        result: dict[str, Any] = ours.recv() if ours.poll(left) else {"failed": "not finished in time"}
+    except EOFError:
+        result = {"failed": "its process died"}
+    child.kill()
+    child.join()
+    return result
 
 
 def measured_training(way: str, chosen: argparse.Namespace, folder: Path, ends: float, layers: int) -> dict[str, Any]:
