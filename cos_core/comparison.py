@@ -158,6 +158,7 @@ def pair(
     name, unit = str(head.get("metric", "accuracy")), str(head.get("unit", "fraction"))
     estimates = _estimates(a, first, second, name) if first else "the runs have no question in common"
     tested = _NO_TEST if isinstance(estimates, str) else _test(*estimates, first, replicates, seed)
+    moved = _moved(first, second, None if isinstance(estimates, str) else estimates)
     return Comparison(
         benchmark=a.benchmark,
         a=names[0],
@@ -167,14 +168,47 @@ def pair(
         found=tested.found,
         p=tested.p,
         test=tested.name,
-        n=len(first),
-        won=[x.example_id for x, y in zip(first, second, strict=True) if y.value > x.value],
-        lost=[x.example_id for x, y in zip(first, second, strict=True) if y.value < x.value],
+        n=moved.n,
+        won=moved.won,
+        lost=moved.lost,
         differs=differs,
         only_a=len(a.scores) - len(first),
         only_b=len(b.scores) - len(first),
         missing=estimates if isinstance(estimates, str) else "",
     )
+
+
+class _Moved(NamedTuple):
+    n: int
+    won: list[str]
+    lost: list[str]
+
+
+def _moved(first: Sequence[Score], second: Sequence[Score], both: tuple[Estimate, Estimate] | None) -> _Moved:
+    """How many questions the headline is over, and those that B won and lost: of one population with the difference and its p
+    (ScienceQA's image accuracy: questions with a picture; MMBench: questions, not their rotations).
+
+    A question of several rows is named by the row whose answer moved.
+    """
+    if both is None:
+        both = metrics.mean_estimate("", first), metrics.mean_estimate("", second)
+    of_a, of_b = both
+    counted = of_a.population() | of_b.population()
+    if of_a.units is None:
+        gaps = [y.value - x.value for x, y in zip(first, second, strict=True)]
+        moved = {row: gaps[row] for row in np.flatnonzero(counted).tolist() if gaps[row]}
+    else:
+        moved = {}
+        rows_of: dict[str, list[int]] = {}
+        for row, unit in enumerate(of_a.units):
+            rows_of.setdefault(unit, []).append(row)
+        gap = of_b.columns[:, 0] - of_a.columns[:, 0]
+        for row in np.flatnonzero(gap).tolist():
+            side = gap[row]
+            own = [r for r in rows_of[of_a.units[row]] if (second[r].value - first[r].value) * side > 0]
+            moved[(own or [row])[0]] = side
+    named = {side: [first[row].example_id for row, gap in moved.items() if gap * side > 0] for side in (1, -1)}
+    return _Moved(int(np.count_nonzero(counted)), named[1], named[-1])
 
 
 class _Tested(NamedTuple):
@@ -243,16 +277,12 @@ def _scaled(estimate: Estimate) -> Callable[[Floats], Floats]:
     return lambda sums: estimate.scale * estimate.statistic(sums)
 
 
-def _counted(estimate: Estimate) -> Any:
-    return estimate.columns[:, 1] == 1 if estimate.columns.shape[1] == 2 else np.zeros(len(estimate.columns), dtype=bool)
-
-
 def _is_exact(a: Estimate, b: Estimate, images: Sequence[str]) -> bool:
     """Whether both are means of zeros and ones over the same questions, one on an image: then McNemar's test is exact."""
     if a.statistic is not statistics.ratio or b.statistic is not statistics.ratio:
         return False
-    rows = _counted(a)
-    if not np.array_equal(rows, _counted(b)):
+    rows = a.population()
+    if not np.array_equal(rows, b.population()):
         return False
     binary = statistics.is_binary(a.columns[rows, 0]) and statistics.is_binary(b.columns[rows, 0])
     alone = [images[row] for row in np.flatnonzero(rows).tolist()]

@@ -18,7 +18,7 @@ from cos_core import statistics
 from cos_core.errors import InputError
 from cos_core.geometry import Box
 from cos_core.statistics import Floats, Interval
-from cos_core.types import BOX_STATUSES, Example, Prediction, Score
+from cos_core.types import BOX_STATUSES, UNUSABLE_BOXES, Example, Prediction, Score
 
 IMAGE = "image"
 """The key of `Score.groups` that names the picture: the cluster of every interval."""
@@ -31,16 +31,21 @@ UNSAID = "unknown"
 
 MISSING, FAILED = "missing", "failed"
 
+UNREAD = "unread"
+"""The note of a score whose answer names no option, or says neither yes nor no."""
+
 
 # --- scoring ---------------------------------------------------------------------------------------------------------
 
 
 class Verdict(NamedTuple):
-    """What a rule makes of one answer: its value (in the metric's units), what was read from it, what was expected."""
+    """What a rule makes of one answer: its value (in the metric's units), what was read from it, what was expected, and whether
+    anything was read at all that can be an answer (an option, yes or no)."""
 
     value: float
     extracted: str | None
     expected: str | None
+    read: bool = True
 
 
 Rule = Callable[[Example, str], Verdict]
@@ -64,7 +69,7 @@ def _score(example: Example, prediction: Prediction | None, rule: Rule, groups: 
         note = MISSING if prediction is None else f"{FAILED}: {prediction.error or 'no answer'}"
         return Score(example.id, 0.0, None, rule(example, "").expected, shared, note)
     verdict = rule(example, prediction.answer)
-    return Score(example.id, verdict.value, verdict.extracted, verdict.expected, shared)
+    return Score(example.id, verdict.value, verdict.extracted, verdict.expected, shared, None if verdict.read else UNREAD)
 
 
 def unanswered(score: Score) -> bool:
@@ -105,12 +110,23 @@ class Estimate:
 
     `columns`: (questions, k) additive parts, rows in the order of the scores; `statistic`: sums (rows, k) -> values (rows,);
     `scale` brings the value into the metric's units (100 for percent). `name` is the metric's path, "random.f1".
+    `counted`: (questions,) which of them the aggregate is over; not given, those of weight in a mean, else all. `units`: by
+    question, the name of what is right or wrong as one (MMBench's circles), on whose first row `columns` has it.
     """
 
     name: str
     columns: Floats
     statistic: Callable[[Floats], Floats] = field(default=statistics.ratio)
     scale: float = 1.0
+    counted: NDArray[np.bool_] | None = None
+    units: Sequence[str] | None = None
+
+    def population(self) -> NDArray[np.bool_]:
+        """(questions,) the rows that the aggregate is over: what a count of won and lost questions must be of, too."""
+        if self.counted is not None:
+            return self.counted
+        everything = np.ones(len(self.columns), dtype=np.bool_)
+        return self.columns[:, 1] != 0 if self.statistic is statistics.ratio else everything
 
     def value(self) -> float:
         """The aggregate over all questions; nan when it is not defined (a mean of nothing)."""
@@ -127,19 +143,46 @@ def mean_estimate(
     return Estimate(name, np.stack([values * chosen, chosen], axis=1) if scores else np.zeros((0, 2)), scale=scale)
 
 
-def intervals(estimates: Iterable[Estimate], clusters: Sequence[str], *, replicates: int, seed: int) -> dict[str, list[float]]:
-    """95 % intervals `[low, high]` by name, in the estimates' units; an estimate without questions or spread has none."""
+WILSON, WILSON_CLUSTERS, BOOTSTRAP = "Wilson", "Wilson over images", "bootstrap over images"
+
+
+class Measured(NamedTuple):
+    """A 95 % interval in the estimate's units, and where it comes from (WILSON, WILSON_CLUSTERS or BOOTSTRAP)."""
+
+    low: float
+    high: float
+    method: str
+
+
+def measured(estimates: Iterable[Estimate], clusters: Sequence[str], *, replicates: int, seed: int) -> dict[str, Measured]:
+    """95 % intervals by name; an estimate without questions has none, and one without spread only when it is a share.
+
+    A share whose questions are on pictures of their own has Wilson's interval. Any other is resampled by picture. Where that
+    has no spread (none or all of 13 right: every sample is the same), a share has Wilson's interval with as many trials as
+    there are pictures: the questions of one picture may all hang together, so they count as one.
+    """
     index, estimates = statistics.cluster_index(clusters), list(estimates)
-    found = {estimate.name: _in_closed_form(estimate, index) for estimate in estimates}
-    drawn = [estimate for estimate in estimates if found[estimate.name] is None]
+    closed = {estimate.name: _in_closed_form(estimate, index) for estimate in estimates}
+    drawn = [estimate for estimate in estimates if closed[estimate.name] is None]
     parts = [(estimate.columns, estimate.statistic) for estimate in drawn]
     resampled = statistics.bootstrap(parts, index, replicates=replicates, seed=seed)
-    found |= {estimate.name: interval for estimate, interval in zip(drawn, resampled, strict=True)}
-    return {
-        estimate.name: [estimate.scale * end for end in interval]
-        for estimate in estimates
-        if (interval := found[estimate.name]) is not None and all(map(math.isfinite, interval))
-    }
+    boot = {estimate.name: interval for estimate, interval in zip(drawn, resampled, strict=True)}
+    found = {}
+    for estimate in estimates:
+        interval, method = closed[estimate.name], WILSON
+        if interval is None:
+            interval, method = boot[estimate.name], BOOTSTRAP
+            if interval.low == interval.high:
+                interval, method = _without_spread(estimate, index), WILSON_CLUSTERS
+        if interval is not None and all(map(math.isfinite, interval)):
+            found[estimate.name] = Measured(estimate.scale * interval.low, estimate.scale * interval.high, method)
+    return found
+
+
+def intervals(estimates: Iterable[Estimate], clusters: Sequence[str], *, replicates: int, seed: int) -> dict[str, list[float]]:
+    """`measured` as `[low, high]` by name."""
+    found = measured(estimates, clusters, replicates=replicates, seed=seed)
+    return {name: [each.low, each.high] for name, each in found.items()}
 
 
 def _in_closed_form(estimate: Estimate, index: NDArray[np.intp]) -> Interval | None:
@@ -152,6 +195,19 @@ def _in_closed_form(estimate: Estimate, index: NDArray[np.intp]) -> Interval | N
         return None
     alone = np.bincount(index[rows]).max() == 1
     return statistics.wilson(float(columns[:, 0].sum()), len(rows)) if alone else None
+
+
+def _without_spread(estimate: Estimate, index: NDArray[np.intp]) -> Interval | None:
+    """Wilson's interval of a mean of values in [0, 1], a trial each picture; None for another statistic.
+
+    Values between 0 and 1 vary less than zeros and ones of the same mean, so for them the interval is too wide, not too narrow.
+    """
+    rows = estimate.columns[:, -1] != 0
+    values, weights = estimate.columns[rows, 0], estimate.columns[rows, -1]
+    if estimate.statistic is not statistics.ratio or np.any(values < 0) or np.any(values > weights):
+        return None
+    pictures = len(np.unique(index[rows]))
+    return statistics.wilson(pictures * float(values.sum() / weights.sum()), pictures)
 
 
 def box_statuses(scores: Iterable[Score]) -> dict[str, float]:
@@ -168,7 +224,7 @@ class RegionScore:
     """How well one region of interest fits what its question is about; positions in frame "image".
 
     `hit`: the box contains the first target's centre; `hit_any`, `hit_all`: any, every target's; `iou` against the gold box,
-    None where there is none; `area`: the box's share of the picture. Without a box: no hit, IoU 0, area None.
+    None where there is none; `area`: the box's share of the picture. Without a usable box: no hit, IoU 0, area None.
     """
 
     example_id: str
@@ -184,13 +240,14 @@ class RegionScore:
 
 
 def region_score(example: Example, box: Box | None, groups: Mapping[str, str] | None = None) -> RegionScore | None:
-    """The fit of `box` for an example; None when the example names neither a gold box nor targets.
+    """The fit of `box` for an example; None when the example names neither a gold box nor targets, or when its gold box is the
+    whole picture (there is nowhere to look).
 
     `meta["gold"]`: [x0, y0, x1, y1]; `meta["targets"]`: list of [x, y], the centres of the objects that the question is about
     (without it, the gold box's own centre). Both in frame "image". Raises InputError when they are malformed.
     """
     gold = _gold(example)
-    targets = _targets(example) or ([gold.centre] if gold else [])
+    targets = _targets(example) or ([gold.centre] if gold and gold.area < 1.0 else [])
     if not targets:
         return None
     hits = [box is not None and box.contains(x, y) for x, y in targets]
@@ -203,22 +260,29 @@ def region_scores(
 ) -> list[RegionScore]:
     """Fits of all predicted regions, one for each example that names where to look; empty when the run has no boxes at all.
 
-    A question whose box is missing counts as no hit. `groups`: the scores' groups by example id.
+    A question whose box is missing or was not usable counts as no hit, whatever was looked at instead (`--on-bad-box`).
+    `groups`: the scores' groups by example id.
     """
     if not any(prediction.box is not None for prediction in predictions.values()):
         return []
     result = []
     for example in examples:
         prediction = predictions.get(example.id)
-        fit = region_score(example, prediction.box if prediction else None, groups.get(example.id))
+        fit = region_score(example, usable_box(prediction) if prediction else None, groups.get(example.id))
         if fit is not None:
             result.append(fit)
     return result
 
 
+def usable_box(prediction: Prediction) -> Box | None:
+    """The box that a prediction's first pass named; None when it named none, or none that could be used."""
+    return None if prediction.box_status in UNUSABLE_BOXES else prediction.box
+
+
 def region_metrics(regions: Sequence[RegionScore]) -> dict[str, float]:
-    """Means over `regions`: hit, hit_any, hit_all, iou (over those with a gold box), area (over those with a box), and n."""
-    result: dict[str, float] = {"n": len(regions)}
+    """Means over `regions`: hit, hit_any, hit_all, iou (over those with a gold box), area (over those with a usable box); and
+    `n`, of which `usable` had a usable box."""
+    result: dict[str, float] = {"n": len(regions), "usable": sum(region.area is not None for region in regions)}
     for name in ("hit", "hit_any", "hit_all", "iou", "area"):
         values = [float(value) for region in regions if (value := getattr(region, name)) is not None]
         if values:

@@ -22,6 +22,9 @@ read but without area; not readable; not asked for (the policy has no first pass
 
 BOX_STATUSES: tuple[BoxStatus, ...] = ("ok", "repaired", "clamped", "degenerate", "unparsable", "skipped")
 
+UNUSABLE_BOXES: tuple[BoxStatus, ...] = ("degenerate", "unparsable")
+"""Statuses of a box that was asked for and could not be used: what was looked at instead is no region of the model's."""
+
 Slot = Literal["full", "roi"]
 Role = Literal["user", "assistant"]
 

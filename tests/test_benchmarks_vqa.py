@@ -172,7 +172,7 @@ def test_vizwiz(tmp_path: Path) -> None:
     answers[12]["text"] = "Unanswerable"  # as LLaVA's prompt tells the model to write it
     points = [case[4] for case in VQA]
     points[12] = 100
-    done = results("vizwiz", tmp_path, answers)
+    done = results("vizwiz", tmp_path, answers, scorer="m4c")
     assert done["metrics"]["accuracy"] == round(sum(points) / len(points), 2)
     assert done["metrics"]["answer_type"]["unanswerable"] == 100.0
     assert results("vizwiz", tmp_path, answers, scorer="official")["metrics"]["answer_type"]["unanswerable"] == 0.0

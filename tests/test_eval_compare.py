@@ -84,6 +84,42 @@ def test_points_and_f1_are_compared_in_their_own_units(tmp_path: Path) -> None:
     assert found.p < 0.01
 
 
+def test_won_and_lost_are_of_the_headlines_population(tmp_path: Path) -> None:
+    """ScienceQA's figure is over questions with a picture: a text question that changes sides is in no count."""
+    rows = [json.loads(line) for line in (GOLDEN / "scienceqa" / "predictions.jsonl").read_text().splitlines()]
+    shown = [row["question_id"] for row in rows if "<image>" in row["prompt"]]
+    texts = [row["question_id"] for row in rows if "<image>" not in row["prompt"]]
+    problems = json.loads((GOLDEN / "scienceqa" / "problems.json").read_text())
+    truth = {row["question_id"]: "ABCDE"[problems[str(row["question_id"])]["answer"]] for row in rows}
+    sides = {"a": {*shown[:2], *texts[:4]}, "b": {shown[2]}}
+    for name, wrong in sides.items():
+        said = [{**row, "text": "no" if row["question_id"] in wrong else truth[row["question_id"]]} for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
+        evaluate.run(
+            EvalConfig("scienceqa", GOLDEN / "scienceqa", tmp_path / f"{name}.jsonl", out=tmp_path / name, replicates=100)
+        )
+    (found,) = compare.compare([tmp_path / "a", tmp_path / "b"], replicates=100).comparisons
+    assert (found.metric, found.n) == ("image_accuracy", len(shown))
+    assert (list(found.won), list(found.lost)) == ([str(key) for key in shown[:2]], [str(shown[2])])
+
+
+def test_mmbench_wins_whole_questions(tmp_path: Path) -> None:
+    """A question counts once, whatever its rotations do, and is named by a rotation that changed sides."""
+    table = ["index\tquestion\tA\tB\tanswer"]
+    for n in range(1, 5):
+        table += [f"{n}\tWhich {n}?\tcat\tdog\tA", f"{n + 10**6}\tWhich {n}?\tdog\tcat\tB"]
+    (tmp_path / "mmbench_dev_20230712.tsv").write_text("\n".join(table) + "\n")
+    right = {str(n + k * 10**6): "AB"[k] for n in range(1, 5) for k in (0, 1)}
+    for name, wrong in {"a": {"1000001", "2", "1000002"}, "b": {"3", "4", "1000002"}}.items():
+        rows = [{"question_id": key, "text": "Z" if key in wrong else text} for key, text in right.items()]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        evaluate.run(EvalConfig("mmbench", tmp_path, tmp_path / f"{name}.jsonl", out=tmp_path / name, replicates=100))
+    (found,) = compare.compare([tmp_path / "a", tmp_path / "b"], replicates=100).comparisons
+    # Question 2 is wrong in both, though one of its rotations became right.
+    assert (found.n, list(found.won), list(found.lost)) == (4, ["1000001"], ["3", "4"])
+    assert found.found.difference == -25.0
+
+
 FIELDS = [("profile", "repo-2024"), ("split", "val"), ("ocr_tokens", "no"), ("scorer", "m4c"), ("judge", "gpt-4")]
 
 

@@ -212,3 +212,22 @@ def test_the_command_asks_nobody_unless_told(data: Path, server: Judge, capsys: 
 
 # pragma: allowlist nextline secret
 DIGEST = "d1b3e0a5b4e72c888b77164489d705bba4dd149934fff564dfba6443d81afe3f"
+
+
+def test_a_grade_that_was_not_read_stands_beside_the_score(data: Path, server: Judge) -> None:
+    """It counts 0, as in the official script; it is asked again next time, and without any grade read there is no total."""
+    settings = EvalConfig("mmvet", data, data / "answers.jsonl", out=data / "out", judge_url=server.url, replicates=100)
+    server.queue = {"x = -1": ["none"] * 5, "a cat": ["?"] * 5, "GO": ["bad"] * 5}
+    nothing = evaluate.run(settings).results
+    assert nothing["beside"] == {"ungraded": 3}
+    assert nothing["metrics"]["total"] is None
+    assert "total" not in nothing["intervals"]
+    server.queue = {"a cat": ["?"] * 5}
+    some = evaluate.run(settings).results
+    assert some["beside"] == {"ungraded": 1}
+    assert some["metrics"]["total"] == pytest.approx(33.3)
+    again = evaluate.run(settings)
+    assert (again.results["beside"], again.results["metrics"]["total"]) == ({}, 50.0)
+    server.seen.clear()
+    assert evaluate.run(settings).results["metrics"]["total"] == 50.0
+    assert not server.seen, "grades that were read are never asked for again"

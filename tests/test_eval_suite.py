@@ -148,6 +148,32 @@ def test_limits_and_baseline(tmp_path: Path, model: str, capsys: pytest.CaptureF
     assert call(*scored, "--fail-under", "accuracy") == 3
 
 
+def test_a_limit_is_a_trial_that_the_whole_run_continues(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = (
+        "scenes",
+        "--data",
+        scenes(tmp_path, "scenes"),
+        "--model",
+        model,
+        "--roi",
+        "none",
+        "--out",
+        tmp_path / "out",
+        "--json",
+    )
+    assert call(*run, "--limit", "4") == 0
+    first = json.loads(capsys.readouterr().out)
+    assert (first["counts"]["total"], first["protocol"]["limit"]) == (4, 4)
+    assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 4
+    assert call(*run) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert (whole["counts"]["ok"], "limit" in whole["protocol"]) == (QUESTIONS, False)
+    assert call(*run, "--limit", "4") == 0, "more answers than are asked for are no fault"
+    assert json.loads(capsys.readouterr().out)["counts"]["total"] == 4
+
+
 def test_latest_is_a_link_that_moves_in_one_step(tmp_path: Path, model: str) -> None:
     data, latest = scenes(tmp_path, "scenes"), tmp_path / "runs" / "latest"
     for name in ("one", "two"):

@@ -271,3 +271,15 @@ def test_the_digest_knows_what_is_asked() -> None:
 
     assert len({digest(), digest(suffix="\nA or B."), digest(suffix="\nSay A or B."), digest(suffix="")}) == 4
     assert digest() == digest(subject="any")
+
+
+def test_a_box_that_was_not_usable_is_no_hit(tmp_path: Path) -> None:
+    """Whatever was looked at in its place: the whole picture holds every target."""
+    whole = Box(0.0, 0.0, 1.0, 1.0)
+    statuses = ["unparsable", "degenerate", "ok", "clamped"]
+    rows = [said(key, "x", box=whole, box_status=status) for key, status in zip("abcd", statuses, strict=True)]
+    regions = score(tmp_path, rows).results["regions"]
+    assert (regions["n"], regions["usable"]) == (3, 1)
+    assert regions["hit"] == pytest.approx(1 / 3)
+    everywhere = Example("w", "s", "w.png", "?", ("x",), meta={"gold": [0.0, 0.0, 1.0, 1.0]})
+    assert metrics.region_score(everywhere, whole) is None, "a question about the whole picture asks for no region"

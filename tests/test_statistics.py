@@ -233,3 +233,33 @@ def test_intervals_of_what_is_not_known() -> None:
     assert statistics.percentile_interval(np.array([0.5, 0.5]), clusters=1) == Interval(-math.inf, math.inf)
     empty = Estimate("accuracy", np.zeros((0, 2)))
     assert math.isnan(empty.value())
+
+
+@pytest.mark.parametrize(
+    ("right", "questions", "each"), [(0, 13, 1), (13, 13, 1), (0, 13, 2), (13, 13, 2), (0, 40, 5), (40, 40, 5)]
+)
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_none_and_all_have_an_interval(right: int, questions: int, each: int, scale: float) -> None:
+    """Wilson's interval with a trial each picture, so that many questions on few pictures promise no more than the pictures."""
+    values = [1.0] * right + [0.0] * (questions - right)
+    columns = np.array([[value, 1.0] for value in values])
+    pictures = [str(n // each) for n in range(questions)]
+    estimate = metrics.Estimate("accuracy", columns, scale=scale)
+    found = metrics.measured([estimate], pictures, replicates=200, seed=0)["accuracy"]
+    trials = len(set(pictures))
+    wanted = statistics.wilson(trials if right else 0, trials)
+    assert (found.low, found.high) == pytest.approx((scale * wanted.low, scale * wanted.high))
+    assert found.high - found.low > 0.1 * scale
+    assert found.method == (metrics.WILSON if each == 1 else metrics.WILSON_CLUSTERS)
+    if each == 1 and right == 0:
+        assert found.high == pytest.approx(scale * 0.2281, abs=scale * 1e-4)  # by hand: z^2 / (13 + z^2)
+
+
+def test_a_statistic_without_spread_that_is_no_share_has_no_interval() -> None:
+    perfect = metrics.Estimate(
+        "f1", np.array([[1.0, 0.0, 0.0]] * 6), lambda sums: 2 * sums[:, 0] / (2 * sums[:, 0] + sums[:, 1] + sums[:, 2])
+    )
+    even = metrics.Estimate("vqa", np.array([[0.6, 1.0]] * 6))
+    found = metrics.measured([perfect, even], list("aabbcc"), replicates=100, seed=0)
+    assert "f1" not in found
+    assert found["vqa"].low < 0.6 < found["vqa"].high

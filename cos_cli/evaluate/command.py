@@ -60,6 +60,17 @@ def evaluate(
     scorer: Annotated[
         str | None, typer.Option(help="Another scoring rule than the benchmark's own.", show_default="the benchmark's own")
     ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ask and score only the first so many questions, as a trial.", show_default="all"),
+    ] = None,
+    partial_join: Annotated[
+        bool,
+        typer.Option(
+            "--partial-join",
+            help="Score although a large part of the answers belongs to no question and as many questions have none.",
+        ),
+    ] = False,
     roi: Annotated[
         str,
         typer.Option(
@@ -147,6 +158,8 @@ def evaluate(
         listing.show(benchmarks or plug.available("benchmarks"), data, json)
         return
     _check_usage(benchmarks, data, predictions, model, out)
+    if submissions and (out is None or limit is not None):
+        raise typer.BadParameter("--submissions writes whole files into --out: give --out, and no --limit")
     from cos_cli.evaluate import suite as suites
     from cos_core.evaluate import EvalConfig
 
@@ -185,6 +198,8 @@ def evaluate(
             predictions or root,
             split=split,
             scorer=scorer,
+            limit=limit,
+            partial_join=partial_join,
             seed=seed,
             judge_url=judge_url,
             judge_model=judge_model,
@@ -230,9 +245,11 @@ def seconds(text: str) -> float:
 def _check_usage(
     benchmarks: Sequence[str] | None, data: Path | None, predictions: Path | None, model: str | None, out: Path | None
 ) -> None:
-    """Raises typer.BadParameter (exit code 2) for a call that cannot be meant."""
+    """Raises typer.BadParameter (exit code 2) for a call that cannot be meant, InputError for a benchmark that is none."""
     if not benchmarks:
         raise typer.BadParameter("name a benchmark; cos eval --list shows them")
+    for name in benchmarks:
+        plug.load("benchmarks", name)  # a name that is none is said before anything else
     if data is None:
         raise typer.BadParameter("--data names the folder with the benchmark's files")
     if (predictions is not None and model is not None) or (predictions is None and model is None and out is None):

@@ -11,6 +11,7 @@ from cos_cli.console import clean, emit, emit_json
 from cos_cli.evaluate.suite import short
 from cos_cli.evaluate.tables import WIDTH
 from cos_core import plug
+from cos_core.benchmarks import _files
 
 _FIRST, _INDENT = 12, " " * 13
 
@@ -23,14 +24,16 @@ def show(names: Sequence[str], data: Path | None, json: bool) -> None:
         return
     parts = ["\n".join(_lines(name, about)) for name, about in listed.items()]
     if data is not None:
-        parts.append(f"+ there   ! missing   ? missing, and not needed to score\n(looked in {data}/NAME, else in {data})")
+        parts.append(
+            f"+ there   ! missing   ? missing, and not needed to score\n(looked in {data}/NAME or its other names, else {data})"
+        )
     emit(clean("\n\n".join(parts)))
 
 
 def _described(name: str, data: Path | None) -> dict[str, Any]:
     benchmark = plug.load("benchmarks", name)
     wanted = getattr(benchmark, "needs", ())
-    root = None if data is None else _root(data, name, wanted)
+    root = None if data is None else _root(data, name, benchmark, wanted)
     needs = [
         {
             "file": need.names[0],
@@ -49,10 +52,11 @@ def _described(name: str, data: Path | None) -> dict[str, Any]:
     }
 
 
-def _root(data: Path, name: str, needs: Sequence[Any]) -> Path | None:
+def _root(data: Path, name: str, benchmark: Any, needs: Sequence[Any]) -> Path | None:
     """The benchmark's own folder, else `data` if it holds a file to score by: a folder `images` alone may be anybody's."""
-    if (data / short(name)).is_dir():
-        return data / short(name)
+    own = _files.home(data, short(name), benchmark)
+    if own != data:
+        return own
     return data if any(not need.optional and need.found(data) for need in needs) else None
 
 

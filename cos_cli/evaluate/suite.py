@@ -63,9 +63,11 @@ class Suite:
     submissions: bool = False
 
     def root(self, name: str) -> Path:
-        """A benchmark's folder: the one of its name below `data`, else `data` itself."""
-        own = self.data / short(name)
-        return own if own.is_dir() else self.data
+        """A benchmark's folder below `data`, else `data` itself (_files.home)."""
+        from cos_core import plug
+        from cos_core.benchmarks import _files
+
+        return _files.home(self.data, short(name), plug.load("benchmarks", name))
 
     def folder(self, name: str, arm: str) -> Path | None:
         """Where one benchmark's run of one arm lies: `out` itself when there is only one."""
@@ -112,6 +114,7 @@ def short(name: str) -> str:
 def run(suite: Suite, reporter: Reporter) -> list[Scored]:
     """Answers and scores; empty when one part of several has been answered.
 
+    With `score.limit` the first questions of each benchmark are answered and scored, and the score is marked as partial.
     Raises InputError before anything is run when a benchmark's files cannot be used, TimeUpError when `max_seconds` are over.
     """
     with _locked(suite):
@@ -136,7 +139,7 @@ def _load(suite: Suite, name: str, reporter: Reporter) -> _Loaded:
     benchmark, data = evaluate.load(name, root, suite.score.split, suite.score.scorer)
     evaluate.check_data(benchmark, data, root, reporter)
     if suite.model is not None:
-        if (usual := evaluate.other_count(benchmark, data)) is not None:
+        if suite.score.limit is None and (usual := evaluate.other_count(benchmark, data)) is not None:
             reporter.warn(
                 f"{data.name} {data.split} has {len(data.examples):,} questions here, {usual:,} in the official files"
             )
@@ -152,7 +155,8 @@ def _answer(suite: Suite, each: _Loaded, arm: str, workers: Runner, reporter: Re
     folder = suite.folder(each.name, arm)
     if suite.model is None or folder is None:
         raise InputError("running a model needs a folder for its answers")
-    data, part, answers, asked = each.data, suite.part, folder / ANSWERS, "questions.jsonl"
+    data, part = evaluate.first(each.data, suite.score.limit), suite.part
+    answers, asked = folder / ANSWERS, "questions.jsonl"
     if part is not None:
         examples = [example for example in data.examples if part.holds(example.image, example.id)]
         answers, asked = folder / part.file(part.number or 0), f"questions.{part.number}-of-{part.of}.jsonl"
@@ -176,7 +180,7 @@ def _score(suite: Suite, each: _Loaded, arm: str, reporter: Reporter) -> Scored:
     if predictions is None:
         raise InputError("nothing to score: neither recorded answers nor a folder with answers is given")
     if suite.part is not None and folder is not None:
-        _collect(suite.part, each, folder)
+        _collect(suite.part, evaluate.first(each.data, suite.score.limit), folder)
     if suite.predictions is not None and len(suite.benchmarks) > 1:
         predictions = _recorded(suite.predictions, each.name)
     config = replace(suite.score, benchmark=each.name, data=suite.root(each.name), predictions=predictions, out=folder)
@@ -198,14 +202,14 @@ def _recorded(root: Path, name: str) -> Path:
     raise InputError(f"{root} has neither {short(name)}.jsonl nor {short(name)}/{ANSWERS}")
 
 
-def _collect(part: Part, each: _Loaded, folder: Path) -> None:
+def _collect(part: Part, data: BenchmarkData, folder: Path) -> None:
     """Joins the answers of all parts into one file, in the order of the data. Raises InputError that names absent parts."""
     from cos_core import evaluate, manifest
     from cos_core.types import Example
 
     def questions(number: int) -> list[Example]:
         mine = Part(part.of, number)
-        return [example for example in each.data.examples if mine.holds(example.image, example.id)]
+        return [example for example in data.examples if mine.holds(example.image, example.id)]
 
     files = {number: folder / part.file(number) for number in range(1, part.of + 1) if questions(number)}
     absent = [str(number) for number, file in files.items() if not manifest.path_for(file).is_file()]
@@ -215,7 +219,7 @@ def _collect(part: Part, each: _Loaded, folder: Path) -> None:
     if len(made) > 1:
         raise InputError(f"the parts in {folder} were answered with different settings; answer them again")
     given = {p.example_id: p for file in files.values() for _, p in evaluate.read_predictions(file).rows}
-    evaluate.write_records([given[e.id] for e in each.data.examples if e.id in given], folder / ANSWERS)
+    evaluate.write_records([given[e.id] for e in data.examples if e.id in given], folder / ANSWERS)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 def table(manifest: RunManifest) -> str:
     """The results for a person: how they were made, then one number a line, with its 95 % interval where there is one; the
     headline comes first."""
+    from cos_core.evaluate import said_beside
+
     results = manifest.results
     intervals: Mapping[str, Any] = results.get("intervals", {})
     # A list stands for single questions (ScienceQA's per_question): they are in the files, not in a table of aggregates.
@@ -33,10 +36,21 @@ def table(manifest: RunManifest) -> str:
     for name, value in flat({"regions": results.get("regions", {})}):
         rows.append((name, number(value, "fraction"), interval(intervals.get(name), "fraction")))
     shares = [f"{name} {share:.1%}" for name, share in results.get("box_status", {}).items() if share]
-    counts = ", ".join(f"{n} {name}" for name, n in manifest.counts.items() if n)
+    counts = ", ".join(f"{n} {name}" for name, n in manifest.counts.items() if n and name != "reordered")
     counts += f"; the official split has {results['n_official']:,}" if "n_official" in results else ""
     below = ["boxes: " + ", ".join(shares)] if shares else []
+    regions = results.get("regions", {})
+    below += [f"regions: {regions['usable']:,} of {regions['n']:,} boxes usable; the others are no hits"] if regions else []
+    below += [f"beside the score: {words}" for words in said_beside(results.get("beside", {}))]
+    below += [textwrap.fill(f"joined in part only: {results['partial_join']}", WIDTH)] if "partial_join" in results else []
+    below += [f"PARTIAL: {partial}"] if (partial := limited(results)) else []
     return "\n".join([_made(results.get("protocol", {})), "", columns(rows), "", *below, f"questions: {counts}"])
+
+
+def limited(results: Mapping[str, Any]) -> str:
+    """Words for a score of the first questions only; empty for one of all."""
+    limit = results.get("protocol", {}).get("limit")
+    return f"only the first {results['n']:,} questions (--limit {limit}), no score of the benchmark" if limit else ""
 
 
 def _made(protocol: Mapping[str, Any]) -> str:
@@ -50,7 +64,7 @@ def _made(protocol: Mapping[str, Any]) -> str:
 
 def overview(runs: Sequence[Scored]) -> str:
     """One line a run: benchmark, arm, headline with interval, answered questions, boxes that could be read."""
-    rows: list[tuple[str, ...]] = [("benchmark", "roi", "metric", "value", "95 %", "answered", "boxes")]
+    rows: list[tuple[str, ...]] = [("benchmark", "roi", "metric", "value", "95 %", "answered", "unread", "boxes")]
     for each in runs:
         results = each.manifest.results
         head, status = results.get("headline", {}), results.get("box_status", {})
@@ -61,8 +75,12 @@ def overview(runs: Sequence[Scored]) -> str:
         read = sum(status.get(name, 0.0) for name in ("ok", "repaired", "clamped"))
         boxes = f"{read / asked:.1%}" if (asked := 1 - status.get("skipped", 0.0)) and status else ""
         counts = f"{each.manifest.counts.get('ok', 0)}/{each.manifest.counts.get('total', 0)}"
+        counts += " (--limit)" if limited(results) else ""
+        unread = sum(results.get("beside", {}).values())
         between = interval(None if low is None else (low, high), unit)
-        rows.append((each.benchmark, each.arm or "", str(head.get("metric", "")), shown, between, counts, boxes))
+        rows.append(
+            (each.benchmark, each.arm or "", str(head.get("metric", "")), shown, between, counts, str(unread or ""), boxes)
+        )
     return columns(rows)
 
 

@@ -6,6 +6,8 @@ A module offers `build()`, with optional `split` and `scorer` (names, None for t
   headline, unit            path of the one number that stands for the benchmark ("mean_f1"; else "accuracy") and its unit
                             ("fraction", "percent" or "points"; else "fraction")
   estimates(data, scores)   the aggregates that get an interval (metrics.Estimate; else the mean value as "accuracy")
+  same_question(id)         one id for all spellings of an official question id, or of an example's (MME)
+  folders                   what others call the benchmark's folder (LLaVA's `seed_bench`)
   asked(prompt)             the question inside a recorded prompt, compared with `meta["asked"]` where question ids repeat
   protocol(predictions)     what the recorded prompts say about how the run was made (TextVQA: OCR tokens or not)
   submission(root, data, predictions)  the text of the file that a server scores, complete or refused (InputError)
@@ -18,5 +20,7 @@ A module offers `build()`, with optional `split` and `scorer` (names, None for t
 Where labels are not public, `score` gives no scores and `metrics` {"server_scored": True}.
 
 Examples: `id` is unique and stable; `meta["question_id"]` is the official id when it differs; `meta["asked"]` the question
-without its format suffix. `score` gives one Score per example, in order, missing answers included (metrics.judge does).
+without its format suffix; `meta["repeats"]` the example whose official row this one is, once more (SEED-Bench). `score` gives
+one Score per example, in order, missing answers included (metrics.judge does). A rule says with `Verdict.read` whether an
+answer named anything that can be an answer; those that do not are counted beside the score.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import msgspec
 
 from cos_core.errors import InputError
 from cos_core.jsonl import decode, read_lines
+from cos_core.text import read_text
 
 SUMS = "SHA256SUMS"
 
@@ -58,7 +60,7 @@ def check_sums(root: Path) -> int:
     path = root / SUMS
     if not path.is_file():
         return 0
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in read_text(path).splitlines() if line.strip()]
     for number, line in enumerate(lines, 1):
         digest, _, name = line.partition(" ")
         file = root / name.strip().removeprefix("*")
@@ -70,9 +72,35 @@ def check_sums(root: Path) -> int:
     return len(lines)
 
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
 def optional(root: Path, *names: str) -> Path | None:
-    """The first of `names` (paths below `root`) that is a file, or None."""
-    return next((root / name for name in names if (root / name).is_file()), None)
+    """The first of `names` (paths below `root`) that is a file, or None.
+
+    Raises InputError when that holds the address of a file instead of the file, as a clone without Git LFS leaves it.
+    """
+    path = next((root / name for name in names if (root / name).is_file()), None)
+    if path is not None and _begins(path, _POINTER):
+        raise InputError(f"{path} is a Git LFS pointer, not the file itself; fetch it with 'git lfs pull'")
+    return path
+
+
+def _begins(path: Path, mark: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(mark)) == mark
+    except OSError:
+        return False  # whoever reads it says why it cannot be read
+
+
+def home(data: Path, name: str, benchmark: Any) -> Path:
+    """The folder of one benchmark's files: the one of its name below `data`, else `data` itself.
+
+    `benchmark.folders`: what others call it (LLaVA's `playground/data/eval` has `MME`, `seed_bench`, `mm-vet`).
+    """
+    names = dict.fromkeys((name, *getattr(benchmark, "folders", ())))
+    return next((data / each for each in names if (data / each).is_dir()), data)
 
 
 def require(root: Path, *names: str, source: str) -> Path:
@@ -111,7 +139,7 @@ def read_as(path: Path, shape: type[T]) -> T:
     Raises InputError that names the place in the file when it is of another shape.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=shape)
+        return msgspec.json.decode(path.read_bytes().removeprefix(codecs.BOM_UTF8), type=shape)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

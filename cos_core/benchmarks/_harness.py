@@ -13,7 +13,10 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from cos_core import metrics
 from cos_core.answers import remove_marks
+from cos_core.metrics import Verdict
+from cos_core.types import Example
 
 OFFICIAL: Final = "official"
 LMMS: Final = "lmms-eval"
@@ -148,6 +151,18 @@ def vlm_option_letter(text: str, options: Mapping[str, str]) -> str | None:
 
 
 Reader = Callable[[str, Mapping[str, str]], str | None]
+
+
+def option_rule(read: Reader, shown: Callable[[str | None], str | None] = lambda letter: letter) -> metrics.Rule:
+    """The letter that `read` finds against the right one; a letter of no option counts as nothing read. `shown`: what the score
+    says was extracted."""
+
+    def judged(example: Example, answer: str) -> Verdict:
+        options, expected = by_letter(example.choices), example.answers[0]
+        letter = read(answer, options)
+        return Verdict(float(letter == expected), shown(letter), expected, letter in options)
+
+    return judged
 
 
 def by_letter(choices: Sequence[str]) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """What the VQA-accuracy benchmarks share: the choice of scorer, percentages, and LLaVA's question texts.
 
 Scorers: "official" is vqaEval.py on the answers as they are; "m4c" is LLaVA's TextVQA scorer; "llava" is what a test server
-makes of LLaVA's submissions, the official scorer on predictions that went through the m4c processor first; "lmms-eval" and
-"vlmevalkit" are what these harnesses do.
+makes of LLaVA's submissions, the official scorer on predictions that went through the m4c processor first; "vizwiz" is the
+rule of that challenge (vizwiz.py); "lmms-eval" and "vlmevalkit" are what these harnesses do.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ def rule(scorer: str, lmms: answers.VqaRule = "m4c") -> metrics.Rule:
         if scorer in always:
             shown = answers.vqa_normalised(answer, always[scorer])
             return Verdict(answers.vqa_accuracy(answer, example.answers, always[scorer]), shown, _commonest(example))
+        if scorer == "vizwiz":
+            said = answers.vqa_official(answer)
+            return Verdict(min(1.0, example.answers.count(said) / 3), said, _commonest(example))
         if scorer == "llava":
             answer = answers.vqa_m4c(answer)
         return Verdict(answers.vqa_accuracy(answer, example.answers), answer, _commonest(example))

@@ -22,13 +22,19 @@ from cos_core.metrics import Estimate, Verdict
 from cos_core.types import Example, Prediction, Score
 
 SOURCE = "GQA 1.2, cs.stanford.edu/people/dorarad/gqa"
+QUESTIONS = tuple(
+    f"{folder}testdev_balanced_questions.json"
+    for folder in ("", "questions/", "questions1.2/", "data/", "data/questions/", "data/questions1.2/")
+)
 NEEDS = (
-    _files.Need(("testdev_balanced_questions.json", "questions/testdev_balanced_questions.json"), SOURCE),
+    _files.Need(QUESTIONS, SOURCE),
     _files.Need(("llava_gqa_testdev_balanced.jsonl",), "LLaVA's evaluation files (eval.zip)", optional=True),
     _files.Need(("images", "data/images"), "images.zip of GQA; only to run a model", optional=True),
 )
 COUNTS = {"testdev-balanced": 12_578}
 SLICES = ("structural", "semantic", "length", "steps")
+_NO_STEP = ("exist", "query: name", "choose name")
+"""What ends a program without being a step of reasoning."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +51,7 @@ class Gqa:
     counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
 
     def load(self, root: Path) -> BenchmarkData:
-        path = _files.require(
-            root,
-            "testdev_balanced_questions.json",
-            "questions/testdev_balanced_questions.json",
-            source=f"take it from {SOURCE}",
-        )
+        path = _files.require(root, *QUESTIONS, source=f"take it from {SOURCE}")
         prepared = _vqa.asked_texts(_files.optional(root, "llava_gqa_testdev_balanced.jsonl"))
         rows = _files.read_object(path).items()
         examples = [_example(key, row, f"{path}: question {key}", prepared) for key, row in rows if _balanced(row)]
@@ -103,9 +104,16 @@ def _example(key: str, row: Any, where: str, prepared: Mapping[str, dict[str, An
         "semantic": row["types"]["semantic"],
         "group": str((row.get("groups") or {}).get("global") or ""),
         "length": f"{len(row['question'].split()):02d}",
-        "steps": str(len(row.get("semantic") or ())),
+        "steps": str(_steps(row.get("semantic"))),
     }
     return Example(key, "gqa", own["image"], own["text"], (row["answer"],), meta=meta)
+
+
+def _steps(operations: Any) -> int:
+    """`getStepsNum` of eval.py: operations, those left out whose `operation: argument` holds one of _NO_STEP."""
+    operations = operations if isinstance(operations, list) else []
+    words = [f"{o.get('operation')}: {o.get('argument')}" if isinstance(o, dict) else "" for o in operations]
+    return sum(not any(part in word for part in _NO_STEP) for word in words)
 
 
 def _cleaned(answer: str) -> str:

@@ -24,13 +24,13 @@ from cos_core.benchmarks._harness import (
     OFFICIAL,
     VLM,
     Reader,
-    by_letter,
     lmms_option_letter,
+    option_rule,
     vlm_option_letter,
 )
 from cos_core.errors import InputError, MissingError
 from cos_core.interfaces import BenchmarkData
-from cos_core.metrics import Estimate, Verdict
+from cos_core.metrics import Estimate
 from cos_core.types import Example, Prediction, Score
 
 FILES = {"en": "mmbench_dev_20230712.tsv", "cn": "mmbench_dev_cn_20231003.tsv"}
@@ -67,7 +67,9 @@ class MmBench:
         if not data.protocol["labels"]:
             return []
         keys = ("circle", *_SLICES)
-        return metrics.judge(data.examples, predictions, _rule(self.scorer), lambda e: {key: e.meta[key] for key in keys})
+        return metrics.judge(
+            data.examples, predictions, option_rule(_READERS[self.scorer]), lambda e: {key: e.meta[key] for key in keys}
+        )
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
         scores = list(scores)
@@ -89,7 +91,8 @@ class MmBench:
             if circle not in seen:
                 columns[row] = (hits[circle], 1.0)
                 seen.add(circle)
-        return [Estimate("accuracy", columns, scale=100.0)] if scores else []
+        units = [score.groups["circle"] for score in scores]
+        return [Estimate("accuracy", columns, scale=100.0, units=units)] if scores else []
 
     def protocol(self, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
         return {"scorer": self.scorer}
@@ -160,16 +163,6 @@ def _example(row: Mapping[str, str], where: str, suffix: str) -> Example:
 
 
 _READERS: Mapping[str, Reader] = {OFFICIAL: answers.option_letter, LMMS: lmms_option_letter, VLM: vlm_option_letter}
-
-
-def _rule(scorer: str) -> metrics.Rule:
-    read = _READERS[scorer]
-
-    def judged(example: Example, answer: str) -> Verdict:
-        letter = read(answer, by_letter(example.choices))
-        return Verdict(float(letter == example.answers[0]), letter, example.answers[0])
-
-    return judged
 
 
 def _circles(scores: Sequence[Score]) -> list[Score]:

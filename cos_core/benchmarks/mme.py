@@ -3,18 +3,24 @@
 Scoring is MME's `calculation.py`: a subtask's score is 100 times (accuracy + accuracy+), where accuracy+ is the share of
 pictures with both questions right; an answer whose first four characters say neither yes nor no is wrong. That script consumes
 its lines in pairs; here a picture's two questions are found by name, so the order of the answers does not matter.
+
+An answer finds its picture as in LLaVA's `convert_answer_to_mme.py`: by the sub-task and the last part of the question id,
+without its ending. LLaVA's ids are `artwork/images/10002.jpg` where the pictures stand in a folder of their own (artwork,
+celebrity, landmark, posters, scene); `artwork/10002.jpg` and `artwork/10002.png` are the same picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cos_core import answers, metrics
+from cos_core import answers, metrics, text
 from cos_core.benchmarks import _files, _vqa
 from cos_core.benchmarks._harness import HARNESSES, LMMS, OFFICIAL, VLM, lmms_mme_label, vlm_yes_no
 from cos_core.errors import InputError
@@ -36,14 +42,22 @@ PERCEPTION = (
     "OCR",
 )
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+FOLDERS = ("MME", "mme")
+RELEASES = ("MME_Benchmark_release_version/MME_Benchmark", "MME_Benchmark_release_version", "MME_Benchmark")
 SOURCE = "take the 14 folders of MME_Benchmark_release_version from the MME authors"
 NEEDS = (
-    _files.Need(("MME_Benchmark_release_version", PERCEPTION[0]), "the MME authors, on request; questions and pictures"),
+    _files.Need(
+        ("MME_Benchmark_release_version", "MME_Benchmark", PERCEPTION[0]), "the MME authors, on request; questions and pictures"
+    ),
     _files.Need(("llava_mme.jsonl",), "LLaVA's evaluation files (eval.zip)", optional=True),
 )
 COUNTS = {"all": 2_374}
 _CLOSING = "Please answer yes or no."
 _PICTURES = (".jpg", ".png", ".jpeg")
+_LABELLED = re.compile(
+    rf"(?P<question>.*?)(?:[ ]*\t\s*|[ ]{{2,}}|(?<={re.escape(_CLOSING)})\s*)(?P<answer>yes|no)\.?", re.IGNORECASE
+)
+"""A line of a question file: question, tab, Yes or No. Copies that went through an editor have spaces for the tab."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +71,14 @@ class Mme:
     unit: str = "points"
     scorers: tuple[str, ...] = HARNESSES
     needs: tuple[_files.Need, ...] = NEEDS
+    folders: tuple[str, ...] = FOLDERS
     counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
 
     def load(self, root: Path) -> BenchmarkData:
-        top = _files.image_root(root, "MME_Benchmark_release_version")
+        top = _files.image_root(root, *RELEASES)
         prepared = _files.optional(root, "llava_mme.jsonl")
-        names = {str(row["question_id"]) for _, row in _files.rows(prepared, ("question_id",))} if prepared else set()
+        asked = (str(row["question_id"]) for _, row in _files.rows(prepared, ("question_id",))) if prepared else ()
+        names = {self.same_question(name): Path(name).name for name in asked}
         examples = [e for category in (*PERCEPTION, *COGNITION) for e in _category(top, category, names)]
         if not examples:
             raise InputError(f"{root} has none of MME's folders ({PERCEPTION[0]}, {PERCEPTION[1]}, ...); {SOURCE}")
@@ -76,11 +92,12 @@ class Mme:
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
         scores = list(scores)
         groups = metrics.by_group(scores, "category")
-        columns = {category: _columns(group, category).sum(axis=0) for category, group in groups.items()}
+        columns = {category: _columns(group, category).sum(axis=0).tolist() for category, group in groups.items()}
         table: dict[str, Any] = {}
         for category, (right, asked, both, pictures) in columns.items():
             said_neither = sum(score.extracted == "other" for score in groups[category])
-            accuracy, plus = float(right / asked), float(both / pictures)
+            # A picture of which only the first question was taken (a limit) is no picture yet.
+            accuracy, plus = right / asked, both / pictures if pictures else math.nan
             table[category] = {"acc": accuracy, "acc_plus": plus, "score": 100 * (accuracy + plus), "other": said_neither}
         for name, categories in (("perception", PERCEPTION), ("cognition", COGNITION)):
             table[name] = sum(table[category]["score"] for category in categories if category in table)
@@ -92,12 +109,19 @@ class Mme:
         for name, categories in (("perception", PERCEPTION), ("cognition", COGNITION)):
             parts = [_columns(scores, category) for category in categories if category in present]
             if parts:
-                result.append(Estimate(name, np.concatenate(parts, axis=1), _points))
+                columns = np.concatenate(parts, axis=1)
+                result.append(Estimate(name, columns, _points, counted=np.any(columns[:, 1::4] != 0, axis=1)))
         result += [Estimate(f"{category}.score", _columns(scores, category), _points) for category in present]
         return result
 
     def protocol(self, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
         return {"scorer": self.scorer}
+
+    def same_question(self, question_id: str) -> str:
+        """`category/stem` of a question id or of one of our example ids (with its number), whatever stands between."""
+        name, mark, number = question_id.partition("#")
+        category, *_, file = f"{name}/{name}".split("/") if "/" not in name else name.split("/")
+        return f"{category}/{file.split('.')[0]}{mark}{number}"
 
     def asked(self, prompt: str) -> str:
         """The question of a recorded prompt: without either format suffix."""
@@ -110,27 +134,39 @@ def build(split: str | None = None, scorer: str | None = None) -> Mme:
     return Mme(_vqa.chosen("mme", "scorer", scorer, HARNESSES))
 
 
-def _category(top: Path, category: str, names: Set[str]) -> list[Example]:
-    """The questions of one folder. Scoring needs no pictures: without them the name comes from LLaVA's question ids `names`."""
+def _category(top: Path, category: str, names: Mapping[str, str]) -> list[Example]:
+    """The questions of one folder. Scoring needs no pictures: without them the name comes from LLaVA's question ids (`names`:
+    `category/stem` -> file name). What begins with a period (a Mac's `._0001.txt`) is none of MME's files.
+    """
     folder = top / category
     texts = _files.image_root(folder, "questions_answers_YN")
     pictures = _files.image_root(folder, "images")
+    shown: dict[str, list[str]] = {}
+    for name in _listed(pictures):
+        if Path(name).suffix.lower() in _PICTURES:
+            shown.setdefault(Path(name).stem, []).append(name)
     examples = []
-    for path in sorted(texts.glob("*.txt")):
-        candidates = [pictures / f"{path.stem}{ending}" for ending in _PICTURES]
-        known = [file for file in candidates if file.is_file() or f"{category}/{file.name}" in names]
-        file = (known or candidates)[0]
+    for path in (texts / name for name in _listed(texts)):
+        if path.suffix.lower() != ".txt":
+            continue
+        found = sorted(shown.get(path.stem, ()), key=lambda name: _PICTURES.index(Path(name).suffix.lower()))
+        file = pictures / (found[0] if found else names.get(f"{category}/{path.stem.split('.')[0]}", f"{path.stem}.jpg"))
         examples += _pair(path, f"{category}/{file.name}", str(file.relative_to(top)), category)
     return examples
 
 
-def _pair(path: Path, key: str, image: str, category: str) -> list[Example]:
+def _listed(folder: Path) -> list[str]:
+    """The names in a folder in order, hidden ones left out; none of a folder that is not there. Raises InputError."""
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-    pairs = [line.rsplit("\t", 1) for line in lines]
-    if len(pairs) != 2 or any(len(pair) != 2 or pair[1].strip().lower() not in ("yes", "no") for pair in pairs):
+        return sorted(each.name for each in folder.iterdir() if not each.name.startswith(".")) if folder.is_dir() else []
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}") from None
+
+
+def _pair(path: Path, key: str, image: str, category: str) -> list[Example]:
+    lines = [line.strip() for line in text.read_text(path).splitlines() if line.strip()]
+    pairs = [(found["question"], found["answer"]) for line in lines if (found := _LABELLED.fullmatch(line))]
+    if len(pairs) != 2 or len(lines) != 2:
         raise InputError(f"{path} should hold two lines, each a question, a tab, and Yes or No")
     return [
         Example(
@@ -157,7 +193,7 @@ def _rule(scorer: str) -> metrics.Rule:
 
     def judged(example: Example, answer: str) -> Verdict:
         label = read(answer)
-        return Verdict(float(label == example.answers[0]), label, example.answers[0])
+        return Verdict(float(label == example.answers[0]), label, example.answers[0], label in ("yes", "no"))
 
     return judged
 

@@ -8,6 +8,7 @@ script stops there.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ class MmVet:
     headline: str = "total"
     unit: str = "percent"
     needs: tuple[_files.Need, ...] = NEEDS
+    folders: tuple[str, ...] = ("mm-vet", "MM-Vet", "mmvet")
     counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
 
     def load(self, root: Path) -> BenchmarkData:
@@ -71,12 +73,14 @@ class MmVet:
     def judged(
         self, data: BenchmarkData, predictions: Mapping[str, Prediction], grades: Mapping[str, Sequence[float]]
     ) -> list[Score]:
-        """One score a question, the mean of its grades; `extracted` lists them. `grades`: by example id, equally many each."""
+        """One score a question, the mean of its grades; `extracted` lists them. `grades`: by example id, equally many each; one
+        that could not be read (nan) counts 0, as in the official script."""
 
         def rule(example: Example, answer: str) -> Verdict:
             given = grades.get(example.id, ())
-            mean = sum(given) / len(given) if given else 0.0
-            return Verdict(mean, " ".join(f"{grade:g}" for grade in given) or None, example.answers[0])
+            mean = sum(0.0 if math.isnan(grade) else grade for grade in given) / len(given) if given else 0.0
+            read = not given or not all(map(math.isnan, given))
+            return Verdict(mean, " ".join(f"{grade:g}" for grade in given) or None, example.answers[0], read)
 
         return metrics.judge(
             data.examples, predictions, rule, lambda e: {"capabilities": "_".join(sorted(e.meta["capability"]))}
@@ -86,6 +90,9 @@ class MmVet:
         scores = list(scores)
         if not scores:
             return {"server_scored": True}
+        if not any(score.extracted and score.note is None for score in scores):
+            # Not one grade was read: the judge said nothing of these answers, good or bad.
+            return {"total": None, "std": None, "runs": [], "capabilities": {}, "integrations": {}}
         sets = metrics.by_group(scores, "capabilities")
         single = sorted({capability for name in sets for capability in name.split("_")})
         parts = {name: [s for s in scores if name in s.groups["capabilities"].split("_")] for name in single}
@@ -100,7 +107,8 @@ class MmVet:
         }
 
     def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
-        return [metrics.mean_estimate("total", scores, scale=100.0)] if scores else []
+        read = any(score.extracted and score.note is None for score in scores)
+        return [metrics.mean_estimate("total", scores, scale=100.0)] if read else []
 
     def submission(self, root: Path, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
         """The results file of `mm-vet_evaluator.py`: question key -> answer."""
@@ -114,7 +122,8 @@ def _points(scores: Sequence[Score]) -> float:
 
 def _run_totals(scores: Sequence[Score]) -> list[float]:
     """The total of each judge run; an unanswered question adds nothing to any."""
-    grades = [[float(grade) for grade in (score.extracted or "").split()] for score in scores]
+    texts = [(score.extracted or "").split() for score in scores]
+    grades = [[0.0 if grade == "nan" else float(grade) for grade in given] for given in texts]
     runs = max((len(given) for given in grades), default=0) or 1
     return [100 * sum(given[run] for given in grades if run < len(given)) / len(scores) for run in range(runs)]
 

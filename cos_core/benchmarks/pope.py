@@ -1,4 +1,7 @@
-"""POPE (COCO): is there an X in the image? Three splits of yes/no questions; the headline is the mean of the three F1.
+"""POPE: is there an X in the image? Three splits of yes/no questions; the headline is the mean of the three F1.
+
+Three data sets: "coco", "gqa" and "aokvqa". Those of GQA and A-OKVQA (`gqa_pope_seem_random.json`, objects found by SEEM) are
+one list a file, COCO's are JSON Lines; either layout is read for each.
 
 Scoring is LLaVA's `eval_pope.py` (c121f04). It departs in two points, both where that script fails: answers are joined by
 question id and not by order, so a missing answer is one wrong answer instead of a shift of all that follow; and a split
@@ -7,6 +10,7 @@ without positive predictions has precision 0 instead of a division by zero.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,39 +22,71 @@ import numpy as np
 from cos_core import answers, metrics
 from cos_core.benchmarks import _files, _vqa
 from cos_core.benchmarks._harness import HARNESSES, LMMS, OFFICIAL, VLM, vlm_yes_no
+from cos_core.bigjson import read_json_list
 from cos_core.errors import InputError
 from cos_core.interfaces import BenchmarkData
+from cos_core.jsonl import open_input
 from cos_core.metrics import Estimate, Verdict
 from cos_core.statistics import Floats
 from cos_core.types import Example, Prediction, Score
 
 CATEGORIES = ("adversarial", "popular", "random")
-SOURCE = (
-    "take coco_pope_{adversarial,popular,random}.json from AoiDragon/POPE (commit e3e3926 for LLaVA's question file) "
-    "into coco/, and llava_pope_test.jsonl from LLaVA's evaluation files"
-)
+SETS = ("coco", "gqa", "aokvqa")
+SOURCE = {
+    "coco": "take coco_pope_{adversarial,popular,random}.json from AoiDragon/POPE (commit e3e3926 for LLaVA's question file) "
+    "into coco/, and llava_pope_test.jsonl from LLaVA's evaluation files",
+    **{
+        name: f"take {name}_pope_seem_{{adversarial,popular,random}}.json from AoiDragon/POPE, output/seem/{name}, into {name}/"
+        for name in ("gqa", "aokvqa")
+    },
+}
+QUESTIONS = "llava_pope_test.jsonl"
+
+
+def _names(part: str, category: str) -> tuple[str, ...]:
+    """Where the labels of one split may lie below the data folder."""
+    stems = (f"coco_pope_{category}",) if part == "coco" else (f"{part}_pope_seem_{category}", f"{part}_pope_{category}")
+    files = [f"{stem}{ending}" for ending in (".json", ".jsonl") for stem in stems]
+    return tuple(
+        f"{folder}{file}"
+        for file in files
+        for folder in (f"{part}/", "", f"seem/{part}/", f"output/seem/{part}/", f"output/{part}/")
+    )
+
+
+PICTURES = {
+    "coco": ("val2014", "coco/val2014"),
+    "gqa": ("gqa/images", "images/gqa", "images", "gqa"),
+    "aokvqa": ("val2014", "aokvqa/val2014", "coco/val2014"),
+}
 NEEDS = (
+    *(_files.Need(_names("coco", c), "AoiDragon/POPE, commit e3e3926, output/coco") for c in CATEGORIES),
     *(
-        _files.Need((f"coco/coco_pope_{c}.json", f"coco_pope_{c}.json"), "AoiDragon/POPE, commit e3e3926, output/coco")
+        _files.Need(_names(s, c), f"AoiDragon/POPE, output/seem/{s}", split=s, optional=True)
+        for s in SETS[1:]
         for c in CATEGORIES
     ),
-    _files.Need(("llava_pope_test.jsonl",), "LLaVA's evaluation files (eval.zip)", optional=True),
-    _files.Need(("val2014", "coco/val2014"), "images.cocodataset.org/zips/val2014.zip; only to run a model", optional=True),
+    _files.Need((QUESTIONS,), "LLaVA's evaluation files (eval.zip)", optional=True),
+    _files.Need(PICTURES["coco"], "images.cocodataset.org/zips/val2014.zip; only to run a model (coco, aokvqa)", optional=True),
+    _files.Need(PICTURES["gqa"][:-1], "images.zip of GQA; only to run a model", split="gqa", optional=True),
 )
-COUNTS = {"coco": 8_910}
+COUNTS = {"coco": 8_910, "gqa": 9_000, "aokvqa": 9_000}
+_YES = re.compile(r"\byes\b", re.IGNORECASE)
 _OBJECT = re.compile(r"is there an? (.+?) in the im", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Pope:
-    """Reads `llava_pope_test.jsonl` with `coco/coco_pope_*.json`, or the latter alone; images in `val2014/`.
+    """Reads the labels of one data set (`coco/coco_pope_*.json`, `gqa/gqa_pope_seem_*.json`, ...), with LLaVA's question file
+    where it is there; images in `val2014/` (GQA's in `images/`).
 
     The harnesses' scorers pool the three splits: `headline` is then the F1 over all questions.
     """
 
+    split: str = "coco"
     scorer: str = OFFICIAL
     name: str = "pope"
-    summary: str = "POPE on COCO: object hallucination, yes/no, mean F1 of three splits"
+    summary: str = "POPE on COCO, GQA or A-OKVQA: object hallucination, yes/no, mean F1 of three splits"
     headline: str = "mean_f1"
     unit: str = "fraction"
     scorers: tuple[str, ...] = HARNESSES
@@ -58,11 +94,12 @@ class Pope:
     counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
 
     def load(self, root: Path) -> BenchmarkData:
-        labels = {category: _labels(root, category) for category in CATEGORIES}
-        questions = _files.optional(root, "llava_pope_test.jsonl")
+        labels = {category: _labels(root, self.split, category) for category in CATEGORIES}
+        # The question file in the data folder itself is of COCO.
+        questions = _files.optional(root, f"{self.split}/{QUESTIONS}", *([QUESTIONS] if self.split == "coco" else []))
         examples = _matched(questions, labels) if questions else _plain(labels)
         protocol = {"labels": {category: len(rows) for category, (_, rows) in labels.items()}}
-        return BenchmarkData(self.name, "coco", examples, _files.image_root(root, "val2014", "coco/val2014"), protocol)
+        return BenchmarkData(self.name, self.split, examples, _files.image_root(root, *PICTURES[self.split]), protocol)
 
     def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
         rule = _rule(self.scorer)
@@ -79,6 +116,10 @@ class Pope:
     def protocol(self, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
         return {"scorer": self.scorer}
 
+    def asked(self, prompt: str) -> str:
+        """The question of a recorded prompt: question ids begin anew in each split."""
+        return prompt.split("\n")[0].replace(answers.SHORT_ANSWER, "")
+
     def estimates(self, data: BenchmarkData, scores: list[Score]) -> list[Estimate]:
         if self.scorer != OFFICIAL:
             scale = 100.0 if self.unit == "percent" else 1.0
@@ -92,22 +133,35 @@ class Pope:
 
 
 def build(split: str | None = None, scorer: str | None = None) -> Pope:
-    """`split`: only "coco" exists; `scorer`: "official" (the default), "lmms-eval" or "vlmevalkit" (without its judge)."""
-    _vqa.chosen("pope", "split", split, ("coco",))
+    """`split`: "coco" (the default), "gqa" or "aokvqa"; `scorer`: "official" (the default), "lmms-eval" or "vlmevalkit"
+    (without its judge)."""
+    split = _vqa.chosen("pope", "split", split, SETS)
     scorer = _vqa.chosen("pope", "scorer", scorer, HARNESSES)
     if scorer == LMMS:
-        return Pope(scorer, headline="pope_f1_score")
-    return Pope(scorer, headline="Overall", unit="percent") if scorer == VLM else Pope()
+        return Pope(split, scorer, headline="pope_f1_score")
+    return Pope(split, scorer, headline="Overall", unit="percent") if scorer == VLM else Pope(split)
 
 
-def _labels(root: Path, category: str) -> tuple[Path, list[tuple[int, dict[str, Any]]]]:
-    file = f"coco_pope_{category}.json"
-    path = _files.require(root, f"coco/{file}", file, source=SOURCE)
-    rows = _files.rows(path, ("question_id", "image", "text", "label"))
+def _labels(root: Path, part: str, category: str) -> tuple[Path, list[tuple[int, dict[str, Any]]]]:
+    path = _files.require(root, *_names(part, category), source=SOURCE[part])
+    rows = _rows(path)
     for line, row in rows:
+        _files.demand(row, ("question_id", "image", "text", "label"), f"{path}:{line}")
+        if not isinstance(row["image"], str) or not isinstance(row["text"], str):
+            raise InputError(f"{path}:{line}: image and text must be texts")
+        row["label"] = str(row["label"]).strip().lower()
         if row["label"] not in ("yes", "no"):
             raise InputError(f"{path}:{line}: the label must be yes or no, found {row['label']!r}")
     return path, rows
+
+
+def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """(line, object) of each element of one JSON list, or of each line."""
+    with open_input(path) as file:
+        start = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
+    if start.startswith(b"["):
+        return [(line, row) for line, _, row in read_json_list(path)]
+    return _files.rows(path, ("question_id", "image", "text", "label"))
 
 
 def _matched(questions: Path, labels: Mapping[str, tuple[Path, list[tuple[int, dict[str, Any]]]]]) -> list[Example]:
@@ -168,7 +222,9 @@ def _rule(scorer: str) -> metrics.Rule:
 
     def judged(example: Example, answer: str) -> Verdict:
         said, label = read(answer), example.answers[0]
-        return Verdict(float(said == label), said, label)
+        # To the official script whatever is not no is yes, an empty answer too.
+        plain = said in ("yes", "no") and (scorer != OFFICIAL or said == "no" or _YES.search(answer) is not None)
+        return Verdict(float(said == label), said, label, plain)
 
     return judged
 

@@ -20,14 +20,14 @@ from cos_core.benchmarks._harness import (
     OFFICIAL,
     VLM,
     Reader,
-    by_letter,
     lmms_science_letter,
+    option_rule,
     vlm_option_letter,
 )
 from cos_core.bigjson import read_json_list
 from cos_core.errors import InputError
 from cos_core.interfaces import BenchmarkData
-from cos_core.metrics import Estimate, Verdict
+from cos_core.metrics import Estimate
 from cos_core.types import Example, Prediction, Score
 
 SOURCE = "take problems.json and pid_splits.json from lupantech/ScienceQA"
@@ -77,7 +77,9 @@ class ScienceQa:
             shown = _MARK in ((prediction.question if prediction else None) or "") if marked else example.image is not None
             return {"modality": "image" if shown else "text", "subject": example.meta["subject"]}
 
-        return metrics.judge(data.examples, predictions, _rule(self.scorer), modality)
+        return metrics.judge(
+            data.examples, predictions, option_rule(_READERS[self.scorer], lambda letter: letter or "FAILED"), modality
+        )
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
         scores = list(scores)
@@ -152,13 +154,3 @@ _READERS: Mapping[str, Reader] = {
     LMMS: lambda said, options: lmms_science_letter(said),
     VLM: vlm_option_letter,
 }
-
-
-def _rule(scorer: str) -> metrics.Rule:
-    read = _READERS[scorer]
-
-    def judged(example: Example, answer: str) -> Verdict:
-        letter, expected = read(answer, by_letter(example.choices)), example.answers[0]
-        return Verdict(float(letter == expected), letter or "FAILED", expected)
-
-    return judged

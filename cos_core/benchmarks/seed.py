@@ -1,24 +1,35 @@
 """SEED-Bench v1: option letters over nine image and three video kinds of question (one middle frame a video).
 
 Scoring is LLaVA's `convert_seed_for_submission.py` (c121f04): the answer must equal the letter exactly, case included; a
-missing answer is wrong. The official JSON was changed on 2023-11-30; LLaVA's question file and figures go with the version
-before.
+missing answer is wrong. A question id that the official JSON holds twice (49914) counts as often as it stands there, and both
+rows have the id's one answer, as in that script. The official JSON was changed on 2023-11-30; LLaVA's question file and figures
+go with the version before.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cos_core import answers, metrics
 from cos_core.benchmarks import _files, _vqa
-from cos_core.benchmarks._harness import HARNESSES, LMMS, OFFICIAL, VLM, Reader, by_letter, lmms_first_letter, vlm_option_letter
+from cos_core.benchmarks._harness import (
+    HARNESSES,
+    LMMS,
+    OFFICIAL,
+    VLM,
+    Reader,
+    lmms_first_letter,
+    option_rule,
+    vlm_option_letter,
+)
 from cos_core.errors import InputError
 from cos_core.interfaces import BenchmarkData
-from cos_core.metrics import Estimate, Verdict
+from cos_core.metrics import Estimate
 from cos_core.types import Example, Prediction, Score
 
 SOURCE = "take SEED-Bench.json from AILab-CVC/SEED-Bench (the version before 2023-11-30 for LLaVA's question file)"
@@ -43,6 +54,7 @@ class Seed:
     unit: str = "percent"
     upload: str = ".jsonl"
     scorers: tuple[str, ...] = HARNESSES
+    folders: tuple[str, ...] = ("seed_bench", "SEED-Bench", "seed")
     needs: tuple[_files.Need, ...] = NEEDS
 
     def load(self, root: Path) -> BenchmarkData:
@@ -54,13 +66,17 @@ class Seed:
         prepared = _vqa.asked_texts(_files.optional(root, "llava-seed-bench.jsonl"))
         rows = enumerate(_files.listed(path, "questions"))
         examples = [_example(row, f"{path}: question {place}", names, prepared) for place, row in rows]
+        examples = list(_numbered(examples))
         if self.split != "all":
             examples = [example for example in examples if example.meta["data_type"] == self.split]
         return BenchmarkData(self.name, self.split, examples, root)
 
     def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
         return metrics.judge(
-            data.examples, predictions, _rule(self.scorer), lambda e: {key: e.meta[key] for key in ("type", "data_type")}
+            data.examples,
+            predictions,
+            option_rule(_READERS[self.scorer]),
+            lambda e: {key: e.meta[key] for key in ("type", "data_type")},
         )
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
@@ -81,7 +97,8 @@ class Seed:
     def submission(self, root: Path, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
         """The leaderboard's JSON lines: question id and the answer as it was given."""
         pairs = _vqa.complete(data, predictions)
-        return "".join(json.dumps({"question_id": example.id, "prediction": said}) + "\n" for example, said in pairs)
+        rows = ({"question_id": example.meta.get("repeats", example.id), "prediction": said} for example, said in pairs)
+        return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def build(split: str | None = None, scorer: str | None = None) -> Seed:
@@ -92,6 +109,17 @@ def build(split: str | None = None, scorer: str | None = None) -> Seed:
     if scorer == VLM and split != "image":
         raise InputError("VLMEvalKit scores SEED-Bench's images only; take the split 'image'")
     return Seed(split, scorer)
+
+
+def _numbered(examples: Iterable[Example]) -> Iterator[Example]:
+    """The examples with ids of their own: the second row of an id is `49914#2`, and says which id it repeats."""
+    seen: Counter[str] = Counter()
+    for example in examples:
+        seen[example.id] += 1
+        if (times := seen[example.id]) > 1:
+            meta = {**example.meta, "repeats": example.id, "question_id": example.id}
+            example = replace(example, id=f"{example.id}#{times}", meta=meta)
+        yield example
 
 
 def _example(row: Any, where: str, names: Mapping[int, str], prepared: Mapping[str, dict[str, Any]]) -> Example:
@@ -116,13 +144,3 @@ _READERS: Mapping[str, Reader] = {
     LMMS: lambda said, options: lmms_first_letter(said),
     VLM: vlm_option_letter,
 }
-
-
-def _rule(scorer: str) -> metrics.Rule:
-    read = _READERS[scorer]
-
-    def judged(example: Example, answer: str) -> Verdict:
-        letter = read(answer, by_letter(example.choices))
-        return Verdict(float(letter == example.answers[0]), letter, example.answers[0])
-
-    return judged

@@ -1,7 +1,9 @@
 """VizWiz-VQA: questions of blind people, some unanswerable. Split "val" is scored here, "test" gives a submission file.
 
-VQA accuracy over ten answers; the default scorer "m4c" is the processing of LLaVA's submissions
-(`convert_vizwiz_for_submission.py`, c121f04) on both sides. What the challenge server runs is not published.
+The default scorer "vizwiz" is the rule of the challenge's public evaluation tool: min(1, n/3) for n of the ten answers that
+equal the prediction, which goes through both normalising steps of vqaEval.py, while the answers are taken as they are. (Copies
+of that tool in other repositories leave each annotator out in turn: 0.3, 0.6 and 0.9 for 1, 2 and 3 equal answers instead of
+1/3, 2/3 and 1.) "m4c" is the processing of LLaVA's submissions (`convert_vizwiz_for_submission.py`, c121f04) on both sides.
 """
 
 from __future__ import annotations
@@ -26,13 +28,13 @@ NEEDS = (
     _files.Need(("val",), "val.zip of VizWiz; only to run a model", split="val", optional=True),
     _files.Need(("test",), "test.zip of VizWiz; only to run a model", split="test", optional=True),
 )
-SCORERS = ("m4c", "llava", "official", LMMS, VLM)
+SCORERS = ("vizwiz", "m4c", "llava", "official", LMMS, VLM)
 COUNTS = {"val": 4_319, "test": 8_000}
 
 
 def build(split: str | None = None, scorer: str | None = None) -> _vqa.VqaScores:
-    """`split`: "val" or "test"; `scorer`: "m4c" (the default), "llava", "official", "lmms-eval" (its scoring is m4c's) or
-    "vlmevalkit"."""
+    """`split`: "val" or "test"; `scorer`: "vizwiz" (the challenge's own, the default), "m4c", "llava", "official", "lmms-eval"
+    (its scoring is m4c's) or "vlmevalkit"."""
     split = _vqa.chosen("vizwiz", "split", split, ("val", "test"))
     scorer = _vqa.chosen("vizwiz", "scorer", scorer, SCORERS)
     return _vqa.VqaScores(

@@ -15,9 +15,10 @@ from typing import Any
 
 from cos_core import answers, metrics
 from cos_core.benchmarks import _files, _vqa
+from cos_core.benchmarks._harness import option_rule
 from cos_core.errors import InputError
 from cos_core.interfaces import BenchmarkData
-from cos_core.metrics import Estimate, Verdict
+from cos_core.metrics import Estimate
 from cos_core.types import Example, Prediction, Score
 
 SOURCE = "craigwu/vstar_bench on the Hugging Face hub"
@@ -71,6 +72,4 @@ def _example(row: Mapping[str, Any], where: str) -> Example:
     return Example(str(row["question_id"]), "vstar", row["image"], text, (row["label"],), tuple(options.values()), meta)
 
 
-def _rule(example: Example, answer: str) -> Verdict:
-    letter = answers.option_letter(answer, dict(zip("ABCD", example.choices, strict=False)))
-    return Verdict(float(letter == example.answers[0]), letter, example.answers[0])
+_rule = option_rule(answers.option_letter)

@@ -1,7 +1,9 @@
 """Stage `eval`: recorded predictions -> a score per question, and every aggregate from those alone. Never runs a model.
 
 Predictions are our JSONL (`example_id`) or LLaVA's answers file (`question_id`, `prompt`, `text`). Whatever does not fit is
-named and counted: missing, failed, doubled, re-ordered and unknown answers, unreadable lines.
+named and counted: missing, failed, doubled and unknown answers, unreadable lines. So are answers in which no option, no yes and
+no no was read, grades that were not read, and questions asked without their picture (`beside`). Predictions that join badly are
+refused (joining.check).
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,11 @@ from cos_core import jsonl, manifest, metrics, plug, statistics
 from cos_core.benchmarks import _files
 from cos_core.errors import InputError
 from cos_core.evaluate import judge
-from cos_core.evaluate.joining import NAMED, Joined, Recorded, join, read_predictions
+from cos_core.evaluate.joining import NAMED, Joined, Recorded, check, join, read_predictions
 from cos_core.interfaces import Benchmark, BenchmarkData, Reporter, SilentReporter
 from cos_core.locks import FileLock
 from cos_core.metrics import RegionScore
+from cos_core.text import one_line
 from cos_core.types import Prediction, RunManifest, Score
 
 SCORES, REGIONS, PROBLEMS = "scores.jsonl", "regions.jsonl", "problems.jsonl"
@@ -36,7 +39,8 @@ SCORES, REGIONS, PROBLEMS = "scores.jsonl", "regions.jsonl", "problems.jsonl"
 class EvalConfig:
     """`benchmark`: a name or a plug-in file; `data`: the folder with its official files; `predictions`: a JSONL file, or a
     folder with predictions.jsonl; `out`: a folder for scores and manifest, None to write nothing; `split` as the benchmark
-    names it; `scorer`: one of the benchmark's scorers where it has several; `replicates` and `seed` of the bootstrap.
+    names it; `scorer`: one of the benchmark's scorers where it has several; `limit`: score the first so many questions only;
+    `partial_join`: score although joining.check speaks against it; `replicates` and `seed` of the bootstrap.
 
     Answers that a language model grades (MM-Vet): `judge_url` is an OpenAI-compatible endpoint, asked only when it is given;
     `judge_runs` grades an answer. Grades are kept in `out` and read from there without a `judge_url`.
@@ -48,6 +52,8 @@ class EvalConfig:
     out: Path | None = None
     split: str | None = None
     scorer: str | None = None
+    limit: int | None = None
+    partial_join: bool = False
     replicates: int = statistics.REPLICATES
     seed: int = 0
     judge_url: str | None = None
@@ -86,7 +92,12 @@ def _run(config: EvalConfig, reporter: Reporter, loaded: Loaded | None) -> RunMa
     file = _predictions_file(config.predictions)
     benchmark, data = loaded or load(config.benchmark, config.data, config.split, config.scorer)
     clock = manifest.started("eval", config, seed=config.seed, inputs=_inputs(config, file, data))
-    joined = join(data, read_predictions(file), benchmark)
+    recorded = read_predictions(file)
+    joined = join(data, recorded, benchmark, limit=config.limit)
+    doubt = check(joined, data, recorded, config.limit)
+    if doubt is not None and not config.partial_join:
+        raise InputError(f"{doubt}. --partial-join scores them nevertheless")
+    whole, data = data, first(data, config.limit)
     by_judge = getattr(benchmark, "judged", None)
     grades = judge.grades(config, benchmark, data, joined.predictions, reporter) if by_judge else None
     if by_judge is not None and grades is not None:
@@ -97,7 +108,12 @@ def _run(config: EvalConfig, reporter: Reporter, loaded: Loaded | None) -> RunMa
     results = summarise(benchmark, data, scores, regions, replicates=config.replicates, seed=config.seed)
     if (official := other_count(benchmark, data)) is not None:
         results["n_official"] = official
+    results["beside"] = beside(data, joined.predictions, scores, grades)
     results["protocol"] = protocol(benchmark, data, joined.predictions)
+    if len(data.examples) < len(whole.examples):
+        results["protocol"]["limit"] = config.limit
+    if doubt is not None:
+        results["partial_join"] = doubt
     if (rule := plug.source(config.benchmark)) is not None:
         # A benchmark of one's own counts by its content: an edited rule makes other scores.
         results["protocol"]["rule"] = rule
@@ -106,7 +122,11 @@ def _run(config: EvalConfig, reporter: Reporter, loaded: Loaded | None) -> RunMa
     results["problems"] = joined.named()
     counts = _counts(len(data.examples), joined)
     for kind, ids in results["problems"].items():
-        reporter.warn(f"{counts[kind]} {kind}: {', '.join(ids[:3])}{', ...' if counts[kind] > 3 else ''}")
+        reporter.warn(f"{counts[kind]} {kind}: {', '.join(map(one_line, ids[:3]))}{', ...' if counts[kind] > 3 else ''}")
+    if joined.other_prompts:
+        reporter.warn(f"{len(joined.other_prompts)} of the unknown have the id of a question and the prompt of another")
+    if doubt is not None:
+        reporter.warn(doubt)
     complete = not (counts["missing"] or counts["failed"])
     finished = clock.finish(counts, "complete" if complete else "partial", results)
     if config.out is not None:
@@ -155,6 +175,8 @@ def submission(config: EvalConfig, path: Path) -> None:
     make = getattr(benchmark, "submission", None)
     if make is None:
         raise InputError(f"{data.name} {data.split} is scored here; it has no submission file")
+    if config.limit is not None:
+        raise InputError("a submission holds every question; leave --limit out")
     joined = join(data, read_predictions(_predictions_file(config.predictions)), benchmark)
     manifest.atomic_write(path, make(config.data, data, joined.predictions))
 
@@ -195,7 +217,7 @@ def summarise(
     clusters = [score.groups.get(metrics.IMAGE, score.example_id) for score in scores]
     make = getattr(benchmark, "estimates", None)
     estimates = make(data, scores) if make else [metrics.mean_estimate("accuracy", scores)]
-    found = metrics.intervals(estimates, clusters, replicates=replicates, seed=seed)
+    found = metrics.measured(estimates, clusters, replicates=replicates, seed=seed)
     results: dict[str, Any] = {"benchmark": data.name, "metrics": table, "n": len(scores)}
     if regions:
         kinds: dict[str, list[RegionScore]] = {}
@@ -205,18 +227,63 @@ def summarise(
         if set(kinds) != {""}:
             results["regions"]["kinds"] = {kind: metrics.region_metrics(group) for kind, group in kinds.items()}
         images = [region.groups.get(metrics.IMAGE, region.example_id) for region in regions]
-        found |= metrics.intervals(metrics.region_estimates(regions), images, replicates=replicates, seed=seed)
-    results["intervals"] = found
-    results["headline"] = _headline(benchmark, table, found)
+        found |= metrics.measured(metrics.region_estimates(regions), images, replicates=replicates, seed=seed)
+    results["intervals"] = {name: [each.low, each.high] for name, each in found.items()}
+    results["headline"] = _headline(benchmark, table, results["intervals"])
     results["box_status"] = metrics.box_statuses(scores)
     results["statistics"] = {
         "level": statistics.LEVEL,
-        "method": "Wilson for shares with one question an image, else expanded percentile bootstrap over images",
+        "method": "Wilson for shares with one question an image, else expanded percentile bootstrap over images; "
+        "Wilson with a trial each image for shares without spread",
+        "without_spread": [name for name, each in found.items() if each.method == metrics.WILSON_CLUSTERS],
         "images": len(set(clusters)),
         "replicates": replicates,
         "seed": seed,
     }
     return results
+
+
+UNREAD, UNGRADED, BLIND = "unread", "ungraded", "without_picture"
+BESIDE = {
+    UNREAD: "answers that name no option, or say neither yes nor no (they count as the official rule has it)",
+    UNGRADED: "answers with a grade that could not be read (0)",
+    BLIND: "questions that were asked without their picture",
+}
+"""What stands beside every score, and its words."""
+
+_PICTURE_MARK = "<image>"
+
+
+def beside(
+    data: BenchmarkData,
+    predictions: Mapping[str, Prediction],
+    scores: Sequence[Score],
+    grades: Mapping[str, Sequence[float]] | None = None,
+) -> dict[str, int]:
+    """How many answers and questions of each kind of BESIDE there are, those that occur.
+
+    Recorded prompts say whether a picture was shown where some of them have its mark (LLaVA's of ScienceQA).
+    """
+    prompts = {key: said.question for key, said in predictions.items() if said.question is not None}
+    marked = any(_PICTURE_MARK in prompt for prompt in prompts.values())
+    pictured = [prompts[e.id] for e in data.examples if e.image is not None and e.id in prompts] if marked else []
+    ungraded = sum(any(math.isnan(grade) for grade in given) for given in (grades or {}).values())
+    found = {
+        UNREAD: 0 if grades is not None else sum(score.note == metrics.UNREAD for score in scores),
+        UNGRADED: ungraded,
+        BLIND: sum(_PICTURE_MARK not in prompt for prompt in pictured),
+    }
+    return {kind: count for kind, count in found.items() if count}
+
+
+def said_beside(found: Mapping[str, int]) -> list[str]:
+    """`beside` in sentences."""
+    return [f"{BESIDE[kind]}: {count:,}" for kind, count in found.items()]
+
+
+def first(data: BenchmarkData, limit: int | None) -> BenchmarkData:
+    """The data with its first `limit` questions only."""
+    return data if limit is None or limit >= len(data.examples) else replace(data, examples=data.examples[:limit])
 
 
 def _finite(metrics: Any) -> Any:
@@ -259,8 +326,8 @@ def _one_or_all(values: Iterable[str]) -> str | list[str]:
 
 
 def _counts(total: int, joined: Joined) -> dict[str, int]:
-    kinds = ("missing", "failed", "doubled", "reordered", "unknown", "unreadable")
-    counts = {kind: len(joined.problems.get(kind, ())) for kind in kinds}
+    kinds = ("missing", "failed", "doubled", "unknown", "unreadable")
+    counts = {kind: len(joined.problems.get(kind, ())) for kind in kinds} | {"reordered": joined.reordered}
     return {"ok": total - counts["missing"] - counts["failed"], "skipped": 0, "total": total, **counts}
 
 
@@ -343,8 +410,11 @@ __all__ = [
     "EvalConfig",
     "Joined",
     "Recorded",
+    "beside",
+    "check",
     "check_data",
     "data_digest",
+    "first",
     "join",
     "load",
     "other_count",
@@ -352,6 +422,7 @@ __all__ = [
     "read_predictions",
     "read_scores",
     "run",
+    "said_beside",
     "submission",
     "summarise",
     "write_questions",

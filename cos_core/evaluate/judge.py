@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import math
 import os
 import time
 import urllib.error
@@ -53,7 +54,8 @@ def protocol(config: EvalConfig, benchmark: Any) -> dict[str, Any]:
 def grades(
     config: EvalConfig, benchmark: Any, data: BenchmarkData, predictions: Mapping[str, Prediction], reporter: Reporter
 ) -> dict[str, list[float]] | None:
-    """Each answered question's grades, one a run; None where nobody has graded and none is asked to.
+    """Each answered question's grades, one a run (nan for one that could not be read); None where nobody has graded and none is
+    asked to.
 
     Raises InputError when grades are missing and no endpoint is given, when it refuses, or when replies cannot be understood;
     MissingError when it cannot be reached.
@@ -68,7 +70,11 @@ def grades(
     prompt = benchmark.judge_prompt()
     answered = [(e, p.answer) for e in data.examples if (p := predictions.get(e.id)) is not None and p.answer is not None]
     known = _kept(file, config.judge_model, _digest(prompt))
-    wanted = [(e, a, run) for run in range(config.judge_runs) for e, a in answered if _key(e, a, run) not in known]
+    runs = range(config.judge_runs)
+    lacking = [(e, a, run) for run in runs for e, a in answered if _key(e, a, run) not in known]
+    # A reply without a grade is asked for again, by whoever has a judge.
+    unread = [(e, a, run) for run in runs for e, a in answered if math.isnan(known.get(_key(e, a, run), 0.0))]
+    wanted = lacking if config.judge_url is None else [*lacking, *unread]
     if wanted and config.judge_url is None:
         raise InputError(f"{file} lacks {len(wanted)} grades by {config.judge_model}; give the judge's endpoint (--judge-url)")
     if wanted:
@@ -78,7 +84,7 @@ def grades(
                 record = _grade(endpoint, benchmark, prompt, example, answer)
                 record |= {"example_id": example.id, "answer_sha256": _digest(answer), "run": run}
                 writer.append(record)
-                known[_key(example, answer, run)] = record["grade"]
+                known[_key(example, answer, run)] = record["grade"] if record["read"] else math.nan
                 reporter.progress("judge", number, len(wanted))
     return {e.id: [known[_key(e, a, run)] for run in range(config.judge_runs)] for e, a in answered}
 
@@ -92,7 +98,9 @@ def _kept(file: Path, model: str, prompt: str) -> dict[Key, float]:
     for line, row in jsonl.read_lines(file, problems.append):
         try:
             if (row["asked"], row["prompt_sha256"]) == (model, prompt):
-                found[str(row["example_id"]), str(row["answer_sha256"]), int(row["run"])] = float(row["grade"])
+                found[str(row["example_id"]), str(row["answer_sha256"]), int(row["run"])] = (
+                    float(row["grade"]) if row.get("read", True) else math.nan
+                )
         except (KeyError, TypeError, ValueError):
             raise InputError(f"{file}:{line}: not a judge's grade") from None
     return found

@@ -21,7 +21,7 @@ from typing import Any
 from cos_core import comparison, manifest, statistics
 from cos_core.comparison import Comparison, ScoredRun
 from cos_core.errors import InputError
-from cos_core.evaluate import compare
+from cos_core.evaluate import compare, said_beside
 
 REPRODUCED, NOT, UNDERPOWERED, ELSEWHERE, ABSENT = "reproduced", "not reproduced", "underpowered", "not comparable", "not run"
 UNDEFINED = "undefined"
@@ -172,8 +172,10 @@ def _claim(table: Table, row: Row, place: int) -> float:
 
 def _filled(cell: Cell, column: Column, run: ScoredRun, reference: ScoredRun | None, claim: float, replicates: int) -> Cell:
     split = run.protocol.get("split")
-    of_another_split = column.split not in (None, split)
-    note = f"ours is of split {split}, the paper's of {column.split}" if of_another_split else ""
+    not_comparable = column.split not in (None, split)
+    note = f"ours is of split {split}, the paper's of {column.split}" if not_comparable else ""
+    if limit := run.protocol.get("limit"):
+        not_comparable, note = True, f"ours is of the first {limit} questions only"
     metrics: Any = run.manifest.results.get("metrics", {})
     if metrics.get("server_scored"):
         return _replaced(cell, verdict=ELSEWHERE, note="scored by a server")
@@ -197,8 +199,10 @@ def _filled(cell: Cell, column: Column, run: ScoredRun, reference: ScoredRun | N
             cell = _with_gain(
                 cell, column.scale, comparison.pair(reference, run, names=("reference", "run"), replicates=replicates)
             )
+    if beside := said_beside(run.manifest.results.get("beside", {})):
+        cell = _replaced(cell, note="; ".join(filter(None, [cell.note, *beside])))
     elsewhere = {"verdict": ELSEWHERE, **({"gain_verdict": ELSEWHERE} if cell.gain_verdict else {})}
-    return _replaced(cell, **elsewhere) if of_another_split else cell
+    return _replaced(cell, **elsewhere) if not_comparable else cell
 
 
 def _with_gain(cell: Cell, scale: float, pair: Comparison) -> Cell:

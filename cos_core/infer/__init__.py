@@ -26,12 +26,9 @@ from cos_core.infer.work import around, portions, start
 from cos_core.interfaces import Engine, Reporter, Runner
 from cos_core.jsonl import DurableWriter, decode, read_lines
 from cos_core.runners.local import Local
-from cos_core.types import BOX_STATUSES, Example, Prediction, RunManifest
+from cos_core.types import BOX_STATUSES, UNUSABLE_BOXES, Example, Prediction, RunManifest
 
 __all__ = ["InferConfig", "answer_one", "build_engine", "finder", "questions", "run", "setting", "start", "tell_served"]
-
-UNUSABLE = ("unparsable", "degenerate")
-"""Box statuses after which `on_bad_box` decided what was looked at."""
 
 
 def run(config: InferConfig, reporter: Reporter, engine: Engine | None = None, workers: Runner | None = None) -> RunManifest:
@@ -122,7 +119,7 @@ def answer_one(
     prediction = chain.predict([(example, picture)])[0]
     if prediction.error is not None and not _was_skipped(prediction):
         raise InputError(prediction.error)
-    if prediction.box_status in UNUSABLE and config.on_bad_box != "skip":
+    if prediction.box_status in UNUSABLE_BOXES and config.on_bad_box != "skip":
         reporter.warn(f"the first pass named no usable region ({prediction.box_status}); looked at: {config.on_bad_box}")
     return prediction
 
@@ -166,7 +163,7 @@ class _Tally:
 
 def _was_skipped(prediction: Prediction) -> bool:
     """Left unanswered because its box was unusable and the settings said so."""
-    return prediction.error is not None and prediction.box is None and prediction.box_status in UNUSABLE
+    return prediction.error is not None and prediction.box is None and prediction.box_status in UNUSABLE_BOXES
 
 
 def _stored(path: Path) -> Iterator[Prediction]:

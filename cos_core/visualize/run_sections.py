@@ -8,8 +8,9 @@ from typing import Any
 
 from cos_core import comparison
 from cos_core.comparison import Comparison
+from cos_core.types import UNUSABLE_BOXES
 from cos_core.visualize.html import Html, element, joined, percent, share_bar, table
-from cos_core.visualize.runs import UNUSED, Run
+from cos_core.visualize.runs import Run
 
 _FULL_SCALE = {"fraction": 1.0, "percent": 100.0}
 
@@ -53,8 +54,11 @@ def _run_cells(run: Run) -> list[Html]:
     answered = sum(p.answer is not None for p in run.predictions.values())
     total = len(run.scores) or len(run.predictions)
     failed = counts.get("failed", sum(p.error is not None for p in run.predictions.values()))
-    below = ", ".join(f"{n:,} {name}" for name, n in (("failed", failed), ("missing", counts.get("missing", 0))) if n)
-    unused = sum(p.box_status in UNUSED for p in run.predictions.values())
+    beside = {name.replace("_", " "): n for name, n in run.results.get("beside", {}).items()}
+    named = {"failed": failed, "missing": counts.get("missing", 0), **beside}
+    below = ", ".join(f"{n:,} {name}" for name, n in named.items() if n)
+    below += f"; only the first {run.protocol['limit']:,} questions" if run.protocol.get("limit") else ""
+    unused = sum(p.box_status in UNUSABLE_BOXES for p in run.predictions.values())
     asked = sum(p.box_status != "skipped" for p in run.predictions.values())
     regions: Mapping[str, Any] = run.results.get("regions", {})
     how = [_listed(run.protocol.get(key)) or _said(run, key) for key in ("policy", "profile")]
@@ -63,7 +67,7 @@ def _run_cells(run: Run) -> list[Html]:
         element("td", chart, class_="chart"),
         _cell(amount(value, unit), ends or ""),
         _cell(f"{answered:,} / {total:,}", below),
-        _cell(percent(regions.get("hit"))),
+        _cell(percent(regions.get("hit")), f"{regions['usable']:,} of {regions['n']:,} usable" if "usable" in regions else ""),
         _cell(percent(unused / asked) if asked else "–", f"{unused:,} of {asked:,}" if asked else ""),
         element("td", ", ".join(words for words in how if words) or "–"),
     ]

@@ -18,12 +18,10 @@ from cos_core.comparison import ScoredRun
 from cos_core.errors import CosError, InputError
 from cos_core.geometry import Box
 from cos_core.interfaces import BenchmarkData, Reporter
-from cos_core.types import Example, Prediction, RunManifest, Score
+from cos_core.types import UNUSABLE_BOXES, Example, Prediction, RunManifest, Score
 from cos_core.visualize import source
 
 SCORES = "scores.jsonl"
-UNUSED = ("degenerate", "unparsable")
-"""Statuses of a box that was asked for and could not be used: the answer comes from a fallback."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +136,7 @@ class Item:
     @property
     def fallback(self) -> bool:
         """Whether a box was asked for and could not be used."""
-        return self.prediction is not None and self.prediction.box_status in UNUSED
+        return self.prediction is not None and self.prediction.box_status in UNUSABLE_BOXES
 
 
 def load(paths: Sequence[Path], sources: RunSources, reporter: Reporter) -> list[Run]:

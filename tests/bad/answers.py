@@ -42,6 +42,8 @@ FILES: list[tuple[str, Callable[[Path], object], str]] = [
     ("a page of HTML", lambda p: put(p, "<html>\n"), "holds no prediction"),
     ("one JSON list", lambda p: put(p, [RIGHT]), "found a list"),
     ("answers to other questions", lambda p: lines(p, {"example_id": "z", "answer": "a"}), "belongs to scenes"),
+    ("half of the ids spelt otherwise", lambda p: lines(p, RIGHT, {"example_id": "img/s1", "answer": "a"}), "the first question without one"),
+    ("the ids of other questions", lambda p: lines(p, {**RIGHT, "question": "Why?"}), "ask another: the first, 's0', has the prompt 'Why?'"),
     ("questions instead of answers", lambda p: lines(p, {"question_id": 1, "image": "a"}), "question_id and text"),
     ("Latin-1", lambda p: put(p, b'{"example_id": "s0", "answer": "\xe9"}\n'), "not UTF-8"),
 ]  # fmt: skip

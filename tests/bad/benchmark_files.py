@@ -14,6 +14,7 @@ MAIN = {
     "seed": "SEED-Bench.json",
     "textvqa": "TextVQA_0.5.1_val.json",
     "pope": "coco/coco_pope_random.json",
+    "vizwiz": "val.json",
 }
 """A file that each of the benchmarks with golden files needs."""
 BROKEN: list[tuple[str, Any]] = [
@@ -26,6 +27,8 @@ BROKEN: list[tuple[str, Any]] = [
     ("a list of numbers", b"[1, 2]"),
     ("objects within objects", b'{"a":' * 100_000),
     ("a folder", "folder"),
+    ("a Git LFS pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n"),
+    ("a list of one empty object", b"[{}]"),
 ]
 
 
