@@ -117,7 +117,7 @@ def annotate(
     from cos_core.runners import RunnerConfig
 
     config = AnnotateConfig(
-        data=data,
+        data=options.one_data_set(data),
         images=images,
         model=model,
         out=out,

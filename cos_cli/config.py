@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cos_cli import options
-from cos_cli.commands import Command, Parameter, commands
+from cos_cli.commands import Command, Parameter, commands, path_like
 from cos_cli.console import columns, emit, emit_json
 from cos_core import assets, plug
 from cos_core.errors import InputError
@@ -118,8 +118,15 @@ def effective(command: Command, arguments: list[str]) -> dict[str, dict[str, Any
         origin = _SOURCES[source.name] if source is not None else "default"
         if parameter.required and value in (None, (), []):
             value, origin = None, "nowhere yet (required)"
+        if _files(parameter) and len(value or ()) == 1:
+            (value,) = value
         found[parameter.key] = {"value": _plain(value), "from": origin, "default": parameter.shown_default}
     return found
+
+
+def _files(parameter: Parameter) -> bool:
+    """Whether it takes one file or several, and so is written as one in a settings file."""
+    return parameter.many and path_like(parameter)
 
 
 def settable(command: Command) -> list[Parameter]:
@@ -180,7 +187,7 @@ def _sample(parameter: Parameter) -> str:
         example = _toml(parameter.metavar.rpartition("|")[2])
     else:
         example = "true" if parameter.kind is bool else '"..."'
-    if parameter.many or parameter.values > 1:
+    if (parameter.many and not _files(parameter)) or parameter.values > 1:
         example = f"[{', '.join([example] * max(1, parameter.values))}]"
     unset = f"without it: {parameter.shown_default}" if parameter.shown_default else "not set"
     return f"{example}    # {'required' if parameter.required else unset}"

@@ -24,9 +24,7 @@ def infer(
     model: options.Model,
     image: Annotated[Path | None, typer.Option(help="One picture.", show_default=False)] = None,
     question: Annotated[str | None, typer.Option(help="The question on --image.", show_default=False)] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Many questions: LLaVA conversation JSON or JSONL, or a LLaVA question file.")
-    ] = None,
+    data: Annotated[list[Path] | None, typer.Option(help=f"Many questions: {options.DATA_HELP}")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder that the image paths in --data start from.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSONL file of predictions to write or to continue.")] = None,
     roi: options.Roi = "model",
@@ -94,6 +92,7 @@ def infer(
     from cos_core.jsonl import DurableWriter
     from cos_core.runners import RunnerConfig
 
+    data = data or None
     if verify_reuse is not None and (data is None or images is None):
         raise typer.BadParameter("--verify-reuse needs --data and --images")
     if chat and (image is None or question is not None or data is not None or out is not None or json):
@@ -106,7 +105,7 @@ def infer(
     config = InferConfig(
         model=model,
         out=out,
-        data=data,
+        data=options.one_data_set(data) if data else None,
         images=images,
         image=image,
         question=question,
@@ -244,7 +243,9 @@ def _write(stream: TextIO, text: str) -> None:
     stream.flush()
 
 
-def _is_single(image: Path | None, question: str | None, data: Path | None, images: Path | None, out: Path | None) -> bool:
+def _is_single(
+    image: Path | None, question: str | None, data: list[Path] | None, images: Path | None, out: Path | None
+) -> bool:
     """True for one picture, False for a file of questions. Raises typer.BadParameter for a mixture (exit code 2)."""
     if image is None and (question is None or (images is not None and data is None)):
         if (data is None and question is None) or images is None or out is None:

@@ -24,7 +24,7 @@ from cos_core.interfaces import Reporter
 if TYPE_CHECKING:
     from cos_core.training import TrainConfig
 
-_LAUNCH_ONLY = ("--processes", "--hostfile")
+_LAUNCH_ONLY = ("--processes", "--hostfile", "--check")
 _HOST = re.compile(r"(\S+)\s+slots=([1-9]\d*)")
 
 
@@ -74,10 +74,9 @@ def launch(config: TrainConfig, processes: int | None, hostfile: Path | None, re
 
 def machines(hostfile: Path) -> dict[str, int]:
     """Processes on each machine. Raises InputError, where DeepSpeed's launcher would train on this machine alone instead."""
-    try:
-        lines = hostfile.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the hostfile {hostfile} cannot be read: {error}") from None
+    from cos_core.text import read_text
+
+    lines = read_text(hostfile).splitlines()
     found: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         text = line.partition("#")[0].strip()
@@ -94,7 +93,7 @@ def machines(hostfile: Path) -> dict[str, int]:
 
 
 def _arguments(argv: list[str]) -> list[str]:
-    """The command line for each process: without what is the launcher's, and with the check done."""
+    """The command line for each process: without what is the launcher's or asks for a check, which is done."""
     kept: list[str] = []
     skip = False
     for word in argv:

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from cos_cli import annotate, config, doctor, evaluate, infer, model, store, train, visualize
+from cos_cli import annotate, config, doctor, evaluate, infer, model, once, store, train, visualize
 from cos_cli.completion import command as completion
 from cos_cli.console import Session, clean
 from cos_cli.demo import command as demo
@@ -74,6 +74,7 @@ app.command("demo")(demo.demo)
 app.add_typer(config.app, name="config")
 app.command("doctor")(doctor.doctor)
 app.add_typer(completion.app, name="completion")
+once.refuse_repeats(app)
 
 
 def _version(value: bool) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from cos_cli.console import Session
+
+if TYPE_CHECKING:
+    from cos_core.datasets import Files
 
 _COMPLETED: dict[Callable[[str], list[str]], str] = {}
 
@@ -36,6 +39,15 @@ def plugin_name(value: str) -> str:
     return value if value.partition(":")[0].endswith(".py") else value.replace("-", "_")
 
 
+def one_data_set(files: list[Path]) -> Files:
+    """What `--data` was given: one file, or several in order. Raises typer.BadParameter for a file that is there twice."""
+    resolved = [path.resolve() for path in files]
+    for place, path in enumerate(resolved):
+        if path in resolved[:place]:
+            raise typer.BadParameter(f"--data names {files[place]} twice")
+    return files[0] if len(files) == 1 else tuple(files)
+
+
 def settings_of(given: list[str] | None) -> dict[str, Any]:
     """`NAME=VALUE` texts as a mapping; values are read as JSON where they are JSON, else as text. Raises typer.BadParameter."""
     found: dict[str, Any] = {}
@@ -60,7 +72,8 @@ def _set_traceback(ctx: typer.Context, value: bool) -> bool:
     return value
 
 
-Data = Annotated[Path, typer.Option(help="Questions: LLaVA conversation JSON or JSONL, or a LLaVA question file.")]
+DATA_HELP = "LLaVA conversation JSON or JSONL, or a LLaVA question file; may be repeated, in order."
+Data = Annotated[list[Path], typer.Option(help=f"Questions: {DATA_HELP}")]
 Images = Annotated[Path, typer.Option(help="Folder that the image paths in --data start from.")]
 Model = Annotated[
     str,

@@ -47,10 +47,11 @@ def read(ctx: typer.Context, path: Path) -> dict[str, Any]:
     that the option does not take.
     """
     from cos_cli.commands import parameters
+    from cos_core.text import read_text
 
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        data = tomllib.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"the settings {path} cannot be read: {error}") from None
     table, below = _table(ctx, path, data)
     function: Any = ctx.command.callback
@@ -107,7 +108,7 @@ def _spoken(ctx: typer.Context) -> str:
 
 def _unfit(parameter: Any, value: Any) -> str | None:
     """What the option takes, in words, when `value` is not that."""
-    if parameter.many or parameter.values > 1:
+    if (parameter.many and isinstance(value, list)) or parameter.values > 1:
         items = value if isinstance(value, list) else [None]
         count = f"{parameter.values} " if parameter.values > 1 else ""
         short = parameter.values > 1 and len(items) != parameter.values
@@ -142,7 +143,12 @@ def _as_given(parameter: Any, value: Any) -> Any:
     Raises what the parser raises.
     """
     if parameter.kind is Path:
-        return [_as_given(parameter, each) for each in value] if isinstance(value, list) else str(Path(value).expanduser())
+        if isinstance(value, list):
+            return [_as_given(parameter, each) for each in value]
+        path = str(Path(value).expanduser())
+        return [path] if parameter.many else path
+    if parameter.many and not isinstance(value, list):
+        return [value]
     if parameter.parser is not None and not isinstance(value, list):
         parameter.parser(str(value))
         return str(value)

@@ -46,6 +46,10 @@ def train(
         int | None, typer.Option(min=1, help="Samples an optimiser step (the paper: 1024), by accumulation.")
     ] = 1024,
     max_length: Annotated[int, typer.Option(min=16, help="Longest sample, in tokens.")] = 2048,
+    max_length_counts: Annotated[
+        Literal["positions", "text"],
+        typer.Option(help="In --max-length, a picture counts all its positions, or one token, as the released code cuts."),
+    ] = "positions",
     max_steps: Annotated[
         int | None, typer.Option(min=1, help="Stop after this many steps.", show_default="epochs decide")
     ] = None,
@@ -141,7 +145,7 @@ def train(
     from cos_core.training import TrainConfig, run
 
     job = TrainConfig(
-        data=data,
+        data=options.one_data_set(data),
         images=images,
         model=model,
         out=out,
@@ -155,6 +159,7 @@ def train(
         batch_size=batch_size,
         global_batch=global_batch,
         max_length=max_length,
+        max_length_counts=max_length_counts,
         max_steps=max_steps,
         extra_turns=extra_turns,
         train_projector=train_projector,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import errno
 import json
+import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,10 @@ from cos_core.locks import FileLock
 
 MAX_RECORD_BYTES = 64 * 2**20
 """A line or list element longer than this is taken for a broken file, not for a record."""
+
+
+_INTEGER_DIGITS = 308
+"""A whole number of more digits is beyond every float."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +108,63 @@ def decode(data: bytes) -> Any:
     """
     try:
         return msgspec.json.decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        try:
-            # As text: given bytes, it would guess at UTF-16.
-            return json.loads(data.decode("utf-8-sig"))
-        except RecursionError:
-            raise ValueError("nested too deeply") from None
-        except UnicodeDecodeError:
-            raise ValueError("the text is not UTF-8") from None
+    except _REFUSED:
+        return _thorough(data, json.loads)
+
+
+def decode_finite(data: bytes) -> Any:
+    """`decode` for a record of a data set: NaN, Infinity and numbers too large for a float are a ValueError, too."""
+    try:
+        return msgspec.json.decode(data)
+    except _REFUSED:
+        numbers = FiniteNumbers()
+        value = _thorough(data, numbers.decoder.decode)
+        if numbers.beyond is not None:
+            raise ValueError(numbers.beyond) from None
+        return value
+
+
+_REFUSED = (msgspec.MsgspecError, ValueError, RecursionError)
+
+
+def _thorough(data: bytes, decoder: Callable[[str], Any]) -> Any:
+    try:
+        # As text: given bytes, it would guess at UTF-16.
+        return decoder(data.decode("utf-8-sig"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ValueError("the text is not UTF-8") from None
+
+
+class FiniteNumbers:
+    """A JSON decoder that reads on over a number that no float holds, and the reason why what it read cannot be used.
+
+    `beyond`: None, or that reason; to be set back to None before the next text.
+    """
+
+    def __init__(self) -> None:
+        self.beyond: str | None = None
+        self.decoder = json.JSONDecoder(parse_float=self._float, parse_int=self._int, parse_constant=self._constant)
+
+    def _float(self, text: str) -> float:
+        value = float(text)
+        if value in (math.inf, -math.inf):
+            self._note(text)
+        return value
+
+    def _int(self, text: str) -> int | float:
+        if len(text) > _INTEGER_DIGITS:
+            self._note(text)
+            return math.inf
+        return int(text)
+
+    def _constant(self, text: str) -> float:
+        self.beyond = self.beyond or f"{text} is no number that JSON has"
+        return float(text)
+
+    def _note(self, text: str) -> None:
+        self.beyond = self.beyond or f"the number {text[:12]}{'...' if len(text) > 12 else ''} is beyond what can be held"
 
 
 def encode_line(record: Mapping[str, Any]) -> bytes:

@@ -98,6 +98,19 @@ def file_input(path: Path) -> dict[str, Any]:
     return {"path": str(Path(path).absolute()), "sha256": file_digest(path), "bytes": Path(path).stat().st_size}
 
 
+def files_input(data: Path | tuple[Path, ...]) -> dict[str, Any]:
+    """`file_input` of a data set; of several files lists of paths and records, the bytes of all, and one digest of theirs."""
+    if not isinstance(data, tuple):
+        return file_input(data)
+    files = [file_input(path) for path in data]
+    return {
+        "path": [each["path"] for each in files],
+        "sha256": hashlib.sha256(canonical([each["sha256"] for each in files])).hexdigest(),
+        "bytes": sum(each["bytes"] for each in files),
+        "files": files,
+    }
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file to write that becomes `path` in one step when the block ends well, and vanishes when it does not.

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from cos_core import assets
 from cos_core.errors import InputError
 from cos_core.jsonl import decode
+from cos_core.text import read_text
 from cos_core.types import ImageSlot, Turn
 
 PROFILE_FILE = "cos_profile.json"
@@ -114,7 +115,7 @@ def load_profile(name: str) -> Profile:
             raise InputError(f"no profile is called {name!r}; there are: {', '.join(profile_names())}")
         path = assets.template("prompts", f"{name}.toml")
     try:
-        data = decode(path.read_bytes()) if path.suffix == ".json" else tomllib.loads(path.read_text(encoding="utf-8"))
+        data = decode(path.read_bytes()) if path.suffix == ".json" else tomllib.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"the profile {path} cannot be read: {error}") from None
     if not isinstance(data, dict):

@@ -35,8 +35,8 @@ class Example:
 
     `id` is unique and stable in its data set; `image` is a path relative to the image root, None for text-only samples;
     `answers` are the accepted answers (one for training data); `meta` holds what only one data set knows
-    (`gold`: the gold region, `kind`: the question's kind, `turn`: its place in the conversation...). `line`: where it stood in
-    the file it was read from, for messages; no part of the record.
+    (`gold`: the gold region, `kind`: the question's kind, `turn`: its place in the conversation...). `line` and `file`: where
+    it was read, for messages; no part of the record.
     """
 
     id: str
@@ -47,6 +47,7 @@ class Example:
     choices: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
     line: int | None = field(default=None, compare=False)
+    file: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -56,16 +57,17 @@ class Example:
         return Example, _EXAMPLE(self)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON, without `line`."""
+        """Plain JSON, without `line` and `file`."""
         record = {**_shallow(self), "answers": list(self.answers), "choices": list(self.choices), "meta": dict(self.meta)}
-        del record["line"]
+        del record["line"], record["file"]
         return record
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Example:
-        """The inverse of `to_json`; a `line` is passed over. Raises InputError for an object that is no example."""
+        """The inverse of `to_json`; a `line` or `file` is passed over. Raises InputError for an object that is no example."""
         data = _known(cls, data)
-        data.pop("line", None)
+        for name in ("line", "file"):
+            data.pop(name, None)
         return cls(**{**data, "answers": tuple(data.get("answers", ())), "choices": tuple(data.get("choices", ()))})
 
 

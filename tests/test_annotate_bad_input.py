@@ -70,6 +70,7 @@ def test_one_job_over_all_of_it(job: AnnotateConfig) -> None:
         assert reason in sentence
     assert why == {}
     found = stored(job)
+    assert found.pop("three turns#q0").image == "18.jpg", "only its last question has no answer"
     # A second record under a used id has a name of its own.
     names = [name for name in found if "~" in name]
     assert len(names) == 1

@@ -31,7 +31,7 @@ def test_a_conversation_is_one_example_a_question(tmp_path: Path) -> None:
     sample = {
         "id": "VG_100K/2345",
         "image": "vg/VG_100K/2345.jpg",
-        "conversations": talk("<image>\nWho is it?\nAnswer briefly.", "Anna.", "Where is she? ", "at <image>home"),
+        "conversations": talk("<image>\nWho is it?\nAnswer briefly.", "Anna.", "<image>Where is she? ", "at home"),
         "meta": [{"gold": [0.1, 0.2, 0.3, 0.4], "kind": "reading"}, {"kind": "place"}],
     }
     examples, problems = read(tmp_path / "mix.json", [sample])
@@ -41,7 +41,7 @@ def test_a_conversation_is_one_example_a_question(tmp_path: Path) -> None:
     gold = {"gold": [0.1, 0.2, 0.3, 0.4], "kind": "reading"}
     assert examples == [
         Example("VG_100K/2345#q0", "mix", image, "Who is it?\nAnswer briefly.", ("Anna.",), meta={**meta, "turn": 0, **gold}),
-        Example("VG_100K/2345#q1", "mix", image, "Where is she? ", ("at home",), meta={**meta, "turn": 1, "kind": "place"}),
+        Example("VG_100K/2345#q1", "mix", image, "Where is she?", ("at home",), meta={**meta, "turn": 1, "kind": "place"}),
     ]
 
 
@@ -103,7 +103,7 @@ def test_text_only_samples_are_kept_or_counted(tmp_path: Path) -> None:
 
 GOOD = {"id": "good", "image": "g.jpg", "conversations": talk("<image>\nq", "a")}
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
-    "odd": ({"id": "x", "image": "x", "conversations": talk("q", "a", "r")}, "odd number of turns (3)"),
+    "no answer": ({"id": "x", "image": "x", "conversations": talk("q")}, "odd number of turns (1)"),
     "starts with gpt": (
         {"id": "x", "image": "x", "conversations": talk("a", "b", "c")[1:]},
         "turn 0 is from 'gpt', expected 'human'",
@@ -116,7 +116,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "turns are text": ({"id": "x", "conversations": "hello"}, "list of turns"),
     "no id": ({"conversations": talk("q", "a")}, "lacks `id`"),
     "id of true": ({"id": True, "conversations": talk("q", "a")}, "`id` must be"),
-    "two images": ({"id": "x", "image": ["a", "b"], "conversations": talk("q", "a")}, "`image` must be one path"),
+    "two images": ({"id": "x", "image": ["a", "b"], "conversations": talk("q", "a")}, "names 2 pictures (a, b)"),
     "empty image": ({"id": "x", "image": "", "conversations": talk("q", "a")}, "`image` must be one path"),
     "empty answer": ({"id": "x", "image": "x", "conversations": talk("q", " \n")}, "turn 1 is empty"),
     "only the mark": ({"id": "x", "image": "x", "conversations": talk("<image>\n", "a")}, "turn 0 is empty"),
@@ -188,7 +188,7 @@ def test_repeats_and_namesakes(tmp_path: Path) -> None:
 
 
 def test_marks_are_gone_however_they_are_nested(tmp_path: Path) -> None:
-    sample = {"id": "x", "image": "x", "conversations": talk("<ima<image>ge>What?\n<image>", "<image>\nThat.")}
+    sample = {"id": "x", "image": "x", "conversations": talk("<ima<image>ge>What?\n<image>", "That.")}
     (example,), _ = read(tmp_path / "x.json", [sample])
     assert (example.question, example.answers) == ("What?", ("That.",))
 

@@ -97,7 +97,8 @@ def collapsed(ids: tuple[int, ...], labels: tuple[int, ...]) -> tuple[list[int],
 def made(sample: Sample, question: int, setting: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The item of a sample, its draw fixed to the question that the original's seed chose."""
     monkeypatch.setattr("cos_core.training.data.draw", lambda *_: sample.usable.index(question))
-    return make_item(sample, 0, recipe(setting))
+    item = make_item(sample, 0, recipe(setting))
+    return item.encoded, item.pictures
 
 
 @pytest.mark.parametrize("setting", AFTER_END)
@@ -139,7 +140,7 @@ def test_plain_samples_equal_the_original(setting: str, monkeypatch: pytest.Monk
         sample = samples("none")[case["sample"]]
         plain = replace(recipe(setting, "none"), profile=replace(recipe(setting).profile, extra_turn_prefix=""))
         monkeypatch.setattr("cos_core.training.data.draw", lambda *_: 0)
-        encoded, _ = make_item(sample, 0, plain)
+        encoded = make_item(sample, 0, plain).encoded
         assert collapsed(encoded.ids, encoded.labels) == (case["input_ids"], case["labels"]), case["sample"]
         compared += 1
     assert compared == 3

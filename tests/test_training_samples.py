@@ -64,7 +64,8 @@ def supervised(encoded: Encoded, tokenizer: Any) -> list[str]:
 def test_only_boxes_and_answers_are_learnt(world: Path, policy: str, extra_turns: bool, profile: str) -> None:
     recipe_ = recipe(world, policy, extra_turns=extra_turns, profile=load_profile(profile))
     sample = samples(world, policy)[0]
-    encoded, pictures = make_item(sample, 0, recipe_)
+    item = make_item(sample, 0, recipe_)
+    encoded, pictures = item.encoded, item.pictures
     chosen = draw(0, sample.id, 0, 3)
     box_text = write_box(SquarePad(*SIZES[0]).to_square(BOX), recipe_.profile)
     expected = [box_text + "</s>"] if recipe_.policy.source in ("model", "gold") else []
@@ -78,7 +79,8 @@ def test_only_boxes_and_answers_are_learnt(world: Path, policy: str, extra_turns
 
 def test_a_text_only_sample_learns_every_answer_and_has_no_picture(world: Path) -> None:
     recipe_ = recipe(world)
-    encoded, pictures = make_item(samples(world, "from_single_question")[-1], 0, recipe_)
+    item = make_item(samples(world, "from_single_question")[-1], 0, recipe_)
+    encoded, pictures = item.encoded, item.pictures
     assert supervised(encoded, recipe_.tokenizer) == ["Hi</s>", "See you</s>"]
     assert pictures == ()
 
@@ -87,7 +89,7 @@ def test_a_text_only_sample_learns_every_answer_and_has_no_picture(world: Path) 
 def test_training_tokens_start_with_the_tokens_of_both_inference_passes(world: Path, policy: str) -> None:
     recipe_ = recipe(world, policy)
     for sample in samples(world, policy)[:-1]:
-        encoded, _ = make_item(sample, 3, recipe_)
+        encoded = make_item(sample, 3, recipe_).encoded
         chosen = draw(0, sample.id, 3, 3)
         question = sample.questions[chosen].question
         chain = recipe_.policy.source != "none"
@@ -113,7 +115,8 @@ def test_the_crop_is_the_crop_of_the_written_box(world: Path, step: float | None
     profile = replace(load_profile("paper"), box_step=step, crop_from=crop_from)
     recipe_ = recipe(world, profile=profile)
     for sample in samples(world, "from_single_question")[:-1]:
-        encoded, (full, roi) = make_item(sample, 0, recipe_)
+        item = make_item(sample, 0, recipe_)
+        encoded, (full, roi) = item.encoded, item.pictures
         text = supervised(encoded, recipe_.tokenizer)[0].removesuffix("</s>")
         written, status = read_box(text, profile)
         assert status == "ok"
@@ -240,8 +243,9 @@ def test_a_question_without_a_region_sees_the_whole_picture(world: Path, crop_fr
 def test_the_end_of_a_long_answer_is_cut_and_the_rest_learnt(world: Path) -> None:
     recipe_ = recipe(world)
     sample = samples(world, "from_single_question")[0]
-    whole, _ = make_item(sample, 0, recipe_)
-    cut_off, pictures = make_item(sample, 0, replace(recipe_, max_length=len(whole) - 3))
+    whole = make_item(sample, 0, recipe_).encoded
+    shorter = make_item(sample, 0, replace(recipe_, max_length=len(whole) - 3))
+    cut_off, pictures = shorter.encoded, shorter.pictures
     box, answer = supervised(whole, recipe_.tokenizer)
     # The end mark and two letters, one byte a token.
     assert supervised(cut_off, recipe_.tokenizer) == [box, answer.removesuffix("</s>")[:-2]]

@@ -242,7 +242,7 @@ def test_a_data_file_that_changes_is_an_error_and_no_other_sample(tmp_path: Path
     before, times = data.read_bytes(), (data.stat().st_atime_ns, data.stat().st_mtime_ns)
     data.write_bytes(before + b"\n")
     for act in (lambda: items[0], lambda: table.opened(tmp_path / "table")):
-        with pytest.raises(CosError, match=r"data\.json was changed while it was in use") as error:
+        with pytest.raises(CosError, match=r"data\.json has changed since it was first read") as error:
             act()
         assert not isinstance(error.value, InputError), "that would be a sample to skip"
     # A change that size and time do not show: the record is no JSON, or another sample.
@@ -279,7 +279,7 @@ def test_a_run_whose_data_changes_stops_with_a_sentence(
     monkeypatch.setattr(engine, "arguments", changing)
     with pytest.raises(CosError) as error:
         training.run(config(world, tmp_path / "out", data=data, workers=workers), SilentReporter())
-    assert str(error.value) == f"{data} was changed while it was in use; leave it as it is and run again"
+    assert str(error.value) == f"{data} has changed since it was first read; leave it as it is and run again"
 
 
 def test_a_full_disk_is_named(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from cos_core.datasets import Files
 from cos_core.errors import InputError
 from cos_core.roi import RegionKind, RoiRule
 from cos_core.runners import RunnerConfig
@@ -36,7 +37,8 @@ backbone's settings (with the content of the model), the rule, the detector, the
 class AnnotateConfig:
     """Settings of one job.
 
-    `data`, `images`: questions and the folder their image paths start from; `out`: the store. `model`: the checkpoint that the
+    `data`, `images`: questions (a file, or several in order) and the folder their image paths start from; `out`: the store.
+    `model`: the checkpoint that the
     `backbone` runs, built with `backbone_options`; `detector` (None: the backbone's own choice) proposes regions to it, built
     with `detector_options`. `policy`: a row of CoS Table 3a or a control ("random" takes a random candidate of the detector,
     so that its sizes are those of real labels). `target` (None: the backbone's own), `last_layers`: relevance.SweepSettings.
@@ -48,7 +50,7 @@ class AnnotateConfig:
     at pictures and estimate, write nothing.
     """
 
-    data: Path
+    data: Files
     images: Path
     model: str
     out: Path

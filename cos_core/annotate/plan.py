@@ -106,12 +106,12 @@ class _Pictures:
 
 def run(config: AnnotateConfig, reporter: Reporter) -> RunManifest:
     """The plan, told and as the `results` of a manifest that is not written. Raises what a real job would before it begins."""
-    begun = manifest.started("annotate", config, seed=config.seed, inputs={"data": manifest.file_input(config.data)})
+    begun = manifest.started("annotate", config, seed=config.seed, inputs={"data": manifest.files_input(config.data)})
     pictures = _Pictures(config.images)
     survey = stage.survey_of(config, reporter, pictures.look)
     sample = _evenly(pictures.found, DECODED)
     broken = _broken(config.images, sample, reporter)
-    seconds, outcomes, annotator = _probe(config, survey.windows, reporter)
+    seconds, outcomes, annotator = _probe(config, survey, reporter)
     each = seconds / max(1, len(outcomes))
     plan = Plan(
         questions=survey.questions,
@@ -151,12 +151,12 @@ def _broken(images: Path, names: Sequence[str], reporter: Reporter) -> list[str]
     return found
 
 
-def _probe(config: AnnotateConfig, count: int, reporter: Reporter) -> tuple[float, list[Outcome], Annotator]:
+def _probe(config: AnnotateConfig, survey: stage.Survey, reporter: Reporter) -> tuple[float, list[Outcome], Annotator]:
     """(seconds, what came of them) of a few windows, and the annotator."""
     annotator = finding.build(config)
-    chosen = set(_evenly(range(count), PROBED))
+    chosen = set(_evenly(range(survey.windows), PROBED))
     everything = replace(config, shard=None)
-    windows = [window for number, window in enumerate(stage.windows(everything)) if number in chosen]
+    windows = [window for number, window in enumerate(stage.windows(everything, survey.snapshot)) if number in chosen]
     worker = work.AnnotateWorker(annotator, config)
     annotator.outcomes(windows[0])  # the first call allocates and compiles
     outcomes: list[Outcome] = []

@@ -18,7 +18,7 @@ from typing import Literal
 from cos_core import filesystems, images, manifest, runners
 from cos_core.annotate.config import AnnotateConfig
 from cos_core.annotate.work import AnnotateJob, Ask, Found, Portion
-from cos_core.datasets import Problem, by_image, read_examples, tell
+from cos_core.datasets import Problem, Snapshot, by_image, paths_of, read_examples, spoken, tell
 from cos_core.errors import FailuresError, InputError
 from cos_core.interfaces import Reporter
 from cos_core.plug import load
@@ -62,8 +62,8 @@ class Tally:
 def run(config: AnnotateConfig, reporter: Reporter) -> RunManifest:
     """See annotate.run."""
     survey = survey_of(config, reporter)
-    inputs = {"data": manifest.file_input(config.data), "model": {"path": str(config.model)}}
-    pictures = (group[0].image or "" for window in windows(config) for group in window)
+    inputs = {"data": manifest.files_input(config.data), "model": {"path": str(config.model)}}
+    pictures = (group[0].image or "" for window in windows(config, survey.snapshot) for group in window)
     job = AnnotateJob(config, images.witness(config.images, pictures))
     needs_model = load("policies", config.policy).source == "model"
     with runners.build(config.scale, job, config.device, reporter, model=needs_model) as runner:
@@ -76,8 +76,9 @@ def run(config: AnnotateConfig, reporter: Reporter) -> RunManifest:
         tally = Tally(errors=len(survey.problems), skipped=survey.text_only)
         with Store.create_or_resume(config.out, mark, about["settings"]) as store:
             manifest.path_for(config.out).unlink(missing_ok=True)
-            store.put_failures((problem.key, str(problem)) for problem in survey.problems)
-            questions = _Questions(config, store, tally)
+            key = _keys(config)
+            store.put_failures((key(problem), str(problem)) for problem in survey.problems)
+            questions = _Questions(config, survey.snapshot, store, tally)
             ledger = _Ledger(store, tally)
             with closing(runner.map(questions.portions())) as results:
                 for found in results:
@@ -115,11 +116,15 @@ def too_many(failed: int, config: AnnotateConfig) -> FailuresError:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What the data holds: questions of this shard; bad records and text-only samples are told by the first shard alone."""
+    """What the data holds: questions of this shard; bad records and text-only samples are told by the first shard alone.
+
+    `snapshot`: the data as it was read.
+    """
 
     questions: int
     pictures: int
     windows: int
+    snapshot: Snapshot
     problems: list[Problem] = field(default_factory=list)
     text_only: int = 0
 
@@ -129,6 +134,7 @@ def survey_of(config: AnnotateConfig, reporter: Reporter, each: Callable[[Exampl
 
     `each` sees the first question of every picture. Raises InputError for data without a question about a picture.
     """
+    snapshot = Snapshot(config.data)
     problems: list[Problem] = []
     text_only: list[Problem] = []
     questions = pictures = number = 0
@@ -142,20 +148,29 @@ def survey_of(config: AnnotateConfig, reporter: Reporter, each: Callable[[Exampl
         if each is not None:
             for group in window:
                 each(group[0])
+    snapshot.check()
     if not found:
         tell(config.data, problems, len(text_only), reporter)
-        raise InputError(f"{config.data} holds no question about a picture")
+        raise InputError(f"{spoken(config.data)} holds no question about a picture")
     if config.shard is not None and config.shard.index > 1:
-        return Survey(questions, pictures, number)
-    tell(config.data, problems, len(text_only), reporter)
-    return Survey(questions, pictures, number, problems, len(text_only))
+        return Survey(questions, pictures, number, snapshot)
+    tell(config.data, problems, len(text_only), reporter, f"`cos store ls {config.out} --failures` lists all of them")
+    return Survey(questions, pictures, number, snapshot, problems, len(text_only))
 
 
-def windows(config: AnnotateConfig) -> Iterator[Window]:
-    """The windows of this shard, in the order of the data."""
+def windows(config: AnnotateConfig, snapshot: Snapshot) -> Iterator[Window]:
+    """The windows of this shard, in the order of the data. Raises CosError when the data is not what `snapshot` saw."""
+    snapshot.check()
     for number, window in enumerate(_windows(config, [], [])):
         if config.shard is None or config.shard.has(number):
             yield window
+    snapshot.check()
+
+
+def _keys(config: AnnotateConfig) -> Callable[[Problem], str]:
+    """Under what a problem is recorded: its own key, with the whole path where two files have one name."""
+    names = [path.name for path in paths_of(config.data)]
+    return lambda problem: problem.key if names.count(problem.path.name) < 2 else f"{problem.path.parent}/{problem.key}"
 
 
 def _windows(config: AnnotateConfig, problems: list[Problem], text_only: list[Problem]) -> Iterator[Window]:
@@ -182,6 +197,7 @@ class _Questions:
     """What the store lacks, window by window; counts what it has."""
 
     config: AnnotateConfig
+    snapshot: Snapshot
     store: Store
     tally: Tally
     known: int = 0
@@ -199,7 +215,7 @@ class _Questions:
 
     def _asks(self) -> Iterator[Ask]:
         resumed = self.store.info()["annotations"] > 0
-        for window in windows(self.config):
+        for window in windows(self.config, self.snapshot):
             known = {e.id: a for group in window for e in group if (a := self.store.get(e.id)) is not None} if resumed else {}
             for annotation in known.values():
                 self.tally.add(annotation)

@@ -11,6 +11,7 @@ from cos_core.annotate import annotator as finding
 from cos_core.annotate.annotator import Annotator, Heat, Outcome
 from cos_core.annotate.config import AnnotateConfig
 from cos_core.annotate.pictures import Opened, PictureReader
+from cos_core.datasets import spoken
 from cos_core.images import ImageFile, ImageSource
 from cos_core.types import Annotation, Example
 
@@ -150,5 +151,6 @@ def annotation(example: Example, found: roi.Roi, annotator: Annotator) -> Annota
 
 def _sentence(config: AnnotateConfig, example: Example, why: str) -> str:
     """Why there is no region, and where the question stands."""
-    where = f"{config.data}:{example.line}" if example.line is not None else str(config.data)
+    file = example.file or spoken(config.data)
+    where = f"{file}:{example.line}" if example.line is not None else file
     return f"{where}: {why}"

@@ -250,7 +250,7 @@ def _provenance(config: ImportConfig, mark: str, source: Any) -> dict[str, Any]:
 def _close(problems: Teller, allowed: int | None) -> None:
     problems.rest()
     if allowed is not None and problems.count > allowed:
-        raise FailuresError(f"{problems.count} records of {problems.path} could not be used, more than the {allowed} allowed")
+        raise FailuresError(f"{problems.count} records of {problems.data} could not be used, more than the {allowed} allowed")
 
 
 def _check_format(name: str) -> None:

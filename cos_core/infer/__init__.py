@@ -20,7 +20,7 @@ from cos_core import llava, manifest
 from cos_core.errors import FailuresError, InputError
 from cos_core.images import open_image
 from cos_core.infer.passes import Setting, TwoPass
-from cos_core.infer.questions import questions
+from cos_core.infer.questions import Questions, problems_file, questions
 from cos_core.infer.settings import InferConfig, build_engine, finder, model_fingerprint, setting, tell_served
 from cos_core.infer.work import around, portions, start
 from cos_core.interfaces import Engine, Reporter, Runner
@@ -36,34 +36,40 @@ def run(config: InferConfig, reporter: Reporter, engine: Engine | None = None, w
 
     Questions that `out` already holds are not asked again (recorded failures too, unless `retry_failed`). `engine`, or the
     `workers` that `start` gave, answer instead of what the config names. Counts are those of the whole file; bad lines of
-    the data count as failed, samples without a picture as skipped. Raises InputError for settings or data that cannot be used,
+    the data count as failed and are named in `<out>.problems.jsonl`, samples without a picture as skipped. Raises InputError
+    for settings or data that cannot be used, CosError when the data changes while the model is loaded,
     LockedError when another run writes `out`, FailuresError once more than `max_failures` items have failed; what was finished
     stays.
     """
     if config.out is None or (config.data is None and not (config.images and config.question)):
         raise InputError("a run needs a file of questions (data) and a file for the answers (out)")
+    # Before a model is loaded: what is wrong with the data is told at once.
+    asked = questions(config, reporter)
     if workers is not None:
-        return _run(config, config.out, reporter, workers)
+        return _run(config, asked, reporter, workers)
     with start(config, reporter) if engine is None else around(engine, config) as runner:
-        return _run(config, config.out, reporter, runner)
+        return _run(config, asked, reporter, runner)
 
 
-def _run(config: InferConfig, out: Path, reporter: Reporter, runner: Runner) -> RunManifest:
+def _run(config: InferConfig, asked: Questions, reporter: Reporter, runner: Runner) -> RunManifest:
+    out = Path(config.out or "")
     if config.scale.chosen(list) == "ray":
         # What "auto" means is for the machines to say that run the model.
         config = replace(config, dtype=runner.about["dtype"] or config.dtype)
     made = setting(config)
     inputs = {
-        "data": manifest.file_input(config.data) if config.data else {"path": str(config.images)},
+        "data": manifest.files_input(config.data) if config.data else {"path": str(config.images)},
         "model": {"path": str(config.model), "fingerprint": model_fingerprint(config)},
     }
+    if asked.snapshot is not None:
+        asked.snapshot.check()
     begun = manifest.started("infer", config, seed=config.seed, inputs=inputs, settings_fingerprint=made.fingerprint)
     _remark(config, reporter)
-    asked = questions(config, reporter)
     if config.retry_failed:
         _drop_failures(out)
-    tally = _Tally(failed=asked.problems, skipped=asked.text_only)
+    tally = _Tally(failed=len(asked.problems), skipped=asked.text_only)
     with DurableWriter(out, batch=config.batch_size) as writer:
+        _write_problems(out, asked)
         done = _already_answered(out, made, asked.examples, tally)
         todo = [example for example in asked.examples if example.id not in done]
         before = len(asked.examples) - len(todo)
@@ -88,7 +94,10 @@ def _run(config: InferConfig, out: Path, reporter: Reporter, runner: Runner) -> 
                     if tally.exceeds(config.max_failures):
                         break
     stopped = tally.exceeds(config.max_failures)
-    finished = begun.finish(tally.counts(), status="failed" if stopped else "complete", results={"settings": made.settings})
+    results: dict[str, Any] = {"settings": made.settings}
+    if asked.problems:
+        results["problems"] = {"count": len(asked.problems), "file": problems_file(out).name}
+    finished = begun.finish(tally.counts(), status="failed" if stopped else "complete", results=results)
     manifest.write(manifest.path_for(out), finished)
     _settings_file(out).unlink(missing_ok=True)
     if stopped:
@@ -96,6 +105,18 @@ def _run(config: InferConfig, out: Path, reporter: Reporter, runner: Runner) -> 
             f"{tally.failed} questions failed, more than the {config.max_failures} allowed; the reasons stand in {out}"
         )
     return finished
+
+
+def _write_problems(out: Path, asked: Questions) -> None:
+    """Names each record of the data that cannot be used in a file beside the answers; without any there is no such file."""
+    path = problems_file(out)
+    if not asked.problems:
+        path.unlink(missing_ok=True)
+        return
+    with manifest.atomic_file(path) as file:
+        for one in asked.problems:
+            row = {"path": str(one.path), "line": one.line, "id": one.example_id, "reason": one.reason}
+            file.write(manifest.canonical(row) + b"\n")
 
 
 def answer_one(

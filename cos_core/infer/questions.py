@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from cos_core.datasets import Problem, read_examples, tell
+from cos_core.datasets import Problem, Snapshot, read_examples, spoken, tell
 from cos_core.errors import InputError
 from cos_core.infer.settings import InferConfig
 from cos_core.interfaces import Reporter
@@ -15,20 +15,23 @@ from cos_core.types import Example
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """What is asked; `problems` and `text_only` count the records that cannot be used and those without a picture."""
+    """What is asked; `problems` are the records that cannot be used, `text_only` counts those without a picture."""
 
     examples: list[Example]
     siblings: Mapping[str, Sequence[str]]
     """All questions of each image, in the order of the file, whatever `limit` says."""
-    problems: int
-    text_only: int
+    problems: list[Problem] = field(default_factory=list)
+    text_only: int = 0
+    snapshot: Snapshot | None = None
+    """The data as it was read."""
 
 
 def questions(config: InferConfig, reporter: Reporter) -> Questions:
     """What a run asks: one picture's questions side by side. Raises InputError when there is none."""
     if config.data is None:
         found = _same_question(config)
-        return Questions(found[: config.limit], {}, 0, 0)
+        return Questions(found[: config.limit], {})
+    snapshot = Snapshot(config.data)
     problems: list[Problem] = []
     text_only = 0
     found = []
@@ -39,10 +42,16 @@ def questions(config: InferConfig, reporter: Reporter) -> Questions:
             continue
         found.append(example)
         siblings.setdefault(example.image, []).append(example.question)
-    tell(config.data, problems, text_only, reporter)
+    snapshot.check()
+    tell(config.data, problems, text_only, reporter, f"all are named in {problems_file(config.out)}" if config.out else None)
     if not found:
-        raise InputError(f"{config.data} holds no question about a picture")
-    return Questions(_grouped(found[: config.limit]), siblings, len(problems), text_only)
+        raise InputError(f"{spoken(config.data)} holds no question about a picture")
+    return Questions(_grouped(found[: config.limit]), siblings, problems, text_only, snapshot)
+
+
+def problems_file(out: Path) -> Path:
+    """Where a run names every record of its data that cannot be used, a line each."""
+    return out.with_name(f"{out.name}.problems.jsonl")
 
 
 def _grouped(examples: Sequence[Example]) -> list[Example]:

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from cos_core import hub, llava, manifest, plug
 from cos_core.checkpoints import fill_of
 from cos_core.cropping import OnBadBox
+from cos_core.datasets import Files
 from cos_core.engines._served import Served, of_model
 from cos_core.errors import InputError
 from cos_core.images import FILL
@@ -25,7 +26,7 @@ ROI_ALIASES = {"model": "from_single_question", "center": "center_crop"}
 
 @dataclass(frozen=True, slots=True)
 class InferConfig:
-    """Settings of one run: a file of questions (`data`, `images`, `out`), or one `image` with one `question`.
+    """Settings of one run: questions in a file or several (`data`, `images`, `out`), or one `image` with one `question`.
 
     `roi`: a policy, "model" or "center" for short, or "relevance" (heat.py: no training needed); `on_bad_box`: what to look at
     when there is no usable region: the whole image again, its centre, or nothing (the question is left unanswered and counted
@@ -44,7 +45,7 @@ class InferConfig:
 
     model: str | Path
     out: Path | None = None
-    data: Path | None = None
+    data: Files | None = None
     images: Path | None = None
     image: Path | None = None
     question: str | None = None

@@ -9,7 +9,7 @@ from typing import Any
 
 from cos_core.encoding import encode
 from cos_core.training.config import TrainConfig
-from cos_core.training.data import TrainData, about_places, chosen_of, make_turns
+from cos_core.training.data import TrainData, about_places, chosen_of, limit, make_turns
 from cos_core.training.flops import Size, peak_flops
 from cos_core.training.order import Order
 from cos_core.training.samples import Sample
@@ -56,8 +56,8 @@ def _tokens(data: TrainData, sample: Sample) -> int:
     chosen = chosen_of(sample, 0, recipe)
     box = None if sample.boxes[chosen] is None else _SOME_BOX
     turns = make_turns(sample, chosen, box, recipe)
-    size = len(encode(recipe.profile, turns, recipe.tokenizer, recipe.image_token_id, about_places(recipe)))
-    return min(size, recipe.max_length)
+    encoded = encode(recipe.profile, turns, recipe.tokenizer, recipe.image_token_id, about_places(recipe))
+    return min(len(encoded), limit(encoded, recipe))
 
 
 def _parts(lengths: Sequence[int], batch: int) -> list[Sequence[int]]:
@@ -106,7 +106,7 @@ def memory(size: Size, machine: Machine, config: TrainConfig, longest: int) -> d
     optimiser = learnt * (12 if mixed else 8) / (n if machine.zero >= 1 else 1)
     if machine.offload:
         weights, optimiser = weights * 0.05, 0.0
-    positions = config.batch_size * min(longest, config.max_length)
+    positions = config.batch_size * longest
     number = 2 if machine.half else 4
     # One hidden state a layer is kept when the rest is recomputed (and one layer's insides while it is); about 34 without.
     kept = size.layers + 34 if machine.recompute else 34 * size.layers

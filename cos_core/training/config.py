@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cos_core.datasets import Files
 from cos_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _COUNTS = (
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "check": ("sample", "full", "off"),
     "crop_of": ("text", "region"),
+    "max_length_counts": ("positions", "text"),
     "on_no_region": ("full", "skip"),
     "annotator": (None, "regions", "patches"),
 }
@@ -44,7 +46,8 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
 class TrainConfig:
     """One training run. Raises InputError for values that cannot be meant.
 
-    data, images         samples (see datasets.py) and the folder that their image paths start from
+    data, images         samples (see datasets.py; several files are one data set) and the folder that their image paths
+                         start from
     model, out           start checkpoint (directory, hub id or `miniature`); directory of the finished one
     store                annotations of `cos annotate`, or the released region file (.json); needed by policies whose box the
                          model writes
@@ -54,7 +57,9 @@ class TrainConfig:
                          for adapters (see `rate`)
     batch_size           samples that one device holds at once
     global_batch         samples per optimiser step over all devices, by accumulation; None: batch_size x devices
-    max_length           tokens of one sample, image positions included
+    max_length           tokens of one sample
+    max_length_counts    what max_length counts: "positions", each picture with all of its own, or "text", each picture as one
+                         token, as the released code cuts (2048 are 3198 positions with two pictures of 576)
     max_steps            optimiser steps; overrides `epochs`
     extra_turns          the image's other questions follow, supervised, as the released code trains (upstream §1.5)
     train_projector      the projector is trained too, as the released code does; the paper freezes it
@@ -83,7 +88,7 @@ class TrainConfig:
     dry_run, mfu         print the bill and stop; share of a GPU's peak assumed where no GPU can be probed
     """
 
-    data: Path
+    data: Files
     images: Path
     model: str
     out: Path
@@ -97,6 +102,7 @@ class TrainConfig:
     batch_size: int = 16
     global_batch: int | None = 1024
     max_length: int = 2048
+    max_length_counts: Literal["positions", "text"] = "positions"
     max_steps: int | None = None
     extra_turns: bool = False
     train_projector: bool = False
@@ -221,10 +227,20 @@ class TrainConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Every setting, paths as text, the learning rate as it comes out."""
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        settings = {key: _plain(value) for key, value in asdict(self).items()}
         return {**settings, "learning_rate": self.rate}
 
     def learnt(self, devices: int) -> dict[str, Any]:
         """The settings that decide what is learnt, for the run's fingerprint; `global_batch` as it comes out."""
         kept = {key: value for key, value in self.to_json().items() if key not in _NOT_IN_FINGERPRINT}
+        if kept["max_length_counts"] == "positions":
+            # Runs that were begun before there was a choice go on.
+            del kept["max_length_counts"]
         return {**kept, "global_batch": self.batch_size * devices * self.accumulation(devices)}
+
+
+def _plain(value: Any) -> Any:
+    """Paths as text."""
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cos_core.boxtext import read_box, write_box
 from cos_core.encoding import IGNORE, Encoded, encode
 from cos_core.errors import InputError
-from cos_core.geometry import Box, SquarePad
+from cos_core.geometry import Box, SquarePad, full_box
 from cos_core.images import crop_region, open_image
 from cos_core.interfaces import Policy
 from cos_core.prompts import Profile, dialogue, text_dialogue
@@ -67,8 +67,10 @@ class Recipe:
     images: Path
     seed: int = 0
     max_length: int = 2048
+    max_length_counts: Literal["positions", "text"] = "positions"
     extra_turns: bool = False
     crop_of: Literal["text", "region"] = "text"
+    on_no_region: Literal["full", "skip"] = "full"
     album: Album | None = None
 
 
@@ -108,12 +110,11 @@ class TrainData:
             if index not in skipped:
                 sample = self.samples[index]
                 try:
-                    encoded, pictures = make_item(sample, epoch, self.recipe)
+                    item = make_item(sample, epoch, self.recipe)
                 except InputError as error:
                     skipped[index] = Skipped(sample.id, str(error), training=True)
                 else:
-                    fallback = chosen_of(sample, epoch, self.recipe) in sample.fallbacks
-                    return Item(encoded, pictures, tuple(skipped.values()), sample.id, fallback=fallback)
+                    return replace(item, skipped=tuple(skipped.values()))
             index = draw(self.recipe.seed, f"{key} {attempt}", epoch, len(self.samples))
         first = next(iter(skipped.values()))
         raise InputError(f"{len(skipped)} samples in a row cannot be trained on; the first, {first.id}: {first.reason}")
@@ -130,18 +131,44 @@ def chosen_of(sample: Sample | Outline, epoch: int, recipe: Recipe) -> int:
     return sample.usable[draw(recipe.seed, sample.id, epoch, len(sample.usable))]
 
 
-def make_item(sample: Sample, epoch: int, recipe: Recipe) -> tuple[Encoded, tuple[Image, ...]]:
+def make_item(sample: Sample, epoch: int, recipe: Recipe) -> Item:
     """Tokens, labels and pictures of a sample in an epoch. The image is decoded once for both views.
 
-    Raises InputError when the image cannot be read, or when the length limit cuts an image or every label.
+    A region that lies outside its picture is no region: the whole picture stands for it, or the sample is left out, as for a
+    question that has none (`recipe.on_no_region`). Raises InputError when it is left out, when the image cannot be read, or
+    when the length limit cuts an image or every label.
     """
     chosen = chosen_of(sample, epoch, recipe)
     picture = None if sample.image is None else open_image(recipe.images, sample.image)
-    return encode_sample(sample, chosen, picture, recipe)
+    reason = None if picture is None else outside(sample.boxes[chosen], picture)
+    if reason is not None:
+        if recipe.on_no_region == "skip":
+            raise InputError(reason)
+        sample = with_whole_picture(sample, chosen)
+    encoded, pictures = encode_sample(sample, chosen, picture, recipe)
+    return Item(encoded, pictures, id=sample.id, fallback=chosen in sample.fallbacks)
+
+
+def outside(region: Region | None, picture: Image) -> str | None:
+    """Why a region has no part on a picture; None when it has one, or is none."""
+    if not isinstance(region, Square):
+        return None
+    try:
+        region.box(*picture.size)
+    except InputError:
+        at = f"top {region.top:g}, left {region.left:g}, side {region.side:g}"
+        return f"its region ({at}) lies outside the {picture.width}x{picture.height} picture"
+    return None
+
+
+def with_whole_picture(sample: Sample, chosen: int) -> Sample:
+    """The sample with the whole picture in the place of one question's region."""
+    boxes = (*sample.boxes[:chosen], full_box("square"), *sample.boxes[chosen + 1 :])
+    return replace(sample, boxes=boxes, fallbacks=(*sample.fallbacks, chosen))
 
 
 def encode_sample(sample: Sample, chosen: int, picture: Image | None, recipe: Recipe) -> tuple[Encoded, tuple[Image, ...]]:
-    """`make_item` for one question of a sample and its decoded picture."""
+    """Tokens, labels and pictures of one question of a sample, and its decoded picture. Raises InputError."""
     if picture is not None and recipe.album is not None:
         return _album_sample(sample, chosen, picture, recipe, recipe.album)
     views: dict[str, Image] = {}
@@ -153,7 +180,7 @@ def encode_sample(sample: Sample, chosen: int, picture: Image | None, recipe: Re
             box_text, views["roi"] = _zoom(picture, region, recipe)
     turns = make_turns(sample, chosen, box_text, recipe)
     encoded = encode(recipe.profile, turns, recipe.tokenizer, recipe.image_token_id, recipe.image_tokens)
-    encoded = cut(encoded, recipe.max_length, recipe.image_token_id)
+    encoded = cut(encoded, limit(encoded, recipe), recipe.image_token_id)
     return encoded, tuple(views[slot] for slot in encoded.slots)
 
 
@@ -164,7 +191,7 @@ def _album_sample(
     crops = album.crops(picture, str(sample.image), recipe.profile.crop_from, recipe.fill)
     turns = make_turns(sample, chosen, None, recipe)
     encoded = encode(recipe.profile, turns, recipe.tokenizer, recipe.image_token_id, len(crops) * album.positions)
-    return cut(encoded, recipe.max_length, recipe.image_token_id), crops
+    return cut(encoded, limit(encoded, recipe), recipe.image_token_id), crops
 
 
 def _zoom(picture: Image, region: Region, recipe: Recipe) -> tuple[str, Image]:
@@ -229,6 +256,17 @@ def make_turns(sample: Sample, chosen: int, box_text: str | None, recipe: Recipe
         learn_box=recipe.policy.source != "fixed",
         extra_turns=others,
     )
+
+
+def limit(encoded: Encoded, recipe: Recipe) -> int:
+    """The most positions that a sample may have.
+
+    In the released code `max_length` counts a picture as one token, for it cuts before pictures are widened: 2048 are 3198
+    positions with two pictures of 576.
+    """
+    if recipe.max_length_counts == "positions":
+        return recipe.max_length
+    return recipe.max_length + encoded.ids.count(recipe.image_token_id) - len(encoded.slots)
 
 
 def cut(encoded: Encoded, max_length: int, image_token_id: int) -> Encoded:

@@ -28,12 +28,14 @@ from cos_core.geometry import Box, SquarePad
 from cos_core.images import image_path, open_image
 from cos_core.interfaces import Reporter
 from cos_core.released import Square
-from cos_core.training.data import Recipe, draw, encode_sample
+from cos_core.training.data import Recipe, draw, encode_sample, limit, outside
 from cos_core.training.samples import OTHER_IMAGE, Sample
 from cos_core.training.table import Data, SampleTable
 
 SAMPLE = 256
 """Samples whose pictures and tokens are checked when not all are."""
+TOO_FEW = "too few regions"
+OUTSIDE = "region outside the picture"
 _NAMED = 3
 _AT_ONCE = 1024
 _SPOOL_BYTES = 2**20
@@ -106,23 +108,31 @@ class Report:
     tokens: array[int] = field(default_factory=lambda: array("l"))
     supervised: array[int] = field(default_factory=lambda: array("l"))
 
-    def lines(self) -> Iterator[str]:
-        """The report for a person: counts, the first offenders of each kind, token counts."""
+    def lines(self) -> Iterator[tuple[bool, str]]:
+        """The report for a person: counts, the first offenders of each kind, token counts; each with whether it is a fault."""
         findings = self.findings
         for kind, few in sorted(findings.first.items(), key=lambda entry: (not entry[1][0].fault, -findings.counts[entry[0]])):
             count = findings.counts[kind]
-            yield f"{'fault' if few[0].fault else 'remark'}: {kind}: {count}"
+            fault = few[0].fault
+            yield fault, f"{kind}: {plural(count, 'fault' if fault else 'remark')}"
             for finding in few:
-                yield f"  {finding}"
+                yield fault, f"  {finding}"
             if count > len(few):
-                yield f"  and {count - len(few)} more"
+                yield fault, f"  and {count - len(few)} more"
         if self.tokens:
             lengths = sorted(self.tokens)
             yield (
+                False,
                 f"tokens a sample: {sum(lengths) / len(lengths):.0f} on average, {lengths[len(lengths) // 2]} in the middle, "
-                f"{lengths[-1]} at most; {sum(self.supervised) / len(self.supervised):.0f} of them learnt"
+                f"{lengths[-1]} at most; {sum(self.supervised) / len(self.supervised):.0f} of them learnt",
             )
-        yield f"checked {self.checked} of {self.samples} samples closely: {findings.faults} faults"
+        found = plural(findings.faults, "fault") if findings.faults else "no faults"
+        yield False, f"checked {self.checked} of {plural(self.samples, 'sample')} closely: {found}"
+
+
+def plural(number: int, noun: str) -> str:
+    """A number with its noun: 1 fault, 2 faults."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +153,7 @@ class Patient:
     def finding(self, kind: str, sample: Sample, reason: str, which: int = 0, fault: bool = True) -> Finding:
         """One about a question of a sample."""
         question = sample.questions[which]
-        return Finding(kind, self.found.path, question.line, question.id, reason, fault)
+        return Finding(kind, self.found.where(question.file), question.line, question.id, reason, fault)
 
 
 def examine(patient: Patient, *, full: bool, reporter: Reporter) -> Report:
@@ -165,8 +175,8 @@ def examine(patient: Patient, *, full: bool, reporter: Reporter) -> Report:
                 report.tokens.extend(tokens for tokens, _ in counted)
                 report.supervised.extend(learnt for _, learnt in counted)
                 done += 1
-                reporter.progress("check", done, len(chosen), f"{findings.faults} faults")
-    for finding in _frame(patient, chosen):
+                reporter.progress("check", done, len(chosen), plural(findings.faults, "fault") if findings.faults else "")
+    for finding in (*_too_few(patient, report), *_frame(patient, chosen)):
         findings.add(finding)
     return report
 
@@ -182,23 +192,36 @@ def _joined(patient: Patient) -> Iterator[Finding]:
             foreign = skipped.reason == OTHER_IMAGE
             if not (skipped.lacking and kind == "left out"):
                 what = "region of another image" if foreign else kind
-                yield Finding(what, found.path, skipped.line, skipped.id, skipped.reason, fault=foreign)
-    yield from _too_few(patient)
+                yield Finding(what, found.where(skipped.file), skipped.line, skipped.id, skipped.reason, fault=foreign)
     for skipped in found.unusable:
-        yield Finding("unusable region", found.regions or found.path, None, skipped.id, skipped.reason)
+        yield Finding("unusable region", found.regions or found.files[0], None, skipped.id, skipped.reason)
     for skipped in found.shifted:
-        yield Finding("row of another sample", found.path, skipped.line, skipped.id, skipped.reason)
+        yield Finding("row of another sample", found.where(skipped.file), skipped.line, skipped.id, skipped.reason)
 
 
-def _too_few(patient: Patient) -> Iterator[Finding]:
-    """Some questions without a region are to be expected; when many are, the store is hardly that of the data."""
-    missing, asked = len(patient.found.lacking), patient.found.asked
-    if missing > patient.max_no_region * asked:
+def _too_few(patient: Patient, report: Report) -> Iterator[Finding]:
+    """Some questions without a region are to be expected; when many are, the store is hardly that of the data.
+
+    A region outside its picture is none; of these the pictures that were looked at tell the share.
+    """
+    found, allowed = patient.found, patient.max_no_region
+    let_pass = f"more than the {allowed:.3g} of them that max_no_region lets pass"
+    if too_few(found, allowed):
         reason = (
-            f"{missing} of {asked} questions about pictures have no region, more than the {patient.max_no_region:.3g} of them "
-            f"that max_no_region lets pass; is this the store of these questions?"
+            f"{len(found.lacking)} of {found.asked} questions about pictures have no region, {let_pass} "
+            f"({found.lacking.reasons}); is this the store of these questions?"
         )
-        yield Finding("too few regions", patient.found.path, None, None, reason)
+        yield Finding(TOO_FEW, found.files[0], None, None, reason)
+    outside = report.findings.counts[OUTSIDE]
+    looked = outside + len(report.tokens)
+    if outside > allowed * looked:
+        reason = f"{outside} of {looked} regions looked at lie outside their pictures, {let_pass}; are these the pictures?"
+        yield Finding(TOO_FEW, found.files[0], None, None, reason)
+
+
+def too_few(data: Data, allowed: float) -> bool:
+    """Whether more than a share of the questions about pictures have no region."""
+    return len(data.lacking) > allowed * data.asked
 
 
 def _chosen(patient: Patient, full: bool) -> Sequence[int]:
@@ -226,6 +249,11 @@ def _closely(sample: Sample, patient: Patient, full: bool) -> tuple[list[Finding
     counted = []
     for i in sample.usable if full else sample.usable[:1]:
         region = sample.boxes[i]
+        reason = None if picture is None else outside(region, picture)
+        if reason is not None:
+            treated = "the whole picture is trained" if recipe.on_no_region == "full" else "the question is left out"
+            findings.append(patient.finding(OUTSIDE, sample, f"{reason}; {treated}", i, fault=False))
+            continue
         if isinstance(region, Square) and picture is not None and not region.inside(*picture.size):
             at = f"top {region.top:g}, left {region.left:g}, side {region.side:g}"
             reason = f"its region ({at}) does not lie in the {picture.width}x{picture.height} picture"
@@ -238,7 +266,7 @@ def _closely(sample: Sample, patient: Patient, full: bool) -> tuple[list[Finding
             continue
         learnt = sum(label >= 0 for label in encoded.labels)
         counted.append((len(encoded), learnt))
-        if len(encoded) == recipe.max_length:
+        if len(encoded) == limit(encoded, recipe):
             reason = f"cut to max_length {recipe.max_length}: the end is not learnt"
             findings.append(patient.finding("cut", sample, reason, i, fault=False))
     return findings, counted

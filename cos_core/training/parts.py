@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cos_core import __version__, hub, manifest, plug
-from cos_core.datasets import stamp
+from cos_core.datasets import Snapshot, paths_of
 from cos_core.errors import InputError
 from cos_core.interfaces import Policy, Reporter
 from cos_core.prompts import DIALOGUE_VERSION, checkpoint_profile
@@ -60,8 +60,8 @@ def _mark(config: TrainConfig) -> str:
     """Names the samples of a run: its processes agree on it, and no other run does."""
     what = {
         "out": config.out.absolute(),
-        "data": config.data.absolute(),
-        "stamp": stamp(config.data),
+        "data": [path.absolute() for path in paths_of(config.data)],
+        "stamps": Snapshot(config.data).stamps,
         "store": config.store and config.store.absolute(),
         "policy": config.rule,
         "seed": config.seed,
@@ -75,7 +75,7 @@ def settings(config: TrainConfig, policy: Policy, devices: int) -> tuple[dict[st
     """What decides the result (for the fingerprint), and the inputs as the manifest names them."""
     where = hub.resolve(config.model)
     inputs: dict[str, dict[str, Any]] = {
-        "data": manifest.file_input(config.data),
+        "data": manifest.files_input(config.data),
         "model": {"path": config.model, "fingerprint": hub.fingerprint(where)},
     }
     decisive = {
@@ -136,6 +136,8 @@ def light(config: TrainConfig, policy: Policy) -> Light:
         images=config.images,
         seed=config.seed,
         max_length=config.max_length,
+        max_length_counts=config.max_length_counts,
+        on_no_region=config.on_no_region,
         extra_turns=config.extra_turns,
         crop_of=config.crop_of,
         album=album(config),
@@ -159,15 +161,19 @@ def check(config: TrainConfig, data: Data, recipe: Recipe, reporter: Reporter) -
     patient = doctor.Patient(data, recipe, config.max_no_region)
     report = doctor.examine(patient, full=config.check == "full", reporter=reporter)
     findings = report.findings
-    for line in report.lines():
-        (reporter.warn if len(findings) else reporter.note)(line)
+    refused = findings.faults > config.max_faults
+    for serious, line in report.lines():
+        # What ends the run is said once, by the error.
+        if not (serious and refused):
+            (reporter.warn if serious else reporter.note)(line)
     if len(findings):
         config.out.mkdir(parents=True, exist_ok=True)
         findings.write(config.out / CHECK_FILE)
-    if findings.faults > config.max_faults:
+    if refused:
         named = "; ".join(str(finding) for finding in findings.first_faults)
+        kinds = ", ".join(f"{kind} ({findings.counts[kind]})" for kind, few in findings.first.items() if few[0].fault)
         raise InputError(
-            f"the data has {findings.faults} faults, all named in {config.out / CHECK_FILE}; the first: {named}. "
-            f"Mend them, or let {findings.faults} pass with --max-faults"
+            f"the data has {doctor.plural(findings.faults, 'fault')}, named in {config.out / CHECK_FILE}: {kinds}; "
+            f"the first: {named}. Mend the data, or let {findings.faults} pass with --max-faults"
         )
     return report

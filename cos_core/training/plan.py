@@ -24,7 +24,7 @@ _PROBE_STEPS = 6
 
 def plan(config: TrainConfig, policy: Policy, world: World, reporter: Reporter) -> RunManifest:
     """The doctor's report and, for a dry run, the bill; no model is loaded, unless a GPU is there to be probed."""
-    started = manifest.started("train", config, seed=config.seed, inputs={"data": manifest.file_input(config.data)})
+    started = manifest.started("train", config, seed=config.seed, inputs={"data": manifest.files_input(config.data)})
     results: dict[str, Any] = {}
     with stage.read(config, policy, reporter) as data:
         made = parts.light(config, policy)

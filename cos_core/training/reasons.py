@@ -22,8 +22,8 @@ _NAMED = 3
 class Skipped:
     """One question, record or whole sample that is not trained on, and why; `training`: found only when its turn came.
 
-    `line`: where its record begins in the data file, from 1, where that is known. `lacking`: a question that is named among
-    those without a region as well.
+    `line`, `file`: where its record begins, from 1, and in which data file, where that is known. `lacking`: a question that is
+    named among those without a region as well.
     """
 
     id: str
@@ -31,6 +31,7 @@ class Skipped:
     training: bool = False
     line: int | None = None
     lacking: bool = False
+    file: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As `skipped.jsonl` has it."""
@@ -87,7 +88,7 @@ class ReasonFile:
         if self._file is None:
             raise InputError(f"{self.path} is already closed for writing")
         self.reasons.add(skipped)
-        row = [skipped.id, skipped.reason, skipped.training, skipped.line, skipped.lacking]
+        row = [skipped.id, skipped.reason, skipped.training, skipped.line, skipped.lacking, skipped.file]
         # In ASCII, so that half a character in a reason can be kept, too.
         self._file.write(json.dumps(row).encode() + b"\n")
 

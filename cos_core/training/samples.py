@@ -131,11 +131,11 @@ def collect(
         for i, example in enumerate(questions):
             found = _Found() if example.image is None else _box(example, rules, annotations)
             if found.shifted is not None:
-                shifted.append(Skipped(example.id, str(found.shifted), line=example.line))
+                shifted.append(Skipped(example.id, str(found.shifted), line=example.line, file=example.file))
             account.asked += example.image is not None and rules.policy.source == "model"
             box, reason = found.box, found.reason
             if found.lacking:
-                account.lacking.append(Skipped(example.id, str(reason), line=example.line))
+                account.lacking.append(Skipped(example.id, str(reason), line=example.line, file=example.file))
                 if rules.on_no_region == "full":
                     box, reason = full_box("square"), None
                     fallbacks.append(i)
@@ -145,7 +145,7 @@ def collect(
             if reason is None:
                 usable.append(i)
             else:
-                account.skipped.append(Skipped(example.id, reason, line=example.line, lacking=found.lacking))
+                account.skipped.append(Skipped(example.id, reason, line=example.line, file=example.file, lacking=found.lacking))
         if usable:
             for skipped in shifted:
                 account.shifted.append(skipped)

@@ -9,6 +9,7 @@ from typing import Any
 
 from cos_core import __version__, folders, hub, layout, manifest
 from cos_core.checkpoints import ANNOTATOR_FILE
+from cos_core.datasets import paths_of
 from cos_core.jsonl import sync_folder
 from cos_core.llava import Llava
 from cos_core.training import adapters, checkpoints
@@ -88,7 +89,7 @@ def _card(llava: Llava, config: TrainConfig) -> layout.Card:
     learnt = f"adapters of rank {config.lora} on the language model, merged" if config.lora else "the language model"
     facts = {
         "base model's fingerprint": llava.fingerprint,
-        "data": config.data.name,
+        "data": ", ".join(path.name for path in paths_of(config.data)),
         "regions": config.store.name if config.store else "none",
         "policy": config.rule,
         "trained": learnt + (" and the projector" if config.train_projector else ""),

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cos_core import images, manifest, plug
+from cos_core.datasets import spoken
 from cos_core.errors import InputError
 from cos_core.interfaces import Policy, Reporter, SilentReporter
 from cos_core.jsonl import DurableWriter, read_lines
 from cos_core.locks import FileLock
-from cos_core.training import checkpoints, engine, folder, loading, parts
+from cos_core.training import checkpoints, doctor, engine, folder, loading, parts
 from cos_core.training.album import regions_as_tokens
 from cos_core.training.config import TrainConfig
 from cos_core.training.data import TrainData
@@ -200,17 +201,19 @@ def _all_skipped(trainer: ChainTrainer) -> dict[str, Skipped]:
 def read(config: TrainConfig, policy: Policy, reporter: Reporter) -> Iterator[Data]:
     """The samples, inside the block, with a warning about what is left out. Raises InputError when nothing is left."""
     with parts.read(config, policy) as data:
-        if len(data.problems):
+        # The check names both, as faults.
+        checked = config.check != "off"
+        if len(data.problems) and not checked:
             reporter.warn(f"{len(data.problems)} problems in the data; the first: {next(data.named_problems())}")
         if len(data.skipped):
             reporter.warn(f"not trained on: {data.skipped.reasons}; all are in {SKIPPED_FILE}")
-        if len(data.lacking):
+        if len(data.lacking) and not (checked and doctor.too_few(data, config.max_no_region)):
             treated = "trained on the whole picture" if config.on_no_region == "full" else "left out"
             named = f"{len(data.lacking)} of {data.asked} questions about pictures have no region and are {treated}"
             reporter.warn(f"{named}: {data.lacking.reasons}")
         if not len(data.samples):
             why = f": {data.skipped.reasons}" if len(data.skipped) else ""
-            raise InputError(f"nothing in {config.data} can be trained on{why}")
+            raise InputError(f"nothing in {spoken(config.data)} can be trained on{why}")
         yield data
 
 

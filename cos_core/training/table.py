@@ -1,7 +1,7 @@
-"""The samples of a run as arrays in files, over the data file: processes of a machine map them, its page cache holds one copy.
+"""The samples of a run as arrays in files, over the data files: processes of a machine map them, its page cache holds one copy.
 
 There is a row for each record (where it stands), each sample (its id and which examples it has) and each question (its region,
-whether it can be used, the lengths of its texts). Texts and answers stay in the data file and are read again when a sample's
+whether it can be used, the lengths of its texts). Texts and answers stay in the data files and are read again when a sample's
 turn comes, by the reader that found them. Nothing in a process's own memory grows with the data.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cos_core.datasets import Record, RecordFile, read_records, stamp
+from cos_core.datasets import Files, Record, RecordFiles, Snapshot, Stamp, paths_of, read_records, spoken
 from cos_core.errors import CosError, InputError
 from cos_core.geometry import Box
 from cos_core.jsonl import Place, Problem
@@ -25,8 +25,15 @@ from cos_core.training.reasons import ReasonFile, Reasons, Skipped
 from cos_core.training.samples import Account, Annotations, Outline, Region, Rules, Sample, collect, key_of
 from cos_core.types import Example
 
-_RECORD = np.dtype([("first", "<i8"), ("offset", "<i8"), ("length", "<u4"), ("line", "<u4"), ("row", "<u4"), ("renamed", "?")])
-"""`first`: the number of the record's first example among all examples of the file; the rest as jsonl.Place and Record."""
+_RECORD = np.dtype(
+    [
+        *((name, "<i8") for name in ("first", "offset")),
+        *((name, "<u4") for name in ("length", "line", "row")),
+        ("renamed", "?"),
+        ("file", "<u2"),
+    ]
+)
+"""`first`: the number of the record's first example among all examples of the data; the rest as jsonl.Place and Record."""
 _SAMPLE = np.dtype(
     [("example", "<i8"), ("question", "<i8"), ("id", "<i8"), ("count", "<u4"), ("id_bytes", "<u4"), ("image", "?")]
 )
@@ -58,7 +65,7 @@ class Data:
     some none.
     """
 
-    path: Path
+    files: tuple[Path, ...]
     samples: SampleTable
     skipped: ReasonFile
     lacking: ReasonFile
@@ -72,21 +79,23 @@ class Data:
     def named_problems(self) -> Iterator[Problem]:
         """The records that cannot be read, as the reader of the data file named them."""
         for one in self.problems:
-            yield Problem(self.path, one.line, one.id or None, one.reason)
+            yield Problem(self.where(one.file), one.line, one.id or None, one.reason)
+
+    def where(self, file: str | None) -> Path:
+        """The data file that is meant by the `file` of an example or of a question that is left out."""
+        return Path(file) if file is not None else self.files[0]
 
 
 class SampleTable(Sequence[Sample]):
-    """The samples of a data file. Equal, sample by sample, to the list of what `collect` yields."""
+    """The samples of a data set. Equal, sample by sample, to the list of what `collect` yields."""
 
-    def __init__(self, folder: Path, data: Path, found: tuple[int, int]) -> None:
-        """`folder`: as `build` filled it; `found`: the stamp of the data file when it was read.
+    def __init__(self, folder: Path, data: Files, found: Sequence[Stamp]) -> None:
+        """`folder`: as `build` filled it; `found`: the stamps of the data files when they were read.
 
-        Raises CosError when the data file was changed since, or cannot be read.
+        Raises CosError when a data file was changed since, or cannot be read.
         """
         self._origin = folder, data, found
-        self._file = RecordFile(data)
-        if self._file.stamp != found:
-            raise CosError(f"{data} was changed while it was in use; leave it as it is and run again")
+        self._files = RecordFiles(data, found)
         self._records = _mapped(folder / "records", _RECORD)
         self._samples = _mapped(folder / "samples", _SAMPLE)
         self._questions = _mapped(folder / "questions", _QUESTION)
@@ -101,7 +110,7 @@ class SampleTable(Sequence[Sample]):
         key = self._id(start, size)
         questions = self._examples(example, count)
         if key_of(questions[0]) != key:
-            raise CosError(f"{self._file.path} does not hold the sample {key!r} where it stood; run again")
+            raise CosError(f"{spoken(self._origin[1])} does not hold the sample {key!r} where it stood; run again")
         rows = self._questions[question : question + count].tolist()
         return Sample(
             key,
@@ -141,8 +150,8 @@ class SampleTable(Sequence[Sample]):
         skip = first - int(self._records[number]["first"])
         examples: list[Example] = []
         while len(examples) < skip + count:
-            _, offset, length, line, row, renamed = self._records[number].item()
-            examples += self._file.examples(Record(Place(line, row, offset, length), renamed))
+            _, offset, length, line, row, renamed, file = self._records[number].item()
+            examples += self._files.examples(Record(Place(line, row, offset, length), renamed, file))
             number += 1
         return examples[skip : skip + count]
 
@@ -174,14 +183,14 @@ def _numbers(region: Region | None) -> tuple[float, float, float, float, int]:
     return *region.corners, _IN_IMAGE if region.frame == "image" else _IN_SQUARE
 
 
-def build(folder: Path, data: Path, rules: Rules, annotations: Annotations | ReleasedRegions | None) -> None:
-    """Fills `folder` with the samples of the file `data`, which is read once, from its beginning to its end.
+def build(folder: Path, data: Files, rules: Rules, annotations: Annotations | ReleasedRegions | None) -> None:
+    """Fills `folder` with the samples of `data`, which is read once, from its beginning to its end.
 
-    Raises InputError when the data file or a region cannot be read or the disk is full, CosError when the file changes while it
-    is read.
+    Raises InputError when a data file or a region cannot be read or the disk is full, CosError when a file changes while it is
+    read.
     """
     try:
-        found = stamp(data)
+        snapshot = Snapshot(data)
         with _Writer(folder) as writer:
             logs = writer.logs
             if isinstance(annotations, ReleasedRegions):
@@ -190,11 +199,10 @@ def build(folder: Path, data: Path, rules: Rules, annotations: Annotations | Rel
             account = Account(logs["skipped"], logs["lacking"], logs["shifted"])
             for example, sample in collect(writer.examples(data), rules, annotations, account):
                 writer.add(example, sample)
-        if stamp(data) != found:
-            raise CosError(f"{data} was changed while it was read; leave it as it is and run again")
+        snapshot.check()
         summary = {
-            "data": str(data),
-            "stamp": found,
+            "data": [str(path) for path in paths_of(data)],
+            "stamps": snapshot.stamps,
             "regions": str(annotations.path) if isinstance(annotations, ReleasedRegions) else None,
             "asked": account.asked,
             "mixed": writer.mixed,
@@ -203,7 +211,7 @@ def build(folder: Path, data: Path, rules: Rules, annotations: Annotations | Rel
         (folder / _SUMMARY).write_text(json.dumps(summary))
     except OSError as error:
         raise InputError(
-            f"the samples of {data} cannot be put into {folder}: {error.strerror}; TMPDIR names another place"
+            f"the samples of {spoken(data)} cannot be put into {folder}: {error.strerror}; TMPDIR names another place"
         ) from None
 
 
@@ -211,9 +219,9 @@ def opened(folder: Path) -> Data:
     """What `build` left in `folder`. Raises CosError when the data file was changed since."""
     summary = json.loads((folder / _SUMMARY).read_text())
     logs = {name: ReasonFile(folder / name, Reasons(**summary["logs"][name])) for name in _LOGS}
-    path, regions = Path(summary["data"]), summary["regions"]
-    samples = SampleTable(folder, path, tuple(summary["stamp"]))
-    return Data(path, samples, asked=summary["asked"], mixed=summary["mixed"], regions=regions and Path(regions), **logs)
+    files, regions = tuple(map(Path, summary["data"])), summary["regions"]
+    samples = SampleTable(folder, files, [(size, changed) for size, changed in summary["stamps"]])
+    return Data(files, samples, asked=summary["asked"], mixed=summary["mixed"], regions=regions and Path(regions), **logs)
 
 
 class _Writer:
@@ -230,16 +238,17 @@ class _Writer:
     def mixed(self) -> bool:
         return len(self._pictures) == 2
 
-    def examples(self, data: Path) -> Iterator[Example]:
-        """All examples of the data file; each record is noted as it is passed."""
+    def examples(self, data: Files) -> Iterator[Example]:
+        """All examples of the data; each record is noted as it is passed."""
         problems = self.logs["problems"]
 
         def on_problem(problem: Problem) -> None:
-            problems.append(Skipped(problem.example_id or "", problem.reason, line=problem.line))
+            problems.append(Skipped(problem.example_id or "", problem.reason, line=problem.line, file=str(problem.path)))
 
         for record, examples in read_records(data, on_problem):
             place = record.place
-            self._rows["records"].add((self._examples, place.offset, place.length, place.line, place.row, record.renamed))
+            where = (place.offset, place.length, place.line, place.row, record.renamed, record.file)
+            self._rows["records"].add((self._examples, *where))
             self._examples += len(examples)
             yield from examples
 

@@ -197,7 +197,7 @@ class Watch(TrainerCallback):
             if control.should_save:
                 # A checkpoint goes on from here: the lines before it must not be lost in a power cut that it survives.
                 self._station.log.flush()
-        detail = [f"loss {loss:.4f}", f"rate {logs.get('learning_rate') or 0:.2g}", f"{rate:.3g} tokens/s"]
+        detail = [f"loss {loss:.4f}", f"lr {logs.get('learning_rate') or 0:.2g}", f"{rate:.3g} tokens/s"]
         if record["mfu"] is not None:
             detail.append(f"MFU {100 * float(record['mfu']):.0f} %")
         # Never silent about samples that were replaced for their picture's sake, or trained without a region of their own.

@@ -227,7 +227,8 @@ def _read_questions(run: Run, sources: RunSources) -> None:
     inputs = run.manifest.inputs if run.manifest else {}
     # The recorded input is absolute; the setting is as it was typed, which may have been in another folder.
     recorded = inputs.get("data", {}).get("path") or config.get("data")
-    data = sources.data or (Path(str(recorded)) if recorded else None)
+    several = tuple(Path(str(each)) for each in recorded) if isinstance(recorded, list) else None
+    data = sources.data or several or (Path(str(recorded)) if recorded else None)
     name = str(config.get("benchmark") or "")
     run.images = sources.images or (Path(str(config["images"])) if config.get("images") else None)
     if data is None:
