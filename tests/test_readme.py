@@ -37,15 +37,25 @@ def test_every_block_is_marked(block: Block) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like a checkout in which the demo has run, with a photo."""
+    """A folder like a checkout in which the demo has run, with a photo; more scenes than any block asks for."""
     from PIL import Image
 
+    from cos_core.datasets import read_examples
+    from cos_core.geometry import Box
     from cos_core.miniature.scenes import write_dataset
+    from cos_core.store import Store
+    from cos_core.types import Annotation
 
     folder = tmp_path_factory.mktemp("readme")
     Image.effect_noise((320, 240), 60).convert("RGB").save(folder / "photo.jpg")
     for split, seed in (("train", 1), ("test", 2)):
-        write_dataset(folder / "runs" / "demo" / "scenes" / split, 4, seed, 3, 0.0)
+        write_dataset(folder / "runs" / "demo" / "scenes" / split, 24, seed, 3, 0.0)
+    demo = folder / "runs" / "demo"
+    with Store.create_or_resume(demo / "labels" / "from_single_question", "f", {}) as store:
+        store.put_many(
+            Annotation(example.id, Box.from_json(example.meta["gold"]), 1.0, "from_single_question", "f")
+            for example in read_examples(demo / "scenes" / "train" / "questions.jsonl")
+        )
     shutil.copytree(ROOT / "tests" / "golden", folder / "tests" / "golden")
     return folder
 
