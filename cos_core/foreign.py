@@ -73,8 +73,8 @@ def _kind(path: Path, start: bytes) -> str | None:
     for magic, what in _MAGIC:
         if start.startswith(magic):
             return "an Excel workbook" if what == "a ZIP archive" and _is_workbook(path) else what
-    half = start[: len(start) // 2 * 2]
-    if half and (not any(half[1::2]) or not any(half[::2])):
+    halves = start[:256:2], start[1:256:2]
+    if any(letters and all(letters) and not any(nuls) for letters, nuls in (halves, halves[::-1]) if nuls):
         # Letters of Europe in UTF-16 have a NUL in every second byte.
         return "text in UTF-16"
     if start[:512].lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):

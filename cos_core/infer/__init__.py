@@ -57,6 +57,8 @@ def _run(config: InferConfig, asked: Questions, reporter: Reporter, runner: Runn
         # What "auto" means is for the machines to say that run the model.
         config = replace(config, dtype=runner.about["dtype"] or config.dtype)
     made = setting(config)
+    if asked.snapshot is not None:
+        asked.snapshot.check()
     inputs = {
         "data": manifest.files_input(config.data) if config.data else {"path": str(config.images)},
         "model": {"path": str(config.model), "fingerprint": model_fingerprint(config)},
