@@ -38,10 +38,11 @@ DEPARTURES = {
     (6, 0): '" ASSISTANT: " inside a turn masks the whole sample: here box and answers are learnt',
     (6, 1): '" ASSISTANT: " inside a turn masks the whole sample: here box and answers are learnt',
     (6, 2): "a crop of one pixel fails in the old processor, silent fallback: here it is a crop like any other",
+    (8, 0): "an image mark inside an answer is cut out in silence: here it is reported with its line",
     (10, 0): "a conversation that begins with gpt kills the run: here it is reported with its line",
 }
 PLAIN_DEPARTURES = {
-    8: "an image mark inside an answer becomes a second picture there: here marks are taken out of texts",
+    8: "an image mark inside an answer becomes a second picture there: here it is reported with its line",
     6: '" ASSISTANT: " inside a turn masks the whole sample: here the answers are learnt',
     10: "a conversation that begins with gpt loses that turn in silence: here it is reported with its line",
 }
@@ -112,7 +113,7 @@ def test_chained_samples_equal_the_original(setting: str, monkeypatch: pytest.Mo
         assert collapsed(encoded.ids, encoded.labels) == (case["input_ids"], case["labels"]), place
         assert crop_of(place, case) == pictures[1].tobytes(), place
         compared += 1
-    assert compared == 5
+    assert compared == 4
 
 
 def crop_of(place: tuple[int, int], case: dict[str, Any]) -> bytes:
@@ -167,6 +168,7 @@ def test_departures_from_the_original(setting: str, monkeypatch: pytest.MonkeyPa
     assert pictures[1].size == (1, 1), DEPARTURES[6, 2]
     assert cases[10, 0]["error"].startswith("AssertionError")
     assert 10 not in samples("from_single_question"), DEPARTURES[10, 0]
+    assert 8 not in samples("from_single_question"), DEPARTURES[8, 0]
     problems: list[Problem] = []
     list(read_examples(EXPECTED / "ef_data.json", text_only="keep", on_problem=problems.append))
     assert any("turn 0 is from 'gpt'" in problem.reason and problem.line for problem in problems), DEPARTURES[10, 0]

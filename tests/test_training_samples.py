@@ -26,11 +26,12 @@ from cos_core import plug
 from cos_core.boxtext import read_box, write_box
 from cos_core.encoding import IGNORE, Encoded, encode
 from cos_core.errors import InputError
-from cos_core.geometry import Box, SquarePad
+from cos_core.geometry import Box, SquarePad, full_box
 from cos_core.images import crop_region, open_image, square_pad
 from cos_core.prompts import Profile, dialogue, load_profile
+from cos_core.released import Square
 from cos_core.store import Store
-from cos_core.training.data import CUT_IMAGE, CUT_LABELS, TrainData, as_written, cut, draw, make_item
+from cos_core.training.data import CUT_IMAGE, CUT_LABELS, TrainData, as_written, cut, draw, limit, make_item
 from cos_core.training.samples import NO_ANSWER, OTHER_IMAGE
 from cos_core.types import Annotation, Example
 
@@ -262,3 +263,48 @@ def test_a_broken_image_is_replaced_and_named(world: Path) -> None:
     assert found[1].encoded == item.encoded
     with pytest.raises(InputError, match=r"1 samples in a row cannot be trained on; the first, s1: .*nowhere\.png"):
         TrainData([broken], recipe(world))[0]
+
+
+def test_the_released_length_limit_counts_a_picture_as_one_token(world: Path) -> None:
+    """The released collator keeps 2048 token ids, of which each picture is one; its model widens them afterwards."""
+    mark, width = 7, 576
+    made = replace(recipe(world), image_token_id=mark, image_tokens=width, max_length=2048, max_length_counts="text")
+
+    def encoded(words: int, places: tuple[int, ...]) -> Encoded:
+        """`words` tokens of text, a picture in front of each of those at `places`."""
+        ids: list[int] = []
+        for word in range(words):
+            ids += [mark] * width if word in places else []
+            ids.append(9)
+        return Encoded(tuple(ids), tuple(-100 if i == mark else i for i in ids), ("full", "roi")[: len(places)])
+
+    # 2048 + 575 for each picture: no picture, the whole one, and its region.
+    for places, most in (((), 2048), ((1,), 2623), ((1, 40), 3198)):
+        sample = encoded(5000, places)
+        assert limit(sample, made) == most
+        kept = cut(sample, limit(sample, made), mark)
+        assert len(kept) == most
+        assert kept.ids.count(9) == 2048 - len(places), "text and one token a picture make 2048"
+        assert limit(sample, replace(made, max_length_counts="positions")) == 2048
+    # The last of 2048 tokens may be a picture, the next one may not.
+    whole = encoded(5000, (1, 2046))
+    assert len(cut(whole, limit(whole, made), mark)) == 3198
+    beyond = encoded(5000, (1, 2047))
+    with pytest.raises(InputError, match=CUT_IMAGE):
+        cut(beyond, limit(beyond, made), mark)
+
+
+@pytest.mark.parametrize("on_no_region", ["full", "skip"])
+def test_a_region_outside_the_picture_is_treated_as_a_missing_one(world: Path, on_no_region: str) -> None:
+    sample = samples(world, "from_single_question")[0]
+    away = replace(sample, boxes=tuple(Square(9e3, 9e3, 50.0) for _ in sample.boxes))
+    made = replace(recipe(world), on_no_region=on_no_region)
+    if on_no_region == "skip":
+        with pytest.raises(InputError, match=r"its region \(top 9000, left 9000, side 50\) lies outside the \d+x\d+ picture"):
+            make_item(away, 0, made)
+        return
+    item = make_item(away, 0, made)
+    whole = make_item(replace(sample, boxes=tuple(full_box("square") for _ in sample.boxes)), 0, made)
+    assert item.encoded == whole.encoded
+    assert [p.tobytes() for p in item.pictures] == [p.tobytes() for p in whole.pictures]
+    assert (item.fallback, whole.fallback) == (True, False)

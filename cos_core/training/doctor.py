@@ -248,6 +248,10 @@ def _closely(sample: Sample, patient: Patient, full: bool) -> tuple[list[Finding
             findings.append(patient.finding("extension", sample, reason, fault=False))
     counted = []
     for i in sample.usable if full else sample.usable[:1]:
+        marks = _marks(sample, i, recipe)
+        if marks:
+            reason = f"its text holds {', '.join(map(repr, marks))}, which the dialogue uses: the model learns it as such"
+            findings.append(patient.finding("mark of the dialogue", sample, reason, i, fault=False))
         region = sample.boxes[i]
         reason = None if picture is None else outside(region, picture)
         if reason is not None:
@@ -270,6 +274,15 @@ def _closely(sample: Sample, patient: Patient, full: bool) -> tuple[list[Finding
             reason = f"cut to max_length {recipe.max_length}: the end is not learnt"
             findings.append(patient.finding("cut", sample, reason, i, fault=False))
     return findings, counted
+
+
+def _marks(sample: Sample, which: int, recipe: Recipe) -> list[str]:
+    """Words of a question and its answer that the tokenizer or the profile takes for the dialogue's own: `</s>`, `USER:`."""
+    question = sample.questions[which]
+    texts = (question.question, *question.answers[:1])
+    roles = (recipe.profile.user.strip(), recipe.profile.assistant.strip())
+    marks = dict.fromkeys([*recipe.tokenizer.all_special_tokens, *roles])
+    return [mark for mark in marks if mark and any(mark in text for text in texts)]
 
 
 def _misnamed(root: Path, relative: str) -> str | None:
