@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -41,7 +42,7 @@ def plugin_name(value: str) -> str:
 
 def one_data_set(files: list[Path]) -> Files:
     """What `--data` was given: one file, or several in order. Raises typer.BadParameter for a file that is there twice."""
-    resolved = [path.resolve() for path in files]
+    resolved = [os.path.realpath(path) for path in files]
     for place, path in enumerate(resolved):
         if path in resolved[:place]:
             raise typer.BadParameter(f"--data names {files[place]} twice")

@@ -107,8 +107,11 @@ def _spoken(ctx: typer.Context) -> str:
 
 
 def _unfit(parameter: Any, value: Any) -> str | None:
-    """What the option takes, in words, when `value` is not that."""
-    if (parameter.many and isinstance(value, list)) or parameter.values > 1:
+    """What the option takes, in words, when `value` is not that. Files may be one path or a list."""
+    from cos_cli.commands import path_like
+
+    single = parameter.many and path_like(parameter) and not isinstance(value, list)
+    if (parameter.many and not single) or parameter.values > 1:
         items = value if isinstance(value, list) else [None]
         count = f"{parameter.values} " if parameter.values > 1 else ""
         short = parameter.values > 1 and len(items) != parameter.values
@@ -147,8 +150,6 @@ def _as_given(parameter: Any, value: Any) -> Any:
             return [_as_given(parameter, each) for each in value]
         path = str(Path(value).expanduser())
         return [path] if parameter.many else path
-    if parameter.many and not isinstance(value, list):
-        return [value]
     if parameter.parser is not None and not isinstance(value, list):
         parameter.parser(str(value))
         return str(value)

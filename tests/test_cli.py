@@ -20,6 +20,8 @@ from PIL import Image
 
 from cos_cli import annotate as annotate_command
 from cos_cli import evaluate, infer, main, train, visualize
+from cos_cli.commands import commands
+from cos_cli.once import find_repeated
 from cos_core import __version__
 from cos_core.errors import FailuresError, InputError, LockedError, MissingError
 from cos_core.geometry import Box
@@ -353,3 +355,62 @@ def test_show_draws_in_a_terminal_and_elsewhere_into_a_file(tmp_path: Path, monk
     assert main.run(ask) == 0
     assert Image.open(tmp_path / "photo-overlay.png").width > 40
     assert main.run(["infer", "--model", "m", "--data", "d", "--images", "i", "--out", "o", "--show"]) == 2
+
+
+def one_valued() -> list[tuple[tuple[str, ...], str, int]]:
+    """(command, option, words it takes) of every option that takes one value."""
+    return [
+        (command.words, parameter.names[0], parameter.values)
+        for command in commands(main.app)
+        for parameter in command.parameters
+        if parameter.names and parameter.values and not parameter.many
+    ]
+
+
+def test_an_option_given_twice_is_refused_by_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    found = one_valued()
+    assert len(found) > 150
+    assert {words[0] for words, _, _ in found} == {
+        "annotate", "train", "infer", "eval", "visualize", "store", "model", "demo", "config", "doctor",
+    }  # fmt: skip
+    for words, option, count in found:
+        known = next(c for c in commands(main.app) if c.words == words).parameters
+        values = ["1"] * count
+        assert find_repeated(known, [option, *values]) is None
+        for given in (
+            [option, *values, "x", option, *values],
+            [f"{option}=1", f"{option}=1"] if count == 1 else [option, *values] * 2,
+        ):
+            said = find_repeated(known, given)
+            assert said == f"{option} is given twice, and takes one value", (words, option)
+    for words, option, count in {one[0][0]: one for one in found}.values():
+        assert main.run([*words, option, *["1"] * count, option, *["1"] * count]) == 2, words
+        assert f"{option} is given twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "refused"),
+    [
+        ("infer --question --seed --seed 1", None),
+        ("infer --seed 1 -- --seed 2", None),
+        ("infer -q --quiet --json --json", None),
+        ("infer --reuse --no-reuse", "--reuse and --no-reuse exclude each other"),
+        ("infer --data a --data b --seed 1", None),
+        ("train --detector-option a=1 --detector-option b=2", None),
+        ("infer --seed=1 --seed 1", "--seed is given twice"),
+        ("config show train --seed 1", None),
+    ],
+)
+def test_what_counts_as_given_twice(line: str, refused: str | None) -> None:
+    name, *words = line.split()
+    known = next(c for c in commands(main.app) if c.words[0] == name).parameters
+    found = find_repeated(known, words, interspersed=name != "config")
+    assert found == refused or (refused is not None and found is not None and found.startswith(refused))
+
+
+def test_one_file_given_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "a.json")
+    given = ["--data", str(tmp_path / "a.json"), "--data", str(tmp_path / "link"), "--images", str(tmp_path)]
+    for command in ("annotate", "train", "infer"):
+        assert main.run([command, "--model", "m", "--out", str(tmp_path / "o"), *given]) == 2
+        assert "twice" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from cos_core.training import TrainConfig
 
 def test_each_process_gets_the_command_without_the_launchers_words() -> None:
     given = ["train", "--data", "d", "--processes", "8", "--hostfile=h", "--deepspeed", "zero3", "--check", "full"]
-    assert launcher._arguments(given) == ["train", "--data", "d", "--deepspeed", "zero3", "--check", "full", "--check", "off"]
+    assert launcher._arguments(given) == ["train", "--data", "d", "--deepspeed", "zero3", "--check", "off"]
 
 
 def test_a_process_under_a_launcher_launches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,13 @@ EVAL = ("eval", "scenes", "--data", "{page}", "--predictions", "{answers}", "--o
 OVERLAY = ("visualize", "overlay", "--image", "{images}/a.png", "--out", "{here}/o.png")
 TRAIN = ("train", "--policy", "none", "--data", "{data}", "--images", "{images}", "--model", "m", "--out", "{here}/t")
 
+
+def _with(command: tuple[str, ...], option: str, value: str) -> tuple[str, ...]:
+    """The command with another value of an option that it gives."""
+    at = command.index(option) + 1
+    return (*command[:at], value, *command[at + 1 :])
+
+
 WORDS: list[tuple[str, int, str, tuple[Any, ...]]] = [
     ("an unknown command", 2, "No such command", ("fly",)),
     ("an unknown option", 2, "No such option", (*INFER, "--fly")),
@@ -64,12 +71,12 @@ WORDS: list[tuple[str, int, str, tuple[Any, ...]]] = [
     ("memory below 0", 3, "kv_budget must be positive", (*INFER, "--kv-budget", -1)),
     ("memory that is NaN", 3, "kv_budget must be positive", (*INFER, "--kv-budget", "nan")),
     ("an unknown policy", 3, "there is no roi 'randon'; did you mean 'random'?", (*INFER, "--roi", "randon")),
-    ("an unknown engine", 3, "no engines plug-in", (*INFER, "--engine", "steam")),
-    ("a plug-in by a path out", 3, "no engines plug-in", (*INFER, "--engine", "../../secret")),
-    ("a plug-in's private part", 3, "no engines plug-in", (*INFER, "--engine", "_prefix")),
+    ("an unknown engine", 3, "no engines plug-in", _with(INFER, "--engine", "steam")),
+    ("a plug-in by a path out", 3, "no engines plug-in", _with(INFER, "--engine", "../../secret")),
+    ("a plug-in's private part", 3, "no engines plug-in", _with(INFER, "--engine", "_prefix")),
     ("an unknown profile", 3, "no profile is called", (*INFER, "--profile", "papers")),
     ("a profile that is not there", 3, "cannot be read", (*INFER, "--profile", "{here}/x.toml")),
-    ("an unknown device", 3, "", (*INFER, "--device", "abacus", "--engine", "hf")),
+    ("an unknown device", 3, "", (*_with(INFER, "--engine", "hf"), "--device", "abacus")),
     ("no folder of pictures", 3, "there is no folder", ("infer", "--engine", "scripted", "--model", "m", "--images", "{here}/x", "--question", "q", "--out", "{here}/o.jsonl")),
     ("a folder without a picture", 3, "holds no picture", ("infer", "--engine", "scripted", "--model", "m", "--images", "{here}", "--question", "q", "--out", "{here}/o.jsonl")),
     ("a shard of words", 2, "a shard is i/n", (*ANNOTATE, "--shard", "a/b")),
@@ -77,7 +84,7 @@ WORDS: list[tuple[str, int, str, tuple[Any, ...]]] = [
     ("shard 0 of 2", 2, "a shard is i/n", (*ANNOTATE, "--shard", "0/2")),
     ("a threshold of words", 2, "neither a number nor 'otsu'", (*ANNOTATE, "--threshold", "high")),
     ("a threshold of NaN", 3, "threshold", (*ANNOTATE, "--threshold", "nan")),
-    ("a policy without region", 3, "nothing to annotate", (*ANNOTATE, "--policy", "none")),
+    ("a policy without region", 3, "nothing to annotate", _with(ANNOTATE, "--policy", "none")),
     ("a detector's unknown option", 3, "has no option 'sizes'", (*ANNOTATE, "--detector", "grid", "--detector-option", "sizes=1")),
     ("a detector's option without value", 2, "is not NAME=VALUE", (*ANNOTATE, "--detector-option", "scales")),
     ("features that are not there", 3, "there are no features", (*ANNOTATE, "--detector", "precomputed", "--detector-option", "path={here}/x")),
@@ -163,7 +170,7 @@ def _plugin(text: Any, name: str) -> Arguments:
 TOML: list[tuple[str, Any, str]] = [
     ("not there", None, "cannot be read"),
     ("broken", "[train\n", "cannot be read"),
-    ("in UTF-16", "[train]\n".encode("utf-16"), "cannot be read"),
+    ("in UTF-16", "[train]\n".encode("utf-16"), "is no text"),
     ("of another command", "[infer]\nmodel = 'm'\n", "no table [train]"),
     ("with an unknown table", "[trian]\n", "did you mean 'train'"),
     ("with an unknown key", "[train]\nlerning_rate = 1\n", "did you mean 'learning_rate'"),
