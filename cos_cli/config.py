@@ -10,7 +10,7 @@ import typer
 
 from cos_cli import options
 from cos_cli.commands import Command, Parameter, commands, path_like
-from cos_cli.console import columns, emit, emit_json
+from cos_cli.console import columns, emit, emit_json, emit_text
 from cos_core import assets, plug
 from cos_core.errors import InputError
 
@@ -79,7 +79,7 @@ def init(
         raise typer.BadParameter(f"{' '.join(rest)!r} is no part of a command")
     text = template(command, like)
     if out is None:
-        emit(text.rstrip("\n"))
+        emit_text(text.rstrip("\n"))
         return
     try:
         with out.open("x", encoding="utf-8") as file:

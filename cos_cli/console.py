@@ -1,5 +1,6 @@
 """What a person sees: words and progress on stderr, data on stdout.
 
+A message and what `emit` is given are one line each, whatever stands in them; only text.Lines keep their line ends.
 `Session` carries the switches that every command shares; `TerminalReporter` and `LineReporter` are the two Reporters. rich is
 imported only when there is a terminal to draw on.
 """
@@ -7,6 +8,7 @@ imported only when there is a terminal to draw on.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -16,6 +18,8 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from cos_core.interfaces import Reporter, SilentReporter
+from cos_core.screen import behind
+from cos_core.text import Lines, escaped, escaped_json, message
 from cos_core.types import RunManifest
 
 LINE_EVERY_SECONDS = 15.0
@@ -58,7 +62,7 @@ class QuietReporter(SilentReporter):
         self.stream = stream
 
     def warn(self, text: str) -> None:
-        _write(self.stream, f"warning: {text}")
+        _write(self.stream, f"warning: {message(text)}")
 
 
 class LineReporter:
@@ -71,10 +75,10 @@ class LineReporter:
         self._written = 0.0
 
     def note(self, text: str) -> None:
-        _write(self.stream, text)
+        _write(self.stream, message(text))
 
     def warn(self, text: str) -> None:
-        _write(self.stream, f"warning: {text}")
+        _write(self.stream, f"warning: {message(text)}")
 
     def progress(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
         now = time.monotonic()
@@ -84,7 +88,7 @@ class LineReporter:
         if not finished and now - self._written < self.every:
             return
         self._written = now
-        _write(self.stream, self._pace.line(done, total, detail))
+        _write(self.stream, escaped(self._pace.line(done, total, detail)))
         if finished:
             # A later call with the same numbers starts a new pace instead of repeating the line.
             self._pace = Pace()
@@ -128,7 +132,7 @@ class TerminalReporter:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        self._console = Console(file=stream, highlight=False, soft_wrap=True)
+        self._console = Console(file=behind(stream), highlight=False, soft_wrap=True)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
@@ -141,10 +145,10 @@ class TerminalReporter:
         self._drawn = 0.0
 
     def note(self, text: str) -> None:
-        self._console.print(clean(text), markup=False)
+        self._console.print(message(text), markup=False)
 
     def warn(self, text: str) -> None:
-        self._console.print(f"warning: {clean(text)}", markup=False, style="yellow")
+        self._console.print(f"warning: {message(text)}", markup=False, style="yellow")
 
     def progress(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
         now = time.monotonic()
@@ -153,18 +157,18 @@ class TerminalReporter:
         if not (began or finished) and now - self._drawn < DRAW_EVERY_SECONDS:
             return
         self._drawn = now
-        words = clean(self._pace.line(done, total, detail)).removeprefix(f"{stage} ")
+        words = escaped(self._pace.line(done, total, detail)).removeprefix(f"{escaped(stage)} ")
         if began or self._task is None:
             if self._task is not None:
                 self._progress.remove_task(self._task)
             self._progress.start()
-            self._task = self._progress.add_task(clean(stage), total=total, words=words)
+            self._task = self._progress.add_task(escaped(stage), total=total, words=words)
         self._progress.update(self._task, completed=done, total=total, words=words)
         if finished:
             self._progress.stop()
             self._progress.remove_task(self._task)
             self._task = None
-            self._console.print(clean(self._pace.line(done, total, detail)), markup=False)
+            self._console.print(escaped(self._pace.line(done, total, detail)), markup=False)
             self._pace = Pace()
 
     def close(self) -> None:
@@ -173,15 +177,34 @@ class TerminalReporter:
 
 
 def emit(text: str) -> None:
-    """Data for the next program: one piece of text on stdout, flushed so that a closed pipe is noticed here."""
+    """Data on stdout, one line (several of Lines), flushed so that a closed pipe is noticed here."""
+    sys.stdout.write((text if isinstance(text, Lines) else escaped(text)) + "\n")
+    sys.stdout.flush()
+
+
+def emit_text(text: str) -> None:
+    """A text of our own (a template, a script) or JSON on stdout as it is, tabs too."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
 def emit_json(data: Mapping[str, Any]) -> None:
-    """One JSON object on stdout; escaped to ASCII where stdout cannot take Unicode."""
+    """One JSON object on stdout; what a terminal would obey is escaped, and all but ASCII where stdout cannot take Unicode."""
     ascii_only = (sys.stdout.encoding or "ascii").lower().replace("-", "") != "utf8"
-    emit(json.dumps(data, ensure_ascii=ascii_only, indent=2, default=str))
+    try:
+        text = json.dumps(data, ensure_ascii=ascii_only, allow_nan=False, indent=2, default=str)
+    except ValueError:
+        # Undefined figures are null, as in the files.
+        text = json.dumps(_finite(data), ensure_ascii=ascii_only, allow_nan=False, indent=2, default=str)
+    emit_text(escaped_json(text))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def summary(manifest: RunManifest, out: object) -> str:
@@ -201,18 +224,13 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def clean(text: str) -> str:
-    """`text` without control characters: words from data sets and models must not steer the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+def columns(rows: Sequence[tuple[str, ...]]) -> Lines:
+    """Left-aligned columns two spaces apart, a line a row."""
+    shown = [tuple(map(escaped, row)) for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*shown, strict=True)]
+    return Lines("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown)
 
 
-def columns(rows: Sequence[tuple[str, ...]]) -> str:
-    """Left-aligned columns two spaces apart; nothing in them can steer the terminal."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join(clean(line) for line in lines)
-
-
-def _write(stream: TextIO, text: str) -> None:
-    stream.write(clean(text) + "\n")
+def _write(stream: TextIO, line: str) -> None:
+    stream.write(line + "\n")
     stream.flush()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cos_cli import options
-from cos_cli.console import clean, emit, emit_json
+from cos_cli.console import emit, emit_json
 from cos_core.errors import MissingError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def doctor(
         findings.append(finding)
         if not json and not (quiet and finding.level in ("ok", "note")):
             todo = f"  ->  {finding.todo}" if finding.todo else ""
-            emit(clean(f"{finding.level:<8}  {finding.check:<13}  {finding.said}{todo}"))
+            emit(f"{finding.level:<8}  {finding.check:<13}  {finding.said}{todo}")
     missing = sorted({finding.check for finding in findings if finding.level == "missing"})
     if json:
         emit_json({"task": task, "missing": missing, "findings": [finding.to_json() for finding in findings]})

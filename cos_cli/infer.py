@@ -12,11 +12,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 import typer
 
 from cos_cli import options, settings
-from cos_cli.console import Session, clean, emit, emit_json, reporting, summary
+from cos_cli.console import Session, emit, emit_json, reporting, summary
+from cos_core.screen import behind
+from cos_core.text import Lines, escaped_lines
 from cos_core.types import Prediction
 
 if TYPE_CHECKING:
     from cos_core.infer import InferConfig
+
+
+USES = Lines(
+    [
+        "give one of",
+        "  --image PICTURE --question TEXT               one answer, printed",
+        "  --data FILE --images FOLDER --out FILE        a file of questions",
+        "  --question TEXT --images FOLDER --out FILE    one question about every picture of a folder",
+    ]
+)
 
 
 def infer(
@@ -153,7 +165,7 @@ def infer(
         # Inside, sys.stdout is stderr: libraries may print.
         prediction = answer_one(config, reporter, listen=(lambda text: _write(stdout, text)) if stream else None)
     if stream:
-        _write(stdout, "\n")
+        emit("")
     if show or save is not None:
         picture(prediction, config, session, show=show, save=save)
     if out is not None:
@@ -165,15 +177,16 @@ def infer(
         emit(describe(prediction))
 
 
-def describe(prediction: Prediction) -> str:
-    """Three lines for a person: box (fractions of the picture), status, answer."""
+def describe(prediction: Prediction) -> Lines:
+    """For a person: box (fractions of the picture), status, answer; an answer's further lines stand under its first."""
     box = prediction.box
     corners = "[" + ", ".join(f"{v:.3f}" for v in box.corners) + "]  left, top, right, bottom" if box else "none"
     status: str = prediction.box_status
     if box is None and prediction.box_text:
-        status += f" ({clean(prediction.box_text)!r})"
-    answer = clean(prediction.answer or "") if prediction.error is None else f"none ({clean(prediction.error)})"
-    return f"box     {corners}\nstatus  {status}\nanswer  {answer}"
+        status += f" ({prediction.box_text!r})"
+    said = (prediction.answer or "").split("\n") if prediction.error is None else [f"none ({prediction.error})"]
+    first, *more = said
+    return Lines([f"box     {corners}", f"status  {status}", f"answer  {first}", *(f"        {line}" for line in more)])
 
 
 def converse(config: InferConfig, session: Session) -> None:
@@ -189,7 +202,7 @@ def converse(config: InferConfig, session: Session) -> None:
             if not line.strip():
                 break
             prediction = conversation.ask(line.strip())
-            _write(stdout, "\n")
+            stdout.write("\n")
             if prediction.error is not None:
                 reporter.warn(prediction.error)
             elif prediction.box is not None:
@@ -206,7 +219,7 @@ def picture(prediction: Prediction, config: InferConfig, session: Session, *, sh
         if show:
             from cos_cli import preview
 
-            preview.show(path, sys.stderr)
+            preview.show(path, behind(sys.stderr))
     if save is not None:
         with reporting(session) as reporter:
             reporter.note(f"picture -> {save}")
@@ -228,18 +241,19 @@ def draw(prediction: Prediction, config: InferConfig, path: Path, session: Sessi
         overlay.run(scene, reporter)
 
 
-def differences(verdict: Mapping[str, Any]) -> str:
+def differences(verdict: Mapping[str, Any]) -> Lines:
     """A line for each reply that reuse changed, and one that counts them."""
     lines = [
-        f"token {flip['token']}, margin {flip['margin']}: {clean(flip['plain'])!r} became {clean(flip['reused'])!r}"
+        f"token {flip['token']}, margin {flip['margin']}: {flip['plain']!r} became {flip['reused']!r}"
         for flip in verdict["flips"]
     ]
     counted = f"{len(verdict['flips'])} of {verdict['replies']} replies to {verdict['questions']} questions differ with reuse"
-    return "\n".join([*lines, counted])
+    return Lines([*lines, counted])
 
 
 def _write(stream: TextIO, text: str) -> None:
-    stream.write(clean(text))
+    # A line of the model's own never begins where ours do.
+    stream.write(escaped_lines(text).replace("\n", "\n  "))
     stream.flush()
 
 
@@ -249,7 +263,7 @@ def _is_single(
     """True for one picture, False for a file of questions. Raises typer.BadParameter for a mixture (exit code 2)."""
     if image is None and (question is None or (images is not None and data is None)):
         if (data is None and question is None) or images is None or out is None:
-            raise typer.BadParameter("give --image and --question, or --data (or --question), --images and --out")
+            raise typer.BadParameter(USES)
         return False
     if image is None or not question:
         raise typer.BadParameter("--image and --question belong together")

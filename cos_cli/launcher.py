@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cos_core.errors import InputError, MissingError
+from cos_core.extras import install
 from cos_core.interfaces import Reporter
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def launch(config: TrainConfig, processes: int | None, hostfile: Path | None, re
     from cos_core import training
 
     if find_spec("deepspeed") is None:
-        raise MissingError("several processes need the package 'deepspeed': pip install 'cos-toolkit[train]'")
+        raise MissingError(f"several processes need the package 'deepspeed': {install('train')}")
     if hostfile is not None and len(machines(hostfile)) > 1 and shutil.which("pdsh") is None:
         raise MissingError("DeepSpeed's launcher reaches other machines by pdsh and ssh without a password: install pdsh")
     if config.check_only or config.dry_run or config.check != "off":

@@ -7,30 +7,37 @@ than allowed · 6 regression · 75 locked by another run · 130 interrupted · 1
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cos_cli import annotate, config, doctor, evaluate, infer, model, once, store, train, visualize
 from cos_cli.completion import command as completion
-from cos_cli.console import Session, clean
+from cos_cli.console import Session
 from cos_cli.demo import command as demo
 from cos_core import __version__
 from cos_core.errors import CosError
+from cos_core.extras import install
+from cos_core.screen import guarded
+from cos_core.text import MESSAGE, message, one_line, words_of
 
 BUG, BAD_INPUT, MISSING, INTERRUPTED, PIPE_CLOSED = 1, 3, 4, 130, 141
+
+_CLICK_EXCEPTION: Any = typer.BadParameter.__mro__[2]
+"""What Typer raises for a command line that cannot be; it has no public name in all versions."""
 
 EXTRA_OF = {
     "torch": "model",
     "transformers": "model",
     "tokenizers": "model",
     "safetensors": "model",
-    "accelerate": "train",
+    "accelerate": "model",
     "deepspeed": "train",
     "detectron2": "detect",
     "fvcore": "detect",
@@ -115,24 +122,35 @@ def _open_streams() -> None:
         if getattr(sys, name) is None:
             os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A character that the locale's encoding lacks is no reason to lose the rest.
+            stream.reconfigure(errors="backslashreplace")
 
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit code; whatever goes wrong has been said on stderr."""
+    with guarded():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
     session = Session()
     try:
-        app(args=list(arguments), prog_name="cos", obj=session)
+        ended = app(args=list(arguments), prog_name="cos", obj=session, standalone_mode=False)
+    except _CLICK_EXCEPTION as error:
+        return _wrong_use(error)
     except SystemExit as end:
         return _exit_code(end)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except CosError as error:
-        return _say(error, str(error), error.exit_code, session)
+        return _say(error, words_of(error), error.exit_code, session)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRA_OF:
             return _bug(error)
-        advice = f"this needs the package {package!r}; install it with: pip install 'cos-toolkit[{EXTRA_OF[package]}]'"
+        advice = f"this needs the package {package!r}; install it with: {install(EXTRA_OF[package])}"
         return _say(error, advice, MISSING, session)
     except OSError as error:
         if error.errno not in OPERATING_SYSTEM:
@@ -144,7 +162,20 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         # The last place before Python's own: a defect is shown in full, with a sentence that calls it one.
         return _bug(error)
-    return 0
+    code = ended if isinstance(ended, int) else 0
+    return _interrupted() if code == INTERRUPTED else code
+
+
+def _wrong_use(error: Any) -> int:
+    """Typer's own sentence and exit code; what it quotes of the command line stays on one line."""
+    if type(error).__name__ != "NoArgsIsHelpError":  # whose message is the whole help
+        error.message = message(error.message)
+        many = getattr(getattr(error, "param", None), "nargs", 1)
+        if many > 1:
+            # A number too few takes the next option for one.
+            error.message = f"it takes {many} values: {error.message}"
+    error.show(file=sys.stderr)
+    return int(error.exit_code)
 
 
 def _exit_code(end: SystemExit) -> int:
@@ -159,13 +190,25 @@ def _exit_code(end: SystemExit) -> int:
 
 def _say(error: BaseException, sentence: str, code: int, session: Session) -> int:
     if session.traceback:
-        traceback.print_exception(error)
-    print(f"cos: {clean(sentence)}", file=sys.stderr)
+        _trace(error)
+    print(f"cos: {message(sentence)}", file=sys.stderr)
     return code
 
 
+def _trace(error: BaseException) -> None:
+    """The traceback as Python writes it, but what the exceptions say, which may be data, stays on one line each."""
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if before is not None:
+        _trace(before)
+        how = "was the direct cause of" if error.__cause__ else "was being handled during"
+        print(f"\nThe exception above {how} the following one:\n", file=sys.stderr)
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    said = "".join(traceback.format_exception_only(error)).rstrip()
+    print(f"Traceback (most recent call last):\n{frames}{one_line(said, MESSAGE)}", file=sys.stderr)
+
+
 def _bug(error: Exception) -> int:
-    traceback.print_exception(error)
+    _trace(error)
     print(f"cos: this is a defect of cos ({type(error).__name__}); please report it with the lines above", file=sys.stderr)
     return BUG
 

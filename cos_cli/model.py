@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from cos_cli import options
-from cos_cli.console import Session, emit, emit_json, reporting
+from cos_cli.console import Session, emit, emit_json, emit_text, reporting
+from cos_core.text import Lines
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -86,7 +87,7 @@ def info(
         emit_json(found)
     else:
         width = max(map(len, found))
-        emit("\n".join(f"{name:<{width}}  {value}" for name, value in found.items()))
+        emit(Lines(f"{name:<{width}}  {value}" for name, value in found.items()))
 
 
 @app.command()
@@ -110,4 +111,4 @@ def template(
 
     with reporting(ctx.ensure_object(Session)):
         text = chat_template(load_profile(profile or "paper"), "<image>", start=True)
-    emit(text.rstrip("\n"))
+    emit_text(text.rstrip("\n"))

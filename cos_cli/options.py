@@ -98,7 +98,7 @@ Roi = Annotated[
         help="Where the region comes from: 'model' (two passes), 'none' (one), 'relevance' (untrained), 'center', 'full', ...",
         parser=plugin_name,
         metavar="NAME",
-        autocompletion=complete("policies"),
+        autocompletion=complete("roi"),
     ),
 ]
 Profile = Annotated[

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cos_cli import options
-from cos_cli.console import Session, clean, columns, emit, emit_json, reporting, summary
+from cos_cli.console import Session, columns, emit, emit_json, reporting, summary
+from cos_core.text import Lines, escaped
 
 if TYPE_CHECKING:
     from cos_core.store import Store
@@ -102,7 +103,7 @@ def ls(
         rows = opened.failures(prefix) if failures else _listed(opened, prefix, no_region)
         shown = islice(rows, limit)
         if not json:
-            sys.stdout.writelines(clean(name) + (f"\t{clean(reason)}" if reason else "") + "\n" for name, reason in shown)
+            sys.stdout.writelines(escaped(name) + (f"\t{escaped(reason)}" if reason else "") + "\n" for name, reason in shown)
             return
         found = [{"example_id": name, "reason": reason} if reason else {"example_id": name} for name, reason in shown]
     emit_json({"examples": found})
@@ -180,13 +181,13 @@ def _write_heat(path: Path, cells: tuple[tuple[float, ...], ...]) -> None:
     write_heat(path, cells)
 
 
-def _drawn(cells: tuple[tuple[float, ...], ...]) -> str:
+def _drawn(cells: tuple[tuple[float, ...], ...]) -> Lines:
     """The map in letters, two a cell since letters are twice as high as wide."""
     from cos_cli.preview import RAMP
 
     top = max(map(max, cells)) or 1.0
     rows = ("".join(2 * RAMP[round(v / top * (len(RAMP) - 1))] for v in row).rstrip() for row in cells)
-    return f"relevance over the padded square, {len(cells)} x {len(cells[0])} cells, highest {top:.4g}:\n" + "\n".join(rows)
+    return Lines([f"relevance over the padded square, {len(cells)} x {len(cells[0])} cells, highest {top:.4g}:", *rows])
 
 
 @app.command()

@@ -10,6 +10,7 @@ import typer
 
 from cos_cli import options, settings
 from cos_cli.console import Session, emit_json, reporting, summary
+from cos_core.screen import behind
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -273,7 +274,7 @@ def overlay(
     if preview:
         from cos_cli.preview import show
 
-        show(config.out, sys.stderr)
+        show(config.out, behind(sys.stderr))
     if json:
         emit_json(manifest.to_json())
 

@@ -61,13 +61,29 @@ def render(profile: Profile, turns: Sequence[Turn]) -> list[tuple[str, bool] | I
     return pieces
 
 
-def encode(profile: Profile, turns: Sequence[Turn], tokenizer: Any, image_token_id: int, image_tokens: int) -> Encoded:
+MOST_LETTERS = 2**20
+"""Characters of a dialogue that is tokenised at all."""
+_LETTERS_A_TOKEN = 64
+"""No tokenizer in use makes longer pieces, blanks apart: what is longer than the context times this needs no tokenising."""
+
+
+def encode(
+    profile: Profile,
+    turns: Sequence[Turn],
+    tokenizer: Any,
+    image_token_id: int,
+    image_tokens: int,
+    context: int | None = None,
+) -> Encoded:
     """Token ids, labels and slots of a dialogue.
 
     `tokenizer`: a fast Hugging Face tokenizer (character offsets are needed for exact labels); `image_tokens`: how many
-    positions one picture takes (576 for LLaVA-1.5). A token is learnt when it reaches into a learnt stretch. Raises InputError
-    for a tokenizer without offsets and for text that holds the image token's own mark.
+    positions one picture takes (576 for LLaVA-1.5); `context`: the most positions that the model has. A token is learnt when it
+    reaches into a learnt stretch. Raises InputError for a dialogue that is longer than `context` tokens or MOST_LETTERS
+    characters, for a tokenizer without offsets, for text that holds the image token's own mark, and for half a character.
     """
+    pieces = render(profile, turns)
+    _check_letters(pieces, context)
     ids: list[int] = []
     labels: list[int] = []
     slots: list[Slot] = []
@@ -82,7 +98,7 @@ def encode(profile: Profile, turns: Sequence[Turn], tokenizer: Any, image_token_
             labels.extend(new_labels)
             stretch.clear()
 
-    for piece in render(profile, turns):
+    for piece in pieces:
         if isinstance(piece, ImageSlot):
             flush()
             slots.append(piece.slot)
@@ -91,7 +107,23 @@ def encode(profile: Profile, turns: Sequence[Turn], tokenizer: Any, image_token_
         else:
             stretch.append(piece)
     flush()
+    if context is not None and len(ids) > context:
+        raise InputError(f"the dialogue takes {len(ids)} tokens, and the model's context has {context}: a text is too long")
     return Encoded(tuple(ids), tuple(labels), tuple(slots))
+
+
+def _check_letters(pieces: Sequence[tuple[str, bool] | ImageSlot], context: int | None) -> None:
+    """What can be told before a tokenizer, whose time and memory grow with the text, sees it."""
+    texts = [piece[0] for piece in pieces if not isinstance(piece, ImageSlot)]
+    letters = sum(map(len, texts))
+    if letters > MOST_LETTERS or (context is not None and letters > _LETTERS_A_TOKEN * context):
+        words = f"the dialogue has {letters:,} characters: a text is too long"
+        raise InputError(words if context is None else f"{words} for the model's context of {context} tokens")
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError("a question or answer holds half a Unicode character (a lone surrogate)") from None
 
 
 def _encode_text(

@@ -17,6 +17,8 @@ from typing import Any
 
 from cos_core import assets
 from cos_core.errors import InputError, MissingError
+from cos_core.extras import install
+from cos_core.jsonl import utf8
 
 MINIATURE = "miniature"
 
@@ -92,7 +94,7 @@ def fingerprint(folder: str | Path) -> str:
 
 def name_fingerprint(name: str | Path) -> str:
     """16 hex digits for a model that is known by its name alone, as one behind a server."""
-    return hashlib.sha256(str(name).encode()).hexdigest()[:16]
+    return hashlib.sha256(utf8(str(name))).hexdigest()[:16]
 
 
 def file_fingerprint(path: Path) -> str:
@@ -110,7 +112,7 @@ def file_fingerprint(path: Path) -> str:
 
 def _sample(path: Path, digest: Any) -> None:
     size = path.stat().st_size
-    digest.update(f"{path.name}:{size}:".encode())
+    digest.update(utf8(f"{path.name}:{size}:"))
     with path.open("rb") as file:
         digest.update(file.read(1 << 20))
         for place in range(1 << 20, size, max(4096, size // 1024)):
@@ -122,7 +124,7 @@ def _downloaded(name: str, pickles: bool) -> str:
     try:
         import huggingface_hub
     except ImportError as error:
-        needs = "a model from the hub needs the extra 'model': pip install 'cos-toolkit[model]'"
+        needs = f"a model from the hub needs the extra 'model': {install('model')}"
         raise MissingError(f"there is no folder {name}, and {needs} ({error})") from None
     repository, _ = _parts(name)
     if huggingface_hub.is_offline_mode() or not _answers(huggingface_hub.hf_hub_url(repository, "config.json")):

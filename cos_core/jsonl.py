@@ -168,8 +168,16 @@ class FiniteNumbers:
 
 
 def encode_line(record: Mapping[str, Any]) -> bytes:
-    """One record as one line. Raises TypeError or ValueError for what is not JSON (NaN included)."""
-    return json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    """One record as one line. Raises TypeError or ValueError for what is not JSON (NaN included).
+
+    Half a character (a lone surrogate) is kept as JSON's escape of it, `\\ud800`, which `decode` reads.
+    """
+    return utf8(json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))) + b"\n"
+
+
+def utf8(text: str) -> bytes:
+    """A text for a file: UTF-8, and lone surrogates, which it cannot hold, as `\\ud800`: inside JSON nothing is lost."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def read_lines(path: Path, on_problem: OnProblem | None = None) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cos_core import hub
 from cos_core.encoding import Encoded, encode
 from cos_core.errors import InputError, MissingError
+from cos_core.extras import install
 from cos_core.geometry import SquarePad
 from cos_core.images import square_pad
 from cos_core.memory import is_out_of_memory
@@ -55,7 +56,12 @@ class Llava:
 
     def encode(self, turns: Sequence[Turn]) -> Encoded:
         """Token ids, labels and image slots of a dialogue under this checkpoint's profile."""
-        return encode(self.profile, turns, self.tokenizer, self.image_token_id, self.image_tokens)
+        return encode(self.profile, turns, self.tokenizer, self.image_token_id, self.image_tokens, self.context)
+
+    @property
+    def context(self) -> int:
+        """Positions of a sequence that the model was made for."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
 
     def image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Projected features of pictures: (n, 3, side, side) -> (n, image_tokens, hidden), without gradients."""
@@ -128,7 +134,7 @@ def read_network(
     options: dict[str, Any] = {}
     if device is not None:
         if find_spec("accelerate") is None:
-            raise MissingError("loading to a GPU needs the package 'accelerate': pip install 'cos-toolkit[model]'")
+            raise MissingError(f"loading to a GPU needs the package 'accelerate': {install('model')}")
         index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
         options["device_map"] = {"": torch.device(device.type, index)}
     if quantization is not None:
@@ -186,7 +192,7 @@ def encoder(folder: str) -> Encoder:
     try:
         import transformers
     except ImportError as error:
-        raise MissingError(f"reading a tokenizer needs the extra 'model': pip install 'cos-toolkit[model]' ({error})") from None
+        raise MissingError(f"reading a tokenizer needs the extra 'model': {install('model')} ({error})") from None
     quiet_libraries()
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
@@ -217,7 +223,7 @@ def placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
         import torch
         import transformers  # noqa: F401
     except ImportError as error:
-        raise MissingError(f"running a model needs the extra 'model': pip install 'cos-toolkit[model]' ({error})") from None
+        raise MissingError(f"running a model needs the extra 'model': {install('model')} ({error})") from None
     quiet_libraries()
     target = _device(torch, device)
     kind = getattr(torch, _auto_type(torch, target) if dtype == "auto" else dtype, None)
@@ -369,7 +375,7 @@ def _torch() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise MissingError(f"running a model needs the extra 'model': pip install 'cos-toolkit[model]' ({error})") from None
+        raise MissingError(f"running a model needs the extra 'model': {install('model')} ({error})") from None
     return torch
 
 

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Literal
 
 import cos_core
 from cos_core.errors import InputError
-from cos_core.jsonl import check_output, decode, open_input, sync_folder
+from cos_core.jsonl import check_output, decode, open_input, sync_folder, utf8
 from cos_core.types import RunManifest
 
 FILE = "manifest.json"
@@ -54,7 +54,7 @@ def plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {_text(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, set | frozenset):
@@ -139,7 +139,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Writes the whole file or leaves what stood there. Raises InputError."""
     with atomic_file(path) as file:
-        file.write(data.encode() if isinstance(data, str) else data)
+        file.write(utf8(data) if isinstance(data, str) else data)
 
 
 def path_for(output: Path) -> Path:

@@ -14,6 +14,8 @@ from typing import Any
 from cos_core.errors import InputError, MissingError
 
 KINDS = ("backbones", "benchmarks", "detectors", "engines", "policies", "runners")
+ROI_ALIASES = {"model": "from_single_question", "center": "center_crop"}
+"""Short names of the option `--roi`; "relevance" (infer/heat.py) and the names of policies are the others."""
 _ROOT = Path(__file__).resolve().parent
 
 

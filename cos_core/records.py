@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -294,7 +295,20 @@ def _metas(metas: object, count: int, unanswered: int = 0) -> list[dict[str, Any
         gold = meta.get("gold")
         if gold is not None and Box.from_json(gold).frame != "image":
             raise InputError("`gold` must be a box in frame 'image'")
+        _check_values(meta)
     return [dict(meta) for meta in metas]
+
+
+def _check_values(value: object) -> None:
+    """Raises InputError for what of `meta` no JSON file could keep: NaN, an infinite number."""
+    if isinstance(value, dict):
+        for part in value.values():
+            _check_values(part)
+    elif isinstance(value, list):
+        for part in value:
+            _check_values(part)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"`meta` holds {value}, which is no number of JSON")
 
 
 def _check_unicode(text: str, where: str) -> None:

@@ -5,6 +5,7 @@ Everything else about stores is in `store`, whose import costs what numpy costs.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,10 +22,10 @@ class StoreIds:
     def __init__(self, path: Path | str) -> None:
         options: dict[str, Any] = {"readonly": True, "create": False, "max_dbs": _TABLES}
         try:
-            self._env = lmdb.open(str(path), lock=True, **options)
+            self._env = lmdb.open(os.fsencode(path), lock=True, **options)
         except lmdb.Error:
             # A folder we may not write to has no place for us among its readers.
-            self._env = lmdb.open(str(path), lock=False, **options)
+            self._env = lmdb.open(os.fsencode(path), lock=False, **options)
         self._txn = self._env.begin(self._env.open_db(_TABLE, create=False))
         self._cursor = self._txn.cursor()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import unicodedata
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from cos_core.errors import InputError
@@ -14,7 +15,27 @@ MAX_TEXT_BYTES = 64 * 2**20
 SHOWN = 200
 """Characters of a text from data that a message shows."""
 
-_BIDIRECTIONAL = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+MESSAGE = 4000
+"""Characters of a whole message (a note, a warning, an error) that a person is shown."""
+
+# What a terminal or an editor obeys, or no output can encode: C0 and C1 controls, DEL, line and paragraph separators, the marks
+# of writing direction, lone surrogates.
+_OBEYED = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+_UNSAFE = re.compile(f"[{_OBEYED}]")
+_UNSAFE_BUT_LINES = re.compile(rf"(?![\n\t])[{_OBEYED}]")
+
+
+class Lines(str):
+    """A text of several lines, made of parts: the only one whose line ends a message or an output keeps.
+
+    Each part is one line and is escaped, unless it is Lines itself.
+    """
+
+    def __new__(cls, parts: Iterable[object] = ()) -> Lines:
+        return super().__new__(cls, "\n".join(part if isinstance(part, Lines) else escaped(part) for part in parts))
+
+    def __getnewargs__(self) -> tuple[list[str]]:  # type: ignore[override]
+        return (self.split("\n"),)
 
 
 def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
@@ -38,14 +59,37 @@ def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
         raise InputError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
 
 
+def escaped(text: object) -> str:
+    """`text` on one line: line ends and whatever else a terminal obeys, and lone surrogates, as Python writes them."""
+    return _UNSAFE.sub(_python, str(text))
+
+
+def escaped_lines(text: str) -> str:
+    """As `escaped`, but line ends and tabs stay."""
+    return _UNSAFE_BUT_LINES.sub(_python, text)
+
+
+def escaped_json(text: str) -> str:
+    """A JSON text that means the same, with whatever a terminal obeys inside its strings as \\uXXXX."""
+    return _UNSAFE_BUT_LINES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def one_line(text: object, limit: int = SHOWN) -> str:
-    """`text` on one line for a message, a table or a log: line ends, controls, bidirectional marks and lone surrogates escaped
-    as Python writes them, and cut after `limit` characters with "…" for the rest."""
+    """`escaped`, cut after `limit` characters with "…" for the rest: words from data in a message, a table or a log."""
     words = str(text)
-    cut = words if len(words) <= limit else words[: limit - 1] + "…"
-    return cut if cut.isascii() and cut.isprintable() else "".join(map(_shown, cut))
+    return escaped(words if len(words) <= limit else words[: limit - 1] + "…")
 
 
-def _shown(character: str) -> str:
-    harmless = unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp", "Cn") and character not in _BIDIRECTIONAL
-    return character if harmless else character.encode("unicode_escape").decode("ascii")
+def message(text: str) -> str:
+    """A whole message as it is shown: Lines as they are, anything else on one line of bounded length."""
+    return text if isinstance(text, Lines) else one_line(text, MESSAGE)
+
+
+def words_of(error: BaseException) -> str:
+    """What an exception says, as it is shown; see `message`."""
+    told = error.args[0] if len(error.args) == 1 else None
+    return told if isinstance(told, Lines) else message(str(error))
+
+
+def _python(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")

@@ -38,6 +38,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> AnnotateConfig:
         json.dumps({"id": odd, "image": good, "conversations": [TALK[0], {"from": "gpt", "value": "another"}]}),
         json.dumps({"id": "no words", "image": good, "conversations": [TALK[0], {"from": "gpt", "value": " "}]}),
         "[1, 2]",
+        json.dumps({"id": "megabyte", "image": good, "conversations": [TALK[0], {"from": "gpt", "value": "red " * 250_000}]}),
+        json.dumps({"id": "long", "image": good, "conversations": [{"from": "human", "value": "x " * 9000}, TALK[1]]}),
     ]
     (root / "data.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return AnnotateConfig(
@@ -68,6 +70,7 @@ def test_one_job_over_all_of_it(job: AnnotateConfig) -> None:
         sentence = why.pop(f"data.jsonl:{line}")
         assert sentence.startswith(f"{job.data}:{line}: ")
         assert reason in sentence
+    assert all("too long" in why.pop(f"{name}#q0") for name in ("megabyte", "long"))
     assert why == {}
     found = stored(job)
     assert found["three turns#q0"].image == "18.jpg", "only its last question has no answer"
@@ -76,7 +79,7 @@ def test_one_job_over_all_of_it(job: AnnotateConfig) -> None:
     assert len(names) == 1
     assert sorted(found) == sorted([*(f"{hostile.name}#q0" for hostile in ODD), *names, "three turns#q0"])
     assert made.counts["ok"] + made.counts["no_region"] == len(ODD) + 2
-    assert made.counts["failed"] == len(BROKEN) + 2 + 6 + made.counts["no_region"]
+    assert made.counts["failed"] == len(BROKEN) + 2 + 6 + 2 + made.counts["no_region"]
     assert len(told.warnings) == 6, "five, and how many more"
     assert manifest.read(job.out) == made
     again = run(job, Told())

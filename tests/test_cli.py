@@ -24,6 +24,7 @@ from cos_cli.commands import commands
 from cos_cli.once import find_repeated
 from cos_core import __version__
 from cos_core.errors import FailuresError, InputError, LockedError, MissingError
+from cos_core.extras import install
 from cos_core.geometry import Box
 from cos_core.runners import RunnerConfig
 from cos_core.types import Prediction
@@ -54,7 +55,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["fly"], "fly"),
         (["infer", "--model", "m", "--nonsense"], "--nonsense"),
-        (["infer", "--model", "m"], "--image and --question"),
+        (["infer", "--model", "m"], "--image PICTURE --question TEXT"),
         (["infer", "--model", "m", "--image", "a.png"], "belong together"),
         (["infer", "--model", "m", "--image", "a.png", "--question", "q", "--data", "d"], "exclude"),
         (["eval", "pope", "--data", "d"], "either --predictions or --model"),
@@ -145,12 +146,12 @@ ERRORS = [
     (
         ModuleNotFoundError("No module named 'torch'", name="torch"),
         4,
-        "cos: this needs the package 'torch'; install it with: pip install 'cos-toolkit[model]'\n",
+        f"cos: this needs the package 'torch'; install it with: {install('model')}\n",
     ),
     (
         ModuleNotFoundError("No module named 'detectron2.config'", name="detectron2.config"),
         4,
-        "cos: this needs the package 'detectron2'; install it with: pip install 'cos-toolkit[detect]'\n",
+        f"cos: this needs the package 'detectron2'; install it with: {install('detect')}\n",
     ),
 ]
 
@@ -256,7 +257,7 @@ def test_what_one_answer_looks_like() -> None:
     said = infer.describe(Prediction("a", "a red\x1b[0m car", Box(0.25, 0.5, 0.75, 1.0), "[...]", "ok"))
     assert said.splitlines()[0] == "box     [0.250, 0.500, 0.750, 1.000]  left, top, right, bottom"
     assert said.splitlines()[1] == "status  ok"
-    assert said.splitlines()[2] == "answer  a red\N{REPLACEMENT CHARACTER}[0m car"
+    assert said.splitlines()[2] == "answer  a red\\x1b[0m car"
     failed = infer.describe(Prediction("a", None, None, "over there", "unparsable", error="no usable box"))
     assert failed.splitlines() == ["box     none", "status  unparsable ('over there')", "answer  none (no usable box)"]
 
@@ -414,3 +415,33 @@ def test_one_file_given_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureF
     for command in ("annotate", "train", "infer"):
         assert main.run([command, "--model", "m", "--out", str(tmp_path / "o"), *given]) == 2
         assert "twice" in capsys.readouterr().err
+
+
+def test_what_a_wrong_command_line_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (600, 400)).save(tmp_path / "p.png")
+    overlay = ["visualize", "overlay", "--image", str(tmp_path / "p.png"), "--out", str(tmp_path / "o.png")]
+    for arguments, code, part in (
+        ([*overlay, "--box", "120", "100", "300", "200"], 3, "pixels of 600x400 that is 0.2 0.25 0.5 0.5"),
+        ([*overlay, "--box", "600", "100", "900", "200"], 3, "a box needs"),
+        (["visualize", "overlay", "--box", "0.1", "0.2", "0.3", "--out", "x.png"], 2, "it takes 4 values"),
+        (["infer", "--model", "miniature"], 2, "\n  --data FILE --images FOLDER --out FILE"),
+        (["infer", "--bo\ncos: done"], 2, "--bo\\x0acos: done"),
+        (["store", "info", "a\ncos: done"], 3, "a\\ncos: done"),
+    ):
+        assert main.run(arguments) == code, arguments
+        assert part in capsys.readouterr().err
+
+
+def test_a_defect_is_told_without_lines_of_data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(*_: object, **__: object) -> None:
+        try:
+            raise ValueError("first\ncos: done \x1b[2J")
+        except ValueError as error:
+            raise RuntimeError("second\ncos: done") from error
+
+    monkeypatch.setattr(main, "app", broken)
+    assert main.run([]) == 1
+    said = capsys.readouterr().err
+    assert "ValueError: first\\ncos: done \\x1b[2J\n" in said
+    assert "direct cause" in said
+    assert not any(line.startswith("cos: done") for line in said.splitlines())

@@ -70,7 +70,7 @@ def test_the_table_is_fresh() -> None:
 
 def test_every_line_of_the_table_is_understood() -> None:
     known = {"command", "usual", "flag", "text", "path", "profile", "model", "run", "store", "example"}
-    known |= {"backbones", "benchmarks", "detectors", "engines", "policies", "runners"}
+    known |= {"backbones", "benchmarks", "detectors", "engines", "policies", "runners", "roi"}
     for line in table.table().splitlines():
         path, name, takes, repeated, value, words = line.split("\t")
         assert value in known or value.startswith("="), line
@@ -86,7 +86,11 @@ def test_every_line_of_the_table_is_understood() -> None:
         ("an", ["annotate"]),
         ("eval c", ["compare"]),
         ("eval run pop", ["pope"]),
-        ("eval pope --roi none,cen", ["none,center_crop"]),
+        ("eval pope --roi none,cen", ["none,center"]),
+        ("infer --roi mod", ["model"]),
+        ("infer --roi rel", ["relevance"]),
+        ("eval pope --roi none,model,no", []),
+        ("eval pope --roi center-crop,cen", []),
         ("eval ./mi", PATH),
         ("eval pope mm", ["mmbench", "mme", "mmvet"]),
         ("infer --engine sc", ["scripted"]),
@@ -254,8 +258,8 @@ def test_in_a_real_shell(shell: Shell) -> None:
     """One session, because a shell takes a second to start: each line with one TAB, as the shell would run it."""
     for line, expected in {
         "cos anno": ["annotate"],
-        "cos infer --roi cen": ["infer", "--roi", "center_crop"],
-        "cos infer --roi=cen": ["infer", "--roi=center_crop"],
+        "cos infer --roi cen": ["infer", "--roi", "center"],
+        "cos infer --roi=cen": ["infer", "--roi=center"],
         "cos infer --mod": ["infer", "--model"],
         "cos infer --model tu": ["infer", "--model", "tuned/last"],
         "cos eval compare runs/m": ["eval", "compare", "runs/my run"],

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import io
+import json
+import logging
+import math
+import pickle
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from cos_cli.console import LineReporter, Pace, QuietReporter, Session, clean, duration, reporting, summary
+from cos_cli.console import LineReporter, Pace, QuietReporter, Session, columns, duration, emit, emit_json, reporting, summary
+from cos_core.screen import Screen, guarded
+from cos_core.text import Lines
 from cos_core.types import RunManifest
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 def test_lines_off_a_terminal() -> None:
@@ -52,10 +67,6 @@ def test_quiet_keeps_warnings() -> None:
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
     with reporting(Session(), stream) as reporter:
@@ -85,9 +96,88 @@ def test_durations(seconds: float, said: str) -> None:
     assert duration(seconds) == said
 
 
-def test_clean_keeps_words_of_any_language() -> None:
-    assert clean("où? 在哪里\n\t") == "où? 在哪里\n\t"
-    assert clean("a\x1b[31mb\x07\u202e") == "a\ufffd[31mb\ufffd\ufffd"
+HOSTILE = "a.jpg\ncos: done, all well\r\x1b[2J\x9b31m\x7f\u202e\u2028\ud800\x00"
+
+
+def harmless(said: str, lines: int) -> bool:
+    """So many lines, and nothing in them that a terminal obeys."""
+    obeyed = "[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\ud800-\udfff]"
+    return said.count("\n") == lines and not re.search(obeyed, said)
+
+
+@pytest.mark.parametrize("make", [QuietReporter, LineReporter])
+def test_words_of_data_are_one_line_in_a_log(make: Callable[[io.StringIO], QuietReporter | LineReporter]) -> None:
+    stream = io.StringIO()
+    reporter = make(stream)
+    reporter.warn(f"there is no image {HOSTILE}")
+    assert harmless(stream.getvalue(), 1)
+    reporter.note(HOSTILE)
+    reporter.progress(HOSTILE, 1, 1, HOSTILE)
+    assert harmless(stream.getvalue(), 1 if make is QuietReporter else 3)
+
+
+def test_words_of_data_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with reporting(Session(), stream) as reporter:
+        reporter.warn(f"[bold]{HOSTILE}")
+        reporter.note(HOSTILE)
+        reporter.progress(HOSTILE, 0, 2, HOSTILE)
+        reporter.progress(HOSTILE, 2, 2, HOSTILE)
+    assert "\x1b[2J" not in stream.getvalue()
+    assert not any(line.startswith("cos: done") for line in stream.getvalue().splitlines())
+
+
+def test_a_message_of_several_lines_is_made_of_lines() -> None:
+    stream = io.StringIO()
+    LineReporter(stream).note(Lines(["give one of", Lines(["  a", f"  {HOSTILE}"])]))
+    assert harmless(stream.getvalue(), 3)
+    assert pickle.loads(pickle.dumps(Lines(["a", "b\nc"]))) == "a\nb\\nc"
+
+
+def test_data_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    emit(HOSTILE)
+    emit(columns([("id", HOSTILE), (HOSTILE, "")]))
+    assert harmless(capsys.readouterr().out, 3)
+    emit_json({HOSTILE: [HOSTILE, math.nan]})
+    said = capsys.readouterr().out
+    assert harmless(said, 6)
+    assert json.loads(said) == {HOSTILE: [HOSTILE, None]}
+
+
+def test_screens_let_nothing_through_that_others_write(capsys: pytest.CaptureFixture[str]) -> None:
+    with guarded():
+        print(HOSTILE)
+        logging.getLogger("some.library").warning(HOSTILE)
+        sys.stderr.writelines([HOSTILE, "\tand a tab\n"])
+        with guarded():
+            print("once more", file=sys.stderr)
+    out, err = capsys.readouterr()
+    assert harmless(out, 2)
+    assert "\\x1b[2J" in err
+    assert harmless(err.replace("\t", ""), err.count("\n"))
+    assert not isinstance(sys.stdout, Screen)
+
+
+def test_a_bar_of_a_library_moves_on_a_terminal_only() -> None:
+    for stream, moves in ((Terminal(), True), (io.StringIO(), False)):
+        screen = Screen(stream)
+        for text in ("\r 40% of a\rb", "\x1b[A\x1b[A", "\x1b[A\x1b[2J"):
+            screen.write(text)
+        assert ("\r 40%" in stream.getvalue(), stream.getvalue().count("\x1b[A")) == ((True, 2) if moves else (False, 0))
+        assert "\x1b[2J" not in stream.getvalue()
+        assert stream.getvalue().count("\r") == int(moves)
+
+
+def test_a_full_disk_under_the_log_does_not_end_the_work() -> None:
+    with Path("/dev/full").open("w") as full:
+        log = Screen(full, expendable=True)
+        log.write("words\n")
+        log.flush()
+        log.write("more\n")
+        log.flush()
+    with pytest.raises(OSError, match="space"):
+        Screen(io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True)).write("data\n")
 
 
 def test_summary_of_a_manifest() -> None:

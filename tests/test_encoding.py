@@ -137,3 +137,24 @@ def test_a_slow_tokenizer_is_refused() -> None:
 
     with pytest.raises(InputError, match="no fast version"):
         encode(PAPER, dialogue(PAPER, "q"), Slow(), 3, IMAGE_TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("text", "context"), [("red " * 100, 50), ("x" * 5_000_000, 50), ("x" * 5_000_000, None), ("half \ud800", None)]
+)
+@pytest.mark.parametrize("where", ["question", "answer"])
+def test_a_text_that_cannot_be_asked_is_refused(
+    tokenizer: PreTrainedTokenizerFast, text: str, context: int | None, where: str
+) -> None:
+    turns = dialogue(PAPER, text if where == "question" else "what?", chain=False, answer=text if where == "answer" else "red")
+    with pytest.raises(InputError, match=r"too long|half a Unicode"):
+        encode(PAPER, turns, tokenizer, tokenizer.convert_tokens_to_ids("<image>"), IMAGE_TOKENS, context)
+
+
+def test_what_just_fits_is_encoded(tokenizer: PreTrainedTokenizerFast) -> None:
+    turns = dialogue(PAPER, "what?", chain=False, answer="red")
+    mark = tokenizer.convert_tokens_to_ids("<image>")
+    whole = encode(PAPER, turns, tokenizer, mark, IMAGE_TOKENS)
+    assert encode(PAPER, turns, tokenizer, mark, IMAGE_TOKENS, len(whole)) == whole
+    with pytest.raises(InputError, match="context"):
+        encode(PAPER, turns, tokenizer, mark, IMAGE_TOKENS, len(whole) - 1)

@@ -38,7 +38,6 @@ def test_bad_lines_cost_themselves_only(world: Path) -> None:
         {"heat": {"cells": [[1]], "top": -1}},
         {"image": 5},
         {"example_id": ""},
-        {"example_id": "\ud800"},
         {"regions_used": [-1]},
         {"regions_used": ["a"]},
     ]

@@ -95,9 +95,17 @@ def test_ids_beyond_the_key_limit(writer: Store) -> None:
     writer.put_many(items)
     assert [writer.get(name) for name in names] == items
     assert sorted(a.example_id for a in writer.annotations()) == sorted(names)
-    for bad in ("", "\ud800"):
-        with pytest.raises(InputError):
-            writer.put_many([annotation(1, example_id=bad)])
+    with pytest.raises(InputError):
+        writer.put_many([annotation(1, example_id="")])
+
+
+def test_half_characters_are_kept(writer: Store) -> None:
+    items = [annotation(1, example_id=name) for name in ("\ud800", "a\udcff\n", "x" * 600 + "\udfff")]
+    writer.put_many(items)
+    writer.put_failures([("\udc80", "no \ud800")])
+    assert [writer.get(item.example_id) for item in items] == items
+    assert sorted(a.example_id for a in writer.annotations()) == sorted(item.example_id for item in items)
+    assert list(writer.failures()) == [("\udc80", "no \ud800")]
 
 
 def test_failures_are_kept_and_forgotten_when_mended(writer: Store) -> None:

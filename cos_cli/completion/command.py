@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from cos_cli import options
-from cos_cli.console import Session, emit, reporting
+from cos_cli.console import Session, emit_text, reporting
 from cos_core import assets
 from cos_core.errors import InputError
 
@@ -39,7 +39,7 @@ def show(shell: Shell = None) -> None:
     Example:
       cos completion show bash > /etc/bash_completion.d/cos
     """
-    emit(script(shell or _own_shell()).rstrip("\n"))
+    emit_text(script(shell or _own_shell()).rstrip("\n"))
 
 
 @app.command()

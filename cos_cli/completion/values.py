@@ -6,7 +6,7 @@ Imports stay light: this runs at every press of TAB.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,16 +23,17 @@ _ID = b'"example_id"'
 def values(kind: str, typed: str, words: Sequence[str]) -> list[str] | None:
     """What may stand for `typed`, sorted; None: any path, which the shell completes best. `words`: those before it.
 
-    Kinds: those of plug-ins, "profile", "model", "run", "store", "example", "command".
+    Kinds: those of plug-ins, "roi", "profile", "model", "run", "store", "example", "command".
     """
-    named = kind in plug.KINDS or kind == "profile"
+    named = kind in plug.KINDS or kind in ("profile", "roi")
     if typed.startswith(("~", "./", "../", "/") if named else "~"):
         return None
-    if kind in plug.KINDS:
-        # Several with commas: the last one is being typed.
+    if kind in plug.KINDS or kind == "roi":
+        # Several with commas: the last one is being typed, and none is wanted twice.
         head, comma, tail = typed.rpartition(",")
-        names = [name for name in plug.available(kind) if name.startswith(tail.replace("-", "_"))]
-        return [head + comma + name for name in names]
+        given = {plug.ROI_ALIASES.get(name, name) if kind == "roi" else name for name in head.replace("-", "_").split(",")}
+        known = _regions(given) if kind == "roi" else [name for name in plug.available(kind) if name not in given]
+        return [head + comma + name for name in known if name.startswith(tail.replace("-", "_"))]
     if kind == "profile":
         from cos_core.assets import profile_names
 
@@ -44,6 +45,13 @@ def values(kind: str, typed: str, words: Sequence[str]) -> list[str] | None:
         shipped = ["miniature"] if "miniature".startswith(typed) else []
         return shipped + here or None
     return folders(typed, {"run": is_run, "store": is_store}[kind]) or None
+
+
+def _regions(given: Collection[str]) -> list[str]:
+    """What `--roi` takes besides the `given` policies: short names stand for theirs."""
+    short = {name: alias for alias, name in plug.ROI_ALIASES.items()}
+    known = [*plug.available("policies"), "relevance"]
+    return sorted(short.get(name, name) for name in known if name not in given)
 
 
 def is_run(path: Path) -> bool:

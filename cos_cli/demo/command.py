@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,8 @@ import typer
 from cos_cli import options, settings
 from cos_cli.console import Session, emit_json, reporting
 from cos_cli.demo.arms import MAIN
+from cos_core.screen import behind
+from cos_core.text import escaped
 
 _SHORT = {"reading": "read", "colour": "col.", "relation": "rel."}
 """Column heads that would not fit."""
@@ -65,15 +68,16 @@ def _show(config: Any, results: Mapping[str, Any]) -> None:
 
     from cos_cli.demo.results import next_steps
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(file=behind(sys.stdout), highlight=False, soft_wrap=True)
     if config.quick:
         console.print("Quick run: every stage ran, on too little data to prove anything.\n", style="bold yellow")
     console.print(_arms(results))
     console.print(_differences(results))
-    console.print(f"\nThe page: {config.out / 'index.html'}   the figures: {config.out / 'results.json'}", markup=False)
+    page, figures = (escaped(config.out / name) for name in ("index.html", "results.json"))
+    console.print(f"\nThe page: {page}   the figures: {figures}", markup=False)
     console.print("\nWhat to try next:", style="bold")
     for words, line in next_steps(config):
-        console.print(f"  {words}:\n    {line}", markup=False)
+        console.print(f"  {words}:\n    {escaped(line)}", markup=False)
 
 
 def _arms(results: Mapping[str, Any]) -> Any:

@@ -77,7 +77,7 @@ def evaluate(
             help="Where the region comes from: 'model' (two passes), 'none' (one pass), 'center', 'full', 'gold', ...; "
             "several with commas run one after the other.",
             metavar="NAME[,NAME...]",
-            autocompletion=options.complete("policies"),
+            autocompletion=options.complete("roi"),
         ),
     ] = "model",
     on_bad_box: options.OnBadBox = "full",

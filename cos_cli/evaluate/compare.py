@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cos_cli import options, settings
-from cos_cli.console import Session, clean, columns, emit, emit_json, reporting
+from cos_cli.console import Session, columns, emit, emit_json, reporting
 from cos_cli.evaluate.tables import WIDTH, interval, number
+from cos_core.text import Lines, escaped
 
 if TYPE_CHECKING:
     from cos_core.comparison import Comparison
@@ -81,18 +82,18 @@ def compare(
         )
 
 
-def describe(outcome: Outcome, rows: Sequence[dict[str, Any]], flips: int) -> str:
+def describe(outcome: Outcome, rows: Sequence[dict[str, Any]], flips: int) -> Lines:
     """For each run a table with a line a benchmark, what stands behind each line, and the first flipped questions."""
     if not outcome.comparisons:
-        return "nothing to compare"
-    parts = []
+        return Lines(["nothing to compare"])
+    parts: list[str] = []
     for run in dict.fromkeys(each.b for each in outcome.comparisons):
         mine = [each for each in outcome.comparisons if each.b == run]
-        parts.append(clean(f"A {mine[0].a}\nB {run}"))
+        parts += ["", f"A {mine[0].a}", f"B {run}", ""]
         parts.append(columns([("benchmark", "A", "B", "B - A", "95 %", "p (Holm)", "verdict"), *map(_line, mine)]))
         for each in mine:
-            parts += [_behind(each), *_flipped(each, rows, flips)]
-    return "\n\n".join(parts)
+            parts += ["", _behind(each), *_flipped(each, rows, flips)]
+    return Lines(parts[1:])
 
 
 def _line(each: Comparison) -> tuple[str, ...]:
@@ -104,7 +105,7 @@ def _line(each: Comparison) -> tuple[str, ...]:
     )
 
 
-def _behind(each: Comparison) -> str:
+def _behind(each: Comparison) -> Lines:
     """The sentence under the table; p there is Holm's, here it is the test's own."""
     found, changed = each.found, bool(each.won or each.lost)
     words = [
@@ -115,11 +116,11 @@ def _behind(each: Comparison) -> str:
     ]
     if changed and not each.undefined:
         words.append(f"a true difference of {number(found.detectable, each.unit)} would be found four times in five")
-    return textwrap.fill(clean("; ".join(words)), WIDTH)
+    return Lines(textwrap.wrap(escaped("; ".join(words)), WIDTH))
 
 
 def _flipped(each: Comparison, rows: Sequence[dict[str, Any]], flips: int) -> list[str]:
-    parts = []
+    parts: list[str] = []
     for kind in ("won", "lost"):
         mine = [row for row in rows if (row["run"], row["benchmark"], row["flip"]) == (each.b, each.benchmark, kind)]
         named = [
@@ -131,7 +132,7 @@ def _flipped(each: Comparison, rows: Sequence[dict[str, Any]], flips: int) -> li
         ]
         if named:
             shown = f", the first {len(named)}" if len(named) < len(mine) else ""
-            parts.append(f"{kind} by B ({len(mine)}{shown}):\n{columns(named)}")
+            parts += ["", f"{kind} by B ({len(mine)}{shown}):", columns(named)]
     return parts
 
 

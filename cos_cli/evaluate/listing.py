@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cos_cli.console import clean, emit, emit_json
+from cos_cli.console import emit, emit_json
 from cos_cli.evaluate.suite import short
 from cos_cli.evaluate.tables import WIDTH
 from cos_core import plug
 from cos_core.benchmarks import _files
+from cos_core.text import Lines
 
 _FIRST, _INDENT = 12, " " * 13
 
@@ -22,12 +23,11 @@ def show(names: Sequence[str], data: Path | None, json: bool) -> None:
     if json:
         emit_json(listed)
         return
-    parts = ["\n".join(_lines(name, about)) for name, about in listed.items()]
+    lines = [line for name, about in listed.items() for line in (*_lines(name, about), "")]
     if data is not None:
-        parts.append(
-            f"+ there   ! missing   ? missing, and not needed to score\n(looked in {data}/NAME or its other names, else {data})"
-        )
-    emit(clean("\n\n".join(parts)))
+        lines += ["+ there   ! missing   ? missing, and not needed to score"]
+        lines += [f"(looked in {data}/NAME or its other names, else {data})"]
+    emit(Lines(lines if data is not None else lines[:-1]))
 
 
 def _described(name: str, data: Path | None) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cos_cli import options, settings
-from cos_cli.console import Session, clean, columns, emit, emit_json, reporting
+from cos_cli.console import Session, columns, emit, emit_json, reporting
 from cos_core.errors import InputError
+from cos_core.text import Lines
 
 if TYPE_CHECKING:
     from cos_core.evaluate.paper import Cell
@@ -67,9 +68,9 @@ def report(
         emit(describe([cell for cell in cells if cell.verdict != papers.ABSENT]))
 
 
-def describe(cells: Sequence[Cell]) -> str:
+def describe(cells: Sequence[Cell]) -> Lines:
     """What was run, table by table, row by row; under a figure the gain over the row's reference, where there is one."""
-    parts = []
+    parts: list[str] = []
     for title, row in dict.fromkeys((cell.table, cell.row) for cell in cells):
         lines: list[tuple[str, ...]] = [("", "paper", "ours", "95 %", "ours - paper", "verdict")]
         for cell in (cell for cell in cells if (cell.table, cell.row) == (title, row)):
@@ -78,8 +79,8 @@ def describe(cells: Sequence[Cell]) -> str:
                 values = (cell.gain, cell.gain_low, cell.gain_high)
                 lines.append(_figures("  gain", "+", cell.paper_gain, values, cell.gain_verdict or ""))
         notes = [f"{cell.column}: {cell.note}" for cell in cells if cell.note and (cell.table, cell.row) == (title, row)]
-        parts.append("\n".join([clean(f"{title}\n{row}"), columns(lines), *map(clean, notes)]))
-    return "\n\n".join(parts)
+        parts += ["", title, row, columns(lines), *notes]
+    return Lines(parts[1:])
 
 
 def _figures(name: str, sign: str, paper: float | None, ours: Sequence[float | None], verdict: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cos_cli.console import summary
 from cos_core.errors import InputError, TimeUpError
+from cos_core.jsonl import utf8
 
 if TYPE_CHECKING:
     from cos_core.evaluate import EvalConfig
@@ -43,7 +44,7 @@ class Part:
 
     def holds(self, image: str | None, example_id: str) -> bool:
         """Whether a question is this part's: all questions of a picture are one part's, whatever the order of the file."""
-        return zlib.crc32((image or example_id).encode()) % self.of + 1 == self.number
+        return zlib.crc32(utf8(image or example_id)) % self.of + 1 == self.number
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cos_cli.console import clean, columns
+from cos_cli.console import columns
+from cos_core.text import Lines, escaped
 
 WIDTH = 80
 """Words are broken here; a table is as wide as what it holds."""
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from cos_core.types import RunManifest
 
 
-def table(manifest: RunManifest) -> str:
+def table(manifest: RunManifest) -> Lines:
     """The results for a person: how they were made, then one number a line, with its 95 % interval where there is one; the
     headline comes first."""
     from cos_core.evaluate import said_beside
@@ -42,9 +43,11 @@ def table(manifest: RunManifest) -> str:
     regions = results.get("regions", {})
     below += [f"regions: {regions['usable']:,} of {regions['n']:,} boxes usable; the others are no hits"] if regions else []
     below += [f"beside the score: {words}" for words in said_beside(results.get("beside", {}))]
-    below += [textwrap.fill(f"joined in part only: {results['partial_join']}", WIDTH)] if "partial_join" in results else []
+    below += (
+        textwrap.wrap(escaped(f"joined in part only: {results['partial_join']}"), WIDTH) if "partial_join" in results else []
+    )
     below += [f"PARTIAL: {partial}"] if (partial := limited(results)) else []
-    return "\n".join([_made(results.get("protocol", {})), "", columns(rows), "", *below, f"questions: {counts}"])
+    return Lines([_made(results.get("protocol", {})), "", columns(rows), "", *below, f"questions: {counts}"])
 
 
 def limited(results: Mapping[str, Any]) -> str:
@@ -59,10 +62,10 @@ def _made(protocol: Mapping[str, Any]) -> str:
     for name, value in protocol.items():
         if name not in ("benchmark", "split") and isinstance(value, str):
             parts.append(f"{name.replace('_', ' ')} {value}")
-    return clean("; ".join(parts))
+    return "; ".join(parts)
 
 
-def overview(runs: Sequence[Scored]) -> str:
+def overview(runs: Sequence[Scored]) -> Lines:
     """One line a run: benchmark, arm, headline with interval, answered questions, boxes that could be read."""
     rows: list[tuple[str, ...]] = [("benchmark", "roi", "metric", "value", "95 %", "answered", "unread", "boxes")]
     for each in runs:

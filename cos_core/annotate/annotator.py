@@ -21,6 +21,7 @@ from cos_core.geometry import Box, SquarePad
 from cos_core.heat import painted
 from cos_core.images import ImageSource
 from cos_core.interfaces import Backbone, Detector, Policy, Relevance
+from cos_core.jsonl import utf8
 from cos_core.types import Example, Regions
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Annotator:
     def _random(self, example: Example, regions: Regions) -> roi.Roi:
         if not regions.boxes:
             return roi.Roi(None, reason=roi.NO_RELEVANCE)
-        digest = hashlib.sha256(f"{self.seed}:{example.id}".encode()).digest()
+        digest = hashlib.sha256(utf8(f"{self.seed}:{example.id}")).digest()
         index = int.from_bytes(digest[:8], "big") % len(regions.boxes)
         return roi.Roi(regions.boxes[index].extended(self.rule.extend), 0.0, (index,))
 

@@ -58,7 +58,7 @@ class Asker:
         else:
             raise InputError(f"example {example.id!r} has no answer whose relevance could be found")
         tokenizer, mark = self.model.tokenizer, self.model.image_token_id
-        encoded = encoding.encode(profile, turns, tokenizer, mark, features.shape[0])
+        encoded = encoding.encode(profile, turns, tokenizer, mark, features.shape[0], self.model.context)
         return Question(encoded.ids, encoded.labels, features)
 
     def explain(self, examples: Sequence[Example], questions: Sequence[Question]) -> list[torch.Tensor]:

@@ -29,6 +29,7 @@ from cos_core.benchmarks._harness import (
     vlm_option_letter,
 )
 from cos_core.errors import InputError, MissingError
+from cos_core.extras import install
 from cos_core.interfaces import BenchmarkData
 from cos_core.metrics import Estimate
 from cos_core.types import Example, Prediction, Score
@@ -114,7 +115,7 @@ class MmBench:
             from openpyxl import Workbook
             from openpyxl.cell import WriteOnlyCell
         except ModuleNotFoundError:
-            raise MissingError("an MMBench submission is an xlsx file; pip install 'cos-toolkit[sheets]'") from None
+            raise MissingError(f"an MMBench submission is an xlsx file; {install('sheets')}") from None
         said = {example.id: answer for example, answer in _vqa.complete(data, predictions)}
         book = Workbook(write_only=True)
         sheet = book.create_sheet("Sheet1")

@@ -16,6 +16,7 @@ from packaging.version import Version
 from cos_core import assets
 from cos_core.doctor.finding import Finding, Level
 from cos_core.doctor.probe import Answers
+from cos_core.extras import install
 
 EXTRAS = {
     "annotate": ("torch", "transformers", "safetensors", "sentencepiece", "protobuf"),
@@ -85,7 +86,7 @@ def torch(needed: bool, gpu: bool, driver_cuda: str | None, answers: Answers) ->
     """The build, and whether it fits driver and GPUs."""
     there = version("torch")
     if there is None:
-        todo = "install torch in the build that suits the machine, then: pip install 'cos-toolkit[model]'"
+        todo = f"install torch in the build that suits the machine, then: {install('model')}"
         yield Finding("torch", "missing" if needed else "note", "not installed; annotate, train and infer need it", todo)
         return
     answer = answers.get("torch", {})
@@ -122,7 +123,7 @@ def libraries(task: str | None, answers: Answers) -> Iterator[Finding]:
             continue
         if there is None:
             level: Level = "missing" if task in EXTRAS else "note"
-            yield Finding(name, level, "not installed", f"pip install 'cos-toolkit[{extra}]'")
+            yield Finding(name, level, "not installed", install(extra))
         elif error is not None:
             yield Finding(name, "missing", f"{there} is installed but does not import: {error}", f"reinstall {name}")
         elif name == "transformers":
@@ -153,7 +154,7 @@ def deepspeed(answers: Answers) -> Iterator[Finding]:
     """Importable, and whether one of its operators could be compiled."""
     there = version("deepspeed")
     if there is None:
-        todo = "needed for several GPUs only: DS_BUILD_OPS=0 pip install --no-build-isolation 'cos-toolkit[train]'"
+        todo = f"needed for several GPUs only: DS_BUILD_OPS=0 {install('train', '--no-build-isolation')}"
         yield Finding("deepspeed", "note", "not installed", todo)
         return
     answer = answers.get("deepspeed", {})
@@ -193,7 +194,7 @@ def sheets() -> Finding:
     """What MMBench's submissions need."""
     there = version("openpyxl")
     if there is None:
-        return Finding("openpyxl", "note", "not installed; MMBench's submissions need it", "pip install 'cos-toolkit[sheets]'")
+        return Finding("openpyxl", "note", "not installed; MMBench's submissions need it", install("sheets"))
     return Finding("openpyxl", "ok", there)
 
 

@@ -75,7 +75,7 @@ class HfEngine:
         self.llava = llava
         self._stop = stop_ids(llava)
         text = llava.model.config.get_text_config()
-        self._context = int(text.max_position_embeddings)
+        self._context = llava.context
         self._layers = int(text.num_hidden_layers)
         self._heads = key_heads(text)
         self._token_bytes = token_bytes(text, llava.model.dtype)

@@ -313,7 +313,11 @@ def data_digest(data: BenchmarkData) -> str:
     digest = hashlib.sha256()
     for example in data.examples:
         suffix = (example.meta["suffix"],) if "suffix" in example.meta else ()
-        digest.update(msgspec.json.encode((example.id, example.image, example.question, example.answers, *suffix)))
+        row = (example.id, example.image, example.question, example.answers, *suffix)
+        try:
+            digest.update(msgspec.json.encode(row))
+        except UnicodeEncodeError:
+            digest.update(jsonl.utf8(json.dumps(row)))
     return digest.hexdigest()
 
 
@@ -343,14 +347,18 @@ def _write_scores(path: Path, scores: Sequence[Score]) -> None:
     if odd is not None:
         raise InputError(f"the score of {odd.example_id!r} is {odd.value}, not a number that JSON knows")
     with manifest.atomic_file(path) as file:
-        file.write(msgspec.json.Encoder().encode_lines(scores))
+        try:
+            file.write(msgspec.json.Encoder().encode_lines(scores))
+        except UnicodeEncodeError:
+            # Half a character in an id or an answer, which the quick writer does not take.
+            file.writelines(jsonl.encode_line(score.to_json()) for score in scores)
 
 
 def _write_lines(path: Path, records: Iterable[Any]) -> None:
     with manifest.atomic_file(path) as file:
         for record in records:
             row = record if isinstance(record, dict) else record.to_json()
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n")
+            file.write(jsonl.encode_line(row))
 
 
 def read_scores(path: Path) -> list[Score]:

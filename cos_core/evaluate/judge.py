@@ -111,7 +111,7 @@ def _key(example: Example, answer: str, run: int) -> Key:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(jsonl.utf8(text)).hexdigest()
 
 
 def _grade(endpoint: Endpoint, benchmark: Any, prompt: str, example: Example, answer: str) -> dict[str, Any]:

@@ -11,7 +11,6 @@ Written is the metadata layout, with `example_id` and `score` as further keys.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
@@ -19,7 +18,7 @@ from typing import Any, BinaryIO
 from cos_core.bigjson import read_json_list
 from cos_core.errors import InputError
 from cos_core.formats.records import IMPORTED, Incoming, Outgoing, Source, from_pixels
-from cos_core.jsonl import Problem, open_input, read_lines, report
+from cos_core.jsonl import Problem, encode_line, open_input, read_lines, report
 from cos_core.types import Annotation, Example
 
 _MARKED = re.compile(r"(?P<image>.+)###\[(?P<box>[^\]]*)\]", re.DOTALL)
@@ -51,7 +50,7 @@ def write(file: BinaryIO, regions: Iterable[Outgoing]) -> int:
             "example_id": kept.example_id,
             "score": kept.score,
         }
-        file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        file.write(encode_line(line))
         count += 1
     return count
 

@@ -136,6 +136,8 @@ def answer_one(
     picture = open_image(None, str(config.image))
     if engine is None:
         tell_served(config, reporter)
+        if config.engine == "hf":
+            reporter.note(f"loading {config.model} ...")
     engine = engine or build_engine(config)
     chain = TwoPass(engine, made, listen=listen, finder=finder(config, engine))
     example = Example(id=config.image.name, dataset="single", image=str(config.image), question=config.question)

@@ -17,11 +17,9 @@ from cos_core.images import FILL
 from cos_core.infer import heat
 from cos_core.infer.passes import BoxDecode, Setting
 from cos_core.interfaces import Engine, Policy, Reporter
+from cos_core.plug import ROI_ALIASES
 from cos_core.prompts import DIALOGUE_VERSION, Profile, checkpoint_profile
 from cos_core.runners import RunnerConfig
-
-ROI_ALIASES = {"model": "from_single_question", "center": "center_crop"}
-"""Short names of the option `--roi`; every other name is a policy module's."""
 
 
 @dataclass(frozen=True, slots=True)

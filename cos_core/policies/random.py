@@ -7,13 +7,14 @@ import hashlib
 
 from cos_core.geometry import Box
 from cos_core.interfaces import Policy
+from cos_core.jsonl import utf8
 from cos_core.types import Example
 
 _SIDE = 0.5
 
 
 def _anywhere(example: Example, seed: int) -> Box:
-    digest = hashlib.sha256(f"{seed}:{example.id}".encode()).digest()
+    digest = hashlib.sha256(utf8(f"{seed}:{example.id}")).digest()
     # Two 32-bit fractions in [0, 1): the left upper corner, uniform over where the box fits.
     across, down = (int.from_bytes(digest[i : i + 4], "big") / 2**32 for i in (0, 4))
     x0, y0 = across * (1 - _SIDE), down * (1 - _SIDE)

@@ -26,6 +26,8 @@ def build(config: RunnerConfig, job: Job, device: str, reporter: Reporter, *, mo
         every = device == "cuda" and (config.workers or 1) > 1
         return llava.devices("auto" if every else device) if model else ["cpu"]
 
+    if model and (name := getattr(getattr(job, "config", None), "model", None)):
+        reporter.note(f"loading {name} ...")
     runner: Runner = plug.load(
         "runners", config.chosen(devices), config=config, job=job, device=device, devices=devices, reporter=reporter
     )

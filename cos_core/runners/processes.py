@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from cos_core import memory, processes
+from cos_core import memory, processes, screen
 from cos_core.errors import CosError
 from cos_core.interfaces import Job, Reporter, Runner
 from cos_core.runners._config import RunnerConfig
@@ -74,6 +74,7 @@ def _live(pipe: Connection, threads: int, job: Job, device: str, sharers: int) -
     memory.share_device(sharers)
     # Ctrl-C reaches the whole group: the run that is told to stop stops its workers. Libraries print; stdout is the run's.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    screen.guard()
     sys.stdout = sys.stderr
     inbox = _Inbox(pipe)
     try:

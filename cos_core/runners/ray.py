@@ -19,6 +19,7 @@ from typing import Any
 
 from cos_core import memory, processes
 from cos_core.errors import CosError, InputError, MissingError
+from cos_core.extras import install
 from cos_core.interfaces import Job, Reporter, Runner
 from cos_core.runners._config import RunnerConfig
 from cos_core.runners._dealer import Dealer, Died, Done, Ready, Refused, Said, versions
@@ -212,7 +213,7 @@ def _package() -> Any:
     try:
         import ray
     except ImportError:
-        raise MissingError("the runner 'ray' needs Ray; install it: pip install 'cos-toolkit[scale]'") from None
+        raise MissingError(f"the runner 'ray' needs Ray; install it: {install('scale')}") from None
     return ray
 
 

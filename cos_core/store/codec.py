@@ -92,11 +92,11 @@ class Heat:
 
 
 def key_of(example_id: str) -> bytes:
-    """The id in UTF-8; beyond LMDB's limit its beginning, 0xff (never in UTF-8) and a digest. Raises InputError."""
-    try:
-        key = example_id.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"the example id {example_id!r} is not valid Unicode") from None
+    """The id in UTF-8, half a character as it would be; beyond LMDB's limit its beginning, 0xff (in neither) and a digest.
+
+    Raises InputError for no id.
+    """
+    key = example_id.encode("utf-8", "surrogatepass")
     if not key:
         raise InputError("an example needs an id")
     if len(key) > MAX_KEY:
@@ -115,11 +115,11 @@ def pack(annotation: Annotation, key: bytes) -> bytes:
     box, score = annotation.box, annotation.score
     if not math.isfinite(score):
         raise InputError(f"the annotation {annotation.example_id!r} has score {score}")
-    # Half a character in a path or a reason can be kept too; in an id (key_of) it cannot.
+    # Half a character in a path or a reason can be kept too.
     policy = annotation.policy.encode("utf-8", "surrogatepass")
     image = b"" if annotation.image is None else annotation.image.encode("utf-8", "surrogatepass")
     reason = b"" if annotation.reason is None else annotation.reason.encode("utf-8", "surrogatepass")
-    full_id = annotation.example_id.encode() if is_cut(key) else b""
+    full_id = annotation.example_id.encode("utf-8", "surrogatepass") if is_cut(key) else b""
     used = annotation.regions_used
     try:
         head = HEAD.pack(
@@ -150,7 +150,7 @@ def unpack(key: bytes, value: bytes, fingerprint: str) -> Annotation:
             at += max(0, size)
         if at + full_id != len(value):
             raise ValueError(f"{len(value)} bytes instead of {at + full_id}")
-        example_id = value[at:].decode() if full_id else key.decode()
+        example_id = (value[at:] if full_id else key).decode("utf-8", "surrogatepass")
         box = None if x0 != x0 else Box(x0, y0, x1, y1)
         return Annotation(example_id, box, score, texts[0] or "", fingerprint, regions, texts[2], texts[1])
     except (struct.error, ValueError, InputError) as error:

@@ -80,7 +80,7 @@ class Handle:
         settings: dict[str, Any] = {"map_size": size, "max_dbs": len(TABLES), "max_readers": _READERS}
         try:
             if self.writable:
-                self._env = lmdb.open(str(self.path), **settings)
+                self._env = lmdb.open(os.fsencode(self.path), **settings)
                 self._env.reader_check()  # frees the slots of killed readers
             else:
                 self._env = _open_reader(self.path, settings)
@@ -271,12 +271,12 @@ def _open_reader(path: Path, settings: Mapping[str, Any]) -> lmdb.Environment:
     options: dict[str, Any] = {**settings, "readonly": True, "create": False}
     try:
         # With a place in the reader table (no waiting), a live writer cannot reuse pages under us.
-        return lmdb.open(str(path), lock=True, **options)
+        return lmdb.open(os.fsencode(path), lock=True, **options)
     except lmdb.InvalidError:
         raise
     except lmdb.Error:
         # A folder we may not write to has no reader table for us; nobody else's writer is expected there either.
-        return lmdb.open(str(path), lock=False, **options)
+        return lmdb.open(os.fsencode(path), lock=False, **options)
 
 
 def _is_full(path: Path) -> bool:

@@ -18,6 +18,7 @@ from cos_core.errors import InputError
 from cos_core.geometry import Box, SquarePad, full_box
 from cos_core.images import crop_region, open_image
 from cos_core.interfaces import Policy
+from cos_core.jsonl import utf8
 from cos_core.prompts import Profile, dialogue, text_dialogue
 from cos_core.released import Square
 from cos_core.training.reasons import Skipped
@@ -78,7 +79,7 @@ def draw(seed: int, sample_id: str, epoch: int, n: int) -> int:
     """Which of `n` questions of a sample an epoch trains on: 0 to n - 1, a pure function of its arguments."""
     if n < 1:
         raise InputError(f"sample {sample_id!r} has no question to draw")
-    digest = hashlib.sha256(f"{seed}\x00{epoch}\x00{sample_id}".encode()).digest()
+    digest = hashlib.sha256(utf8(f"{seed}\x00{epoch}\x00{sample_id}")).digest()
     return int.from_bytes(digest[:8], "big") % n
 
 

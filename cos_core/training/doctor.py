@@ -8,7 +8,6 @@ can, but a person should know. Each is named with the file and line of its sampl
 from __future__ import annotations
 
 import heapq
-import json
 import os
 import shutil
 import tempfile
@@ -27,6 +26,7 @@ from cos_core.errors import InputError
 from cos_core.geometry import Box, SquarePad
 from cos_core.images import image_path, open_image
 from cos_core.interfaces import Reporter
+from cos_core.jsonl import encode_line
 from cos_core.released import Square
 from cos_core.training.data import Recipe, draw, encode_sample, limit, outside
 from cos_core.training.samples import OTHER_IMAGE, Sample
@@ -88,7 +88,7 @@ class Findings:
         for few in (self.first[finding.kind], *([self.first_faults] if finding.fault else [])):
             if len(few) < _NAMED:
                 few.append(finding)
-        self._all.write(json.dumps(finding.to_json(), ensure_ascii=False).encode() + b"\n")
+        self._all.write(encode_line(finding.to_json()))
 
     def write(self, path: Path) -> None:
         """Every finding as one JSON line, in the order in which they were added."""

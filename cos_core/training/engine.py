@@ -12,6 +12,7 @@ from packaging.version import Version
 
 from cos_core import assets
 from cos_core.errors import InputError, MissingError
+from cos_core.extras import install
 from cos_core.jsonl import decode
 from cos_core.llava import quiet_libraries
 from cos_core.training.config import TrainConfig
@@ -57,7 +58,7 @@ def require(config: TrainConfig) -> None:
         import torch
         import transformers  # noqa: F401
     except ImportError as error:
-        raise MissingError(f"training needs the extra 'train': pip install 'cos-toolkit[train]' ({error})") from None
+        raise MissingError(f"training needs the extra 'model': {install('model')} ({error})") from None
     quiet_libraries()
     if config.device == "cuda" and not torch.cuda.is_available():
         raise MissingError("device 'cuda' was asked for, but torch sees no CUDA GPU on this machine")
@@ -79,7 +80,8 @@ def require(config: TrainConfig) -> None:
     }
     for package, needed in wanted.items():
         if needed and not _installed(package):
-            raise MissingError(f"these settings need the package {package!r}: pip install {package.replace('_', '-')}")
+            how = install("train") if package in ("deepspeed", "peft") else f"pip install {package.replace('_', '-')}"
+            raise MissingError(f"these settings need the package {package!r}: {how}")
     if config.qlora and not on_gpu(config) and Version(metadata.version("bitsandbytes")) < Version(_BITS_ON_CPU):
         raise MissingError(f"4-bit weights without a GPU need bitsandbytes {_BITS_ON_CPU} or newer")
     if config.qlora and config.deepspeed:

@@ -109,6 +109,8 @@ def _run(config: TrainConfig, policy: Policy, here: tuple[World, Peers], reporte
     if engine.arithmetic(config) == "float16":
         reporter.warn("this GPU has no bfloat16: computing in float16, with scaled losses")
     last = folder.last_checkpoint(config, world.size)
+    if world.main:
+        reporter.note(f"loading {config.model} ...")
     with loading.advice(config, world.size, "the model was loaded"):
         llava = loading.load(config, arguments.device, last)
     if world.main:

@@ -140,7 +140,7 @@ def _found(path: Path, example: str | None) -> Prediction:
 
 
 def _given(config: OverlayConfig) -> Prediction:
-    box = None if config.box is None else Box(*config.box)
+    box = None if config.box is None else _fractions(config.box, config.image)
     status = config.box_status or ("skipped" if box is None else "ok")
     return Prediction(
         example_id=config.example or str(config.image),
@@ -150,6 +150,17 @@ def _given(config: OverlayConfig) -> Prediction:
         question=config.question,
         image=str(config.image),
     )
+
+
+def _fractions(corners: tuple[float, float, float, float], image: Path | None) -> Box:
+    """The box; one in pixels is refused with the fractions that it means."""
+    x0, y0, x1, y1 = corners
+    if image is not None and max(corners) > 1 and 0 <= x0 < x1 and 0 <= y0 < y1:
+        width, height = images.picture_size(None, str(image))
+        if x1 <= width and y1 <= height:
+            said = " ".join(f"{v:.4g}" for v in (x0 / width, y0 / height, x1 / width, y1 / height))
+            raise InputError(f"a box is given in fractions of the picture; in pixels of {width}x{height} that is {said}")
+    return Box(x0, y0, x1, y1)
 
 
 def _scene(config: OverlayConfig, prediction: Prediction) -> Scene:
