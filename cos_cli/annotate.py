@@ -9,6 +9,7 @@ import typer
 
 from cos_cli import options, settings
 from cos_cli.console import Session, emit_json, reporting, summary
+from cos_core import bounds
 from cos_core.errors import InputError
 from cos_core.shard import Shard
 
@@ -47,7 +48,7 @@ def annotate(
         ),
     ] = None,
     last_layers: Annotated[
-        int | None, typer.Option(min=1, help="Use the last K layers only.", show_default="all layers")
+        int | None, typer.Option(min=1, max=bounds.TOKENS, help="Use the last K layers only.", show_default="all layers")
     ] = None,
     threshold: Annotated[
         Any,
@@ -61,7 +62,11 @@ def annotate(
     keep_mass: Annotated[
         float | None,
         typer.Option(
-            max=1.0, help="Instead of a threshold: the best areas that hold this share of the relevance.", show_default=False
+            min=0.0,
+            max=1.0,
+            callback=options.finite,
+            help="Instead of a threshold: the best areas that hold this share of the relevance.",
+            show_default=False,
         ),
     ] = None,
     region: Annotated[
@@ -70,15 +75,28 @@ def annotate(
     ] = None,
     extend: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Each side moves outwards by this share of its length.", show_default="0; 0.1 with patches"),
+        typer.Option(
+            min=0.0,
+            max=10.0,
+            callback=options.finite,
+            help="Each side moves outwards by this share of its length.",
+            show_default="0; 0.1 with patches",
+        ),
     ] = None,
     finer: Annotated[
         int | None,
-        typer.Option(min=1, help="Interpolate maps to this many times as many cells a side.", show_default="1; 4 with patches"),
+        typer.Option(
+            min=1,
+            max=bounds.FINER,
+            help="Interpolate maps to this many times as many cells a side.",
+            show_default="1; 4 with patches",
+        ),
     ] = None,
     backbone_options: options.BackboneOptions = None,
     keep_heat: Annotated[bool, typer.Option("--keep-heat", help="Keep the relevance maps in the store.")] = False,
-    batch_images: Annotated[int, typer.Option(min=1, help="Pictures that go through the model together.")] = 8,
+    batch_images: Annotated[
+        int, typer.Option(min=1, max=bounds.BATCH, help="Pictures that go through the model together.")
+    ] = 8,
     shard: Annotated[
         Shard | None,
         typer.Option(

@@ -13,6 +13,7 @@ import typer
 
 from cos_cli import options, settings
 from cos_cli.console import Session, emit, emit_json, reporting, summary
+from cos_core import bounds
 from cos_core.screen import behind
 from cos_core.text import Lines, escaped_lines
 from cos_core.types import Prediction
@@ -44,7 +45,7 @@ def infer(
     profile: options.Profile = None,
     batch_size: options.BatchSize = 16,
     max_new_tokens: options.MaxNewTokens = 128,
-    box_tokens: Annotated[int, typer.Option(min=1, help="Longest first-pass text, in tokens.")] = 48,
+    box_tokens: Annotated[int, typer.Option(min=1, max=bounds.TOKENS, help="Longest first-pass text, in tokens.")] = 48,
     box_decode: Annotated[
         Literal["free", "grammar"], typer.Option(help="Let the first pass write anything, or nothing but a box.")
     ] = "free",
@@ -52,11 +53,22 @@ def infer(
         bool, typer.Option("--reuse/--no-reuse", help="Continue the first pass's keys and values; share those of a picture.")
     ] = True,
     kv_budget: Annotated[
-        float | None, typer.Option(help="GiB for keys and values; a quarter of the free memory (GPU: 70 %) when not given.")
+        float | None,
+        typer.Option(
+            min=0.001,
+            max=bounds.GIB,
+            callback=options.finite,
+            help="GiB for keys and values; a quarter of the free memory (GPU: 70 %) when not given.",
+        ),
     ] = None,
     verify_reuse: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Answer the first N of --data with and without reuse, and list what differs."),
+        typer.Option(
+            min=1,
+            max=bounds.COUNT,
+            metavar="N",
+            help="Answer the first N of --data with and without reuse, and list what differs.",
+        ),
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="With --question: print the answer as it comes.")] = False,
     chat: Annotated[
@@ -71,8 +83,13 @@ def infer(
     ] = None,
     engine: options.Engine = "hf",
     server: Annotated[str | None, typer.Option(help="With --engine openai: the server's address, up to /v1.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="With --engine openai: requests under way at once.")] = 8,
-    timeout: Annotated[float, typer.Option(min=0.1, help="With --engine openai: seconds that one request may take.")] = 120.0,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=bounds.PROCESSES, help="With --engine openai: requests under way at once.")
+    ] = 8,
+    timeout: Annotated[
+        float,
+        typer.Option(min=0.1, max=86_400.0, callback=options.finite, help="Seconds that one request to a server may take."),
+    ] = 120.0,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again what --out records as failed.")] = False,
     limit: options.Limit = None,
     max_failures: options.MaxFailures = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cos_cli.console import Session
+from cos_core import bounds
 
 if TYPE_CHECKING:
     from cos_core.datasets import Files
@@ -38,6 +40,19 @@ def completed_by(function: Callable[..., Any] | None) -> str | None:
 def plugin_name(value: str) -> str:
     """A plug-in as its file is called: `center-crop` and `center_crop` are one name and give one fingerprint."""
     return value if value.partition(":")[0].endswith(".py") else value.replace("-", "_")
+
+
+def number_format(value: str) -> Any:
+    """For `callback=` of --dtype: the full name of a number format."""
+    return {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(value, value)
+
+
+def finite(value: Any) -> Any:
+    """For `callback=` of options that are numbers: NaN lies between no bounds. Raises typer.BadParameter."""
+    given = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(each, float) and not math.isfinite(each) for each in given):
+        raise typer.BadParameter("a finite number is needed")
+    return value
 
 
 def one_data_set(files: list[Path]) -> Files:
@@ -143,13 +158,14 @@ OnBadBox = Annotated[
     Literal["full", "center", "skip"],
     typer.Option(help="When the box cannot be used: the full picture, the centre crop, or no second pass."),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Questions that go through the model together.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Stop after this many questions.", show_default="all")]
+BatchSize = Annotated[int, typer.Option(min=1, max=bounds.BATCH, help="Questions that go through the model together.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, max=bounds.TOKENS, help="Longest answer, in tokens.")]
+Limit = Annotated[int | None, typer.Option(min=1, max=bounds.COUNT, help="Stop after this many questions.", show_default="all")]
 MaxFailures = Annotated[
-    int | None, typer.Option(min=0, help="Exit with code 5 when more questions than this fail.", show_default="no limit")
+    int | None,
+    typer.Option(min=0, max=bounds.COUNT, help="Exit with code 5 when more questions than this fail.", show_default="no limit"),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+Seed = Annotated[int, typer.Option(min=0, max=bounds.SEED, help="Seed of every random choice.")]
 Runner = Annotated[
     str,
     typer.Option(
@@ -162,7 +178,9 @@ Runner = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, help="How many hold a model.", show_default="one a GPU, else one; on a cluster one a node"),
+    typer.Option(
+        min=1, max=bounds.PROCESSES, help="How many hold a model.", show_default="one a GPU, else one; on a cluster one a node"
+    ),
 ]
 RayAddress = Annotated[
     str | None,
@@ -177,7 +195,10 @@ Device = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1', ..."
 Devices = Annotated[
     str, typer.Option(help="'auto' (every GPU, else the CPU), 'cpu', 'cuda:1', or several with commas: a model on each.")
 ]
-Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Number format of the weights.")]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"],
+    typer.Option(help="Number format of the weights.", callback=number_format),
+]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, warnings only.", callback=_set_quiet)]

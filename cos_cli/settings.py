@@ -14,6 +14,7 @@ runs, as they do on the command line. `[eval]` is for `cos eval run`, whose name
 from __future__ import annotations
 
 import inspect
+import math
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ import typer
 
 from cos_core import plug
 from cos_core.errors import InputError
+from cos_core.text import one_line, read_text
 
 _WORDS: dict[type, str] = {
     bool: "true or false",
@@ -30,6 +32,9 @@ _WORDS: dict[type, str] = {
     object: "a text in quotes or a number",
     Path: "a path in quotes",
 }
+MAX_BYTES = 2**20
+"""A longer settings file is taken for something else."""
+
 _NOT_IN_FILES = ("config", "help")
 
 
@@ -47,12 +52,20 @@ def read(ctx: typer.Context, path: Path) -> dict[str, Any]:
     that the option does not take.
     """
     from cos_cli.commands import parameters
-    from cos_core.text import read_text
 
     try:
-        data = tomllib.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"the settings {path} cannot be read: {error}") from None
+        is_there = path.exists()
+    except (OSError, ValueError):  # a name that no file can have, a folder that may not be entered
+        is_there = True
+    if not is_there:
+        raise InputError(f"there is no settings file {path}; cos config init writes one")
+    text = read_text(path, MAX_BYTES)
+    try:
+        data = tomllib.loads(text)
+    except RecursionError:
+        raise InputError(f"the settings {path} cannot be read: nested too deeply") from None
+    except ValueError as error:
+        raise InputError(f"the settings {path} cannot be read: {one_line(error)}") from None
     table, below = _table(ctx, path, data)
     function: Any = ctx.command.callback
     mine = {p.key: p for p in parameters(inspect.unwrap(function)) if p.key not in _NOT_IN_FILES}
@@ -65,7 +78,7 @@ def read(ctx: typer.Context, path: Path) -> dict[str, Any]:
             raise InputError(f"{path}: {_spoken(ctx)} has no option {key!r}{plug.nearest(key, list(mine))}")
         wanted = _unfit(parameter, value)
         if wanted is not None:
-            raise InputError(f"{path}: {key} of {_spoken(ctx)} is {wanted}, not {value!r}")
+            raise InputError(f"{path}: {key} of {_spoken(ctx)} is {wanted}, not {one_line(repr(value), 80)}")
         try:
             found[parameter.name] = _as_given(parameter, value)
         except (typer.BadParameter, ValueError) as error:
@@ -128,7 +141,8 @@ def _unfit_one(parameter: Any, value: Any) -> str | None:
     if fits and parameter.choices:
         fits = value in parameter.choices
     if fits and parameter.kind in (int, float):
-        fits = (parameter.low is None or value >= parameter.low) and (parameter.high is None or value <= parameter.high)
+        low, high = (-math.inf if parameter.low is None else parameter.low), parameter.high
+        fits = low <= value <= (math.inf if high is None else high)  # NaN lies between no bounds
     return None if fits else _wording(parameter)
 
 
@@ -136,7 +150,7 @@ def _wording(parameter: Any) -> str:
     if parameter.choices:
         return "one of " + ", ".join(map(repr, parameter.choices))
     word = _WORDS.get(parameter.kind, "a text in quotes")
-    ends = [f"{side} {end:g}" for side, end in (("at least", parameter.low), ("at most", parameter.high)) if end is not None]
+    ends = [f"{side} {end:,}" for side, end in (("at least", parameter.low), ("at most", parameter.high)) if end is not None]
     return " ".join([word, " and ".join(ends)]).strip()
 
 

@@ -10,6 +10,7 @@ import typer
 
 from cos_cli import options
 from cos_cli.console import Session, columns, emit, emit_json, reporting, summary
+from cos_core import bounds
 from cos_core.text import Lines, escaped
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def ls(
     failures: Annotated[bool, typer.Option("--failures", help="The examples that failed, with the reasons.")] = False,
     no_region: Annotated[bool, typer.Option("--no-region", help="Only annotations without a box, with the reasons.")] = False,
     prefix: Annotated[str, typer.Option(help="Only ids that begin so.", autocompletion=options.complete("example"))] = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.", show_default="all")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, max=bounds.COUNT, help="At most so many.", show_default="all")] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     traceback: options.Traceback = False,

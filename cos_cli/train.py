@@ -9,6 +9,7 @@ import typer
 
 from cos_cli import launcher, options, settings
 from cos_cli.console import Session, emit_json, reporting, summary
+from cos_core import bounds
 from cos_core.interfaces import Reporter
 from cos_core.manifest import read as read_manifest
 
@@ -30,34 +31,44 @@ def train(
     config: settings.Config = None,
     policy: options.Policy = "from_single_question",
     profile: options.Profile = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 1,
+    epochs: Annotated[int, typer.Option(min=1, max=bounds.BATCH, help="Passes over the data.")] = 1,
     learning_rate: Annotated[
         float | None,
         typer.Option(
             min=0.0,
+            max=10.0,
+            callback=options.finite,
             help="Highest learning rate; cosine decay after warm-up.",
             show_default="2e-5; 2e-4 for adapters",
         ),
     ] = None,
-    warmup_ratio: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the steps that warm up.")] = 0.03,
-    weight_decay: Annotated[float, typer.Option(min=0.0, help="AdamW weight decay.")] = 0.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples a device sees at once.")] = 16,
+    warmup_ratio: Annotated[
+        float, typer.Option(min=0.0, max=1.0, callback=options.finite, help="Share of the steps that warm up.")
+    ] = 0.03,
+    weight_decay: Annotated[float, typer.Option(min=0.0, max=10.0, callback=options.finite, help="AdamW weight decay.")] = 0.0,
+    batch_size: Annotated[int, typer.Option(min=1, max=bounds.BATCH, help="Samples a device sees at once.")] = 16,
     global_batch: Annotated[
-        int | None, typer.Option(min=1, help="Samples an optimiser step (the paper: 1024), by accumulation.")
+        int | None, typer.Option(min=1, max=bounds.BATCH, help="Samples an optimiser step (the paper: 1024), by accumulation.")
     ] = 1024,
-    max_length: Annotated[int, typer.Option(min=16, help="Longest sample, in tokens.")] = 2048,
+    max_length: Annotated[int, typer.Option(min=16, max=bounds.BATCH, help="Longest sample, in tokens.")] = 2048,
     max_length_counts: Annotated[
         Literal["positions", "text"],
         typer.Option(help="In --max-length, a picture counts all its positions, or one token, as the released code cuts."),
     ] = "positions",
     max_steps: Annotated[
-        int | None, typer.Option(min=1, help="Stop after this many steps.", show_default="epochs decide")
+        int | None, typer.Option(min=1, max=bounds.COUNT, help="Stop after this many steps.", show_default="epochs decide")
     ] = None,
     save_every: Annotated[
-        int | None, typer.Option(min=1, help="Steps between checkpoints.", show_default="by time only")
+        int | None, typer.Option(min=1, max=bounds.COUNT, help="Steps between checkpoints.", show_default="by time only")
     ] = None,
     save_minutes: Annotated[
-        float | None, typer.Option(min=0.0, help="Minutes between checkpoints; more where one takes long to write.")
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=bounds.BATCH,
+            callback=options.finite,
+            help="Minutes between checkpoints; more where one takes long to write.",
+        ),
     ] = 30.0,
     resume: Annotated[bool, typer.Option(help="Continue from the last whole checkpoint in --out.")] = True,
     extra_turns: Annotated[
@@ -67,7 +78,8 @@ def train(
         bool, typer.Option("--train-projector", help="Train the projector too, as the released code does.")
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that load data.", show_default="0 on a CPU, 4 on a GPU")
+        int | None,
+        typer.Option(min=0, max=bounds.PROCESSES, help="Processes that load data.", show_default="0 on a CPU, 4 on a GPU"),
     ] = None,
     gradient_checkpointing: Annotated[
         bool | None, typer.Option(help="Recompute activations to save memory.", show_default="on a GPU only")
@@ -84,7 +96,10 @@ def train(
         typer.Option(help="A question without a region: train it on the whole picture, and count it, or leave it out."),
     ] = "full",
     max_no_region: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of questions without a region that the check lets pass.")
+        float,
+        typer.Option(
+            min=0.0, max=1.0, callback=options.finite, help="Share of questions without a region that the check lets pass."
+        ),
     ] = 0.1,
     annotator: Annotated[
         Literal["regions", "patches"] | None,
@@ -96,11 +111,13 @@ def train(
     detector: options.Detector = None,
     detector_options: options.DetectorOptions = None,
     region_tokens: Annotated[
-        int, typer.Option(min=1, help="Visual tokens a region, along each side (annotator 'regions').")
+        int, typer.Option(min=1, max=bounds.REGION_SIDE, help="Visual tokens a region, along each side (annotator 'regions').")
     ] = 1,
     lora: Annotated[
         int | None,
-        typer.Option(min=1, help="Train adapters of this rank, merged at the end.", show_default="all weights"),
+        typer.Option(
+            min=1, max=bounds.RANK, help="Train adapters of this rank, merged at the end.", show_default="all weights"
+        ),
     ] = None,
     qlora: Annotated[bool, typer.Option("--qlora", help="Adapters over 4-bit weights (GPU, with --lora).")] = False,
     liger: Annotated[bool, typer.Option("--liger", help="Liger's fused kernels (GPU).")] = False,
@@ -109,7 +126,10 @@ def train(
         str | None, typer.Option(help="zero2, zero3, zero3_offload, or a DeepSpeed JSON file.", show_default="none")
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Processes (GPUs) on this machine, by DeepSpeed's launcher.", show_default="one")
+        int | None,
+        typer.Option(
+            min=1, max=bounds.PROCESSES, help="Processes (GPUs) on this machine, by DeepSpeed's launcher.", show_default="one"
+        ),
     ] = None,
     hostfile: Annotated[
         Path | None, typer.Option(help="Machines and their GPUs, in DeepSpeed's format.", show_default="this machine")
@@ -118,13 +138,18 @@ def train(
         Literal["sample", "full", "off"], typer.Option(help="Examine the data first: some samples closely, all, or none.")
     ] = "sample",
     check_only: Annotated[bool, typer.Option("--check-only", help="Examine the data and stop.")] = False,
-    max_faults: Annotated[int, typer.Option(min=0, help="Faulty samples to pass over instead of stopping.")] = 0,
+    max_faults: Annotated[
+        int, typer.Option(min=0, max=bounds.COUNT, help="Faulty samples to pass over instead of stopping.")
+    ] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the bill (steps, memory, disk, hours) and stop.")] = False,
-    mfu: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of a GPU's peak that the bill assumes.")] = 0.4,
+    mfu: Annotated[
+        float, typer.Option(min=0.01, max=1.0, callback=options.finite, help="Share of a GPU's peak that the bill assumes.")
+    ] = 0.4,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"], typer.Option(help="Arithmetic; what is trained stays float32.")
+        Literal["auto", "float32", "bfloat16", "fp32", "bf16"],
+        typer.Option(help="Arithmetic; what is trained stays float32.", callback=options.number_format),
     ] = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -164,7 +189,7 @@ def train(
         extra_turns=extra_turns,
         train_projector=train_projector,
         seed=seed,
-        dtype=dtype,
+        dtype=options.number_format(dtype),
         device=device,
         workers=workers,
         gradient_checkpointing=gradient_checkpointing,

@@ -10,6 +10,7 @@ import typer
 
 from cos_cli import options, settings
 from cos_cli.console import Session, emit_json, reporting, summary
+from cos_core import bounds
 from cos_core.screen import behind
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -45,10 +46,15 @@ Flipped = Annotated[bool, typer.Option("--flipped", help="Only questions on whic
 Wrong = Annotated[bool, typer.Option("--wrong", help="Only questions that the last run got wrong.")]
 Fallback = Annotated[bool, typer.Option("--fallback", help="Only questions whose box could not be used.")]
 MinArea = Annotated[
-    float | None, typer.Option(min=0, max=1, help="Only regions of at least this share of the picture.", show_default="any")
+    float | None,
+    typer.Option(
+        min=0, max=1, callback=options.finite, help="Only regions of at least this share of the picture.", show_default="any"
+    ),
 ]
 Question = Annotated[str | None, typer.Option(help="Only questions that match this regular expression.", show_default="any")]
-Sample = Annotated[int | None, typer.Option(min=1, help="So many of them, drawn at random.", show_default="all")]
+Sample = Annotated[
+    int | None, typer.Option(min=1, max=bounds.COUNT, help="So many of them, drawn at random.", show_default="all")
+]
 
 
 @app.command()
@@ -68,8 +74,13 @@ def report(
     heat: Annotated[
         Path | None, typer.Option(help="Folder of relevance maps, EXAMPLE_ID.npy or .json; '/' is written '_'.")
     ] = None,
-    cards: Annotated[int, typer.Option(min=0, help="Questions shown with their pictures, at most.")] = 2000,
-    embed_mb: Annotated[float, typer.Option(min=0, help="Megabytes of pictures inside the page; more go to a folder.")] = 30.0,
+    cards: Annotated[int, typer.Option(min=0, max=bounds.BATCH, help="Questions shown with their pictures, at most.")] = 2000,
+    embed_mb: Annotated[
+        float,
+        typer.Option(
+            min=0, max=100_000, callback=options.finite, help="Megabytes of pictures inside the page; more go to a folder."
+        ),
+    ] = 30.0,
     flipped: Flipped = False,
     wrong: Wrong = False,
     fallback: Fallback = False,
@@ -115,7 +126,7 @@ def compare(
     min_area: MinArea = None,
     question: Question = None,
     sample: Annotated[
-        int | None, typer.Option(min=1, help="So many questions, drawn at random.", show_default="one sheet")
+        int | None, typer.Option(min=1, max=bounds.COUNT, help="So many questions, drawn at random.", show_default="one sheet")
     ] = None,
     seed: options.Seed = 0,
     config_file: settings.Config = None,
@@ -215,7 +226,9 @@ def overlay(
     image: Annotated[Path | None, typer.Option(help="A picture, instead of --predictions.")] = None,
     box: Annotated[
         tuple[float, float, float, float] | None,
-        typer.Option(help="Its box: left, top, right, bottom as fractions of the picture.", show_default=False),
+        typer.Option(
+            callback=options.finite, help="Its box: left, top, right, bottom as fractions of the picture.", show_default=False
+        ),
     ] = None,
     question: Annotated[str | None, typer.Option(help="The question on --image.")] = None,
     answer: Annotated[str | None, typer.Option(help="The answer to it.")] = None,
@@ -236,7 +249,9 @@ def overlay(
         ),
     ] = None,
     preview: Annotated[bool, typer.Option("--preview", help="Show the picture in the terminal, too (24-bit colour).")] = False,
-    longest: Annotated[int, typer.Option(min=64, help="Longer side of the drawn picture, in pixels.")] = 640,
+    longest: Annotated[
+        int, typer.Option(min=64, max=bounds.LONGEST_PX, help="Longer side of the drawn picture, in pixels.")
+    ] = 640,
     config_file: settings.Config = None,
     json: options.Json = False,
     quiet: options.Quiet = False,

@@ -130,6 +130,7 @@ class Request:
 class Reply:
     """The text generated for a Request, without the end-of-sequence mark; `error` set (and text "") when it failed.
 
+    `transient`: it failed for a reason outside the request (see errors.TransientError), so that it is worth asking again.
     `cached`: how many of the `tokens_in` needed no computation; `steps`: how often the model was asked for a token (fewer than
     `tokens_out` where a grammar left one choice); `ids` and `margins`: the tokens, and for each the lead of the best logit over
     the second (infinite for a forced token), where the engine knows them.
@@ -140,6 +141,7 @@ class Reply:
     tokens_out: int = 0
     finished: bool = True
     error: str | None = None
+    transient: bool = False
     cached: int = field(default=0, compare=False)
     steps: int = field(default=0, compare=False)
     ids: tuple[int, ...] = field(default=(), compare=False)

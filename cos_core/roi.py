@@ -6,13 +6,13 @@ Finding nothing is a result with a reason, not an exception.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 
+from cos_core import bounds
 from cos_core.errors import InputError
 from cos_core.geometry import Box, SquarePad, bounding
 from cos_core.heat import as_grid, finer, picture_part
@@ -52,12 +52,10 @@ class RoiRule:
             raise InputError(f"unknown region rule {self.region!r}; one of {', '.join(REGION_KINDS)}")
         if self.threshold != OTSU and (isinstance(self.threshold, str) or not 0.0 <= self.threshold <= 1.0):
             raise InputError(f"threshold must lie in [0, 1] or be 'otsu', got {self.threshold}")
-        if not (math.isfinite(self.extend) and self.extend >= 0.0):
-            raise InputError(f"extend must be 0 or more, got {self.extend}")
+        bounds.check("extend", self.extend, 0, 10)
         if self.keep_mass is not None and not 0.0 < self.keep_mass <= 1.0:
             raise InputError(f"keep_mass must lie in (0, 1], got {self.keep_mass}")
-        if self.finer < 1:
-            raise InputError(f"finer must be at least 1, got {self.finer}")
+        bounds.check("finer", self.finer, 1, bounds.FINER)
 
 
 @dataclass(frozen=True, slots=True)

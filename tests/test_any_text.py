@@ -120,7 +120,7 @@ def test_any_record_through_every_stage(
     lines = zip(data.read_bytes().splitlines(True), [good, *records], strict=True)
     data.write_bytes(b"".join(line for line, record in lines if record["id"] in whole))
     scored = root / "scored"
-    cos("eval", "scenes", "--data", root, "--predictions", out, "--out", scored)
+    cos("eval", "scenes", "--partial-join", "--data", root, "--predictions", out, "--out", scored)
     list(read_lines(scored / "scores.jsonl"))
     cos("visualize", "report", scored, "--out", root / "page.html")
     assert "good" in (root / "page.html").read_text(encoding="utf-8")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from cos_cli import config, main
+from cos_cli import config, main, settings
 from cos_cli.commands import commands, parameters
 from cos_core import assets
 
@@ -81,9 +82,13 @@ def test_a_home_in_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     ("command", "text", "said"),
     [
         ("annotate", "[annotate]\nlimits = 3", "no option 'limits'; did you mean 'limit'?"),
-        ("annotate", "[annotate]\nlimit = '3'", "limit of cos annotate is a whole number at least 1, not '3'"),
+        (
+            "annotate",
+            "[annotate]\nlimit = '3'",
+            "limit of cos annotate is a whole number at least 1 and at most 1,000,000,000, not '3'",
+        ),
         ("annotate", "[annotate]\nlimit = true", "limit of cos annotate is a whole number"),
-        ("annotate", "[annotate]\nlimit = 0", "at least 1, not 0"),
+        ("annotate", "[annotate]\nlimit = 0", "at most 1,000,000,000, not 0"),
         ("visualize report", "[visualize.report]\nmin_area = 1.5", "a number at least 0 and at most 1, not 1.5"),
         ("annotate", "[annotate]\nregion = 'round'", "one of 'top1', 'component', 'union', not 'round'"),
         ("annotate", "[annotate]\nthreshold = 'otto'", "threshold of cos annotate"),
@@ -111,13 +116,6 @@ def test_what_a_file_cannot_say_is_3(
     assert f"{tmp_path}/own.toml" in streams.err
     assert streams.err.count("\n") == 1
     assert streams.out == ""
-
-
-def test_a_file_that_is_not_there_or_not_text_is_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    for name in ("none.toml", "binary.toml", "."):
-        assert main.run(["infer", "--config", str(tmp_path / name)]) == 3
-        assert ("is no text" if name == "binary.toml" else "cannot be read") in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command.words))
@@ -188,3 +186,43 @@ def test_the_reading_of_options_agrees_with_typers() -> None:
                 assert (own.values == 0) == theirs.is_flag
                 assert own.many == theirs.multiple
                 assert own.values == (0 if theirs.is_flag else theirs.nargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("none.toml", None, "there is no settings file"),
+        ("bom.toml", b"\xef\xbb\xbf[annotate]\nlimit = nan\n", "a whole number at least 1"),
+        ("nul.toml", b"[annotate]\n#\0\n", "NUL"),
+        ("utf16.toml", "[annotate]".encode("utf-16"), "save it as UTF-8"),
+        ("latin.toml", b"[annotate]\n# \xe9\n", "not UTF-8"),
+        ("long.toml", b"#" * (settings.MAX_BYTES + 1), "larger than"),
+        ("deep.toml", b"[annotate]\nx = " + b"[" * 100_000, "cannot be read"),
+        ("nan.toml", b"[annotate]\nextend = nan\n", "at most 10"),
+        ("words.toml", b"[annotate]\nextend = '\\u001b[2J'\n", "a number at least 0"),
+        ("", b"", "directory"),
+        ("binary.toml", b"\xff\xfe\x00", "save it as UTF-8"),
+    ],
+)
+def test_what_is_no_settings_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes | None, said: str
+) -> None:
+    if content:
+        (tmp_path / name).write_bytes(content)
+    assert main.run(["annotate", "--config", str(tmp_path / name)]) == 3
+    told = capsys.readouterr().err
+    assert said in told
+    assert len(told.splitlines()) == 1
+
+
+def test_pipes_and_devices_are_no_settings_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    for path in ("/dev/zero", str(tmp_path / "pipe.toml")):
+        assert main.run(["annotate", "--config", path]) == 3
+        assert "not a file" in capsys.readouterr().err
+
+
+def test_short_names_of_number_formats(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text('[infer]\ndtype = "bf16"\n')
+    command, rest = config.find(["infer", "--config", str(tmp_path / "own.toml")])
+    assert config.effective(command, rest)["dtype"]["value"] == "bfloat16"

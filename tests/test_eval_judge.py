@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cos_cli import main
-from cos_core import assets, evaluate, plug
+from cos_core import assets, evaluate, plug, web
 from cos_core.errors import InputError, MissingError
 from cos_core.evaluate import EvalConfig, judge
 
@@ -151,16 +151,87 @@ def test_twelve_questions_by_hand(data: Path, server: Judge) -> None:
     assert table["integrations"]["gen_know_rec"] == 30.0
 
 
+def kept(data: Path) -> dict[str, dict[str, Any]]:
+    """The last record of each answer."""
+    return {row["example_id"]: row for row in map(json.loads, (data / "out" / "grades.jsonl").read_text().splitlines())}
+
+
 def test_replies_without_a_grade(data: Path, server: Judge) -> None:
+    """They are asked for four more times as the official script does, counted beside the score, and asked for next time."""
     server.queue = {"What is x? | ": ["I think", "2.0", "0.4"], "GO | ": ["no"] * 5}
     done = evaluate.run(config(data, server))
     about_x = [body for body in server.seen if "What is x? | " in body["messages"][0]["content"]]
     assert [body["temperature"] for body in about_x] == [0.0, 0.0, 0.5]
     assert about_x[1]["messages"][0]["content"].endswith("x = -1 | \nPredict the correctness of the answer (digit): ")
-    kept = {row["example_id"]: row for row in map(json.loads, (data / "out" / "grades.jsonl").read_text().splitlines())}
-    assert (kept["v1_0"]["grade"], kept["v1_2"]["grade"], kept["v1_2"]["read"]) == (0.4, 0.0, False)
-    assert len(kept["v1_2"]["replies"]) == 5
-    assert done.results["metrics"]["total"] == 30.0
+    assert (kept(data)["v1_0"]["grade"], kept(data)["v1_2"]["read"], len(kept(data)["v1_2"]["replies"])) == (0.4, False, 5)
+    assert (done.results["metrics"]["total"], done.results["beside"]) == (30.0, {"ungraded": 1})
+    # Scored again without the judge: the same score, with the same count.
+    again = evaluate.run(config(data, None))
+    assert again.results["metrics"] == done.results["metrics"]
+    server.seen.clear()
+    mended = evaluate.run(config(data, server))
+    assert [body["messages"][0]["content"].endswith("GO | ") for body in server.seen] == [True]
+    assert (mended.results["metrics"]["total"], mended.results["beside"]) == (46.7, {})
+
+
+def test_the_official_reading_keeps_0_after_the_last_reply(data: Path, server: Judge) -> None:
+    server.queue = {"GO | ": ["Score: 1.0"] * 5}
+    official = evaluate.run(config(data, server, scorer="official"))
+    assert (official.results["metrics"]["total"], official.results["beside"]) == (33.3, {})
+    assert official.results["protocol"]["judge"]["reading"] == "official"
+    server.seen.clear()
+    assert evaluate.run(config(data, server, scorer="official")).results["metrics"] == official.results["metrics"]
+    # The same replies, read by the other rule: nobody is asked.
+    assert evaluate.run(config(data, server)).results["metrics"]["total"] == 66.7
+    assert server.seen == []
+
+
+def test_a_record_of_before_that_held_no_grade_is_asked_for_again(data: Path, server: Judge) -> None:
+    evaluate.run(config(data, server))
+    file = data / "out" / "grades.jsonl"
+    rows = [{k: v for k, v in row.items() if k not in ("cut", "refused")} for row in kept(data).values()]
+    rows[0] |= {"grade": 0.0, "read": False, "replies": ["", "?"]}
+    rows[1] |= {"grade": 0.0, "read": False, "replies": ["Score: 0.9"]}
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    server.seen.clear()
+    done = evaluate.run(config(data, server))
+    assert (len(server.seen), done.results["metrics"]["runs"]) == (1, [63.3])  # 0.5, 0.9 as it can be read now, 0.5
+
+
+def test_no_score_when_nothing_was_read(data: Path, server: Judge, capsys: pytest.CaptureFixture[str]) -> None:
+    server.queue = {"": ["The"] * 15}
+    call = ["eval", "mmvet", "--data", str(data), "--predictions", str(data / "answers.jsonl"), "--out", str(data / "out")]
+    assert main.run([*call, "--judge-url", server.url, "--json"]) == 5
+    told = capsys.readouterr()
+    assert (json.loads(told.out)["metrics"]["total"], json.loads(told.out)["beside"]) == (None, {"ungraded": 3})
+    assert "grades not read: 3" in told.err
+    assert "no grade" in told.err.splitlines()[-1]
+
+
+READ = [
+    ("0.8", 0.8), ("0.8.", 0.8), (" 1 ", 1.0), ("0.5\n", 0.5), ("1", 1.0), ("1.0", 1.0), (".5", 0.5), ("0", 0.0), ("0.0", 0.0),
+    ("0.8/1.0", 0.8), ("0.8 / 1", 0.8), ("0.8/1", 0.8), ("0.8 out of 1", 0.8), ("0.8 out of 1.0.", 0.8), ("Score: 0.8", 0.8),
+    ("score = 0.8", 0.8), ("Grade: 0.5", 0.5), ("Correctness: 1.0", 1.0), ("The score is 0.7", 0.7), ("**0.8**", 0.8),
+    ("**Score:** 0.8", 0.8), ("`0.4`", 0.4), ('"0.3"', 0.3), ("1.0 (right)", 1.0), ("0.5, since half is right", 0.5),
+    ("0.9\nThe answer is nearly right.", 0.9), ("0.50", 0.5),
+]  # fmt: skip
+UNREAD = [
+    "", " ", "\n", "The", "null", "None", "nan", "inf", "-0.5", "1.5", "2", "10", "100%", "80%", "80 percent",
+    "0.8/10", "8/10", "0.8/5", "0.8/1.5", "0.5 or 0.7", "0.5-0.7", "0.5 to 0.7", "0.5, 0.7", "0.8 out of 10", "1e-1", "0x1",
+    "0.5x", "1/2", "1 of 2",
+    "Score:", "Score: The", "Q1: 0.8", "I give 0.8", "0,8", "\u0660.8", "\ud800", "0.8\u00b2",
+    "1" * 400, "0.8 / 1.0 / 2", "1.2.3",
+]  # fmt: skip
+
+
+def test_the_forms_of_a_grade() -> None:
+    read = plug.load("benchmarks", "mmvet").judge_grade
+    assert [(reply, read(reply)) for reply, _ in READ] == READ
+    assert [reply for reply in UNREAD if read(reply) is not None] == []
+    # Cut off at three tokens, a reply may have been going to say more.
+    assert [read(reply, cut=True) for reply in ("0.", "Score: 0", "Score: 0.", "0.8", "1", "Score: 0.8", " 1 ")] == [
+        None, None, None, 0.8, 1.0, 0.8, 1.0,
+    ]  # fmt: skip
 
 
 def test_stopped_and_resumed(data: Path, server: Judge) -> None:
@@ -185,15 +256,27 @@ def test_stopped_and_resumed(data: Path, server: Judge) -> None:
 
 
 def test_refusals(data: Path, server: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge.time, "sleep", lambda _: None)
+    monkeypatch.setattr(judge, "PATIENCE", quick := web.Patience(3, 0.001))
+    monkeypatch.setattr(judge.Endpoint.__init__, "__defaults__", (None, 5.0, quick))
     server.refuse = [(401, "no such key")]
-    with pytest.raises(InputError, match=r"refuses \(HTTP 401\): no such key"):
+    with pytest.raises(InputError, match=r"refuses \(HTTP 401 no such key\)"):
         evaluate.run(config(data, server))
-    server.refuse = [(503, "")] * judge.PATIENCE
-    with pytest.raises(MissingError, match="did not answer 8 times"):
+    server.refuse = [(503, "")] * 3
+    with pytest.raises(MissingError, match="did not answer"):
         evaluate.run(config(data, server))
     with pytest.raises(MissingError):
         judge.Endpoint("http://127.0.0.1:9", "m").ask("?", 0.0)
+    # Every answer is refused: the endpoint does not take what it is sent.
+    server.refuse = [(400, "Unsupported parameter: 'top_p'")] * 9
+    with pytest.raises(InputError, match=r"refuses .HTTP 400 Unsupported parameter"):
+        evaluate.run(config(data, server))
+    # One answer is refused after others were graded (a filter of contents): it alone is not read.
+    server.refuse = []
+    evaluate.run(config(data, server))
+    (data / "answers.jsonl").write_text((data / "answers.jsonl").read_text().replace("GO", "rude"))
+    server.refuse = [(400, "filtered")]
+    assert evaluate.run(config(data, server)).results["beside"] == {"ungraded": 1}
+    assert kept(data)["v1_2"]["refused"] == "HTTP 400 filtered"
     with pytest.raises(InputError, match="begins with http"):
         judge.Endpoint("ftp://x", "m")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from urllib3 import HTTPHeaderDict
 
 from cos_core import web
 from cos_core.errors import InputError
@@ -68,9 +69,10 @@ def test_connections_stay_open(server: ThreadingHTTPServer):
     assert len({address for _, _, address in server.seen}) == 1  # type: ignore[attr-defined]
 
 
-def test_a_redirect_is_an_answer_and_is_not_followed(server: ThreadingHTTPServer):
-    answer = Client(f"http://127.0.0.1:{server.server_port}", key="secret").get("/elsewhere")
-    assert answer.status == 307
+def test_a_redirect_is_no_answer_and_is_not_followed(server: ThreadingHTTPServer):
+    with pytest.raises(ServerError, match=r"HTTP 307 redirects to http://127\.0\.0\.1:9/other, which is not followed") as told:
+        Client(f"http://127.0.0.1:{server.server_port}", key="secret").get("/elsewhere")
+    assert (told.value.status, told.value.again) == (307, False)
 
 
 @pytest.mark.parametrize("path", ["/long", "/bomb", "/short", "/drop"])
@@ -101,3 +103,29 @@ def test_the_environments_proxy_is_used(server: ThreadingHTTPServer, monkeypatch
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert Client(f"http://127.0.0.1:{server.server_port}").get("/models").status == 200
     assert server.seen[1][0] == "/models"  # type: ignore[attr-defined]
+
+
+SAID = [
+    ({"Retry-After": "7"}, "", 7.0), ({"Retry-After": " 0.5 "}, "", 0.5), ({"retry-after-ms": "250"}, "", 0.25),
+    ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, "", 0.0), ({"Retry-After": "86400"}, "", 86400.0),
+    ({}, "Please retry after 6 seconds.", 6.0), ({}, "Rate limit. Please try again in 20ms.", 0.02),
+    ({}, "try again in 2m", 120.0),
+    *[({"Retry-After": odd}, "", None) for odd in ("-1", "inf", "nan", "1e22", "1" + "0" * 22, "a day", "", "1,2", "86401")],
+    *[({}, words, None) for words in ("", "retry after a while", "later")],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("headers", "words", "seconds"), SAID)
+def test_how_long_a_busy_server_asks_to_wait(headers: dict[str, str], words: str, seconds: float | None):
+    assert web.pause_named(HTTPHeaderDict(headers), words) == seconds
+
+
+def test_pauses_have_a_total(server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch):
+    slept: list[float] = []
+    monkeypatch.setattr(web.time, "sleep", slept.append)
+    monkeypatch.setattr(web, "pause_named", lambda headers, words: 50.0)
+    client = Client(f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(Client, "post", lambda self, path, body: web.Answer(503, {}, b""))
+    with pytest.raises(ServerError, match="503"):
+        client.ask("/x", b"", bytes.decode, web.Patience(attempts=5))
+    assert slept == [50.0, 10.0, 0.0, 0.0]

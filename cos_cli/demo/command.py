@@ -12,6 +12,7 @@ import typer
 from cos_cli import options, settings
 from cos_cli.console import Session, emit_json, reporting
 from cos_cli.demo.arms import MAIN
+from cos_core import bounds
 from cos_core.screen import behind
 from cos_core.text import escaped
 
@@ -29,11 +30,19 @@ def demo(
     ] = False,
     model: options.Model = "miniature",
     seed: options.Seed = 0,
-    test_seed: Annotated[int, typer.Option(help="Seed of the held-out scenes.")] = 7001,
+    test_seed: Annotated[int, typer.Option(min=0, max=bounds.SEED, help="Seed of the held-out scenes.")] = 7001,
     centre_bias: Annotated[
-        float, typer.Option(min=0, max=1, help="Ask about the most central object this often (Appendix B of the paper).")
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            callback=options.finite,
+            help="Ask about the most central object this often (Appendix B of the paper).",
+        ),
     ] = 0.0,
-    jobs: Annotated[int, typer.Option(min=0, help="Processes at a time, one core each.", show_default="one a core")] = 0,
+    jobs: Annotated[
+        int, typer.Option(min=0, max=bounds.PROCESSES, help="Processes at a time, one core each.", show_default="one a core")
+    ] = 0,
     config_file: settings.Config = None,
     json: options.Json = False,
     quiet: options.Quiet = False,

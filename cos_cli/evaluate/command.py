@@ -10,7 +10,7 @@ import typer
 
 from cos_cli import options, settings
 from cos_cli.console import Session, emit, emit_json, reporting
-from cos_core import plug
+from cos_core import bounds, plug
 from cos_core.errors import FailuresError, InputError, RegressionError, UndefinedError
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ def evaluate(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Ask and score only the first so many questions, as a trial.", show_default="all"),
+        typer.Option(
+            min=1, max=bounds.COUNT, help="Ask and score only the first so many questions, as a trial.", show_default="all"
+        ),
     ] = None,
     partial_join: Annotated[
         bool,
@@ -84,7 +86,7 @@ def evaluate(
     profile: options.Profile = None,
     batch_size: options.BatchSize = 16,
     max_new_tokens: options.MaxNewTokens = 128,
-    box_tokens: Annotated[int, typer.Option(min=1, help="Longest first-pass text, in tokens.")] = 48,
+    box_tokens: Annotated[int, typer.Option(min=1, max=bounds.TOKENS, help="Longest first-pass text, in tokens.")] = 48,
     box_decode: Annotated[
         Literal["free", "grammar"], typer.Option(help="Let the first pass write anything, or nothing but a box.")
     ] = "free",
@@ -92,12 +94,25 @@ def evaluate(
         bool, typer.Option("--reuse/--no-reuse", help="Continue the first pass's keys and values; share those of a picture.")
     ] = True,
     kv_budget: Annotated[
-        float | None, typer.Option(help="GiB for keys and values; a quarter of the free memory (GPU: 70 %) when not given.")
+        float | None,
+        typer.Option(
+            min=0.001,
+            max=bounds.GIB,
+            callback=options.finite,
+            help="GiB for keys and values; a quarter of the free memory (GPU: 70 %) when not given.",
+        ),
     ] = None,
     engine: options.Engine = "hf",
     server: Annotated[str | None, typer.Option(help="With --engine openai: the server's address, up to /v1.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="With --engine openai: requests under way at once.")] = 8,
-    timeout: Annotated[float, typer.Option(min=0.1, help="With --engine openai: seconds that one request may take.")] = 120.0,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=bounds.PROCESSES, help="With --engine openai: requests under way at once.")
+    ] = 8,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.1, max=86_400.0, callback=options.finite, help="Seconds that one request to a server or judge may take."
+        ),
+    ] = 120.0,
     max_failures: options.MaxFailures = None,
     seed: options.Seed = 0,
     runner: options.Runner = "auto",
@@ -113,9 +128,14 @@ def evaluate(
         str | None, typer.Option(help="Stop cleanly after this time (90, 30m, 2h) with code 130.", show_default="none")
     ] = None,
     shards: Annotated[
-        int | None, typer.Option(min=1, help="Parts of the work; without --shard: score all of them.", show_default="one")
+        int | None,
+        typer.Option(
+            min=1, max=bounds.BATCH, help="Parts of the work; without --shard: score all of them.", show_default="one"
+        ),
     ] = None,
-    shard: Annotated[int | None, typer.Option(min=1, help="Answer only this part, from 1.", show_default="all")] = None,
+    shard: Annotated[
+        int | None, typer.Option(min=1, max=bounds.BATCH, help="Answer only this part, from 1.", show_default="all")
+    ] = None,
     fail_under: Annotated[
         list[str] | None, typer.Option(metavar="METRIC=VALUE", help="End with code 6 when a metric is lower.")
     ] = None,
@@ -134,7 +154,7 @@ def evaluate(
         typer.Option(help="OpenAI-compatible endpoint that grades; its key is in COS_JUDGE_KEY.", show_default="none"),
     ] = None,
     judge_model: Annotated[str, typer.Option(help="The judge's name there.")] = "gpt-4-0613",
-    judge_runs: Annotated[int, typer.Option(min=1, help="Grades an answer; several give mean and spread.")] = 1,
+    judge_runs: Annotated[int, typer.Option(min=1, max=100, help="Grades an answer; several give mean and spread.")] = 1,
     list_benchmarks: Annotated[
         bool, typer.Option("--list", help="List the benchmarks, what they need and, with --data, what is missing.")
     ] = False,
@@ -204,6 +224,7 @@ def evaluate(
             judge_url=judge_url,
             judge_model=judge_model,
             judge_runs=judge_runs,
+            timeout=timeout,
         ),
         model=settings,
         predictions=predictions,
@@ -223,6 +244,8 @@ def evaluate(
         if runs and not dead and latest is not None and out is not None:
             suites.link(latest, out)
     _show(suite, runs, fallen, json)
+    if dead and dead[0].manifest.results.get("beside", {}).get("ungraded"):
+        raise FailuresError(f"no grade of {dead[0].benchmark} could be read from what the judge replied; there is no score")
     if dead:
         first = f"{dead[0].benchmark}{f' ({dead[0].arm})' if dead[0].arm else ''}"
         raise FailuresError(f"not one question of {first} was answered: all {dead[0].manifest.counts.get('total')} failed")

@@ -12,6 +12,7 @@ import typer
 from cos_cli import options, settings
 from cos_cli.console import Session, columns, emit, emit_json, reporting
 from cos_cli.evaluate.tables import WIDTH, interval, number
+from cos_core import bounds
 from cos_core.text import Lines, escaped
 
 if TYPE_CHECKING:
@@ -36,9 +37,9 @@ def compare(
         list[str] | None,
         typer.Option(metavar="FIELD", help="Warn where this field of the protocol differs ('all': any)."),
     ] = None,
-    flips: Annotated[int, typer.Option(min=0, help="Flipped questions to name, of each kind.")] = 5,
+    flips: Annotated[int, typer.Option(min=0, max=bounds.BATCH, help="Flipped questions to name, of each kind.")] = 5,
     out: Annotated[Path | None, typer.Option(help="JSON Lines file for every flipped question.", show_default="none")] = None,
-    replicates: Annotated[int, typer.Option(min=100, help="Bootstrap samples.")] = 2000,
+    replicates: Annotated[int, typer.Option(min=100, max=bounds.REPLICATES, help="Bootstrap samples.")] = 2000,
     seed: options.Seed = 0,
     config_file: settings.Config = None,
     json: options.Json = False,

@@ -11,6 +11,7 @@ import typer
 
 from cos_cli import options, settings
 from cos_cli.console import Session, columns, emit, emit_json, reporting
+from cos_core import bounds
 from cos_core.errors import InputError
 from cos_core.text import Lines
 
@@ -32,7 +33,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Folder for paper.md, .csv, .json and .html.", show_default="print only")
     ] = None,
-    replicates: Annotated[int, typer.Option(min=100, help="Bootstrap samples.")] = 2000,
+    replicates: Annotated[int, typer.Option(min=100, max=bounds.REPLICATES, help="Bootstrap samples.")] = 2000,
     config_file: settings.Config = None,
     json: options.Json = False,
     quiet: options.Quiet = False,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from cos_core import bounds
 from cos_core.datasets import Files
 from cos_core.errors import InputError
 from cos_core.roi import RegionKind, RoiRule
@@ -79,10 +80,11 @@ class AnnotateConfig:
 
     def __post_init__(self) -> None:
         self.rule(RoiRule())
-        for name, least in (("batch_images", 1), ("limit", 1), ("max_failures", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name} must be at least {least}, got {value}")
+        bounds.check("batch_images", self.batch_images, 1, bounds.BATCH)
+        bounds.check("limit", self.limit, 1, bounds.COUNT)
+        bounds.check("max_failures", self.max_failures, 0, bounds.COUNT)
+        bounds.check("seed", self.seed, 0, bounds.SEED)
+        bounds.check("last_layers", self.last_layers, 1, bounds.TOKENS)
         if self.detector_options and self.detector is None:
             raise InputError("detector options need a detector")
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from cos_core import images, plug
+from cos_core import bounds, images, plug
 from cos_core.backbones import _questions
 from cos_core.backbones._ahead import Ahead
 from cos_core.errors import InputError
@@ -127,8 +127,9 @@ def build(
 
     `stream_layers`: see relevance.SweepSettings. Raises InputError for tokens that are not 1 or more.
     """
-    if tokens < 1:
-        raise InputError(f"a region needs at least one token, got {tokens}")
+    if type(tokens) is not int:
+        raise InputError(f"tokens of a region is a whole number, got {tokens!r}")
+    bounds.check("tokens of a region", tokens, 1, bounds.REGION_SIDE)
     asker = _questions.load(model, device, dtype, SweepSettings(target, last_layers, stream_layers))
     proposer: Detector = detector or plug.load("detectors", "grid")
     own = {"name": "regions", "centre": CENTRE, "tokens": tokens, "detector": plug.described(proposer)}

@@ -1,14 +1,19 @@
 """MM-Vet: open answers graded by a language model, or exported for graders who have one.
 
-The prompt and the reading of a reply are those of `mm-vet_evaluator.py` (7d717c2); the scores are 100 times the mean grade, in
-all, for each capability and for each set of capabilities, with one decimal. An unanswered question has grade 0; the official
-script stops there.
+The prompt is that of `mm-vet_evaluator.py` (7d717c2); the scores are 100 times the mean grade, in all, for each capability and
+for each set of capabilities, with one decimal. An unanswered question has grade 0; the official script stops there.
+
+Replies are read in one of two ways (`scorer`). "official", as that script does: what stands before the first space is a number
+in [0, 1]; after five replies without one the grade is 0, like a wrong answer's. "forms", the default: also the other forms in
+which judges write one grade without doubt (see `judge_grade`); an answer whose replies hold none adds 0 to the score, is
+counted beside it as not read, and is asked for again by the next run.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +32,17 @@ NEEDS = (
     _files.Need(("images", "mm-vet/images"), f"{SOURCE}; only to run a model", optional=True),
 )
 COUNTS = {"v1": 218}
+SCORERS = ("forms", "official")
+
+_GRADE = re.compile(
+    r"""[\s"'`*_]*
+    (?P<label>(?:the\s+)?(?:final\s+)?(?:score|grade|rating|correctness)\s*(?:is|[:=])?[\s"'`*_]*)?
+    (?P<grade>[0-9]{1,9}(?:\.[0-9]{0,17})?|\.[0-9]{1,17})
+    (?P<whole>\s*(?:/|out\s+of)\s*1(?:\.0{0,9})?(?![0-9.]*[0-9]))?
+    (?P<rest>.*)""",
+    re.I | re.S | re.X,
+)
+_MORE = re.compile(r"[0-9]|\bpercent\b")
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,8 @@ class MmVet:
     summary: str = "MM-Vet: open answers for a judge; graded through an endpoint, or exported"
     headline: str = "total"
     unit: str = "percent"
+    reading: str = SCORERS[0]
+    scorers: tuple[str, ...] = SCORERS
     needs: tuple[_files.Need, ...] = NEEDS
     folders: tuple[str, ...] = ("mm-vet", "MM-Vet", "mmvet")
     counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
@@ -62,19 +80,37 @@ class MmVet:
         truth = example.answers[0].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
         return " | ".join([example.question, truth, answer, ""])
 
-    def judge_grade(self, reply: str) -> float | None:
-        """The grade at the start of a reply, in [0, 1]; None when there is none."""
-        try:
-            grade = float(reply.split(" ")[0].strip())
-        except ValueError:
+    @property
+    def unread_grade(self) -> float | None:
+        """The grade after the last reply without one; None where it stays unread."""
+        return 0.0 if self.reading == "official" else None
+
+    def judge_grade(self, reply: str, cut: bool = False) -> float | None:
+        """The grade in a reply, in [0, 1]; None when there is none. `cut`: the reply was cut off at its longest.
+
+        "forms": one number at the start, or behind `Score:`, `Grade:` and the like; with `/1` or `out of 1`, a full stop,
+        quotes or asterisks about it; no further number may follow. Where a reply ends with `0.`, or with a label and a whole
+        number, it must not have been cut off there: it may have been going to say 0.8.
+        """
+        if self.reading == "official":
+            return _official(reply)
+        found = _GRADE.match(reply)
+        if found is None:
             return None
+        rest = found["rest"]
+        if rest[:1].isalnum() or rest[:1] in ("/", "%", "-", "\N{EN DASH}", "_") or _MORE.search(rest):
+            return None
+        half = found["grade"].endswith(".") or (found["label"] is not None and "." not in found["grade"])
+        if cut and half and found["whole"] is None and not rest:
+            return None
+        grade = float(found["grade"])
         return grade if 0.0 <= grade <= 1.0 else None
 
     def judged(
         self, data: BenchmarkData, predictions: Mapping[str, Prediction], grades: Mapping[str, Sequence[float]]
     ) -> list[Score]:
         """One score a question, the mean of its grades; `extracted` lists them. `grades`: by example id, equally many each; one
-        that could not be read (nan) counts 0, as in the official script."""
+        that could not be read (nan) counts 0."""
 
         def rule(example: Example, answer: str) -> Verdict:
             given = grades.get(example.id, ())
@@ -128,12 +164,22 @@ def _run_totals(scores: Sequence[Score]) -> list[float]:
     return [100 * sum(given[run] for given in grades if run < len(given)) / len(scores) for run in range(runs)]
 
 
+def _official(reply: str) -> float | None:
+    """As mm-vet_evaluator.py reads it."""
+    try:
+        grade = float(reply.split(" ")[0].strip())
+    except ValueError:
+        return None
+    return grade if 0.0 <= grade <= 1.0 else None
+
+
 def build(split: str | None = None, scorer: str | None = None) -> MmVet:
-    """`split`: only "v1"; `scorer`: only "official"."""
+    """`split`: only "v1"; `scorer`: how a judge's reply is read, "forms" (the default) or "official"."""
     _vqa.chosen("mmvet", "split", split, ("v1",))
-    if scorer not in (None, "official"):
+    if scorer not in (None, *SCORERS):
         raise InputError(
             f"mmvet's grades are a judge's, and its prompt is the official one, not {scorer!r}'s; harnesses differ most in the "
-            "judge, which --judge-model names (lmms-eval asks gpt-4o-2024-11-20, VLMEvalKit gpt-4-turbo)"
+            "judge, which --judge-model names (lmms-eval asks gpt-4o-2024-11-20, VLMEvalKit gpt-4-turbo); "
+            f"--scorer says how its replies are read: {' or '.join(SCORERS)}"
         )
-    return MmVet()
+    return MmVet(reading=scorer or SCORERS[0])

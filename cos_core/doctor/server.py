@@ -84,6 +84,10 @@ def _reached(url: str, listing: Answer) -> Finding:
         return Finding("server", "missing", f"{url} is not reached: {listing.words}", todo)
     if listing.code in (401, 403):
         return _key_refused(listing)
+    if 300 <= listing.code < 400:
+        return Finding(
+            "server", "missing", f"{url} is not the server itself: {listing.words}", "name it by the address it redirects to"
+        )
     models = _served.listed(listing)
     if models is None:
         said = f"{url} answers, but does not list its models (HTTP {listing.code})"

@@ -7,14 +7,12 @@ and SGLang list beside the name, where that lies on this machine. Engine, finger
 from __future__ import annotations
 
 import functools
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from cos_core import hub
+from cos_core import hub, web
 from cos_core.engines._messages import ServedDialogue, assumed, of_folder
 from cos_core.errors import InputError
 from cos_core.interfaces import Reporter
@@ -74,14 +72,19 @@ class Served:
 def address(server: str | None) -> str:
     """The server's address up to /v1, without a slash at its end: the one given, else $OPENAI_BASE_URL. Raises InputError."""
     url = server or os.environ.get("OPENAI_BASE_URL", "")
-    if urlsplit(url).scheme not in ("http", "https"):
+    if not url:
         raise InputError("the engine 'openai' needs the server's address: --server http://localhost:8000/v1")
-    return url.rstrip("/")
+    try:
+        return web.checked_address(url)
+    except InputError as error:
+        raise InputError(f"{error}; give --server http://localhost:8000/v1, or the like") from None
 
 
 def key() -> str | None:
-    """The key that servers are sent: $OPENAI_API_KEY."""
-    return os.environ.get("OPENAI_API_KEY") or None
+    """The key that servers are sent: $OPENAI_API_KEY. Raises InputError, without the key, for one that cannot be sent."""
+    found = os.environ.get("OPENAI_API_KEY") or None
+    web.check_key(found, "the key in OPENAI_API_KEY")
+    return found
 
 
 def of_model(model: str | Path, server: str | None, asked: str | Profile | None = None) -> Served:
@@ -109,22 +112,15 @@ def ask(url: str, path: str, body: dict[str, Any] | None = None, seconds: float 
     """One request to `path` of a server, a POST of `body` or a GET. Never raises for what the server does."""
     client = Client(url, key(), seconds)
     try:
-        heard = client.get(path) if body is None else client.post(path, json.dumps(body).encode())
+        heard = client.get(path) if body is None else client.post(path, web.payload(body))
     except ServerError as error:
-        return Answer(None, words=str(error))
+        return Answer(error.status, words=str(error))
+    if not heard.ok:
+        return Answer(heard.status, words=heard.words)
     try:
-        data = decode(heard.body)
+        return Answer(heard.status, decode(heard.body))
     except ValueError:
-        return Answer(heard.status, words=f"no JSON: {heard.body[:80]!r}" if heard.status < 300 else _words(heard.body))
-    return Answer(heard.status, data, "" if heard.status < 300 else _words(heard.body, data))
-
-
-def _words(body: bytes, data: Any = None) -> str:
-    """The beginning of what a server says with an error; the `message` alone where it has one."""
-    inner = data.get("error", data) if isinstance(data, dict) else data
-    text = inner.get("message") or inner.get("detail") if isinstance(inner, dict) else inner
-    said = text if isinstance(text, str) else body[: 1 << 12].decode("utf-8", "replace")
-    return " ".join(said.split())[:300]
+        return Answer(heard.status, words=f"no JSON: {heard.body[:80]!r}")
 
 
 def _checkpoint(name: str) -> str | None:

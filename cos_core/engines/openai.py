@@ -8,36 +8,33 @@ server; the server's chat template decides the final prompt. A grammar is sent a
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import re
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from cos_core import completions
 from cos_core.engines import _served
 from cos_core.engines._messages import ServedDialogue
 from cos_core.errors import InputError
 from cos_core.interfaces import Grammar, Reply, Request
 from cos_core.prompts import Profile
-from cos_core.web import Client, ServerError
+from cos_core.text import one_line
+from cos_core.web import PAUSES_SECONDS, Client, Patience, ServerError, payload
 
-AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
-"""Answers of a server that may do better later."""
-REFUSED = ("HTTP 400", "HTTP 404", "HTTP 422")
-"""How the reason begins when a server does not take a request as it is."""
+REFUSED = (400, 404, 422)
+"""HTTP statuses of a server that does not take a request as it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
     """Where the server is and how patient to be; times in seconds.
 
-    `key`: sent as bearer token; `concurrency`: requests under way at once; `attempts`: how often one is sent at most, after
-    pauses of `pause`, twice, four times ... (a server's own Retry-After counts, up to a minute).
+    `key`: sent as bearer token; `concurrency`: requests under way at once; `timeout`: what one attempt may take, from the
+    connection to the reply's last byte; `attempts`: how often a request is sent at most, after pauses of `pause`, twice, four
+    times ... or of what the server's own Retry-After says. All pauses of a request together take at most `pauses`.
     """
 
     url: str
@@ -47,6 +44,7 @@ class ServerSettings:
     attempts: int = 4
     timeout: float = 120.0
     pause: float = 0.5
+    pauses: float = PAUSES_SECONDS
 
 
 class OpenAIEngine:
@@ -62,7 +60,7 @@ class OpenAIEngine:
         self.dialogue = dialogue
         self.concurrency = settings.concurrency
         self._client = Client(settings.url, settings.key, settings.timeout, settings.concurrency)
-        self._free = threading.BoundedSemaphore(settings.concurrency)
+        self._patience = Patience(settings.attempts, settings.pause, settings.pauses)
         self._keeps_grammars = False
         """Whether a reply has kept to a grammar."""
 
@@ -88,54 +86,30 @@ class OpenAIEngine:
             "temperature": 0,
             "stream": False,
         }
-        reply, reason = self._asked({**plain, **_grammar_fields(request.grammar)})
-        if request.grammar is not None and not self._keeps_grammars and reply is None and reason.startswith(REFUSED):
-            # Whether the grammar is to blame is seen by asking without it.
-            again, _ = self._asked(plain)
-            if again is not None:
-                self._cannot(f"it answers {reason}")
-        if reply is None:
-            return Reply("", error=f"the server gave no answer: {reason}")
+        try:
+            reply = self._asked({**plain, **_grammar_fields(request.grammar)})
+        except ServerError as error:
+            if request.grammar is not None and not self._keeps_grammars and error.status in REFUSED:
+                self._blame(plain, error)
+            return Reply("", error=f"the server gave no answer: {error}", transient=error.transient)
         if request.grammar is not None:
             reply = self._checked(reply, request.grammar)
         if request.listen is not None:
             request.listen(reply.text)
         return reply
 
-    def _asked(self, payload: Mapping[str, Any]) -> tuple[Reply | None, str]:
-        """The reply, or why there is none after the last attempt."""
-        body = json.dumps(payload).encode()
-        reason = ""
-        for attempt in range(self._settings.attempts):
-            if attempt:
-                # Waiting takes nobody's place: another question goes meanwhile.
-                time.sleep(self._wait(attempt, reason))
-            with self._free:
-                reply, reason, final = self._send(body)
-            if reply is not None or final:
-                return reply, reason
-        return None, reason
+    def _asked(self, request: Mapping[str, Any]) -> Reply:
+        """Raises ServerError when the last attempt brought no answer either."""
+        said = self._client.ask("/chat/completions", payload(request), completions.read, self._patience)
+        return Reply(said.text.strip(), said.tokens_in, said.tokens_out, said.finished, cached=said.cached)
 
-    def _wait(self, attempt: int, reason: str) -> float:
-        if "retry after " in reason:
-            return min(60.0, float(reason.rpartition(" ")[2]))
-        # A little chance keeps many clients from coming back all at once.
-        return self._settings.pause * 2.0 ** (attempt - 1) * (1 + 0.25 * random.random())
-
-    def _send(self, body: bytes) -> tuple[Reply | None, str, bool]:
-        """(reply, why there is none, whether asking again is useless)."""
+    def _blame(self, plain: Mapping[str, Any], refusal: ServerError) -> None:
+        """Raises InputError when the server answers without the grammar what it refused with it."""
         try:
-            answer = self._client.post("/chat/completions", body)
-        except ServerError as error:
-            return None, str(error), False
-        if answer.status == 200:
-            return _read(answer.body)
-        words = answer.body[:200].decode("utf-8", "replace").replace("\n", " ")
-        after = answer.headers.get("Retry-After", "")
-        if answer.status in AGAIN:
-            told = f", retry after {after}" if after.isdecimal() else f" {words}"
-            return None, f"HTTP {answer.status}{told}", False
-        return None, f"HTTP {answer.status} {words}", True
+            self._asked(plain)
+        except ServerError:
+            return
+        self._cannot(f"it answers {refusal}")
 
     def _checked(self, reply: Reply, grammar: Grammar) -> Reply:
         """The reply, if it keeps to the grammar or was cut off; a server that never does is no server for grammars."""
@@ -145,8 +119,8 @@ class OpenAIEngine:
         if not reply.finished:
             return reply
         if not self._keeps_grammars:
-            self._cannot(f"it wrote {reply.text[:80]!r}")
-        return Reply("", error=f"the server left the grammar: {reply.text[:80]!r}")
+            self._cannot(f"it wrote {one_line(reply.text, 80)!r}")
+        return Reply("", error=f"the server left the grammar: {one_line(reply.text, 80)!r}")
 
     def _cannot(self, why: str) -> None:
         raise InputError(
@@ -160,22 +134,6 @@ def _grammar_fields(grammar: Grammar | None) -> Mapping[str, Any]:
     return {} if grammar is None else {"structured_outputs": {"regex": grammar.pattern}, "regex": grammar.pattern}
 
 
-def _read(data: bytes) -> tuple[Reply | None, str, bool]:
-    try:
-        answer = json.loads(data)
-        choice = answer["choices"][0]
-        text = choice["message"]["content"]
-        usage = answer.get("usage") or {}
-        tokens_in, tokens_out = (int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))
-        cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        return None, f"not a chat completion: {data[:80]!r}", False
-    if not isinstance(text, str):
-        return None, "a chat completion without text", False
-    finished = choice.get("finish_reason") != "length"
-    return Reply(text.strip(), tokens_in, tokens_out, finished, cached=cached), "", True
-
-
 def build(
     model: str | os.PathLike[str] = "", *, server: str | None = None, profile: str | Profile | None = None, **options: Any
 ) -> OpenAIEngine:
@@ -186,5 +144,6 @@ def build(
     `pause`. Raises InputError without an http address.
     """
     dialogue = _served.of_model(str(model), server, profile).dialogue
-    known = {name: options[name] for name in ("concurrency", "attempts", "timeout", "pause") if options.get(name) is not None}
+    names = ("concurrency", "attempts", "timeout", "pause", "pauses")
+    known = {name: options[name] for name in names if options.get(name) is not None}
     return OpenAIEngine(ServerSettings(_served.address(server), str(model), _served.key(), **known), dialogue)

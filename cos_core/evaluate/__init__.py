@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from cos_core import jsonl, manifest, metrics, plug, statistics
+from cos_core import bounds, jsonl, manifest, metrics, plug, statistics
 from cos_core.benchmarks import _files
 from cos_core.errors import InputError
 from cos_core.evaluate import judge
@@ -32,6 +32,7 @@ from cos_core.locks import FileLock
 from cos_core.metrics import RegionScore
 from cos_core.text import one_line
 from cos_core.types import Prediction, RunManifest, Score
+from cos_core.web import check_timeout
 
 SCORES, REGIONS, PROBLEMS = "scores.jsonl", "regions.jsonl", "problems.jsonl"
 
@@ -44,7 +45,8 @@ class EvalConfig:
     `partial_join`: score although joining.check speaks against it; `replicates` and `seed` of the bootstrap.
 
     Answers that a language model grades (MM-Vet): `judge_url` is an OpenAI-compatible endpoint, asked only when it is given;
-    `judge_runs` grades an answer. Grades are kept in `out` and read from there without a `judge_url`.
+    `judge_runs` grades an answer; `timeout` is what one request to it may take, in seconds. Grades are kept in `out` and read
+    from there without a `judge_url`. Raises InputError for values out of their bounds.
     """
 
     benchmark: str
@@ -60,6 +62,15 @@ class EvalConfig:
     judge_url: str | None = None
     judge_model: str = "gpt-4-0613"
     judge_runs: int = 1
+    timeout: float = 120.0
+
+    def __post_init__(self) -> None:
+        if self.judge_url is not None:
+            judge.judge_address(self.judge_url)
+        check_timeout(self.timeout)
+        bounds.check("judge_runs", self.judge_runs, 1, 100)
+        bounds.check("replicates", self.replicates, 1, bounds.REPLICATES)
+        bounds.check("seed", self.seed, 0, bounds.SEED)
 
 
 Loaded = tuple[Benchmark, BenchmarkData]
@@ -122,6 +133,8 @@ def _run(config: EvalConfig, reporter: Reporter, loaded: Loaded | None) -> RunMa
         results["protocol"]["judge"] = judge.protocol(config, benchmark)
     results["problems"] = joined.named()
     counts = _counts(len(data.examples), joined)
+    if grades is not None:
+        _name_ungraded(grades, counts, reporter)
     for kind, ids in results["problems"].items():
         reporter.warn(f"{counts[kind]} {kind}: {', '.join(map(one_line, ids[:3]))}{', ...' if counts[kind] > 3 else ''}")
     if joined.other_prompts:
@@ -281,6 +294,18 @@ def protocol(benchmark: Benchmark, data: BenchmarkData, predictions: Mapping[str
         **data.protocol,
         **(own(predictions) if own else {}),
     }
+
+
+def _name_ungraded(grades: Mapping[str, Sequence[float]], counts: dict[str, int], reporter: Reporter) -> None:
+    """Names answers of which a grade was not read; where not one was, no answer counts as scored."""
+    unread = [example_id for example_id, given in grades.items() if any(map(math.isnan, given))]
+    if unread and all(math.isnan(grade) for given in grades.values() for grade in given):
+        counts["ok"] = 0
+    if unread:
+        names = f"{', '.join(map(one_line, unread[:3]))}{', ...' if len(unread) > 3 else ''}"
+        reporter.warn(
+            f"grades not read: {len(unread)} ({names}); the judge's replies stand in {judge.FILE}, and --judge-url asks again"
+        )
 
 
 def _one_or_all(values: Iterable[str]) -> str | list[str]:

@@ -1,29 +1,28 @@
 """Grades from a language model behind an OpenAI-compatible endpoint, for benchmarks whose answers no rule can score.
 
 The benchmark words the request and reads the reply; here it is sent, repeated and kept. Nothing is sent unless a URL is given.
-Every grade is appended to grades.jsonl as it comes (judge, prompt's hash, raw replies, when), and one that is there for the
-same answer, judge model, prompt and run is never asked for again.
+Every reply is appended to grades.jsonl as it comes (judge, prompt's hash, raw replies, when), and an answer with a grade there
+from the same judge model, prompt and run is never graded again. One whose replies held no grade is asked for again by the
+next run.
 """
 
 from __future__ import annotations
 
 import hashlib
-import http.client
-import json
 import math
 import os
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cos_core import jsonl
+from cos_core import completions, jsonl
+from cos_core.completions import Completion
 from cos_core.errors import InputError, MissingError
 from cos_core.interfaces import BenchmarkData, Reporter
 from cos_core.types import Example, Prediction
+from cos_core.web import Client, Patience, ServerError, check_key, checked_address, payload
 
 if TYPE_CHECKING:
     from cos_core.evaluate import EvalConfig
@@ -34,13 +33,15 @@ KEYS = ("COS_JUDGE_KEY", "OPENAI_API_KEY")
 
 AGAIN = "\nPredict the correctness of the answer (digit): "
 TEMPERATURES = (0.0, 0.0, 0.5, 1.0, 1.5)
-"""Of the first request and of those after a reply without a grade, as in mm-vet_evaluator.py; after the last the grade is 0.
+"""Of the first request and of those after a reply without a grade, as in mm-vet_evaluator.py, whose grade after the last is 0.
 (That script sends one more and does not read its reply.)"""
 
 MAX_TOKENS = 3
-TIMEOUT_SECONDS = 120.0
-PATIENCE = 8
-"""How often an endpoint that is busy or out of reach is asked before the run gives up; what was graded stays."""
+PATIENCE = Patience(attempts=8, pause=1.0)
+"""How an endpoint that is busy or out of reach is asked before the run gives up; what was graded stays."""
+
+REFUSALS = 3
+"""So many requests refused one after the other, with no grade read before, are the endpoint's affair and not the answers'."""
 
 Key = tuple[str, str, int]
 """(example id, hash of the answer, run from 0)."""
@@ -48,151 +49,208 @@ Key = tuple[str, str, int]
 
 def protocol(config: EvalConfig, benchmark: Any) -> dict[str, Any]:
     """What two judged scores must share."""
-    return {"model": config.judge_model, "prompt_sha256": _digest(benchmark.judge_prompt()), "runs": config.judge_runs}
+    made = {"model": config.judge_model, "prompt_sha256": _digest(benchmark.judge_prompt()), "runs": config.judge_runs}
+    return {**made, "reading": getattr(benchmark, "reading", "official")}
 
 
 def grades(
     config: EvalConfig, benchmark: Any, data: BenchmarkData, predictions: Mapping[str, Prediction], reporter: Reporter
 ) -> dict[str, list[float]] | None:
-    """Each answered question's grades, one a run (nan for one that could not be read); None where nobody has graded and none is
-    asked to.
+    """Each answered question's grades, one a run (nan for one not read); None where nobody has graded and none is asked to.
 
-    Raises InputError when grades are missing and no endpoint is given, when it refuses, or when replies cannot be understood;
-    MissingError when it cannot be reached.
+    Raises InputError when answers were never graded and no endpoint is given, when it refuses, or when its replies are no chat
+    completions; MissingError when it cannot be reached.
     """
     file = config.out / FILE if config.out is not None else None
     if config.judge_url is None and (file is None or not file.exists()):
         return None
     if file is None:
         raise InputError("a judge's grades are kept; give a folder for them (--out)")
-    if config.judge_runs < 1:
-        raise InputError(f"a judge grades at least once, got {config.judge_runs} runs")
-    prompt = benchmark.judge_prompt()
+    work = _Work(benchmark, benchmark.judge_prompt(), config.judge_model)
     answered = [(e, p.answer) for e in data.examples if (p := predictions.get(e.id)) is not None and p.answer is not None]
-    known = _kept(file, config.judge_model, _digest(prompt))
-    runs = range(config.judge_runs)
-    lacking = [(e, a, run) for run in runs for e, a in answered if _key(e, a, run) not in known]
-    # A reply without a grade is asked for again, by whoever has a judge.
-    unread = [(e, a, run) for run in runs for e, a in answered if math.isnan(known.get(_key(e, a, run), 0.0))]
-    wanted = lacking if config.judge_url is None else [*lacking, *unread]
-    if wanted and config.judge_url is None:
-        raise InputError(f"{file} lacks {len(wanted)} grades by {config.judge_model}; give the judge's endpoint (--judge-url)")
-    if wanted:
-        endpoint = Endpoint(config.judge_url or "", config.judge_model)
+    asked = [Asked(e, a, run) for run in range(config.judge_runs) for e, a in answered]
+    known = _kept(file, work)
+    if config.judge_url is None:
+        lacking = sum(each.key not in known for each in asked)
+        if lacking:
+            raise InputError(f"{file} lacks {lacking} grades by {config.judge_model}; give the judge's endpoint (--judge-url)")
+    elif wanted := [each for each in asked if known.get(each.key) is None]:
+        endpoint = Endpoint(config.judge_url, config.judge_model, timeout=config.timeout)
         with jsonl.DurableWriter(file, batch=1) as writer:
-            for number, (example, answer, run) in enumerate(wanted, 1):
-                record = _grade(endpoint, benchmark, prompt, example, answer)
-                record |= {"example_id": example.id, "answer_sha256": _digest(answer), "run": run}
+            graded = _graded(endpoint, work, wanted, any(grade is not None for grade in known.values()))
+            for number, (each, record) in enumerate(graded, 1):
                 writer.append(record)
-                known[_key(example, answer, run)] = record["grade"] if record["read"] else math.nan
+                known[each.key] = record["grade"] if record["read"] else work.unread(record["replies"])
                 reporter.progress("judge", number, len(wanted))
-    return {e.id: [known[_key(e, a, run)] for run in range(config.judge_runs)] for e, a in answered}
+    given = {each.key: math.nan if (grade := known[each.key]) is None else grade for each in asked}
+    return {e.id: [given[Asked(e, a, run).key] for run in range(config.judge_runs)] for e, a in answered}
 
 
-def _kept(file: Path, model: str, prompt: str) -> dict[Key, float]:
-    """Grades of this judge model under this prompt; later lines win."""
-    found: dict[Key, float] = {}
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One answer to be graded; `run` from 0."""
+
+    example: Example
+    answer: str
+    run: int
+
+    @property
+    def key(self) -> Key:
+        return self.example.id, _digest(self.answer), self.run
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What grades depend on beside the answer: the benchmark, which words requests and reads replies, and the judge's name."""
+
+    benchmark: Any
+    prompt: str
+    model: str
+
+    def grade(self, replies: Sequence[str], cut: bool) -> float | None:
+        """The first grade in replies; `cut`: they were cut off at their longest."""
+        read = (self.benchmark.judge_grade(reply, cut) for reply in replies)
+        return next((grade for grade in read if grade is not None), None)
+
+    def unread(self, replies: Sequence[str]) -> float | None:
+        """The grade of replies that hold none: 0 by a rule that says so after the last try, else none."""
+        last: float | None = getattr(self.benchmark, "unread_grade", None)
+        return last if len(replies) >= len(TEMPERATURES) else None
+
+
+def _kept(file: Path, work: _Work) -> dict[Key, float | None]:
+    """What this judge model said under this prompt, read by the benchmark's rule of now; None for replies without a grade.
+
+    Later lines win, but not one without a grade over one with.
+    """
+    found: dict[Key, float | None] = {}
     if not file.exists():
         return found
     problems: list[jsonl.Problem] = []
+    digest = _digest(work.prompt)
     for line, row in jsonl.read_lines(file, problems.append):
         try:
-            if (row["asked"], row["prompt_sha256"]) == (model, prompt):
-                found[str(row["example_id"]), str(row["answer_sha256"]), int(row["run"])] = (
-                    float(row["grade"]) if row.get("read", True) else math.nan
-                )
-        except (KeyError, TypeError, ValueError):
+            if (row["asked"], row["prompt_sha256"]) != (work.model, digest):
+                continue
+            key = str(row["example_id"]), str(row["answer_sha256"]), int(row["run"])
+            replies = [str(reply) for reply in row["replies"]]
+            grade = work.grade(replies, bool(row.get("cut", True)))
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise InputError(f"{file}:{line}: not a judge's grade") from None
+        grade = work.unread(replies) if grade is None else grade
+        if grade is not None or key not in found:
+            found[key] = grade
     return found
-
-
-def _key(example: Example, answer: str, run: int) -> Key:
-    return example.id, _digest(answer), run
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(jsonl.utf8(text)).hexdigest()
 
 
-def _grade(endpoint: Endpoint, benchmark: Any, prompt: str, example: Example, answer: str) -> dict[str, Any]:
-    question = f"{prompt}\n{benchmark.judge_sample(example, answer)}"
+def _graded(endpoint: Endpoint, work: _Work, wanted: Sequence[Asked], worked: bool) -> Iterator[tuple[Asked, dict[str, Any]]]:
+    """Each answer with its record. `worked`: this endpoint has given grades before.
+
+    What it refuses is one answer's affair (a filter of its contents), and is recorded without a grade; when it refuses the
+    first answers altogether, InputError.
+    """
+    refused: list[tuple[Asked, dict[str, Any]]] = []
+    for each in wanted:
+        record = _grade(endpoint, work, each)
+        worked = worked or record["refused"] is None
+        if worked:
+            yield from refused
+            refused = []
+            yield each, record
+            continue
+        refused.append((each, record))
+        if len(refused) >= REFUSALS or each is wanted[-1]:
+            raise InputError(f"the judge at {endpoint.url} refuses ({record['refused']})")
+
+
+def _grade(endpoint: Endpoint, work: _Work, each: Asked) -> dict[str, Any]:
+    question = f"{work.prompt}\n{work.benchmark.judge_sample(each.example, each.answer)}"
     replies: list[str] = []
-    judge, grade = endpoint.model, None
+    judge, grade, cut, refused = work.model, None, False, None
     for temperature in TEMPERATURES:
-        judge, reply = endpoint.ask(question + (AGAIN if replies else ""), temperature)
-        replies.append(reply)
-        grade = benchmark.judge_grade(reply)
+        try:
+            said = endpoint.ask(question + (AGAIN if replies else ""), temperature)
+        except Refusal as refusal:
+            refused = str(refusal)
+            break
+        judge, cut = said.model or work.model, cut or not said.finished
+        replies.append(said.text)
+        grade = work.benchmark.judge_grade(said.text, not said.finished)
         if grade is not None:
             break
-    now = datetime.now(UTC).isoformat(timespec="seconds")
     return {
         "grade": 0.0 if grade is None else grade,
         "read": grade is not None,
-        "asked": endpoint.model,
+        "refused": refused,
+        "asked": work.model,
         "judge": judge,
-        "prompt_sha256": _digest(prompt),
+        "prompt_sha256": _digest(work.prompt),
         "replies": replies,
-        "at": now,
+        "cut": cut,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "example_id": each.example.id,
+        "answer_sha256": _digest(each.answer),
+        "run": each.run,
     }
+
+
+class Refusal(InputError):
+    """The endpoint does not take this one request."""
 
 
 class Endpoint:
     """`POST <url>/chat/completions`, one user's message at a time. Waits and asks again when it is busy or out of reach."""
 
-    def __init__(self, url: str, model: str, key: str | None = None, wait_seconds: float = 1.0) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise InputError(f"a judge's address begins with http:// or https://, not {url!r}")
-        self.url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+    def __init__(
+        self, url: str, model: str, key: str | None = None, timeout: float = 120.0, patience: Patience = PATIENCE
+    ) -> None:
+        name = next((name for name in KEYS if os.environ.get(name)), KEYS[0])
+        key = key or os.environ.get(name) or None
+        check_key(key, f"the key in {name}")
+        self._client = Client(judge_address(url), key, timeout)
+        self.url = self._client.url
         self.model = model
-        self._key = key or next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
-        self._wait = wait_seconds
+        self._patience = patience
+        self._longest = "max_tokens"
+        """How the endpoint calls the longest reply; OpenAI's later models take another name."""
 
-    def ask(self, text: str, temperature: float) -> tuple[str, str]:
-        """(model that answered, its reply). Raises InputError when the endpoint refuses, MissingError when it stays away."""
+    def ask(self, text: str, temperature: float) -> Completion:
+        """Its reply, with an empty text where it has none.
+
+        Raises Refusal for what it says to this request, InputError when it refuses any, MissingError when it stays away.
+        """
+        try:
+            return self._said(text, temperature)
+        except ServerError as error:
+            if error.status == 400 and self._longest == "max_tokens" and "max_completion_tokens" in str(error):
+                self._longest = "max_completion_tokens"
+                return self.ask(text, temperature)
+            if error.status is not None and not error.transient:
+                raise Refusal(str(error)) from None
+            if not error.transient:
+                return Completion("")
+            if error.again:
+                said = f"the judge at {self.url} did not answer ({error}); grades so far are kept, run again"
+                raise MissingError(said) from None
+            raise InputError(f"the judge at {self.url} refuses ({error})") from None
+
+    def _said(self, text: str, temperature: float) -> Completion:
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": text}],
-            "max_tokens": MAX_TOKENS,
+            self._longest: MAX_TOKENS,
             "temperature": temperature,
         }
-        why = ""
-        for attempt in range(PATIENCE):
-            try:
-                return self._read(self._send(json.dumps(body).encode()))
-            except urllib.error.HTTPError as error:
-                why = f"HTTP {error.code}"
-                pause = _retry_after(error.headers.get("Retry-After"))
-                if error.code != 429 and error.code < 500:
-                    detail = error.read(400).decode("utf-8", "replace").strip()
-                    raise InputError(f"the judge at {self.url} refuses ({why}): {detail}") from None
-            except (OSError, http.client.HTTPException) as error:
-                why, pause = str(getattr(error, "reason", error) or type(error).__name__), None
-            if attempt + 1 < PATIENCE:
-                time.sleep(self._wait * 2**attempt if pause is None else pause)
-        raise MissingError(
-            f"the judge at {self.url} did not answer {PATIENCE} times ({why}); grades so far are kept, run again"
-        )
-
-    def _send(self, body: bytes) -> bytes:
-        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {self._key}"} if self._key else {})}
-        request = urllib.request.Request(self.url, body, headers)
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
-            data: bytes = answer.read()
-        return data
-
-    def _read(self, data: bytes) -> tuple[str, str]:
-        try:
-            reply = json.loads(data)
-            return str(reply.get("model") or self.model), str(reply["choices"][0]["message"]["content"] or "")
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            raise InputError(f"the judge at {self.url} answers in another format: {data[:120]!r}") from None
+        return self._client.ask("/chat/completions", payload(body), completions.read, self._patience)
 
 
-def _retry_after(header: str | None) -> float | None:
-    try:
-        return max(0.0, float(header)) if header else None
-    except ValueError:
-        return None
+def judge_address(url: str) -> str:
+    """The endpoint's address up to /v1; it may be given with /chat/completions. Raises InputError for one that is none."""
+    return checked_address(url.rstrip("/").removesuffix("/chat/completions"))
 
 
-__all__: Sequence[str] = ("Endpoint", "grades", "protocol")
+__all__: Sequence[str] = ("Endpoint", "grades", "judge_address", "protocol")

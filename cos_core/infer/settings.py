@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from cos_core import hub, llava, manifest, plug
+from cos_core import bounds, hub, llava, manifest, plug
 from cos_core.checkpoints import fill_of
 from cos_core.cropping import OnBadBox
 from cos_core.datasets import Files
@@ -20,6 +20,7 @@ from cos_core.interfaces import Engine, Policy, Reporter
 from cos_core.plug import ROI_ALIASES
 from cos_core.prompts import DIALOGUE_VERSION, Profile, checkpoint_profile
 from cos_core.runners import RunnerConfig
+from cos_core.web import MAX_CONNECTIONS, MAX_TIMEOUT, MIN_TIMEOUT, checked_address
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +72,26 @@ class InferConfig:
     def __post_init__(self) -> None:
         if self.box_decode not in get_args(BoxDecode):
             raise InputError(f"box_decode is one of {', '.join(get_args(BoxDecode))}, got {self.box_decode!r}")
-        if self.kv_budget is not None and not self.kv_budget > 0:
-            raise InputError(f"kv_budget must be positive, got {self.kv_budget}")
         if self.on_bad_box not in get_args(OnBadBox):
             raise InputError(f"on_bad_box is one of {', '.join(get_args(OnBadBox))}, got {self.on_bad_box!r}")
-        for name in ("batch_size", "max_new_tokens", "box_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("limit", "max_failures"):
-            if getattr(self, name) is not None and getattr(self, name) < 0:
-                raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name, low, high in _BOUNDS:
+            bounds.check(name, getattr(self, name), low, high)
+        if self.server is not None:
+            checked_address(self.server)
+
+
+_BOUNDS = (
+    ("batch_size", 1, bounds.BATCH),
+    ("max_new_tokens", 1, bounds.TOKENS),
+    ("box_tokens", 1, bounds.TOKENS),
+    ("limit", 0, bounds.COUNT),
+    ("max_failures", 0, bounds.COUNT),
+    ("seed", 0, bounds.SEED),
+    ("kv_budget", 1e-6, bounds.GIB),
+    ("concurrency", 1, MAX_CONNECTIONS),
+    ("timeout", MIN_TIMEOUT, MAX_TIMEOUT),
+)
+"""Field -> smallest and largest value."""
 
 
 def _policy(roi: str) -> Policy:

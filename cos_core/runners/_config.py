@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from cos_core import bounds
 from cos_core.errors import InputError
 
 
@@ -24,8 +25,7 @@ class RunnerConfig:
     ship_images: bool = False
 
     def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise InputError(f"workers must be at least 1, got {self.workers}")
+        bounds.check("workers", self.workers, 1, bounds.PROCESSES)
         if self.ray_address is not None and self.runner not in ("auto", "ray"):
             raise InputError(f"a Ray address is for the runner 'ray', not for {self.runner!r}")
         if self.runner == "local" and (self.workers or 1) > 1:

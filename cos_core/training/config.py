@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cos_core import bounds
 from cos_core.datasets import Files
 from cos_core.errors import InputError
 
@@ -22,17 +23,18 @@ _NOT_IN_FINGERPRINT = (
 _LORA_ALPHA = 2
 _RATE, _ADAPTERS_RATE = 2e-5, 2e-4
 """Peak learning rates: the paper's (CoS §4.1) for whole weights, that of LLaVA's own LoRA recipe for adapters."""
-_COUNTS = (
-    "epochs",
-    "batch_size",
-    "max_length",
-    "global_batch",
-    "max_steps",
-    "save_every",
-    "lora",
-    "processes",
-    "region_tokens",
-)
+_COUNTS = {
+    "epochs": bounds.BATCH,
+    "batch_size": bounds.BATCH,
+    "max_length": bounds.BATCH,
+    "global_batch": bounds.BATCH,
+    "max_steps": bounds.COUNT,
+    "save_every": bounds.COUNT,
+    "lora": bounds.RANK,
+    "processes": bounds.PROCESSES,
+    "region_tokens": bounds.REGION_SIDE,
+}
+"""Whole numbers from 1, each with its largest value."""
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "check": ("sample", "full", "off"),
     "crop_of": ("text", "region"),
@@ -135,10 +137,13 @@ class TrainConfig:
     mfu: float = 0.4
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
+        for name, high in _COUNTS.items():
+            bounds.check(name, getattr(self, name), 1, high)
+        bounds.check("workers", self.workers, 0, bounds.PROCESSES)
+        bounds.check("max_faults", self.max_faults, 0, bounds.COUNT)
+        bounds.check("weight_decay", self.weight_decay, 0, 10)
+        bounds.check("learning_rate", self.learning_rate, 0, 10)
+        bounds.check("save_minutes", self.save_minutes, 0, bounds.BATCH)
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} is {' or '.join(map(str, choices))}, got {getattr(self, name)!r}")
@@ -146,18 +151,12 @@ class TrainConfig:
             raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
         if not 0 <= self.warmup_ratio < 1:
             raise InputError(f"warmup_ratio is a share of all steps in [0, 1), got {self.warmup_ratio}")
-        if self.weight_decay < 0:
-            raise InputError(f"weight_decay must not be negative, got {self.weight_decay}")
-        if self.workers is not None and self.workers < 0:
-            raise InputError(f"workers must not be negative, got {self.workers}")
         if self.save_minutes is not None and self.save_minutes <= 0:
             raise InputError(f"save_minutes must be positive, got {self.save_minutes}")
         if self.qlora and self.lora is None:
             raise InputError("qlora needs the rank of its adapters: give lora, too")
         if not 0 <= self.max_no_region <= 1:
             raise InputError(f"max_no_region is a share in [0, 1], got {self.max_no_region}")
-        if self.max_faults < 0:
-            raise InputError(f"max_faults must not be negative, got {self.max_faults}")
         self._check_annotator()
         if not 0 < self.mfu <= 1:
             raise InputError(f"mfu is a share of the peak in (0, 1], got {self.mfu}")
