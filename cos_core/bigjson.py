@@ -7,8 +7,11 @@ import codecs
 import json
 import re
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
+
+import msgspec
 
 from cos_core.errors import InputError
 from cos_core.jsonl import (
@@ -29,6 +32,8 @@ from cos_core.text import one_line
 Placed = tuple[Place, dict[str, Any]]
 
 _CHUNK = 4 * 2**20
+_BEGINNINGS = 64
+"""Objects that are tried from the end of a piece on for the one that begins an element."""
 _PIECE = 2**16
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NULS = re.compile(r"\0+")
@@ -247,6 +252,57 @@ def read_members(path: Path) -> Iterator[tuple[str, Any]]:
             raise InputError(f"{path} is not valid JSON: line {window.line}: {why(error)}") from None
 
 
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def read_listed(path: Path, key: str, shape: type[T], mark: str) -> Iterator[T]:
+    """The elements of the list under `key` of a file that is one JSON object, as records of `shape`; a few MiB at a time.
+
+    `mark`: a field that each element has and no object within one. Raises InputError, at the latest at the end of the file,
+    when it is no JSON object, has no such list, or an element is of another shape.
+    """
+    with open_input(path) as file:
+        window, found = _Window(file), False
+        try:
+            window.skip_space()
+            window.expect("{", "the file is not a JSON object")
+            window.skip_space()
+            more = window.peek() != "}"
+            while more:
+                name = window.value()
+                window.skip_space()
+                window.expect(":", "expected a key and ':'")
+                window.skip_space()
+                if name == key and window.peek() == "[":
+                    found = True
+                    yield from window.elements(key, shape, mark)
+                else:
+                    window.value()
+                window.skip_space()
+                more = window.peek() == ","
+                window.take(more)
+                window.skip_space()
+            window.expect("}", "expected ',' or '}' after a member")
+            window.skip_space()
+            if window.peek():
+                raise ValueError("something stands behind the object")
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            where = "" if isinstance(error, msgspec.ValidationError) else f"line {window.line}: "
+            raise InputError(f"{path} is not in its official layout: {where}{why(error)}") from None
+    if not found:
+        raise InputError(f"{path} is not in its official layout: it has no list {key!r}")
+
+
+@contextmanager
+def _placed(key: str, before: int) -> Iterator[None]:
+    """Gives what is wrong with one of some elements its place in the whole list; `before` stand before them."""
+    try:
+        yield
+    except msgspec.ValidationError as error:
+        words = re.sub(r"\$\[(\d+)\]", lambda found: f"$.{key}[{before + int(found[1])}]", str(error).replace("`", ""))
+        raise msgspec.ValidationError(words) from None
+
+
 class _Window:
     """A sliding piece of a UTF-8 text file, with the line and the byte it starts on.
 
@@ -375,6 +431,62 @@ class _Window:
             if depth <= 0 and not in_string:
                 break
         return _UnusableError(reason)
+
+    def expect(self, mark: str, otherwise: str) -> None:
+        if self.take(1) != mark:
+            raise ValueError(otherwise)
+
+    def elements(self, key: str, shape: type[T], mark: str) -> Iterator[T]:
+        """The elements of the list `key` that the window stands at, many decoded in one go where one's beginning is found."""
+        many, count = msgspec.json.Decoder(list[shape]).decode, 0  # type: ignore[valid-type]
+        self.take(1)
+        self.skip_space()
+        if self.peek() == "]":
+            self.take(1)
+            return
+        while True:
+            cut = self._last_beginning(mark)
+            if cut:
+                piece = self._text[self._at : cut].rstrip(" \t\r\n").removesuffix(",")
+                with _placed(key, count):
+                    found = many(f"[{piece}]".encode())
+                yield from found
+                count += len(found)
+                self._advance(cut)
+                if not self._more():
+                    self._indivisible = True
+                continue
+            with _placed(key, count):
+                (one,) = msgspec.convert([self.value()], list[shape])  # type: ignore[valid-type]
+            yield one
+            count += 1
+            self.skip_space()
+            after = self.take(1)
+            if after == "]":
+                return
+            if after != ",":
+                raise ValueError("expected ',' or ']' after an element")
+            self.skip_space()
+
+    def _last_beginning(self, mark: str) -> int:
+        """Where in the window the last whole element begins, behind a comma; 0 when that is not to be found."""
+        if self._indivisible:
+            return 0
+        place = len(self._text)
+        for _ in range(_BEGINNINGS):
+            place = self._text.rfind("{", self._at + 1, place)
+            if place < 0:
+                break
+            if self._text[max(self._at, place - 64) : place].rstrip(" \t\r\n")[-1:] != ",":
+                continue
+            try:
+                element, _ = self._scan(self._text, place)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(element, dict) and mark in element:
+                return place
+        self._indivisible = True
+        return 0
 
     def members(self) -> dict[str, Any]:
         """Whole members of the object that the window stands in, as many as can be decoded in one go; often none."""

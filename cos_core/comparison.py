@@ -7,7 +7,8 @@ runs resampled together by image. A figure that is not a finite number makes the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from cos_core import metrics, plug, statistics
+from cos_core.columns import Scores
 from cos_core.errors import CosError, InputError
 from cos_core.interfaces import Benchmark, BenchmarkData
 from cos_core.metrics import Estimate
@@ -151,9 +153,8 @@ def pair(
     seed: int = 0,
 ) -> Comparison:
     """One benchmark of two runs, over the questions that both scored; without any, the verdict is undefined."""
-    of_b = {score.example_id: score for score in b.scores}
-    first = [score for score in a.scores if score.example_id in of_b]
-    second = [of_b[score.example_id] for score in first]
+    of_a, of_b = Scores.of(a.scores), Scores.of(b.scores)
+    first, second = _shared(of_a, of_b)
     head = a.manifest.results.get("headline", {})
     name, unit = str(head.get("metric", "accuracy")), str(head.get("unit", "fraction"))
     estimates = _estimates(a, first, second, name) if first else "the runs have no question in common"
@@ -178,13 +179,22 @@ def pair(
     )
 
 
+def _shared(a: Scores, b: Scores) -> tuple[Scores, Scores]:
+    """The scores of the questions that both have, in the order of `a`."""
+    if a.ids.names == b.ids.names and a.ids.unique():
+        return a, b
+    places = b.ids.places()
+    both = [(mine, places[name]) for mine, name in enumerate(a.ids.names) if name in places]
+    return a.take(array("q", [mine for mine, _ in both])), b.take(array("q", [theirs for _, theirs in both]))
+
+
 class _Moved(NamedTuple):
     n: int
     won: list[str]
     lost: list[str]
 
 
-def _moved(first: Sequence[Score], second: Sequence[Score], both: tuple[Estimate, Estimate] | None) -> _Moved:
+def _moved(first: Scores, second: Scores, both: tuple[Estimate, Estimate] | None) -> _Moved:
     """How many questions the headline is over, and those that B won and lost: of one population with the difference and its p
     (ScienceQA's image accuracy: questions with a picture; MMBench: questions, not their rotations).
 
@@ -195,7 +205,7 @@ def _moved(first: Sequence[Score], second: Sequence[Score], both: tuple[Estimate
     of_a, of_b = both
     counted = of_a.population() | of_b.population()
     if of_a.units is None:
-        gaps = [y.value - x.value for x, y in zip(first, second, strict=True)]
+        gaps = [theirs - mine for mine, theirs in zip(first.values(), second.values(), strict=True)]
         moved = {row: gaps[row] for row in np.flatnonzero(counted).tolist() if gaps[row]}
     else:
         moved = {}
@@ -205,9 +215,9 @@ def _moved(first: Sequence[Score], second: Sequence[Score], both: tuple[Estimate
         gap = of_b.columns[:, 0] - of_a.columns[:, 0]
         for row in np.flatnonzero(gap).tolist():
             side = gap[row]
-            own = [r for r in rows_of[of_a.units[row]] if (second[r].value - first[r].value) * side > 0]
+            own = [r for r in rows_of[of_a.units[row]] if (second.value(r) - first.value(r)) * side > 0]
             moved[(own or [row])[0]] = side
-    named = {side: [first[row].example_id for row, gap in moved.items() if gap * side > 0] for side in (1, -1)}
+    named = {side: [first.ids.names[row] for row, gap in moved.items() if gap * side > 0] for side in (1, -1)}
     return _Moved(int(np.count_nonzero(counted)), named[1], named[-1])
 
 
@@ -233,7 +243,7 @@ _NO_TEST = _Tested(_NOTHING, math.nan, "none")
 
 def _test(a: Estimate, b: Estimate, scores: Sequence[Score], replicates: int, seed: int) -> _Tested:
     """McNemar's exact test where it applies, else the two runs swapped image by image; `scores`: either run's, in row order."""
-    images = [score.groups.get(metrics.IMAGE, score.example_id) for score in scores]
+    images = metrics.pictures(scores)
     found = statistics.aggregate_difference(a.columns, b.columns, images, _scaled(a), replicates=replicates, seed=seed)
     if _is_exact(a, b, images):
         return _Tested(found, statistics.mcnemar(*_discordant(a, b)), "exact McNemar")
@@ -262,7 +272,7 @@ def _estimates(run: ScoredRun, first: Sequence[Score], second: Sequence[Score], 
     data = BenchmarkData(run.benchmark, str(run.protocol.get("split", "")), (), Path(), dict(run.protocol))
     both: list[Estimate] = []
     for side, scores in (("A", first), ("B", second)):
-        found: Iterable[Estimate] = make(data, list(scores))
+        found: Iterable[Estimate] = make(data, scores)
         estimate = next((each for each in found if each.name == name), None)
         if estimate is None:
             return f"{side} has no {name} over the questions that both runs scored"
@@ -294,9 +304,8 @@ def _discordant(a: Estimate, b: Estimate) -> tuple[int, int]:
     return int(np.count_nonzero(gap > 0)), int(np.count_nonzero(gap < 0))
 
 
-def flipped(comparison: Comparison, a: Mapping[str, Score], b: Mapping[str, Score]) -> list[dict[str, Any]]:
-    """The questions that changed sides, with what was read from each run's answer."""
-    rows = []
+def flipped(comparison: Comparison, a: Mapping[str, Score], b: Mapping[str, Score]) -> Iterator[dict[str, Any]]:
+    """The questions that changed sides, with what was read from each run's answer, one by one."""
     for kind, ids in (("won", comparison.won), ("lost", comparison.lost)):
         for example_id in ids:
             x, y = a[example_id], b[example_id]
@@ -307,5 +316,4 @@ def flipped(comparison: Comparison, a: Mapping[str, Score], b: Mapping[str, Scor
                 "flip": kind,
                 "expected": x.expected,
             }
-            rows.append({**row, "a": x.extracted, "b": y.extracted, "value_a": x.value, "value_b": y.value})
-    return rows
+            yield {**row, "a": x.extracted, "b": y.extracted, "value_a": x.value, "value_b": y.value}

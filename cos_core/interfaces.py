@@ -219,7 +219,7 @@ class Benchmark(Protocol):
     def load(self, root: Path) -> BenchmarkData:
         """The questions in the official files below `root`. Raises InputError that names the file that is missing or wrong."""
 
-    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
+    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
         """One Score a question of `data`, in order; `predictions` by example id. One without a prediction scores 0."""
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:

@@ -192,8 +192,21 @@ def read_lines(path: Path, on_problem: OnProblem | None = None) -> Iterator[tupl
 
 def placed_lines(path: Path, on_problem: OnProblem | None = None) -> Iterator[tuple[Place, dict[str, Any]]]:
     """`read_lines`, with the whole place of each object; lines that hold none are not counted in its row."""
+    index = 0
+    for number, start, length, line in raw_lines(path, on_problem):
+        record = object_of(path, number, line, on_problem)
+        if record is not None:
+            yield Place(number, index, start, length), record
+            index += 1
+
+
+def raw_lines(path: Path, on_problem: OnProblem | None = None) -> Iterator[tuple[int, int, int, bytes]]:
+    """(number from 1, offset, length in the file, bytes) of each line that is not blank; the first without a byte order mark.
+
+    A line that is too long is a Problem, and the last.
+    """
     with open_input(path) as file:
-        number = index = end = 0
+        number = end = 0
         while line := file.readline(MAX_RECORD_BYTES + 1):
             number += 1
             start, end = end, end + len(line)
@@ -202,18 +215,21 @@ def placed_lines(path: Path, on_problem: OnProblem | None = None) -> Iterator[tu
                 return
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
-            if not line.strip():
-                continue
-            try:
-                record = decode(line)
-            except ValueError as error:
-                report(Problem(path, number, None, f"not valid JSON: {why(error)}"), on_problem)
-                continue
-            if isinstance(record, dict):
-                yield Place(number, index, start, end - start), record
-                index += 1
-            else:
-                report(Problem(path, number, None, f"expected a JSON object, found {kind_of(record)}"), on_problem)
+            if line.strip():
+                yield number, start, end - start, line
+
+
+def object_of(path: Path, number: int, line: bytes, on_problem: OnProblem | None = None) -> dict[str, Any] | None:
+    """The JSON object of a line; None, and a Problem, where it holds none."""
+    try:
+        record = decode(line)
+    except ValueError as error:
+        report(Problem(path, number, None, f"not valid JSON: {why(error)}"), on_problem)
+        return None
+    if isinstance(record, dict):
+        return record
+    report(Problem(path, number, None, f"expected a JSON object, found {kind_of(record)}"), on_problem)
+    return None
 
 
 class DurableWriter:

@@ -7,6 +7,8 @@ values and their intervals come from the same scores and nothing else.
 from __future__ import annotations
 
 import math
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -14,11 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cos_core import statistics
+from cos_core import columns, statistics
+from cos_core.columns import Examples, Scores
 from cos_core.errors import InputError
 from cos_core.geometry import Box
+from cos_core.recorded import UNSAID
 from cos_core.statistics import Floats, Interval
-from cos_core.types import BOX_STATUSES, UNUSABLE_BOXES, Example, Prediction, Score
+from cos_core.types import BOX_STATUSES, UNUSABLE_BOXES, BoxStatus, Example, Prediction, Score
 
 IMAGE = "image"
 """The key of `Score.groups` that names the picture: the cluster of every interval."""
@@ -26,8 +30,6 @@ IMAGE = "image"
 BOX_STATUS = "box_status"
 """The key of `Score.groups` that says how the first pass's box was read."""
 
-UNSAID = "unknown"
-"""The profile and policy of answers that do not say theirs (LLaVA's format)."""
 
 MISSING, FAILED = "missing", "failed"
 
@@ -56,20 +58,37 @@ def judge(
     predictions: Mapping[str, Prediction],
     rule: Rule,
     groups: Callable[[Example], Mapping[str, str]] = lambda example: {},
-) -> list[Score]:
+) -> Scores:
     """One Score per example, in order. A question without an answer scores 0 and says why in `note`: it is never left out."""
-    return [_score(example, predictions.get(example.id), rule, groups(example)) for example in examples]
+    scores = Scores(known=examples.ids if isinstance(examples, Examples) else None)
+    said: Callable[[str], Said | None] = getattr(predictions, "said", predictions.get)
+    for example in examples:
+        _score(scores, example, said(example.id), rule, groups(example))
+    return scores
 
 
-def _score(example: Example, prediction: Prediction | None, rule: Rule, groups: Mapping[str, str]) -> Score:
+class ShortAnswer(NamedTuple):
+    """What scoring needs of a prediction that has an answer."""
+
+    answer: str
+    policy: str
+    box_status: BoxStatus
+    error: str | None = None
+
+
+Said = Prediction | ShortAnswer
+
+
+def _score(scores: Scores, example: Example, prediction: Said | None, rule: Rule, groups: Mapping[str, str]) -> None:
     shared = {IMAGE: example.image or example.id, **groups}
     if prediction is not None and prediction.policy != UNSAID:
         shared[BOX_STATUS] = prediction.box_status
     if prediction is None or prediction.answer is None:
         note = MISSING if prediction is None else f"{FAILED}: {prediction.error or 'no answer'}"
-        return Score(example.id, 0.0, None, rule(example, "").expected, shared, note)
+        scores.add(example.id, 0.0, (None, rule(example, "").expected, note), shared)
+        return
     verdict = rule(example, prediction.answer)
-    return Score(example.id, verdict.value, verdict.extracted, verdict.expected, shared, None if verdict.read else UNREAD)
+    scores.add(example.id, verdict.value, (verdict.extracted, verdict.expected, None if verdict.read else UNREAD), shared)
 
 
 def unanswered(score: Score) -> bool:
@@ -82,7 +101,7 @@ def unanswered(score: Score) -> bool:
 
 def mean(scores: Sequence[Score]) -> float:
     """Mean value; 0.0 of no scores."""
-    return sum(score.value for score in scores) / len(scores) if scores else 0.0
+    return sum(columns.values(scores)) / len(scores) if len(scores) else 0.0
 
 
 def percent(scores: Sequence[Score]) -> float:
@@ -90,18 +109,41 @@ def percent(scores: Sequence[Score]) -> float:
     return round(100 * mean(scores), 2)
 
 
-def by_group(scores: Iterable[Score], key: str) -> dict[str, list[Score]]:
+def pictures(scores: Sequence[Score]) -> list[str]:
+    """What each score's interval is clustered by: its picture, else its own id."""
+    named = columns.group(scores, IMAGE)
+    if None not in named:
+        return named  # type: ignore[return-value]
+    return [example_id if name is None else name for name, example_id in zip(named, columns.names(scores), strict=True)]
+
+
+def by_group(scores: Iterable[Score], key: str) -> dict[str, Sequence[Score]]:
     """Scores by their group `key`, in order of first appearance; scores without the key are left out."""
-    result: dict[str, list[Score]] = {}
-    for score in scores:
-        if key in score.groups:
-            result.setdefault(score.groups[key], []).append(score)
-    return result
+    held = scores if isinstance(scores, Scores) else list(scores)
+    places: dict[str, array[int]] = {}
+    for place, name in enumerate(columns.group(held, key)):
+        if name is not None:
+            found = places.get(name)
+            if found is None:
+                found = places[name] = array("q")
+            found.append(place)
+    return {name: columns.taken(held, found) for name, found in places.items()}
 
 
-def in_group(key: str, value: str) -> Callable[[Score], bool]:
+@dataclass(frozen=True, slots=True)
+class InGroup:
     """Whether a score's group `key` is `value`."""
-    return lambda score: score.groups.get(key) == value
+
+    key: str
+    value: str
+
+    def __call__(self, score: Score) -> bool:
+        return score.groups.get(self.key) == self.value
+
+
+def in_group(key: str, value: str) -> InGroup:
+    """Whether a score's group `key` is `value`."""
+    return InGroup(key, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +180,14 @@ def mean_estimate(
     name: str, scores: Sequence[Score], select: Callable[[Score], bool] | None = None, scale: float = 1.0
 ) -> Estimate:
     """The mean value of the scores that `select` takes (all of them without one)."""
-    chosen = np.array([1.0 if select is None or select(score) else 0.0 for score in scores])
-    values = np.array([score.value for score in scores])
-    return Estimate(name, np.stack([values * chosen, chosen], axis=1) if scores else np.zeros((0, 2)), scale=scale)
+    table = np.empty((len(scores), 2))
+    if isinstance(select, InGroup):
+        table[:, 1] = [group == select.value for group in columns.group(scores, select.key)]
+    else:
+        table[:, 1] = 1.0 if select is None else [bool(select(score)) for score in scores]
+    table[:, 0] = columns.values(scores)
+    table[:, 0] *= table[:, 1]
+    return Estimate(name, table, scale=scale)
 
 
 WILSON, WILSON_CLUSTERS, BOOTSTRAP = "Wilson", "Wilson over images", "bootstrap over images"
@@ -212,8 +259,8 @@ def _without_spread(estimate: Estimate, index: NDArray[np.intp]) -> Interval | N
 
 def box_statuses(scores: Iterable[Score]) -> dict[str, float]:
     """Shares of box statuses among the predictions that tell theirs, the ones that occur, in the order of BOX_STATUSES."""
-    found = [score.groups[BOX_STATUS] for score in scores if BOX_STATUS in score.groups]
-    return {status: found.count(status) / len(found) for status in BOX_STATUSES if status in found}
+    counts = Counter(status for status in columns.group(scores, BOX_STATUS) if status is not None)
+    return {status: counts[status] / counts.total() for status in BOX_STATUSES if counts[status]}
 
 
 # --- regions ---------------------------------------------------------------------------------------------------------
@@ -263,6 +310,8 @@ def region_scores(
     A question whose box is missing or was not usable counts as no hit, whatever was looked at instead (`--on-bad-box`).
     `groups`: the scores' groups by example id.
     """
+    if isinstance(examples, Examples) and not examples.meta_keys & {"gold", "targets"}:
+        return []
     if not any(prediction.box is not None for prediction in predictions.values()):
         return []
     result = []

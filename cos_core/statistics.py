@@ -114,7 +114,7 @@ def bootstrap(
     if not parts:
         return []
     ends = np.cumsum([columns.shape[1] for columns, _ in parts]).tolist()
-    sums = cluster_sums(np.concatenate([columns for columns, _ in parts], axis=1), index)
+    sums = np.concatenate([cluster_sums(columns, index) for columns, _ in parts], axis=1)
     totals = resampled_sums(sums, replicates, seed)
     found = []
     for (columns, statistic), end in zip(parts, ends, strict=True):

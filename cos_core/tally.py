@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cos_core.geometry import Box
+from cos_core.types import UNUSABLE_BOXES
 
 MAP_CELLS = 64
 """The centre-bias map has this many rows and columns over the picture."""
@@ -157,6 +158,11 @@ class BoxTally:
         return self._boxes
 
     @property
+    def unread(self) -> int:
+        """How many boxes were asked for and could not be read."""
+        return sum(self.status[status] for status in UNUSABLE_BOXES)
+
+    @property
     def centre_bias(self) -> np.ndarray:
         """(MAP_CELLS, MAP_CELLS), rows downwards: the share of boxes that cover each cell, in [0, 1]; zeros without boxes."""
         self._flush()
@@ -169,6 +175,7 @@ class BoxTally:
         return {
             "examples": total,
             "boxes": self._boxes,
+            "not_readable": self.unread,
             "status": {
                 name: {"count": count, "share": count / total} for name, count in sorted(self.status.items(), key=_by_count)
             },

@@ -23,6 +23,7 @@ MESSAGE = 4000
 _OBEYED = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _UNSAFE = re.compile(f"[{_OBEYED}]")
 _UNSAFE_BUT_LINES = re.compile(rf"(?![\n\t])[{_OBEYED}]")
+_UNSAFE_IN_PAGES = re.compile(rf"(?![\n\t\r])[{_OBEYED}]")
 
 
 class Lines(str):
@@ -78,6 +79,11 @@ def one_line(text: object, limit: int = SHOWN) -> str:
     """`escaped`, cut after `limit` characters with "…" for the rest: words from data in a message, a table or a log."""
     words = str(text)
     return escaped(words if len(words) <= limit else words[: limit - 1] + "…")
+
+
+def printable(text: str) -> str:
+    """`text` for a page, a picture or a table, its line ends and tabs kept: U+FFFD for whatever else `escaped` escapes."""
+    return _UNSAFE_IN_PAGES.sub("\ufffd", text)
 
 
 def message(text: str) -> str:

@@ -52,7 +52,7 @@ def test_by_hand(tmp_path: Path) -> None:
     error = math.sqrt((9 / 40 - 0.175**2) / 40)
     assert found.found.error == pytest.approx(error, rel=0.15)
     assert found.found.detectable == pytest.approx(2.8016 * found.found.error, rel=1e-4)
-    rows = comparison.flipped(found, *({s.example_id: s for s in evaluate.read_scores(run)} for run in (a, b)))
+    rows = list(comparison.flipped(found, *(evaluate.read_scores(run).by_id() for run in (a, b))))
     assert rows[-1] == {
         "benchmark": "scenes", "run": str(b), "id": "30", "flip": "lost",
         "expected": "yes", "a": "yes", "b": "maybe", "value_a": 1.0, "value_b": 0.0,

@@ -69,13 +69,12 @@ def compare(
                 reporter.warn(f"{each.benchmark}: {each.b} differs from {each.a} in {', '.join(each.differs)}")
         for words in outcome.skipped:
             reporter.note(f"not compared: {words}")
-    rows = outcome.flips() if out is not None or not json else []
     if out is not None:
-        evaluate.write_records(rows, out)
+        evaluate.write_records(outcome.flips(), out)
     if json:
         emit_json({"comparisons": [each.to_json() for each in outcome.comparisons], "skipped": outcome.skipped})
     else:
-        emit(describe(outcome, rows, flips))
+        emit(describe(outcome, list(outcome.flips(flips)), flips))
     undefined = [f"{each.benchmark}: {each.undefined}" for each in outcome.comparisons if each.undefined]
     if undefined:
         raise UndefinedError(
@@ -132,8 +131,9 @@ def _flipped(each: Comparison, rows: Sequence[dict[str, Any]], flips: int) -> li
             for row in mine[:flips]
         ]
         if named:
-            shown = f", the first {len(named)}" if len(named) < len(mine) else ""
-            parts += ["", f"{kind} by B ({len(mine)}{shown}):", columns(named)]
+            count = len(each.won if kind == "won" else each.lost)
+            shown = f", the first {len(named)}" if len(named) < count else ""
+            parts += ["", f"{kind} by B ({count}{shown}):", columns(named)]
     return parts
 
 

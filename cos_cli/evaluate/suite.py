@@ -219,8 +219,13 @@ def _collect(part: Part, data: BenchmarkData, folder: Path) -> None:
     made = {manifest.read(manifest.path_for(file)).fingerprint for file in files.values()}
     if len(made) > 1:
         raise InputError(f"the parts in {folder} were answered with different settings; answer them again")
-    given = {p.example_id: p for file in files.values() for _, p in evaluate.read_predictions(file).rows}
-    evaluate.write_records([given[e.id] for e in data.examples if e.id in given], folder / ANSWERS)
+    given: dict[str, tuple[int, int]] = {}
+    parts = [evaluate.read_predictions(file) for file in files.values()]
+    for number, recorded in enumerate(parts):
+        for _, prediction in recorded.walk():
+            given[prediction.example_id] = (number, len(recorded) - 1)
+    places = (given[e.id] for e in data.examples if e.id in given)
+    evaluate.write_records((parts[number][row] for number, row in places), folder / ANSWERS)
 
 
 @contextmanager

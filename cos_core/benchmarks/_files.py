@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import msgspec
+from typing import Any
 
 from cos_core.errors import InputError
 from cos_core.jsonl import decode, read_lines
@@ -128,22 +125,6 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InputError(f"{path} should hold one JSON object, found a {type(data).__name__}")
     return data
-
-
-T = TypeVar("T", bound=msgspec.Struct)
-
-
-def read_as(path: Path, shape: type[T]) -> T:
-    """A JSON file as records of `shape`, whose other fields are passed over: what large files are read with.
-
-    Raises InputError that names the place in the file when it is of another shape.
-    """
-    try:
-        return msgspec.json.decode(path.read_bytes().removeprefix(codecs.BOM_UTF8), type=shape)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not in its official layout: {str(error).replace('`', '')}") from None
 
 
 def rows(path: Path, fields: Iterable[str]) -> list[tuple[int, dict[str, Any]]]:

@@ -7,16 +7,18 @@ rule of that challenge (vizwiz.py); "lmms-eval" and "vlmevalkit" are what these 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from cos_core import answers, metrics
+from cos_core import answers, columns, metrics
 from cos_core.benchmarks import _files
 from cos_core.benchmarks._harness import LMMS, VLM
+from cos_core.bigjson import read_listed
+from cos_core.columns import Examples
 from cos_core.errors import InputError
 from cos_core.interfaces import BenchmarkData
 from cos_core.metrics import Estimate, Verdict
@@ -81,7 +83,7 @@ class VqaScores:
     load: Callable[[Path], BenchmarkData] = field(kw_only=True)
     submission: Callable[[Path, BenchmarkData, Mapping[str, Prediction]], str] | None = None
 
-    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
+    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
         if self.split in self.unlabelled:
             return []
         slices = self.slices
@@ -92,7 +94,7 @@ class VqaScores:
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
         if self.split in self.unlabelled:
             return {"server_scored": True}
-        return percentages(list(scores), self.slices)
+        return percentages(columns.held(scores), self.slices)
 
     def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
         return percentage_estimates(scores, self.slices[:1])
@@ -126,7 +128,7 @@ def ten(found: object, where: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-class _Answer(msgspec.Struct):
+class _Answer(msgspec.Struct, gc=False):
     answer: str
 
 
@@ -137,29 +139,17 @@ class _Label(msgspec.Struct):
     question_type: str = "none of the above"
 
 
-class _Labels(msgspec.Struct):
-    annotations: list[_Label]
-
-
 class _Question(msgspec.Struct):
     question_id: int | str
     image_id: int
     question: str
 
 
-class _Questions(msgspec.Struct):
-    questions: list[_Question]
-
-
-def official_examples(questions: Path, annotations: Path, dataset: str) -> list[Example]:
+def official_examples(questions: Path, annotations: Path, dataset: str) -> Examples:
     """Examples of the VQA layout: questions and annotations joined by question id. Raises InputError when they do not fit."""
-    labels = {label.question_id: label for label in _files.read_as(annotations, _Labels).annotations}
     suffix = f"\n{answers.SHORT_ANSWER}"
-    examples = []
-    for row in _files.read_as(questions, _Questions).questions:
-        label = labels.get(row.question_id)
-        if label is None:
-            raise InputError(f"{annotations} has no annotation of question {row.question_id}; the files do not belong together")
+    examples = Examples()
+    for row, label in _labelled(questions, annotations):
         said = tuple([answer.answer for answer in label.answers])
         if len(said) != 10:
             raise InputError(f"{annotations}: question {row.question_id}: expected ten answers, found {len(said)}")
@@ -167,6 +157,35 @@ def official_examples(questions: Path, annotations: Path, dataset: str) -> list[
         image = f"COCO_val2014_{row.image_id:012d}.jpg"
         examples.append(Example(str(row.question_id), dataset, image, row.question + suffix, said, meta=meta))
     return examples
+
+
+_LABELS = ("annotations", _Label, "question_id")
+
+
+def _labelled(questions: Path, annotations: Path) -> Iterator[tuple[_Question, _Label]]:
+    """Each question with its annotation. Both files have one order as a rule; what comes before its turn waits for it."""
+    labels = read_listed(annotations, *_LABELS)
+    waiting: dict[int | str, _Label] = {}
+    again: dict[int | str, _Label] = {}
+    for row in read_listed(questions, "questions", _Question, "question_id"):
+        label = waiting.get(row.question_id)
+        while label is None:
+            each = next(labels, None)
+            if each is None:
+                # All are read again: the question may stand twice, which is for others to refuse.
+                again = again or {label.question_id: label for label in read_listed(annotations, *_LABELS)}
+                label = again.get(row.question_id)
+                if label is None:
+                    raise InputError(
+                        f"{annotations} has no annotation of question {row.question_id}; the files do not belong together"
+                    )
+            elif each.question_id == row.question_id:
+                label = each
+            else:
+                waiting[each.question_id] = each
+        yield row, label
+    for _ in labels:
+        """The rest is read so that what is wrong with it is said."""
 
 
 def asked_texts(path: Path | None) -> dict[str, dict[str, Any]]:

@@ -57,7 +57,7 @@ class Gqa:
         examples = [_example(key, row, f"{path}: question {key}", prepared) for key, row in rows if _balanced(row)]
         return BenchmarkData(self.name, "testdev-balanced", examples, _files.image_root(root, "images", "data/images"))
 
-    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
+    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
         keys = ("kind", "group", *SLICES)
         return metrics.judge(data.examples, predictions, _rule(self.scorer), lambda e: {key: e.meta[key] for key in keys})
 

@@ -46,7 +46,7 @@ class HrBench:
         examples = [_example(row, f"{path}:{line}") for line, row in _tsv.rows(path, ("index", "question", "A", "B", "answer"))]
         return BenchmarkData(self.name, self.split, examples, root / "images" / self.split)
 
-    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
+    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
         return metrics.judge(data.examples, predictions, _rule, lambda e: {"category": e.meta["category"]})
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:

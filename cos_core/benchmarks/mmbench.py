@@ -64,7 +64,7 @@ class MmBench:
         labelled = all(example.answers for example in examples)
         return BenchmarkData(self.name, self.split, examples, _images(root, self.split), {"labels": labelled})
 
-    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
+    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
         if not data.protocol["labels"]:
             return []
         keys = ("circle", *_SLICES)

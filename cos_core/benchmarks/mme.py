@@ -86,7 +86,7 @@ class Mme:
         missing = sorted(set(PERCEPTION + COGNITION) - set(found))
         return BenchmarkData(self.name, "all", examples, top, {"missing_categories": missing} if missing else {})
 
-    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
+    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
         return metrics.judge(data.examples, predictions, _rule(self.scorer), lambda e: {"category": e.meta["category"]})
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class MmVet:
             examples.append(Example(key, "mmvet", row["imagename"], row["question"], (row["answer"],), meta=meta))
         return BenchmarkData(self.name, "v1", examples, _files.image_root(path.parent, "images"))
 
-    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
+    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
         return []
 
     def judge_prompt(self) -> str:
@@ -108,7 +108,7 @@ class MmVet:
 
     def judged(
         self, data: BenchmarkData, predictions: Mapping[str, Prediction], grades: Mapping[str, Sequence[float]]
-    ) -> list[Score]:
+    ) -> Sequence[Score]:
         """One score a question, the mean of its grades; `extracted` lists them. `grades`: by example id, equally many each; one
         that could not be read (nan) counts 0."""
 

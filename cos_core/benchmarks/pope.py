@@ -12,20 +12,23 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cos_core import answers, metrics
+from cos_core import answers, columns, metrics
 from cos_core.benchmarks import _files, _vqa
 from cos_core.benchmarks._harness import HARNESSES, LMMS, OFFICIAL, VLM, vlm_yes_no
 from cos_core.bigjson import read_json_list
+from cos_core.columns import Examples, Texts
 from cos_core.errors import InputError
 from cos_core.interfaces import BenchmarkData
-from cos_core.jsonl import open_input
+from cos_core.jsonl import open_input, read_lines
 from cos_core.metrics import Estimate, Verdict
 from cos_core.statistics import Floats
 from cos_core.types import Example, Prediction, Score
@@ -94,19 +97,19 @@ class Pope:
     counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
 
     def load(self, root: Path) -> BenchmarkData:
-        labels = {category: _labels(root, self.split, category) for category in CATEGORIES}
+        labels = {category: _Labels(root, self.split, category) for category in CATEGORIES}
         # The question file in the data folder itself is of COCO.
         questions = _files.optional(root, f"{self.split}/{QUESTIONS}", *([QUESTIONS] if self.split == "coco" else []))
         examples = _matched(questions, labels) if questions else _plain(labels)
-        protocol = {"labels": {category: len(rows) for category, (_, rows) in labels.items()}}
+        protocol = {"labels": {category: len(known.rows) for category, known in labels.items()}}
         return BenchmarkData(self.name, self.split, examples, _files.image_root(root, *PICTURES[self.split]), protocol)
 
-    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
+    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
         rule = _rule(self.scorer)
         return metrics.judge(data.examples, predictions, rule, lambda example: {"category": example.meta["category"]})
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
-        scores = list(scores)
+        scores = columns.held(scores)
         if self.scorer != OFFICIAL:
             return _POOLED[self.scorer](scores)
         groups = metrics.by_group(scores, "category")
@@ -120,14 +123,14 @@ class Pope:
         """The question of a recorded prompt: question ids begin anew in each split."""
         return prompt.split("\n")[0].replace(answers.SHORT_ANSWER, "")
 
-    def estimates(self, data: BenchmarkData, scores: list[Score]) -> list[Estimate]:
+    def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
         if self.scorer != OFFICIAL:
             scale = 100.0 if self.unit == "percent" else 1.0
             return [Estimate(self.headline, _pooled_columns(scores, self.scorer), _mean_f1, scale)]
-        parts = {category: _f1_columns(scores, category) for category in CATEGORIES}
-        result = [Estimate("mean_f1", np.concatenate(list(parts.values()), axis=1), _mean_f1)]
-        for category, columns in parts.items():
-            result.append(Estimate(f"{category}.f1", columns, _mean_f1))
+        table = _f1_columns(scores)
+        result = [Estimate("mean_f1", table, _mean_f1)]
+        for place, category in enumerate(CATEGORIES):
+            result.append(Estimate(f"{category}.f1", table[:, 3 * place : 3 * place + 3], _mean_f1))
             result.append(metrics.mean_estimate(f"{category}.accuracy", scores, metrics.in_group("category", category)))
         return result
 
@@ -142,61 +145,72 @@ def build(split: str | None = None, scorer: str | None = None) -> Pope:
     return Pope(split, scorer, headline="Overall", unit="percent") if scorer == VLM else Pope(split)
 
 
-def _labels(root: Path, part: str, category: str) -> tuple[Path, list[tuple[int, dict[str, Any]]]]:
-    path = _files.require(root, *_names(part, category), source=SOURCE[part])
-    rows = _rows(path)
-    for line, row in rows:
-        _files.demand(row, ("question_id", "image", "text", "label"), f"{path}:{line}")
-        if not isinstance(row["image"], str) or not isinstance(row["text"], str):
-            raise InputError(f"{path}:{line}: image and text must be texts")
-        row["label"] = str(row["label"]).strip().lower()
-        if row["label"] not in ("yes", "no"):
-            raise InputError(f"{path}:{line}: the label must be yes or no, found {row['label']!r}")
-    return path, rows
+class _Labels:
+    """The labels of one split, in the order of their file: `rows` has (line, image, question, label, question id) of each."""
+
+    def __init__(self, root: Path, part: str, category: str) -> None:
+        self.path = _files.require(root, *_names(part, category), source=SOURCE[part])
+        self.rows: list[tuple[int, str, str, str, Any]] = []
+        one = Texts().one
+        for line, row in _rows(self.path):
+            _files.demand(row, ("question_id", "image", "text", "label"), f"{self.path}:{line}")
+            if not isinstance(row["image"], str) or not isinstance(row["text"], str):
+                raise InputError(f"{self.path}:{line}: image and text must be texts")
+            label = str(row["label"]).strip().lower()
+            if label not in ("yes", "no"):
+                raise InputError(f"{self.path}:{line}: the label must be yes or no, found {label!r}")
+            self.rows.append((line, one(row["image"], "image"), one(row["text"]), one(label), row["question_id"]))
 
 
-def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, object) of each element of one JSON list, or of each line."""
     with open_input(path) as file:
         start = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
     if start.startswith(b"["):
-        return [(line, row) for line, _, row in read_json_list(path)]
-    return _files.rows(path, ("question_id", "image", "text", "label"))
+        return ((line, row) for line, _, row in read_json_list(path))
+    return read_lines(path)
 
 
-def _matched(questions: Path, labels: Mapping[str, tuple[Path, list[tuple[int, dict[str, Any]]]]]) -> list[Example]:
+def _matched(questions: Path, labels: Mapping[str, _Labels]) -> Examples:
     """LLaVA's questions with their labels. The two files are paired by order, as the official script pairs them, so they must
     be of one version: every pair is checked for picture and object."""
-    rows = _files.rows(questions, ("question_id", "image", "text", "category"))
-    by_category: dict[str, list[tuple[int, dict[str, Any]]]] = {category: [] for category in CATEGORIES}
-    for line, row in rows:
-        if row["category"] not in by_category:
-            raise InputError(f"{questions}:{line}: unknown category {row['category']!r}")
-        by_category[row["category"]].append((line, row))
-    label_of: dict[int, str] = {}
-    for category, asked in by_category.items():
-        path, known = labels[category]
-        if len(asked) != len(known):
+    examples, counts = Examples(), dict.fromkeys(CATEGORIES, 0)
+    other: dict[str, tuple[int, int]] = {}
+    for line, row in read_lines(questions):
+        _files.demand(row, ("question_id", "image", "text", "category"), f"{questions}:{line}")
+        category = row["category"]
+        if category not in counts:
+            raise InputError(f"{questions}:{line}: unknown category {category!r}")
+        known, place = labels[category].rows, counts[category]
+        counts[category] += 1
+        if place < len(known):
+            label_line, image, text, label, _ = known[place]
+            same = text == row["text"].partition("\n")[0] or _object(row["text"]) == _object(text)
+            if row["image"] != image or not same:
+                other.setdefault(category, (label_line, line))
+            examples.append(_example(str(row["question_id"]), row, category, label))
+    for category, count in counts.items():
+        path, known = labels[category].path, labels[category].rows
+        if count != len(known):
             raise InputError(
-                f"{path} has {len(known)} labels and {questions} {len(asked)} {category} questions: they are of different "
+                f"{path} has {len(known)} labels and {questions} {count} {category} questions: they are of different "
                 "versions (LLaVA's goes with POPE commit e3e3926, whose random file has 2,910 lines; later ones have 3,000)"
             )
-        for (line, row), (label_line, label) in zip(asked, known, strict=True):
-            if row["image"] != label["image"] or _object(row["text"]) != _object(label["text"]):
-                raise InputError(
-                    f"{path}:{label_line} and {questions}:{line} ask different questions; the files are of different versions"
-                )
-            label_of[line] = label["label"]
-    return [_example(str(row["question_id"]), row, row["category"], label_of[line]) for line, row in rows]
+        if category in other:
+            label_line, line = other[category]
+            raise InputError(
+                f"{path}:{label_line} and {questions}:{line} ask different questions; the files are of different versions"
+            )
+    return examples
 
 
-def _plain(labels: Mapping[str, tuple[Path, list[tuple[int, dict[str, Any]]]]]) -> list[Example]:
-    suffixed = "{}\n" + answers.SHORT_ANSWER
-    return [
-        _example(f"{category}-{row['question_id']}", {**row, "text": suffixed.format(row["text"])}, category, row["label"])
-        for category, (_, rows) in labels.items()
-        for _, row in rows
-    ]
+def _plain(labels: Mapping[str, _Labels]) -> Examples:
+    examples = Examples()
+    for category, known in labels.items():
+        for _, image, text, label, question_id in known.rows:
+            row = {"question_id": question_id, "image": image, "text": f"{text}\n{answers.SHORT_ANSWER}"}
+            examples.append(_example(f"{category}-{question_id}", row, category, label))
+    return examples
 
 
 def _example(example_id: str, row: Mapping[str, Any], category: str, label: str) -> Example:
@@ -229,11 +243,11 @@ def _rule(scorer: str) -> metrics.Rule:
     return judged
 
 
-def _confusion(scores: list[Score]) -> dict[str, Any]:
+def _confusion(scores: Sequence[Score]) -> dict[str, Any]:
     """Counts and rates of one split; an unanswered question counts as the wrong answer."""
-    table = [(score.expected == "yes", score.value == 1.0) for score in scores]
-    tp, fn = table.count((True, True)), table.count((True, False))
-    tn, fp = table.count((False, True)), table.count((False, False))
+    table = Counter(zip(_are(scores, "expected", "yes").tolist(), _right(scores).tolist(), strict=True))
+    tp, fn = table[True, True], table[True, False]
+    tn, fp = table[False, True], table[False, False]
     precision = tp / (tp + fp) if tp + fp else 0.0
     recall = tp / (tp + fn) if tp + fn else 0.0
     return {
@@ -241,26 +255,31 @@ def _confusion(scores: list[Score]) -> dict[str, Any]:
         "fp": fp,
         "tn": tn,
         "fn": fn,
-        "accuracy": (tp + tn) / len(table),
+        "accuracy": (tp + tn) / len(scores),
         "precision": precision,
         "recall": recall,
         "f1": 2 * precision * recall / (precision + recall) if precision + recall else 0.0,
-        "yes_ratio": (tp + fp) / len(table),
+        "yes_ratio": (tp + fp) / len(scores),
     }
 
 
-def _pooled_columns(scores: list[Score], scorer: str) -> Floats:
+def _are(scores: Sequence[Score], name: str, text: str) -> NDArray[np.bool_]:
+    return np.array([said == text for said in columns.said(scores, name)], dtype=np.bool_)
+
+
+def _right(scores: Sequence[Score]) -> NDArray[np.bool_]:
+    return np.array(columns.values(scores)) == 1.0
+
+
+def _pooled_columns(scores: Sequence[Score], scorer: str) -> Floats:
     """(questions, 3): true positive, false positive, false negative. To lmms-eval only a "no" is a false negative: an answer
     that is neither yes nor no costs it no recall."""
-    columns = np.zeros((len(scores), 3))
-    for row, score in enumerate(scores):
-        positive, yes = score.expected == "yes", score.extracted == "yes"
-        missed = score.extracted == "no" if scorer == LMMS else not yes
-        columns[row] = (positive and yes, not positive and yes, positive and missed)
-    return columns
+    positive, yes = _are(scores, "expected", "yes"), _are(scores, "extracted", "yes")
+    missed = _are(scores, "extracted", "no") if scorer == LMMS else ~yes
+    return np.stack([positive & yes, ~positive & yes, positive & missed], axis=1).astype(np.float64)
 
 
-def _rates(scores: list[Score], scorer: str) -> tuple[float, float, float]:
+def _rates(scores: Sequence[Score], scorer: str) -> tuple[float, float, float]:
     """(F1, precision, recall); 0 where there is nothing to divide by."""
     tp, fp, fn = (float(total) for total in _pooled_columns(scores, scorer).sum(axis=0))
     precision = tp / (tp + fp) if tp + fp else 0.0
@@ -268,7 +287,7 @@ def _rates(scores: list[Score], scorer: str) -> tuple[float, float, float]:
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0, precision, recall
 
 
-def _as_lmms(scores: list[Score]) -> dict[str, Any]:
+def _as_lmms(scores: Sequence[Score]) -> dict[str, Any]:
     """lmms-eval's five metrics, over all questions; its yes ratio is that of the labels, whatever was answered."""
     f1, precision, recall = _rates(scores, LMMS)
     return {
@@ -276,31 +295,32 @@ def _as_lmms(scores: list[Score]) -> dict[str, Any]:
         "pope_precision": precision,
         "pope_recall": recall,
         "pope_f1_score": f1,
-        "pope_yes_ratio": sum(score.expected == "yes" for score in scores) / len(scores),
+        "pope_yes_ratio": int(_are(scores, "expected", "yes").sum()) / len(scores),
     }
 
 
-def _as_vlm(scores: list[Score]) -> dict[str, Any]:
+def _as_vlm(scores: Sequence[Score]) -> dict[str, Any]:
     """VLMEvalKit's table in percent: `Overall` is the F1 over all questions, then each split's own row."""
 
-    def row(part: list[Score]) -> dict[str, float]:
+    def row(part: Sequence[Score]) -> dict[str, float]:
         f1, precision, recall = (100 * rate for rate in _rates(part, VLM))
         return {"Overall": f1, "acc": 100 * metrics.mean(part), "precision": precision, "recall": recall}
 
     return {**row(scores), **{category: row(part) for category, part in metrics.by_group(scores, "category").items()}}
 
 
-_POOLED: Mapping[str, Callable[[list[Score]], dict[str, Any]]] = {LMMS: _as_lmms, VLM: _as_vlm}
+_POOLED: Mapping[str, Callable[[Sequence[Score]], dict[str, Any]]] = {LMMS: _as_lmms, VLM: _as_vlm}
 
 
-def _f1_columns(scores: list[Score], category: str) -> Floats:
-    """(questions, 3): true positive, false positive, false negative, of one split."""
-    columns = np.zeros((len(scores), 3))
-    for row, score in enumerate(scores):
-        if score.groups["category"] == category:
-            positive, right = score.expected == "yes", score.value == 1.0
-            columns[row] = (positive and right, not positive and not right, positive and not right)
-    return columns
+def _f1_columns(scores: Sequence[Score]) -> Floats:
+    """(questions, 3 x splits): true positive, false positive, false negative, split by split."""
+    positive, right = _are(scores, "expected", "yes"), _right(scores)
+    table = np.zeros((len(scores), 3 * len(CATEGORIES)))
+    for place, category in enumerate(CATEGORIES):
+        mine = np.array([name == category for name in columns.group(scores, "category")], dtype=bool)
+        for part, rows in enumerate((positive & right, ~positive & ~right, positive & ~right)):
+            table[:, 3 * place + part] = mine & rows
+    return table
 
 
 def _mean_f1(sums: Floats) -> Floats:

@@ -7,7 +7,7 @@ the answer equals one of the accepted answers after answers.plain, else 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class Scenes:
         examples = [_labelled(example, file) for example in datasets.read_examples(file)]
         return BenchmarkData(self.name, self.split or file.stem, examples, _files.image_root(file.parent, "images"))
 
-    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
+    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
         return metrics.judge(data.examples, predictions, _rule, lambda example: {"kind": _kind(example)})
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:

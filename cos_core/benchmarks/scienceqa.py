@@ -69,7 +69,7 @@ class ScienceQa:
             examples = [example for example in examples if example.image is not None]
         return BenchmarkData(self.name, self.split, examples, _files.image_root(root, f"images/{part}", part))
 
-    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
+    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
         marked = any(_MARK in (prediction.question or "") for prediction in predictions.values())
 
         def modality(example: Example) -> Mapping[str, str]:

@@ -71,7 +71,7 @@ class Seed:
             examples = [example for example in examples if example.meta["data_type"] == self.split]
         return BenchmarkData(self.name, self.split, examples, root)
 
-    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
+    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
         return metrics.judge(
             data.examples,
             predictions,

@@ -52,7 +52,7 @@ def build(split: str | None = None, scorer: str | None = None) -> _vqa.VqaScores
 def _load_val(root: Path) -> BenchmarkData:
     source = "take both files of the v2 validation split from visualqa.org"
     questions, annotations = (_files.require(root, name, source=source) for name in VAL)
-    examples = list(_vqa.official_examples(questions, annotations, "vqav2"))
+    examples = _vqa.official_examples(questions, annotations, "vqav2")
     return BenchmarkData("vqav2", "val", examples, _files.image_root(root, "val2014"))
 
 

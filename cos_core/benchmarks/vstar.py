@@ -47,7 +47,7 @@ class VStar:
         rows = _files.rows(path, ("question_id", "image", "text", "label", "category"))
         return BenchmarkData(self.name, "test", [_example(row, f"{path}:{line}") for line, row in rows], root)
 
-    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[Score]:
+    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
         return metrics.judge(data.examples, predictions, _rule, lambda e: {"category": e.meta["category"]})
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:

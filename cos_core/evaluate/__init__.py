@@ -21,20 +21,24 @@ from typing import Any
 
 import msgspec
 
-from cos_core import bounds, jsonl, manifest, metrics, plug, statistics
+from cos_core import bounds, columns, jsonl, manifest, metrics, plug, statistics
 from cos_core.benchmarks import _files
+from cos_core.columns import Ids, Scores
 from cos_core.errors import InputError
 from cos_core.evaluate import judge
 from cos_core.evaluate.counted import beside, said_beside
-from cos_core.evaluate.joining import NAMED, Joined, Recorded, check, join, read_predictions
+from cos_core.evaluate.joining import NAMED, Answers, Joined, check, join, read_predictions
 from cos_core.interfaces import Benchmark, BenchmarkData, Reporter, SilentReporter
 from cos_core.locks import FileLock
 from cos_core.metrics import RegionScore
+from cos_core.recorded import Recorded
 from cos_core.text import one_line
 from cos_core.types import Prediction, RunManifest, Score
 from cos_core.web import check_timeout
 
 SCORES, REGIONS, PROBLEMS = "scores.jsonl", "regions.jsonl", "problems.jsonl"
+_LINES = 4096
+"""Scores written at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,22 @@ def run(config: EvalConfig, reporter: Reporter | None = None, loaded: Loaded | N
         return _run(config, reporter or SilentReporter(), loaded)
 
 
+class _Groups(Mapping[str, Mapping[str, str]]):
+    """The scores' groups by example id."""
+
+    def __init__(self, scores: Scores) -> None:
+        self._scores = scores
+
+    def __getitem__(self, example_id: str) -> Mapping[str, str]:
+        return self._scores.groups_of(self._scores.ids.places()[example_id])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._scores.ids.names)
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+
 @contextmanager
 def _without_collector() -> Iterator[None]:
     """No garbage collection: a million records that live to the end would be walked again and again, and hold no cycles."""
@@ -113,10 +133,11 @@ def _run(config: EvalConfig, reporter: Reporter, loaded: Loaded | None) -> RunMa
     by_judge = getattr(benchmark, "judged", None)
     grades = judge.grades(config, benchmark, data, joined.predictions, reporter) if by_judge else None
     if by_judge is not None and grades is not None:
-        scores = list(by_judge(data, joined.predictions, grades))
+        judged = by_judge(data, joined.predictions, grades)
     else:
-        scores = list(benchmark.score(data, joined.predictions))
-    regions = metrics.region_scores(data.examples, joined.predictions, {score.example_id: score.groups for score in scores})
+        judged = benchmark.score(data, joined.predictions)
+    scores = Scores.of(judged, joined.predictions.ids)
+    regions = metrics.region_scores(data.examples, joined.predictions, _Groups(scores))
     results = summarise(benchmark, data, scores, regions, replicates=config.replicates, seed=config.seed)
     if (official := other_count(benchmark, data)) is not None:
         results["n_official"] = official
@@ -160,8 +181,9 @@ def _load(name: str, data: Path, split: str | None, scorer: str | None) -> Loade
     loaded = benchmark.load(Path(data))
     if not loaded.examples:
         raise InputError(f"{data} holds no question of {name!r}")
-    if len({e.id for e in loaded.examples}) < len(loaded.examples):
-        doubled = [example_id for example_id, times in Counter(e.id for e in loaded.examples).items() if times > 1]
+    ids = columns.ids_of(loaded.examples)
+    if not ids.unique():
+        doubled = [example_id for example_id, times in Counter(ids.names).items() if times > 1]
         raise InputError(f"{data}: {len(doubled)} question ids are not unique, the first is {doubled[0]!r}")
     return benchmark, loaded
 
@@ -228,7 +250,7 @@ def summarise(
     A metric that is not a finite number (a mean of nothing) is None: undefined, and no limit holds or fails for it.
     """
     table = _finite(benchmark.metrics(data, scores))
-    clusters = [score.groups.get(metrics.IMAGE, score.example_id) for score in scores]
+    clusters = metrics.pictures(scores)
     make = getattr(benchmark, "estimates", None)
     estimates = make(data, scores) if make else [metrics.mean_estimate("accuracy", scores)]
     found = metrics.measured(estimates, clusters, replicates=replicates, seed=seed)
@@ -286,11 +308,12 @@ def protocol(benchmark: Benchmark, data: BenchmarkData, predictions: Mapping[str
     A run of several profiles or policies lists them all.
     """
     own = getattr(benchmark, "protocol", None)
+    made = predictions.made() if isinstance(predictions, Answers) else [(p.profile, p.policy) for p in predictions.values()]
     return {
         "benchmark": data.name,
         "split": data.split,
-        "profile": _one_or_all(p.profile for p in predictions.values()),
-        "policy": _one_or_all(p.policy for p in predictions.values()),
+        "profile": _one_or_all(profile for profile, _ in made),
+        "policy": _one_or_all(policy for _, policy in made),
         **data.protocol,
         **(own(predictions) if own else {}),
     }
@@ -336,17 +359,22 @@ def _inputs(config: EvalConfig, file: Path, data: BenchmarkData) -> dict[str, di
 def data_digest(data: BenchmarkData) -> str:
     """SHA-256 over every question as it is scored and asked: id, picture's name, text, answers and suffix, in order."""
     digest = hashlib.sha256()
-    for example in data.examples:
-        suffix = (example.meta["suffix"],) if "suffix" in example.meta else ()
-        row = (example.id, example.image, example.question, example.answers, *suffix)
+    encode = msgspec.json.Encoder().encode
+    if isinstance(data.examples, columns.Examples):
+        parts = data.examples.asked()
+    else:
+        parts = ((e.id, e.image, e.question, e.answers, e.meta) for e in data.examples)
+    for name, image, question, answers, meta in parts:
+        suffix = (meta["suffix"],) if "suffix" in meta else ()
+        row = (name, image, question, answers, *suffix)
         try:
-            digest.update(msgspec.json.encode(row))
+            digest.update(encode(row))
         except UnicodeEncodeError:
             digest.update(jsonl.utf8(json.dumps(row)))
     return digest.hexdigest()
 
 
-def _write(out: Path, scores: Sequence[Score], regions: Sequence[RegionScore], joined: Joined, finished: RunManifest) -> None:
+def _write(out: Path, scores: Scores, regions: Sequence[RegionScore], joined: Joined, finished: RunManifest) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -366,17 +394,14 @@ def _problem_lines(joined: Joined) -> list[dict[str, Any]]:
     return [{"kind": k, "line": line, "id": i} for k, found in joined.problems.items() for line, i in found]
 
 
-def _write_scores(path: Path, scores: Sequence[Score]) -> None:
+def _write_scores(path: Path, scores: Scores) -> None:
     """As `_write_lines`, for as many as a benchmark has. Raises InputError for a value that is no number."""
-    odd = next((score for score in scores if not math.isfinite(score.value)), None)
+    odd = next((place for place, value in enumerate(columns.values(scores)) if not math.isfinite(value)), None)
     if odd is not None:
-        raise InputError(f"the score of {odd.example_id!r} is {odd.value}, not a number that JSON knows")
+        raise InputError(f"the score of {scores[odd].example_id!r} is {scores[odd].value}, not a number that JSON knows")
     with manifest.atomic_file(path) as file:
-        try:
-            file.write(msgspec.json.Encoder().encode_lines(scores))
-        except UnicodeEncodeError:
-            # Half a character in an id or an answer, which the quick writer does not take.
-            file.writelines(jsonl.encode_line(score.to_json()) for score in scores)
+        for start in range(0, len(scores), _LINES):
+            file.write(scores.lines(start, min(start + _LINES, len(scores))))
 
 
 def _write_lines(path: Path, records: Iterable[Any]) -> None:
@@ -386,16 +411,12 @@ def _write_lines(path: Path, records: Iterable[Any]) -> None:
             file.write(jsonl.encode_line(row))
 
 
-def read_scores(path: Path) -> list[Score]:
-    """The scores of a finished run: its folder, or a scores.jsonl. Raises InputError, also for a value that is not finite."""
-    path = path / SCORES if path.is_dir() else path
-    found = []
-    for line, row in jsonl.read_lines(path):
-        try:
-            found.append(Score.from_json(row))
-        except InputError as error:
-            raise InputError(f"{path}:{line}: {error}") from None
-    return found
+def read_scores(path: Path, known: Ids | None = None) -> Scores:
+    """The scores of a finished run: its folder, or a scores.jsonl. `known`: ids that they probably have, in order.
+
+    Raises InputError, also for a value that is not finite.
+    """
+    return columns.read_scores(path / SCORES if path.is_dir() else path, known=known)
 
 
 __all__ = [

@@ -6,14 +6,16 @@ Runs whose protocols differ are not compared unless the field is named.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cos_core import comparison, evaluate, manifest, statistics
+from cos_core.columns import Scores
 from cos_core.comparison import Comparison, ScoredRun
 from cos_core.errors import InputError
+from cos_core.types import Score
 
 
 @dataclass(slots=True)
@@ -24,27 +26,32 @@ class Outcome:
     skipped: list[str] = field(default_factory=list)
     runs: Mapping[str, Mapping[str, ScoredRun]] = field(default_factory=dict)
 
-    def flips(self) -> list[dict[str, Any]]:
-        """Every flipped question of every comparison."""
-        rows = []
+    def flips(self, most: int | None = None) -> Iterator[dict[str, Any]]:
+        """Every flipped question of every comparison; with `most`, so many of each kind."""
         for each in self.comparisons:
-            sides = [{score.example_id: score for score in self.runs[name][each.benchmark].scores} for name in (each.a, each.b)]
-            rows += comparison.flipped(each, *sides)
-        return rows
+            shown = each if most is None else replace(each, won=each.won[:most], lost=each.lost[:most])
+            a, b = (Scores.of(self.runs[name][each.benchmark].scores).by_id() for name in (each.a, each.b))
+            yield from comparison.flipped(shown, a, b)
 
 
-def runs_below(path: Path) -> dict[str, ScoredRun]:
-    """The finished benchmarks of a run by name: the folder's own, or one a sub-folder.
+def runs_below(path: Path, like: Mapping[str, ScoredRun] | None = None) -> dict[str, ScoredRun]:
+    """The finished benchmarks of a run by name: the folder's own, or one a sub-folder. `like`: a run of the same questions.
 
     Raises InputError when there is none, or two of one benchmark (a run of several arms: name one arm's folder).
     """
     folders = [path] if (path / manifest.FILE).is_file() else sorted(p.parent for p in path.glob(f"*/{manifest.FILE}"))
     found: dict[str, ScoredRun] = {}
+    like = dict(like or {})
     for folder in folders:
         read = manifest.read(folder)
         if read.stage != "eval":
             continue
-        run = ScoredRun(folder, read, evaluate.read_scores(folder) if (folder / evaluate.SCORES).is_file() else ())
+        scores: Sequence[Score] = ()
+        if (folder / evaluate.SCORES).is_file():
+            other = like.get(str(read.results.get("benchmark", "?")))
+            known = other.scores.ids if other is not None and isinstance(other.scores, Scores) else None
+            scores = evaluate.read_scores(folder, known)
+        run = ScoredRun(folder, read, scores)
         if run.benchmark in found:
             raise InputError(f"{path} holds two runs of {run.benchmark}: {found[run.benchmark].path} and {folder}")
         found[run.benchmark] = run
@@ -65,7 +72,9 @@ def compare(
     """
     if len(paths) < 2:
         raise InputError("a comparison needs at least two runs")
-    reference, *others = runs = [runs_below(path) for path in paths]
+    reference = runs_below(paths[0])
+    others = [runs_below(path, reference) for path in paths[1:]]
+    runs = [reference, *others]
     outcome = Outcome(runs=dict(zip(map(str, paths), runs, strict=True)))
     for path, other in zip(paths[1:], others, strict=True):
         shared = [name for name in reference if name in other]

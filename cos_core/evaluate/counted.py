@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from cos_core import metrics
+from cos_core import columns, metrics
+from cos_core.evaluate.joining import PICTURE_MARK, Answers
 from cos_core.interfaces import BenchmarkData
 from cos_core.types import Prediction, Score
 
@@ -16,8 +17,6 @@ BESIDE = {
     BLIND: "questions that were asked without their picture",
 }
 """What stands beside every score, and its words."""
-
-_PICTURE_MARK = "<image>"
 
 
 def beside(
@@ -30,14 +29,17 @@ def beside(
 
     Recorded prompts say whether a picture was shown where some of them have its mark (LLaVA's of ScienceQA).
     """
-    prompts = {key: said.question for key, said in predictions.items() if said.question is not None}
-    marked = any(_PICTURE_MARK in prompt for prompt in prompts.values())
-    pictured = [prompts[e.id] for e in data.examples if e.image is not None and e.id in prompts] if marked else []
+    blind = 0
+    if not isinstance(predictions, Answers) or predictions.marked:
+        prompts = {key: said.question for key, said in predictions.items() if said.question is not None}
+        if any(PICTURE_MARK in prompt for prompt in prompts.values()):
+            pictured = [prompts[e.id] for e in data.examples if e.image is not None and e.id in prompts]
+            blind = sum(PICTURE_MARK not in prompt for prompt in pictured)
     ungraded = sum(any(math.isnan(grade) for grade in given) for given in (grades or {}).values())
     found = {
-        UNREAD: 0 if grades is not None else sum(score.note == metrics.UNREAD for score in scores),
+        UNREAD: 0 if grades is not None else columns.said(scores, "note").count(metrics.UNREAD),
         UNGRADED: ungraded,
-        BLIND: sum(_PICTURE_MARK not in prompt for prompt in pictured),
+        BLIND: blind,
     }
     return {kind: count for kind, count in found.items() if count}
 

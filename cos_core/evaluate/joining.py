@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cos_core import jsonl, metrics
+from cos_core import columns, metrics
+from cos_core.columns import Ids, Texts
 from cos_core.errors import InputError
 from cos_core.interfaces import Benchmark, BenchmarkData
+from cos_core.recorded import Recorded
 from cos_core.text import one_line
-from cos_core.types import Prediction
+from cos_core.types import BoxStatus, Prediction
+
+_SHORT = 40
+"""Answers of so many characters are kept in memory."""
 
 NAMED = 20
 """Of each kind of problem, so many are named in the manifest; problems.jsonl names all."""
@@ -25,13 +31,92 @@ in one sub-task of many takes more than a fifth of the questions before it moves
 """
 
 
-@dataclass(slots=True)
-class Recorded:
-    """A predictions file as read: (line, prediction) in order, and the lines that could not be read."""
+PICTURE_MARK = "<image>"
+"""What stands in recorded prompts (LLaVA's of ScienceQA) for the picture."""
 
-    path: Path
-    rows: list[tuple[int, Prediction]] = field(default_factory=list)
-    unreadable: list[jsonl.Problem] = field(default_factory=list)
+
+class Answers(Mapping[str, Prediction]):
+    """Recorded predictions by example id; each is read when it is asked for.
+
+    `marked`: whether the prompt of any holds the mark of a picture.
+    """
+
+    def __init__(self, ids: Ids, recorded: Recorded) -> None:
+        self.ids, self.recorded, self.marked = ids, recorded, False
+        self._rows = array("q", [-1]) * len(ids)
+        self._answered = bytearray(len(ids))
+        self._made = array("I", [0]) * len(ids)
+        self._kinds: dict[tuple[str, str, BoxStatus], int] = {}
+        self._shorts: list[str | None] = [None] * len(ids)
+        self._one = Texts().one
+        self._listed: list[tuple[str, str, BoxStatus]] = []
+
+    def put(self, place: int, row: int, found: Prediction) -> None:
+        """Makes `found`, the prediction of a row, the answer to the question at `place`."""
+        self._rows[place] = row
+        self._answered[place] = found.answer is not None
+        kind = (found.profile, found.policy, found.box_status)
+        self._made[place] = self._kinds.setdefault(kind, len(self._kinds))
+        self._shorts[place] = self._one(found.answer) if found.answer is not None and len(found.answer) <= _SHORT else None
+        self.marked = self.marked or PICTURE_MARK in (found.question or "")
+
+    def copy(self, place: int, other: int) -> None:
+        """Gives the question at `place` the answer of the one at `other`."""
+        columns: tuple[Any, ...] = (self._rows, self._answered, self._made, self._shorts)
+        for column in columns:
+            column[place] = column[other]
+
+    def cut(self, limit: int) -> None:
+        """Leaves only answers to the first questions."""
+        for place in range(limit, len(self._rows)):
+            self._rows[place] = -1
+
+    def given(self, place: int) -> bool:
+        return self._rows[place] >= 0
+
+    def answered(self, place: int) -> bool:
+        """Whether the prediction at `place` has an answer, and is no failure."""
+        return self._rows[place] >= 0 and bool(self._answered[place])
+
+    def made(self) -> list[tuple[str, str]]:
+        """(profile, policy) of the predictions, each pair once."""
+        used = {kind for kind, row in zip(self._made, self._rows, strict=True) if row >= 0}
+        return list(dict.fromkeys((profile, policy) for (profile, policy, _), kind in self._kinds.items() if kind in used))
+
+    def said(self, example_id: str) -> metrics.Said | None:
+        """What scoring needs of a prediction; a short answer is kept, so that the file is not read again for it."""
+        place = self.ids.places().get(example_id)
+        if place is None or self._rows[place] < 0:
+            return None
+        short = self._shorts[place]
+        if short is None:
+            found: Prediction = self.recorded[self._rows[place]]
+            return found
+        if len(self._listed) < len(self._kinds):
+            self._listed = list(self._kinds)
+        _, policy, status = self._listed[self._made[place]]
+        return metrics.ShortAnswer(short, policy, status)
+
+    def __getitem__(self, example_id: str) -> Prediction:
+        row = self._rows[self.ids.places()[example_id]]
+        if row < 0:
+            raise KeyError(example_id)
+        found: Prediction = self.recorded[row]
+        return found
+
+    def get(self, example_id: str, default: Any = None) -> Any:
+        place = self.ids.places().get(example_id)
+        return default if place is None or self._rows[place] < 0 else self.recorded[self._rows[place]]
+
+    def __contains__(self, example_id: object) -> bool:
+        place = self.ids.places().get(example_id)  # type: ignore[call-overload]
+        return place is not None and self._rows[place] >= 0
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, row in zip(self.ids.names, self._rows, strict=True) if row >= 0)
+
+    def __len__(self) -> int:
+        return sum(row >= 0 for row in self._rows)
 
 
 @dataclass(slots=True)
@@ -42,7 +127,7 @@ class Joined:
     `reordered`: how many answers stand before an earlier question's; that changes nothing, so it is no problem.
     """
 
-    predictions: dict[str, Prediction] = field(default_factory=dict)
+    predictions: Answers
     problems: dict[str, list[tuple[int | None, str]]] = field(default_factory=dict)
     other_prompts: list[tuple[str, str, str]] = field(default_factory=list)
     reordered: int = 0
@@ -56,32 +141,12 @@ class Joined:
 
 
 def read_predictions(path: Path) -> Recorded:
-    """Reads our predictions, LLaVA's answers or its SEED-Bench upload, told apart line by line.
+    """Our predictions, LLaVA's answers or its SEED-Bench upload, told apart line by line.
 
     A line that is none of them is kept as a problem.
-    Raises InputError when the file cannot be opened or holds no answer at all.
+    Raises InputError when the file cannot be opened.
     """
-    recorded = Recorded(path)
-    for line, row in jsonl.read_lines(path, recorded.unreadable.append):
-        try:
-            recorded.rows.append((line, _prediction(row)))
-        except InputError as error:
-            recorded.unreadable.append(jsonl.Problem(path, line, None, str(error)))
-    if not recorded.rows:
-        why = f"; {recorded.unreadable[0]}" if recorded.unreadable else ", it is empty"
-        raise InputError(f"{path} holds no prediction{why}")
-    return recorded
-
-
-def _prediction(row: Mapping[str, Any]) -> Prediction:
-    if "example_id" in row:
-        return Prediction.from_json(row)
-    text = row.get("text", row.get("prediction"))
-    if "question_id" not in row or not isinstance(text, str):
-        raise InputError("a prediction has example_id and answer, or question_id and text (LLaVA's answers format)")
-    prompt = row.get("prompt")
-    question = prompt if isinstance(prompt, str) else None
-    return Prediction(str(row["question_id"]), text, policy=metrics.UNSAID, profile=metrics.UNSAID, question=question)
+    return Recorded(path)
 
 
 def join(data: BenchmarkData, recorded: Recorded, benchmark: Benchmark | None = None, *, limit: int | None = None) -> Joined:
@@ -93,70 +158,122 @@ def join(data: BenchmarkData, recorded: Recorded, benchmark: Benchmark | None = 
     id) says which official ids are spellings of one. An example with `meta["repeats"]` is a row that the official files hold
     twice: without an answer of its own it has the one of the example named there.
     `limit`: only the data's first questions count, and answers to later ones are passed over.
-    Raises InputError when no prediction belongs to the data.
+    Raises InputError when the file holds no answer at all, or none that belongs to the data.
     """
-    asked = getattr(benchmark, "asked", None) or (lambda prompt: prompt)
-    respelt = getattr(benchmark, "same_question", None)
-    same = respelt or (lambda question_id: question_id)
-    by_id = {example.id: example for example in data.examples}
-    by_spelling = {same(example.id): example for example in data.examples} if respelt else by_id
-    by_question: dict[str, list[Any]] = {}
-    for example in data.examples:
-        if "repeats" not in example.meta:
-            by_question.setdefault(same(str(example.meta.get("question_id", example.id))), []).append(example)
-    place = {example.id: number for number, example in enumerate(data.examples)}
-    joined, before = Joined(), -1
-    for line, prediction in recorded.rows:
-        own = by_id.get(prediction.example_id) or by_spelling.get(same(prediction.example_id))
-        named = [own] if own is not None else by_question.get(same(prediction.example_id), [])
-        candidates = named
-        if len(candidates) > 1:
-            said = _words(asked(prediction.question or "") or "")
-            candidates = [example for example in candidates if _words(example.meta.get("asked", example.question)) == said]
-            # The same question twice on one image: answers go to them in turn.
-            candidates = [example for example in candidates if example.id not in joined.predictions][:1] or candidates[-1:]
-        if not candidates or not _asks(prediction, candidates[0]):
+    finder = _Finder(data, benchmark)
+    joined, before, first = Joined(Answers(finder.ids, recorded)), -1, None
+    found = joined.predictions
+    for line, prediction in recorded.walk():
+        first = first or prediction.example_id
+        named = finder.named(prediction)
+        place = finder.chosen(prediction, named, found)
+        if place is None:
             joined.add("unknown", line, prediction.example_id)
             if named:
-                question = named[0].meta.get("asked", named[0].question)
-                joined.other_prompts.append((prediction.example_id, prediction.question or "", question))
+                joined.other_prompts.append((prediction.example_id, prediction.question or "", finder.asked_at(named[0])))
             continue
-        example_id = candidates[0].id
-        earlier = joined.predictions.get(example_id)
-        if earlier is not None and earlier.answer is not None:
-            joined.add("doubled", line, example_id)
+        if found.answered(place):
+            joined.add("doubled", line, finder.ids.names[place])
             if prediction.answer is None:
                 continue
-        elif place[example_id] < before:
+        elif place < before:
             joined.reordered += 1
-        before = place[example_id]
-        joined.predictions[example_id] = prediction
-    for example in data.examples:
-        same_row = joined.predictions.get(example.meta["repeats"]) if "repeats" in example.meta else None
-        if same_row is not None:
-            joined.predictions.setdefault(example.id, same_row)
-    _add_gaps(joined, data, recorded, limit)
+        before = place
+        found.put(place, len(recorded) - 1, prediction)
+    if first is None:
+        why = f"; {recorded.unreadable[0]}" if recorded.unreadable else ", it is empty"
+        raise InputError(f"{recorded.path} holds no prediction{why}")
+    for place, other in finder.repeats():
+        if found.given(other) and not found.given(place):
+            found.copy(place, other)
+    _add_gaps(joined, data, recorded, first, limit)
     return joined
 
 
-def _add_gaps(joined: Joined, data: BenchmarkData, recorded: Recorded, limit: int | None) -> None:
-    if not joined.predictions:
+class _Finder:
+    """Finds the question that a prediction answers. What is only needed for some files is made when it is first needed."""
+
+    def __init__(self, data: BenchmarkData, benchmark: Benchmark | None) -> None:
+        self.examples, self.ids = data.examples, columns.ids_of(data.examples)
+        self._asked = getattr(benchmark, "asked", None) or (lambda prompt: prompt)
+        respelt = getattr(benchmark, "same_question", None)
+        self._same = respelt or (lambda question_id: question_id)
+        self._spelt = {respelt(name): place for place, name in enumerate(self.ids.names)} if respelt else {}
+        keys = data.examples.meta_keys if isinstance(data.examples, columns.Examples) else None
+        self._may_repeat = keys is None or "repeats" in keys
+        self._official = keys is None or "question_id" in keys or self._may_repeat
+        self._by_question: dict[str, int | list[int]] | None = None
+
+    def named(self, prediction: Prediction) -> Sequence[int]:
+        """The places of the questions that the prediction's id may mean."""
+        own = self.ids.places().get(prediction.example_id)
+        if own is None and self._spelt:
+            own = self._spelt.get(self._same(prediction.example_id))
+        if own is not None:
+            return (own,)
+        if self._by_question is None:
+            self._by_question = self._questions()
+        found = self._by_question.get(self._same(prediction.example_id), ())
+        return (found,) if isinstance(found, int) else found
+
+    def _questions(self) -> dict[str, int | list[int]]:
+        found: dict[str, int | list[int]] = {}
+        for place, name in enumerate(self.ids.names):
+            meta = self.examples[place].meta if self._official else {}
+            if "repeats" in meta:
+                continue
+            key = self._same(str(meta.get("question_id", name)))
+            known = found.setdefault(key, place)
+            if isinstance(known, list):
+                known.append(place)
+            elif known != place:
+                found[key] = [known, place]
+        return found
+
+    def chosen(self, prediction: Prediction, named: Sequence[int], answers: Answers) -> int | None:
+        """The place of the one question that is answered; None when the prediction asks another, or nothing known."""
+        if len(named) > 1:
+            said = _words(self._asked(prediction.question or "") or "")
+            named = [place for place in named if _words(self.asked_at(place)) == said]
+            # The same question twice on one image: answers go to them in turn.
+            named = [place for place in named if not answers.given(place)][:1] or named[-1:]
+        if not named or (prediction.question is not None and not _holds(prediction.question, self.asked_at(named[0]))):
+            return None
+        return named[0]
+
+    def asked_at(self, place: int) -> str:
+        if isinstance(self.examples, columns.Examples):
+            return self.examples.question(place)
+        example = self.examples[place]
+        asked: str = example.meta.get("asked", example.question)
+        return asked
+
+    def repeats(self) -> Iterator[tuple[int, int]]:
+        """(place, place of the question that it repeats)."""
+        for place, example in enumerate(self.examples if self._may_repeat else ()):
+            other = self.ids.places().get(example.meta["repeats"]) if "repeats" in example.meta else None
+            if other is not None:
+                yield place, other
+
+
+def _add_gaps(joined: Joined, data: BenchmarkData, recorded: Recorded, first: str, limit: int | None) -> None:
+    found = joined.predictions
+    if not len(found):
         raise InputError(
-            f"none of the {len(recorded.rows)} predictions in {recorded.path} belongs to {data.name} {data.split}; "
-            + _side_by_side(joined, recorded.rows[0][1].example_id, data.examples[0].id)
+            f"none of the {len(recorded)} predictions in {recorded.path} belongs to {data.name} {data.split}; "
+            + _side_by_side(joined, first, data.examples[0].id)
         )
-    examples = data.examples[:limit]
+    names = found.ids.names[:limit]
     if limit is not None:
-        within = {example.id for example in examples}
-        joined.predictions = {key: said for key, said in joined.predictions.items() if key in within}
-        for kind, found in joined.problems.items():
-            joined.problems[kind] = [pair for pair in found if kind == "unknown" or pair[1] in within]
-    for example in examples:
-        prediction = joined.predictions.get(example.id)
-        if prediction is None:
-            joined.add("missing", None, example.id)
-        elif prediction.answer is None:
-            joined.add("failed", None, example.id)
+        found.cut(limit)
+        within = set(names)
+        for kind, pairs in joined.problems.items():
+            joined.problems[kind] = [pair for pair in pairs if kind == "unknown" or pair[1] in within]
+    for place, name in enumerate(names):
+        if not found.given(place):
+            joined.add("missing", None, name)
+        elif not found.answered(place):
+            joined.add("failed", None, name)
     for problem in recorded.unreadable:
         joined.add("unreadable", problem.line, str(problem))
 
@@ -168,10 +285,10 @@ def check(joined: Joined, data: BenchmarkData, recorded: Recorded, limit: int | 
     """
     unknown, missing = joined.problems.get("unknown", []), joined.problems.get("missing", [])
     ids = min(len({example_id for _, example_id in unknown}), len(data.examples[:limit]))
-    if not unknown or len(unknown) < WRONG_JOIN * len(recorded.rows) or 5 * len(missing) < 4 * ids:
+    if not unknown or len(unknown) < WRONG_JOIN * len(recorded) or 5 * len(missing) < 4 * ids:
         return None
     return (
-        f"{recorded.path}: {len(unknown):,} of {len(recorded.rows):,} predictions belong to no question of {data.name} "
+        f"{recorded.path}: {len(unknown):,} of {len(recorded):,} predictions belong to no question of {data.name} "
         f"{data.split}, and {len(missing):,} questions have none: the files do not belong together, or their ids are spelt "
         f"otherwise; {_side_by_side(joined, unknown[0][1], missing[0][1])}"
     )
@@ -188,12 +305,9 @@ def _side_by_side(joined: Joined, unknown: str, missing: str) -> str:
     return f"the first such prediction is {one_line(unknown, 80)!r}, the first question without one {one_line(missing, 80)!r}"
 
 
-def _asks(prediction: Prediction, example: Any) -> bool:
-    """Whether the recorded prompt, if any, holds the example's question; guards against another version of the data."""
-    if prediction.question is None:
-        return True
-    asked = example.meta.get("asked", example.question)
-    return asked in prediction.question or _words(asked) in _words(prediction.question)
+def _holds(prompt: str, asked: str) -> bool:
+    """Whether the recorded prompt holds the example's question; guards against another version of the data."""
+    return asked in prompt or _words(asked) in _words(prompt)
 
 
 def _words(text: str) -> str:

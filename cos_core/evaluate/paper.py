@@ -8,17 +8,14 @@ exact.
 
 from __future__ import annotations
 
-import csv
-import html
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from cos_core import comparison, manifest, statistics
+from cos_core import comparison, manifest, pages, spreadsheet, statistics
 from cos_core.comparison import Comparison, ScoredRun
 from cos_core.errors import InputError
 from cos_core.evaluate import compare, said_beside
@@ -264,37 +261,38 @@ def markdown(cells: Sequence[Cell]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def comma_separated(cells: Sequence[Cell]) -> str:
-    """All cells as CSV, a header first."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(asdict(cells[0])) if cells else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(cell) for cell in cells)
-    return text.getvalue()
-
-
 def page(cells: Sequence[Cell]) -> str:
     """One HTML page, nothing loaded from elsewhere."""
     parts = []
     for title, group in _by_table(cells).items():
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in _HEAD)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in _lines(cell)) + "</tr>\n" for cell in group)
-        parts.append(f"<h2>{html.escape(title)}</h2>\n<table>\n<tr>{head}</tr>\n{body}</table>\n")
-    style = "body{font:15px sans-serif;margin:2rem}table{border-collapse:collapse}td,th{padding:.2rem .6rem;text-align:left}"
+        head = "".join(f"<th>{pages.text(name)}</th>" for name in _HEAD)
+        body = "".join("<tr>" + "".join(f"<td>{pages.text(text)}</td>" for text in _lines(cell)) + "</tr>\n" for cell in group)
+        parts.append(f"<h2>{pages.text(title)}</h2>\n<table>\n<tr>{head}</tr>\n{body}</table>\n")
+    head = pages.head("The paper's tables", _STYLE)
     return (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>The paper\'s tables</title>\n<style>{style}'
-        f"tr:nth-child(odd){{background:#f3f3f3}}</style>\n<h1>The paper's tables, run again</h1>\n{''.join(parts)}</html>\n"
+        f'<!doctype html>\n<html lang="en">\n<head>\n{head}</head>\n<body>\n'
+        f"<h1>The paper's tables, run again</h1>\n{''.join(parts)}</body>\n</html>\n"
     )
+
+
+_STYLE = """
+:root{color-scheme:light dark}
+body{font:15px system-ui,sans-serif;margin:2rem;line-height:1.4}
+table{border-collapse:collapse;margin-bottom:2rem}
+td,th{padding:.2rem .6rem;text-align:left}
+tr:nth-child(odd){background:#8881}
+"""
 
 
 def write(cells: Sequence[Cell], out: Path) -> list[Path]:
     """paper.md, paper.csv, paper.json and paper.html below `out`. Raises InputError."""
     texts = {
         "paper.md": markdown(cells),
-        "paper.csv": comma_separated(cells),
         "paper.json": json.dumps({"cells": [asdict(cell) for cell in cells]}, indent=2) + "\n",
         "paper.html": page(cells),
     }
     for name, text in texts.items():
         manifest.atomic_write(out / name, text)
-    return [out / name for name in texts]
+    head = [each.name for each in fields(Cell)]
+    spreadsheet.write(out / "paper.csv", head, ([getattr(cell, name) for name in head] for cell in cells))
+    return [out / name for name in ("paper.md", "paper.csv", "paper.json", "paper.html")]

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cos_core import images, manifest
+from cos_core import images, manifest, spreadsheet
 from cos_core.errors import InputError
 from cos_core.interfaces import Reporter
 from cos_core.jsonl import Problem
 from cos_core.tally import BoxTally
 from cos_core.types import RunManifest
 from cos_core.visualize import plots, source
+from cos_core.visualize.plots import unread
 
 MOST_SETS, OTHERS = 100, "(others)"
 """Data sets told apart, so that a folder for each picture cannot fill the memory."""
@@ -75,7 +74,7 @@ def run(config: BoxStatsConfig, reporter: Reporter) -> RunManifest:
     }
     result = work.finish(counts, results=statistics)
     manifest.write(config.out / "manifest.json", result)
-    reporter.note(f"{tally.boxes} boxes of {sum(tally.status.values())} examples: {config.out}")
+    reporter.note(f"{tally.boxes} boxes of {sum(tally.status.values())} examples{unread(tally)}: {config.out}")
     return result
 
 
@@ -123,10 +122,11 @@ def _write_numbers(out: Path, tally: BoxTally) -> None:
     if tally.overlap.counts.any():
         histograms.append(("overlap", tally.overlap))
     for name, histogram in histograms:
-        _write_csv(out / f"{name}.csv", ("low", "high", "count"), histogram.rows())
-    _write_csv(out / "status.csv", ("status", "count"), sorted(tally.status.items()))
+        spreadsheet.write(out / f"{name}.csv", ("low", "high", "count"), histogram.rows())
+    spreadsheet.write(out / "status.csv", ("status", "count"), sorted(tally.status.items()))
     cover = tally.centre_bias
-    _write_csv(out / "centre_bias.csv", [f"x{i}" for i in range(cover.shape[1])], (tuple(f"{v:.6g}" for v in r) for r in cover))
+    columns = [f"x{i}" for i in range(cover.shape[1])]
+    spreadsheet.write(out / "centre_bias.csv", columns, (tuple(f"{v:.6g}" for v in row) for row in cover))
 
 
 def _write_sets(out: Path, sets: Mapping[str, Mapping[str, Any]]) -> None:
@@ -144,12 +144,4 @@ def _write_sets(out: Path, sets: Mapping[str, Mapping[str, Any]]) -> None:
         )
         for name, part in sets.items()
     ]
-    _write_csv(out / "data_sets.csv", head, rows)
-
-
-def _write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    manifest.atomic_write(path, text.getvalue())
+    spreadsheet.write(out / "data_sets.csv", head, rows)

@@ -5,11 +5,10 @@ One drawing serves every format: in a PDF the boxes and words are vectors, and e
 
 from __future__ import annotations
 
-import csv
 import io
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from cos_core import images, manifest
+from cos_core import images, manifest, spreadsheet
 from cos_core.errors import InputError
 from cos_core.geometry import Box
 from cos_core.interfaces import Reporter
@@ -95,7 +94,7 @@ def run(config: CompareConfig, reporter: Reporter) -> RunManifest:
     config.out.parent.mkdir(parents=True, exist_ok=True)
     sheets = [sheet(cells[i : i + columns * rows], columns, rows, found) for i in range(0, len(cells), columns * rows)]
     files = _write(config.out, sheets)
-    manifest.atomic_write(config.out.with_name(f"{config.out.name}.csv"), table(found, everything))
+    spreadsheet.write(config.out.with_name(f"{config.out.name}.csv"), head(found), table(found, everything))
     missing = sum(cell.picture is None for cell in cells)
     results = {"fitting": len(everything), "shown": ids, "files": [file.name for file in files]}
     result = work.finish(
@@ -106,12 +105,14 @@ def run(config: CompareConfig, reporter: Reporter) -> RunManifest:
     return result
 
 
-def table(found: Sequence[Run], ids: Sequence[str]) -> str:
-    """CSV, a line a question: id, question, gold answer, and for each run answer, verdict, box status and box."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+def head(found: Sequence[Run]) -> list[str]:
+    """The columns of `table`."""
     parts = ("answer", "score", "box_status", "box")
-    writer.writerow(["id", "question", "gold", *(f"{run.name} {part}" for run in found for part in parts)])
+    return ["id", "question", "gold", *(f"{run.name} {part}" for run in found for part in parts)]
+
+
+def table(found: Sequence[Run], ids: Sequence[str]) -> Iterator[list[str]]:
+    """A row a question: id, question, gold answer, and for each run answer, verdict, box status and box."""
     for example_id in ids:
         items = [run.item(example_id) for run in found]
         row = [example_id, items[-1].question, next((item.truth for item in items if item.truth), "")]
@@ -119,18 +120,7 @@ def table(found: Sequence[Run], ids: Sequence[str]) -> str:
             score = "" if item.score is None else f"{item.score.value:g}"
             box = "" if item.box is None else " ".join(f"{v:.4f}" for v in item.box.corners)
             row += [item.answer, score, item.prediction.box_status if item.prediction else "", box]
-        writer.writerow([_cell_text(value) for value in row])
-    return text.getvalue()
-
-
-def _cell_text(value: str) -> str:
-    """Half characters replaced; a text that a spreadsheet would take for a formula is given an apostrophe."""
-    value = value.encode("utf-8", "replace").decode()
-    return f"'{value}" if value[:1] in ("=", "@", "\t") or (value[:1] in "+-" and not _is_number(value)) else value
-
-
-def _is_number(value: str) -> bool:
-    return not value or re.fullmatch(r"[-+]?[\d.,eE+-]*\d", value) is not None
+        yield row
 
 
 def _cell(found: Sequence[Run], example_id: str) -> Cell:
@@ -157,7 +147,8 @@ def _cell(found: Sequence[Run], example_id: str) -> Cell:
 
 def _said(run: Run, item: Item, several: bool) -> str:
     sign = "" if item.right is None else " ✓" if item.right else " ✗"
-    return f"{f'{run.name}: ' if several else ''}{item.answer}{sign}"
+    instead = f" ({item.instead})" if item.instead else ""
+    return f"{f'{run.name}: ' if several else ''}{item.answer}{sign}{instead}"
 
 
 def sheet(cells: Sequence[Cell], columns: int, rows: int, found: Sequence[Run]) -> Figure:
@@ -172,8 +163,10 @@ def sheet(cells: Sequence[Cell], columns: int, rows: int, found: Sequence[Run]) 
         axes = figure.add_axes((left / width, (top - 1.8) / height, (CELL_INCHES[0] - 0.16) / width, 1.8 / height))
         _draw(axes, cell)
         _write_lines(figure, cell, (left, top - 1.9), (width, height))
+    drawn = {(colour, dash) for cell in cells if cell.picture is not None for colour, dash, _ in cell.boxes}
     legend = [(COLOURS["predicted"], "-", found[-1].name), (COLOURS["gold"], ":", "gold")]
     legend += [(OTHER, "--", run.name) for run in found[:-1]]
+    legend = [each for each in legend if each[:2] in drawn]
     for number, (colour, dash, words) in enumerate(legend):
         x = 0.1 + number * 2.0
         line = matplotlib.lines.Line2D([x / width, (x + 0.3) / width], [0.15 / height] * 2, color=_rgb(colour), linestyle=dash)

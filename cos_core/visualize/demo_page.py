@@ -35,7 +35,7 @@ from cos_core.visualize.gallery import (
     View,
     gallery,
     in_words,
-    page_folder,
+    publishing,
     write_page,
 )
 from cos_core.visualize.html import Html, data_uri, element, facts, fill, joined, page, text
@@ -70,10 +70,10 @@ def write_demo_report(out: Path, report: DemoReport) -> None:
 
     Pictures that cannot be read leave a sentence in their place. The page computes nothing: every figure is from `report`.
     """
-    album = Album(page_folder(out))
-    content = _sections(report, album)
-    title, first, banner = report.title, _hero(report), _banner(report.quick)
-    write_page(out, page(title, content, first=first, banner=banner, in_folder=album.in_folder))
+    with publishing(out) as album:
+        content = _sections(report, album)
+        title, first, banner = report.title, _hero(report), _banner(report.quick)
+        write_page(out, page(title, content, first=first, banner=banner, in_folder=album.in_folder), album)
 
 
 def _banner(quick: bool) -> Html:
@@ -98,6 +98,7 @@ def _hero(report: DemoReport) -> Html:
         duel=sections.duel(report, first),
         difference=f"{sections.points(first.difference)} points" if first else "",
         interval=f"(95 % interval {sections.interval(first)})" if first else "",
+        caveat=element("p", report.caveat, class_="caveat") if report.caveat else "",
         explanation=explanation,
         worked=_worked(report),
     )

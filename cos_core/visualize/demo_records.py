@@ -128,7 +128,8 @@ class Plot:
 class DemoReport:
     """The whole page. `comparisons` starts with Chain-of-Spot against no Chain-of-Spot over all questions: the headline.
 
-    `kinds` orders the columns; `encoder` is the vision encoder's input; `quick` marks a run that proves nothing;
+    `kinds` orders the columns; `encoder` is the vision encoder's input; `quick` marks a run that proves nothing; `caveat`
+    stands under the headline: what its figure does not say;
     `next_steps` are (what it does, command) pairs; `settings` and `provenance` are shown as they are.
     """
 
@@ -143,6 +144,7 @@ class DemoReport:
     images: Path | None = None
     quick: bool = False
     note: str = ""
+    caveat: str = ""
     next_steps: tuple[tuple[str, str], ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)

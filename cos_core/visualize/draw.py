@@ -6,7 +6,6 @@ margin of its own to stand in, so that a stroke covers nothing inside its box an
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,11 +17,12 @@ from PIL import Image, ImageDraw, ImageFont
 from cos_core import images
 from cos_core.errors import InputError
 from cos_core.geometry import Box, SquarePad
+from cos_core.text import printable
 
 RGB = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]
 CropFrom = Literal["image", "canvas"]
-MarkKind = Literal["predicted", "gold", "annotated", "region"]
+MarkKind = Literal["predicted", "gold", "annotated", "region", "fallback"]
 
 # Okabe and Ito's palette: told apart with any of the common colour vision deficiencies. The strokes differ by dash as well.
 COLOURS: dict[MarkKind, RGB] = {
@@ -30,8 +30,15 @@ COLOURS: dict[MarkKind, RGB] = {
     "gold": (86, 180, 233),
     "annotated": (204, 121, 167),
     "region": (240, 228, 66),
+    "fallback": (153, 153, 153),
 }
-_DASHES: dict[MarkKind, tuple[int, int] | None] = {"predicted": None, "gold": (4, 3), "annotated": (1, 1), "region": (2, 1)}
+_DASHES: dict[MarkKind, tuple[int, int] | None] = {
+    "predicted": None,
+    "gold": (4, 3),
+    "annotated": (1, 1),
+    "region": (2, 1),
+    "fallback": (3, 2),
+}
 BLACK: RGB = (0, 0, 0)
 PAPER: RGB = (250, 249, 246)
 INK: RGB = (28, 28, 30)
@@ -267,8 +274,3 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: float, lines: int) -> l
             line = f"{line} {words.pop(0)}"
         result.append(line)
     return result
-
-
-def printable(text: str) -> str:
-    """`text` with U+FFFD for control characters and lone surrogates, which no file can hold; line breaks and tabs stay."""
-    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t\r" else c for c in text)

@@ -10,16 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import tempfile
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
 
 from cos_core import images, manifest
 from cos_core.errors import InputError
 from cos_core.formats import coco
 from cos_core.geometry import Box
 from cos_core.interfaces import Reporter
+from cos_core.text import one_line
 from cos_core.types import RunManifest
 from cos_core.visualize import runs, select
 from cos_core.visualize.runs import Item, Run
@@ -28,6 +34,8 @@ from cos_core.visualize.select import Selection
 Format = Literal["coco", "fiftyone", "label-studio", "lmms-eval"]
 FORMATS: tuple[Format, ...] = ("coco", "fiftyone", "label-studio", "lmms-eval")
 _CATEGORIES = {"predicted": 1, "gold": 2}
+_TOLD = 5
+"""Of what is left out, so many are said one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +65,38 @@ class _Job:
     ids: Sequence[str]
     reporter: Reporter
     failed: int = 0
+    told: int = 0
 
     def items(self) -> Iterator[tuple[str, Item]]:
         for example_id in self.ids:
             yield example_id, self.run.item(example_id)
 
+    def fail(self, example_id: str, why: str) -> None:
+        """Counts a question that is left out; the first few are said."""
+        self.failed += 1
+        if self.failed <= _TOLD:
+            self.reporter.warn(f"{one_line(example_id)} is left out: {one_line(why)}")
+
+    def json(self, example_id: str, value: object, indent: int | None = 1) -> str | None:
+        """`value` as JSON, ASCII (half a character in a text is kept as its escape); None, and a failure, for what is none."""
+        try:
+            return json.dumps(value, indent=indent, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            self.fail(example_id, "its record holds what JSON cannot (NaN, Infinity, or nested too deeply)")
+            return None
+
 
 def run(config: ExportConfig, reporter: Reporter) -> RunManifest:
-    """Writes `config.out` and `<out>.manifest.json`. In coco, questions without a readable picture are left out and counted."""
+    """Writes `config.out` and `<out>.manifest.json`.
+
+    A question whose picture's path names no picture, or (coco) cannot be read, or whose record JSON cannot hold, is left out,
+    said and counted as failed.
+    """
     work = manifest.started("visualize export", config)
     (found,) = runs.load([config.source], runs.RunSources(config.data, config.images), reporter)
     job = _Job(config, found, select.chosen([found], config.selection), reporter)
-    text = _WRITERS[config.format](job)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    manifest.atomic_write(config.out, text)
+    with manifest.atomic_file(config.out) as file:
+        _WRITERS[config.format](job, file)
     result = work.finish({"ok": len(job.ids) - job.failed, "failed": job.failed}, results={"format": config.format})
     manifest.write(manifest.path_for(config.out), result)
     reporter.note(f"{len(job.ids) - job.failed} questions: {config.out}")
@@ -97,58 +123,123 @@ def _about(example_id: str, item: Item) -> dict[str, Any]:
     return about
 
 
-def _coco(job: _Job) -> str:
-    pictures: dict[str, dict[str, Any] | None] = {}
-    annotations: list[dict[str, Any]] = []
-    for example_id, item in job.items():
-        if item.image is None:
-            continue
-        if item.image not in pictures:
-            pictures[item.image] = _coco_image(job, item.image, len(pictures) + 1)
-        picture = pictures[item.image]
-        if picture is None:
-            job.failed += 1
-            continue
-        for kind, box in _boxes(item):
-            entry = coco.annotation(
-                len(annotations) + 1, picture["id"], _CATEGORIES[kind], box, (picture["width"], picture["height"])
-            )
-            annotations.append(entry | _about(example_id, item))
-    data = {
-        "info": {"description": f"regions of {job.run.name}", "version": "1.0"},
-        "licenses": [],
-        "images": [picture for picture in pictures.values() if picture is not None],
-        "annotations": annotations,
-        "categories": [{"id": number, "name": name, "supercategory": "region"} for name, number in _CATEGORIES.items()],
-    }
-    return _json(data)
+class _List:
+    """One JSON list, written element by element as `json.dumps(..., indent=1)` writes it at `depth`."""
+
+    def __init__(self, file: BinaryIO, depth: int = 0) -> None:
+        self._file, self._margin, self.count = file, "\n" + " " * (depth + 1), 0
+        self._end = "\n" + " " * depth + "]"
+
+    def add(self, text: str) -> None:
+        before = "," if self.count else "["
+        self._file.write(f"{before}{self._margin}{_moved(text, self._margin)}".encode())
+        self.count += 1
+
+    def close(self) -> None:
+        self._file.write(self._end.encode() if self.count else b"[]")
 
 
-def _coco_image(job: _Job, name: str, number: int) -> dict[str, Any] | None:
+def _moved(text: str, margin: str) -> str:
+    """A JSON text further to the right: a line end in it is never inside a string."""
+    return text.replace("\n", margin)
+
+
+def _coco(job: _Job, file: BinaryIO) -> None:
+    pictures: dict[str, tuple[int, int, int] | None] = {}
+    # The pictures stand before the annotations and are only known behind them.
+    with tempfile.TemporaryFile() as images_part, tempfile.TemporaryFile() as annotations_part:
+        listed, annotations = _List(images_part, 1), _List(annotations_part, 1)
+        for example_id, item in job.items():
+            if item.image is None:
+                continue
+            if item.image not in pictures:
+                pictures[item.image] = _coco_image(job, item.image, len(pictures) + 1, listed)
+            picture = pictures[item.image]
+            if picture is None:
+                job.failed += 1
+                continue
+            number, *size = picture
+            entries = [
+                coco.annotation(annotations.count + n, number, _CATEGORIES[kind], box, (size[0], size[1]))
+                | _about(example_id, item)
+                for n, (kind, box) in enumerate(_boxes(item), 1)
+            ]
+            found = [job.json(example_id, entry) for entry in entries]
+            for text in found:
+                if text is not None:
+                    annotations.add(text)
+        listed.close()
+        annotations.close()
+        info = {"description": f"regions of {job.run.name}", "version": "1.0"}
+        categories = [{"id": number, "name": name, "supercategory": "region"} for name, number in _CATEGORIES.items()]
+        file.write(f'{{\n "info": {_moved(json.dumps(info, indent=1), chr(10) + " ")},\n "licenses": [],\n "images": '.encode())
+        for name, part in (("images", images_part), ("annotations", annotations_part)):
+            file.write(b',\n "annotations": ' if name == "annotations" else b"")
+            part.seek(0)
+            shutil.copyfileobj(part, file)
+        file.write(f',\n "categories": {_moved(json.dumps(categories, indent=1), chr(10) + " ")}\n}}\n'.encode())
+
+
+def _coco_image(job: _Job, name: str, number: int, listed: _List) -> tuple[int, int, int] | None:
+    """(number, width, height)."""
     try:
         width, height = images.picture_size(job.run.images, name)
     except InputError as error:
-        job.reporter.warn(str(error))
+        job.told += 1
+        if job.told <= _TOLD:
+            job.reporter.warn(str(error))
         return None
-    return {"id": number, "file_name": name, "width": width, "height": height}
+    listed.add(json.dumps({"id": number, "file_name": name, "width": width, "height": height}, indent=1))
+    return number, width, height
 
 
-def _fiftyone(job: _Job) -> str:
-    labels: dict[str, list[dict[str, Any]]] = {}
+def _fiftyone(job: _Job, file: BinaryIO) -> None:
+    """Labels by picture, in order of first appearance; the questions of one picture may stand anywhere."""
+    numbers: dict[str, int] = {}
+    picture_of = array("q")
+    for example_id, item in job.items():
+        label = None if item.image is None else _without_suffix(item.image)
+        if item.image is not None and label is None:
+            job.fail(example_id, f"{item.image!r} names no picture")
+        picture_of.append(-1 if label is None else numbers.setdefault(label, len(numbers)))
+    order = np.argsort(np.array(picture_of, dtype=np.int64), kind="stable").tolist() if picture_of else []
+    names = list(numbers)
+    file.write(b'{\n "labels": {')
+    now = -1
+    listed: _List | None = None
+    for place in order:
+        if picture_of[place] < 0:
+            continue
+        if picture_of[place] != now:
+            if listed is not None:
+                listed.close()
+            file.write(f"{',' if now >= 0 else ''}\n  {json.dumps(names[picture_of[place]])}: ".encode())
+            now, listed = picture_of[place], _List(file, 2)
+        example_id = job.ids[place]
+        item = job.run.item(example_id)
+        for kind, box in _boxes(item):
+            corners = [box.x0, box.y0, box.x1 - box.x0, box.y1 - box.y0]
+            text = job.json(example_id, {"label": kind, "bounding_box": corners, "attributes": _about(example_id, item)})
+            if text is not None and listed is not None:
+                listed.add(text)
+    if listed is not None:
+        listed.close()
+    file.write(b"\n }\n}\n" if numbers else b"}\n}\n")
+
+
+def _without_suffix(name: str) -> str | None:
+    """A picture's path as FiftyOne names it; None for a path that names no file."""
+    path = PurePosixPath(name)
+    return None if path.name in ("", "..") or "\0" in name else str(path.with_suffix(""))
+
+
+def _label_studio(job: _Job, file: BinaryIO) -> None:
+    tasks = _List(file)
     for example_id, item in job.items():
         if item.image is None:
             continue
-        found = labels.setdefault(str(PurePosixPath(item.image).with_suffix("")), [])
-        for kind, box in _boxes(item):
-            place = [box.x0, box.y0, box.x1 - box.x0, box.y1 - box.y0]
-            found.append({"label": kind, "bounding_box": place, "attributes": _about(example_id, item)})
-    return _json({"labels": labels})
-
-
-def _label_studio(job: _Job) -> str:
-    tasks = []
-    for example_id, item in job.items():
-        if item.image is None:
+        if _without_suffix(item.image) is None:
+            job.fail(example_id, f"{item.image!r} names no picture")
             continue
         versions: dict[str, list[dict[str, Any]]] = {}
         for kind, box in _boxes(item):
@@ -164,24 +255,30 @@ def _label_studio(job: _Job) -> str:
             region = {"id": name, "type": "rectanglelabels", "from_name": "label", "to_name": "image", "value": value}
             versions.setdefault(job.run.name if kind == "predicted" else kind, []).append(region)
         data = {"image": job.config.image_prefix + item.image, **_about(example_id, item)}
-        tasks.append({"data": data, "predictions": [{"model_version": v, "result": r} for v, r in versions.items()]})
-    return _json(tasks)
+        predictions = [{"model_version": v, "result": r} for v, r in versions.items()]
+        text = job.json(example_id, {"data": data, "predictions": predictions})
+        if text is not None:
+            tasks.add(text)
+    tasks.close()
+    file.write(b"\n")
 
 
-def _lmms_eval(job: _Job) -> str:
-    lines = []
+def _lmms_eval(job: _Job, file: BinaryIO) -> None:
     metric = str(job.run.results.get("headline", {}).get("metric", "score"))
+    written = 0
     for number, (example_id, item) in enumerate(job.items()):
         doc = {"id": example_id, "question": item.question, "image": item.image, **_meta(item)}
-        target = item.truth
+        hashed = job.json(example_id, doc, 2)
+        if hashed is None:
+            continue
         line: dict[str, Any] = {
             "doc_id": number,
             "doc": doc,
-            "target": target,
+            "target": item.truth,
             "arguments": [item.question],
             "resps": [[item.answer]],
             "filtered_resps": [(item.score.extracted if item.score else None) or item.answer],
-            "doc_hash": hashlib.sha256(json.dumps(doc, indent=2).encode()).hexdigest(),
+            "doc_hash": hashlib.sha256(hashed.encode()).hexdigest(),
             "roi": {
                 "box": list(item.box.corners) if item.box else None,
                 "text": item.prediction.box_text if item.prediction else None,
@@ -190,20 +287,18 @@ def _lmms_eval(job: _Job) -> str:
         }
         if item.score is not None:
             line[metric] = item.score.value
-        lines.append(json.dumps(line))
-    return "\n".join(lines) + "\n"
+        text = job.json(example_id, line, None)
+        if text is not None:
+            file.write(f"{text}\n".encode())
+            written += 1
+    file.write(b"" if written else b"\n")
 
 
 def _meta(item: Item) -> Mapping[str, Any]:
     return {key: value for key, value in (item.example.meta if item.example else {}).items() if key not in ("id", "question")}
 
 
-def _json(data: object) -> str:
-    # ASCII: half a character in a text is kept as its escape.
-    return json.dumps(data, indent=1) + "\n"
-
-
-_WRITERS: Mapping[Format, Callable[[_Job], str]] = {
+_WRITERS: Mapping[Format, Callable[[_Job, BinaryIO], None]] = {
     "coco": _coco,
     "fiftyone": _fiftyone,
     "label-studio": _label_studio,

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,9 @@ from PIL import Image, features
 from cos_core import manifest
 from cos_core.errors import InputError
 from cos_core.geometry import Box
-from cos_core.visualize.draw import printable
+from cos_core.jsonl import sync_folder
+from cos_core.locks import FileLock
+from cos_core.text import printable
 from cos_core.visualize.html import Html, element, fill, joined, text, uri
 
 EMBED_BYTES = 30_000_000
@@ -36,7 +39,7 @@ class Album:
     """The pictures of one page, each kept once, addressed by number.
 
     Embedded while they are at most `limit` bytes together; then all of them go to `folder`, beside the page, named by their
-    content.
+    content, so that they take nothing from the page that stands there. `write_page` brings the page and then tidies.
     """
 
     def __init__(self, folder: Path, limit: int = EMBED_BYTES) -> None:
@@ -44,6 +47,7 @@ class Album:
         self._limit = limit
         self._numbers: dict[str, int] = {}
         self._waiting: dict[str, bytes] = {}
+        self._new: list[Path] = []
         self._bytes = 0
         self._outside = False
 
@@ -69,26 +73,67 @@ class Album:
         return self._numbers[name]
 
     def addresses(self) -> list[str]:
-        """What stands in `src`, by number. Also takes pictures of an earlier page out of the folder."""
-        kept = set(self._numbers) if self._outside else set()
-        for file in self._folder.glob("*.*") if self._folder.is_dir() else ():
-            if _OWN_FILE.fullmatch(file.name) and file.name not in kept:
-                file.unlink()
+        """What stands in `src`, by number."""
         if self._outside:
             return [f"{self._folder.name}/{name}" for name in self._numbers]
-        with suppress(OSError):  # it is not there, or holds what is not ours
-            self._folder.rmdir()
         return [uri(name.rpartition(".")[2], self._waiting[name]) for name in self._numbers]
+
+    def settle(self) -> None:
+        """Waits until every picture is on the disk. Raises InputError."""
+        try:
+            for file in self._new:
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+            if self._new:
+                sync_folder(self._folder)
+        except OSError as error:
+            raise self._refused(error) from None
+
+    def tidy(self) -> None:
+        """Takes the pictures of an earlier page away; once the page that needs them no longer stands."""
+        self._remove(set(self._numbers) if self._outside else set())
+
+    def withdraw(self, standing: Path) -> None:
+        """Takes away the pictures that were written for a page that did not come to be; never one that `standing` names."""
+        try:
+            text = standing.read_bytes()
+        except FileNotFoundError:
+            text = b""
+        except OSError:
+            return
+        for file in self._new:
+            if file.name.encode() not in text:
+                with suppress(OSError):
+                    file.unlink()
+        with suppress(OSError):  # it is not there, or holds what an earlier page needs
+            self._folder.rmdir()
+
+    def _remove(self, kept: set[str]) -> None:
+        with suppress(OSError):
+            for file in self._folder.glob("*.*") if self._folder.is_dir() else ():
+                if _OWN_FILE.fullmatch(file.name) and file.name not in kept:
+                    file.unlink()
+            if not kept:
+                self._folder.rmdir()  # unless it holds what is not ours
 
     def _write_waiting(self) -> None:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             for name, data in self._waiting.items():
-                if not (self._folder / name).is_file():
-                    (self._folder / name).write_bytes(data)
+                file = self._folder / name
+                if file.is_file() and file.read_bytes() == data:
+                    continue  # an earlier page's, which still needs it
+                scratch = self._folder / f".{name}.tmp"
+                self._new.append(scratch)
+                scratch.write_bytes(data)
+                scratch.replace(file)
+                self._new[-1] = file
         except OSError as error:
-            raise InputError(f"the pictures' folder {self._folder} cannot be written: {error.strerror}") from None
+            raise self._refused(error) from None
         self._waiting.clear()
+
+    def _refused(self, error: OSError) -> InputError:
+        return InputError(f"the pictures' folder {self._folder} cannot be written: {error.strerror or error}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,11 +277,34 @@ def _facet(number: int, name: str, cards: Sequence[GalleryCard]) -> Html:
 
 
 def page_folder(out: Path) -> Path:
-    """The folder of a page's pictures, when they do not fit inside it."""
-    return out.with_name(f"{out.stem}_pictures")
+    """The folder of a page's pictures, when they do not fit inside it; of no other page's."""
+    name = out.stem if out.suffix == ".html" else out.name
+    return out.with_name(f"{name}_pictures")
 
 
-def write_page(out: Path, page: Html) -> None:
-    """Writes the page whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def publishing(out: Path, limit: int = EMBED_BYTES) -> Iterator[Album]:
+    """The album of the page `out`, while nobody else writes that page; `write_page` ends it.
+
+    Ended by an error, the page that stood there stands with all its pictures. Raises LockedError when another process writes
+    the page, InputError when its folder cannot be made.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out.parent} cannot be made: {error.strerror}") from None
+    target = Path(os.path.realpath(out))
+    with FileLock(target.with_name(f".{target.name}.lock"), what=out):
+        album = Album(page_folder(out), limit)
+        try:
+            yield album
+        except BaseException:
+            album.withdraw(out)
+            raise
+
+
+def write_page(out: Path, page: Html, album: Album) -> None:
+    """Writes the page whole or not at all, after its pictures; then those of the page before it go. Raises InputError."""
+    album.settle()
     manifest.atomic_write(out, page)
+    album.tidy()

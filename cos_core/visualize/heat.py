@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from functools import lru_cache
@@ -16,9 +17,13 @@ from cos_core.errors import InputError
 from cos_core.geometry import Frame, SquarePad
 from cos_core.jsonl import decode
 from cos_core.store import Store
+from cos_core.text import printable
 from cos_core.visualize.draw import HAIRLINE, PAPER, SOFT_INK, font_at
 
 Grid = NDArray[np.float64]
+
+_MOST_STEM = 200
+"""Bytes of a file's name, without its ending; file systems take 255 with it."""
 
 _MOST_CELLS = 4096 * 4096
 _OPACITY = (0.10, 0.80)
@@ -40,6 +45,19 @@ def read_heat(path: Path) -> Grid:
         raise InputError(f"the relevance map {path} cannot be read: {error.strerror or error}") from None
     except (ValueError, TypeError, EOFError, MemoryError):
         raise InputError(f"the relevance map {path} is neither a .npy array nor a JSON list of rows of numbers") from None
+
+
+def file_stem(example_id: str) -> str:
+    """The name, without its ending, of an example's map in a folder of maps: the id with "/" and what no name holds as "_".
+
+    An id of more than 200 bytes is cut and has the beginning of its SHA-256 (16 digits) behind it.
+    """
+    stem = "".join("_" if c in "/\n\t\r" or printable(c) != c else c for c in example_id)
+    data = stem.encode("utf-8", "replace")
+    if len(data) <= _MOST_STEM:
+        return stem
+    digest = hashlib.sha256(example_id.encode("utf-8", "replace")).hexdigest()[:16]
+    return f"{data[: _MOST_STEM - 17].decode('utf-8', 'ignore')}-{digest}"
 
 
 def stored_heat(store: Store, example_id: str) -> Grid | None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from string import Template
 from typing import Any
 
 from PIL import Image, features
 
-from cos_core import assets, manifest
-from cos_core.visualize.draw import printable
+from cos_core import assets, manifest, pages
 
 
 class Html(str):
@@ -24,7 +21,7 @@ class Html(str):
 
 def text(value: object) -> Html:
     """`value` as HTML text, safe in an attribute too."""
-    return value if isinstance(value, Html) else Html(escape(printable(str(value)), quote=True))
+    return value if isinstance(value, Html) else Html(pages.text(value))
 
 
 def fill(name: str, **values: object) -> Html:
@@ -87,11 +84,6 @@ def facts(title: str, values: Mapping[str, Any]) -> Html:
     return element("details", joined([element("summary", title), element("div", element("table", body), class_="scroll")]))
 
 
-def digest(source: str) -> str:
-    """The Content-Security-Policy source of an inline style or script."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode("utf-8")).digest()).decode("ascii")
-
-
 def data_uri(image: Image.Image, lossless: bool = False) -> str:
     """`image` inside a `data:` address: PNG when `lossless`, else WebP where Pillow has it, else JPEG."""
     kind = "png" if lossless else "webp" if features.check("webp") else "jpeg"
@@ -118,12 +110,8 @@ def page(title: str, sections: Sequence[tuple[str, str, Html]], *, first: Html, 
     style, script = shipped("report.css"), shipped("report.js")
     return fill(
         "page.html",
-        title=title,
-        style=style,
-        style_hash=Html(digest(style)),
+        head=Html(pages.head(title, style, script, "data: 'self' file:" if in_folder else "data:")),
         script=script,
-        script_hash=Html(digest(script)),
-        pictures="data: 'self' file:" if in_folder else "data:",
         banner=banner,
         nav=joined(element("a", name, href=f"#{anchor}") for anchor, name, _ in parts),
         sections=joined([first, *(_section(*part) for part in parts)]),

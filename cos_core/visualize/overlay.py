@@ -13,7 +13,9 @@ from cos_core.cropping import assumed_crop
 from cos_core.errors import InputError
 from cos_core.geometry import Box, Frame
 from cos_core.interfaces import Reporter
+from cos_core.metrics import usable_box
 from cos_core.store import Store
+from cos_core.text import one_line
 from cos_core.types import Annotation, Example, Prediction, RunManifest
 from cos_core.visualize.draw import (
     HAIRLINE,
@@ -29,6 +31,7 @@ from cos_core.visualize.draw import (
     zoom,
 )
 from cos_core.visualize.heat import Grid, blend, read_heat, stored_heat, with_bar
+from cos_core.visualize.runs import fallback_words
 from cos_core.visualize.source import PREDICTIONS, Cuts, read_predictions
 
 FORMATS = (".png", ".webp", ".pdf")
@@ -102,7 +105,7 @@ def run(config: OverlayConfig, reporter: Reporter) -> RunManifest:
         example_id, scene = annotation.example_id, _stored_scene(config, annotation)
     else:
         prediction = _found(config.predictions, config.example) if config.predictions else _given(config)
-        example_id, scene = prediction.example_id, _scene(config, prediction)
+        example_id, scene = prediction.example_id, _scene(config, prediction, reporter)
     sheet = render(scene, config.longest)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     write_picture(config.out, sheet)
@@ -163,7 +166,7 @@ def _fractions(corners: tuple[float, float, float, float], image: Path | None) -
     return Box(x0, y0, x1, y1)
 
 
-def _scene(config: OverlayConfig, prediction: Prediction) -> Scene:
+def _scene(config: OverlayConfig, prediction: Prediction, reporter: Reporter) -> Scene:
     if prediction.image is None:
         raise InputError(f"{prediction.example_id!r} was asked without an image: there is nothing to draw")
     picture = images.open_image(None if config.image else config.images, prediction.image)
@@ -173,16 +176,29 @@ def _scene(config: OverlayConfig, prediction: Prediction) -> Scene:
     if config.store is not None:
         with Store.read(config.store) as store:
             annotation = store.get(prediction.example_id)
-        if annotation is not None and annotation.box is not None:
+        if annotation is None:
+            known = one_line(prediction.example_id)
+            reporter.warn(f"the store {config.store} has no annotation of {known!r}: no annotated region and no map is drawn")
+        elif annotation.box is not None:
             marks.append(Mark(annotation.box, "annotated", "annotated"))
-    if prediction.box is not None:
-        marks.append(Mark(prediction.box, "region of interest", "predicted"))
+    region, instead = usable_box(prediction), _instead(prediction)
+    if region is not None:
+        marks.append(Mark(region, "region of interest", "predicted"))
+    elif prediction.box is not None:
+        marks.append(Mark(prediction.box, instead, "fallback"))
     if config.predictions is not None:
         file = config.predictions
         crop = Cuts(file / PREDICTIONS if file.is_dir() else file).crop(picture, prediction)
     else:
         crop = None if prediction.box is None else assumed_crop(picture, prediction.box)
-    return Scene(picture, tuple(marks), crop, heat, frame, notes(prediction, example))
+    # The whole picture once more would be no region.
+    crop = crop if region is not None else None
+    return Scene(picture, tuple(marks), crop, heat, frame, notes(prediction, example, given=config.predictions is None))
+
+
+def _instead(prediction: Prediction) -> str:
+    """What was looked at for want of a readable region, in words."""
+    return "" if prediction.box is None or usable_box(prediction) is not None else fallback_words(prediction.box)
 
 
 def _known_marks(config: OverlayConfig, picture: Image.Image, example: Example | None) -> list[Mark]:
@@ -244,8 +260,11 @@ def _example(path: Path, example_id: str) -> Example | None:
     return next((e for e in datasets.read_examples(path, text_only="keep") if e.id == example_id), None)
 
 
-def notes(prediction: Prediction, example: Example | None = None) -> tuple[tuple[str, str], ...]:
-    """The (heading, text) lines under a picture: question, what was read as the region, answer, and the truth if known."""
+def notes(prediction: Prediction, example: Example | None = None, given: bool = False) -> tuple[tuple[str, str], ...]:
+    """The (heading, text) lines under a picture: question, what was read as the region, answer, and the truth if known.
+
+    `given`: the box was given by hand, and nothing was read.
+    """
     region = {
         "ok": "read as written",
         "repaired": "read after mending the text",
@@ -254,10 +273,15 @@ def notes(prediction: Prediction, example: Example | None = None) -> tuple[tuple
         "unparsable": "not readable: the region was not used",
         "skipped": "not asked for",
     }[prediction.box_status]
+    if prediction.box_status == "skipped" and prediction.box is not None:
+        region = f"from {prediction.policy}"
+    if (instead := _instead(prediction)) != "":
+        region = f"{region}; {instead}"
     if prediction.box_text:
         region = f"{prediction.box_text.strip()}  ({region})"
     result = [("Question", prediction.question or (example.question if example else "") or "(not recorded)")]
-    result.append(("Region", region))
+    if not given or prediction.box_status not in ("ok", "skipped"):
+        result.append(("Region", region))
     result.append(("Answer", f"failed: {prediction.error}" if prediction.error else (prediction.answer or "(none)")))
     if example is not None and example.answers:
         result.append(("Truth", " / ".join(example.answers)))

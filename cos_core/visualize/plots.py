@@ -32,6 +32,11 @@ def write_all(out: Path, tally: BoxTally, aspect_unit: str) -> None:
         _save(histogram(tally.overlap, title, "intersection over union"), out / "overlap.png")
 
 
+def unread(tally: BoxTally) -> str:
+    """How many boxes are left out, as they could not be read: words to follow their number, or none."""
+    return f", {tally.unread:,} more not readable" if tally.unread else ""
+
+
 def centre_bias(tally: BoxTally) -> Figure:
     """The share of boxes that cover each place of the picture, every picture stretched to a square (CoS appendix B)."""
     figure, axes = _figure(5.4, 4.6)
@@ -40,7 +45,7 @@ def centre_bias(tally: BoxTally) -> Figure:
     axes.plot([0.5], [0.5], marker="+", markersize=14, color="white", markeredgewidth=1.6)
     bar = figure.colorbar(shown, ax=axes)
     bar.set_label("share of regions that cover this place")
-    axes.set_title(f"Where the regions lie ({tally.boxes:,} boxes)")
+    axes.set_title(f"Where the regions lie ({tally.boxes:,} boxes{unread(tally)})")
     axes.set_xlabel("x, fraction of the picture's width")
     axes.set_ylabel("y, fraction of its height")
     return figure

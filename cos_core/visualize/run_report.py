@@ -17,7 +17,7 @@ from cos_core.comparison import Comparison
 from cos_core.errors import InputError
 from cos_core.interfaces import Reporter
 from cos_core.store import Store
-from cos_core.tally import BoxTally
+from cos_core.text import one_line
 from cos_core.types import RunManifest
 from cos_core.visualize import heat, plots, run_sections, runs, select
 from cos_core.visualize.gallery import (
@@ -29,7 +29,7 @@ from cos_core.visualize.gallery import (
     Shape,
     View,
     gallery,
-    page_folder,
+    publishing,
     write_page,
 )
 from cos_core.visualize.html import Html, element, facts, fill, joined, page, text, uri
@@ -86,23 +86,28 @@ def run(config: ReportConfig, reporter: Reporter) -> RunManifest:
     found = runs.load(config.runs, runs.RunSources(config.data, config.images), reporter)
     ids = select.chosen(found, config.selection)
     shown = _drawn(ids, config)
-    album = Album(page_folder(config.out), round(config.embed_mb * 1e6))
     with ExitStack() as stack:
+        album = stack.enter_context(publishing(config.out, round(config.embed_mb * 1e6)))
         store = stack.enter_context(Store.read(config.store)) if config.store else None
         maker = _Cards(found, config, store, album)
         cards = []
         for done, example_id in enumerate(shown, 1):
             cards.append(maker.card(example_id))
             reporter.progress("cards", done, len(shown))
-    title = "Report: " + " and ".join(run.name for run in found)
-    compared, refused = run_sections.comparisons(found)
-    content = _sections(maker, cards, len(ids), (compared, refused))
-    write_page(config.out, page(title, content, first=_first(found, maker), banner=_banner(found), in_folder=album.in_folder))
+        title = "Report: " + " and ".join(run.name for run in found)
+        compared, refused = run_sections.comparisons(found)
+        content = _sections(maker, cards, len(ids), (compared, refused))
+        made = page(title, content, first=_first(found, maker), banner=_banner(found), in_folder=album.in_folder)
+        write_page(config.out, made, album)
+    if maker.unreadable:
+        first = one_line(maker.first_problem)
+        reporter.warn(f"{maker.unreadable:,} of {len(cards):,} cards have no picture; the first: {first}")
     counts = {"ok": len(cards) - maker.unreadable, "failed": maker.unreadable, "skipped": len(ids) - len(shown)}
     results: dict[str, Any] = {
         "questions": len(ids),
         "cards": len(cards),
         "newer_pictures": maker.newer,
+        "first_problem": one_line(maker.first_problem),
         "in_folder": album.in_folder,
     }
     rows = [{key: value for key, value in each.to_json().items() if key not in ("won", "lost")} for each in compared]
@@ -132,6 +137,7 @@ class _Cards:
     def __init__(self, found: Sequence[Run], config: ReportConfig, store: Store | None, album: Album) -> None:
         self.runs, self.config, self.store, self.album = found, config, store, album
         self.unreadable = self.newer = 0
+        self.first_problem = ""
         self._open: dict[str, Image.Image | str] = {}
         self._scenes: dict[str, tuple[int, int, int]] = {}
         finished = [run.finished for run in found if run.finished is not None]
@@ -150,6 +156,7 @@ class _Cards:
             if isinstance(picture, str):
                 problem = picture
                 self.unreadable += 1
+                self.first_problem = self.first_problem or picture
             else:
                 scene = self._scene(name, picture)
                 views = self._views(example_id, items, picture)
@@ -196,6 +203,7 @@ class _Cards:
             rows.append(Row(run.name if several else "answer", item.answer, mark, note=part))  # type: ignore[arg-type]
             if item.prediction is not None:
                 read = "" if item.prediction.box_status == "ok" else f"({item.prediction.box_status})"
+                read += f" {item.instead}" if item.instead else ""
                 if item.prediction.box_text or item.prediction.box_status != "skipped":
                     rows.append(Row("first pass", item.prediction.box_text or "–", code=True, note=read))
                 rows.append(Row("asked", f"{item.prediction.policy}, {item.prediction.profile}"))
@@ -210,6 +218,10 @@ class _Cards:
                 continue
             crop = _reduced(region, CROP_PX)
             of = f"region, {run.name}" if len(items) > 1 else "region"
+            if item.instead:
+                of = f"{item.instead}, {run.name}" if len(items) > 1 else item.instead
+                views.append(View(self.album.add(crop), of, f"What was looked at ({of})"))
+                continue
             views.append(View(self.album.add(crop), of, f"The {of}, enlarged"))
         cells = self._heat(example_id)
         if cells is not None:
@@ -220,9 +232,8 @@ class _Cards:
     def _heat(self, example_id: str) -> heat.Grid | None:
         """The map in the folder, else the store's."""
         if self.config.heat is not None:
-            stem = example_id.replace("/", "_")
             for suffix in (".npy", ".json"):
-                file = self.config.heat / f"{stem}{suffix}"
+                file = self.config.heat / f"{heat.file_stem(example_id)}{suffix}"
                 if file.is_file():
                     return heat.read_heat(file)
         return heat.stored_heat(self.store, example_id) if self.store else None
@@ -326,13 +337,11 @@ def _sections(
 
 
 def _plots(run: Run, several: bool) -> Html:
-    tally = BoxTally()
-    for prediction in run.predictions.values():
-        tally.add(prediction.box, "failed" if prediction.error else prediction.box_status)
+    tally = run.summary.boxes
     heading = element("h3", run.name) if several else text("")
     if tally.boxes == 0:
         return joined([heading, element("p", f"{run.name} holds no boxes.", class_="empty")])
-    n = f"{tally.boxes:,} boxes"
+    n = f"{tally.boxes:,} boxes{plots.unread(tally)}"
     figures = [
         (plots.centre_bias(tally), f"Where the regions of {run.name} lie: {n}, every picture stretched to a square"),
         (plots.histogram(tally.area, "How large the regions are", "share of the picture's area"), f"Area of the regions, {n}"),

@@ -8,7 +8,6 @@ from typing import Any
 
 from cos_core import comparison
 from cos_core.comparison import Comparison
-from cos_core.types import UNUSABLE_BOXES
 from cos_core.visualize.html import Html, element, joined, percent, share_bar, table
 from cos_core.visualize.runs import Run
 
@@ -51,15 +50,14 @@ def _run_cells(run: Run) -> list[Html]:
         words = f"{headline.get('metric')}: {amount(value, unit)}{f', 95 % interval {ends}' if ends else ''}"
         chart = share_bar(value / scale, whisker, "method", words)
     counts = run.manifest.counts if run.manifest else {}
-    answered = sum(p.answer is not None for p in run.predictions.values())
+    answered = run.summary.answered
     total = len(run.scores) or len(run.predictions)
-    failed = counts.get("failed", sum(p.error is not None for p in run.predictions.values()))
+    failed = counts.get("failed", run.summary.failed)
     beside = {name.replace("_", " "): n for name, n in run.results.get("beside", {}).items()}
     named = {"failed": failed, "missing": counts.get("missing", 0), **beside}
     below = ", ".join(f"{n:,} {name}" for name, n in named.items() if n)
     below += f"; only the first {run.protocol['limit']:,} questions" if run.protocol.get("limit") else ""
-    unused = sum(p.box_status in UNUSABLE_BOXES for p in run.predictions.values())
-    asked = sum(p.box_status != "skipped" for p in run.predictions.values())
+    unused, asked = run.summary.unread, run.summary.asked
     regions: Mapping[str, Any] = run.results.get("regions", {})
     how = [_listed(run.protocol.get(key)) or _said(run, key) for key in ("policy", "profile")]
     return [
@@ -96,7 +94,7 @@ def metrics_table(runs: Sequence[Run]) -> Html | None:
 
 def comparisons(runs: Sequence[Run]) -> tuple[list[Comparison], list[str]]:
     """Every further scored run against the first, as `cos eval compare` computes it, and what is not compared, in words."""
-    scored = [run for run in runs if run.scores]
+    scored = [run for run in runs if len(run.scores)]
     pairs, refused = [], [f"{run.name}: its answers are not scored" for run in runs if not run.scores]
     for other in scored[1:]:
         first = scored[0]
@@ -183,7 +181,7 @@ def _two_digits(value: float) -> str:
 
 
 def _said(run: Run, key: str) -> str:
-    return _listed(sorted({str(getattr(p, key)) for p in run.predictions.values()}))
+    return _listed(sorted(run.summary.said[key]))
 
 
 def _listed(value: object) -> str:

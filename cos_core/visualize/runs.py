@@ -7,17 +7,21 @@ Nothing is scored here.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cos_core import datasets, jsonl, manifest, plug
+from cos_core import columns, datasets, jsonl, manifest, plug
+from cos_core.columns import ById, Following, Ids, Scores
 from cos_core.comparison import ScoredRun
 from cos_core.errors import CosError, InputError
 from cos_core.geometry import Box
 from cos_core.interfaces import BenchmarkData, Reporter
+from cos_core.metrics import usable_box
+from cos_core.recorded import Recorded
+from cos_core.tally import BoxTally
 from cos_core.types import UNUSABLE_BOXES, Example, Prediction, RunManifest, Score
 from cos_core.visualize import source
 
@@ -34,20 +38,49 @@ class RunSources:
 
 
 @dataclass(slots=True)
+class Summary:
+    """What all answers of a run are together, counted while they are read.
+
+    `asked`, `unread`: boxes that were asked for, and those of them that could not be read; `silent`: answers that do not say
+    how their region was cut; `said`: the values of policy and profile.
+    """
+
+    boxes: BoxTally = field(default_factory=BoxTally)
+    answered: int = 0
+    failed: int = 0
+    asked: int = 0
+    unread: int = 0
+    silent: int = 0
+    said: dict[str, set[str]] = field(default_factory=lambda: {"policy": set(), "profile": set()})
+
+    def add(self, prediction: Prediction, cuts: source.Cuts) -> None:
+        self.boxes.add(usable_box(prediction), "failed" if prediction.error else prediction.box_status)
+        self.answered += prediction.answer is not None
+        self.failed += prediction.error is not None
+        self.asked += prediction.box_status != "skipped"
+        self.unread += prediction.box_status in UNUSABLE_BOXES
+        self.silent += prediction.box is not None and cuts.of(prediction) is None
+        for name, values in self.said.items():
+            values.add(str(getattr(prediction, name)))
+
+
+@dataclass(slots=True)
 class Run:
     """One run. `scores` is empty for answers that were never scored; ids are example ids, in the data's order where known."""
 
     name: str
     path: Path
     manifest: RunManifest | None = None
-    scores: dict[str, Score] = field(default_factory=dict)
-    predictions: dict[str, Prediction] = field(default_factory=dict)
-    examples: dict[str, Example] = field(default_factory=dict)
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    predictions: Mapping[str, Prediction] = field(default_factory=dict)
+    examples: Mapping[str, Example] = field(default_factory=dict)
+    summary: Summary = field(default_factory=Summary)
     images: Path | None = None
     benchmark: str = ""
     protocol: Mapping[str, Any] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     cuts: source.Cuts | None = None
+    questions: tuple[str, str, str] | None = None
 
     @property
     def results(self) -> Mapping[str, Any]:
@@ -64,11 +97,26 @@ class Run:
 
     def scored(self) -> ScoredRun | None:
         """The run as comparisons take it; None for one that is not finished or not scored."""
-        return ScoredRun(self.path, self.manifest, list(self.scores.values())) if self.manifest and self.scores else None
+        if self.manifest is None or not len(self.scores):
+            return None
+        own = self.scores
+        return ScoredRun(self.path, self.manifest, own.rows if isinstance(own, ById) else list(own.values()))
 
-    def ids(self) -> list[str]:
+    def ids(self) -> Ids:
         """Every question of the run."""
-        return list(dict.fromkeys([*self.examples, *self.scores, *self.predictions]))
+        tables = [table for table in (self.examples, self.scores, self.predictions) if len(table)]
+        first = tables[0].ids if tables and isinstance(tables[0], ById) else None
+        if first is not None and first.unique() and all(isinstance(t, ById) and t.ids is first for t in tables):
+            return first
+        return Ids(list(dict.fromkeys(name for table in tables for name in table)))
+
+    def right(self, example_id: str) -> bool | None:
+        """Whether the answer counts, in part at least; None when it was not scored."""
+        if isinstance(self.scores, ById) and isinstance(self.scores.rows, Scores):
+            place = self.scores.ids.places().get(example_id)
+            return None if place is None else self.scores.rows.value(place) > 0
+        score = self.scores.get(example_id)
+        return None if score is None else score.value > 0
 
     def item(self, example_id: str) -> Item:
         return Item(self.predictions.get(example_id), self.scores.get(example_id), self.examples.get(example_id))
@@ -108,7 +156,15 @@ class Item:
 
     @property
     def box(self) -> Box | None:
-        return self.prediction.box if self.prediction else None
+        """The region that the model named; None for one that could not be read, whatever was looked at instead."""
+        return usable_box(self.prediction) if self.prediction else None
+
+    @property
+    def instead(self) -> str:
+        """What was looked at for want of a readable region, in words; empty when nothing was."""
+        if not self.fallback or self.prediction is None or self.prediction.box is None:
+            return ""
+        return fallback_words(self.prediction.box)
 
     @property
     def gold(self) -> Box | None:
@@ -139,6 +195,11 @@ class Item:
         return self.prediction is not None and self.prediction.box_status in UNUSABLE_BOXES
 
 
+def fallback_words(box: Box) -> str:
+    """What stands where a region would, when none could be read."""
+    return "fallback: whole picture" if box.area == 1.0 else "fallback: a fixed region"
+
+
 def load(paths: Sequence[Path], sources: RunSources, reporter: Reporter) -> list[Run]:
     """The runs at `paths`, with names that differ; remarks go to the reporter, too.
 
@@ -146,7 +207,9 @@ def load(paths: Sequence[Path], sources: RunSources, reporter: Reporter) -> list
     """
     if len({os.path.realpath(path) for path in paths}) < len(paths):
         raise InputError("the same run is named twice")
-    runs = [_load(path, name, sources) for path, name in zip(paths, _names(paths), strict=True)]
+    runs: list[Run] = []
+    for path, name in zip(paths, _names(paths), strict=True):
+        runs.append(_load(path, name, sources, runs))
     for run in runs:
         for remark in run.remarks:
             reporter.warn(f"{run.name}: {remark}")
@@ -163,37 +226,60 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _load(path: Path, name: str, sources: RunSources) -> Run:
+def _load(path: Path, name: str, sources: RunSources, others: Sequence[Run]) -> Run:
+    """`others`: runs that are loaded already, as a rule of the same questions; what they hold is shared."""
     if not path.exists():
         raise InputError(f"{path}: no such run")
     run = Run(name, path)
     folder = path if path.is_dir() else path.parent
     _read_manifest(run, folder)
     if path.is_dir() and (path / SCORES).is_file():
-        run.scores = {s.example_id: s for s in _records(path / SCORES, Score, run.remarks)}
+        run.scores = columns.read_scores(path / SCORES, _noted(run.remarks), _known(others)).by_id()
     answers = _predictions_file(run)
     if answers is not None:
-        run.predictions = {p.example_id: p for p in source.read_predictions(answers, _noted(run.remarks))}
-        run.cuts = source.Cuts(answers)
-        silent = sum(p.box is not None and run.cuts.of(p) is None for p in run.predictions.values())
-        if silent:
-            run.remarks.append(f"{silent} of its answers do not say how their regions were cut; from the picture is assumed")
+        _read_answers(run, answers, _known([run, *others]))
     if not run.scores and not run.predictions:
         raise InputError(f"{path} holds neither scores nor predictions: is it a folder of `cos eval` or `cos infer`?")
     if not run.predictions:
         run.remarks.append("its predictions are gone; cards show scores only")
     if not run.scores and path.is_dir():
         run.remarks.append("its answers are not scored yet (cos eval does that)")
-    _read_questions(run, sources)
+    _read_questions(run, sources, others)
     _rename(run)
     return run
 
 
+def _known(runs: Sequence[Run]) -> Ids | None:
+    """The ids of the first table that a run has."""
+    tables = (table for run in runs for table in (run.scores, run.predictions, run.examples))
+    return next((table.ids for table in tables if isinstance(table, ById) and len(table.ids)), None)
+
+
+def _read_answers(run: Run, answers: Path, known: Ids | None) -> None:
+    rows, names = Recorded(answers, _noted(run.remarks)), Following(known)
+    run.cuts = source.Cuts(answers)
+    for _, prediction in rows.walk():
+        names.add(prediction.example_id)
+        run.summary.add(prediction, run.cuts)
+    run.predictions = ById(names.ids(), rows)
+    if len(run.predictions) < len(rows):
+        # Of several answers to one question the last counts.
+        run.summary = Summary()
+        for prediction in run.predictions.values():
+            run.summary.add(prediction, run.cuts)
+    if run.summary.silent:
+        run.remarks.append(
+            f"{run.summary.silent} of its answers do not say how their regions were cut; from the picture is assumed"
+        )
+
+
 def _read_manifest(run: Run, folder: Path) -> None:
+    if not run.path.is_dir():
+        run.images = _asked_on(run.path)
+        return
     file = folder / manifest.FILE
-    if not file.is_file() or not run.path.is_dir():
-        if run.path.is_dir():
-            run.remarks.append("it has no manifest: it is not finished, or was stopped; shown as far as it goes")
+    if not file.is_file():
+        run.remarks.append("it has no manifest: it is not finished, or was stopped; shown as far as it goes")
         return
     try:
         found = manifest.read(file)
@@ -206,6 +292,19 @@ def _read_manifest(run: Run, folder: Path) -> None:
     missing = found.counts.get("missing", 0)
     if missing:
         run.remarks.append(f"{missing} of its questions have no answer; they count as wrong")
+
+
+def _asked_on(answers: Path) -> Path | None:
+    """The picture folder that the manifest beside an answers' file names, where it is there."""
+    try:
+        config = manifest.read(manifest.path_for(answers)).config
+    except InputError:
+        return None
+    named = config.get("images")
+    if not named:
+        return None
+    places = (Path(str(named)), answers.parent / str(named))
+    return next((place for place in places if place.is_dir()), places[0])
 
 
 def _predictions_file(run: Run) -> Path | None:
@@ -222,7 +321,7 @@ def _predictions_file(run: Run) -> Path | None:
     return None
 
 
-def _read_questions(run: Run, sources: RunSources) -> None:
+def _read_questions(run: Run, sources: RunSources, others: Sequence[Run]) -> None:
     config = dict(run.manifest.config) if run.manifest else {}
     inputs = run.manifest.inputs if run.manifest else {}
     # The recorded input is absolute; the setting is as it was typed, which may have been in another folder.
@@ -230,42 +329,41 @@ def _read_questions(run: Run, sources: RunSources) -> None:
     several = tuple(Path(str(each)) for each in recorded) if isinstance(recorded, list) else None
     data = sources.data or several or (Path(str(recorded)) if recorded else None)
     name = str(config.get("benchmark") or "")
-    run.images = sources.images or (Path(str(config["images"])) if config.get("images") else None)
+    run.images = sources.images or run.images or (Path(str(config["images"])) if config.get("images") else None)
     if data is None:
+        return
+    options = {key: config[key] for key in ("split", "scorer") if config.get(key)}
+    run.questions = (str(data), name, str(options))
+    same = next((other for other in others if other.questions == run.questions and len(other.examples)), None)
+    if same is not None:
+        run.examples, run.images = same.examples, run.images or same.images
         return
     try:
         if name:
-            options = {key: config[key] for key in ("split", "scorer") if config.get(key)}
             loaded: BenchmarkData = plug.load("benchmarks", name, **options).load(data)
-            run.examples = {e.id: e for e in loaded.examples}
-            run.images = run.images or loaded.image_root
+            found, run.images = loaded.examples, run.images or loaded.image_root
         else:
-            run.examples = {e.id: e for e in datasets.read_examples(data, text_only="keep")}
+            found = columns.Examples(datasets.read_examples(data, text_only="keep"))
+        ids, known = columns.ids_of(found), _known([run, *others])
+        run.examples = ById(known if known is not None and known.names == ids.names else ids, found)
     except (CosError, OSError) as error:
         run.remarks.append(f"its questions cannot be read ({error}); cards show what the predictions recorded")
 
 
 def _rename(run: Run) -> None:
     """Gives answers that carry an official question id (LLaVA's format) the id of their example, where that is unique."""
-    known = set(run.examples)
-    if not known or known & set(run.predictions):
+    if not len(run.examples) or any(name in run.examples for name in run.predictions):
         return
     by_question: dict[str, list[str]] = {}
     for example in run.examples.values():
         by_question.setdefault(str(example.meta.get("question_id", example.id)), []).append(example.id)
     renamed = {}
-    for example_id, prediction in run.predictions.items():
+    for example_id in run.predictions:
         candidates = by_question.get(example_id, [])
-        renamed[candidates[0] if len(candidates) == 1 else example_id] = prediction
-    run.predictions = renamed
-
-
-def _records(path: Path, kind: type[Score], remarks: list[str]) -> Iterable[Score]:
-    for line, row in jsonl.read_lines(path, _noted(remarks)):
-        try:
-            yield kind.from_json(row)
-        except InputError as error:
-            remarks.append(f"{path.name}:{line}: {error}")
+        renamed[example_id] = candidates[0] if len(candidates) == 1 else example_id
+    if isinstance(run.predictions, ById):
+        names = [renamed[name] for name in run.predictions.ids.names]
+        run.predictions = ById(Ids(names), run.predictions.rows)
 
 
 def _noted(remarks: list[str]) -> jsonl.OnProblem:

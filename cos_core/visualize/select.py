@@ -56,8 +56,9 @@ class Selection:
 
 def shared_ids(runs: Sequence[Run]) -> list[str]:
     """The questions that every run has, in the first one's order. Raises InputError when there is none."""
-    others = [set(run.ids()) for run in runs[1:]]
-    ids = [i for i in runs[0].ids() if all(i in other for other in others)]
+    first, *rest = [run.ids() for run in runs]
+    others = [other for other in rest if other is not first]
+    ids = [i for i in first.names if all(i in other for other in others)] if others else first.names
     if not ids:
         raise InputError("the runs have no question in common: " + " and ".join(run.name for run in runs))
     return ids
@@ -70,7 +71,11 @@ def chosen(runs: Sequence[Run], selection: Selection) -> list[str]:
     if (selection.flipped or selection.wrong) and not all(run.scores for run in runs):
         raise InputError("--flipped and --wrong need scored runs (folders of `cos eval`)")
     ids, pattern = shared_ids(runs), selection.pattern()
-    if selection.flipped or selection.wrong or selection.fallback or selection.min_area is not None or pattern:
+    if selection.flipped:
+        ids = [i for i in ids if {runs[0].right(i), runs[1].right(i)} == {True, False}]
+    if selection.wrong:
+        ids = [i for i in ids if runs[-1].right(i) is False]
+    if selection.fallback or selection.min_area is not None or pattern:
         ids = [i for i in ids if _fits([run.item(i) for run in runs], selection, pattern)]
     if selection.sample is not None and selection.sample < len(ids):
         drawn = set(random.Random(selection.seed).sample(ids, selection.sample))
@@ -79,10 +84,6 @@ def chosen(runs: Sequence[Run], selection: Selection) -> list[str]:
 
 
 def _fits(items: Sequence[Item], selection: Selection, pattern: re.Pattern[str] | None) -> bool:
-    if selection.flipped and (items[0].right is None or items[1].right is None or items[0].right == items[1].right):
-        return False
-    if selection.wrong and items[-1].right is not False:
-        return False
     if selection.fallback and not any(item.fallback for item in items):
         return False
     if selection.min_area is not None and (items[-1].box is None or items[-1].box.area < selection.min_area):

@@ -9,11 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cos_core import datasets, jsonl, manifest
+from cos_core import datasets, jsonl, manifest, metrics, recorded
 from cos_core.cropping import Cut, assumed_crop
 from cos_core.errors import InputError
 from cos_core.geometry import Box
-from cos_core.jsonl import OnProblem, Problem
+from cos_core.jsonl import OnProblem
 from cos_core.store import Store, is_store
 from cos_core.types import Prediction
 
@@ -25,7 +25,10 @@ PREDICTIONS = "predictions.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One example's region, or why it has none: `status` is a box status, or "labelled", "no region", "failed" for a store."""
+    """One example's region, or why it has none: `status` is a box status, or "labelled", "no region", "failed" for a store.
+
+    A box that could not be read is none, whatever was looked at instead.
+    """
 
     box: Box | None
     status: str
@@ -41,12 +44,7 @@ def read_predictions(path: Path, on_problem: OnProblem | None = None) -> Iterato
     file = path / PREDICTIONS if path.is_dir() else path
     if not file.is_file():
         raise InputError(f"{file}: no such predictions file")
-    for line, record in jsonl.read_lines(file, on_problem):
-        try:
-            prediction = Prediction.from_json(record)
-        except InputError as error:
-            jsonl.report(Problem(file, line, None, str(error)), on_problem)
-            continue
+    for _, _, prediction in recorded.read(file, on_problem, ours=True):
         yield prediction
 
 
@@ -55,7 +53,7 @@ def read_boxes(path: Path, on_problem: OnProblem | None = None) -> Iterator[Foun
     if not is_store(path):
         for prediction in read_predictions(path, on_problem):
             status = "failed" if prediction.error else prediction.box_status
-            yield Found(prediction.box, status, prediction.image, prediction.example_id)
+            yield Found(metrics.usable_box(prediction), status, prediction.image, prediction.example_id)
         return
     with Store.read(path) as store:
         for annotation in store.annotations():
@@ -108,7 +106,7 @@ def references(path: Path | None) -> Iterator[Callable[[str], Box | None]]:
 
 def _held(path: Path) -> dict[str, Box]:
     if path.is_dir() or _holds_predictions(path):
-        return {p.example_id: p.box for p in read_predictions(path) if p.box is not None}
+        return {p.example_id: box for p in read_predictions(path) if (box := metrics.usable_box(p)) is not None}
     examples = datasets.read_examples(path, text_only="keep")
     return {e.id: Box.from_json(e.meta["gold"]) for e in examples if e.meta.get("gold") is not None}
 
