@@ -73,21 +73,24 @@ def info(
     quiet: options.Quiet = False,
     traceback: options.Traceback = False,
 ) -> None:
-    """Say what a checkpoint is: weights, sizes, wording.
+    """Say what a checkpoint is: weights, sizes, wording; and whether cos can use it.
 
     \b
     Example:
       cos model info miniature
     """
     from cos_core.checkpoints import describe
+    from cos_core.errors import InputError
 
     with reporting(ctx.ensure_object(Session)):
-        found = describe(model)
-    if json:
-        emit_json(found)
-    else:
-        width = max(map(len, found))
-        emit(Lines(f"{name:<{width}}  {value}" for name, value in found.items()))
+        found, refused = describe(model)
+        if json:
+            emit_json(found)
+        else:
+            width = max(map(len, found))
+            emit(Lines(f"{name:<{width}}  {value}" for name, value in found.items()))
+        if refused is not None:
+            raise InputError(refused)
 
 
 @app.command()

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cos_core import checkpoint_files as files
 from cos_core import hub
+from cos_core.checkpoint_files import Tensor
 from cos_core.errors import InputError
 from cos_core.images import FILL
 from cos_core.jsonl import decode
+from cos_core.layout import families
+from cos_core.layout.check import check, sizes
 from cos_core.manifest import plain
 from cos_core.prompts import checkpoint_profile
+from cos_core.text import one_line, read_text
 
 ANNOTATOR_FILE = "cos_annotator.json"
 """Beside an annotator's weights: what it was shown, of what it was made, and by how many steps."""
@@ -31,7 +35,7 @@ def annotator_provenance(model: str) -> dict[str, Any] | None:
     if folder is None or not path.is_file():
         return None
     try:
-        data = decode(path.read_bytes())
+        data = decode(read_text(path, files.MIB).encode())
         return {**{name: data[name] for name in (*_SHOWN, "parent", "data", "steps")}, **data}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} does not say how the annotator was made: {error}") from None
@@ -98,18 +102,12 @@ BICUBIC = 3
 def _picture_settings(folder: Path) -> tuple[dict[str, Any], Path]:
     """The image processor's settings, and the file they stand in."""
     for name in PROCESSOR_FILES:
-        path = folder / name
-        if not path.is_file():
+        data = files.settings(folder, name)
+        if data is None:
             continue
-        try:
-            data = decode(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read: {error}") from None
-        if not isinstance(data, dict):
-            raise InputError(f"{path} is not an object of settings")
         settings = data.get("image_processor") if name == PROCESSOR_FILES[0] else data
         if isinstance(settings, dict):
-            return settings, path
+            return settings, folder / name
     raise InputError(f"{folder} does not say how pictures are prepared: it has neither of {', '.join(PROCESSOR_FILES)}")
 
 
@@ -117,60 +115,60 @@ def _is_share(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
-def describe(model: str) -> dict[str, Any]:
-    """Name, weights, sizes and wording of a checkpoint in the `transformers` layout. Raises InputError for any other folder."""
+def describe(model: str) -> tuple[dict[str, Any], str | None]:
+    """Name, weights, sizes and wording of a checkpoint, and why `cos` cannot use it: None where it can.
+
+    Of another family's folder, what its files tell. Raises InputError for a folder that is no checkpoint, and for files that
+    cannot be read or do not fit one another.
+    """
     where = Path(hub.resolve(model))
-    try:
-        config = decode((where / "config.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{where} is not a checkpoint: its config.json cannot be read: {error}") from None
-    text, vision = (config.get(name) if isinstance(config, dict) else None for name in ("text_config", "vision_config"))
-    if not isinstance(text, dict) or not isinstance(vision, dict):
-        hint = "; convert it with: cos model convert" if isinstance(config, dict) and "mm_hidden_size" in config else ""
-        raise InputError(f"{where} is not in the transformers layout of LLaVA{hint}")
-    for name in ("image_size", "patch_size"):
-        if not isinstance(vision.get(name), int) or vision[name] < 1:
-            raise InputError(f"{where / 'config.json'}: `{name}` of the vision tower must be pixels, got {vision.get(name)!r}")
-    files = sorted(where.glob("*.safetensors"))
-    shapes = [entry for path in files for name, entry in _header(path).items() if name != "__metadata__"]
+    config = files.settings(where, files.CONFIG)
+    if config is None:
+        raise InputError(f"{where} is not a checkpoint: it has no config.json")
+    if not families.is_llava(config):
+        return _other(where, config)
+    facts = sizes(where, config)
     profile = checkpoint_profile(where)
-    return {
-        "model": str(where),
-        "weights": sum(_product(entry["shape"]) for entry in shapes),
-        "dtype": ", ".join(sorted({entry["dtype"] for entry in shapes})),
-        "MiB": round(sum(path.stat().st_size for path in files) / 2**20, 1),
-        "layers": text.get("num_hidden_layers"),
-        "hidden": text.get("hidden_size"),
-        "vocabulary": text.get("vocab_size"),
-        "image_side": vision.get("image_size"),
-        "image_tokens": (int(vision["image_size"]) // int(vision["patch_size"])) ** 2,
+    found = {
+        **_held(where, facts.weights),
+        "layers": facts.layers,
+        "hidden": facts.hidden,
+        "vocabulary": facts.vocabulary,
+        "image_side": facts.image_side,
+        "image_tokens": facts.image_tokens,
         "profile": profile.name,
         "after_end": profile.after_end,
         "fingerprint": hub.fingerprint(where),
     }
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """The table in front of a safetensors file: name -> dtype, shape and place. Raises InputError when it has none."""
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = decode(file.read(length)) if length <= path.stat().st_size else None
-        if not isinstance(header, dict) or not all(map(_is_entry, header.items())):
-            raise ValueError("it does not begin with a table of types and shapes")
-    except (OSError, ValueError, struct.error) as error:
-        raise InputError(f"the weights {path} cannot be read: {error}") from None
-    return header
+        check(where)
+    except InputError as error:
+        return found, str(error)
+    return found, None
 
 
-def _is_entry(named: tuple[str, Any]) -> bool:
-    name, entry = named
-    whole = isinstance(entry, dict) and isinstance(entry.get("shape"), list) and isinstance(entry.get("dtype"), str)
-    return whole or name == "__metadata__"
+def _other(where: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """What can be told of a folder that is no LLaVA-1.5, and the sentence that refuses it."""
+    refusal = families.refusal(where, config)
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise InputError(refusal)
+    text = config.get("text_config")
+    sections = [section for section in (text, config) if isinstance(section, Mapping)]
+    names = {"layers": "num_hidden_layers", "hidden": "hidden_size", "vocabulary": "vocab_size"}
+    told = {name: next((s[key] for s in sections if isinstance(s.get(key), int)), None) for name, key in names.items()}
+    try:
+        held = _held(where, files.tensors(where))
+    except InputError:  # another family may keep its weights in another way
+        held = {"model": str(where)}
+    found = {**held, "model_type": one_line(kind, 60), **{name: value for name, value in told.items() if value is not None}}
+    return found, f"{one_line(kind, 60)}: not usable by cos: {refusal}"
 
 
-def _product(shape: list[int]) -> int:
-    total = 1
-    for side in shape:
-        total *= side
-    return total
+def _held(where: Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {
+        "model": str(where),
+        "weights": sum(tensor.count for tensor in weights.values()),
+        "dtype": ", ".join(sorted({one_line(tensor.dtype, 20) for tensor in weights.values()})),
+        "MiB": round(sum(path.stat().st_size for path in files.weight_files(where)) / 2**20, 1),
+    }

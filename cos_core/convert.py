@@ -21,13 +21,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from cos_core import __version__, folders, hub, layout, manifest
+from cos_core import __version__, folders, hub, layout, manifest, pretrained
+from cos_core.checkpoint_files import settings
 from cos_core.errors import InputError
-from cos_core.jsonl import decode, sync_folder
-from cos_core.layout import hub_name
+from cos_core.jsonl import sync_folder
+from cos_core.layout import families, hub_name
 from cos_core.locks import FileLock
 from cos_core.prompts import load_profile
+from cos_core.text import one_line
 
+_MOST_LAYERS = 1000
 PROJECTOR = {"0": "linear_1", "2": "linear_2"}
 _DROPPED = re.compile(r"rotary_emb\.inv_freq$|position_ids$|^(text_model|text_projection|visual_projection|logit_scale)")
 _INSIDE = "model.vision_tower.vision_tower."
@@ -138,14 +141,14 @@ def _from_writing(error: Exception, out: Path) -> bool:
 def _assemble(config: ConvertConfig, plan: _Plan, out: Path) -> int:
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(plan.language)
+    tokenizer = pretrained.tokenizer(str(plan.language))
     image = len(tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]}, replace_extra_special_tokens=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token
     tokenizer.padding_side = "left"
-    net = _config(plan, image, tokenizer)
-    with torch.device("meta"):
+    with pretrained.reading(config.source), torch.device("meta"):
+        net = _config(plan, image, tokenizer)
         model = transformers.LlavaForConditionalGeneration(net)
     wanted = {hub_name(name): tensor.shape for name, tensor in model.state_dict().items()}
     net.dtype = _weights(config, plan, out, wanted)
@@ -161,7 +164,7 @@ def _assemble(config: ConvertConfig, plan: _Plan, out: Path) -> int:
         out,
         settings=net,
         tokenizer=tokenizer,
-        image_processor=transformers.AutoImageProcessor.from_pretrained(plan.tower or plan.language, backend="pil"),
+        image_processor=pretrained.image_processor(str(plan.tower or plan.language)),
         profile=profile,
         card=_card(config, plan),
     )
@@ -181,10 +184,13 @@ def _card(config: ConvertConfig, plan: _Plan) -> layout.Card:
 
 def _plan(config: ConvertConfig) -> _Plan:
     settings = _json(config.source / "config.json")
-    if "text_config" in settings:
+    if families.is_llava(settings) and "text_config" in settings:
         raise InputError(f"{config.source} is in the transformers layout already")
     if "mm_projector_type" not in settings and "mm_hidden_size" not in settings:
-        raise InputError(f"{config.source} is not an original LLaVA checkpoint: its config.json names no mm_projector")
+        named = f"{one_line(settings['model_type'], 60)!r}" if settings.get("model_type") else "a model of no named type"
+        raise InputError(
+            f"{config.source} is not an original LLaVA checkpoint, but {named}: its config.json names no mm_projector"
+        )
     if settings.get("mm_projector_type") != "mlp2x_gelu":
         raise InputError(f"{config.source}: the projector {settings.get('mm_projector_type')!r} is not LLaVA-1.5's mlp2x_gelu")
     has_language = bool(_files(config.source))
@@ -224,6 +230,10 @@ def _config(plan: _Plan, image: int, tokenizer: Any) -> Any:
     else:
         raise InputError(f"the vision tower {plan.config.get('mm_vision_tower')!r} is not here; name its directory")
     keep = transformers.CLIPVisionConfig().to_dict().keys() - {"architectures", "model_type", "dtype", "torch_dtype"}
+    for name, sides in ((plan.language, text), (plan.tower, vision)):
+        layers = sides.get("num_hidden_layers", 1)
+        if type(layers) is not int or not 1 <= layers <= _MOST_LAYERS:
+            raise InputError(f"{name}: `num_hidden_layers` must be 1 to {_MOST_LAYERS}, got {one_line(repr(layers), 60)}")
     tower = transformers.CLIPVisionConfig(**{k: v for k, v in vision.items() if k in keep and v is not None})
     return transformers.LlavaConfig(
         vision_config=tower,
@@ -307,7 +317,10 @@ def _target(key: str) -> str | None:
 
 
 def _grown(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """A vocabulary matrix with rows for added tokens: copies of the first, whose equal logits the lower id wins."""
+    """A vocabulary matrix with rows for added tokens: copies of the first, as good as any.
+
+    The row of `<image>` is never an answer (`llava.unspoken_rows`): no engine of `cos` generates it, and no loss counts it.
+    """
     missing = shape[0] - tensor.shape[0] if tensor.dim() == len(shape) == 2 and tensor.shape[1] == shape[1] else 0
     return torch.cat([tensor, tensor[:1].expand(missing, -1)]) if 0 < missing <= 64 else tensor
 
@@ -359,10 +372,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        data = decode(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path} is not a JSON object")
+    data = settings(path.parent, path.name)
+    if data is None:
+        raise InputError(f"{path} cannot be read: it is not there")
     return data

@@ -23,6 +23,7 @@ from typing import Any
 
 from cos_core.errors import InputError
 from cos_core.prompts import AfterEnd, Profile
+from cos_core.text import one_line
 from cos_core.types import ImageSlot, Slot, Turn
 
 IGNORE = -100
@@ -153,7 +154,12 @@ def tokenize(text: str, tokenizer: Any, after_end: AfterEnd = "native", *, first
         raise InputError("the checkpoint's tokenizer has no fast version; save it again with a current transformers")
     if after_end == "native" or tokenizer.backend_tokenizer.token_to_id(SPACE_MARK) is None:
         # split_special_tokens stays False: the end mark in the profile must become the end token.
-        out = tokenizer(text, return_offsets_mapping=True, add_special_tokens=first)
+        try:
+            out = tokenizer(text, return_offsets_mapping=True, add_special_tokens=first)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # a library in Rust gave up on this text; no ordinary exception
+                raise
+            raise InputError(f"the tokenizer cannot read this text: {one_line(error)}") from error
         return [(int(t), *place) for t, place in zip(out["input_ids"], out["offset_mapping"], strict=True)]
     found: list[tuple[int, int, int]] = []
     if first and tokenizer.bos_token_id is not None:

@@ -6,9 +6,8 @@ id is downloaded into the hub's cache, or looked up there when offline mode is o
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-import json
-import os
 import sys
 import urllib.error
 import urllib.request
@@ -16,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from cos_core import assets
+from cos_core.checkpoint_files import weight_files
 from cos_core.errors import InputError, MissingError
 from cos_core.extras import install
 from cos_core.jsonl import utf8
+from cos_core.text import one_line
 
 MINIATURE = "miniature"
 
@@ -54,7 +55,7 @@ def resolve(model: str | Path, *, pickles: bool = False) -> str:
     name = str(model)
     if name == MINIATURE:
         return str(assets.miniature_checkpoint())
-    if Path(name).is_dir():
+    if _is_folder(name):
         return name
     folder = _resolved.get((name, pickles))
     if folder is None or not Path(folder).is_dir():
@@ -65,7 +66,7 @@ def resolve(model: str | Path, *, pickles: bool = False) -> str:
 def local(model: str | Path) -> str | None:
     """The local folder of a model argument where it is here already, a hub id's newest cached copy included; else None."""
     name = str(model)
-    if name == MINIATURE or Path(name).is_dir():
+    if name == MINIATURE or _is_folder(name):
         return resolve(name)
     if (name, False) in _resolved:
         return _resolved[name, False]
@@ -127,6 +128,8 @@ def _downloaded(name: str, pickles: bool) -> str:
         needs = f"a model from the hub needs the extra 'model': {install('model')}"
         raise MissingError(f"there is no folder {name}, and {needs} ({error})") from None
     repository, _ = _parts(name)
+    if "/" not in repository and _meant(repository):
+        raise InputError(f"there is no folder {name}{_meant(repository)}")
     if huggingface_hub.is_offline_mode() or not _answers(huggingface_hub.hf_hub_url(repository, "config.json")):
         return _snapshot(name, pickles, local_only=True)
     return _snapshot(name, pickles, local_only=False)
@@ -148,12 +151,15 @@ def _snapshot(name: str, pickles: bool, local_only: bool) -> str:
     except errors.GatedRepoError:
         raise MissingError(f"the model {name} is gated: accept its terms on the hub and log in (hf auth login)") from None
     except errors.RepositoryNotFoundError:
-        raise InputError(f"there is no folder {name}, and no model of that name on the hub (or it is private)") from None
+        raise InputError(
+            f"there is no folder {name}{_meant(name)}, and no model of that name on the hub (or it is private)"
+        ) from None
     except errors.RevisionNotFoundError:
         raise InputError(f"the model {repository} has no revision {revision!r}") from None
     except errors.LocalEntryNotFoundError:
         why = "offline mode is on" if huggingface_hub.is_offline_mode() else "the model hub cannot be reached"
-        raise MissingError(f"there is no folder {name}, and {why}; give a folder, or download it first") from None
+        advice = f"download it where there is a network: hf download {name.replace('@', ' --revision ')}"
+        raise MissingError(f"there is no folder {name}{_meant(name)}, and {why}; give a folder, or {advice}") from None
     except (errors.HfHubHTTPError, OSError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MissingError(f"the model {name} could not be downloaded: {first}") from None
@@ -180,8 +186,20 @@ def _parts(name: str) -> tuple[str, str | None]:
     except HFValidationError:
         repository = ""
     if not repository or name.startswith((".", "/", "~")) or repository.count("/") > 1:
-        raise InputError(f"there is no folder {name}, and it is no hub id (owner/name) either")
+        raise InputError(f"there is no folder {one_line(name)}{_meant(name)}, and it is no hub id (owner/name) either")
     return repository, revision or None
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):  # longer than a name can be, or with a NUL in it
+        return False
+
+
+def _meant(name: str) -> str:
+    """A question behind a name that is nearly that of the shipped model; what has a slash is something else."""
+    return f" (did you mean {MINIATURE!r}?)" if difflib.get_close_matches(name.lower(), [MINIATURE], cutoff=0.7) else ""
 
 
 def _answers(url: str) -> bool:
@@ -205,7 +223,7 @@ def _lacking(folder: Path) -> str | None:
         whole = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
         return None if whole else "weights (safetensors)"
     try:
-        files = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return index.name
-    return next((name for name in files if not os.path.lexists(folder / name) or not (folder / name).exists()), None)
+        weight_files(folder)
+    except InputError as error:
+        return f"some of its weights ({error})"
+    return None

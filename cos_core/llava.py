@@ -12,14 +12,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cos_core import hub
+from cos_core import hub, pretrained
 from cos_core.encoding import Encoded, encode
 from cos_core.errors import InputError, MissingError
 from cos_core.extras import install
 from cos_core.geometry import SquarePad
 from cos_core.images import square_pad
+from cos_core.layout.check import check
 from cos_core.memory import is_out_of_memory
 from cos_core.prompts import Profile, checkpoint_profile
+from cos_core.text import one_line
 from cos_core.types import Turn
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ class Llava:
     fill: tuple[int, int, int]
     name: str
     fingerprint: str
+    unspoken: tuple[int, ...] = ()
+    """Rows of the vocabulary that no answer can hold; see `unspoken_rows`."""
 
     @property
     def device(self) -> torch.device:
@@ -95,10 +99,12 @@ def load(
 
     `device`: "auto" takes a CUDA GPU when there is one; `dtype`: see `dtype_name`; `attention`: an
     attention implementation name known to `transformers`. Raises MissingError without torch or transformers, InputError for a
-    checkpoint that cannot be read, is not LLaVA, or lacks weights.
+    checkpoint that cannot be read, is not LLaVA-1.5, or lacks weights.
     """
-    target, kind = placement(device, dtype)
     where = hub.resolve(model)
+    # Before anything large is imported: what is no LLaVA-1.5 is said at once.
+    check(where)
+    target, kind = placement(device, dtype)
     try:
         net = read_network(where, dtype=kind, device=None if target.type == "cpu" else target, attention=attention)
     except (RuntimeError, MemoryError) as error:
@@ -127,11 +133,8 @@ def read_network(
     cannot be read, is not LLaVA or lacks weights; what says that memory ran out is let through (see memory.py).
     """
     import torch
-    import transformers
-    from safetensors import SafetensorError
 
-    check_folder(where)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
     if device is not None:
         if find_spec("accelerate") is None:
             raise MissingError(f"loading to a GPU needs the package 'accelerate': {install('model')}")
@@ -139,27 +142,17 @@ def read_network(
         options["device_map"] = {"": torch.device(device.type, index)}
     if quantization is not None:
         options["quantization_config"] = quantization
-    try:
-        net, info = transformers.LlavaForConditionalGeneration.from_pretrained(
-            where, dtype=dtype, attn_implementation=attention, use_safetensors=True, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise InputError(f"cannot load the checkpoint {where}: {first_line(error)}") from None
+    net, info = pretrained.network(where, **options)
     check_complete(where, info)
-    return net.eval()
+    return net
 
 
 def equipped(net: Any, where: str, *, name: str, profile: str | Profile | None = None) -> Llava:
     """A network with its checkpoint folder's tokenizer, processor and profile. Raises InputError when they cannot be read."""
-    import transformers
-
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where)
-        processor = transformers.AutoImageProcessor.from_pretrained(where, backend="pil")
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"cannot load the checkpoint {where}: {first_line(error)}") from None
+    tokenizer, processor = pretrained.tokenizer(where), pretrained.image_processor(where)
+    rows = int(net.config.text_config.vocab_size)
+    check_tokens(where, tokenizer, rows)
+    fill = check_pictures(where, processor, int(net.config.vision_config.image_size))
     return Llava(
         model=net,
         tokenizer=tokenizer,
@@ -167,9 +160,10 @@ def equipped(net: Any, where: str, *, name: str, profile: str | Profile | None =
         profile=profile if isinstance(profile, Profile) else checkpoint_profile(where, profile),
         image_token_id=int(net.config.image_token_id),
         image_tokens=image_tokens_of(net.config),
-        fill=padding_colour(processor),
+        fill=fill,
         name=name,
         fingerprint=hub.fingerprint(where),
+        unspoken=unspoken_rows(tokenizer, int(net.config.image_token_id), rows),
     )
 
 
@@ -188,18 +182,15 @@ class Encoder:
 
 def encoder(folder: str) -> Encoder:
     """The encoder of a checkpoint's folder. Raises MissingError without transformers, InputError for what is no LLaVA."""
-    check_folder(folder)
+    check(folder)
     try:
-        import transformers
+        import transformers  # noqa: F401
     except ImportError as error:
         raise MissingError(f"reading a tokenizer needs the extra 'model': {install('model')} ({error})") from None
     quiet_libraries()
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        return Encoder(tokenizer, int(config.image_token_id), image_tokens_of(config))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"cannot read the tokenizer and the settings of {folder}: {first_line(error)}") from None
+    config, tokenizer = pretrained.configuration(folder), pretrained.tokenizer(folder)
+    check_tokens(folder, tokenizer, int(config.text_config.vocab_size))
+    return Encoder(tokenizer, int(config.image_token_id), image_tokens_of(config))
 
 
 def quiet_libraries() -> None:
@@ -232,10 +223,44 @@ def placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     return target, kind
 
 
-def check_folder(where: str) -> None:
-    """Raises InputError for a folder that is no checkpoint."""
-    if not (Path(where) / "config.json").is_file():
-        raise InputError(f"{where} is not a checkpoint: it has no config.json")
+def check_tokens(where: str, tokenizer: Any, rows: int) -> None:
+    """Raises InputError for a tokenizer that has tokens beyond the `rows` of the embedding."""
+    with pretrained.reading(where):
+        token, number = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
+    if number >= rows:
+        raise InputError(
+            f"cannot load the checkpoint {where}: its tokenizer gives {one_line(token, 60)!r} the id {number}, and the "
+            f"vocabulary has {rows} rows; is it the tokenizer of another model?"
+        )
+
+
+def unspoken_rows(tokenizer: Any, image_token_id: int, rows: int) -> tuple[int, ...]:
+    """The rows of a vocabulary that stand for no text: the picture's mark, and what pads the vocabulary beyond the tokenizer.
+
+    An original checkpoint has none of them. They are there in the layout of `transformers`, trained or copied from others, and
+    an answer that holds one has no text: it is never generated, and takes no share of the probability in training.
+    """
+    spoken = set(tokenizer.get_vocab().values()) - {image_token_id}
+    return tuple(row for row in range(rows) if row not in spoken)
+
+
+def check_pictures(where: str, image_processor: Any, side: int) -> tuple[int, int, int]:
+    """The colour that pads pictures. Raises InputError for a processor whose pictures are not `side` pixels wide and high."""
+    from PIL import Image
+
+    with pretrained.reading(where):
+        fill = padding_colour(image_processor)
+        made = square_side(image_processor)
+        if made is None:
+            shape = tuple(processed(image_processor, [Image.new("RGB", (3, 2))], fill).shape)
+        else:
+            shape = (1, 3, made, made)
+    if shape != (1, 3, side, side):
+        raise InputError(
+            f"cannot load the checkpoint {where}: its image processor makes pictures of the shape {list(shape)}, and the "
+            f"vision tower takes {[1, 3, side, side]}"
+        )
+    return fill
 
 
 def check_complete(where: str, info: Mapping[str, Any]) -> None:

@@ -15,11 +15,13 @@ from typing import Any, Literal, get_args
 
 from cos_core import assets
 from cos_core.errors import InputError
-from cos_core.jsonl import decode
-from cos_core.text import read_text
+from cos_core.jsonl import decode, why
+from cos_core.text import one_line, read_text
 from cos_core.types import ImageSlot, Turn
 
 PROFILE_FILE = "cos_profile.json"
+MAX_PROFILE_BYTES = 2**20
+"""A wording is a page of text; what is longer is taken for something else."""
 DIALOGUE_VERSION = 1
 """Raised by hand when the same settings show a model something else than before: the turns of `dialogue`, the text of a box and
 how it is read, where a crop is cut, the boxes of the shipped policies. Part of every fingerprint; tests/test_fingerprints.py
@@ -72,6 +74,8 @@ class Profile:
     suffix: Literal["inside", "after"] = "inside"
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_kind(f"profile {one_line(self.name)!r}", field.name, getattr(self, field.name))
         for key in ("plain", "inst1", "inst1_all", "inst1_image", "inst2"):
             if getattr(self, key).count("{image}") != 1:
                 raise InputError(f"profile {self.name!r}: {key} must hold {{image}} exactly once")
@@ -102,6 +106,18 @@ class Profile:
             raise InputError(f"{where}: {error}") from None
 
 
+def _check_kind(where: str, key: str, value: object) -> None:
+    """Raises InputError for a value of another kind than the setting's, a text of whole characters in most cases."""
+    kinds: dict[str, type] = {"box_decimals": int, "box_pad_zeros": bool, "box_step": float}
+    wanted = kinds.get(key, str)
+    fits = isinstance(value, wanted) or (key == "box_step" and (value is None or type(value) is int))
+    if not fits or (wanted is int and isinstance(value, bool)):
+        named = {str: "a text", int: "a whole number", bool: "true or false", float: "a number"}[wanted]
+        raise InputError(f"{where}: {key} must be {named}, got {one_line(repr(value), 60)}")
+    if isinstance(value, str) and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        raise InputError(f"{where}: {key} holds half a character, which is no text")
+
+
 def profile_names() -> list[str]:
     """Names of the shipped profiles, sorted."""
     return assets.profile_names()
@@ -114,10 +130,11 @@ def load_profile(name: str) -> Profile:
         if name not in profile_names():
             raise InputError(f"no profile is called {name!r}; there are: {', '.join(profile_names())}")
         path = assets.template("prompts", f"{name}.toml")
+    text = read_text(path, MAX_PROFILE_BYTES)
     try:
-        data = decode(path.read_bytes()) if path.suffix == ".json" else tomllib.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"the profile {path} cannot be read: {error}") from None
+        data = decode(text.encode()) if path.suffix == ".json" else tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the profile {path} cannot be read: {why(error)}") from None
     if not isinstance(data, dict):
         raise InputError(f"the profile {path} is not a table of settings")
     return Profile.from_json(data, str(path))

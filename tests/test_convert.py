@@ -25,7 +25,7 @@ from cos_core.images import crop_region, open_image
 from cos_core.infer.passes import Setting, TwoPass
 from cos_core.interfaces import Reply, Request
 from cos_core.plug import load as plugin
-from cos_core.prompts import load_profile
+from cos_core.prompts import dialogue, load_profile, text_dialogue
 from cos_core.types import Example
 
 GOLDEN = Path(__file__).parent / "golden" / "original"
@@ -192,6 +192,50 @@ def test_every_layout_gives_the_same_weights(layout: str, main: Path, tmp_path: 
     assert one.keys() == other.keys()
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
     assert any("ignored, as in the original" in note for note in notes) == layout.endswith("tower")
+
+
+def test_the_row_of_the_image_mark_takes_no_probability(main: Path, loaded: llava.Llava) -> None:
+    """The original has no such row: its loss is the cross-entropy over the others, and the converted one's is equal to it."""
+    from cos_core.training import loss
+
+    spare = llava.load(main, device="cpu", dtype="float32")
+    assert spare.unspoken == (loaded.image_token_id,)
+    loss.leave_out(spare.model, spare.unspoken)
+    for case in expected("c_logits.json"):
+        ids = torch.tensor([[t for t in case["input_ids"] if t != -200]])
+        logits = loaded.model(input_ids=ids).logits[0, :-1, : loaded.image_token_id]
+        original = torch.nn.functional.cross_entropy(logits, ids[0, 1:])
+        made = spare.model(input_ids=ids, labels=ids).loss
+        assert abs(float(made - original)) <= 1e-6
+        assert float(loaded.model(input_ids=ids, labels=ids).loss - original) > 1e-5, "the row was worth nothing"
+    spare.model.zero_grad()
+    made.backward()
+    row = spare.model.lm_head.weight.grad[loaded.image_token_id]
+    assert torch.equal(row, torch.zeros_like(row))
+
+
+@pytest.mark.parametrize("way", ["freely", "grammar"])
+def test_what_is_no_number_is_that_questions_failure(loaded: llava.Llava, way: str) -> None:
+    """And the image mark is never written, even where its row is the likeliest of all; the original writes `<unk>` there."""
+    from copy import deepcopy
+
+    from cos_core.boxtext import BoxGrammar
+
+    turns = dialogue(RELEASED, "what?", chain=False)
+    grammar = BoxGrammar(RELEASED) if way == "grammar" else None
+    asked = [Request(turns, {"full": Image.new("RGB", (40, 30), colour)}, 4, grammar=grammar) for colour in ("red", "blue")]
+    model = deepcopy(loaded)
+    with torch.no_grad():
+        model.model.lm_head.weight[0] = 30 * model.model.lm_head.weight[0]
+        model.model.lm_head.weight[loaded.image_token_id] = model.model.lm_head.weight[0] * (1 + 1e-3)
+    replies = HfEngine(model, kv_budget=2**26).generate(asked)
+    assert all(reply.error is None and loaded.image_token_id not in reply.ids for reply in replies)
+    with torch.no_grad():
+        model.model.model.multi_modal_projector.linear_1.weight.fill_(float("nan"))
+    plain = Request(text_dialogue([("what?", "")])[:1], {}, 4, grammar=grammar)
+    replies = HfEngine(model, kv_budget=2**26).generate([*asked, plain])
+    assert [reply.error is None for reply in replies] == [False, False, True]
+    assert all("not a number" in str(reply.error) for reply in replies[:2])
 
 
 def test_what_a_conversion_says(tmp_path: Path) -> None:

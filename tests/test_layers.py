@@ -52,6 +52,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "folders",
         "formats",
         "text",
+        "checkpoint_files",
         "extras",
         "screen",
     ),
@@ -71,6 +72,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "convert",
         "checkpoints",
         "layout",
+        "pretrained",
     ),
     3: ("detectors", "backbones", "policies", "engines", "benchmarks", "runners"),
     4: ("annotate", "training", "infer", "evaluate", "visualize", "miniature", "doctor"),
@@ -86,6 +88,7 @@ WITH_TORCH = (
     "llava",
     "memory",
     "convert",
+    "pretrained",
     "layout",
     "backbones",
     "engines.hf",
@@ -304,11 +307,7 @@ def test_the_model_without_torch_is_one_sentence(tmp_path: Path) -> None:
 
     picture = tmp_path / "photo.png"
     Image.new("RGB", (40, 30), "red").save(picture)
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text('{"model_type": "llava"}', encoding="utf-8")
-    (model / "preprocessor_config.json").write_text("{}", encoding="utf-8")
-    done = without_torch("infer", "--model", model, "--image", picture, "--question", "What colour?")
+    done = without_torch("infer", "--model", "miniature", "--image", picture, "--question", "What colour?")
     assert done.returncode == 4, done.stderr
     assert done.stdout == ""
     assert "[model]" in done.stderr

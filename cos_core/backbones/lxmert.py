@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from cos_core import answers, coattention, hub, llava, memory, plug
+from cos_core import answers, checkpoint_files, coattention, hub, llava, memory, plug, pretrained
 from cos_core.errors import InputError, MissingError
 from cos_core.interfaces import Detector, Relevance
 from cos_core.jsonl import decode
@@ -222,21 +222,22 @@ class Labels:
 def _loaded(model: str, device: str, dtype: str) -> tuple[Any, Any]:
     """(model with frozen weights in eval mode, tokenizer)."""
     target, kind = llava.placement(device, dtype)
-    llava.check_folder(model)
+    config = checkpoint_files.settings(Path(model), checkpoint_files.CONFIG)
+    if config is None:
+        raise InputError(f"{model} is not a checkpoint: it has no config.json")
+    if (kind_of_model := config.get("model_type")) != "lxmert":
+        raise InputError(f"the backbone 'lxmert' needs an LXMERT checkpoint, and {model} is of the kind {kind_of_model!r}")
+    checkpoint_files.look_over(Path(model))
     import transformers
 
     try:
-        kind_of_model = transformers.AutoConfig.from_pretrained(model).model_type
-        if kind_of_model != "lxmert":
-            raise InputError(f"the backbone 'lxmert' needs an LXMERT checkpoint, and {model} is of the kind {kind_of_model!r}")
-        net, info = transformers.LxmertForQuestionAnswering.from_pretrained(
-            model, dtype=kind, attn_implementation="eager", weights_only=True, output_loading_info=True
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+        with pretrained.reading(model, passed=(pickle.UnpicklingError,)):
+            net, info = transformers.LxmertForQuestionAnswering.from_pretrained(
+                model, dtype=kind, attn_implementation="eager", weights_only=True, output_loading_info=True
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     except pickle.UnpicklingError:
         raise InputError(f"the weights of {model} hold more than tensors, which could run code; nothing was loaded") from None
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"cannot load the LXMERT checkpoint {model}: {llava.first_line(error)}") from None
     llava.check_complete(model, info)
     return net.to(target).eval().requires_grad_(False), tokenizer
 

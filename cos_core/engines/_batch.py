@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -66,11 +67,13 @@ class Job:
     cached: int = 0
     heard: int = 0
     done: bool = False
+    failure: str | None = None
+    """Why it has no answer, although it was run."""
 
     def restart(self) -> None:
         """As it was before anything ran: nothing generated, no hold on a stored prefix."""
         self.ids, self.margins = self.ids[: self.given], self.margins[: self.given]
-        self.pending, self.steps, self.cached, self.done = [], 0, 0, False
+        self.pending, self.steps, self.cached, self.done, self.failure = [], 0, 0, False, None
         self.row.match = Match()
 
     @property
@@ -134,11 +137,16 @@ def usual_budget(device: torch.device) -> int:
     return int(0.7 * room) if device.type == "cuda" else max(2**28, room // 4)
 
 
+NOT_FINITE = (-1, math.nan)
+"""Instead of a token and its lead: the model's numbers are NaN or infinite."""
+
+
 def choices(rows: Sequence[Job], logits: torch.Tensor) -> list[tuple[int, float] | None]:
     """For each unfinished row its next token and the lead of that token's logit over the second; `logits` (rows, vocabulary).
 
     Of a row with a grammar, the likeliest that the grammar lets through. All that is needed comes from the device in one
-    transfer, whatever the number of rows: each one waits for everything that the device was given before.
+    transfer, whatever the number of rows: each one waits for everything that the device was given before. A row whose highest
+    logit is no finite number, as a NaN among them is, gets NOT_FINITE: nothing can be chosen there.
     """
     tables: dict[int | None, tuple[torch.Tensor, torch.Tensor]] = {}
     for job in rows:
@@ -160,9 +168,12 @@ def choices(rows: Sequence[Job], logits: torch.Tensor) -> list[tuple[int, float]
             found.append(None)
         elif job.grammar is None:
             (best,), (first, second) = (numbers[place] for numbers in told[None])
-            found.append((int(best), first - second))
+            found.append((int(best), first - second) if math.isfinite(first) else NOT_FINITE)
         else:
             ordered, order = (numbers[place] for numbers in told[id(job.grammar)])
+            if not ordered or not math.isfinite(ordered[0]):
+                found.append(NOT_FINITE)
+                continue
             found.append(job.grammar.choose(job.ids, [int(i) for i in order], ordered))
     return found
 

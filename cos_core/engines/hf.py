@@ -27,6 +27,7 @@ from cos_core import llava as loader
 from cos_core.encoding import detokenize
 from cos_core.engines._attention import cpu_attention
 from cos_core.engines._batch import (
+    NOT_FINITE,
     Job,
     Row,
     State,
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 WORTH_SHARING = 16
 """Fewer common tokens than this are not computed apart for the questions of one picture."""
 
+_NOT_FINITE = "the model's output is not a number (NaN or overflow): its weights are damaged, or too large to compute with"
+
 PREFILL_TOKENS = (1024, 4096)
 """Positions that are computed at once at most, on a CPU and on a GPU, save for one longer dialogue: what bounds activations."""
 
@@ -74,7 +77,9 @@ class HfEngine:
     ) -> None:
         self.llava = llava
         self._stop = stop_ids(llava)
+        self._unspoken = torch.tensor(llava.unspoken, device=llava.device) if llava.unspoken else None
         text = llava.model.config.get_text_config()
+        self._rows = int(text.vocab_size)
         self._context = llava.context
         self._layers = int(text.num_hidden_layers)
         self._heads = key_heads(text)
@@ -162,6 +167,8 @@ class HfEngine:
         images = tuple(request.images[slot] for slot in encoded.slots)
         numbers = tuple(self._features.number(image) for image in images)
         ids = np.array([*encoded.ids, *given], dtype=np.int64)
+        if ids.max(initial=0) >= self._rows:
+            raise InputError(f"the tokenizer gives the id {ids.max()}, and the model's vocabulary has {self._rows} rows")
         keys = ids.copy()
         keys[ids == self.llava.image_token_id] = np.repeat([-1 - n for n in numbers], self.llava.image_tokens)
         job = Job(place, request, encoded, Row(ids, keys, images, numbers, Match()), grammar, len(given), list(given))
@@ -206,6 +213,8 @@ class HfEngine:
             return memory.reason(error)
 
     def _reply(self, job: Job) -> Reply:
+        if job.failure is not None:
+            return Reply("", tokens_in=len(job.encoded), steps=job.steps, error=job.failure)
         finished = job.grammar.complete(job.ids) if job.grammar else bool(job.ids) and job.ids[-1] in self._stop
         return Reply(
             self._text(job).strip(),
@@ -295,6 +304,9 @@ class HfEngine:
                 continue
             job.steps += 1
             token, lead = chosen
+            if chosen is NOT_FINITE:
+                job.failure, job.done = f"{_NOT_FINITE} in {str(self.llava.model.dtype).removeprefix('torch.')}", True
+                continue
             forced = job.grammar.forced([*job.ids, token]) if job.grammar else []
             room = job.request.max_new_tokens - len(job.ids)
             job.pending = [token, *forced][:room]
@@ -359,11 +371,11 @@ class HfEngine:
         state.logits = self._forward(state.cache, state.mask, state.positions, input_ids=ids.to(state.mask.device))
 
     def _forward(self, cache: Any, mask: torch.Tensor, positions: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
-        """Logits behind each row, (rows, vocabulary)."""
+        """Logits behind each row, (rows, vocabulary); what no answer can hold is minus infinity."""
         logits: torch.Tensor = self.llava.model(
             **inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
         ).logits[:, -1]
-        return logits
+        return logits if self._unspoken is None else logits.index_fill_(-1, self._unspoken, -math.inf)
 
     def _keep(self, state: State, place: int, row: Row, keys: np.ndarray) -> None:
         """Stores what the row has computed, so that a later one that begins alike continues it."""

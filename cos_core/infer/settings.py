@@ -169,7 +169,7 @@ def setting(config: InferConfig) -> Setting:
     """Resolves policy, profile and padding colour. Raises InputError for an unknown policy or profile."""
     policy, profile, folder = _policy(config.roi), resolved_profile(config), checkpoint_folder(config)
     if folder is not None and config.engine == "hf":
-        llava.check_folder(folder)
+        llava.check(folder)
     # A served model that is no folder here says nothing of its pictures; LLaVA's own colour is assumed for it.
     fill = FILL if folder is None else fill_of(folder)
     settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in NOT_IN_FINGERPRINT}

@@ -13,13 +13,16 @@ _PLACES = (
     ("model.language_model.", "language_model.model."),
     ("model.vision_tower.vision_model.", "vision_tower.vision_model."),
     ("model.vision_tower.", "vision_tower.vision_model."),
+    # As `transformers` 5 itself writes them.
+    ("vision_tower.vision_model.", "vision_tower.vision_model."),
+    ("vision_tower.", "vision_tower.vision_model."),
     ("model.multi_modal_projector.", "multi_modal_projector."),
     ("lm_head.", "language_model.lm_head."),
 )
 
 
 def hub_name(name: str) -> str:
-    """The hub's name of a weight of `LlavaForConditionalGeneration` with a CLIP tower; other names as they are."""
+    """The hub's name of a weight of `LlavaForConditionalGeneration` with a CLIP tower, in memory or in a file."""
     for mine, theirs in _PLACES:
         if name.startswith(mine):
             return theirs + name.removeprefix(mine)

@@ -28,7 +28,7 @@ def load(config: TrainConfig, device: Any = None, last: Path | None = None) -> L
     import torch
 
     from cos_core import llava
-    from cos_core.training import adapters
+    from cos_core.training import adapters, loss
 
     where = hub.resolve(config.model)
     whole = last is not None and config.lora is None and config.deepspeed is None
@@ -40,6 +40,7 @@ def load(config: TrainConfig, device: Any = None, last: Path | None = None) -> L
         quantization=adapters.four_bits(config) if config.qlora else None,
     )
     loaded = llava.equipped(network, where, name=config.model, profile=config.profile)
+    loss.leave_out(network, loaded.unspoken)
     if config.lora is not None:
         return replace(loaded, model=adapters.adapt(loaded, config))
     freeze(loaded, config.train_projector)

@@ -112,27 +112,21 @@ class Light:
 
 def light(config: TrainConfig, policy: Policy) -> Light:
     """The recipe under the checkpoint's own tokenizer and processor. Raises InputError when they cannot be read."""
-    import transformers
-
-    from cos_core.llava import image_tokens_of, padding_colour, quiet_libraries
+    from cos_core import pretrained
+    from cos_core.llava import check_pictures, check_tokens, image_tokens_of, quiet_libraries
 
     where = hub.resolve(config.model)
     quiet_libraries()
-    try:
-        settings = transformers.AutoConfig.from_pretrained(where)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where)
-        processor = transformers.AutoImageProcessor.from_pretrained(where, backend="pil")
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"cannot load the checkpoint {where}: {str(error).strip().splitlines()[0]}") from None
-    if settings.model_type != "llava":
-        raise InputError(f"{where} is no LLaVA-1.5 checkpoint, but {settings.model_type!r}")
+    settings, tokenizer = pretrained.configuration(where), pretrained.tokenizer(where)
+    check_tokens(where, tokenizer, int(settings.text_config.vocab_size))
+    fill = check_pictures(where, pretrained.image_processor(where), int(settings.vision_config.image_size))
     recipe = Recipe(
         policy=policy,
         profile=checkpoint_profile(where, config.profile),
         tokenizer=tokenizer,
         image_token_id=int(settings.image_token_id),
         image_tokens=image_tokens_of(settings),
-        fill=padding_colour(processor),
+        fill=fill,
         images=config.images,
         seed=config.seed,
         max_length=config.max_length,

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cos_core import __version__, folders, hub, layout, manifest
+from cos_core import __version__, folders, hub, layout, manifest, pretrained
 from cos_core.checkpoints import ANNOTATOR_FILE
 from cos_core.datasets import paths_of
 from cos_core.jsonl import sync_folder
@@ -60,11 +60,9 @@ def save_checkpoint(llava: Llava, weights: dict[str, Any], config: TrainConfig, 
 
 def _write(staging: Path, llava: Llava, weights: dict[str, Any], config: TrainConfig) -> list[str]:
     import torch
-    from transformers import LlavaForConditionalGeneration
 
     where = hub.resolve(config.model)
-    kept = stored_dtype(where)
-    model = LlavaForConditionalGeneration.from_pretrained(where, dtype=kept, use_safetensors=True)
+    model, _ = pretrained.network(where, dtype=stored_dtype(where))
     if config.lora is not None:
         model = adapters.merge(model, weights, config, staging / adapters.FOLDER)
     else:
@@ -118,6 +116,5 @@ def _move(staging: Path, out: Path) -> None:
 def stored_dtype(where: str) -> Any:
     """The number type that a checkpoint's configuration names; float32 when it names none."""
     import torch
-    from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(where).dtype or torch.float32
+    return pretrained.configuration(where).dtype or torch.float32

@@ -209,7 +209,10 @@ class Watch(TrainerCallback):
         """Stops the run, with its samples named, on a loss that teaches nothing or gradients that have burst."""
         wrong = None
         if not math.isfinite(loss):
-            wrong = f"the loss became {loss} at step {step}; lower the learning rate or look at the data"
+            todo = "lower the learning rate or look at the data"
+            if step <= 1:
+                todo = "nothing was learnt before it, so look at the start checkpoint's weights, then at the data"
+            wrong = f"the loss became {loss} at step {step}; {todo}"
         elif loss == 0.0:
             wrong = f"the loss is exactly 0 at step {step}, so nothing is learnt; look at the labels"
         self._bad_norms = self._bad_norms + 1 if norm is not None and not math.isfinite(norm) else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import struct
 from collections.abc import Callable
@@ -18,11 +19,19 @@ CONFIG = {
 }
 
 
+def _shipped(folder: Path) -> Path:
+    """A copy of the shipped checkpoint."""
+    model = folder / "model"
+    model.mkdir()
+    for path in assets.miniature_checkpoint().iterdir():
+        if path.is_file():
+            (model / path.name).write_bytes(path.read_bytes())
+    return model
+
+
 def _info(make: Callable[[Path], object]) -> Arguments:
     def arguments(world: World, folder: Path) -> list[Any]:
-        model = folder / "model"
-        put(model / "config.json", CONFIG)
-        make(model)
+        make(model := _shipped(folder))
         return ["model", "info", model]
 
     return arguments
@@ -36,12 +45,7 @@ def _infer(make: Callable[[Path], object]) -> Arguments:
     """The shipped checkpoint with one thing changed, for a model that is really loaded."""
 
     def arguments(world: World, folder: Path) -> list[Any]:
-        model = folder / "model"
-        model.mkdir()
-        for path in assets.miniature_checkpoint().iterdir():
-            if path.is_file():
-                (model / path.name).write_bytes(path.read_bytes())
-        make(model)
+        make(model := _shipped(folder))
         return ["infer", "--model", model, "--image", world.images / "a.png", "--question", "what?", "--device", "cpu"]
 
     return arguments
@@ -69,12 +73,26 @@ def _swap_weights(model: Path) -> None:
     put(model / "pytorch_model.bin", pickle.dumps(Trap(model.parent / "trapped")))
 
 
+def _more_tokens(model: Path) -> None:
+    data = json.loads((model / "tokenizer.json").read_bytes())
+    data["model"]["vocab"]["beyond"] = 10**6
+    put(model / "tokenizer.json", data)
+
+
+def _nan_weights(model: Path) -> None:
+    """Every number behind the table is a NaN."""
+    data = (model / "model.safetensors").read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    put(model / "model.safetensors", data[:end] + b"\xff" * (len(data) - end))
+
+
 INFO: list[tuple[str, Callable[[Path], object], str]] = [
     ("settings that are empty", lambda m: put(m / "config.json", b""), "cannot be read"),
-    ("settings that are a list", lambda m: put(m / "config.json", []), "not in the transformers layout"),
+    ("settings that are a list", lambda m: put(m / "config.json", []), "not an object of settings"),
     ("settings nested too deeply", lambda m: put(m / "config.json", "[" * 100_000), "nested too deeply"),
     ("settings in UTF-16", lambda m: put(m / "config.json", "{}".encode("utf-16")), "not UTF-8"),
-    ("settings of another model", lambda m: put(m / "config.json", {"model_type": "llama"}), "not in the transformers layout"),
+    ("settings of LLaVA-NeXT", lambda m: put(m / "config.json", {"model_type": "llava_next", "vision_config": {}}), "llava_next: not usable by cos"),
+    ("settings of another model", lambda m: put(m / "config.json", {"model_type": "llama"}), "sees no pictures"),
     ("settings of an original", lambda m: put(m / "config.json", {"mm_hidden_size": 1}), "cos model convert"),
     ("no vision settings", lambda m: put(m / "config.json", {"text_config": {}}), "not in the transformers layout"),
     ("text settings that are a list", lambda m: put(m / "config.json", {**CONFIG, "text_config": []}), "not in the transformers layout"),
@@ -93,16 +111,18 @@ INFO: list[tuple[str, Callable[[Path], object], str]] = [
 ]  # fmt: skip
 CONVERT: list[tuple[str, Callable[[Path, Path], object], str]] = [
     ("no weights", lambda s, f: None, "holds a projector or an adapter only"),
-    ("settings that are a list", lambda s, f: put(s / "config.json", []), "is not a JSON object"),
-    ("no tokenizer", lambda s, f: [put(s / "pytorch_model.bin", b""), (s / "tokenizer.json").unlink()], "cannot be converted"),
+    ("settings that are a list", lambda s, f: put(s / "config.json", []), "is not an object of settings"),
+    ("no tokenizer", lambda s, f: [put(s / "pytorch_model.bin", b""), (s / "tokenizer.json").unlink()], "cannot load the checkpoint"),
     ("empty weights", lambda s, f: put(s / "pytorch_model.bin", b""), "cannot be read safely"),
     ("a pickle that would run", lambda s, f: put(s / "pytorch_model.bin", pickle.dumps(Trap(f / "trapped"))), "cannot be read safely"),
     ("weights of noise", lambda s, f: put(s / "model.safetensors", b"\xff" * 99), "cannot be converted"),
 ]  # fmt: skip
 LOADED: list[tuple[str, Callable[[Path], object], str]] = [
     ("a pickle for weights", _swap_weights, "cannot load the checkpoint"),
-    ("weights cut off", lambda m: put(m / "model.safetensors", (m / "model.safetensors").read_bytes()[:5000]), "cannot load"),
-    ("a tokenizer of noise", lambda m: put(m / "tokenizer.json", b"noise"), "cannot load the checkpoint"),
+    ("weights cut off", lambda m: put(m / "model.safetensors", (m / "model.safetensors").read_bytes()[:-5000]), "cut off"),
+    ("a tokenizer of noise", lambda m: put(m / "tokenizer.json", b"noise"), "not valid JSON"),
+    ("another model's tokenizer", _more_tokens, "is it the tokenizer of another model?"),
+    ("weights of NaN", _nan_weights, "not a number (NaN or overflow)"),
     ("no tokenizer", lambda m: (m / "tokenizer.json").unlink(), "cannot load the checkpoint"),
 ]  # fmt: skip
 
