@@ -113,6 +113,7 @@ def annotate(
     workers: options.Workers = None,
     ray_address: options.RayAddress = None,
     ship_images: options.ShipImages = False,
+    follow_links: options.FollowLinks = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     config_file: settings.Config = None,
@@ -137,6 +138,7 @@ def annotate(
     config = AnnotateConfig(
         data=options.one_data_set(data),
         images=images,
+        follow_links=follow_links,
         model=model,
         out=out,
         backbone=backbone,

@@ -191,6 +191,9 @@ RayAddress = Annotated[
 ShipImages = Annotated[
     bool, typer.Option("--ship-images", help="Send the pictures along, for workers that do not see their folder.")
 ]
+FollowLinks = Annotated[
+    bool, typer.Option("--follow-links", help="Follow links out of the picture folder: you made them, not the data's author.")
+]
 Device = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1', ...")]
 Devices = Annotated[
     str, typer.Option(help="'auto' (every GPU, else the CPU), 'cpu', 'cuda:1', or several with commas: a model on each.")

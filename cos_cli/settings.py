@@ -160,10 +160,9 @@ def _as_given(parameter: Any, value: Any) -> Any:
     Raises what the parser raises.
     """
     if parameter.kind is Path:
-        if isinstance(value, list):
-            return [_as_given(parameter, each) for each in value]
-        path = str(Path(value).expanduser())
-        return [path] if parameter.many else path
+        several = isinstance(value, list)
+        paths = [str(Path(each).expanduser()) for each in (value if several else [value])]
+        return paths if several or parameter.many else paths[0]
     if parameter.parser is not None and not isinstance(value, list):
         parameter.parser(str(value))
         return str(value)

@@ -309,6 +309,7 @@ def export(
         typer.Option(help="The questions' file; needed by chain-of-spot and visual-cot.", show_default=False),
     ] = None,
     images: Images = None,
+    follow_links: options.FollowLinks = False,
     failures: Annotated[bool, typer.Option("--failures", help="With the failures (jsonl).")] = False,
     heats: Annotated[bool, typer.Option("--heats", help="With the relevance maps (jsonl).")] = False,
     max_failures: options.MaxFailures = None,
@@ -327,7 +328,7 @@ def export(
     from cos_core.formats.exchange import export as run
 
     with reporting(ctx.ensure_object(Session)) as reporter:
-        manifest = run(ExportConfig(store, out, format, data, images, failures, heats, max_failures), reporter)
+        manifest = run(ExportConfig(store, out, format, data, images, failures, heats, max_failures, follow_links), reporter)
         reporter.note(summary(manifest, out))
     if json:
         emit_json(manifest.to_json())
@@ -344,6 +345,7 @@ def import_(
         typer.Option(help="The questions' file; needed by chain-of-spot, else other ids are refused.", show_default=False),
     ] = None,
     images: Images = None,
+    follow_links: options.FollowLinks = False,
     questions: Annotated[Path | None, typer.Option(help="File for the questions that come along (visual-cot).")] = None,
     max_failures: options.MaxFailures = None,
     json: options.Json = False,
@@ -360,7 +362,7 @@ def import_(
     from cos_core.formats.exchange import ImportConfig, load
 
     with reporting(ctx.ensure_object(Session)) as reporter:
-        manifest = load(ImportConfig(source, out, format, data, images, questions, max_failures), reporter)
+        manifest = load(ImportConfig(source, out, format, data, images, questions, max_failures, follow_links), reporter)
         reporter.note(summary(manifest, out))
     if json:
         emit_json(manifest.to_json())

@@ -29,6 +29,7 @@ def train(
         ),
     ] = None,
     config: settings.Config = None,
+    follow_links: options.FollowLinks = False,
     policy: options.Policy = "from_single_question",
     profile: options.Profile = None,
     epochs: Annotated[int, typer.Option(min=1, max=bounds.BATCH, help="Passes over the data.")] = 1,
@@ -172,6 +173,7 @@ def train(
     job = TrainConfig(
         data=options.one_data_set(data),
         images=images,
+        follow_links=follow_links,
         model=model,
         out=out,
         store=store,

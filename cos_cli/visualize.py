@@ -78,6 +78,7 @@ def report(
     out: Annotated[Path, typer.Option(help="Page to write, .html.")],
     data: RunData = None,
     images: RunImages = None,
+    follow_links: options.FollowLinks = False,
     store: Annotated[
         Path | None,
         typer.Option(
@@ -119,7 +120,7 @@ def report(
 
     selection = Selection(flipped, wrong, fallback, min_area, question, sample, seed)
     with reporting(ctx.ensure_object(Session)) as reporter:
-        config = ReportConfig(tuple(runs), out, data, images, store, heat, cards, embed_mb, selection)
+        config = ReportConfig(tuple(runs), out, data, images, store, heat, cards, embed_mb, selection, follow_links)
         manifest = run(config, reporter)
         reporter.note(summary(manifest, out))
     if json:
@@ -134,6 +135,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="Contact sheet to write: .pdf (vector), .png or .webp; OUT.csv has the table.")],
     data: RunData = None,
     images: RunImages = None,
+    follow_links: options.FollowLinks = False,
     grid: Annotated[str, typer.Option(help="Columns x rows of a sheet.")] = "4x3",
     flipped: Flipped = False,
     wrong: Wrong = False,
@@ -161,7 +163,7 @@ def compare(
 
     selection = Selection(flipped, wrong, fallback, min_area, question, sample, seed)
     with reporting(ctx.ensure_object(Session)) as reporter:
-        manifest = run(CompareConfig(tuple(runs), out, data, images, grid, selection), reporter)
+        manifest = run(CompareConfig(tuple(runs), out, data, images, grid, selection, follow_links), reporter)
         reporter.note(summary(manifest, out))
     if json:
         emit_json(manifest.to_json())
@@ -183,6 +185,7 @@ def export(
     format: Annotated[Literal["coco", "fiftyone", "label-studio", "lmms-eval"], typer.Option(help="What reads it.")],
     data: RunData = None,
     images: RunImages = None,
+    follow_links: options.FollowLinks = False,
     image_prefix: Annotated[str, typer.Option(help="What stands before a picture's path in label-studio.")] = "",
     wrong: Wrong = False,
     fallback: Fallback = False,
@@ -207,7 +210,7 @@ def export(
 
     selection = Selection(False, wrong, fallback, min_area, question, sample, seed)
     with reporting(ctx.ensure_object(Session)) as reporter:
-        manifest = run(ExportConfig(source, out, format, data, images, image_prefix, selection), reporter)
+        manifest = run(ExportConfig(source, out, format, data, images, image_prefix, selection, follow_links), reporter)
         reporter.note(summary(manifest, out))
     if json:
         emit_json(manifest.to_json())
@@ -232,6 +235,7 @@ def overlay(
     images: Annotated[
         Path | None, typer.Option(help="Folder that the image paths in --predictions or --store start from.")
     ] = None,
+    follow_links: options.FollowLinks = False,
     data: Annotated[Path | None, typer.Option(help="The questions' file: adds the true answer and the gold region.")] = None,
     store: Annotated[
         Path | None,
@@ -299,6 +303,7 @@ def overlay(
         heat_frame=heat_frame,
         detector=detector,
         longest=longest,
+        follow_links=follow_links,
     )
     with reporting(ctx.ensure_object(Session)) as reporter:
         manifest = run(config, reporter)
@@ -326,6 +331,7 @@ def stats(
     images: Annotated[
         Path | None, typer.Option(help="Picture folder, for aspect ratios in pixels.", show_default="fractions of the picture")
     ] = None,
+    follow_links: options.FollowLinks = False,
     reference: Annotated[
         Path | None, typer.Option(help="Regions to measure against: a store, predictions, or questions with gold regions.")
     ] = None,
@@ -344,7 +350,9 @@ def stats(
     from cos_core.visualize.boxes import BoxStatsConfig, run
 
     with reporting(ctx.ensure_object(Session)) as reporter:
-        manifest = run(BoxStatsConfig(source=source, out=out, images=images, reference=reference), reporter)
+        manifest = run(
+            BoxStatsConfig(source=source, out=out, images=images, reference=reference, follow_links=follow_links), reporter
+        )
         reporter.note(summary(manifest, out))
     if json:
         emit_json(manifest.to_json())

@@ -8,29 +8,31 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
+from math import ceil, sqrt
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from cos_core.errors import InputError
+from cos_core.errors import InputError, TransientError
 from cos_core.geometry import Box, SquarePad
+from cos_core.jsonl import LFS_POINTER
+from cos_core.picture_files import ImageFile, Root, Shipped, check_file, image_path, read_file, shown, unreadable
 
 FILL = (122, 116, 104)
 """LLaVA's padding colour: 255 times the mean of the CLIP image normalisation, truncated (RGB, 0-255)."""
 
 MAX_PIXELS = 2**28 // 3 * 2
-"""Pictures with more pixels (about 179 million, 0.5 GiB as RGB) are refused; Pillow's own limit for an error."""
-MAX_FILE_BYTES = 2**29
+"""Pictures with more pixels (about 179 million, 0.7 GiB in Pillow's memory) are refused; Pillow's own limit for an error."""
+MAX_SIDE = 2**18
+"""Pictures with a longer side, in pixels, are refused; JPEG has at most 65,535, and no camera or scanner makes more."""
 
 # Formats whose readers run no other program and fetch nothing (EPS would start Ghostscript); JPEG brings MPO, and an older
 # Pillow may lack AVIF.
@@ -48,7 +50,6 @@ _DECODE_ERRORS = (
     OverflowError,
     NotImplementedError,
     ZeroDivisionError,
-    MemoryError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -64,72 +65,63 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _HEADER_LOCK = threading.Lock()
+T = TypeVar("T")
 
 
-def image_path(root: Path | None, relative: str) -> Path:
-    """The file that `relative` names under `root`, links resolved; without a root, the path as it is given.
-
-    Raises InputError for a path that is absolute, climbs out of the root or is linked out of it.
-    """
-    try:
-        if root is None:
-            return Path(relative).resolve()
-        base = Path(root).resolve()
-        path = (base / relative).resolve()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"the image path {relative[:200]!r} cannot be used: {error}") from None
-    if Path(relative).is_absolute() or not path.is_relative_to(base):
-        raise InputError(f"the image path {relative[:200]!r} leaves the image folder {root}; give the folder it really lies in")
-    return path
-
-
-def open_image(root: Path | None, relative: str) -> Image.Image:
+def open_image(root: Root, relative: str) -> Image.Image:
     """The picture as upright 8-bit RGB, fully decoded, without metadata; the first frame of an animation.
 
     The content decides the format, not the file's name. Raises InputError, one sentence that names the file, for anything that
-    is missing, outside `root`, too large, or not a whole picture.
+    is outside `root`, too large, or not a whole picture; TransientError for one that is not there, or not read for want of
+    memory.
     """
     return decoded(read_file(root, relative))
 
 
-@dataclass(frozen=True, slots=True)
-class ImageFile:
-    """A picture's file as it lies on the disk: its bytes, and the path that messages name."""
-
-    path: Path
-    data: bytes
-
-
-def read_file(root: Path | None, relative: str) -> ImageFile:
-    """The file behind a picture, not decoded. Raises InputError as `open_image` does, save for what is wrong inside it."""
-    path = image_path(root, relative)
-    return ImageFile(path, _read(path))
-
-
 def decoded(file: ImageFile) -> Image.Image:
     """What `open_image` gives for this file, and raises."""
-    path = file.path
+    return _decoding(file.path, io.BytesIO(file.data), _pixels)
+
+
+def _pixels(image: Image.Image, path: Path, _file: BinaryIO) -> Image.Image:
+    image.load()
+    return _upright(image, path)
+
+
+def _decoding(path: Path, file: BinaryIO, read: Callable[[Image.Image, Path, BinaryIO], T]) -> T:
+    """What `read` makes of the picture in `file`, whatever goes wrong told as `open_image` does."""
     try:
-        with _open_header(io.BytesIO(file.data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(f"the image {path} is too large: {image.width}x{image.height} pixels (limit {MAX_PIXELS})")
-            image.load()
-            return _upright(image, path)
+        with _open_header(file) as image:
+            _check_shape(image, path)
+            return read(image, path, file)
     except UnidentifiedImageError:
-        raise InputError(f"the image {path} is not a picture in a known format") from None
+        file.seek(0)
+        what = foreign(file.read(SNIFFED))
+        raise InputError(
+            f"the image {shown(path)} is not a picture in a known format" + (f": it is {what}" if what else "")
+        ) from None
+    except MemoryError:
+        raise TransientError(f"there is no memory to decode the image {shown(path)}") from None
     except _DECODE_ERRORS as error:
-        raise InputError(f"the image {path} cannot be decoded: {str(error)[:120] or type(error).__name__}") from None
+        raise InputError(f"the image {shown(path)} cannot be decoded: {str(error)[:120] or type(error).__name__}") from None
+
+
+def _check_shape(image: Image.Image, path: Path) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise InputError(f"the image {shown(path)} is too large: {image.width}x{image.height} pixels (limit {MAX_PIXELS})")
+    if max(image.size) > MAX_SIDE:
+        raise InputError(f"the image {shown(path)} is too long: {image.width}x{image.height} pixels (limit {MAX_SIDE} a side)")
 
 
 class ImageSource:
     """Where a worker's pictures come from: a folder, or the files that came with its work (`take`)."""
 
-    def __init__(self, root: Path | None) -> None:
+    def __init__(self, root: Root) -> None:
         self._root = root
-        self._files: Mapping[str, ImageFile | str] | None = None
+        self._files: Shipped | None = None
 
-    def take(self, files: Mapping[str, ImageFile | str] | None) -> None:
-        """From now on `open` knows these files alone, or the folder's for None; a text says why a file could not be read."""
+    def take(self, files: Shipped | None) -> None:
+        """From now on `open` knows these files alone, or the folder's for None; an error says why a file could not be read."""
         self._files = files
 
     def open(self, name: str) -> Image.Image:
@@ -137,59 +129,97 @@ class ImageSource:
         if self._files is None:
             return open_image(self._root, name)
         file = self._files[name]
-        if isinstance(file, str):
-            raise InputError(file)
+        if isinstance(file, InputError):
+            raise file
         return decoded(file)
 
 
-def shipped(root: Path | None, names: Iterable[str]) -> dict[str, ImageFile | str]:
-    """The files of these pictures, for an ImageSource elsewhere."""
-    files: dict[str, ImageFile | str] = {}
-    for name in names:
-        try:
-            files[name] = read_file(root, name)
-        except InputError as error:
-            files[name] = str(error)
-    return files
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a picture's file says before its pixels: the size that it is shown in and the one that it is stored in, (width,
+    height) in pixels, and the EXIF orientation that leads from one to the other (1 to 8, 1 for none)."""
+
+    size: tuple[int, int]
+    stored: tuple[int, int]
+    orientation: int
 
 
-def witness(root: Path | None, names: Iterable[str], most: int = 100) -> str | None:
-    """The first of the names behind which a file is seen here, of `most` at the most; for `check_seen` elsewhere."""
-    for name in islice(names, most):
-        try:
-            if image_path(root, name).is_file():
-                return name
-        except (InputError, OSError):
-            continue
-    return None
-
-
-def check_seen(root: Path | None, seen: str | None) -> None:
-    """For a worker: raises InputError when it does not see the picture that whoever sent it here does (None: sees none)."""
-    if seen is not None and not image_path(root, seen).is_file():
-        raise InputError(
-            f"a worker cannot see the image {seen} in {root}; "
-            "put it on a file system that all nodes share, or give --ship-images"
-        )
-
-
-def picture_size(root: Path | None, relative: str) -> tuple[int, int]:
-    """(width, height) in pixels of what `open_image` would give, from the file's header; the pixels are not decoded.
+def read_header(root: Root, relative: str) -> Header:
+    """Of what `open_image` would give, without decoding the pixels.
 
     Raises InputError as `open_image` does, save for damage behind the header.
     """
     path = image_path(root, relative)
-    _check_file(path)
+    check_file(path)
     try:
-        with path.open("rb") as file, _open_header(file) as image:
-            width, height = image.size
-            # Pillow's TIFF reader turns by itself, and says the size that this gives.
-            turned = image.format != "TIFF" and _may_have_exif(image, file) and _orientation(image) >= 5
-            return (height, width) if turned else (width, height)
-    except UnidentifiedImageError:
-        raise InputError(f"the image {path} is not a picture in a known format") from None
-    except _DECODE_ERRORS as error:
-        raise InputError(f"the image {path} cannot be decoded: {str(error)[:120] or type(error).__name__}") from None
+        with path.open("rb") as file:
+            return _decoding(path, file, _header)
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def picture_size(root: Root, relative: str) -> tuple[int, int]:
+    """(width, height) in pixels of what `open_image` would give. Raises InputError as `read_header` does."""
+    return read_header(root, relative).size
+
+
+def _header(image: Image.Image, _path: Path, file: BinaryIO) -> Header:
+    width, height = image.size
+    orientation = _orientation(image) if _may_have_exif(image, file) else 1
+    if orientation < 5:
+        return Header((width, height), (width, height), orientation)
+    # Pillow's TIFF reader turns by itself, and says the size that this gives.
+    upright = (width, height) if image.format == "TIFF" else (height, width)
+    return Header(upright, upright[::-1], orientation)
+
+
+WEB_PAGE = "a web page"
+SNIFFED = 512
+"""Bytes of a file's beginning that say what it is."""
+_FOREIGN: tuple[tuple[int, tuple[bytes, ...], str], ...] = (
+    (0, (LFS_POINTER,), "a pointer of Git LFS, and the picture is not here; 'git lfs pull' fetches it"),
+    (4, (b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1"), "a HEIC photograph, which cannot be read; save it as JPEG"),
+    (0, (b"\xff\x0a", b"\0\0\0\x0cJXL "), "a JPEG XL picture, which cannot be read; save it as JPEG or PNG"),
+    (0, (b"8BPS",), "a Photoshop file; save it as JPEG or PNG"),
+    (0, (b"%PDF", b"%!PS"), "a document; save its page as JPEG or PNG"),
+    (0, (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"FOVb"), "a camera's raw file; save it as JPEG"),
+)
+
+
+def foreign(head: bytes) -> str | None:
+    """What a file that begins with `head` is, if it stands for a picture and is none that can be read; None for all else."""
+    for place, starts, words in _FOREIGN:
+        if head[place:].startswith(starts):
+            return words
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<svg", b"<?xml")) and b"<svg" in text:
+        return "an SVG drawing; save it as PNG"
+    if text.startswith((b"<!doctype html", b"<html")):
+        return WEB_PAGE
+    return None
+
+
+_SURE = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "JPEG2000", "AVIF")
+"""Formats whose first bytes are no text's; of the others the whole header is read."""
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file's content is a picture's, whole or broken, or stands for one that cannot be read (`foreign`)."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            head = file.read(SNIFFED)
+            Image.init()
+            if any(name in Image.OPEN and Image.OPEN[name][1](head[:16]) is True for name in _SURE):  # type: ignore[misc]
+                return True
+            if (what := foreign(head)) is not None:
+                return what != WEB_PAGE
+            file.seek(0)
+            with _open_header(file):
+                return True
+    except (*_DECODE_ERRORS, MemoryError):
+        return False
 
 
 def _may_have_exif(image: Image.Image, file: BinaryIO) -> bool:
@@ -219,11 +249,24 @@ def reuse_memory(blocks: int = 8) -> None:
         Image.core.set_blocks_max(blocks)
 
 
+def reduced(image: Image.Image, most: float) -> Image.Image:
+    """The picture, made smaller by a whole factor where the square around it would have more than `most` pixels.
+
+    A strip of 1 x 65,535 pixels has a square of 4 billion. Each side keeps at least one pixel, so a box in fractions holds.
+    """
+    factor = ceil(max(image.size) / sqrt(most))
+    return image if factor <= 1 else image.reduce((min(factor, image.width), min(factor, image.height)))
+
+
 def square_pad(image: Image.Image, fill: tuple[int, int, int] = FILL) -> Image.Image:
-    """The picture centred in a square of its longer side, as LLaVA's `expand2square` pads; a square stays as it is."""
-    pad = SquarePad(*image.size)
+    """The picture centred in a square of its longer side, as LLaVA's `expand2square` pads; a square stays as it is.
+
+    One whose square would have more than MAX_PIXELS pixels is `reduced` first.
+    """
     if image.width == image.height:
         return image
+    image = reduced(image, MAX_PIXELS)
+    pad = SquarePad(*image.size)
     canvas = Image.new("RGB", (pad.side, pad.side), fill)
     canvas.paste(image, pad.offset)
     return canvas
@@ -240,7 +283,8 @@ def crop_region(
     `box` may be in either frame. `crop_from` is the profile's, `fill` the colour in which the checkpoint pads its pictures
     (`checkpoints.fill_of`). crop_from "image": the part of it that lies on the picture, cut from the original pixels;
     "canvas": cut from the padded square, so padding inside the box is kept in the colour `fill` (the released code's
-    inference). Raises InputError for "image" and a box that lies wholly in the padding.
+    inference); cut from the `reduced` picture where it would have more than MAX_PIXELS pixels. Raises InputError for "image"
+    and a box that lies wholly in the padding.
     """
     pad = SquarePad(*image.size)
     if crop_from == "image":
@@ -250,6 +294,8 @@ def crop_region(
         raise InputError(f"crop_from is 'image' or 'canvas', got {crop_from!r}")
     on_canvas = box if box.frame == "square" else pad.to_square(box)
     left, top, right, bottom = on_canvas.pixels(pad.side, pad.side)
+    if (right - left) * (bottom - top) > MAX_PIXELS:
+        return crop_region(reduced(image, MAX_PIXELS), on_canvas, crop_from, fill)
     dx, dy = pad.offset
     # Only the crop is made, never the whole canvas: a panorama's square would be a hundred times the picture.
     canvas = Image.new("RGB", (right - left, bottom - top), fill)
@@ -257,29 +303,6 @@ def crop_region(
     if visible[0] < visible[2] and visible[1] < visible[3]:
         canvas.paste(image.crop(visible), (visible[0] + dx - left, visible[1] + dy - top))
     return canvas
-
-
-def _read(path: Path) -> bytes:
-    _check_file(path)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"the image {path} cannot be read: {error.strerror}") from None
-
-
-def _check_file(path: Path) -> None:
-    try:
-        info = path.stat()
-        if not stat.S_ISREG(info.st_mode):
-            raise InputError(f"the image {path} is not a file")
-        if info.st_size == 0:
-            raise InputError(f"the image {path} is empty")
-        if info.st_size > MAX_FILE_BYTES:
-            raise InputError(f"the image {path} is too large: {info.st_size >> 20} MiB (limit {MAX_FILE_BYTES >> 20})")
-    except FileNotFoundError:
-        raise InputError(f"there is no image {path}") from None
-    except OSError as error:
-        raise InputError(f"the image {path} cannot be read: {error.strerror}") from None
 
 
 def _open_header(file: BinaryIO) -> Image.Image:
@@ -315,7 +338,7 @@ def _rgb(image: Image.Image, path: Path) -> Image.Image:
         values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise InputError(f"the image {path} has 32-bit values of no stated range; save it with 8 or 16 bits")
+        raise InputError(f"the image {shown(path)} has 32-bit values of no stated range; save it with 8 or 16 bits")
     if image.mode == "P":
         # By way of RGBA, which keeps the colours and spares a warning about transparent palettes.
         return image.convert("RGBA").convert("RGB")

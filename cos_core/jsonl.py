@@ -12,7 +12,7 @@ import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -60,6 +60,8 @@ class Place(NamedTuple):
     length: int
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""What a file begins with that Git LFS has not fetched."""
 OnProblem = Callable[[Problem], None]
 
 
@@ -79,7 +81,12 @@ def open_input(path: Path) -> BufferedReader:
         kind = Path(path).stat().st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
             raise InputError(f"{path} cannot be read: it is not a file (a pipe cannot be read twice)")
-        return Path(path).open("rb")
+        with ExitStack() as stack:
+            file = stack.enter_context(Path(path).open("rb"))
+            if file.peek(len(LFS_POINTER)).startswith(LFS_POINTER):
+                raise InputError(f"{path} is a pointer of Git LFS, and the file itself is not here; 'git lfs pull' fetches it")
+            stack.pop_all()
+            return file
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
 

@@ -17,7 +17,7 @@ from cos_core.encoding import Encoded, encode
 from cos_core.errors import InputError, MissingError
 from cos_core.extras import install
 from cos_core.geometry import SquarePad
-from cos_core.images import square_pad
+from cos_core.images import reduced, square_pad
 from cos_core.layout.check import check
 from cos_core.memory import is_out_of_memory
 from cos_core.prompts import Profile, checkpoint_profile
@@ -305,19 +305,34 @@ def processed(image_processor: Any, pictures: Sequence[Image], fill: tuple[int, 
     return torch.from_numpy(out)
 
 
+_BAND_PIXELS = 2**24
+_WIDEST, _TALLEST = 2**16, 2**14
+"""Longer sides, in pixels, up to which pictures are resized bit for bit as their padded squares; others are reduced first."""
+
+
 def square_resized(picture: Image, side: int, resample: Any, fill: tuple[int, int, int]) -> Image:
-    """The picture padded to a square and resized to `side`, bit for bit, but padded late where that is the same.
+    """The picture padded to a square and resized to `side`, bit for bit, but padded late or in bands where that is the same.
 
     Pillow resizes rows first, then columns: rows of padding stay what they are, so a wide picture gets them in between, when
-    the canvas is a third as large.
+    the canvas is a third as large; and rows do not know of each other, so a tall one's go in bands of bounded memory.
     """
-    if picture.width <= picture.height:
-        return square_pad(picture, fill).resize((side, side), resample)
     from PIL import Image
 
+    wide = picture.width > picture.height
+    picture = reduced(picture, float((_WIDEST if wide else _TALLEST) ** 2))
     pad = SquarePad(*picture.size)
+    if not wide and pad.side**2 <= _BAND_PIXELS:
+        return square_pad(picture, fill).resize((side, side), resample)
     canvas = Image.new("RGB", (side, pad.side), fill)
-    canvas.paste(picture.resize((side, picture.height), resample), (0, pad.offset[1]))
+    if wide:
+        canvas.paste(picture.resize((side, picture.height), resample), (0, pad.offset[1]))
+    else:
+        rows = max(1, _BAND_PIXELS // pad.side)
+        for top in range(0, pad.side, rows):
+            height = min(rows, pad.side - top)
+            band = Image.new("RGB", (pad.side, height), fill)
+            band.paste(picture.crop((0, top, picture.width, top + height)), (pad.offset[0], 0))
+            canvas.paste(band.resize((side, height), resample), (0, top))
     return canvas.resize((side, side), resample)
 
 

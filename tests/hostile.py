@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cos_core import images
+from cos_core import picture_files
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _bomb(path: Path) -> None:
 def _huge_tiff(path: Path) -> None:
     # Sparse: no byte of it is on the disk.
     with path.open("wb") as file:
-        file.truncate(images.MAX_FILE_BYTES + 1)
+        file.truncate(picture_files.MAX_FILE_BYTES + 1)
 
 
 def _rotated(path: Path) -> None:

@@ -189,6 +189,17 @@ def test_the_reading_of_options_agrees_with_typers() -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "meant"), [('"a.json"', "a.json"), ('["a.json"]', "a.json"), ('["a.json", "b.json"]', ["a.json", "b.json"])]
+)
+def test_data_is_one_file_or_several(written: str, meant: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "c.toml"
+    for command in ("annotate", "train", "infer"):
+        path.write_text(f"[{command}]\ndata = {written}\n")
+        assert main.run(["config", "show", "--json", command, "--config", str(path)]) == 0
+        assert json.loads(capsys.readouterr().out)["settings"]["data"]["value"] == meant
+
+
+@pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         ("none.toml", None, "there is no settings file"),

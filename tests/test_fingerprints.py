@@ -73,6 +73,7 @@ OTHER: dict[str, Any] = {
     "server": "http://127.0.0.1:1/v1",
     "concurrency": 2,
     "timeout": 7.0,
+    "follow_links": True,
     "roi": "center",
     "scale": RunnerConfig("processes", 2),
 }

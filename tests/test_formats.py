@@ -18,6 +18,7 @@ from cos_core.datasets import read_examples
 from cos_core.errors import FailuresError
 from cos_core.formats.exchange import ExportConfig, ImportConfig, export, load
 from cos_core.geometry import Box, SquarePad
+from cos_core.images import crop_region, open_image
 from cos_core.interfaces import SilentReporter
 from cos_core.released import ReleasedRegions, Square
 from cos_core.store import Store
@@ -268,3 +269,140 @@ def test_coco_of_others(world: Path) -> None:
         ("9", Box(0, 0, 96.5 / 97, 1))]  # fmt: skip
     with Store.read(world / "c") as store:
         assert [name for name, _ in store.failures()] == ["3", "4", "5", "6", "8"]
+
+
+# --- pixels of photographs that EXIF turns ---------------------------------------------------------------------------
+
+TURNED = {  # the stored left upper corner piece (x 0 to 40 of 80, y 0 to 10 of 60) of a picture of 80 x 60, seen upright
+    1: (0, 0, 1 / 2, 1 / 6), 2: (1 / 2, 0, 1, 1 / 6), 3: (1 / 2, 5 / 6, 1, 1), 4: (0, 5 / 6, 1 / 2, 1),
+    5: (0, 0, 1 / 6, 1 / 2), 6: (5 / 6, 0, 1, 1 / 2), 7: (5 / 6, 1 / 2, 1, 1), 8: (0, 1 / 2, 1 / 6, 1),
+}  # fmt: skip
+
+
+def photograph(path: Path, orientation: int, form: str = "JPEG") -> Path:
+    """80 x 60 stored pixels, black where the boxes below are."""
+    stored = Image.new("RGB", (80, 60), "white")
+    stored.paste("black", (0, 0, 40, 10))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored.save(path, form, exif=exif, quality=95)
+    return path
+
+
+def boxed(folder: Path, form: str, stated: tuple[int, int] | None, box: list[float]) -> Path:
+    """A file of one region in pixels, on the picture p.jpg."""
+    size = dict(zip(("width", "height"), stated, strict=True)) if stated else {}
+    file = folder / "regions"
+    if form == "visual-cot":
+        row = {"question": "q", "answer": "a", "image": "p.jpg", "bboxs": [box], "dataset": "d", "split": "train", **size}
+        file.write_text(json.dumps(row) + "\n")
+    else:
+        left, top, right, bottom = box
+        entry = {"id": 1, "image_id": 1, "bbox": [left, top, right - left, bottom - top]}
+        file.write_text(json.dumps({"images": [{"id": 1, "file_name": "cot/d/p.jpg", **size}], "annotations": [entry]}))
+    return file
+
+
+def imported(folder: Path, form: str) -> tuple[list[Annotation], Told]:
+    said = Told()
+    out = folder / "store"
+    load(ImportConfig(folder / "regions", out, form, images=folder / "images"), said)  # type: ignore[arg-type]
+    return annotations(out), said
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["visual-cot", "coco"])
+def test_boxes_of_stored_pixels_are_turned_with_their_picture(form: str, orientation: int, tmp_path: Path) -> None:
+    photograph(tmp_path / "images" / "cot" / "d" / "p.jpg", orientation)
+    boxed(tmp_path, form, (80, 60), [0, 0, 40, 10])
+    (found,), said = imported(tmp_path, form)
+    assert found.box is not None
+    assert found.box.corners == pytest.approx(TURNED[orientation])
+    # What lies in it, as every other part of this program shows the picture, is black.
+    inside = crop_region(open_image(tmp_path / "images", "cot/d/p.jpg"), found.box, "image", (0, 0, 0))
+    assert max(inside.resize((1, 1)).getpixel((0, 0))) < 20
+    assert bool(said.warnings) == (orientation > 1)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "stated", "box", "expected"),
+    [
+        (6, (60, 80), [0, 0, 30, 10], (0, 0, 1 / 2, 1 / 8)),  # the upright size: as it stands
+        (6, None, [0, 0, 30, 10], (0, 0, 1 / 2, 1 / 8)),  # none: the picture as it is shown
+        (6, (160, 120), [0, 0, 80, 20], TURNED[6]),  # the stored shape, enlarged
+        (8, (30, 40), [0, 0, 15, 5], (0, 0, 1 / 2, 1 / 8)),  # the upright shape, reduced
+        (1, (160, 120), [0, 0, 80, 20], TURNED[1]),
+        (1, (60, 80), [0, 0, 30, 10], "the stated size 60x80 is not that of the image"),
+        (6, (80, 63), [0, 0, 40, 10], "which has 60x80, stored as 80x60 pixels"),
+        (6, (81, 80), [0, 0, 40, 10], "is not that of the image"),
+        (6, None, [0, 0, 80, 10], "lies outside the picture of 60x80"),
+    ],
+)
+@pytest.mark.parametrize("form", ["visual-cot", "coco"])
+def test_the_stated_size_says_what_boxes_are_measured_in(
+    form: str,
+    orientation: int,
+    stated: tuple[int, int] | None,
+    box: list[float],
+    expected: tuple[float, ...] | str,
+    tmp_path: Path,
+) -> None:
+    photograph(tmp_path / "images" / "cot" / "d" / "p.jpg", orientation)
+    boxed(tmp_path, form, stated, box)
+    found, said = imported(tmp_path, form)
+    if isinstance(expected, str):
+        assert not found
+        assert expected in " ".join(said.warnings)
+    else:
+        assert found[0].box is not None
+        assert found[0].box.corners == pytest.approx(expected)
+
+
+def test_pictures_that_are_not_there_leave_the_stated_size(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    boxed(tmp_path, "coco", (80, 60), [0, 0, 40, 10])
+    (found,), said = imported(tmp_path, "coco")
+    assert found.box is not None
+    assert found.box.corners == pytest.approx(TURNED[1])
+    assert "their stated sizes are believed" in " ".join(said.warnings)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["coco", "visual-cot", "chain-of-spot"])
+def test_what_is_written_is_read_back_on_any_photograph(form: str, orientation: int, tmp_path: Path) -> None:
+    photograph(tmp_path / "images" / "p.jpg", orientation)
+    turns = [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "a"}]
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps([{"id": "1", "image": "p.jpg", "conversations": turns}]))
+    (example,) = read_examples(data)
+    box = Box(0.25, 0.5, 0.5, 0.6875)  # 15 x 15 pixels upright where it is 60 x 80, on whole pixels either way
+    with Store.create_or_resume(tmp_path / "store", MARK, {}) as store:
+        store.commit([Annotation(example.id, box, 0.0, "p", MARK, image="p.jpg")], {}, [])
+    images = tmp_path / "images"
+    export(ExportConfig(tmp_path / "store", tmp_path / "file", form, data, images), SilentReporter())  # type: ignore[arg-type]
+    load(ImportConfig(tmp_path / "file", tmp_path / "again", form, data, images), SilentReporter())  # type: ignore[arg-type]
+    (found,) = annotations(tmp_path / "again")
+    assert found.box is not None
+    if form == "chain-of-spot":
+        assert found.box.x0 <= box.x0 < box.x1 <= found.box.x1
+        assert found.box.y0 <= box.y0 < box.y1 <= found.box.y1
+        assert found.box.iou(box) > 0.5
+    else:
+        assert found.box.corners == pytest.approx(box.corners, abs=1e-6)
+
+
+def test_export_measures_in_the_picture_and_not_in_what_is_stated(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (533, 800)).save(tmp_path / "images" / "p.jpg")
+    data = {"id": "1", "image": "p.jpg", "question": "q", "answers": ["a"], "meta": {"width": 800, "height": 533}}
+    (tmp_path / "data.jsonl").write_text(json.dumps(data) + "\n")
+    with Store.create_or_resume(tmp_path / "store", MARK, {}) as store:
+        store.commit([Annotation("1", Box(0.5, 0.25, 1.0, 0.5), 0.0, "p", MARK, image="p.jpg")], {}, [])
+    export(
+        ExportConfig(tmp_path / "store", tmp_path / "file", "coco", tmp_path / "data.jsonl", tmp_path / "images"),
+        SilentReporter(),
+    )
+    found = json.loads((tmp_path / "file").read_text())
+    assert found["annotations"][0]["bbox"] == [266.5, 200.0, 266.5, 200.0]
+    assert (found["images"][0]["width"], found["images"][0]["height"]) == (533, 800)

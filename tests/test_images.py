@@ -17,9 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cos_core.errors import InputError
+from cos_core import images
+from cos_core.errors import InputError, TransientError
 from cos_core.geometry import Box, SquarePad, full_box
-from cos_core.images import FILL, crop_region, image_path, open_image, picture_size, reuse_memory, square_pad
+from cos_core.images import FILL, MAX_PIXELS, crop_region, open_image, picture_size, reduced, reuse_memory, square_pad
+from cos_core.llava import square_resized
+from cos_core.picture_files import image_path
 
 GOLDEN = Path(__file__).parent / "golden" / "images"
 
@@ -198,6 +201,98 @@ def test_extreme_shapes(size: tuple[int, int], tmp_path: Path) -> None:
     crop = crop_region(picture, Box(0.4, 0.4, 0.401, 0.401), "image", FILL)
     assert min(crop.size) >= 1
     assert crop.getpixel((0, 0)) == (1, 2, 3)
+
+
+def pixels_made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the canvases that are made from here on."""
+    made: list[int] = []
+    new = Image.new
+
+    def counted(mode: str, size: tuple[int, int], *more: object) -> Image.Image:
+        made.append(size[0] * size[1])
+        return new(mode, size, *more)
+
+    monkeypatch.setattr(Image, "new", counted)
+    return made
+
+
+ABSURD = [(1, 65_535), (65_535, 1), (8, 65_535), (65_535, 8), (1, 262_144), (262_144, 1), (700, 30_000)]
+
+
+@pytest.mark.parametrize("size", ABSURD)
+def test_absurd_shapes_are_cut_and_padded_in_bounded_memory(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = Image.new("RGB", size, (255, 0, 0))
+    made = pixels_made(monkeypatch)
+    small = reduced(picture, 1000 * 1000)
+    assert max(small.size) <= 1000
+    assert min(small.size) >= 1
+    # Limits of a test's size: the same code, with less to do.
+    monkeypatch.setattr(images, "MAX_PIXELS", 2**20)
+    padded = square_pad(picture, (0, 0, 255))
+    assert padded.width == padded.height <= 1024
+    assert padded.getpixel(((padded.width - 1) // 2,) * 2) == (255, 0, 0)
+    whole = crop_region(picture, full_box("square"), "canvas", (0, 0, 255))
+    assert whole.width == whole.height <= 1024
+    assert crop_region(picture, full_box("image"), "image", FILL).size == size
+    assert max(made) <= 2**20
+
+
+@pytest.mark.parametrize("size", [(97, 41), (41, 97), (3, 131), (131, 3), (71, 71), (1, 137)])
+def test_a_square_is_resized_in_bands_bit_for_bit(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = gradient(*size)
+    bicubic = Image.Resampling.BICUBIC
+    expected = square_pad(picture, (9, 8, 7)).resize((24, 24), bicubic).tobytes()
+    for band in (2**24, 1, 700, 5000):
+        monkeypatch.setattr("cos_core.llava._BAND_PIXELS", band)
+        assert square_resized(picture, 24, bicubic, (9, 8, 7)).tobytes() == expected, band
+
+
+@pytest.mark.parametrize("size", [(1, 65_535), (65_535, 1), (8, 65_535), (262_144, 1)])
+def test_the_encoder_sees_absurd_shapes_in_bounded_memory(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cos_core.llava._BAND_PIXELS", 2**20)
+    monkeypatch.setattr("cos_core.llava._TALLEST", 2**11)
+    picture = Image.new("RGB", size, (255, 0, 0))
+    made = pixels_made(monkeypatch)
+    seen = square_resized(picture, 56, Image.Resampling.BICUBIC, (0, 0, 255))
+    assert seen.size == (56, 56)
+    assert max(made) <= 56 * 2**16
+
+
+def claims(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it is this large."""
+    whole = bytearray(encoded(Image.new("1", (9, 9)), "PNG"))
+    whole[16:24] = struct.pack(">II", width, height)
+    whole[29:33] = struct.pack(">I", zlib.crc32(whole[12:29]))
+    return bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "size", [(1, 1_000_000), (1_000_000, 1), (100_000_000, 1), (1, 100_000_000), (60_000, 60_000), (2**31 - 1, 1)]
+)
+def test_shapes_beyond_the_bounds_are_one_sentence(size: tuple[int, int], tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(claims(*size))
+    gif = bytearray(encoded(Image.new("P", (9, 9)), "GIF"))
+    gif[6:10] = struct.pack("<HH", *(min(side, 65_535) for side in size))
+    (tmp_path / "x.gif").write_bytes(gif)
+    said = refused(tmp_path, "x.png")
+    assert "too l" in said or "exceeds limit" in said
+    with pytest.raises(InputError):
+        picture_size(tmp_path, "x.png")
+    with suppress(InputError):
+        assert open_image(tmp_path, "x.gif").width * open_image(tmp_path, "x.gif").height <= MAX_PIXELS
+
+
+def test_want_of_memory_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.png").write_bytes(encoded(gradient(5, 3), "PNG"))
+
+    def none(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("PIL.ImageFile.ImageFile.load", none)
+        with pytest.raises(TransientError, match=r"no memory to decode the image .*x\.png"):
+            open_image(tmp_path, "x.png")
+    assert open_image(tmp_path, "x.png").size == (5, 3)
 
 
 def test_a_large_photograph_passes_without_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

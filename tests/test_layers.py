@@ -23,6 +23,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "foreign",
         "text",
         "images",
+        "picture_files",
         "prompts",
         "cropping",
         "boxtext",

@@ -184,6 +184,40 @@ class TestTsv:
         path = write_tsv(tmp_path / "a.tsv", [original_row(9, first), original_row("009", second)])
         check(precomputed.build(str(path)).detect(picture(), "9.jpg"), first)
 
+    def _table(self, tmp_path: Path, *lines: str, start: str = "", end: str = "\n") -> precomputed.Precomputed:
+        (tmp_path / "f.tsv").write_text(start + "".join(line + end for line in lines), encoding="utf-8", newline="")
+        return precomputed.build(str(tmp_path / "f.tsv"))
+
+    @pytest.mark.parametrize("end", ["\n", "\r\n"])
+    @pytest.mark.parametrize("cut", [1, 2, 3, 500, 8 * 8 * 4 * 2 // 3, 10_000])
+    @pytest.mark.parametrize("row", [original_row, lxmert_row])
+    def test_a_whole_line_counts_for_a_torn_one(self, tmp_path: Path, row: Any, cut: int, end: str) -> None:
+        made, other = record(1, 2, dimensions=64), record(2, 3, dimensions=64)
+        whole, last = ("\t".join(map(str, row(name, r))) for name, r in (("42", made), ("43", other)))
+        torn = whole[:-cut] if cut < len(whole) else "42\t1"
+        detector = self._table(tmp_path, last, torn, whole, end=end)
+        if row is original_row:
+            check(detector.detect(picture(), "COCO_val2014_000000000042.jpg"), made)
+        assert np.array_equal(detector.detect(picture(), "42.jpg").features, made["features"])
+        assert np.array_equal(detector.detect(picture(), "43.jpg").features, other["features"])
+        assert "'42' (lines 2, 3)" in detector.notes[0]
+        assert "line 3 for line 2" in detector.notes[1]
+
+    def test_doubled_lines_are_named(self, tmp_path: Path) -> None:
+        made, other = record(1, 2, dimensions=8), record(2, 2, dimensions=8)
+        one, same, differs = ("\t".join(map(str, original_row("42", r))) for r in (made, made, other))
+        fifth = "\t".join(map(str, original_row("5", other)))
+        assert self._table(tmp_path, one, fifth).notes == ()
+        (note,) = self._table(tmp_path, one, fifth, same).notes
+        assert "1 images have several lines" in note
+        detector = self._table(tmp_path, one, fifth, differs, start="\ufeff")
+        check(detector.detect(picture(), "42.jpg"), made)
+        assert "do not say the same: '42' (lines 1, 3)" in detector.notes[1]
+        # All torn: the line is named when its picture is asked for.
+        broken = self._table(tmp_path, fifth, one[:-3], one[:-5])
+        with pytest.raises(InputError, match=r"f\.tsv:2: "):
+            broken.detect(picture(), "42.jpg")
+
     def test_lines_are_found_wherever_blocks_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         made = [record(i, 1 + i % 3, dimensions=2) for i in range(12)]
         path = write_tsv(tmp_path / "a.tsv", (original_row(i, value) for i, value in enumerate(made)))

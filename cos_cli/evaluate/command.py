@@ -119,6 +119,7 @@ def evaluate(
     workers: options.Workers = None,
     ray_address: options.RayAddress = None,
     ship_images: options.ShipImages = False,
+    follow_links: options.FollowLinks = False,
     device: options.Devices = "auto",
     dtype: options.Dtype = "auto",
     submissions: Annotated[
@@ -208,6 +209,7 @@ def evaluate(
             concurrency=concurrency,
             timeout=timeout,
             max_failures=max_failures,
+            follow_links=follow_links,
         )
     suite = suites.Suite(
         benchmarks=names,

@@ -133,6 +133,9 @@ def run(suite: Suite, reporter: Reporter) -> list[Scored]:
         return [_score(suite, each, arm, reporter) for arm in suite.arms for each in loaded]
 
 
+_PROBLEMS_TOLD = 5
+
+
 def _load(suite: Suite, name: str, reporter: Reporter) -> _Loaded:
     from cos_core import evaluate
 
@@ -145,7 +148,11 @@ def _load(suite: Suite, name: str, reporter: Reporter) -> _Loaded:
                 f"{data.name} {data.split} has {len(data.examples):,} questions here, {usual:,} in the official files"
             )
         if hasattr(benchmark, "unpack"):
-            benchmark.unpack(root)
+            problems = benchmark.unpack(root) or []
+            for words in problems[:_PROBLEMS_TOLD]:
+                reporter.warn(words)
+            if (rest := len(problems) - _PROBLEMS_TOLD) > 0:
+                reporter.warn(f"and {rest} more pictures like these")
     return _Loaded(name, benchmark, data)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cos_core import llava, manifest, plug, roi
@@ -22,6 +21,7 @@ from cos_core.heat import painted
 from cos_core.images import ImageSource
 from cos_core.interfaces import Backbone, Detector, Policy, Relevance
 from cos_core.jsonl import utf8
+from cos_core.picture_files import Root
 from cos_core.types import Example, Regions
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Annotator:
 
     policy: Policy
     rule: roi.RoiRule
-    images: Path
+    images: Root
     seed: int
     needs_answer: bool
     settings: dict[str, Any]
@@ -213,18 +213,18 @@ def build(config: AnnotateConfig) -> Annotator:
         settings |= {"seed": config.seed}
     plain: dict[str, Any] = manifest.plain(settings)
     mark = manifest.fingerprint(plain)
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = getattr(getattr(backbone, "detector", candidates), "notes", ())
     if backbone is not None:
         # Told, but no setting: a moved folder is the same model, whose weights the backbone's fingerprint knows.
         plain["model"] = config.model
         plain["annotator"] = tuned = annotator_provenance(config.model)
         remark = llava.dtype_remark(config.device, config.dtype)
         tuned_otherwise = _differences(tuned, backbone.settings) if tuned else ()
-        notes = (*([remark] if remark else ()), *getattr(backbone, "notes", ()), *tuned_otherwise)
+        notes = (*notes, *([remark] if remark else ()), *getattr(backbone, "notes", ()), *tuned_otherwise)
     return Annotator(
         policy,
         rule,
-        config.images,
+        config.pictures,
         config.seed,
         config.target != "argmax",
         plain,

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cos_core import bounds
+from cos_core import bounds, picture_files
 from cos_core.datasets import Files
 from cos_core.errors import InputError
+from cos_core.picture_files import PictureFolder
 from cos_core.roi import RegionKind, RoiRule
 from cos_core.runners import RunnerConfig
 from cos_core.shard import Shard
@@ -20,6 +21,7 @@ TargetKind = Literal["log-odds", "logit", "logprob", "argmax"]
 NOT_IN_FINGERPRINT: Mapping[str, str] = {
     "data": "which questions are asked",
     "images": "where the pictures are; the data names them",
+    "follow_links": "where the pictures may be",
     "out": "where the regions go",
     "keep_heat": "maps are kept beside the regions and change none",
     "batch_images": "who stands beside a picture does not change its regions",
@@ -38,11 +40,11 @@ backbone's settings (with the content of the model), the rule, the detector, the
 class AnnotateConfig:
     """Settings of one job.
 
-    `data`, `images`: questions (a file, or several in order) and the folder their image paths start from; `out`: the store.
-    `model`: the checkpoint that the
-    `backbone` runs, built with `backbone_options`; `detector` (None: the backbone's own choice) proposes regions to it, built
-    with `detector_options`. `policy`: a row of CoS Table 3a or a control ("random" takes a random candidate of the detector,
-    so that its sizes are those of real labels). `target` (None: the backbone's own), `last_layers`: relevance.SweepSettings.
+    `data`, `images`: questions (a file, or several in order) and the folder their image paths start from; `follow_links`:
+    whether links in that folder may lead out of it; `out`: the store. `model`: the checkpoint that the `backbone` runs, built
+    with `backbone_options`; `detector` (None: the backbone's own choice) proposes regions to it, built with `detector_options`.
+    `policy`: a row of CoS Table 3a or a control ("random" takes a random candidate of the detector, so that its sizes are those
+    of real labels). `target` (None: the backbone's own), `last_layers`: relevance.SweepSettings.
     `threshold`, `keep_mass`, `region`, `extend`, `finer`: what the user sets of roi.RoiRule; the rest is the backbone's.
     `keep_heat`: relevance maps are stored beside the annotations.
 
@@ -77,6 +79,7 @@ class AnnotateConfig:
     dry_run: bool = False
     device: str = "auto"
     dtype: str = "auto"
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         self.rule(RoiRule())
@@ -87,6 +90,11 @@ class AnnotateConfig:
         bounds.check("last_layers", self.last_layers, 1, bounds.TOKENS)
         if self.detector_options and self.detector is None:
             raise InputError("detector options need a detector")
+
+    @property
+    def pictures(self) -> PictureFolder | None:
+        """The folder of pictures with what is thought of its links."""
+        return picture_files.folder(self.images, self.follow_links)
 
     def rule(self, default: RoiRule) -> RoiRule:
         """The default with what the user set instead. Raises InputError for values out of range."""

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from cos_core import processes
-from cos_core.errors import InputError
+from cos_core.errors import InputError, TransientError
 from cos_core.images import ImageSource
 
 if TYPE_CHECKING:
@@ -50,8 +50,10 @@ class PictureReader:
     def _read(self, name: str, source: ImageSource) -> Image | InputError:
         try:
             image = source.open(name)
+            if self._prepare is not None:
+                self._prepare(image, name)
         except InputError as error:
             return error
-        if self._prepare is not None:
-            self._prepare(image, name)
+        except MemoryError:
+            return TransientError(f"there is no memory to prepare the image {name!r}")
         return image

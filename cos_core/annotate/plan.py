@@ -19,8 +19,9 @@ from cos_core.annotate import stage, work
 from cos_core.annotate.annotator import Annotator, Outcome
 from cos_core.annotate.config import AnnotateConfig
 from cos_core.errors import InputError
-from cos_core.images import image_path, open_image
+from cos_core.images import open_image
 from cos_core.interfaces import Reporter
+from cos_core.picture_files import Root, image_path, shown
 from cos_core.store import Store
 from cos_core.types import Example, RunManifest
 
@@ -86,7 +87,7 @@ def _told(items: Sequence[str], none: str, some: str) -> list[str]:
 class _Pictures:
     """Looks for each picture's file as the data is read; keeps those that were found, for decoding some."""
 
-    images: Path
+    images: Root
     missing: list[str] = field(default_factory=list)
     found: list[str] = field(default_factory=list)
 
@@ -101,16 +102,16 @@ class _Pictures:
         if there:
             self.found.append(name)
         else:
-            self.missing.append(f"there is no image {path}")
+            self.missing.append(f"there is no image {shown(path)}")
 
 
 def run(config: AnnotateConfig, reporter: Reporter) -> RunManifest:
     """The plan, told and as the `results` of a manifest that is not written. Raises what a real job would before it begins."""
     begun = manifest.started("annotate", config, seed=config.seed, inputs={"data": manifest.files_input(config.data)})
-    pictures = _Pictures(config.images)
+    pictures = _Pictures(config.pictures)
     survey = stage.survey_of(config, reporter, pictures.look)
     sample = _evenly(pictures.found, DECODED)
-    broken = _broken(config.images, sample, reporter)
+    broken = _broken(config.pictures, sample, reporter)
     seconds, outcomes, annotator = _probe(config, survey, reporter)
     each = seconds / max(1, len(outcomes))
     plan = Plan(
@@ -140,7 +141,7 @@ def _evenly(items: Sequence[Any], most: int) -> list[Any]:
     return [items[i * len(items) // most] for i in range(most)]
 
 
-def _broken(images: Path, names: Sequence[str], reporter: Reporter) -> list[str]:
+def _broken(images: Root, names: Sequence[str], reporter: Reporter) -> list[str]:
     found = []
     for done, name in enumerate(names, 1):
         try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
-from cos_core import filesystems, images, manifest, runners
+from cos_core import filesystems, manifest, picture_files, runners
 from cos_core.annotate.config import AnnotateConfig
 from cos_core.annotate.work import AnnotateJob, Ask, Found, Portion
 from cos_core.datasets import Problem, Snapshot, by_image, paths_of, read_examples, spoken, tell
@@ -64,7 +64,7 @@ def run(config: AnnotateConfig, reporter: Reporter) -> RunManifest:
     survey = survey_of(config, reporter)
     inputs = {"data": manifest.files_input(config.data), "model": {"path": str(config.model)}}
     pictures = (group[0].image or "" for window in windows(config, survey.snapshot) for group in window)
-    job = AnnotateJob(config, images.witness(config.images, pictures))
+    job = AnnotateJob(config, picture_files.witness(config.pictures, pictures))
     needs_model = load("policies", config.policy).source == "model"
     with runners.build(config.scale, job, config.device, reporter, model=needs_model) as runner:
         about = runner.about
@@ -210,7 +210,7 @@ class _Questions:
             files = None
             if self.config.scale.ship_images:
                 names = dict.fromkeys(group[0].image or "" for ask in some for group in ask.groups)
-                files = images.shipped(self.config.images, names)
+                files = picture_files.shipped(self.config.pictures, names)
             yield Portion(some, files)
 
     def _asks(self) -> Iterator[Ask]:

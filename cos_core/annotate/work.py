@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cos_core import images, manifest, roi
+from cos_core import manifest, picture_files, roi
 from cos_core.annotate import annotator as finding
 from cos_core.annotate.annotator import Annotator, Heat, Outcome
 from cos_core.annotate.config import AnnotateConfig
 from cos_core.annotate.pictures import Opened, PictureReader
 from cos_core.datasets import spoken
-from cos_core.images import ImageFile, ImageSource
+from cos_core.images import ImageSource
+from cos_core.picture_files import Shipped
 from cos_core.types import Annotation, Example
 
 
@@ -29,7 +30,7 @@ class Portion:
     """Windows that travel together; `files`: their pictures, where those are shipped."""
 
     asks: Sequence[Ask]
-    files: Mapping[str, ImageFile | str] | None = None
+    files: Shipped | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class AnnotateJob:
     def start(self, device: str) -> AnnotateWorker:
         config = self.config
         if not config.scale.ship_images:
-            images.check_seen(config.images, self.witness)
+            picture_files.check_seen(config.pictures, self.witness)
         return AnnotateWorker(finding.build(replace(config, device=device)), config)
 
     def split(self, portion: Portion) -> list[Portion]:
@@ -123,7 +124,7 @@ class AnnotateWorker:
         return self._reader.begin(self._annotator.opens(ask.groups), source)
 
     def _source(self, portion: Portion) -> ImageSource:
-        source = ImageSource(self._config.images)
+        source = ImageSource(self._config.pictures)
         source.take(portion.files)
         return source
 

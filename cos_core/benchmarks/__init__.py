@@ -13,7 +13,7 @@ A module offers `build()`, with optional `split` and `scorer` (names, None for t
   submission(root, data, predictions)  the text of the file that a server scores, complete or refused (InputError)
 
   needs, counts, scorers    what to download (_files.Need), how many questions each official split has, the scorers there are
-  unpack(root)              makes pictures that stand inside the files into files, before a model runs
+  unpack(root)              makes pictures that stand inside the files into files, before a model runs; words for what is wrong
   judge_prompt(), judge_sample(example, answer), judge_grade(reply), judged(data, predictions, grades)
                             answers that a language model grades (evaluate/judge.py)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cos_core.errors import InputError
-from cos_core.jsonl import decode, read_lines
+from cos_core.jsonl import decode, open_input, read_lines
 from cos_core.text import read_text
 
 SUMS = "SHA256SUMS"
@@ -117,14 +118,21 @@ def image_root(root: Path, *names: str) -> Path:
 def read_object(path: Path) -> dict[str, Any]:
     """The one JSON object that a file holds. Raises InputError."""
     try:
-        data = decode(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        data = decode(_whole(path))
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(data, dict):
         raise InputError(f"{path} should hold one JSON object, found a {type(data).__name__}")
     return data
+
+
+def _whole(path: Path) -> bytes:
+    """The bytes of a text file, without its byte order mark. Raises InputError."""
+    with open_input(path) as file:
+        try:
+            return file.read().removeprefix(codecs.BOM_UTF8)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def rows(path: Path, fields: Iterable[str]) -> list[tuple[int, dict[str, Any]]]:

@@ -158,13 +158,16 @@ def option_rule(read: Reader, shown: Callable[[str | None], str | None] = lambda
     says was extracted."""
 
     def judged(example: Example, answer: str) -> Verdict:
-        options, expected = by_letter(example.choices), example.answers[0]
+        options, expected = by_letter(example.choices, example.meta.get("letters", LETTERS)), example.answers[0]
         letter = read(answer, options)
         return Verdict(float(letter == expected), shown(letter), expected, letter in options)
 
     return judged
 
 
-def by_letter(choices: Sequence[str]) -> dict[str, str]:
-    """Options by their letters."""
-    return dict(zip("ABCDE", choices, strict=False))
+LETTERS = "ABCDE"
+
+
+def by_letter(choices: Sequence[str], letters: str = LETTERS) -> dict[str, str]:
+    """Options by their letters; other `letters` where a table leaves some out."""
+    return dict(zip(letters, choices, strict=False))

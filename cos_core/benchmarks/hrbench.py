@@ -8,7 +8,7 @@ judge; the authors ask a judge where rules do not decide.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,12 @@ class HrBench:
     counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
 
     def load(self, root: Path) -> BenchmarkData:
-        path = self._file(root)
-        examples = [_example(row, f"{path}:{line}") for line, row in _tsv.rows(path, ("index", "question", "A", "B", "answer"))]
+        path, shown = self._file(root), _tsv.Pictures(str)
+        examples = []
+        for line, row in _tsv.rows(path, ("index", "question", "A", "B", "answer")):
+            shown.add(row)
+            examples.append(_example(row, f"{path}:{line}"))
+        examples = [replace(example, image=shown.file(example.id)) for example in examples]
         return BenchmarkData(self.name, self.split, examples, root / "images" / self.split)
 
     def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
@@ -55,12 +59,9 @@ class HrBench:
     def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
         return _vqa.percentage_estimates(scores, ("category",))
 
-    def unpack(self, root: Path) -> None:
-        """Writes each row's picture as images/<split>/<index>.jpg, those that are not there yet."""
-        path, folder = self._file(root), root / "images" / self.split
-        folder.mkdir(parents=True, exist_ok=True)
-        for line, row in _tsv.rows(path):
-            _tsv.unpack(row.get("image", ""), folder / f"{row['index']}.jpg", f"{path}:{line}")
+    def unpack(self, root: Path) -> list[str]:
+        """Writes each row's picture as images/<split>/<index>.jpg."""
+        return _tsv.unpack(self._file(root), root / "images" / self.split, str)
 
     def _file(self, root: Path) -> Path:
         return _files.require(root, f"hr_bench_{self.split}.tsv", source=f"take it from {SOURCE}")
@@ -72,15 +73,15 @@ def build(split: str | None = None) -> HrBench:
 
 
 def _example(row: Mapping[str, str], where: str) -> Example:
-    options, answer, index = _tsv.options(row), row["answer"].strip(), row["index"]
+    answer, index = row["answer"].strip(), row["index"]
+    options = {letter: row[letter] for letter in _tsv.LETTERS if row.get(letter, "").strip()}
     if answer not in options:
         raise InputError(f"{where}: the answer {answer!r} is not one of the options {', '.join(options)}")
     lines = [row["question"], *(f"{letter}. {option}" for letter, option in options.items()), answers.OPTION_LETTER]
-    # The cell of a later round may name the row that has the picture.
-    cell = row.get("image", "")
-    image = cell if cell.isdigit() and len(cell) <= 64 else index
     meta = {"asked": row["question"], "category": row.get("category", "")}
-    return Example(index, "hrbench", f"{image}.jpg", "\n".join(lines), (answer,), tuple(options.values()), meta)
+    if not _tsv.LETTERS.startswith(letters := "".join(options)):
+        meta["letters"] = letters
+    return Example(index, "hrbench", f"{index}.jpg", "\n".join(lines), (answer,), tuple(options.values()), meta)
 
 
 _rule = option_rule(answers.option_letter)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,16 @@ class MmBench:
     needs: tuple[_files.Need, ...] = NEEDS
 
     def load(self, root: Path) -> BenchmarkData:
-        path = self._file(root)
-        examples = [_example(row, f"{path}:{line}", SUFFIXES[self.split]) for line, row in _tsv.rows(path)]
+        path, shown = self._file(root), _tsv.Pictures(_stem)
+        examples = []
+        for line, row in _tsv.rows(path):
+            shown.add(row)
+            examples.append(_example(row, f"{path}:{line}", SUFFIXES[self.split]))
+        examples = [replace(example, image=shown.file(example.id)) for example in examples]
         labelled = all(example.answers for example in examples)
-        return BenchmarkData(self.name, self.split, examples, _images(root, self.split), {"labels": labelled})
+        hidden = sum("hidden" in example.meta for example in examples)
+        protocol = {"labels": labelled, **({"options_hidden": hidden} if hidden else {})}
+        return BenchmarkData(self.name, self.split, examples, _images(root, self.split), protocol)
 
     def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
         if not data.protocol["labels"]:
@@ -82,6 +88,7 @@ class MmBench:
             **_vqa.percentages(circles, _SLICES),
             "samples": len(scores),
             "one_round": _vanilla(scores),
+            **({"options_hidden": data.protocol["options_hidden"]} if "options_hidden" in data.protocol else {}),
         }
 
     def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
@@ -98,13 +105,9 @@ class MmBench:
     def protocol(self, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
         return {"scorer": self.scorer}
 
-    def unpack(self, root: Path) -> None:
-        """Writes each question's picture as images/<split>/<index modulo 10^6>.jpg, those that are not there yet."""
-        path, folder = self._file(root), _images(root, self.split)
-        folder.mkdir(parents=True, exist_ok=True)
-        for line, row in _tsv.rows(path):
-            # A rotation may hold the index of the row that has the picture instead of the picture.
-            _tsv.unpack(row.get("image", ""), folder / f"{int(row['index']) % ROUND}.jpg", f"{path}:{line}")
+    def unpack(self, root: Path) -> list[str]:
+        """Writes the pictures as images/<split>/<index modulo 10^6>.jpg; one that only a rotation shows under its own index."""
+        return _tsv.unpack(self._file(root), _images(root, self.split), _stem)
 
     def submission(self, root: Path, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> bytes:
         """The sheet that the server takes: the table without hint, categories, source, picture and comment, with `prediction`.
@@ -146,21 +149,28 @@ def _images(root: Path, split: str) -> Path:
 
 
 def _example(row: Mapping[str, str], where: str, suffix: str) -> Example:
-    options = _tsv.options(row)
-    answer = row.get("answer", "").strip()
+    shown, answer = _tsv.first_options(row), row.get("answer", "").strip()
+    options = _tsv.all_options(row, answer if row.get(answer) else "")
     if answer and answer not in options:
         raise InputError(f"{where}: the answer {answer!r} is not one of the options {', '.join(options)}")
     hint = [] if _tsv.blank(row.get("hint")) else [row["hint"]]
-    text = "\n".join([*hint, row["question"], *(f"{letter}. {option}" for letter, option in options.items())])
-    circle = int(row["index"]) % ROUND
+    text = "\n".join([*hint, row["question"], *(f"{letter}. {option}" for letter, option in shown.items())])
+    circle = _stem(row["index"])
     meta = {
         "asked": row["question"],
         "suffix": f"\n{suffix}",  # where it stands is the prompt profile's word
-        "circle": str(circle),
+        "circle": circle,
         "category": row.get("category", ""),
         "l2_category": row.get("l2-category", ""),
     }
+    if list(options) != list(shown):
+        # LLaVA's reader stops at the first option that reads "None", "nan" or "NA"; what stands there may be the answer.
+        meta |= {"letters": "".join(options), "hidden": "".join(letter for letter in options if letter not in shown)}
     return Example(row["index"], "mmbench", f"{circle}.jpg", text, (answer,) if answer else (), tuple(options.values()), meta)
+
+
+def _stem(index: str) -> str:
+    return str(int(index) % ROUND)
 
 
 _READERS: Mapping[str, Reader] = {OFFICIAL: answers.option_letter, LMMS: lmms_option_letter, VLM: vlm_option_letter}

@@ -22,8 +22,8 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
@@ -31,6 +31,7 @@ import numpy as np
 
 from cos_core.errors import InputError
 from cos_core.geometry import Box, clipped
+from cos_core.jsonl import open_input
 from cos_core.types import Regions
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ MOST_BYTES = 2**26
 MOST_BOXES = 4096
 _BLOCK = 2**20
 _LONGEST_ID = 1024
+_NAMED = 3
 _COCO = re.compile(r"(?:COCO_[a-z]+\d{4}_)?0*(\d+)")
 
 
@@ -70,6 +72,7 @@ class Folder:
     """A folder of .npz files: `a/b.jpg` is looked for as `a/b.npz`, then as `b.npz`."""
 
     path: Path
+    notes: ClassVar[tuple[str, ...]] = ()
 
     @property
     def layout(self) -> str:
@@ -96,7 +99,8 @@ class Folder:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A TSV file. `places`: where the line of each id begins, and its number; of lines with the same id the first counts.
+    """A TSV file. `places`: where the line of each id begins, and its number; of lines with the same id the first whole one
+    counts, which `notes` tell of.
 
     An image is found by its path without the ending, its name without the ending, or the number that COCO's names end with:
     `train2014/COCO_train2014_000000000009.jpg` and `000000000009.jpg` are both image 9.
@@ -105,6 +109,7 @@ class Table:
     path: Path
     columns: int
     places: Mapping[str, tuple[int, int]]
+    notes: tuple[str, ...] = ()
 
     def record(self, image: str) -> Record:
         """Raises InputError when there is no line for the image, or none that can be used."""
@@ -114,10 +119,11 @@ class Table:
         for key in (bare, name, *([number[1]] if number else [])):
             if key in self.places:
                 offset, line = self.places[key]
-                return self._read(offset, line)
+                return self.read(offset, line)
         raise InputError(f"there are no features for the image {image!r} in {self.path}: no line has the id {name!r}")
 
-    def _read(self, offset: int, line: int) -> Record:
+    def read(self, offset: int, line: int) -> Record:
+        """The line that begins at `offset`. Raises InputError when it is not whole."""
         where = f"{self.path}:{line}"
         with self.path.open("rb") as file:
             file.seek(offset)
@@ -160,6 +166,11 @@ class Precomputed:
     settings: Mapping[str, Any] = field(default_factory=dict)
     parallel: ClassVar[bool] = True
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of the files."""
+        return self.source.notes
+
     def detect(self, image: Image, path: str = "") -> Regions:
         """What the files say of the picture at `path`; boxes of more than a pixel outside of it are refused.
 
@@ -196,7 +207,8 @@ def build(path: str | None = None) -> Precomputed:
 def _table(path: Path) -> Table:
     """Walks the file once. Raises InputError unless its first line has a known number of columns."""
     places: dict[str, tuple[int, int]] = {}
-    with path.open("rb") as file:
+    doubled: dict[str, list[tuple[int, int]]] = {}
+    with open_input(path) as file:
         first = file.readline(MOST_BYTES + 1)
         columns = first.count(b"\t") + 1
         if columns not in LAYOUTS or len(first) > MOST_BYTES:
@@ -209,9 +221,54 @@ def _table(path: Path) -> Table:
             key, tab, _ = start.partition(b"\t")
             # A line without a tab names no picture; the picture it was meant for will be missed by its name.
             if tab:
-                text = key.decode("utf-8", "replace").strip()
-                places.setdefault(str(int(text)) if text.isascii() and text.isdigit() else text, (offset, line))
-    return Table(path, columns, places)
+                text = key.decode("utf-8-sig" if line == 1 else "utf-8", "replace").strip()
+                name = str(int(text)) if text.isascii() and text.isdigit() else text
+                if name in places:
+                    doubled.setdefault(name, [places[name]]).append((offset, line))
+                else:
+                    places[name] = (offset, line)
+    return _chosen(Table(path, columns, places), doubled)
+
+
+def _chosen(table: Table, doubled: Mapping[str, Sequence[tuple[int, int]]]) -> Table:
+    """The table with the first whole one of the lines of each id that has several, and words for them."""
+    places = dict(table.places)
+    torn: list[str] = []
+    other: list[str] = []
+    for name, lines in doubled.items():
+        records = [(place, _whole_record(table, *place)) for place in lines]
+        # A line that is torn between two numbers reads as one of fewer features.
+        most = max((record.features.shape[1] for _, record in records if record is not None), default=0)
+        whole = [(place, record) for place, record in records if record is not None and record.features.shape[1] == most]
+        if not whole:
+            continue
+        (place, first), *rest = whole
+        places[name] = place
+        if place != lines[0]:
+            torn.append(f"{name!r} (line {place[1]} for line {lines[0][1]})")
+        if not all(_same(first, record) for _, record in rest):
+            other.append(f"{name!r} (lines {', '.join(str(line) for _, line in lines)})")
+    notes = []
+    if doubled:
+        listed = ", ".join(
+            f"{name!r} (lines {', '.join(str(line) for _, line in doubled[name])})" for name in [*doubled][:_NAMED]
+        )
+        notes.append(f"{table.path}: {len(doubled)} images have several lines, of which the first whole one counts: {listed}")
+    for found, words in ((torn, "a whole line counts for a torn one before it"), (other, "the lines do not say the same")):
+        if found:
+            notes.append(f"{table.path}: for {len(found)} of them {words}: {', '.join(found[:_NAMED])}")
+    return replace(table, places=places, notes=tuple(notes))
+
+
+def _whole_record(table: Table, offset: int, line: int) -> Record | None:
+    try:
+        return table.read(offset, line)
+    except InputError:
+        return None
+
+
+def _same(a: Record, b: Record) -> bool:
+    return a.size == b.size and np.array_equal(a.boxes, b.boxes) and np.array_equal(a.features, b.features)
 
 
 def _line_starts(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:

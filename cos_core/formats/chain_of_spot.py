@@ -53,12 +53,13 @@ def read(source: Source) -> Iterator[Incoming]:
         key, _, square = found
         used += 1
         try:
-            width, height = source.sizes.of(example.image, example.meta)
+            frame = source.sizes.frame(example.image, example.meta)
+            width, height = frame.width, frame.height
             if not square.inside(width, height):
                 raise InputError(
                     f"the square {square.top:g}, {square.left:g}, {square.side:g} is not on {width}x{height} pixels"
                 )
-            box = square.box(width, height)
+            box = frame.upright(square.box(width, height))
         except InputError as error:
             report(Problem(source.path, None, key, str(error)), source.on_problem)
             yield Incoming(example.id, failure=f"{source.path.name}: {key}: {error}")

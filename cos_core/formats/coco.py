@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cos_core.errors import InputError
-from cos_core.formats.records import IMPORTED, Incoming, Outgoing, Source, from_pixels
+from cos_core.formats.records import IMPORTED, Frame, Incoming, Outgoing, Source, from_pixels
 from cos_core.geometry import Box
 from cos_core.jsonl import Problem, decode, open_input, report
 from cos_core.types import Annotation
@@ -93,7 +93,7 @@ def read(data: Mapping[str, Any], source: Source) -> Iterator[Incoming]:
             image = picture["file_name"]
             found = Annotation(
                 name,
-                _box(entry.get("bbox"), source.sizes.of(image, picture)),
+                _box(entry.get("bbox"), source.sizes.frame(image, picture, shown="fingerprint" in entry)),
                 _number(entry.get("score", 0.0)),
                 str(entry.get("policy", IMPORTED)),
                 source.fingerprint,
@@ -109,11 +109,11 @@ def read(data: Mapping[str, Any], source: Source) -> Iterator[Incoming]:
         yield Incoming(name, found)
 
 
-def _box(bbox: object, size: tuple[int, int]) -> Box:
+def _box(bbox: object, frame: Frame) -> Box:
     if not isinstance(bbox, list) or len(bbox) != 4:
         raise InputError("`bbox` must be [x, y, width, height]")
     x, y, width, height = (_number(v) for v in bbox)
-    return from_pixels(x, y, x + width, y + height, *size)
+    return from_pixels(x, y, x + width, y + height, frame)
 
 
 def _number(value: object) -> float:

@@ -17,6 +17,7 @@ from cos_core.formats import FORMATS, Format, chain_of_spot, coco, lines, viscot
 from cos_core.formats.records import Incoming, Outgoing, Sizes, Source
 from cos_core.interfaces import Reporter
 from cos_core.jsonl import Problem
+from cos_core.picture_files import folder
 from cos_core.store import BATCH, Store, codec
 from cos_core.types import Annotation, Example, RunManifest
 
@@ -26,7 +27,8 @@ class ExportConfig:
     """`store` is written to the file `out` as `format`.
 
     `data`: the questions' file, needed by chain-of-spot and visual-cot; the order is then the file's. `images`: where picture
-    sizes are read from, where neither `data` states them. `failures`, `heats`: more lines and keys of jsonl.
+    sizes are read from; without it, as `data` states them. `follow_links`: links in that folder may lead out of it.
+    `failures`, `heats`: more lines and keys of jsonl.
     """
 
     store: Path
@@ -37,6 +39,7 @@ class ExportConfig:
     failures: bool = False
     heats: bool = False
     max_failures: int | None = None
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         _check_format(self.format)
@@ -56,7 +59,8 @@ class ImportConfig:
     """`source`, a file in `format`, is read into the store `out`.
 
     `data`: the questions' file, needed by chain-of-spot; else examples that it does not have are refused. `images`: where
-    picture sizes are read from, where the file states none. `questions`: the file to which visual-cot's questions go.
+    picture sizes are read from, and compared with those that the file states. `follow_links`: links in that folder may lead out
+    of it. `questions`: the file to which visual-cot's questions go.
     """
 
     source: Path
@@ -66,6 +70,7 @@ class ImportConfig:
     images: Path | None = None
     questions: Path | None = None
     max_failures: int | None = None
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         _check_format(self.format)
@@ -113,7 +118,7 @@ class _Export:
     skipped: int = 0
 
     def regions(self) -> Iterator[Outgoing]:
-        sizes = Sizes(self.config.images)
+        sizes = Sizes(folder(self.config.images, self.config.follow_links))
         total = self.store.info()["annotations"]
         for done, (annotation, example) in enumerate(self._pairs(), 1):
             if annotation.box is None:
@@ -167,7 +172,8 @@ def load(config: ImportConfig, reporter: Reporter) -> RunManifest:
     data = coco.load(config.source) if config.format == "coco" else {}
     stated = lines.fingerprint(config.source) if config.format == "jsonl" else coco.fingerprint(data) if data else None
     mark = stated or manifest.fingerprint({"imported": config.format, "sha256": digest})
-    source = Source(config.source, mark, Sizes(config.images), config.data, problems)
+    sizes = Sizes(folder(config.images, config.follow_links))
+    source = Source(config.source, mark, sizes, config.data, problems)
     readers: dict[Format, Callable[[], Iterator[Incoming]]] = {
         "jsonl": lambda: lines.read(source),
         "chain-of-spot": lambda: chain_of_spot.read(source),
@@ -188,6 +194,7 @@ def load(config: ImportConfig, reporter: Reporter) -> RunManifest:
         manifest.path_for(config.out).unlink(missing_ok=True)
         questions = stack.enter_context(manifest.atomic_file(config.questions)) if config.questions else None
         counts = _fill(store, chain([first], found), questions, reporter)
+    sizes.tell(reporter)
     results = {"format": config.format, "fingerprint": mark, "provenance": provenance}
     finished = begun.finish({**counts, "failed": problems.count}, results=results)
     manifest.write(manifest.path_for(config.out), finished)

@@ -62,8 +62,8 @@ def read(source: Source) -> Iterator[Incoming]:
         try:
             example, boxes = _metadata(record, place) if "bboxs" in record else _converted(record)
             name = example.id
-            width, height = source.sizes.of(example.image, example.meta)
-            box = from_pixels(*_around(boxes), width, height)
+            frame = source.sizes.frame(example.image, example.meta, shown="example_id" in record)
+            box = from_pixels(*_around(boxes), frame)
             score = record.get("score", 0.0)
             if isinstance(score, bool) or not isinstance(score, int | float):
                 raise InputError("`score` must be a number")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from cos_core.errors import InputError
+from cos_core.errors import InputError, TransientError
 from cos_core.images import ImageSource
 from cos_core.types import Example
 
@@ -43,8 +43,10 @@ class PictureReader:
     def _read(self, name: str) -> Image | InputError:
         try:
             image = self._source.open(name)
+            if self._prepare is not None:
+                self._prepare([image])
         except InputError as error:
             return error
-        if self._prepare is not None:
-            self._prepare([image])
+        except MemoryError:
+            return TransientError(f"there is no memory to prepare the image {name!r}")
         return image

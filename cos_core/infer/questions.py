@@ -8,8 +8,11 @@ from pathlib import Path
 
 from cos_core.datasets import Problem, Snapshot, read_examples, spoken, tell
 from cos_core.errors import InputError
+from cos_core.images import is_picture
 from cos_core.infer.settings import InferConfig
 from cos_core.interfaces import Reporter
+from cos_core.picture_files import listed
+from cos_core.text import one_line
 from cos_core.types import Example
 
 
@@ -29,8 +32,7 @@ class Questions:
 def questions(config: InferConfig, reporter: Reporter) -> Questions:
     """What a run asks: one picture's questions side by side. Raises InputError when there is none."""
     if config.data is None:
-        found = _same_question(config)
-        return Questions(found[: config.limit], {})
+        return _same_question(config, reporter)
     snapshot = Snapshot(config.data)
     problems: list[Problem] = []
     text_only = 0
@@ -62,16 +64,44 @@ def _grouped(examples: Sequence[Example]) -> list[Example]:
     return [example for group in groups.values() for example in group]
 
 
-def _same_question(config: InferConfig) -> list[Example]:
-    """`config.question` about every picture that lies in the folder `config.images`, by name."""
+def _same_question(config: InferConfig, reporter: Reporter) -> Questions:
+    """`config.question` about every picture in the folder `config.images` and the folders in it, by name.
+
+    What the content or the name calls a picture is asked about, whether it opens or not. Hidden files are passed over; what
+    else lies there is named.
+    """
     folder = Path(config.images or "")
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
-    names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICTURES and p.is_file())
+    found = listed(folder, config.follow_links, own=config.out)
+    names = [name for name in found.files if _pictured(folder / name)]
+    pictures = set(names)
+    _tell(reporter, "files are no pictures and were left out", [name for name in found.files if name not in pictures])
+    _tell(reporter, "folders are links and were left out (--follow-links reads them)", found.links)
+    _tell(reporter, "files have a name that is no UTF-8, which no answer can record; rename them", found.unnameable)
+    _tell(reporter, "folders cannot be read", found.closed)
     if not names:
         raise InputError(f"the folder {folder} holds no picture")
-    return [Example(id=name, dataset="folder", image=name, question=config.question or "") for name in names]
+    if deeper := sum("/" in name for name in names):
+        reporter.note(f"{len(names)} pictures in {folder}, {deeper} of them in folders in it")
+    asked = [Example(id=name, dataset="folder", image=name, question=config.question or "") for name in names]
+    problems = [Problem(folder, None, None, f"{one_line(name)} is no UTF-8") for name in found.unnameable]
+    return Questions(asked[: config.limit], {}, problems)
 
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""What counts as a picture in a folder."""
+def _tell(reporter: Reporter, what: str, names: Sequence[str]) -> None:
+    if names:
+        few = ", ".join(one_line(name) for name in names[:_NAMED])
+        reporter.warn(f"{len(names)} {what}: {few}{', ...' if len(names) > _NAMED else ''}")
+
+
+def _pictured(path: Path) -> bool:
+    return path.suffix.lower() in PICTURES or is_picture(path)
+
+
+_NAMED = 5
+PICTURES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif", ".tga"),
+    *(".heic", ".heif", ".jxl", ".mpo", ".ppm", ".pgm", ".pbm"),
+)
+"""Endings that call a file a picture, whatever is in it: one that does not open is a failure and not left out."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from cos_core import bounds, hub, llava, manifest, plug
+from cos_core import bounds, hub, llava, manifest, picture_files, plug
 from cos_core.checkpoints import fill_of
 from cos_core.cropping import OnBadBox
 from cos_core.datasets import Files
@@ -17,6 +17,7 @@ from cos_core.images import FILL
 from cos_core.infer import heat
 from cos_core.infer.passes import BoxDecode, Setting
 from cos_core.interfaces import Engine, Policy, Reporter
+from cos_core.picture_files import PictureFolder
 from cos_core.plug import ROI_ALIASES
 from cos_core.prompts import DIALOGUE_VERSION, Profile, checkpoint_profile
 from cos_core.runners import RunnerConfig
@@ -30,7 +31,8 @@ class InferConfig:
     `roi`: a policy, "model" or "center" for short, or "relevance" (heat.py: no training needed); `on_bad_box`: what to look at
     when there is no usable region: the whole image again, its centre, or nothing (the question is left unanswered and counted
     as skipped).
-    `question` with `images` and no `data`: the same question about every picture of the folder.
+    `question` with `images` and no `data`: the same question about every picture of the folder. `follow_links`: links in that
+    folder may lead out of it.
     `box_tokens`: budget of the first pass; three decimals take 29 tokens in LLaVA's tokenizer, six take 41, and a few words may
     stand around them. `max_new_tokens`: budget of the answer. `max_failures`: stop once more items than this have failed;
     `retry_failed`: ask again what a former run recorded as failed. `box_decode`: "grammar" lets the first pass write only
@@ -67,6 +69,7 @@ class InferConfig:
     server: str | None = None
     concurrency: int = 8
     timeout: float = 120.0
+    follow_links: bool = False
     scale: RunnerConfig = field(default_factory=RunnerConfig)
 
     def __post_init__(self) -> None:
@@ -78,6 +81,11 @@ class InferConfig:
             bounds.check(name, getattr(self, name), low, high)
         if self.server is not None:
             checked_address(self.server)
+
+    @property
+    def pictures(self) -> PictureFolder | None:
+        """The folder of pictures with what is thought of its links."""
+        return picture_files.folder(self.images, self.follow_links)
 
 
 _BOUNDS = (
@@ -109,6 +117,7 @@ NOT_IN_FINGERPRINT: Mapping[str, str] = {
     "out": "where the answers go",
     "data": "which questions are asked: each is compared with the one that its answer names",
     "images": "where the pictures are; the data names them",
+    "follow_links": "where the pictures may be",
     "image": "one picture, of which nothing is written",
     "question": "compared with the one that an answer names",
     "limit": "how many of the questions are asked",

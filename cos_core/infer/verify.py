@@ -55,7 +55,7 @@ def verify(config: InferConfig, count: int, reporter: Reporter) -> dict[str, Any
     alone = getattr(reusing, "without_reuse", None)
     both = _Both(reusing, alone() if alone else build_engine(replace(config, reuse=False)))
     chain = TwoPass(both, made, asked.siblings, finder=finder(config, reusing))
-    with PictureReader(ImageSource(config.images)) as pictures:
+    with PictureReader(ImageSource(config.pictures)) as pictures:
         for start in range(0, len(asked.examples), config.batch_size):
             batch = asked.examples[start : start + config.batch_size]
             chain.predict(pictures.beside(batch))

@@ -13,14 +13,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from cos_core import images, llava
-from cos_core.images import ImageFile, ImageSource
+from cos_core import llava, picture_files
+from cos_core.images import ImageSource
 from cos_core.infer.heat import HeatFinder
 from cos_core.infer.passes import TwoPass
 from cos_core.infer.pictures import PictureReader
 from cos_core.infer.settings import InferConfig, build_engine, finder, model_fingerprint, setting, tell_served
 from cos_core.infer.side_by_side import SharedPictures, side_by_side
 from cos_core.interfaces import Engine, Reporter, Runner
+from cos_core.picture_files import Shipped
 from cos_core.runners import build
 from cos_core.runners.local import Local
 from cos_core.types import Example, Prediction
@@ -39,7 +40,7 @@ class Portion:
     config: InferConfig
     examples: Sequence[Example]
     siblings: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    files: Mapping[str, ImageFile | str] | None = None
+    files: Shipped | None = None
     witness: str | None = None
 
 
@@ -47,12 +48,12 @@ def portions(
     config: InferConfig, examples: Sequence[Example], siblings: Mapping[str, Sequence[str]], *, here: bool
 ) -> Iterator[Portion]:
     """The work of a run in order, as it is asked for; `here`: in this process, so neither siblings nor pictures travel."""
-    seen = None if here else images.witness(config.images, (e.image or "" for e in examples))
+    seen = None if here else picture_files.witness(config.pictures, (e.image or "" for e in examples))
     # A worker that asks a server begins each portion with no request under way: portions are not to be small beside that.
     size = config.batch_size if config.engine == "hf" else max(config.batch_size, config.concurrency)
     for part in cut(examples, size):
         names = dict.fromkeys(e.image or "" for e in part)
-        files = images.shipped(config.images, names) if config.scale.ship_images and not here else None
+        files = picture_files.shipped(config.pictures, names) if config.scale.ship_images and not here else None
         own = siblings if here else {name: siblings[name] for name in names if name in siblings}
         yield Portion(config, part, own, files, seen)
 
@@ -137,8 +138,8 @@ class InferWorker:
             return
         config = replace(first.config, device=self._config.device)
         if first.files is None:
-            images.check_seen(config.images, first.witness)
-        engine, pictures = self._engine, ImageSource(config.images)
+            picture_files.check_seen(config.pictures, first.witness)
+        engine, pictures = self._engine, ImageSource(config.pictures)
         chain = TwoPass(engine, setting(config), first.siblings, finder=self._finder(config))
         if (at_once := getattr(engine, "concurrency", 1)) > 1:
             everything = itertools.chain([first], source)
@@ -167,7 +168,7 @@ class InferWorker:
 def _asked(portions: Iterable[Portion]) -> Iterator[tuple[Example, SharedPictures]]:
     """The questions of all portions in order, each with where its picture comes from."""
     for portion in portions:
-        source = ImageSource(portion.config.images)
+        source = ImageSource(portion.config.pictures)
         source.take(portion.files)
         pictures = SharedPictures(source)
         yield from ((example, pictures) for example in portion.examples)

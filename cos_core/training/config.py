@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 # Settings that do not change what is learnt: where things lie and how the work is cut up. A detector counts as it is built.
 _NOT_IN_FINGERPRINT = (
-    "data", "images", "model", "out", "store", "batch_size", "device", "save_every", "save_minutes", "resume", "workers",
-    "deepspeed", "gradient_checkpointing", "check", "check_only", "max_faults", "dry_run", "mfu", "liger", "report_to",
-    "processes", "max_no_region", "detector", "detector_options",
+    "data", "images", "follow_links", "model", "out", "store", "batch_size", "device", "save_every", "save_minutes", "resume",
+    "workers", "deepspeed", "gradient_checkpointing", "check", "check_only", "max_faults", "dry_run", "mfu", "liger",
+    "report_to", "processes", "max_no_region", "detector", "detector_options",
 )  # fmt: skip
 _LORA_ALPHA = 2
 _RATE, _ADAPTERS_RATE = 2e-5, 2e-4
@@ -50,6 +50,7 @@ class TrainConfig:
 
     data, images         samples (see datasets.py; several files are one data set) and the folder that their image paths
                          start from
+    follow_links         links in that folder may lead out of it
     model, out           start checkpoint (directory, hub id or `miniature`); directory of the finished one
     store                annotations of `cos annotate`, or the released region file (.json); needed by policies whose box the
                          model writes
@@ -135,6 +136,7 @@ class TrainConfig:
     processes: int | None = None
     dry_run: bool = False
     mfu: float = 0.4
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         for name, high in _COUNTS.items():

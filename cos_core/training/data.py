@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cos_core.boxtext import read_box, write_box
@@ -19,6 +18,7 @@ from cos_core.geometry import Box, SquarePad, full_box
 from cos_core.images import crop_region, open_image
 from cos_core.interfaces import Policy
 from cos_core.jsonl import utf8
+from cos_core.picture_files import Root
 from cos_core.prompts import Profile, dialogue, text_dialogue
 from cos_core.released import Square
 from cos_core.training.reasons import Skipped
@@ -65,7 +65,7 @@ class Recipe:
     image_token_id: int
     image_tokens: int
     fill: tuple[int, int, int]
-    images: Path
+    images: Root
     seed: int = 0
     max_length: int = 2048
     max_length_counts: Literal["positions", "text"] = "positions"

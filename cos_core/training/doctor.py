@@ -24,9 +24,10 @@ from PIL import Image
 from cos_core import manifest
 from cos_core.errors import InputError
 from cos_core.geometry import Box, SquarePad
-from cos_core.images import image_path, open_image
+from cos_core.images import open_image
 from cos_core.interfaces import Reporter
 from cos_core.jsonl import encode_line
+from cos_core.picture_files import Root, image_path
 from cos_core.released import Square
 from cos_core.training.data import Recipe, draw, encode_sample, limit, outside
 from cos_core.training.samples import OTHER_IMAGE, Sample
@@ -285,7 +286,7 @@ def _marks(sample: Sample, which: int, recipe: Recipe) -> list[str]:
     return [mark for mark in marks if mark and any(mark in text for text in texts)]
 
 
-def _misnamed(root: Path, relative: str) -> str | None:
+def _misnamed(root: Root, relative: str) -> str | None:
     """What is wrong with a file's extension, or None: the content decides, but other tools go by the name."""
     path = image_path(root, relative)
     with Image.open(path) as image:
@@ -339,7 +340,7 @@ def _fractions(square: Square, size: tuple[int, int]) -> Box | None:
         return None
 
 
-def _size(root: Path, relative: str | None) -> tuple[int, int] | None:
+def _size(root: Root, relative: str | None) -> tuple[int, int] | None:
     """Width and height from the file's header; None when it cannot be read (which is reported elsewhere)."""
     if relative is None:
         return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cos_core import __version__, hub, manifest, plug
+from cos_core import __version__, hub, manifest, picture_files, plug
 from cos_core.datasets import Snapshot, paths_of
 from cos_core.errors import InputError
 from cos_core.interfaces import Policy, Reporter
@@ -127,7 +127,7 @@ def light(config: TrainConfig, policy: Policy) -> Light:
         image_token_id=int(settings.image_token_id),
         image_tokens=image_tokens_of(settings),
         fill=fill,
-        images=config.images,
+        images=picture_files.folder(config.images, config.follow_links),
         seed=config.seed,
         max_length=config.max_length,
         max_length_counts=config.max_length_counts,

@@ -13,6 +13,7 @@ from cos_core import images, manifest, spreadsheet
 from cos_core.errors import InputError
 from cos_core.interfaces import Reporter
 from cos_core.jsonl import Problem
+from cos_core.picture_files import Root, folder
 from cos_core.tally import BoxTally
 from cos_core.types import RunManifest
 from cos_core.visualize import plots, source
@@ -29,13 +30,14 @@ class BoxStatsConfig:
     `reference`: what to measure the regions against (IoU, centre held): a store, predictions, or a questions' file with gold
     regions. Data sets are told apart by the first folder of the image paths, as LLaVA's mixture has them.
     `images`: the root of the image paths, needed only to give aspect ratios in pixels; without it they are in fractions of the
-    picture (1: the picture's own shape).
+    picture (1: the picture's own shape). `follow_links`: links in that folder may lead out of it.
     """
 
     source: Path
     out: Path
     images: Path | None = None
     reference: Path | None = None
+    follow_links: bool = False
 
 
 def run(config: BoxStatsConfig, reporter: Reporter) -> RunManifest:
@@ -93,7 +95,7 @@ def _counted(config: BoxStatsConfig, reporter: Reporter) -> tuple[dict[str, BoxT
         for done, found in enumerate(source.read_boxes(config.source, problem), 1):
             shape = 1.0
             if config.images is not None and found.box is not None and found.image is not None:
-                shape = _shape(config.images, found.image)
+                shape = _shape(folder(config.images, config.follow_links), found.image)
             name = _data_set(found.image)
             tally = sets.get(name if name in sets or len(sets) < MOST_SETS else OTHERS)
             if tally is None:
@@ -111,7 +113,7 @@ def _data_set(image: str | None) -> str:
 
 # Questions on one image follow each other; a small memory keeps each header from being read again.
 @lru_cache(maxsize=256)
-def _shape(root: Path, relative: str) -> float:
+def _shape(root: Root, relative: str) -> float:
     """Width / height of a picture."""
     width, height = images.picture_size(root, relative)
     return width / height

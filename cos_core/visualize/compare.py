@@ -43,7 +43,8 @@ _DPI = 160
 class CompareConfig:
     """`runs`: one run or more, the last is the one looked at; `out`: .pdf (vector, all sheets), or .png or .webp (further
     sheets are numbered); `grid`: columns x rows of a sheet. Without `selection.sample` one sheet is filled, drawn at random
-    from what fits; the table beside it, `<out>.csv`, names everything that fits."""
+    from what fits; the table beside it, `<out>.csv`, names everything that fits. `follow_links`: links in the
+    picture folder may lead out of it."""
 
     runs: tuple[Path, ...]
     out: Path
@@ -51,6 +52,7 @@ class CompareConfig:
     images: Path | None = None
     grid: str = "4x3"
     selection: Selection = field(default_factory=Selection)
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -80,7 +82,7 @@ class Cell:
 def run(config: CompareConfig, reporter: Reporter) -> RunManifest:
     """Writes the sheets, `<out>.csv` and `<out>.manifest.json`. Raises InputError when no question fits."""
     work = manifest.started("visualize compare", config)
-    found = runs.load(config.runs, runs.RunSources(config.data, config.images), reporter)
+    found = runs.load(config.runs, runs.RunSources(config.data, config.images, config.follow_links), reporter)
     everything = select.chosen(found, replace(config.selection, sample=None))
     if not everything:
         raise InputError(f"no question of {' and '.join(r.name for r in found)} fits: {config.selection.words()}")

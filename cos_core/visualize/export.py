@@ -41,7 +41,8 @@ _TOLD = 5
 @dataclass(frozen=True, slots=True)
 class ExportConfig:
     """`source`: an eval folder or a predictions file; `out`: the file to write; `format`: one of FORMATS; `data`, `images`:
-    where questions and pictures are, when the run does not say; `image_prefix` stands before image paths (label-studio)."""
+    where questions and pictures are, when the run does not say; `image_prefix` stands before image paths (label-studio);
+    `follow_links`: links in the picture folder may lead out of it."""
 
     source: Path
     out: Path
@@ -50,6 +51,7 @@ class ExportConfig:
     images: Path | None = None
     image_prefix: str = ""
     selection: Selection = field(default_factory=Selection)
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -93,7 +95,7 @@ def run(config: ExportConfig, reporter: Reporter) -> RunManifest:
     said and counted as failed.
     """
     work = manifest.started("visualize export", config)
-    (found,) = runs.load([config.source], runs.RunSources(config.data, config.images), reporter)
+    (found,) = runs.load([config.source], runs.RunSources(config.data, config.images, config.follow_links), reporter)
     job = _Job(config, found, select.chosen([found], config.selection), reporter)
     with manifest.atomic_file(config.out) as file:
         _WRITERS[config.format](job, file)

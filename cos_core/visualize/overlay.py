@@ -14,6 +14,7 @@ from cos_core.errors import InputError
 from cos_core.geometry import Box, Frame
 from cos_core.interfaces import Reporter
 from cos_core.metrics import usable_box
+from cos_core.picture_files import folder
 from cos_core.store import Store
 from cos_core.text import one_line
 from cos_core.types import Annotation, Example, Prediction, RunManifest
@@ -47,7 +48,8 @@ class OverlayConfig:
     """A prediction of a recorded file, an annotation of a store, or one picture with what is to be said about it.
 
     predictions  a predictions file (JSONL, or a directory that holds predictions.jsonl) and `example`, the id of the one to
-                 draw (None: the first that has a box); `images` is the root of its image paths.
+                 draw (None: the first that has a box); `images` is the root of its image paths, and `follow_links` says that
+                 links in it may lead out of it.
     store        a store of annotations. With `predictions` it adds the annotated region; by itself its annotation `example` is
                  drawn (None: the first that has a box). Its relevance map is drawn, too, where it keeps one.
     data         optional, with `predictions` or `store`: the questions' file adds the truth and the gold region.
@@ -74,6 +76,7 @@ class OverlayConfig:
     heat_frame: Frame = "square"
     detector: str | None = None
     longest: int = 640
+    follow_links: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +172,7 @@ def _fractions(corners: tuple[float, float, float, float], image: Path | None) -
 def _scene(config: OverlayConfig, prediction: Prediction, reporter: Reporter) -> Scene:
     if prediction.image is None:
         raise InputError(f"{prediction.example_id!r} was asked without an image: there is nothing to draw")
-    picture = images.open_image(None if config.image else config.images, prediction.image)
+    picture = images.open_image(None if config.image else folder(config.images, config.follow_links), prediction.image)
     example = _example(config.data, prediction.example_id) if config.data else None
     marks = _known_marks(config, picture, example)
     heat, frame = _heat(config, prediction.example_id)
@@ -241,7 +244,7 @@ def _stored(config: OverlayConfig) -> Annotation:
 def _stored_scene(config: OverlayConfig, annotation: Annotation) -> Scene:
     if annotation.image is None:
         raise InputError(f"the store does not say the image of {annotation.example_id!r}")
-    picture = images.open_image(config.images, annotation.image)
+    picture = images.open_image(folder(config.images, config.follow_links), annotation.image)
     example = _example(config.data, annotation.example_id) if config.data else None
     marks = _known_marks(config, picture, example)
     region = f"none: {annotation.reason}"

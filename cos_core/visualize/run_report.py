@@ -55,7 +55,7 @@ class ReportConfig:
     moved. `store` adds annotated regions and the relevance maps it keeps; `heat` is a folder of maps, `<example id>.npy` or
     `.json` over the padded square ("/" in an id written as "_"), which come before the store's. `cards`: at most so many
     questions get a card, drawn at random with the selection's seed; `embed_mb`: megabytes of pictures kept inside the page,
-    more go to a folder beside it."""
+    more go to a folder beside it. `follow_links`: links in the picture folder may lead out of it."""
 
     runs: tuple[Path, ...]
     out: Path
@@ -66,6 +66,7 @@ class ReportConfig:
     cards: int = 2000
     embed_mb: float = 30.0
     selection: Selection = field(default_factory=Selection)
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -83,7 +84,7 @@ def run(config: ReportConfig, reporter: Reporter) -> RunManifest:
     run that holds nothing, runs without a common question, and filters that these runs cannot answer.
     """
     work = manifest.started("visualize report", config)
-    found = runs.load(config.runs, runs.RunSources(config.data, config.images), reporter)
+    found = runs.load(config.runs, runs.RunSources(config.data, config.images, config.follow_links), reporter)
     ids = select.chosen(found, config.selection)
     shown = _drawn(ids, config)
     with ExitStack() as stack:

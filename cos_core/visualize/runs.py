@@ -20,6 +20,7 @@ from cos_core.errors import CosError, InputError
 from cos_core.geometry import Box
 from cos_core.interfaces import BenchmarkData, Reporter
 from cos_core.metrics import usable_box
+from cos_core.picture_files import Root, folder
 from cos_core.recorded import Recorded
 from cos_core.tally import BoxTally
 from cos_core.types import UNUSABLE_BOXES, Example, Prediction, RunManifest, Score
@@ -31,10 +32,11 @@ SCORES = "scores.jsonl"
 @dataclass(frozen=True, slots=True)
 class RunSources:
     """Where to look when a run does not say it, or its files have moved: `data` the benchmark's folder or a questions' file,
-    `images` the root of the image paths."""
+    `images` the root of the image paths, `follow_links`: its links may lead out of it."""
 
     data: Path | None = None
     images: Path | None = None
+    follow_links: bool = False
 
 
 @dataclass(slots=True)
@@ -75,7 +77,7 @@ class Run:
     predictions: Mapping[str, Prediction] = field(default_factory=dict)
     examples: Mapping[str, Example] = field(default_factory=dict)
     summary: Summary = field(default_factory=Summary)
-    images: Path | None = None
+    images: Root = None
     benchmark: str = ""
     protocol: Mapping[str, Any] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
@@ -329,7 +331,8 @@ def _read_questions(run: Run, sources: RunSources, others: Sequence[Run]) -> Non
     several = tuple(Path(str(each)) for each in recorded) if isinstance(recorded, list) else None
     data = sources.data or several or (Path(str(recorded)) if recorded else None)
     name = str(config.get("benchmark") or "")
-    run.images = sources.images or run.images or (Path(str(config["images"])) if config.get("images") else None)
+    images = sources.images or (Path(str(config["images"])) if run.images is None and config.get("images") else None)
+    run.images = run.images if images is None else folder(images, sources.follow_links)
     if data is None:
         return
     options = {key: config[key] for key in ("split", "scorer") if config.get(key)}
@@ -341,7 +344,8 @@ def _read_questions(run: Run, sources: RunSources, others: Sequence[Run]) -> Non
     try:
         if name:
             loaded: BenchmarkData = plug.load("benchmarks", name, **options).load(data)
-            found, run.images = loaded.examples, run.images or loaded.image_root
+            found = loaded.examples
+            run.images = run.images or folder(loaded.image_root, sources.follow_links)
         else:
             found = columns.Examples(datasets.read_examples(data, text_only="keep"))
         ids, known = columns.ids_of(found), _known([run, *others])
