@@ -118,7 +118,7 @@ def infer(
       cos infer --model miniature --image photo.jpg --question "What colour is the car?"
       cos infer --model miniature --data questions.json --images pictures --out answers.jsonl
     """
-    from cos_core.infer import InferConfig, answer_one, run
+    from cos_core.infer import InferConfig, answer_one, check_out, run
     from cos_core.jsonl import DurableWriter
     from cos_core.runners import RunnerConfig
 
@@ -180,6 +180,8 @@ def infer(
             emit_json(manifest.to_json())
         return
     stdout = sys.stdout
+    if out is not None:
+        check_out(out, config)
     with reporting(session) as reporter:
         # Inside, sys.stdout is stderr: libraries may print.
         prediction = answer_one(config, reporter, listen=(lambda text: _write(stdout, text)) if stream else None)
@@ -188,7 +190,7 @@ def infer(
     if show or save is not None:
         picture(prediction, config, session, show=show, save=save)
     if out is not None:
-        with DurableWriter(out) as writer:
+        with DurableWriter(out, check=Prediction.from_json) as writer:
             writer.append(prediction.to_json())
     if json:
         emit_json(prediction.to_json())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -113,7 +114,17 @@ def main() -> None:
     if not sys.warnoptions:
         # Libraries tell of their next versions, which is for whoever writes the code, not for whoever runs a command.
         warnings.simplefilter("ignore", FutureWarning)
-    sys.exit(run(sys.argv[1:]))
+    loading = signal.getsignal(signal.SIGINT)
+    try:
+        if callable(loading):
+            # From here on Ctrl-C is an exception: what is open is closed.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = _interrupted()
+    if callable(loading):
+        signal.signal(signal.SIGINT, loading)
+    sys.exit(code)
 
 
 def _open_streams() -> None:

@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cos_core import __version__, folders, hub, layout, manifest, pretrained
+from cos_core.atomic import sync_folder
 from cos_core.checkpoint_files import settings
 from cos_core.errors import InputError
-from cos_core.jsonl import sync_folder
 from cos_core.layout import families, hub_name
 from cos_core.locks import FileLock
 from cos_core.prompts import load_profile
@@ -72,7 +72,7 @@ def convert(config: ConvertConfig) -> list[str]:
     plan = _plan(config)
     work = manifest.started("convert", config, settings_fingerprint=_fingerprint(config, plan))
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(config.out.with_name(f"{config.out.name}.lock"), config.out):
+    with FileLock.beside(config.out):
         if config.out.exists() and any(config.out.iterdir()):
             if not _is_made_by(work.fingerprint, config.out):
                 raise InputError(f"{config.out} is not empty; give a new directory")

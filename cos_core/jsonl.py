@@ -6,12 +6,12 @@ Knows nothing of what the lines mean. The reader's counterpart for one big JSON 
 from __future__ import annotations
 
 import codecs
-import errno
 import json
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from io import BufferedReader
@@ -21,8 +21,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from cos_core.atomic import atomic_file, check_output, sync_folder
+from cos_core.atomic import utf8 as utf8
 from cos_core.errors import InputError
-from cos_core.locks import FileLock
+from cos_core.locks import FileLock, hold, is_current
 
 MAX_RECORD_BYTES = 64 * 2**20
 """A line or list element longer than this is taken for a broken file, not for a record."""
@@ -89,22 +91,6 @@ def open_input(path: Path) -> BufferedReader:
             return file
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def check_output(path: Path) -> None:
-    """Raises InputError when `path` is there and no file can stand in its place: a device, a pipe, a folder, links in a circle.
-
-    A link to a file is one. What replaces its target by rename would put a file where /dev/null was.
-    """
-    try:
-        kind = Path(path).stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return  # whoever makes the folder says what is wrong with it
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from None
-    if not stat.S_ISREG(kind):
-        device = "it is a device or a pipe, and results appear whole, by rename; name a file"
-        raise InputError(f"{path} cannot be written: {os.strerror(errno.EISDIR) if stat.S_ISDIR(kind) else device}")
 
 
 def decode(data: bytes) -> Any:
@@ -182,11 +168,6 @@ def encode_line(record: Mapping[str, Any]) -> bytes:
     return utf8(json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))) + b"\n"
 
 
-def utf8(text: str) -> bytes:
-    """A text for a file: UTF-8, and lone surrogates, which it cannot hold, as `\\ud800`: inside JSON nothing is lost."""
-    return text.encode("utf-8", "backslashreplace")
-
-
 def read_lines(path: Path, on_problem: OnProblem | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) of each line; blank lines are passed over.
 
@@ -244,21 +225,27 @@ class DurableWriter:
 
     Each record reaches the operating system at once (a killed process loses nothing) and the disk every `batch` records and at
     the end (a power cut loses at most `batch`). A torn last line, left by an earlier power cut or full disk, is cut off on
-    opening; a last line that only lacks its line end gets one. One writer at a time: raises LockedError when another live
-    process writes the file, InputError when it cannot be written (a full disk: what stood before stays whole).
+    opening; a last line that only lacks its line end gets one, but only where every record before it passes `check`, which
+    raises InputError for a record that is not of this file's kind: what another program wrote is left as it is. One writer at
+    a time, whatever name of the file it goes by: raises LockedError when another live process writes it, InputError when it
+    cannot be written (a full disk: what stood before stays whole), or when its name no longer leads to it at a flush.
+    As a context manager that is left by an error it takes away a file that it made and wrote nothing to.
     """
 
-    def __init__(self, path: Path, batch: int = 64) -> None:
+    def __init__(self, path: Path, batch: int = 64, check: Callable[[Mapping[str, Any]], object] | None = None) -> None:
         if batch < 1:
             raise InputError(f"a batch needs at least one record, got {batch}")
         self.path = Path(path)
         self.batch = batch
+        self._check = check
         check_output(self.path)
+        self._made = [folder for folder in (self.path.parent, *self.path.parent.parents) if not folder.exists()]
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.path.parent} cannot be made: {error.strerror}") from None
-        self._lock = FileLock(self.path.with_name(self.path.name + ".lock"), what=self.path)
+        self._new = not self.path.exists()
+        self._lock = FileLock.beside(self.path)
         self._lock.acquire()
         try:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
@@ -268,11 +255,17 @@ class DurableWriter:
         self._open = True
         self._size = 0
         self._pending = 0
+        _WRITERS.add(self)
         try:
+            # By the file itself, too: two names may be links that nobody can resolve.
+            hold(self._fd, self.path, self.path)
             self._repair()
         except OSError as error:
             self._shut()
             raise InputError(f"{self.path} cannot be written: {error.strerror}") from None
+        except BaseException:
+            self._discard()
+            raise
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds one record as one line. Raises InputError when it is not JSON (NaN included) or the disk refuses it."""
@@ -288,26 +281,68 @@ class DurableWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Waits until everything appended is on the disk. Raises InputError when the disk refuses."""
+        """Waits until everything appended is on the disk. Raises InputError when the disk refuses, or when the file was removed
+        or replaced meanwhile."""
         if self._pending:
             try:
                 os.fsync(self._fd)
             except OSError as error:
                 raise InputError(f"{self.path} cannot be written: {error.strerror}") from None
+            self._check_place()
             self._pending = 0
 
+    def keep(self, pieces: Iterable[tuple[int, int]]) -> None:
+        """Replaces the file by these lines of its own, (offset, length in bytes), in this order, in one step."""
+        self.flush()
+        with atomic_file(self.path) as file:
+            with suppress(OSError):
+                os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(self._fd).st_mode))
+            for offset, length in pieces:
+                line = os.pread(self._fd, length, offset)
+                file.write(line if line.endswith(b"\n") else line + b"\n")
+        fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        os.close(self._fd)
+        self._fd = fd
+        hold(self._fd, self.path, self.path)
+        self._size = os.fstat(self._fd).st_size
+
+    def _check_place(self) -> None:
+        if not is_current(self._fd, self.path):
+            raise InputError(
+                f"{self.path} was removed or replaced while it was written, and what was written is not there; run again"
+            )
+
     def close(self) -> None:
-        """Flushes and gives the lock back; harmless when repeated."""
+        """Flushes and gives the lock back; harmless when repeated. Raises InputError as `flush`."""
         if self._open:
             try:
                 self.flush()
+                self._check_place()
             finally:
                 self._shut()
 
     def _shut(self) -> None:
         self._open = False
+        _WRITERS.discard(self)
         os.close(self._fd)
         self._lock.release()
+
+    def _discard(self) -> None:
+        """Closes; a file and folders that are of our making and empty vanish."""
+        if self._new and os.fstat(self._fd).st_size == 0 and is_current(self._fd, self.path):
+            with suppress(OSError):
+                self.path.unlink()
+        self._shut()
+        if self._new:
+            with suppress(OSError):
+                for folder in self._made:
+                    folder.rmdir()
+
+    def _after_fork(self) -> None:
+        """In a forked child: its copy of the descriptor would keep the file locked when the writer is gone."""
+        if self._open:
+            self._open = False
+            os.close(self._fd)
 
     def _write(self, data: bytes) -> None:
         rest = memoryview(data)
@@ -330,15 +365,33 @@ class DurableWriter:
         if tail.endswith(b"\n"):
             return
         try:
-            whole = isinstance(decode(tail), dict)
+            record = decode(tail)
         except ValueError:
-            whole = False
-        if whole:
+            record = None
+        self._refuse_foreign(tail, record)
+        if isinstance(record, dict):
             self._write(b"\n")
         else:
             self._size -= len(tail)
             os.ftruncate(self._fd, self._size)
         os.fsync(self._fd)
+
+    def _refuse_foreign(self, tail: bytes, record: Any) -> None:
+        """Raises InputError when the file is not one of our records, so that its end is not ours to mend."""
+        torn = tail.strip(b"\0 ")[:2]
+        whole = self._size - len(tail)
+        odd: list[Problem] = []
+        try:
+            if not isinstance(record, dict) and not b'{"'.startswith(torn):
+                raise InputError("its last line is no record")
+            if self._check is not None:
+                for place, found in placed_lines(self.path, odd.append):
+                    if place.offset < whole or isinstance(record, dict):
+                        self._check(found)
+                if len(odd) > (not isinstance(record, dict)):
+                    raise InputError(str(odd[0]))
+        except InputError as error:
+            raise InputError(f"{self.path} was not written by this command and is left as it is: {error}") from None
 
     def _last_line(self) -> bytes:
         tail, start = b"", self._size
@@ -355,16 +408,27 @@ class DurableWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        if error is not None and self._open and self._pending == 0 and self._new and self._size == 0:
+            self._discard()
+        elif error is None:
+            self.close()
+        elif self._open:
+            try:
+                self.flush()
+            finally:
+                self._shut()
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes the names in `folder` durable, so that a power cut does not lose a new file. Raises OSError."""
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+_WRITERS: weakref.WeakSet[DurableWriter] = weakref.WeakSet()
+
+
+def _forget_writers() -> None:
+    for writer in list(_WRITERS):
+        writer._after_fork()
+    _WRITERS.clear()
+
+
+os.register_at_fork(after_in_child=_forget_writers)
 
 
 def why(error: Exception) -> str:

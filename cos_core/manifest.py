@@ -10,17 +10,18 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import cos_core
+from cos_core.atomic import atomic_file as atomic_file
+from cos_core.atomic import atomic_write as atomic_write
 from cos_core.errors import InputError
-from cos_core.jsonl import check_output, decode, open_input, sync_folder, utf8
+from cos_core.jsonl import decode, open_input
 from cos_core.types import RunManifest
 
 FILE = "manifest.json"
@@ -109,37 +110,6 @@ def files_input(data: Path | tuple[Path, ...]) -> dict[str, Any]:
         "bytes": sum(each["bytes"] for each in files),
         "files": files,
     }
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file to write that becomes `path` in one step when the block ends well, and vanishes when it does not.
-
-    A link is followed, so that the file it points to is replaced and not the link. Raises InputError when the folder cannot be
-    written, the disk is full, or `path` is something else than a file (see `jsonl.check_output`).
-    """
-    check_output(path)
-    target = Path(os.path.realpath(path))
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(target)
-        sync_folder(target.parent)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):
-            scratch.unlink()
-
-
-def atomic_write(path: Path, data: bytes | str) -> None:
-    """Writes the whole file or leaves what stood there. Raises InputError."""
-    with atomic_file(path) as file:
-        file.write(utf8(data) if isinstance(data, str) else data)
 
 
 def path_for(output: Path) -> Path:

@@ -222,6 +222,20 @@ def check_seen(root: Root, seen: str | None) -> None:
         )
 
 
+def check_folder(root: Path | None) -> None:
+    """Raises InputError when the folder of pictures is not there or holds nothing: no picture of a run could be read."""
+    if root is None:
+        return
+    try:
+        empty = next(os.scandir(root), None) is None
+    except NotADirectoryError:
+        raise InputError(f"{shown(root)} is no folder of images") from None
+    except OSError as error:
+        raise InputError(f"there is no folder of images at {shown(root)} ({error.strerror})") from None
+    if empty:
+        raise InputError(f"the folder of images {shown(root)} is empty; is it mounted?")
+
+
 def shown(path: Path) -> str:
     """A path for a message, on one line."""
     return one_line(path, _SHOWN_PATH)

@@ -157,6 +157,8 @@ class Prediction:
 
     `box` is in frame "image" and is the region whose crop the second pass saw (None when there was none or it was unusable);
     `box_text` is the model's raw first-pass text, always kept; `error` is set, and `answer` None, when the item failed.
+    `transient`: it failed for a reason outside it (no server, no such picture yet, no memory; errors.TransientError), and the
+    next run asks it again; written only then.
     """
 
     example_id: str
@@ -172,6 +174,7 @@ class Prediction:
     seconds: float = 0.0
     fingerprint: str = ""
     error: str | None = None
+    transient: bool = False
 
     def __post_init__(self) -> None:
         if self.box_status not in BOX_STATUSES:
@@ -181,13 +184,17 @@ class Prediction:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; the box as its four corners, which are in frame "image"."""
-        return {**_shallow(self), "box": list(self.box.corners) if self.box else None, "tokens": dict(self.tokens)}
+        record = {**_shallow(self), "box": list(self.box.corners) if self.box else None, "tokens": dict(self.tokens)}
+        if not self.transient:
+            del record["transient"]
+        return record
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Prediction:
         """The inverse of `to_json`. Raises InputError for an object that is no prediction."""
         data = _known(cls, data)
         box = data.get("box")
+        data["transient"] = data.get("transient") is True
         return cls(**{**data, "box": None if box is None else Box.from_json(box)})
 
 

@@ -122,7 +122,7 @@ class TestPolicies:
 
     def test_gold(self, job: AnnotateConfig) -> None:
         edit_data(job, lambda samples: samples[1].update(meta=[{"gold": [0.1, 0.2, 0.3, 0.4]}, {}]))
-        made = run(replace(job, policy="gold", limit=3), SilentReporter())
+        made = run(replace(job, policy="gold", limit=3, max_failures=2), SilentReporter())
         assert stored(job)["s001#q0"].box == Box(0.1, 0.2, 0.3, 0.4)
         assert failures(job) == dict.fromkeys(("s000#q0", "s001#q1"), f"{job.data}:1: {annotator.NO_GOLD}")
         assert made.counts == {"ok": 1, "failed": 2, "skipped": 0, "no_region": 0, "new": 1}
@@ -137,13 +137,15 @@ class TestWhatFails:
     def test_pictures_and_answers_that_cannot_be_used(self, job: AnnotateConfig) -> None:
         (job.images / "000.png").unlink()
         (job.images / "002.png").write_bytes((job.images / "002.png").read_bytes()[:90])
-        made = run(job, SilentReporter())
+        with pytest.raises(FailuresError, match=r"4 of 6 questions failed.* `cos store ls .* --failures` lists the reasons"):
+            run(job, SilentReporter())
+        made = run(replace(job, max_failures=4), SilentReporter())
         assert sorted(stored(job)) == ["s001#q0", "s001#q1"]
         why = failures(job)
         assert sorted(why) == ["s000#q0", "s002#q0", "s002#q1", "s002#q2"]
         assert why["s000#q0"].startswith(f"{job.data}:1: there is no image")
         assert "cannot be decoded" in why["s002#q1"]
-        assert made.counts == {"ok": 2, "failed": 4, "skipped": 0, "no_region": 0, "new": 2}
+        assert made.counts == {"ok": 2, "failed": 4, "skipped": 0, "no_region": 0, "new": 0}
         assert made.status == "complete"
 
     def test_failures_are_tried_again_and_nothing_else(self, job: AnnotateConfig) -> None:
@@ -201,10 +203,14 @@ class TestWhatFails:
         monkeypatch.setattr(
             annotator.plug, "load", lambda kind, *a, **o: Mute() if kind == "backbones" else real(kind, *a, **o)
         )
-        made = run(job, SilentReporter())
+        with pytest.raises(FailuresError, match="all 6 questions have no region; the reason"):
+            run(job, SilentReporter())
+        made = manifest.read(job.out)
         assert {(a.box, a.reason) for a in stored(job).values()} == {(None, roi.NO_RELEVANCE)}
         assert made.counts == {"ok": 0, "failed": 6, "skipped": 0, "no_region": 6, "new": 6}
-        assert run(job, SilentReporter()).counts["new"] == 0
+        with pytest.raises(FailuresError):
+            run(job, SilentReporter())
+        assert manifest.read(job.out).counts["new"] == 0
 
     def test_too_many_failures_stop_the_job_and_keep_what_is_done(self, job: AnnotateConfig) -> None:
         (job.images / "001.png").unlink()

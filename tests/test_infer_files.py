@@ -35,7 +35,10 @@ def pictures(config: InferConfig) -> Path:
 
 
 def test_failures_are_recorded_and_the_rest_is_answered(config: InferConfig, tmp_path: Path) -> None:
-    done = run(replace(config, data=failing_data(tmp_path)), QUIET, Recorder())
+    config = replace(config, data=failing_data(tmp_path))
+    with pytest.raises(FailuresError, match=r"3 of 5 questions failed .* grep -v"):
+        run(config, QUIET, Recorder())
+    done = run(replace(config, max_failures=3), QUIET, Recorder())
     predictions = stored(config.out)
     assert [p.example_id for p in predictions] == ["1", "2", "3", "4", "5"]
     assert [p.error is None for p in predictions] == [True, False, False, False, True]
@@ -126,7 +129,7 @@ def test_other_settings_are_refused(config: InferConfig) -> None:
 def test_a_file_of_something_else_is_refused(config: InferConfig) -> None:
     assert config.out is not None
     config.out.write_text('{"a": 1}\n')
-    with pytest.raises(InputError, match=r"out\.jsonl:1: not a prediction"):
+    with pytest.raises(InputError, match=r"out\.jsonl is there already and was not written by cos infer"):
         run(config, QUIET, Recorder())
     assert config.out.read_text() == '{"a": 1}\n'
 
@@ -138,13 +141,58 @@ def test_two_runs_on_one_file_are_refused(config: InferConfig) -> None:
 
 
 def test_failures_are_asked_again_only_when_wished(config: InferConfig, tmp_path: Path, pictures: Path) -> None:
-    config = replace(config, data=failing_data(tmp_path))
+    config = replace(config, data=failing_data(tmp_path), max_failures=5)
     run(config, QUIET, Recorder())
+    assert [p.transient for p in stored(config.out)] == [False, True, False, False, False]
     Image.new("RGB", (9, 9)).save(pictures / "absent.png")
-    assert run(config, QUIET, Recorder()).counts["failed"] == 3
-    done = run(replace(config, retry_failed=True), QUIET, Recorder())
+    Image.new("RGB", (9, 9)).save(pictures / "broken.png")
+    # What was not there is asked again; what was broken stays as it was recorded.
+    done = run(config, QUIET, Recorder())
     assert (done.counts["ok"], done.counts["failed"]) == (3, 2)
-    assert sorted(p.example_id for p in stored(config.out)) == ["1", "2", "3", "4", "5"]
+    assert [p.example_id for p in stored(config.out)] == ["1", "2", "3", "4", "5"]
+    done = run(replace(config, retry_failed=True), QUIET, Recorder())
+    assert (done.counts["ok"], done.counts["failed"]) == (4, 1)
+    straight = replace(config, out=tmp_path / "straight.jsonl")
+    run(straight, QUIET, Recorder())
+    assert [replace(p, seconds=0) for p in stored(config.out)] == [replace(p, seconds=0) for p in stored(straight.out)]
+
+
+def test_a_doubled_line_with_another_answer_is_said(config: InferConfig) -> None:
+    assert config.out is not None
+    run(config, QUIET, Recorder())
+    lines = config.out.read_text().splitlines()
+    other = {**json.loads(lines[0]), "answer": "something else"}
+    config.out.write_text("\n".join([*lines[:2], json.dumps(other), json.dumps(json.loads(lines[1]))]) + "\n")
+    told = Told()
+    run(config, told, Recorder())
+    assert [w for w in told.warnings if "1 questions twice with different answers" in w]
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced", "folder"])
+def test_an_output_that_vanishes_is_no_complete_one(config: InferConfig, how: str) -> None:
+    assert config.out is not None
+    out = config.out.parent / "into" / "answers.jsonl"
+
+    def answers(request: Request) -> str:
+        if how == "folder":
+            out.parent.rename(out.parent.with_name("away")) if out.parent.exists() else None
+        else:
+            out.unlink(missing_ok=True)
+            out.write_text("") if how == "replaced" else None
+        return BOX
+
+    with pytest.raises(InputError, match="was removed or replaced while it was written"):
+        run(replace(config, out=out), QUIET, ScriptedEngine(answers))
+
+
+@pytest.mark.parametrize("folder", ["missing", "empty", "file"])
+def test_a_folder_of_images_without_any_is_refused_at_once(config: InferConfig, tmp_path: Path, folder: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=r"folder of images"):
+        run(replace(config, images=tmp_path / folder), QUIET, ScriptedEngine({}))
+    assert config.out is not None
+    assert not config.out.exists()
 
 
 class Slow(Recorder):
@@ -197,7 +245,7 @@ def test_one_question_about_every_picture_of_a_folder(config: InferConfig, pictu
 def test_answers_from_a_table(config: InferConfig, tmp_path: Path) -> None:
     table = tmp_path / "answers.json"
     table.write_text(json.dumps({"<image>\ncolour?": "red"}))
-    run(replace(config, model=table, roi="none"), QUIET)
+    run(replace(config, model=table, roi="none", max_failures=2), QUIET)
     first, second, _ = stored(config.out)
     assert first.answer == "red"
     assert "no answer to '<image>\\nshape?'" in (second.error or "")

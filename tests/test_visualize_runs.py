@@ -16,7 +16,7 @@ from reporters import Told
 from scored_runs import folder, scored
 
 from cos_core import manifest
-from cos_core.errors import InputError
+from cos_core.errors import FailuresError, InputError
 from cos_core.geometry import Box
 from cos_core.interfaces import SilentReporter
 from cos_core.store import Store
@@ -40,7 +40,11 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
 
 def page(config: ReportConfig) -> tuple[dict[str, Any], str]:
     run(config, QUIET)
-    source = config.out.read_text(encoding="utf-8")
+    return read_page(config.out)
+
+
+def read_page(path: Path) -> tuple[dict[str, Any], str]:
+    source = path.read_text(encoding="utf-8")
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', source, re.DOTALL)
     shown = re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", source, flags=re.DOTALL)
     return json.loads(data[1]) if data else {}, re.sub(r"\s+", " ", shown)
@@ -180,7 +184,8 @@ def test_a_run_that_was_stopped(two: tuple[Path, Path], tmp_path: Path) -> None:
     (two[1] / "scores.jsonl").unlink()
     reporter = Told()
     out = tmp_path / "r.html"
-    run(ReportConfig((two[1],), out), reporter)
+    with pytest.raises(FailuresError, match="none of 2 pictures could be read"):
+        run(ReportConfig((two[1],), out), reporter)
     text = out.read_text()
     assert "Not a complete run." in text
     assert any("not finished" in said for said in reporter.warnings)
@@ -207,7 +212,9 @@ def test_answers_that_were_never_scored(two: tuple[Path, Path], tmp_path: Path) 
 
 def test_moved_data_and_changed_answers(two: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.move(tmp_path / "data", tmp_path / "moved")
-    _, text = page(ReportConfig(two[1:], tmp_path / "r.html"))
+    with pytest.raises(FailuresError, match="none of 4 pictures could be read"):
+        page(ReportConfig(two[1:], tmp_path / "r.html"))
+    _, text = read_page(tmp_path / "r.html")
     assert "its questions cannot be read" in text
     data, text = page(ReportConfig(two[1:], tmp_path / "r.html", data=tmp_path / "moved"))
     assert "cannot be read" not in text

@@ -113,6 +113,9 @@ def evaluate(
             min=0.1, max=86_400.0, callback=options.finite, help="Seconds that one request to a server or judge may take."
         ),
     ] = 120.0,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="With --model: ask again what is recorded as failed, whatever the reason.")
+    ] = False,
     max_failures: options.MaxFailures = None,
     seed: options.Seed = 0,
     runner: options.Runner = "auto",
@@ -210,6 +213,7 @@ def evaluate(
             timeout=timeout,
             max_failures=max_failures,
             follow_links=follow_links,
+            retry_failed=retry_failed,
         )
     suite = suites.Suite(
         benchmarks=names,
@@ -243,14 +247,19 @@ def evaluate(
         against = _against(runs, baseline, reporter) if baseline and runs else _Fallen([], [])
         fallen = _Fallen([*below, *against.worse], [*unknown, *against.undefined])
         dead = [each for each in runs if not each.manifest.counts.get("ok")]
-        if runs and not dead and latest is not None and out is not None:
+        if runs and not dead and not suite.failed and latest is not None and out is not None:
             suites.link(latest, out)
     _show(suite, runs, fallen, json)
     if dead and dead[0].manifest.results.get("beside", {}).get("ungraded"):
         raise FailuresError(f"no grade of {dead[0].benchmark} could be read from what the judge replied; there is no score")
     if dead:
         first = f"{dead[0].benchmark}{f' ({dead[0].arm})' if dead[0].arm else ''}"
-        raise FailuresError(f"not one question of {first} was answered: all {dead[0].manifest.counts.get('total')} failed")
+        raise FailuresError(
+            f"not one question of {first} was answered: all {dead[0].manifest.counts.get('total')} failed"
+            + (f"; {suite.failed[0]}" if suite.failed else "")
+        )
+    if suite.failed:
+        raise FailuresError(suite.failed[0])
     unclear = f"undefined: {'; '.join(fallen.undefined)}" if fallen.undefined else ""
     if fallen.worse:
         raise RegressionError(f"worse than allowed: {'; '.join(fallen.worse)}{f'; {unclear}' if unclear else ''}")

@@ -56,12 +56,14 @@ def compare(
     Example:
       cos eval compare run/none run/model
     """
-    from cos_core import evaluate
+    from cos_core import evaluate, outputs
     from cos_core.errors import UndefinedError
     from cos_core.evaluate import compare as comparing
 
     if len(runs) < 2:
         raise typer.BadParameter("give at least two runs")
+    if out is not None:
+        outputs.check_file(out, "eval compare", runs, outputs.records_with("benchmark|run|flip", "run", "flip"))
     with reporting(ctx.ensure_object(Session)) as reporter:
         outcome = comparing.compare(runs, despite=despite or (), replicates=replicates, seed=seed)
         for each in outcome.comparisons:

@@ -48,6 +48,7 @@ def report(
     Example:
       cos eval report --paper base-13b=runs/base cos-13b=runs/cos --out report
     """
+    from cos_core import outputs
     from cos_core.evaluate import paper as papers
 
     if not paper:
@@ -58,6 +59,8 @@ def report(
         if not mark or not folder:
             raise InputError(f"a run is given as ROW=FOLDER, such as cos-13b=runs/cos, not {text!r}")
         named[row] = Path(folder)
+    if out is not None:
+        outputs.check_folder(out, "eval report", named.values(), papers.OURS)
     with reporting(ctx.ensure_object(Session)) as reporter:
         cells = papers.report(named, replicates=replicates)
         if out is not None:

@@ -11,13 +11,14 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cos_cli.console import summary
-from cos_core.errors import InputError, TimeUpError
+from cos_core.errors import FailuresError, InputError, TimeUpError
 from cos_core.jsonl import utf8
+from cos_core.locks import identity
 
 if TYPE_CHECKING:
     from cos_core.evaluate import EvalConfig
@@ -62,6 +63,8 @@ class Suite:
     part: Part | None = None
     max_seconds: float | None = None
     submissions: bool = False
+    failed: list[str] = field(default_factory=list)
+    """What each run says of itself in which most questions failed."""
 
     def root(self, name: str) -> Path:
         """A benchmark's folder below `data`, else `data` itself (_files.home)."""
@@ -121,9 +124,15 @@ def run(suite: Suite, reporter: Reporter) -> list[Scored]:
     with _locked(suite):
         reporter = Until(reporter, suite.max_seconds) if suite.max_seconds is not None else reporter
         loaded = [_load(suite, name, reporter) for name in suite.benchmarks]
+        for each in loaded:
+            _check_places(suite, each)
         if suite.model:
             from cos_core import infer
+            from cos_core.picture_files import check_folder
 
+            for each in loaded:
+                if any(example.image is not None for example in each.data.examples):
+                    check_folder(each.data.image_root)
             with infer.start(suite.model, reporter) as workers:
                 for each in loaded:
                     for arm in suite.arms:
@@ -156,6 +165,35 @@ def _load(suite: Suite, name: str, reporter: Reporter) -> _Loaded:
     return _Loaded(name, benchmark, data)
 
 
+def _check_places(suite: Suite, each: _Loaded) -> None:
+    """Raises InputError, before anything is written, for a folder with files that are not this run's: the data, others' files
+    of our names, the scores of another benchmark, answers of its own that are not the ones to score."""
+    from cos_core import manifest, outputs
+
+    asked = outputs.records_with("id", "dataset", "question")
+    answers = outputs.records_with("example_id|answer", "answer", "box_status|fingerprint")
+    files = {
+        "scores.jsonl": outputs.records_with("example_id", "value"),
+        "regions.jsonl": outputs.records_with("example_id"),
+        "problems.jsonl": outputs.records_with("kind", "line", "id"),
+        **({"questions.jsonl": asked, ANSWERS: answers} if suite.model else {}),
+    }
+    for arm in suite.arms:
+        folder = suite.folder(each.name, arm)
+        if folder is None:
+            continue
+        outputs.check_folder(folder, "eval", (suite.data, suite.root(each.name)), files)
+        own = folder / ANSWERS
+        if suite.predictions is not None and len(suite.benchmarks) == 1 and own.is_file():
+            given = suite.predictions / ANSWERS if suite.predictions.is_dir() else suite.predictions
+            if identity(given) != identity(own):
+                raise InputError(f"{folder} holds answers of its own, {given} are others; name another folder for their scores")
+        if (folder / manifest.FILE).is_file():
+            there = manifest.read(folder).results.get("benchmark", each.data.name)
+            if there != each.data.name:
+                raise InputError(f"{folder} holds scores of {there}; name another folder for those of {each.data.name}")
+
+
 def _answer(suite: Suite, each: _Loaded, arm: str, workers: Runner, reporter: Reporter) -> None:
     """Runs `infer` over a benchmark's questions; they stand beside the answers."""
     from cos_core import evaluate, infer
@@ -176,7 +214,15 @@ def _answer(suite: Suite, each: _Loaded, arm: str, workers: Runner, reporter: Re
     evaluate.write_questions(data, folder / asked)
     reporter.note(f"{data.name}, --roi {arm}: {len(data.examples)} questions")
     settings = replace(suite.model, roi=arm, data=folder / asked, images=data.image_root, out=answers)
-    done = infer.run(settings, reporter, workers=workers)
+    try:
+        done = infer.run(settings, reporter, workers=workers)
+    except FailuresError as error:
+        if settings.max_failures is not None:
+            raise
+        # Scored all the same, with what is missing named; the run ends with its code.
+        reporter.warn(f"{data.name}, --roi {arm}: {error}")
+        suite.failed.append(f"{data.name}, --roi {arm}: {error}")
+        return
     reporter.note(summary(done, answers))
 
 
@@ -250,8 +296,10 @@ def _locked(suite: Suite) -> Iterator[None]:
         except OSError as error:
             raise InputError(f"{suite.out} cannot be made: {error.strerror}") from None
         lock = FileLock(suite.out / name, what=suite.out)
-    with lock:
+    with lock as held:
         yield
+        if held is not None:
+            held.check_place()
 
 
 class Until:

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cos_core import manifest
+from cos_core import manifest, picture_files
 from cos_core.annotate import annotator as finding
 from cos_core.annotate import stage, work
 from cos_core.annotate.annotator import Annotator, Outcome
 from cos_core.annotate.config import AnnotateConfig
-from cos_core.errors import InputError
+from cos_core.errors import FailuresError, InputError
 from cos_core.images import open_image
 from cos_core.interfaces import Reporter
 from cos_core.picture_files import Root, image_path, shown
@@ -107,6 +107,7 @@ class _Pictures:
 
 def run(config: AnnotateConfig, reporter: Reporter) -> RunManifest:
     """The plan, told and as the `results` of a manifest that is not written. Raises what a real job would before it begins."""
+    picture_files.check_folder(config.images)
     begun = manifest.started("annotate", config, seed=config.seed, inputs={"data": manifest.files_input(config.data)})
     pictures = _Pictures(config.pictures)
     survey = stage.survey_of(config, reporter, pictures.look)
@@ -130,6 +131,8 @@ def run(config: AnnotateConfig, reporter: Reporter) -> RunManifest:
     )
     for line in plan.lines():
         reporter.note(line)
+    if pictures.missing and not pictures.found:
+        raise FailuresError(f"none of {survey.pictures} pictures can be found; the first: {pictures.missing[0]}")
     failed = len(survey.problems) + len(pictures.missing) + len(broken)
     counts = {"ok": survey.questions, "failed": failed, "skipped": survey.text_only}
     return begun.finish(counts, results={"plan": plan.to_json()})

@@ -8,6 +8,7 @@ there are, the batches stay the same.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
-from cos_core import filesystems, manifest, picture_files, runners
+from cos_core import failures, filesystems, manifest, picture_files, runners
 from cos_core.annotate.config import AnnotateConfig
 from cos_core.annotate.work import AnnotateJob, Ask, Found, Portion
 from cos_core.datasets import Problem, Snapshot, by_image, paths_of, read_examples, spoken, tell
@@ -43,6 +44,7 @@ class Tally:
     errors: int = 0
     skipped: int = 0
     new: int = 0
+    reasons: failures.Reasons = field(default_factory=failures.Reasons)
 
     @property
     def failed(self) -> int:
@@ -51,6 +53,7 @@ class Tally:
     def add(self, annotation: Annotation) -> None:
         if annotation.box is None:
             self.no_region += 1
+            self.reasons.add(annotation.reason or "")
         else:
             self.ok += 1
 
@@ -61,6 +64,7 @@ class Tally:
 
 def run(config: AnnotateConfig, reporter: Reporter) -> RunManifest:
     """See annotate.run."""
+    picture_files.check_folder(config.images)
     survey = survey_of(config, reporter)
     inputs = {"data": manifest.files_input(config.data), "model": {"path": str(config.model)}}
     pictures = (group[0].image or "" for window in windows(config, survey.snapshot) for group in window)
@@ -74,6 +78,8 @@ def run(config: AnnotateConfig, reporter: Reporter) -> RunManifest:
         mark = about["fingerprint"]
         begun = manifest.started("annotate", config, seed=config.seed, inputs=inputs, settings_fingerprint=mark)
         tally = Tally(errors=len(survey.problems), skipped=survey.text_only)
+        for problem in survey.problems:
+            tally.reasons.add(str(problem))
         with Store.create_or_resume(config.out, mark, about["settings"]) as store:
             manifest.path_for(config.out).unlink(missing_ok=True)
             key = _keys(config)
@@ -89,14 +95,16 @@ def run(config: AnnotateConfig, reporter: Reporter) -> RunManifest:
                         told = f"{tally.ok} regions, {tally.failed} failed"
                         reporter.progress("annotate", questions.known + ledger.done, survey.questions, told)
             told_all = not ledger.commit() and ledger.done > 0
-            stopped = stops(tally.failed, config)
-            if not (stopped or told_all):
+            if not (stops(tally.failed, config) or told_all):
                 reporter.progress("annotate", survey.questions, survey.questions, f"{tally.ok} regions, {tally.failed} failed")
-            status: Literal["complete", "failed"] = "failed" if stopped else "complete"
+            failed = verdict(tally, config)
+            status: Literal["complete", "failed"] = "complete" if failed is None else "failed"
             finished = begun.finish(tally.counts(), status, {"rule": about["rule"]})
             manifest.write(manifest.path_for(config.out), finished)
-    if stopped:
-        raise too_many(tally.failed, config)
+    if failed is not None:
+        raise failed
+    if tally.errors > len(survey.problems) and (words := tally.reasons.most()):
+        reporter.warn(f"{tally.errors} questions failed; {words}; {_listed(config)}")
     return finished
 
 
@@ -104,11 +112,19 @@ def stops(failed: int, config: AnnotateConfig) -> bool:
     return config.max_failures is not None and failed > config.max_failures
 
 
-def too_many(failed: int, config: AnnotateConfig) -> FailuresError:
-    return FailuresError(
-        f"{failed} questions have no region, more than the {config.max_failures} allowed; "
-        f"`cos store ls {config.out} --failures` lists the reasons"
-    )
+def verdict(tally: Tally, config: AnnotateConfig) -> FailuresError | None:
+    """Why the run failed as a whole, if it did. A question without a region is answered: it counts against a limit, and when
+    there is no region at all, but not as one of many that failed."""
+    of, listed = "questions", _listed(config)
+    if stops(tally.failed, config) or not tally.ok:
+        return failures.verdict(
+            tally.ok, tally.failed, config.max_failures, tally.reasons, of=of, listed=listed, how="have no region"
+        )
+    return failures.verdict(tally.ok + tally.no_region, tally.errors, config.max_failures, tally.reasons, of=of, listed=listed)
+
+
+def _listed(config: AnnotateConfig) -> str:
+    return f"`cos store ls {shlex.quote(str(config.out))} --failures` lists the reasons"
 
 
 # --- what to do ---
@@ -244,6 +260,8 @@ class _Ledger:
         self._waiting.append(found)
         self._size += len(found.annotations) + len(found.failures)
         self.tally.errors += len(found.failures)
+        for _, reason in found.failures:
+            self.tally.reasons.add(reason)
         self.tally.new += len(found.annotations)
         for annotation in found.annotations:
             self.tally.add(annotation)

@@ -140,7 +140,7 @@ class HfEngine:
                 if len(part) > 1:
                     continue
                 failure = f"out of memory for a single request: {answered}"
-                answered = [Reply("", tokens_in=len(part[0].encoded), error=failure)]
+                answered = [Reply("", tokens_in=len(part[0].encoded), error=failure, transient=True)]
             else:
                 self.rows.fitted(len(part))
             replies.update(zip((job.place for job in part), answered, strict=True))

@@ -379,7 +379,7 @@ def _write(out: Path, scores: Scores, regions: Sequence[RegionScore], joined: Jo
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out} cannot be made: {error.strerror}") from None
-    with FileLock(out / ".lock", what=out):
+    with FileLock(out / ".lock", what=out) as lock:
         # A folder whose manifest is there must hold what it says, so the old one goes first and the new one comes last.
         (out / manifest.FILE).unlink(missing_ok=True)
         _write_scores(out / SCORES, scores)
@@ -388,6 +388,7 @@ def _write(out: Path, scores: Scores, regions: Sequence[RegionScore], joined: Jo
             if lines:
                 _write_lines(out / name, lines)
         manifest.write(out / manifest.FILE, finished)
+        lock.check_place()
 
 
 def _problem_lines(joined: Joined) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from cos_core import comparison, manifest, pages, spreadsheet, statistics
+from cos_core import comparison, manifest, outputs, pages, spreadsheet, statistics
 from cos_core.comparison import Comparison, ScoredRun
 from cos_core.errors import InputError
 from cos_core.evaluate import compare, said_beside
@@ -274,6 +274,14 @@ def page(cells: Sequence[Cell]) -> str:
         f"<h1>The paper's tables, run again</h1>\n{''.join(parts)}</body>\n</html>\n"
     )
 
+
+OURS = {
+    "paper.md": outputs.beginning(b"## Table", b"\n"),
+    "paper.csv": outputs.beginning(b"table,", b"\n"),
+    "paper.json": outputs.beginning(b'{\n  "cells"'),
+    "paper.html": lambda head: False,
+}
+"""How the files begin that `write` writes; a page has the mark of ours, too."""
 
 _STYLE = """
 :root{color-scheme:light dark}

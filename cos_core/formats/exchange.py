@@ -10,7 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cos_core import filesystems, jsonl, manifest
+from cos_core import filesystems, jsonl, manifest, outputs
 from cos_core.datasets import Teller, read_examples
 from cos_core.errors import FailuresError, InputError
 from cos_core.formats import FORMATS, Format, chain_of_spot, coco, lines, viscot
@@ -20,6 +20,8 @@ from cos_core.jsonl import Problem
 from cos_core.picture_files import folder
 from cos_core.store import BATCH, Store, codec
 from cos_core.types import Annotation, Example, RunManifest
+
+_OURS = {"jsonl": outputs.records_with("box|example_id", "example_id", "regions_used|failure")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ def export(config: ExportConfig, reporter: Reporter) -> RunManifest:
     cannot be found is left out and counted as failed. Raises InputError for a store, data or file that cannot be used,
     FailuresError (with the file written) for more failures than allowed.
     """
+    outputs.check_file(config.out, "store export", (config.store, config.data, config.images), _OURS.get(config.format))
     begun = manifest.started("store export", config)
     problems = Teller(config.store, reporter)
     with Store.read(config.store) as store:
@@ -166,6 +169,9 @@ def load(config: ImportConfig, reporter: Reporter) -> RunManifest:
     recorded as a failure; the rest goes on. Raises InputError for a file that holds nothing or is of another job than the
     store, FailuresError for more failures than allowed.
     """
+    if config.questions is not None:
+        asked = outputs.records_with("answers", "dataset", "question")
+        outputs.check_file(config.questions, "store import", (config.source, config.data), asked)
     begun = manifest.started("store import", config, inputs={"source": manifest.file_input(config.source)})
     problems = Teller(config.source, reporter)
     digest = begun.inputs["source"]["sha256"]

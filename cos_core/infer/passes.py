@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cos_core.boxtext import BoxGrammar, write_box
 from cos_core.cropping import FALLBACKS, OnBadBox, region_of
-from cos_core.errors import InputError
+from cos_core.errors import InputError, TransientError
 from cos_core.geometry import Box, SquarePad
 from cos_core.images import crop_region
 from cos_core.interfaces import Engine, Policy, Reply, Request
@@ -56,6 +56,7 @@ class _Work:
     example: Example
     image: Image | None
     error: str | None = None
+    transient: bool = False
     box_text: str | None = None
     box: Box | None = None
     status: BoxStatus = "skipped"
@@ -237,7 +238,7 @@ class TwoPass:
         if heard.reply.error is None:
             item.box_text = heard.reply.text
         else:
-            item.error = f"pass 1: {heard.reply.error}"
+            _failed(item, 1, heard.reply)
 
     def _give_box(self, item: _Work, image: Image) -> None:
         """Instead of pass 1: a given box, written as the model would have written it."""
@@ -253,8 +254,11 @@ class TwoPass:
         turns = dialogue(self._profile, item.example.question, chain=False)
         heard: Heard = yield Ask(Request(turns, {"full": image}, self._setting.max_new_tokens))
         _count(item, "pass1", heard.reply)
-        if heard.reply.error is not None or not heard.reply.text:
-            item.error = f"pass 1: {heard.reply.error or 'the plain answer is empty, there is nothing to explain'}"
+        if heard.reply.error is not None:
+            _failed(item, 1, heard.reply)
+            return
+        if not heard.reply.text:
+            item.error = "pass 1: the plain answer is empty, there is nothing to explain"
             return
         area: Box | str | None = yield Locate(item.example, image, heard.reply.text)
         if isinstance(area, str):
@@ -290,7 +294,7 @@ class TwoPass:
         if heard.reply.error is None:
             item.answer = heard.reply.text
         else:
-            item.error = f"pass {2 if chain else 1}: {heard.reply.error}"
+            _failed(item, 2 if chain else 1, heard.reply)
 
     def _prediction(self, item: _Work, seconds: float) -> Prediction:
         return Prediction(
@@ -307,11 +311,19 @@ class TwoPass:
             seconds=round(seconds, 6),
             fingerprint=self._setting.fingerprint,
             error=item.error,
+            transient=item.transient,
         )
 
 
 def _begun(example: Example, image: Image | InputError) -> _Work:
-    return _Work(example, None, error=str(image)) if isinstance(image, InputError) else _Work(example, image)
+    if isinstance(image, InputError):
+        return _Work(example, None, error=str(image), transient=isinstance(image, TransientError))
+    return _Work(example, image)
+
+
+def _failed(item: _Work, number: int, reply: Reply) -> None:
+    """The question ends with pass `number`, for which there is no answer."""
+    item.error, item.transient = f"pass {number}: {reply.error}", reply.transient
 
 
 def _next(steps: Steps, value: Heard | Box | str | None) -> Ask | Locate | None:

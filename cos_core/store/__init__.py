@@ -23,14 +23,14 @@ from cos_core.locks import FileLock
 from cos_core.manifest import atomic_file
 from cos_core.store import codec
 from cos_core.store.codec import Heat
-from cos_core.store.environment import DATA, SCHEMA, Handle
+from cos_core.store.environment import DATA, LOCK, SCHEMA, WRITER, Handle
 from cos_core.types import Annotation
 
 __all__ = ["BATCH", "SCHEMA", "Columns", "Heat", "Store", "is_store"]
 
 BATCH = 4096
 """Annotations committed together by one `put_many`; a commit waits for the disk."""
-LOCK_FILE = "writer.lock"
+LOCK_FILE = WRITER
 _COLUMN_PAGE = 8192
 HeatRows = Sequence[Sequence[float]]
 
@@ -78,7 +78,7 @@ class Store:
         path = Path(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            foreign = not (path / DATA).exists() and any(p.name != LOCK_FILE for p in path.iterdir())
+            foreign = not (path / DATA).exists() and any(p.name not in (LOCK_FILE, LOCK) for p in path.iterdir())
         except OSError as error:
             raise InputError(f"the store {path} cannot be made: {error.strerror}") from None
         if foreign:

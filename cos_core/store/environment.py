@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
 import signal
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
@@ -17,16 +20,19 @@ from typing import Any, ClassVar, TypeVar
 import lmdb
 
 from cos_core.errors import InputError
+from cos_core.locks import identity, is_held
 from cos_core.manifest import canonical, differences, plain
 
 _DIFFERENCES_NAMED = 4
 SCHEMA = 2
 TABLES = ("annotations", "failures", "heats", "meta")
-DATA = "data.mdb"
+DATA, LOCK, WRITER = "data.mdb", "lock.mdb", "writer.lock"
 PAGE = 1000
 """Records read in one transaction of a scan."""
 _START_BYTES = 2**24
 _READERS = 1024
+_LOCK_BYTES = 2**17
+"""Room for the table of so many readers."""
 _NEARLY_FULL = 2**20
 _MAPPED = 2**24
 """Bytes of values after which a scan gives the file's mapped pages back."""
@@ -80,12 +86,15 @@ class Handle:
         settings: dict[str, Any] = {"map_size": size, "max_dbs": len(TABLES), "max_readers": _READERS}
         try:
             if self.writable:
-                self._env = lmdb.open(os.fsencode(self.path), **settings)
+                if not _lock_is_whole(self.path):
+                    raise InputError(f"the store {self.path} cannot be written: the disk is full")
+                self._env = lmdb.open(os.fsencode(self.path), mode=0o666, **settings)
                 self._env.reader_check()  # frees the slots of killed readers
             else:
                 self._env = _open_reader(self.path, settings)
         except lmdb.Error as error:
             raise InputError(f"the store {self.path} cannot be opened: {error}") from None
+        self._file = identity(self.path / DATA)
         try:
             self._refuse_a_cut_file()
             self._dbs = self._open_tables()
@@ -161,10 +170,12 @@ class Handle:
         """Stamps a new store; checks that an old one is of the same settings. Raises InputError."""
         if self.meta:
             if self.meta["fingerprint"] != fingerprint:
-                told = differences(self.meta.get("provenance", {}), plain(provenance))[:_DIFFERENCES_NAMED]
+                told = differences(self.meta.get("provenance", {}), plain(provenance))
+                more = [f"and {len(told) - _DIFFERENCES_NAMED} more"] if len(told) > _DIFFERENCES_NAMED else []
+                marks = [f"fingerprint {self.meta['fingerprint']}, now {fingerprint}"]
+                named = "; ".join([*told[:_DIFFERENCES_NAMED], *more] or marks)
                 raise InputError(
-                    f"the store {self.path} was made with other settings (fingerprint {self.meta['fingerprint']}, "
-                    f"now {fingerprint}{''.join(f'; {words}' for words in told)}); choose a new folder or the same settings"
+                    f"the store {self.path} was made with other settings ({named}); choose a new folder or the same settings"
                 )
             return
         created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -182,6 +193,11 @@ class Handle:
             try:
                 with self._guard, self._env.begin(write=True) as txn:
                     self._write(txn, rows, forget or {}, weak)
+                if identity(self.path / DATA) != self._file:
+                    raise InputError(
+                        f"the store {self.path} was removed or replaced while it was written, and what was written is not "
+                        "there; run again"
+                    )
                 return
             except lmdb.MapFullError:
                 with self._guard:
@@ -269,6 +285,11 @@ class Handle:
 
 def _open_reader(path: Path, settings: Mapping[str, Any]) -> lmdb.Environment:
     options: dict[str, Any] = {**settings, "readonly": True, "create": False}
+    if not _lock_is_whole(path):
+        # Nobody's room for a place in the table; without a live writer none is needed.
+        if is_held(path / WRITER):
+            raise InputError(f"the store {path} is being written and cannot be read beside that: the disk is full")
+        return lmdb.open(os.fsencode(path), lock=False, **options)
     try:
         # With a place in the reader table (no waiting), a live writer cannot reuse pages under us.
         return lmdb.open(os.fsencode(path), lock=True, **options)
@@ -277,6 +298,33 @@ def _open_reader(path: Path, settings: Mapping[str, Any]) -> lmdb.Environment:
     except lmdb.Error:
         # A folder we may not write to has no reader table for us; nobody else's writer is expected there either.
         return lmdb.open(os.fsencode(path), lock=False, **options)
+
+
+def _lock_is_whole(path: Path) -> bool:
+    """Whether LMDB's table of readers has its room on the disk; makes it, open to whoever may write into the folder.
+
+    LMDB writes it through mapped pages: on a full disk, touching one that has no room kills the process (SIGBUS). True, too,
+    where we may not write and LMDB says so itself.
+    """
+    try:
+        fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        return error.errno not in (errno.ENOSPC, errno.EDQUOT)
+    try:
+        found = os.fstat(fd)
+        # One that is there keeps its size: others may have mapped it.
+        size = found.st_size or _LOCK_BYTES
+        if found.st_blocks * 512 < size:
+            os.posix_fallocate(fd, 0, size)
+        with suppress(OSError):
+            shared = path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            if shared and found.st_uid == os.geteuid():
+                os.fchmod(fd, found.st_mode | shared | (shared << 1))
+    except OSError as error:
+        return error.errno not in (errno.ENOSPC, errno.EDQUOT)
+    finally:
+        os.close(fd)
+    return True
 
 
 def _is_full(path: Path) -> bool:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cos_core import manifest
-from cos_core.jsonl import decode, sync_folder
+from cos_core.atomic import sync_folder
+from cos_core.jsonl import decode
 
 WHOLE = "whole.json"
 THEN = " to go on from the last whole checkpoint"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cos_core import __version__, folders, hub, layout, manifest, pretrained
+from cos_core.atomic import sync_folder
 from cos_core.checkpoints import ANNOTATOR_FILE
 from cos_core.datasets import paths_of
-from cos_core.jsonl import sync_folder
 from cos_core.llava import Llava
 from cos_core.training import adapters, checkpoints
 from cos_core.training.config import TrainConfig

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cos_core import images, manifest, plug
+from cos_core import images, manifest, picture_files, plug
 from cos_core.datasets import spoken
 from cos_core.errors import InputError
 from cos_core.interfaces import Policy, Reporter, SilentReporter
@@ -64,8 +64,7 @@ def run(config: TrainConfig, reporter: Reporter) -> RunManifest:
         stack.enter_context(redirect_stdout(sys.stderr))
         world = World.here()
         engine.require(config)
-        if not config.images.is_dir():
-            raise InputError(f"there is no folder of images at {config.images}")
+        picture_files.check_folder(config.images)
         policy = plug.load("policies", config.rule)
         if config.check_only or config.dry_run:
             from cos_core.training.plan import plan
@@ -74,13 +73,18 @@ def run(config: TrainConfig, reporter: Reporter) -> RunManifest:
         config = replace(config, learning_rate=config.rate)
         peers = Peers.here(world.rank, world.size)
 
+        taken: list[FileLock] = []
+
         def take() -> None:
             config.out.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(config.out / ".lock", what=config.out))
+            taken.append(stack.enter_context(FileLock(config.out / ".lock", what=config.out)))
 
         try:
             peers.first(take)
-            return _run(config, policy, (world, peers), reporter if world.main else SilentReporter(), stack)
+            trained = _run(config, policy, (world, peers), reporter if world.main else SilentReporter(), stack)
+            for lock in taken:
+                lock.check_place()
+            return trained
         except BaseException as error:
             cause = peers.cause() if isinstance(error, RuntimeError) else None
             peers.failed(error)

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cos_core import images, manifest, spreadsheet
+from cos_core import images, manifest, outputs, spreadsheet
 from cos_core.errors import InputError
 from cos_core.interfaces import Reporter
 from cos_core.jsonl import Problem
@@ -21,6 +21,10 @@ from cos_core.visualize.plots import unread
 
 MOST_SETS, OTHERS = 100, "(others)"
 """Data sets told apart, so that a folder for each picture cannot fill the memory."""
+
+_CSV = outputs.beginning(b"low,high,count", b"status,count", b"x0,", b"data_set,examples")
+_TABLES = ("area", "aspect", "offset", "overlap", "status", "centre_bias", "data_sets")
+_OURS = {"boxes.json": outputs.beginning(b"{\n  "), **{f"{name}.csv": _CSV for name in _TABLES}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ def run(config: BoxStatsConfig, reporter: Reporter) -> RunManifest:
     """
     settings = {"source": config.source, "images": config.images, "reference": config.reference}
     work = manifest.started("visualize boxes", config, settings_fingerprint=manifest.fingerprint(settings))
+    outputs.check_folder(config.out, "visualize boxes", (config.source, config.images, config.reference), _OURS)
     if not config.source.exists():
         raise InputError(f"{config.source}: no such store or predictions file")
     sets, unreadable = _counted(config, reporter)

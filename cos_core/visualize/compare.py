@@ -20,14 +20,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from cos_core import images, manifest, spreadsheet
+from cos_core import images, manifest, outputs, spreadsheet
 from cos_core.errors import InputError
 from cos_core.geometry import Box
 from cos_core.interfaces import Reporter
 from cos_core.types import RunManifest
 from cos_core.visualize import runs, select
 from cos_core.visualize.draw import COLOURS, font_at, wrap
-from cos_core.visualize.overlay import FORMATS
+from cos_core.visualize.overlay import FORMATS, mark
 from cos_core.visualize.runs import Item, Run
 from cos_core.visualize.select import Selection
 
@@ -81,6 +81,7 @@ class Cell:
 
 def run(config: CompareConfig, reporter: Reporter) -> RunManifest:
     """Writes the sheets, `<out>.csv` and `<out>.manifest.json`. Raises InputError when no question fits."""
+    outputs.check_file(config.out, "visualize compare", (*config.runs, config.data, config.images))
     work = manifest.started("visualize compare", config)
     found = runs.load(config.runs, runs.RunSources(config.data, config.images, config.follow_links), reporter)
     everything = select.chosen(found, replace(config.selection, sample=None))
@@ -211,7 +212,7 @@ def _write(out: Path, sheets: Sequence[Figure]) -> list[Path]:
     if out.suffix.lower() == ".pdf":
         data = io.BytesIO()
         # Type 42 keeps the text selectable and is what publishers take.
-        with matplotlib.rc_context({"pdf.fonttype": 42}), PdfPages(data) as pages:
+        with matplotlib.rc_context({"pdf.fonttype": 42}), PdfPages(data, metadata={"Creator": outputs.MARK}) as pages:
             for figure in sheets:
                 pages.savefig(figure)
         manifest.atomic_write(out, data.getvalue())
@@ -220,7 +221,7 @@ def _write(out: Path, sheets: Sequence[Figure]) -> list[Path]:
     for number, figure in enumerate(sheets, 1):
         file = out if number == 1 else out.with_name(f"{out.stem}-{number}{out.suffix}")
         data = io.BytesIO()
-        figure.savefig(data, format=out.suffix[1:].lower())
+        figure.savefig(data, format=out.suffix[1:].lower(), pil_kwargs={"exif": mark()})
         manifest.atomic_write(file, data.getvalue())
         files.append(file)
     return files

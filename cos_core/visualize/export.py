@@ -20,8 +20,8 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from cos_core import images, manifest
-from cos_core.errors import InputError
+from cos_core import images, manifest, outputs
+from cos_core.errors import FailuresError, InputError
 from cos_core.formats import coco
 from cos_core.geometry import Box
 from cos_core.interfaces import Reporter
@@ -33,6 +33,7 @@ from cos_core.visualize.select import Selection
 
 Format = Literal["coco", "fiftyone", "label-studio", "lmms-eval"]
 FORMATS: tuple[Format, ...] = ("coco", "fiftyone", "label-studio", "lmms-eval")
+_OURS: Mapping[str, outputs.IsOurs] = {"lmms-eval": outputs.records_with("doc_id", "doc_hash")}
 _CATEGORIES = {"predicted": 1, "gold": 2}
 _TOLD = 5
 """Of what is left out, so many are said one by one."""
@@ -94,6 +95,7 @@ def run(config: ExportConfig, reporter: Reporter) -> RunManifest:
     A question whose picture's path names no picture, or (coco) cannot be read, or whose record JSON cannot hold, is left out,
     said and counted as failed.
     """
+    outputs.check_file(config.out, "visualize export", (config.source, config.data, config.images), _OURS.get(config.format))
     work = manifest.started("visualize export", config)
     (found,) = runs.load([config.source], runs.RunSources(config.data, config.images, config.follow_links), reporter)
     job = _Job(config, found, select.chosen([found], config.selection), reporter)
@@ -101,6 +103,8 @@ def run(config: ExportConfig, reporter: Reporter) -> RunManifest:
         _WRITERS[config.format](job, file)
     result = work.finish({"ok": len(job.ids) - job.failed, "failed": job.failed}, results={"format": config.format})
     manifest.write(manifest.path_for(config.out), result)
+    if job.failed and job.failed >= len(job.ids):
+        raise FailuresError(f"none of {job.failed} questions has a picture that could be read ({config.out}); give --images")
     reporter.note(f"{len(job.ids) - job.failed} questions: {config.out}")
     return result
 

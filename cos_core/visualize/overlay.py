@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageOps
 
-from cos_core import datasets, images, manifest, plug
+from cos_core import datasets, images, manifest, outputs, plug
 from cos_core.cropping import assumed_crop
 from cos_core.errors import InputError
 from cos_core.geometry import Box, Frame
@@ -41,6 +42,9 @@ _TEXT_PX = 17
 _LINES_PER_NOTE = 4
 _WIDE = 1.9  # a picture wider than this many heights gets its crop below instead of beside it
 _MIN_WIDTH = 560  # narrower sheets would break the question into slivers
+
+_SOFTWARE = 0x0131
+"""The EXIF tag that names the program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,8 @@ def run(config: OverlayConfig, reporter: Reporter) -> RunManifest:
         raise InputError("give either a predictions file or an image to draw")
     if config.predictions is None and config.image is None and config.store is None:
         raise InputError("give a predictions file, a store or an image to draw")
+    reads = (config.image, config.predictions, config.store, config.data)
+    outputs.check_file(config.out, "visualize overlay", reads)
     work = manifest.started("visualize overlay", config)
     if config.predictions is None and config.image is None:
         annotation = _stored(config)
@@ -120,10 +126,21 @@ def run(config: OverlayConfig, reporter: Reporter) -> RunManifest:
     return result
 
 
+def mark() -> Image.Exif:
+    """The EXIF block by which a picture is known as ours (outputs.MARK)."""
+    block = Image.Exif()
+    block[_SOFTWARE] = outputs.MARK
+    return block
+
+
 def write_picture(out: Path, sheet: Image.Image) -> None:
     """Writes `sheet` as the format that `out` ends in (FORMATS), whole or not at all. WebP is lossless: text stays sharp."""
     data = io.BytesIO()
-    options = {"lossless": True} if out.suffix.lower() == ".webp" else {}
+    options: dict[str, Any] = {"lossless": True} if out.suffix.lower() == ".webp" else {}
+    if out.suffix.lower() == ".pdf":
+        options["creator"] = outputs.MARK
+    else:
+        options["exif"] = mark()
     sheet.save(data, format=out.suffix[1:].upper(), **options)
     manifest.atomic_write(out, data.getvalue())
 

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cos_core import manifest
+from cos_core import manifest, outputs
 from cos_core.tally import BoxTally, Histogram
 
 _BAR = "#0072B2"
@@ -100,7 +100,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
     data = io.BytesIO()
-    figure.savefig(data, format="png")
+    figure.savefig(data, format="png", metadata={"Software": outputs.MARK})
     return data.getvalue()
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from PIL import Image
 
-from cos_core import images, manifest
+from cos_core import images, manifest, outputs
 from cos_core.comparison import Comparison
-from cos_core.errors import InputError
+from cos_core.errors import FailuresError, InputError
 from cos_core.interfaces import Reporter
 from cos_core.store import Store
 from cos_core.text import one_line
@@ -83,6 +83,7 @@ def run(config: ReportConfig, reporter: Reporter) -> RunManifest:
     A picture that is gone or cannot be read leaves a sentence on its cards and is counted as failed. Raises InputError for a
     run that holds nothing, runs without a common question, and filters that these runs cannot answer.
     """
+    outputs.check_file(config.out, "visualize report", (*config.runs, config.data, config.images, config.store, config.heat))
     work = manifest.started("visualize report", config)
     found = runs.load(config.runs, runs.RunSources(config.data, config.images, config.follow_links), reporter)
     ids = select.chosen(found, config.selection)
@@ -115,6 +116,8 @@ def run(config: ReportConfig, reporter: Reporter) -> RunManifest:
     results |= {"comparisons": rows, "not_compared": refused}
     result = work.finish(counts, results=results)
     manifest.write(manifest.path_for(config.out), result)
+    if cards and maker.unreadable == len(cards):
+        raise FailuresError(f"none of {len(cards)} pictures could be read, {config.out} says why; give --images")
     reporter.note(f"{len(cards)} cards of {len(ids)} questions: {config.out}")
     return result
 
