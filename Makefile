@@ -78,9 +78,9 @@ audit: .venv-audit/bin/pip-audit
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" --durations=10 $(ARGS)
 
-# pytest ends with 5 when a selection holds no test, which is no failure here.
+# pytest ends with 5 when a selection holds no test, which is no failure here. One process more than cores: some tests wait.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadfile -m slow --durations=10 $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile -m slow --durations=10 $(ARGS) || [ $$? -eq 5 ]
 
 # Not part of `make test`: its torch and torchvision take 5.5 GB, and nothing else needs them.
 test-detectron2: .venv-detectron2/.installed

@@ -144,7 +144,15 @@ def commands(root: Path) -> dict[str, list[str]]:
         for name in ("pope", "vqav2")
     }
     pair = [runs["pope-a"], runs["pope-b"]]
-    found["eval report"] = ["eval", "report", "--paper", f"base-13b={pair[0]}", f"cos-13b={pair[1]}", "--out", at["out"]]
+    found["eval report"] = [
+        "eval",
+        "report",
+        "--paper",
+        f"base-13b={pair[0]}",
+        f"cos-13b={pair[1]}",
+        "--out",
+        f"{at['out']}/paper",
+    ]
     found["report, one run"] = ["visualize", "report", runs["vqav2-a"], "--out", f"{at['out']}/one.html"]
     found["report, two runs"] = ["visualize", "report", *pair, "--out", f"{at['out']}/two.html"]
     pictures = ["--images", f"{at['pope']}/val2014"]

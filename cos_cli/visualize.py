@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from cos_cli import options, settings
 from cos_cli.console import Session, emit_json, reporting, summary
 from cos_core import bounds
-from cos_core.errors import FailuresError
 from cos_core.screen import behind
-
-if TYPE_CHECKING:
-    from cos_core.types import RunManifest
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -30,16 +26,6 @@ def visualize() -> None:
       cos visualize stats answers.jsonl --out boxes
       cos visualize report run --out report.html
     """
-
-
-def _some_pictures(manifest: RunManifest, advice: str) -> None:
-    """Raises FailuresError when something was to be shown and every single one failed."""
-    if manifest.counts["failed"] and not manifest.counts["ok"]:
-        first = manifest.results.get("first_problem")
-        raise FailuresError(
-            f"all {manifest.counts['failed']:,} questions are without a picture or could not be written"
-            f"{f' ({first})' if first else ''}; {advice}"
-        )
 
 
 Runs = Annotated[
@@ -125,7 +111,6 @@ def report(
         reporter.note(summary(manifest, out))
     if json:
         emit_json(manifest.to_json())
-    _some_pictures(manifest, "--images names their folder")
 
 
 @app.command()
@@ -167,7 +152,6 @@ def compare(
         reporter.note(summary(manifest, out))
     if json:
         emit_json(manifest.to_json())
-    _some_pictures(manifest, "--images names their folder")
 
 
 @app.command()
@@ -214,7 +198,6 @@ def export(
         reporter.note(summary(manifest, out))
     if json:
         emit_json(manifest.to_json())
-    _some_pictures(manifest, "see the warnings above")
 
 
 @app.command()

@@ -127,6 +127,11 @@ def settings(folder: Path, name: str) -> dict[str, Any] | None:
     return value
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether the folder has a file of weights, or an index of several, of whatever kind."""
+    return any((folder / name).exists() or (folder / name).is_symlink() for name in (WEIGHTS, INDEX))
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that hold the checkpoint's weights, in order: the one file, or those of the index.
 

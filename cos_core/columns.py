@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from cos_core.errors import InputError
 from cos_core.jsonl import OnProblem, Problem, encode_line, object_of, raw_lines, report
@@ -35,6 +37,10 @@ class Ids:
         if self._places is None:
             self._places = {name: place for place, name in enumerate(self.names)}
         return self._places
+
+    def forget(self) -> None:
+        """Lets go of the dictionary; it is made again when it is needed."""
+        self._places = None
 
     def unique(self) -> bool:
         """Whether no id stands twice."""
@@ -351,6 +357,9 @@ class Scores(_Sequence[Score]):
             found[place] = value
         return found
 
+    def value_array(self) -> NDArray[np.float64]:
+        return np.array(self._values, dtype=np.float64)
+
     def said(self, name: str) -> list[str | None]:
         """The column `extracted`, `expected` or `note`."""
         return self._said[name]
@@ -434,6 +443,11 @@ def held(scores: Iterable[Score]) -> Sequence[Score]:
 def values(scores: Iterable[Score]) -> list[float]:
     """Each score's value, of columns or of any other scores."""
     return scores.values() if isinstance(scores, Scores) else [score.value for score in scores]
+
+
+def value_array(scores: Iterable[Score]) -> NDArray[np.float64]:
+    """`values` as floats: (scores,)."""
+    return scores.value_array() if isinstance(scores, Scores) else np.array([score.value for score in scores], dtype=np.float64)
 
 
 def said(scores: Iterable[Score], name: str) -> list[str | None]:

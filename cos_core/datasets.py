@@ -106,9 +106,9 @@ def read_records(data: Files, on_problem: OnProblem | None = None) -> Iterator[t
     ids = Ids()
     row = 0
     for number, path in enumerate(paths_of(data)):
-        records = _records(path, row, on_problem)
+        records, file = _records(path, row, on_problem), str(path)
         for place, content in records:
-            examples = examples_of(content, Source(path, place.line, place.row, on_problem), ids)
+            examples = examples_of(content, Source(path, place.line, place.row, on_problem, file), ids)
             if examples:
                 yield Record(place, ids.renamed, number), examples
         row = records.row
@@ -170,7 +170,7 @@ class RecordFiles:
             self._check(record.file)
         except OSError as error:
             raise CosError(f"{path} cannot be read any more: {error.strerror}") from None
-        source = Source(path, place.line, place.row, lambda _: None)
+        source = Source(path, place.line, place.row, lambda _: None, str(path))
         try:
             value = decode(content)
         except ValueError:

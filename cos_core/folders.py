@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,11 +52,20 @@ def refusal(error: Exception) -> str | None:
 
 
 def flush(folder: Path) -> dict[str, int]:
-    """Waits until every file in a folder is on the disk; their sizes in bytes by relative name."""
+    """Waits until every file in a folder is on the disk; their sizes in bytes by relative name.
+
+    Files get the mode that the umask gives: safetensors writes through a temporary file, which nobody else may read.
+    """
     sizes = {}
+    probe = folder / ".mode"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:
+                if stat.S_IMODE(os.fstat(file.fileno()).st_mode) == 0o600 != mode:
+                    os.fchmod(file.fileno(), mode)
                 os.fsync(file.fileno())
             sizes[str(path.relative_to(folder))] = path.stat().st_size
     return sizes

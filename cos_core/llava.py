@@ -182,7 +182,7 @@ class Encoder:
 
 def encoder(folder: str) -> Encoder:
     """The encoder of a checkpoint's folder. Raises MissingError without transformers, InputError for what is no LLaVA."""
-    check(folder)
+    check(folder, weights=False)
     try:
         import transformers  # noqa: F401
     except ImportError as error:

@@ -185,7 +185,7 @@ def mean_estimate(
         table[:, 1] = [group == select.value for group in columns.group(scores, select.key)]
     else:
         table[:, 1] = 1.0 if select is None else [bool(select(score)) for score in scores]
-    table[:, 0] = columns.values(scores)
+    table[:, 0] = columns.value_array(scores)
     table[:, 0] *= table[:, 1]
     return Estimate(name, table, scale=scale)
 

@@ -11,8 +11,8 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -44,19 +44,19 @@ _LAYOUT_KEYS = ("conversations", "question_id", "question", "text", "id")
 _SPEAKERS = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Source:
-    """Where a record came from, and who hears of its problems. `index`: its row in the whole data set."""
+    """Where a record came from, and who hears of its problems. `index`: its row in the whole data set; `file`: its path.
+
+    `example_id`: the id that its problems are told under, once it is known.
+    """
 
     path: Path
     line: int
     index: int
     on_problem: OnProblem | None
+    file: str
     example_id: str | None = None
-
-    @property
-    def file(self) -> str:
-        return str(self.path)
 
     def problem(self, reason: str) -> None:
         report(Problem(self.path, self.line, self.example_id, reason), self.on_problem)
@@ -116,7 +116,7 @@ def examples_of(record: dict[str, Any], source: Source, ids: Ids | Known) -> lis
         else:
             layouts = "neither a conversation, nor a question (question_id, text), nor an example (id, question)"
             raise InputError(layouts + _meant(record, _LAYOUT_KEYS))
-        source = replace(source, example_id=name)
+        source.example_id = name
         unique = ids.unique(name, record)
         if unique is None:
             raise InputError("the same sample was there before; dropped")
@@ -131,7 +131,7 @@ def _conversation(record: dict[str, Any], name: str, source: Source) -> list[Exa
     _check_turns(turns)
     pairs = len(turns) // 2
     metas = _metas(record.get("meta"), pairs, len(turns) % 2)
-    image = _image(record, (turn["value"] for turn in turns[::2]))
+    image = _image(record, turns[::2])
     dataset = _dataset(record, source)
     if len(turns) % 2:
         source.problem(f"an odd number of turns ({len(turns)}): the last question has no answer and is left out")
@@ -166,7 +166,7 @@ def _question(record: dict[str, Any], name: str, source: Source) -> list[Example
     meta = {"sample": name, "question_id": record["question_id"], "index": source.index}
     if "category" in record:
         meta["category"] = record["category"]
-    image = _image(record, (record["text"],))
+    image = _image(record, ({"value": record["text"]},))
     question = _text(record["text"], "`text`")
     return [Example(name, _dataset(record, source), image, question, (), (), meta, source.line, source.file)]
 
@@ -174,7 +174,7 @@ def _question(record: dict[str, Any], name: str, source: Source) -> list[Example
 def _own(record: dict[str, Any], name: str, source: Source) -> list[Example]:
     answers, choices = (_texts(record, key) for key in ("answers", "choices"))
     (meta,) = _metas([record.get("meta", {})], 1)
-    image = _image(record, (record["question"],))
+    image = _image(record, ({"value": record["question"]},))
     question = _text(record["question"], "`question`")
     return [Example(name, _dataset(record, source), image, question, answers, choices, meta, source.line, source.file)]
 
@@ -194,20 +194,25 @@ def _dataset(record: Mapping[str, Any], source: Source) -> str:
     return value if isinstance(value, str) and value else source.path.stem
 
 
-def _image(record: Mapping[str, Any], questions: Iterator[object] | Sequence[object]) -> str | None:
-    """The record's picture; None when it names none.
+def _image(record: Mapping[str, Any], questions: Sequence[Mapping[str, Any]]) -> str | None:
+    """The record's picture; None when it names none. `questions`: turns, each with its `value`.
 
     Raises InputError for several, for a key that names none though it stands there with a text, and for none where a question
     has the mark of one: such a sample is no text-only one.
     """
-    keys = [key for key in record if _names_picture(key)]
+    keys = _picture_keys(tuple(record))
+    image = record.get("image")
+    if keys == ("image",) and type(image) is str and image and not image.isspace():
+        # The usual record, in a file of millions.
+        _check_unicode(image, "the picture's name")
+        return image
     found = list(dict.fromkeys(path for key in keys for path in _paths(record[key], key)))
     if len(found) > 1:
         raise InputError(f"the record names {len(found)} pictures ({', '.join(map(one_line, found[:3]))}); a sample has one")
     if found:
         _check_unicode(found[0], "the picture's name")
         return found[0]
-    if any(isinstance(text, str) and IMAGE_MARK in text for text in questions):
+    if any(isinstance(turn["value"], str) and IMAGE_MARK in turn["value"] for turn in questions):
         there = f"; `{one_line(keys[0], 20)}` is {_empty(record[keys[0]])}" if keys else _meant(record, IMAGE_KEYS)
         raise InputError(f"the text says {IMAGE_MARK}, but the record names no picture (`image`){there}")
     empty = next((key for key in keys if isinstance(record[key], str)), None)
@@ -216,9 +221,10 @@ def _image(record: Mapping[str, Any], questions: Iterator[object] | Sequence[obj
     return None
 
 
-@lru_cache(1024)
-def _names_picture(key: str) -> bool:
-    return key.lower().replace("-", "").replace("_", "") in _BARE_KEYS
+@lru_cache(256)
+def _picture_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of a record's keys that name a picture; most records of a file have the same keys."""
+    return tuple(key for key in keys if key.lower().replace("-", "").replace("_", "") in _BARE_KEYS)
 
 
 def _paths(value: object, key: str) -> list[str]:

@@ -80,7 +80,7 @@ def test_one_job_over_all_of_it(job: AnnotateConfig) -> None:
     assert sorted(found) == sorted([*(f"{hostile.name}#q0" for hostile in ODD), *names, "three turns#q0"])
     assert made.counts["ok"] + made.counts["no_region"] == len(ODD) + 2
     assert made.counts["failed"] == len(BROKEN) + 2 + 6 + 2 + made.counts["no_region"]
-    assert len(told.warnings) == 6, "five, and how many more"
+    assert len(told.warnings) == 7, "five, how many more, and the most frequent reason"
     assert manifest.read(job.out) == made
     again = run(replace(job, max_failures=100), Told())
     assert (again.counts, failures(job)) == ({**made.counts, "new": 0}, failures(job))

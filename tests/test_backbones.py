@@ -95,7 +95,7 @@ def test_four_tokens_a_region_are_summed(checkpoint: Path) -> None:
     cells = model.image_features(model.pixels(crops)).view(29, 4, 4, -1)[:, 1:3, 1:3]
     expected = slow_row(backbone.asker, cells.reshape(29 * 4, -1), "what?", "a cat").view(29, 4).sum(1)
     assert torch.allclose(torch.tensor(found.regions.scores, dtype=torch.float64), expected, rtol=1e-9, atol=1e-12)
-    with pytest.raises(InputError, match="at least one token"):
+    with pytest.raises(InputError, match="tokens of a region"):
         regions.build(str(checkpoint), tokens=0)
 
 

@@ -190,4 +190,5 @@ def test_memory_grows_by_less_than_a_kilobyte_a_row(tmp_path: Path) -> None:
         for name, work in (("eval", score), ("report", look), ("export", send)):
             peaks.setdefault(name, []).append(peak(work))
     growth = {name: (more - less) / (large - small) for name, (_, less, more) in peaks.items()}
+    print(growth)
     assert all(each < 900 for each in growth.values()), growth

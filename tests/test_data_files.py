@@ -194,7 +194,7 @@ def test_another_kind_of_file_is_told_by_its_content(name: str, tmp_path: Path) 
     path.write_bytes(content)
     with pytest.raises(InputError) as error:
         read(path)
-    assert str(error.value).startswith(f"{path} is no JSON, but ")
+    assert str(error.value).startswith(f"{path} is ")
     assert words in str(error.value)
 
 
@@ -356,7 +356,7 @@ def test_every_problem_of_a_run_is_recorded(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     path, out = tmp_path / "data.jsonl", tmp_path / "out.jsonl"
     path.write_text(line(1) + "".join(f"oops {n}\n" for n in range(8)))
-    config = InferConfig(model="m", out=out, data=path, images=tmp_path, roi="none", engine="scripted")
+    config = InferConfig(model="m", out=out, data=path, images=tmp_path, roi="none", engine="scripted", max_failures=8)
     done = run(config, SilentReporter(), build("m"))
     assert done.counts["failed"] == 8
     assert done.results["problems"] == {"count": 8, "file": "out.jsonl.problems.jsonl"}

@@ -308,7 +308,7 @@ def test_what_cannot_run_is_an_error_and_the_rest_is_answered(engine: HfEngine) 
     assert "'roi'" in (replies[0].error or "")
     assert replies[1].error is None
     assert "image mark" in (replies[2].error or "")
-    assert "context of 2048" in (replies[3].error or "")
+    assert "context" in (replies[3].error or "")
     assert engine.generate([]) == []
 
 

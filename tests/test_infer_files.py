@@ -85,7 +85,7 @@ def test_unusable_settings(config: InferConfig, tmp_path: Path) -> None:
         run(replace(config, roi="nowhere"), QUIET, Recorder())
     with pytest.raises(InputError, match="on_bad_box is one of full, center, skip"):
         replace(config, on_bad_box="ignore")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="batch_size must be at least 1"):
+    with pytest.raises(InputError, match="batch_size must lie between 1"):
         replace(config, batch_size=0)
     with pytest.raises(InputError, match="needs a file of questions"):
         run(replace(config, data=None), QUIET, Recorder())

@@ -103,3 +103,54 @@ def test_locks_taken_again_and_again_leave_nothing_to_do_at_a_fork(tmp_path: Pat
         with FileLock(tmp_path / "lock"):
             assert len(locks._HELD) == 1
     assert not locks._HELD
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "text", "hard link", "pipe"])
+def test_what_is_no_lock_is_neither_followed_nor_emptied(tmp_path: Path, kind: str) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "out.lock"
+    victim.write_text("12345\n" if kind == "hard link" else "dear all")
+    make = {
+        "link": lambda: path.symlink_to(victim),
+        "folder": path.mkdir,
+        "text": lambda: path.write_text("dear all"),
+        "hard link": lambda: path.hardlink_to(victim),
+        "pipe": lambda: os.mkfifo(path),
+    }
+    make[kind]()
+    before = victim.read_bytes(), path.read_bytes() if kind == "text" else b""
+    with pytest.raises(InputError, match="no lock of cos; move it away"):
+        FileLock(path).acquire()
+    assert (victim.read_bytes(), path.read_bytes() if kind == "text" else b"") == before
+
+
+def test_a_lock_is_open_to_the_group_whatever_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0o077)
+    try:
+        with FileLock(tmp_path / "lock") as lock:
+            assert lock.path.stat().st_mode & 0o777 == 0o666
+    finally:
+        os.umask(old)
+
+
+def test_two_names_of_one_output_share_its_lock(tmp_path: Path) -> None:
+    from cos_core.jsonl import DurableWriter
+
+    real = tmp_path / "answers.jsonl"
+    real.write_text("{}\n")
+    (tmp_path / "one").symlink_to(real)
+    (tmp_path / "hard").hardlink_to(real)
+    with DurableWriter(tmp_path / "one"):
+        for name in ("answers.jsonl", "hard"):
+            with pytest.raises(LockedError):
+                DurableWriter(tmp_path / name)
+
+
+def test_a_folder_that_was_replaced_is_noticed(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with FileLock(folder / ".lock") as lock:
+        lock.check_place()
+        folder.rename(tmp_path / "away")
+        folder.mkdir()
+        with pytest.raises(InputError, match="removed or replaced"):
+            lock.check_place()

@@ -121,7 +121,8 @@ def test_bounds_are_named() -> None:
 
 ADDRESSES = [
     "http://[::1", "http://\u2100.example", "ftp://host/v1", "host:8000", "http://", "http:///v1", "http://h:99999/v1", "http://h:x/v1",
-    "http://a b/v1", "http://h/v1?key=hush", "http://h/v1#hush", "http://user:hush@h/v1", "http://hush@h", "user:hush@h/v1",
+    "http://a b/v1", "http://h/v1?key=hush", "http://h/v1#hush", "http://hush@h", "user:hush@h/v1",
+    "http://user:hush@h/v1",  # pragma: allowlist secret
     "http://u:hush/w@h/v1", "http://h/\n", "http://h\x1b[2J/", "http://a..b/v1", f"http://{'x' * 70}/v1", "file:///etc/passwd",
     "http://h:0/v1", "//h/v1", "http://h/v1\u2028", "javascript:alert(1)", "http://u:hush@[::1",
 ]  # fmt: skip

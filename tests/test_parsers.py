@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cos_cli import launcher
 from cos_cli.evaluate.command import seconds
-from cos_core import checkpoints, jsonl, manifest
+from cos_core import checkpoint_files, jsonl, manifest
 from cos_core.benchmarks import _files
 from cos_core.errors import InputError
 from cos_core.formats import chain_of_spot, coco, lines, viscot
@@ -71,7 +71,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "profile.toml": lambda path: load_profile(str(path)),
     "heat.json": read_heat,
     "heat.npy": read_heat,
-    "weights": checkpoints._header,
+    "weights": checkpoint_files.header,
     "hostfile": launcher.machines,
     "released": ReleasedRegions,
     "coco": lambda path: regions(lambda source: coco.read(coco.load(path), source))(path),

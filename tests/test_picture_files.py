@@ -15,7 +15,7 @@ from PIL import Image
 from reporters import Told
 from two_passes import QUIET, Recorder, make_config, stored
 
-from cos_core.errors import InputError, TransientError
+from cos_core.errors import FailuresError, InputError, TransientError
 from cos_core.images import ImageSource, foreign, open_image, picture_size
 from cos_core.infer import InferConfig, run
 from cos_core.jsonl import open_input
@@ -239,7 +239,8 @@ def test_infer_follows_links_where_it_is_told(config: InferConfig, linked: Path,
         )
     )
     config = replace(config, data=data, question=None, images=linked)
-    for follow, ok in ((False, 0), (True, 1)):
-        out = tmp_path / f"{follow}.jsonl"
-        assert run(replace(config, follow_links=follow, out=out), QUIET, Recorder()).counts["ok"] == ok
+    with pytest.raises(FailuresError, match="follow-links"):
+        run(replace(config, out=tmp_path / "not followed.jsonl"), QUIET, Recorder())
+    done = run(replace(config, follow_links=True, out=tmp_path / "followed.jsonl"), QUIET, Recorder())
+    assert (done.counts["ok"], done.counts["failed"]) == (1, 1)
     assert image_path(PictureFolder(linked, True), "coco/train/1.png") == (tmp_path / "disk/coco/train/1.png").resolve()

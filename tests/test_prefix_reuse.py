@@ -123,10 +123,10 @@ def greedy_flips(model: llava.Llava, asked: Sequence[Request], replies: Sequence
         for (_, count), group in itertools.groupby(rows, key=lambda row: (len(row[0]), len(row[2]))):
             ids, images, chosen = zip(*group, strict=True)
             features = torch.cat(engine._features.of([image for row in images for image in row]))
-            # A random model may write the image mark, which is then a token as any other.
             written = model.model.get_input_embeddings()(torch.tensor(chosen)[:, :-1])
             whole = torch.cat([model.embed(torch.tensor(ids), features), written], dim=1)
             logits = model.model(inputs_embeds=whole, logits_to_keep=count).logits
+            logits[..., list(llava.unspoken_rows(model.tokenizer, model.image_token_id, logits.shape[-1]))] = -torch.inf
             behind = logits.max(-1).values - logits.gather(-1, torch.tensor(chosen)[..., None])[..., 0]  # (rows, count)
             found += [next(value for value in row if value > 0) for row in behind.tolist() if any(row)]
     return found

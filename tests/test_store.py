@@ -372,3 +372,31 @@ def test_a_full_disk_keeps_what_was_committed(tmp_path: Path) -> None:
         assert sum(store.has(f"a{i}") for i in range(100)) == 100
         store.put_many([Annotation("later", None, 0.0, "p", "f", (), "reason")])
         assert store.has("later")
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {},
+        {"writer.lock": b""},
+        {"writer.lock": b"99999\n"},
+        {"lock.mdb": b""},
+        {"lock.mdb": bytes(2**17)},
+        {"lock.mdb": bytes(2**17), "data.mdb": b""},
+    ],
+)
+def test_a_store_killed_at_any_step_of_its_making_goes_on(tmp_path: Path, left: dict[str, bytes]) -> None:
+    path = tmp_path / "store"
+    path.mkdir()
+    for name, content in left.items():
+        (path / name).write_bytes(content)
+    with Store.create_or_resume(path, "f" * 16, {}) as store:
+        assert store.info()["annotations"] == 0
+
+
+def test_a_store_that_is_replaced_while_it_is_written_is_noticed(tmp_path: Path) -> None:
+    with Store.create_or_resume(tmp_path / "store", "f" * 16, {}) as store:
+        store.put_failures([("a", "why")])
+        (tmp_path / "store").rename(tmp_path / "away")
+        with pytest.raises(InputError, match="removed or replaced"):
+            store.put_failures([("b", "why")])

@@ -244,3 +244,12 @@ def test_network_file_systems(tmp_path: Path) -> None:
     assert filesystems.network_type(tmp_path / "o", mounts) is None
     assert "network file system (lustre)" in (filesystems.warning(tmp_path / "l", mounts) or "")
     assert filesystems.warning(tmp_path, tmp_path / "no such file") is None
+
+
+def test_too_many_parts_for_the_open_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cos_core.store import merge as merging
+
+    monkeypatch.setattr(merging.resource, "getrlimit", lambda _: (256, 256))
+    with pytest.raises(InputError, match=r"300 parts need .* merge at most 47 at once"):
+        merging._check_files(300)
+    merging._check_files(40)

@@ -152,7 +152,7 @@ def test_what_an_annotator_cannot_learn_is_refused(world: Path, tmp_path: Path) 
         ({"annotator": None}, "belong to the annotator 'regions'"),
         ({"annotator": "eyes"}, "annotator is"),
         ({"detector": None}, "need a detector"),
-        ({"region_tokens": 0}, "at least 1"),
+        ({"region_tokens": 0}, "region_tokens"),
     ):
         with pytest.raises(InputError, match=said):
             annotator(world, tmp_path / "out", **{"tokens": 2, **wrong})  # type: ignore[arg-type]

@@ -173,7 +173,7 @@ def test_no_time_out_where_one_works_and_the_other_waits(world: Path, tmp_path: 
     bad = {**good, "out": tmp_path / "bad", "max_no_region": 0.0}
     seen = run(tmp_path / "jobs", 2, {"bad": bad, "good": good}, slow=7, timeout=6)
     first, second = (one["error"] for one in seen["bad"])
-    assert first.startswith("InputError: the data has 1 faults")
+    assert first.startswith("InputError: the data has 1 fault")
     assert second == f"InputError: process 0 ended: {first.removeprefix('InputError: ')}"
     assert [one["error"] for one in seen["good"]] == [None, None]
     assert len(losses(tmp_path / "out")) == 1

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny_llava import make_checkpoint
 from training_world import (
     config,
     log_of,
@@ -125,8 +126,13 @@ def test_the_older_checkpoint_goes_when_the_newer_is_whole(
 
 
 def test_a_loss_that_is_no_number_stops_the_run(world: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    overflowing = make_checkpoint(tmp_path / "model")
+    weights = load_file(overflowing / "model.safetensors")
+    save_file({name: 1e30 * w for name, w in weights.items()}, overflowing / "model.safetensors", {"format": "pt"})
     with pytest.raises(CosError, match="the loss became"):
-        training.run(config(world, tmp_path / "out", learning_rate=1e30, warmup_ratio=0.0, max_steps=9), SilentReporter())
+        training.run(config(world, tmp_path / "out", model=str(overflowing), max_steps=9), SilentReporter())
 
 
 def test_guards_name_the_samples(world: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -101,7 +102,7 @@ class Pope:
         # The question file in the data folder itself is of COCO.
         questions = _files.optional(root, f"{self.split}/{QUESTIONS}", *([QUESTIONS] if self.split == "coco" else []))
         examples = _matched(questions, labels) if questions else _plain(labels)
-        protocol = {"labels": {category: len(known.rows) for category, known in labels.items()}}
+        protocol = {"labels": {category: len(known) for category, known in labels.items()}}
         return BenchmarkData(self.name, self.split, examples, _files.image_root(root, *PICTURES[self.split]), protocol)
 
     def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
@@ -146,11 +147,15 @@ def build(split: str | None = None, scorer: str | None = None) -> Pope:
 
 
 class _Labels:
-    """The labels of one split, in the order of their file: `rows` has (line, image, question, label, question id) of each."""
+    """The labels of one split, in the order of their file."""
 
     def __init__(self, root: Path, part: str, category: str) -> None:
         self.path = _files.require(root, *_names(part, category), source=SOURCE[part])
-        self.rows: list[tuple[int, str, str, str, Any]] = []
+        self.lines = array("q")
+        self.images: list[str] = []
+        self.texts: list[str] = []
+        self.labels: list[str] = []
+        self.ids: list[Any] = []
         one = Texts().one
         for line, row in _rows(self.path):
             _files.demand(row, ("question_id", "image", "text", "label"), f"{self.path}:{line}")
@@ -159,7 +164,14 @@ class _Labels:
             label = str(row["label"]).strip().lower()
             if label not in ("yes", "no"):
                 raise InputError(f"{self.path}:{line}: the label must be yes or no, found {label!r}")
-            self.rows.append((line, one(row["image"], "image"), one(row["text"]), one(label), row["question_id"]))
+            self.lines.append(line)
+            self.images.append(one(row["image"], "image"))
+            self.texts.append(one(row["text"], "text"))
+            self.labels.append(one(label))
+            self.ids.append(row["question_id"])
+
+    def __len__(self) -> int:
+        return len(self.lines)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -181,16 +193,16 @@ def _matched(questions: Path, labels: Mapping[str, _Labels]) -> Examples:
         category = row["category"]
         if category not in counts:
             raise InputError(f"{questions}:{line}: unknown category {category!r}")
-        known, place = labels[category].rows, counts[category]
+        known, place = labels[category], counts[category]
         counts[category] += 1
         if place < len(known):
-            label_line, image, text, label, _ = known[place]
+            text, label = known.texts[place], known.labels[place]
             same = text == row["text"].partition("\n")[0] or _object(row["text"]) == _object(text)
-            if row["image"] != image or not same:
-                other.setdefault(category, (label_line, line))
+            if row["image"] != known.images[place] or not same:
+                other.setdefault(category, (known.lines[place], line))
             examples.append(_example(str(row["question_id"]), row, category, label))
     for category, count in counts.items():
-        path, known = labels[category].path, labels[category].rows
+        path, known = labels[category].path, labels[category]
         if count != len(known):
             raise InputError(
                 f"{path} has {len(known)} labels and {questions} {count} {category} questions: they are of different "
@@ -207,7 +219,7 @@ def _matched(questions: Path, labels: Mapping[str, _Labels]) -> Examples:
 def _plain(labels: Mapping[str, _Labels]) -> Examples:
     examples = Examples()
     for category, known in labels.items():
-        for _, image, text, label, question_id in known.rows:
+        for image, text, label, question_id in zip(known.images, known.texts, known.labels, known.ids, strict=True):
             row = {"question_id": question_id, "image": image, "text": f"{text}\n{answers.SHORT_ANSWER}"}
             examples.append(_example(f"{category}-{question_id}", row, category, label))
     return examples
@@ -268,7 +280,8 @@ def _are(scores: Sequence[Score], name: str, text: str) -> NDArray[np.bool_]:
 
 
 def _right(scores: Sequence[Score]) -> NDArray[np.bool_]:
-    return np.array(columns.values(scores)) == 1.0
+    right: NDArray[np.bool_] = columns.value_array(scores) == 1.0
+    return right
 
 
 def _pooled_columns(scores: Sequence[Score], scorer: str) -> Floats:

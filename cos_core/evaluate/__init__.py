@@ -138,6 +138,7 @@ def _run(config: EvalConfig, reporter: Reporter, loaded: Loaded | None) -> RunMa
         judged = benchmark.score(data, joined.predictions)
     scores = Scores.of(judged, joined.predictions.ids)
     regions = metrics.region_scores(data.examples, joined.predictions, _Groups(scores))
+    joined.predictions.ids.forget()
     results = summarise(benchmark, data, scores, regions, replicates=config.replicates, seed=config.seed)
     if (official := other_count(benchmark, data)) is not None:
         results["n_official"] = official

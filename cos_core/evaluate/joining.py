@@ -284,7 +284,9 @@ def check(joined: Joined, data: BenchmarkData, recorded: Recorded, limit: int | 
     "As many": at least four for five unknown ids, as a few may be unknown for another reason. None when nothing does.
     """
     unknown, missing = joined.problems.get("unknown", []), joined.problems.get("missing", [])
-    ids = min(len({example_id for _, example_id in unknown}), len(data.examples[:limit]))
+    ids = min(
+        len({example_id for _, example_id in unknown}), len(data.examples) if limit is None else min(limit, len(data.examples))
+    )
     if not unknown or len(unknown) < WRONG_JOIN * len(recorded) or 5 * len(missing) < 4 * ids:
         return None
     return (
@@ -298,6 +300,8 @@ def _side_by_side(joined: Joined, unknown: str, missing: str) -> str:
     """Two ids beside each other, or two questions where the ids are the same."""
     if joined.other_prompts:
         example_id, prompt, question = joined.other_prompts[0]
+        if not prompt:
+            return f"several questions have the id {example_id!r}, and the prediction has no prompt that says which"
         shown = f"the prompt {one_line(prompt, 80)!r}, the data's question is {one_line(question, 80)!r}"
         return (
             f"{len(joined.other_prompts):,} have the id of a question and ask another: the first, {example_id!r}, has {shown}"

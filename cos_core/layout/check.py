@@ -78,23 +78,24 @@ class Facts:
         return (self.image_side // self.patch) ** 2
 
 
-def check(folder: str | Path) -> Facts:
+def check(folder: str | Path, *, weights: bool = True) -> Facts:
     """Looks at a checkpoint's files before a library does.
 
     Raises InputError, one sentence: for another model's folder; for a file that is no regular file of the folder or is larger
     than its kind; for settings that no model has; and for weights that are not the ones config.json describes.
+    `weights`: False for whoever reads the tokenizer and the settings alone, whose folder may have no weights.
     """
-    return _checked(Path(folder), files.state(Path(folder)))
+    return _checked(Path(folder), weights, files.state(Path(folder)))
 
 
 @lru_cache(maxsize=8)
-def _checked(folder: Path, _state: object) -> Facts:
+def _checked(folder: Path, needs_weights: bool, _state: object) -> Facts:
     """As `check`, once for a folder that stays as it is: a run asks several times."""
     config = llava_config(folder)
     found = files.look_over(folder)
     if "adapter_config.json" in found and files.regular(folder, files.WEIGHTS) is not None:
         raise InputError(f"{folder} holds an adapter beside a model; move adapter_config.json out, or merge the two first")
-    facts = sizes(folder, config)
+    facts = sizes(folder, config, needs_weights)
     _plain_settings(folder, config)
     _ends(folder / files.CONFIG, config.get("text_config") or {}, facts)
     _ends(folder / "generation_config.json", found.get("generation_config.json", {}), facts)
@@ -114,7 +115,7 @@ def llava_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def sizes(folder: Path, config: Mapping[str, Any]) -> Facts:
+def sizes(folder: Path, config: Mapping[str, Any], needs_weights: bool = True) -> Facts:
     """The sizes in config.json, each one a size, and the weights of exactly these sizes. Raises InputError otherwise."""
     where = folder / files.CONFIG
     text, vision = _section(where, config, "text_config"), _section(where, config, "vision_config")
@@ -132,10 +133,11 @@ def sizes(folder: Path, config: Mapping[str, Any]) -> Facts:
     if eye["patch_size"] > eye["image_size"]:
         raise InputError(f"{where}: `patch_size` of the vision tower is larger than its `image_size`")
     layer_count = _feature_layers(where, config, eye["num_hidden_layers"])
-    weights = files.tensors(folder)
-    named = {hub_name(name): tensor for name, tensor in weights.items()}
     shapes = dict(_shapes(where, text, language, vision, eye, layer_count))
-    _compare(folder, shapes, named, {"language_model.model.": language, "vision_tower.vision_model.": eye})
+    named: dict[str, Tensor] = {}
+    if needs_weights or files.has_weights(folder):
+        named = {hub_name(name): tensor for name, tensor in files.tensors(folder).items()}
+        _compare(folder, shapes, named, {"language_model.model.": language, "vision_tower.vision_model.": eye})
     return Facts(
         layers=language["num_hidden_layers"],
         hidden=language["hidden_size"],
@@ -323,9 +325,7 @@ def _pictures(folder: Path, found: Mapping[str, Mapping[str, Any]], facts: Facts
         (nested, "processor_config.json") if isinstance(nested, Mapping) else (found.get("preprocessor_config.json"), "")
     )
     if own is None:
-        raise InputError(
-            f"cannot load the checkpoint {folder}: it has no preprocessor_config.json, which says how pictures are prepared"
-        )
+        return  # a run's own checkpoints have none; who prepares pictures says what is missing
     where = folder / (name or "preprocessor_config.json")
     cuts = own.get("do_center_crop", True) and own.get("crop_size") is not None
     for key in ("size", "crop_size"):

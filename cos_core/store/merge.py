@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import resource
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from cos_core.store import BATCH, LOCK_FILE, Store, codec, is_store
 from cos_core.types import RunManifest
 
 _SHOWN = 5
+_FILES_A_PART, _FILES_BESIDE = 4, 64
+"""Files that are open for each part (its lock, data and reader table), and whatever else is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ def merge(parts: Sequence[Path], out: Path, reporter: Reporter) -> int:
     being written.
     """
     _check_places(parts, out)
+    _check_files(len(parts))
     with ExitStack() as stack:
         for part in parts:
             # Where we may not write, nobody else is expected to; a live writer's LockedError goes up.
@@ -136,6 +140,21 @@ def _check_places(parts: Sequence[Path], out: Path) -> None:
             raise InputError(f"{out} is a part and the result at once; give the result a folder of its own")
         if places.count(place) > 1:
             raise InputError(f"the part {path} is named twice")
+
+
+def _check_files(parts: int) -> None:
+    """Raises the number of files that this process may have open, as far as it may. Raises InputError when that is too few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = _FILES_A_PART * (parts + 1) + _FILES_BESIDE
+    if soft == resource.RLIM_INFINITY or needed <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        most = max(1, (hard - _FILES_BESIDE) // _FILES_A_PART - 1)
+        raise InputError(
+            f"{parts} parts need {needed} open files, and this process may have {hard} (ulimit -n): merge at most {most} at "
+            "once, and the results with each other, or raise the limit"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _check_fingerprints(stores: Sequence[Store]) -> None:

@@ -86,8 +86,9 @@ class Outcome:
         """What was written outside the case's own folder, save where the command line said so, and programs and places."""
         given = tuple(Path(a) for a in self.arguments if a.startswith("/proc/"))
         paths = {p for p in self.touched.written if not p.is_relative_to(folder) and str(p) != os.devnull}
-        # A merge keeps writers out of its parts while it reads them.
-        paths -= {p for p in paths if p.name == "writer.lock" and str(p.parent) in map(os.path.realpath, self.arguments)}
+        # A merge keeps writers out of its parts while it reads them, and a reader of a store is known to its writers.
+        locks = {p for p in paths if p.name in ("writer.lock", "lock.mdb")}
+        paths -= {p for p in locks if str(p.parent) in map(os.path.realpath, self.arguments)}
         paths -= {p for p in paths if any(p.is_relative_to(g) or g.is_relative_to(p) for g in given)}
         return sorted(map(str, paths)) + self.touched.beyond
 

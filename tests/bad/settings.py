@@ -122,7 +122,7 @@ WORDS: list[tuple[str, int, str, tuple[Any, ...]]] = [
 OUTPUTS: list[tuple[str, Callable[[Path], object], tuple[Any, ...], str]] = [
     ("answers into a folder", lambda f: (f / "out.jsonl").mkdir(), INFER, "cannot be written"),
     ("answers below a file", lambda f: put(f / "x", ""), (*INFER[:-1], "{here}/x/out.jsonl"), "cannot be made"),
-    ("answers of another run", lambda f: put(f / "out.jsonl", '{"example_id": "a", "answer": "b"}\n'), INFER, "other settings"),
+    ("answers of another run", lambda f: put(f / "out.jsonl", '{"example_id": "a", "answer": "b", "fingerprint": "f"}\n'), INFER, "other settings"),
     ("answers into a text", lambda f: put(f / "out.jsonl", "my notes\n"), INFER, "out.jsonl"),
     ("answers into /proc", lambda f: None, (*INFER[:-1], "/proc/cos/out.jsonl"), "cannot be made"),
     ("scores into a file", lambda f: put(f / "out", ""), EVAL, "out"),
