@@ -7,11 +7,9 @@ is made.
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import functools
 import json
 import random
-import re
 import socket
 import threading
 import time
@@ -21,8 +19,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from cos_core.addresses import check_connections, check_key, check_timeout, checked_address, shown
 from cos_core.errors import InputError
-from cos_core.jsonl import decode
+from cos_core.server_words import pause_named, reason_of, words_of
 from cos_core.text import one_line
 
 if TYPE_CHECKING:
@@ -36,32 +35,16 @@ MAX_REPLY_BYTES = 8 * 2**20
 MAX_TOGETHER_BYTES = 128 * 2**20
 """What the replies that this process is reading may hold together, beyond the first `_CHUNK` bytes of each."""
 
-MIN_TIMEOUT, MAX_TIMEOUT = 0.1, 86_400.0
-"""Bounds of a timeout, in seconds."""
-
-MAX_CONNECTIONS = 1024
-"""Most requests under way at once."""
-
 PAUSES_SECONDS = 60.0
 """What all pauses before further attempts of one request may take together; a server that names a longer one gets no more."""
 
 _CHUNK = 1 << 16
-_WORDS_BYTES = 1 << 16
-_DAY = 86_400.0
 _SCRUBBED_FROM = 8
 """A key of fewer characters is taken out of messages alone: in an answer, it may be a word."""
 
 _ITEM = (400, 413, 414, 415, 422)
 """Statuses that say something about the request itself; all others may be another with the next one."""
 _BUSY = (408, 409, 425, 429)
-
-_OBJECT = re.compile(r"^<?\w*Connection(?:Pool)?\([^)]*\)(?: at 0x\w+>)?: ")
-_SECONDS = re.compile(r"[0-9]{1,18}(?:\.[0-9]{1,18})?")
-_SPOKEN = re.compile(
-    r"(?:retry|try again)\s+(?:after|in)\s+([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*"
-    r"(ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?)?\b",
-    re.I,
-)
 
 
 class ServerError(Exception):
@@ -283,7 +266,7 @@ class _Exchange:
             finally:
                 reply.release_conn()
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError, zlib.error) as error:
-            raise ServerError(client.scrubbed(_reason(error))) from None
+            raise ServerError(client.scrubbed(reason_of(error))) from None
 
     def _headers(self) -> dict[str, str]:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
@@ -301,7 +284,7 @@ class _Exchange:
         if status < 200:
             raise ServerError(f"HTTP {status}, which is no answer", status)
         body = _inflated(self._body_of(reply), reply.headers.get("Content-Encoding", ""))
-        words = "" if status < 300 else self._client.scrubbed(_words(body))
+        words = "" if status < 300 else self._client.scrubbed(words_of(body))
         if key and len(key) >= _SCRUBBED_FROM:
             body = body.replace(key.encode(), b"[key]")
         return Answer(status, reply.headers, body, words)
@@ -398,111 +381,6 @@ def _inflated(data: bytes, encoding: str) -> bytes:
     if not inflater.eof:
         raise ServerError("the reply ends in the middle of its compressed body")
     return plain
-
-
-# --- what a server says ------------------------------------------------------------------------------------------------
-
-
-def pause_named(headers: Mapping[str, str], words: str = "") -> float | None:
-    """Seconds that a busy server asks to wait: `Retry-After` (seconds or a date), `retry-after-ms`, or words such as "Please
-    retry after 6 seconds." None where it names none, or one that cannot be meant: negative, infinite, longer than a day.
-    """
-    found = None
-    milliseconds, header = headers.get("retry-after-ms", ""), headers.get("Retry-After", "").strip()
-    if _SECONDS.fullmatch(milliseconds.strip()):
-        found = float(milliseconds) / 1000
-    elif _SECONDS.fullmatch(header):
-        found = float(header)
-    elif header:
-        found = _until(header)
-    elif (spoken := _SPOKEN.search(words)) is not None:
-        number, unit = float(spoken[1]), (spoken[2] or "s").lower()
-        found = number / 1000 if unit.startswith(("ms", "mil")) else number * 60 if unit.startswith("m") else number
-    return found if found is not None and found <= _DAY else None
-
-
-def _until(date: str) -> float | None:
-    """Seconds from now to an HTTP date; 0 for one that has passed, None for what is no date."""
-    if len(date) > 64:
-        return None
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(date).timestamp() - time.time())
-    except (TypeError, ValueError, OverflowError, OSError, IndexError):
-        return None
-
-
-def _words(body: bytes) -> str:
-    """The beginning of what a server says with an error, on one line; the `message` alone where it has one."""
-    data = None
-    if len(body) <= _WORDS_BYTES:
-        try:
-            data = decode(body)
-        except ValueError:
-            data = None
-    inner = data.get("error", data) if isinstance(data, dict) else data
-    text = inner.get("message") or inner.get("detail") if isinstance(inner, dict) else inner
-    said = text if isinstance(text, str) else body[: 1 << 12].decode("utf-8", "replace")
-    return one_line(" ".join(said[: 1 << 12].split()), 300)
-
-
-def _reason(error: Exception) -> str:
-    """One line, without the object that urllib3 begins its messages with."""
-    text = str(error).strip().splitlines()
-    return one_line(_OBJECT.sub("", text[0])) if text else type(error).__name__
-
-
-# --- what a user gives -------------------------------------------------------------------------------------------------
-
-
-def checked_address(url: str) -> str:
-    """A server's address, without a slash at its end. Raises InputError for one that is none, without a password in it."""
-    why = _unfit(url)
-    if why is not None:
-        raise InputError(f"not the address of a server: {one_line(repr(shown(url)))}; {why}")
-    return url.rstrip("/")
-
-
-def _unfit(url: str) -> str | None:
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-        if host:
-            host.encode("idna")
-    except ValueError:
-        return "its host or port cannot be read"
-    if parts.scheme not in ("http", "https") or not host:
-        return "it begins with http:// or https://"
-    if "@" in parts.netloc:
-        return "a name and a password do not belong into it; a key is taken from the environment"
-    if parts.query or parts.fragment or "?" in url or "#" in url:
-        return "it ends with its path (as a rule /v1), without ? and #"
-    if port == 0 or any(character.isspace() or not character.isprintable() for character in url):
-        return "it holds a space, a control character or port 0"
-    return None
-
-
-def shown(url: str) -> str:
-    """An address as a message may show it: without a name and a password, and without what follows a question mark."""
-    plain = re.sub(r"^(\w+:/*)?.*@", r"\1...@", url, flags=re.DOTALL)
-    return re.sub(r"[?#].*", "?...", plain, flags=re.DOTALL)
-
-
-def check_key(key: str | None, where: str = "the server's key") -> None:
-    """Raises InputError, without the key, for one that an HTTP header cannot hold."""
-    if key and not all("!" <= character <= "~" for character in key):
-        raise InputError(f"{where} holds a space, a line end or a character that no HTTP header takes; set it anew")
-
-
-def check_timeout(seconds: float) -> None:
-    """Raises InputError for a timeout out of its bounds (NaN included)."""
-    if not MIN_TIMEOUT <= seconds <= MAX_TIMEOUT:
-        raise InputError(f"a timeout is between {MIN_TIMEOUT:g} and {MAX_TIMEOUT:g} seconds, not {seconds:g}")
-
-
-def check_connections(count: int) -> None:
-    """Raises InputError for a number of requests at once that is out of its bounds."""
-    if not 1 <= count <= MAX_CONNECTIONS:
-        raise InputError(f"between 1 and {MAX_CONNECTIONS} requests may be under way at once, not {one_line(count, 40)}")
 
 
 def payload(data: Mapping[str, Any]) -> bytes:

@@ -79,7 +79,7 @@ def test_of_an_id_that_stands_twice_the_last_row_counts() -> None:
 @pytest.mark.parametrize("step", [1, 3, 7, 50, 4000])
 def test_a_list_is_read_a_piece_at_a_time(tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the pieces are, nested objects and texts that look like borders included."""
-    monkeypatch.setattr("cos_core.bigjson._CHUNK", step)
+    monkeypatch.setattr("cos_core.jsonwindow.CHUNK", step)
     border = '}}, {{"question_id": 1 é'
     notes = [{"question_id": i, "answers": [{"answer": border}] * (i % 4), "more": {"question": [i]}} for i in range(60)]
     for indent in (None, 2):

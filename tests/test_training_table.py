@@ -110,7 +110,7 @@ LAYOUTS = ("list", "list by hand", "lines", "lines of Windows")
 @pytest.mark.parametrize("chunk", [37, 2**22])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_records_of_all_kinds(tmp_path: Path, layout: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cos_core.bigjson._CHUNK", chunk)
+    monkeypatch.setattr("cos_core.jsonwindow.CHUNK", chunk)
     data = tmp_path / "data.json"
     write(data, layout)
     problems: list[Any] = []

@@ -12,6 +12,7 @@ from urllib3 import HTTPHeaderDict
 
 from cos_core import web
 from cos_core.errors import InputError
+from cos_core.server_words import pause_named
 from cos_core.web import Client, ServerError
 
 
@@ -117,7 +118,7 @@ SAID = [
 
 @pytest.mark.parametrize(("headers", "words", "seconds"), SAID)
 def test_how_long_a_busy_server_asks_to_wait(headers: dict[str, str], words: str, seconds: float | None):
-    assert web.pause_named(HTTPHeaderDict(headers), words) == seconds
+    assert pause_named(HTTPHeaderDict(headers), words) == seconds
 
 
 def test_pauses_have_a_total(server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch):

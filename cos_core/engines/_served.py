@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cos_core import hub, web
+from cos_core.addresses import check_key, checked_address
 from cos_core.engines._messages import ServedDialogue, assumed, of_folder
 from cos_core.errors import InputError
 from cos_core.interfaces import Reporter
@@ -75,7 +76,7 @@ def address(server: str | None) -> str:
     if not url:
         raise InputError("the engine 'openai' needs the server's address: --server http://localhost:8000/v1")
     try:
-        return web.checked_address(url)
+        return checked_address(url)
     except InputError as error:
         raise InputError(f"{error}; give --server http://localhost:8000/v1, or the like") from None
 
@@ -83,7 +84,7 @@ def address(server: str | None) -> str:
 def key() -> str | None:
     """The key that servers are sent: $OPENAI_API_KEY. Raises InputError, without the key, for one that cannot be sent."""
     found = os.environ.get("OPENAI_API_KEY") or None
-    web.check_key(found, "the key in OPENAI_API_KEY")
+    check_key(found, "the key in OPENAI_API_KEY")
     return found
 
 

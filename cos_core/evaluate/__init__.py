@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from cos_core import bounds, columns, jsonl, manifest, metrics, plug, statistics
+from cos_core.addresses import check_timeout
 from cos_core.benchmarks import _files
 from cos_core.columns import Ids, Scores
 from cos_core.errors import InputError
@@ -34,7 +35,6 @@ from cos_core.metrics import RegionScore
 from cos_core.recorded import Recorded
 from cos_core.text import one_line
 from cos_core.types import Prediction, RunManifest, Score
-from cos_core.web import check_timeout
 
 SCORES, REGIONS, PROBLEMS = "scores.jsonl", "regions.jsonl", "problems.jsonl"
 _LINES = 4096

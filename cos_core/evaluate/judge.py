@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cos_core import completions, jsonl
+from cos_core.addresses import check_key, checked_address
 from cos_core.completions import Completion
 from cos_core.errors import InputError, MissingError
 from cos_core.interfaces import BenchmarkData, Reporter
 from cos_core.types import Example, Prediction
-from cos_core.web import Client, Patience, ServerError, check_key, checked_address, payload
+from cos_core.web import Client, Patience, ServerError, payload
 
 if TYPE_CHECKING:
     from cos_core.evaluate import EvalConfig

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from cos_core import bounds, hub, llava, manifest, picture_files, plug
+from cos_core.addresses import MAX_CONNECTIONS, MAX_TIMEOUT, MIN_TIMEOUT, checked_address
 from cos_core.checkpoints import fill_of
 from cos_core.cropping import OnBadBox
 from cos_core.datasets import Files
@@ -21,7 +22,6 @@ from cos_core.picture_files import PictureFolder
 from cos_core.plug import ROI_ALIASES
 from cos_core.prompts import DIALOGUE_VERSION, Profile, checkpoint_profile
 from cos_core.runners import RunnerConfig
-from cos_core.web import MAX_CONNECTIONS, MAX_TIMEOUT, MIN_TIMEOUT, checked_address
 
 
 @dataclass(frozen=True, slots=True)
