@@ -22,7 +22,7 @@ help:
 	@echo "make setup        .venv with everything, leaves .venv/bin/cos (demo and test do this by themselves)"
 	@echo "make lint         ruff (its security rules too), mypy, shellcheck, deptry, pip check, a search for secrets; the time of each"
 	@echo "make audit        every pinned package against the database of known weaknesses (needs the network)"
-	@echo "make faults       every bad input and injected fault, written down in docs/faults.md (six minutes)"
+	@echo "make faults       every bad input and injected fault, written down in docs/faults.md (a quarter of an hour)"
 	@echo "make bench        the benchmarks"
 	@echo "make completions  writes completions/commands.tsv again"
 	@echo "make reference    writes docs/reference/cli.md again"
