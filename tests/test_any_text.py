@@ -77,7 +77,7 @@ def answers(records: list[dict[str, Any]]) -> ScriptedEngine:
 CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
-@settings(max_examples=10, suppress_health_check=CHECKS)
+@settings(max_examples=6, suppress_health_check=CHECKS)
 @given(records=RECORDS)
 def test_any_record_through_every_stage(
     records: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
