@@ -159,14 +159,14 @@ def conversations(path: Path, samples: int) -> None:
     with path.open("w") as file:
         file.write("[")
         for number in range(samples):
-            turns = []
+            turns, pictured = [], number % 17 > 0
             for k in range(dice.randint(1, 8) + (dice.random() < 0.5)):
                 question = " ".join(dice.choices(words, k=dice.randint(6, 18)))
                 length = dice.randint(50, 120) if dice.random() < 0.3 else dice.randint(1, 12)
-                turns.append({"from": "human", "value": ("<image>\n" if k == 0 else "") + question})
+                turns.append({"from": "human", "value": ("<image>\n" if k == 0 and pictured else "") + question})
                 turns.append({"from": "gpt", "value": " ".join(dice.choices(words, k=length))})
             sample: dict[str, Any] = {"id": f"{number:012d}", "conversations": turns}
-            if number % 17:
+            if pictured:
                 sample["image"] = f"{SETS[number % 4]}/{number:012d}.jpg"
             file.write((", " if number else "") + json.dumps(sample))
         file.write("]")
