@@ -12,6 +12,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
+
 _ESCAPES = re.compile(r"\x1b\[[0-9;?>=]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[()][A-Z0-9]|\x1b[=>]|\x0f|\r")
 PROMPT = "READY> "
 _START = {
@@ -70,17 +72,21 @@ class Shell:
     def _send(self, text: str) -> None:
         os.write(self._terminal, text.encode())
 
-    def _until(self, mark: str, limit: float = 20.0) -> str:
+    def _until(self, mark: str, limit: float = 300.0) -> str:
         """What is said until `mark`; everything that was said when it does not come."""
         said, end = "", time.monotonic() + limit
         while mark not in said and time.monotonic() < end:
             said += self._quiet(0.2)
         return said
 
-    def _quiet(self, silence: float = 0.7, limit: float = 20.0) -> str:
-        """What is said until nothing more comes for `silence` seconds."""
+    def _quiet(self, silence: float = 0.7, limit: float = 300.0) -> str:
+        """What is said until nothing more comes for `silence` seconds while the shell has no command at work."""
         said, end = b"", time.monotonic() + limit
-        while time.monotonic() < end and select.select([self._terminal], [], [], silence)[0]:
+        while time.monotonic() < end:
+            if not select.select([self._terminal], [], [], silence)[0]:
+                if psutil.Process(self.pid).children():
+                    continue
+                break
             try:
                 said += os.read(self._terminal, 65536)
             except OSError:

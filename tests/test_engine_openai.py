@@ -45,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
         if word == "drops":
             self.close_connection = True
         elif word == "hangs":
-            time.sleep(1.5)
+            time.sleep(6)
         elif word == "nonsense":
             self.answer(200, ["what?"])
         else:
@@ -76,7 +76,7 @@ def server() -> Iterator[ThreadingHTTPServer]:
 
 
 def test_every_item_ends_as_answered_or_failed_with_a_reason(server: ThreadingHTTPServer) -> None:
-    engine = build("m", server=f"http://127.0.0.1:{server.server_port}/v1", timeout=0.7, pause=0.01, attempts=3)
+    engine = build("m", server=f"http://127.0.0.1:{server.server_port}/v1", timeout=4, pause=0.01, attempts=3)
     words = ["fine", "busy", "broken", "drops", "hangs", "nonsense", "refused", "never"]
     image = Image.new("RGB", (8, 6), "red")
     replies = engine.generate([Request(prompts.dialogue(PROFILE, w), {"full": image}, 4) for w in words])

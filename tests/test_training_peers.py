@@ -128,15 +128,16 @@ def test_a_broken_collective_is_told_from_its_cause() -> None:
     assert Peers.here(0, 1).cause() is None
 
 
-def test_one_that_fails_with_all_others_waits_for_nobody() -> None:
+def test_one_that_fails_with_all_others_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bad data is found by every process at once."""
 
     def act(peers: Peers, rank: int) -> None:
         peers.failed(InputError("no"))
 
+    monkeypatch.setattr("cos_core.training.peers._FAREWELL", 600.0)
     begun = time.monotonic()
     together(4, act)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 100
 
 
 def test_a_process_alone_waits_for_nobody() -> None:
