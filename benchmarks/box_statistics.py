@@ -21,7 +21,7 @@ import numpy as np
 
 from cos_core.geometry import Box
 from cos_core.interfaces import SilentReporter
-from cos_core.store import Store
+from cos_core.store.annotations import Store
 from cos_core.types import Annotation
 from cos_core.visualize.boxes import BoxStatsConfig, run
 

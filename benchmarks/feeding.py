@@ -28,13 +28,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cos_core import memory, plug, processes, roi
 from cos_core.annotate import AnnotateConfig
 from cos_core.annotate.annotator import Annotator, Outcome
 from cos_core.annotate.work import AnnotateWorker, Ask, Portion
 from cos_core.backbones.regions import ROI, RegionsBackbone
 from cos_core.detectors.grid import Grid
-from cos_core.images import ImageSource, reuse_memory
+from cos_core.files import plug
+from cos_core.files.images import ImageSource, reuse_memory
+from cos_core.relevance import roi
+from cos_core.system import memory, worker_process
 from cos_core.types import Example
 
 SIDE, QUESTIONS, WINDOW = 336, 5, 8
@@ -125,7 +127,7 @@ class _Kept(ImageSource):
 def ahead(
     folder: Path, windows: Sequence[Sequence[list[Example]]], seconds: float, threads: int
 ) -> tuple[float, StandIn, list[Outcome], float]:
-    processes._feeders = threads
+    worker_process._feeders = threads
     annotator, asker, backbone = made(folder, seconds)
     worker = AnnotateWorker(annotator, AnnotateConfig(folder / "d", folder, "none", folder / "o"))
     outcomes: list[Outcome] = []

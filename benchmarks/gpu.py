@@ -155,7 +155,7 @@ def questions(folder: Path, pictures: int, asked: int) -> None:
 
 def answers(plan: Plan) -> dict[str, Any]:
     """Answers a second and MFU of each arm."""
-    from cos_core import llava
+    from cos_core.models import llava
 
     model = llava.load(plan.folder / "model", device=plan.device, dtype=plan.dtype, profile="paper")
     count = 4 if plan.small else 64
@@ -175,7 +175,7 @@ def annotate(plan: Plan, backbone: str) -> dict[str, Any]:
     """Questions a second of the worker that `cos annotate` runs, once its first window is done."""
     from cos_core.annotate import AnnotateConfig, stage
     from cos_core.annotate.work import AnnotateJob, Ask, Portion
-    from cos_core.datasets import Snapshot
+    from cos_core.data.datasets import Snapshot
 
     config = AnnotateConfig(
         data=plan.folder / "questions.json",
@@ -272,7 +272,8 @@ def measured(name: str, chosen: argparse.Namespace, folder: Path, ends: float, *
 
 def forked(name: str, plan: Plan, left: float, layers: int = 0, batch: int = 0) -> dict[str, Any]:
     """`measured` without a GPU, which a forked process could not use: the libraries are imported once for all parts."""
-    from cos_core import llava, training  # noqa: F401
+    from cos_core import training  # noqa: F401
+    from cos_core.models import llava  # noqa: F401
 
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)

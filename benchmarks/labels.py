@@ -21,18 +21,21 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from cos_core import evaluate, metrics, processes, roi
+from cos_core import evaluate
 from cos_core.annotate import AnnotateConfig
 from cos_core.annotate import annotator as finding
 from cos_core.annotate import run as annotate
-from cos_core.datasets import by_image, read_examples
+from cos_core.data.datasets import by_image, read_examples
+from cos_core.files.images import open_image
 from cos_core.geometry import Box, SquarePad
-from cos_core.images import open_image
 from cos_core.infer import InferConfig
 from cos_core.infer import run as infer
 from cos_core.interfaces import Relevance, SilentReporter
 from cos_core.miniature.scenes import KINDS, write_dataset
-from cos_core.store import Store
+from cos_core.relevance import roi
+from cos_core.scoring import metrics
+from cos_core.store.annotations import Store
+from cos_core.system import worker_process
 from cos_core.training import TrainConfig
 from cos_core.training import run as train
 from cos_core.types import Example
@@ -255,7 +258,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/labels"))
     parser.add_argument("--choose", action="store_true")
     parser.add_argument("--rows", nargs="*", default=[row.name for row in ROWS])
-    parser.add_argument("--jobs", type=int, default=processes.cores())
+    parser.add_argument("--jobs", type=int, default=worker_process.cores())
     parser.add_argument("--top", type=int, default=5, help="with --choose: rules shown for each annotator")
     given = parser.parse_args()
     chosen = [row for row in ROWS if row.name in given.rows]

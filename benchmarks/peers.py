@@ -35,8 +35,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from cos_core import assets
-from cos_core.datasets import read_examples
+from cos_core.data.datasets import read_examples
+from cos_core.files import assets
 from cos_core.miniature.scenes import write_dataset
 
 GOAL = 2.9

@@ -63,7 +63,7 @@ def make_input(model: Any, batch: int, length: int, seed: int) -> Any:
 def make_readings(batch: int, position: int) -> Any:
     import torch
 
-    from cos_core.relevance import Readings
+    from cos_core.relevance.propagation import Readings
 
     ones = torch.ones(batch, 1, dtype=torch.long)
     return Readings(ones * position, ones * 5, ones.bool())
@@ -73,7 +73,7 @@ def reference(model: Any, embeddings: Any, readings: Any) -> Any:
     """R, of which the row where y is read: (batch, N)."""
     import torch
 
-    from cos_core.relevance import mean_positive, target_score
+    from cos_core.relevance.propagation import mean_positive, target_score
 
     model.set_attn_implementation("eager")
     leaf = embeddings.requires_grad_(True)
@@ -90,7 +90,7 @@ def reference(model: Any, embeddings: Any, readings: Any) -> Any:
 
 def swept(streamed: bool) -> Callable[[Any, Any, Any], Any]:
     def run(model: Any, embeddings: Any, readings: Any) -> Any:
-        from cos_core.relevance import SweepSettings, relevance_attention, sweep
+        from cos_core.relevance.propagation import SweepSettings, relevance_attention, sweep
 
         with relevance_attention(model.model):
             settings = SweepSettings(stream_layers=streamed)
@@ -126,7 +126,7 @@ def measure_questions(layers: int) -> dict[str, float]:
     """CPU seconds of six questions on one picture, alone and sharing its positions, and how far the results differ."""
     import torch
 
-    from cos_core.relevance import SweepSettings, relevance_attention, sweep, sweep_continuations
+    from cos_core.relevance.propagation import SweepSettings, relevance_attention, sweep, sweep_continuations
 
     model = make_model(layers)
     prefix, suffixes = make_input(model, 1, PREFIX, 2), make_input(model, ASKED, SUFFIX, 3)

@@ -34,7 +34,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")]
 from cos_core import runners  # noqa: E402
 from cos_core.annotate import AnnotateConfig, run, stage  # noqa: E402
 from cos_core.annotate.work import AnnotateJob, Found, Portion  # noqa: E402
-from cos_core.datasets import Snapshot  # noqa: E402
+from cos_core.data.datasets import Snapshot  # noqa: E402
 from cos_core.geometry import Box  # noqa: E402
 from cos_core.interfaces import SilentReporter  # noqa: E402
 from cos_core.miniature.scenes import write_dataset  # noqa: E402

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cos_core.geometry import Box
-from cos_core.store import Store
+from cos_core.store.annotations import Store
 from cos_core.types import Annotation
 
 HELP, TAB = 0.250, 0.150

@@ -25,11 +25,11 @@ from typing import Any
 import lmdb
 import numpy as np
 
-from cos_core.datasets import read_examples
+from cos_core.data.datasets import read_examples
 from cos_core.geometry import Box
 from cos_core.interfaces import SilentReporter
-from cos_core.store import BATCH, Store
-from cos_core.storestats import statistics
+from cos_core.store.annotations import BATCH, Store
+from cos_core.store.statistics import statistics
 from cos_core.types import Annotation
 
 MARK = "b" * 16

@@ -44,11 +44,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from PIL import Image
 
-from cos_core import plug
-from cos_core.encoding import IGNORE, encode
+from cos_core.dialogue.encoding import IGNORE, encode
+from cos_core.dialogue.prompts import load_profile
+from cos_core.files import plug
+from cos_core.files.images import reuse_memory
 from cos_core.geometry import Box, SquarePad
-from cos_core.images import reuse_memory
-from cos_core.prompts import load_profile
 from cos_core.training.collate import Collator
 from cos_core.training.data import Recipe, TrainData, as_written, make_turns
 from cos_core.training.order import Cut, Order

@@ -30,12 +30,12 @@ from typing import Any
 
 import numpy as np
 
-from cos_core import plug
-from cos_core.datasets import read_examples
+from cos_core.data.datasets import read_examples
+from cos_core.dialogue.prompts import load_profile
+from cos_core.files import plug
 from cos_core.geometry import Box
 from cos_core.interfaces import Policy
-from cos_core.prompts import load_profile
-from cos_core.store import Store
+from cos_core.store.annotations import Store
 from cos_core.training import parts
 from cos_core.training.config import TrainConfig
 from cos_core.training.data import Recipe, TrainData, chosen_of, make_turns

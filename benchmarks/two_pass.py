@@ -41,11 +41,12 @@ import torch
 import transformers
 from PIL import Image
 
-from cos_core import llava, plug
+from cos_core.dialogue.prompts import dialogue, load_profile
 from cos_core.engines._prefix import common_length
 from cos_core.engines.hf import HfEngine
+from cos_core.files import plug
 from cos_core.infer.passes import BoxDecode, Setting, TwoPass
-from cos_core.prompts import dialogue, load_profile
+from cos_core.models import llava
 from cos_core.training.flops import peak_flops
 from cos_core.types import Example
 

@@ -9,9 +9,9 @@ import typer
 
 from cos_cli import options, settings
 from cos_cli.console import Session, emit_json, reporting, summary
-from cos_core import bounds
 from cos_core.errors import InputError
-from cos_core.shard import Shard
+from cos_core.files.shard import Shard
+from cos_core.system import bounds
 
 
 def _shard(text: str) -> Shard:

@@ -11,8 +11,8 @@ import typer
 from cos_cli import options
 from cos_cli.commands import Command, Parameter, commands, path_like
 from cos_cli.console import columns, emit, emit_json, emit_text
-from cos_core import assets, plug
 from cos_core.errors import InputError
+from cos_core.files import assets, plug
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 

@@ -17,9 +17,9 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from cos_core.files.text import Lines, escaped, escaped_json, message
 from cos_core.interfaces import Reporter, SilentReporter
-from cos_core.screen import behind
-from cos_core.text import Lines, escaped, escaped_json, message
+from cos_core.system.streams import behind
 from cos_core.types import RunManifest
 
 LINE_EVERY_SECONDS = 15.0

@@ -13,9 +13,9 @@ import typer
 
 from cos_cli import options, settings
 from cos_cli.console import Session, emit, emit_json, reporting, summary
-from cos_core import bounds
-from cos_core.screen import behind
-from cos_core.text import Lines, escaped_lines
+from cos_core.files.text import Lines, escaped_lines
+from cos_core.system import bounds
+from cos_core.system.streams import behind
 from cos_core.types import Prediction
 
 if TYPE_CHECKING:
@@ -118,8 +118,9 @@ def infer(
       cos infer --model miniature --image photo.jpg --question "What colour is the car?"
       cos infer --model miniature --data questions.json --images pictures --out answers.jsonl
     """
-    from cos_core.infer import InferConfig, answer_one, check_out, run
-    from cos_core.jsonl import DurableWriter
+    from cos_core.files.jsonl import DurableWriter
+    from cos_core.infer import InferConfig, run
+    from cos_core.infer.stage import answer_one, check_out
     from cos_core.runners import RunnerConfig
 
     data = data or None

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cos_core.errors import InputError, MissingError
-from cos_core.extras import install
 from cos_core.interfaces import Reporter
+from cos_core.system.extras import install
 
 if TYPE_CHECKING:
     from cos_core.training import TrainConfig
@@ -75,7 +75,7 @@ def launch(config: TrainConfig, processes: int | None, hostfile: Path | None, re
 
 def machines(hostfile: Path) -> dict[str, int]:
     """Processes on each machine. Raises InputError, where DeepSpeed's launcher would train on this machine alone instead."""
-    from cos_core.text import read_text
+    from cos_core.files.text import read_text
 
     lines = read_text(hostfile).splitlines()
     found: dict[str, int] = {}

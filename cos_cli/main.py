@@ -24,9 +24,9 @@ from cos_cli.console import Session
 from cos_cli.demo import command as demo
 from cos_core import __version__
 from cos_core.errors import CosError
-from cos_core.extras import install
-from cos_core.screen import guarded
-from cos_core.text import MESSAGE, message, one_line, words_of
+from cos_core.files.text import MESSAGE, message, one_line, words_of
+from cos_core.system.extras import install
+from cos_core.system.streams import guarded
 
 BUG, BAD_INPUT, MISSING, INTERRUPTED, PIPE_CLOSED = 1, 3, 4, 130, 141
 

@@ -9,7 +9,7 @@ import typer
 
 from cos_cli import options
 from cos_cli.console import Session, emit, emit_json, emit_text, reporting
-from cos_core.text import Lines
+from cos_core.files.text import Lines
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -50,8 +50,8 @@ def convert(
     Example:
       cos model convert llava-CoS-13B --vision-tower clip-vit-large-patch14-336 --out llava-cos-13b
     """
-    from cos_core.convert import ConvertConfig
-    from cos_core.convert import convert as run
+    from cos_core.models.convert import ConvertConfig
+    from cos_core.models.convert import convert as run
 
     with reporting(ctx.ensure_object(Session)) as reporter:
         for note in run(ConvertConfig(source, out, base, vision_tower, profile)):
@@ -79,8 +79,8 @@ def info(
     Example:
       cos model info miniature
     """
-    from cos_core.checkpoints import describe
     from cos_core.errors import InputError
+    from cos_core.models.checkpoint_info import describe
 
     with reporting(ctx.ensure_object(Session)):
         found, refused = describe(model)
@@ -109,8 +109,8 @@ def template(
     Example:
       cos model template > cos.jinja; vllm serve llava-hf/llava-1.5-7b-hf --chat-template cos.jinja
     """
-    from cos_core.layout.template import chat_template
-    from cos_core.prompts import load_profile
+    from cos_core.dialogue.prompts import load_profile
+    from cos_core.models.layout.template import chat_template
 
     with reporting(ctx.ensure_object(Session)):
         text = chat_template(load_profile(profile or "paper"), "<image>", start=True)

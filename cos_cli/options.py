@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cos_cli.console import Session
-from cos_core import bounds
+from cos_core.system import bounds
 
 if TYPE_CHECKING:
-    from cos_core.datasets import Files
+    from cos_core.data.datasets import Files
 
 _COMPLETED: dict[Callable[[str], list[str]], str] = {}
 

@@ -21,9 +21,9 @@ from typing import Annotated, Any
 
 import typer
 
-from cos_core import plug
 from cos_core.errors import InputError
-from cos_core.text import one_line, read_text
+from cos_core.files import plug
+from cos_core.files.text import one_line, read_text
 
 _WORDS: dict[type, str] = {
     bool: "true or false",

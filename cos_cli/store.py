@@ -10,11 +10,11 @@ import typer
 
 from cos_cli import options
 from cos_cli.console import Session, columns, emit, emit_json, reporting, summary
-from cos_core import bounds
-from cos_core.text import Lines, escaped
+from cos_core.files.text import Lines, escaped
+from cos_core.system import bounds
 
 if TYPE_CHECKING:
-    from cos_core.store import Store
+    from cos_core.store.annotations import Store
     from cos_core.types import Annotation
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -60,8 +60,8 @@ def info(
     Example:
       cos store info rois
     """
-    from cos_core.filesystems import network_type
-    from cos_core.store import Store
+    from cos_core.files.filesystems import network_type
+    from cos_core.store.annotations import Store
 
     with reporting(ctx.ensure_object(Session)), Store.read(store) as opened:
         found = {"path": str(store), **opened.info()}
@@ -96,7 +96,7 @@ def ls(
     """
     from itertools import islice
 
-    from cos_core.store import Store
+    from cos_core.store.annotations import Store
 
     if failures and no_region:
         raise typer.BadParameter("--failures and --no-region exclude each other")
@@ -142,7 +142,7 @@ def get(
       cos store get rois 000000123#q0 --heat map.npy
     """
     from cos_core.errors import InputError
-    from cos_core.store import Store
+    from cos_core.store.annotations import Store
 
     with reporting(ctx.ensure_object(Session)) as reporter, Store.read(store) as opened:
         annotation, failure = opened.get(example), opened.failure(example)
@@ -177,7 +177,7 @@ def _described(annotation: Annotation) -> list[tuple[str, str]]:
 
 
 def _write_heat(path: Path, cells: tuple[tuple[float, ...], ...]) -> None:
-    from cos_core.visualize.heat import write_heat
+    from cos_core.visualize.relevance_maps import write_heat
 
     write_heat(path, cells)
 
@@ -207,7 +207,7 @@ def stats(
     Example:
       cos store stats rois
     """
-    from cos_core.storestats import statistics
+    from cos_core.store.statistics import statistics
 
     with reporting(ctx.ensure_object(Session)) as reporter:
         found = statistics(store, reporter)
@@ -324,8 +324,8 @@ def export(
       cos store export rois --out rois.jsonl --failures --heats
       cos store export rois --format chain-of-spot --data questions.json --images pictures --out chain-of-spot.json
     """
-    from cos_core.formats.exchange import ExportConfig
-    from cos_core.formats.exchange import export as run
+    from cos_core.data.formats.exchange import ExportConfig
+    from cos_core.data.formats.exchange import export as run
 
     with reporting(ctx.ensure_object(Session)) as reporter:
         manifest = run(ExportConfig(store, out, format, data, images, failures, heats, max_failures, follow_links), reporter)
@@ -359,7 +359,7 @@ def import_(
       cos store import chain-of-spot.json --format chain-of-spot --data questions.json --images pictures --out rois
       cos store import viscot.jsonl --format visual-cot --questions questions.jsonl --out rois
     """
-    from cos_core.formats.exchange import ImportConfig, load
+    from cos_core.data.formats.exchange import ImportConfig, load
 
     with reporting(ctx.ensure_object(Session)) as reporter:
         manifest = load(ImportConfig(source, out, format, data, images, questions, max_failures, follow_links), reporter)

@@ -9,9 +9,9 @@ import typer
 
 from cos_cli import launcher, options, settings
 from cos_cli.console import Session, emit_json, reporting, summary
-from cos_core import bounds
+from cos_core.files.manifest import read as read_manifest
 from cos_core.interfaces import Reporter
-from cos_core.manifest import read as read_manifest
+from cos_core.system import bounds
 
 
 def train(

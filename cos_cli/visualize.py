@@ -10,8 +10,8 @@ import typer
 
 from cos_cli import options, settings
 from cos_cli.console import Session, emit_json, reporting, summary
-from cos_core import bounds
-from cos_core.screen import behind
+from cos_core.system import bounds
+from cos_core.system.streams import behind
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -143,7 +143,7 @@ def compare(
       cos visualize compare before after --flipped --out flipped.pdf
       cos visualize compare run --wrong --grid 5x4 --out wrong.png
     """
-    from cos_core.visualize.compare import CompareConfig, run
+    from cos_core.visualize.contact_sheets import CompareConfig, run
     from cos_core.visualize.select import Selection
 
     selection = Selection(flipped, wrong, fallback, min_area, question, sample, seed)

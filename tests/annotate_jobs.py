@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from cos_core.annotate import AnnotateConfig
-from cos_core.store import Store
+from cos_core.store.annotations import Store
 from cos_core.types import Annotation
 
 

@@ -10,10 +10,10 @@ from PIL import Image
 from reporters import Told
 
 import cos_core
-from cos_core.datasets import read_examples
-from cos_core.formats.exchange import ExportConfig, ImportConfig, export, load
+from cos_core.data.datasets import read_examples
+from cos_core.data.formats.exchange import ExportConfig, ImportConfig, export, load
 from cos_core.geometry import Box
-from cos_core.store import Store
+from cos_core.store.annotations import Store
 from cos_core.types import Annotation
 
 MARK = "0123456789abcdef"

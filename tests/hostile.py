@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cos_core import picture_files
+from cos_core.files import picture_files
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from reference.relevance_reference import relevance_matrix
 
-from cos_core import relevance
-from cos_core.relevance import Readings, SweepSettings
+from cos_core.relevance import propagation
+from cos_core.relevance.propagation import Readings, SweepSettings
 
 
 def make_decoder(seed: int = 0, dtype: torch.dtype = torch.float64, **config: Any) -> Any:
@@ -30,17 +30,17 @@ def make_input(model: Any, batch: int, length: int, count: int, seed: int = 1) -
 
 
 def swept(model: Any, embeddings: torch.Tensor, readings: Readings, settings: SweepSettings, rows: Any = None) -> torch.Tensor:
-    with relevance.relevance_attention(model.model):
-        return relevance.sweep(model.model, model.lm_head, embeddings, readings, settings, rows)
+    with propagation.relevance_attention(model.model):
+        return propagation.sweep(model.model, model.lm_head, embeddings, readings, settings, rows)
 
 
-def reference(model: Any, embeddings: torch.Tensor, readings: Readings, target: relevance.TargetKind) -> torch.Tensor:
+def reference(model: Any, embeddings: torch.Tensor, readings: Readings, target: propagation.TargetKind) -> torch.Tensor:
     def score(logits: torch.Tensor) -> torch.Tensor:
         index = readings.positions[..., None].expand(-1, -1, logits.shape[-1])
-        return relevance.target_score(logits.gather(1, index), readings, target)
+        return propagation.target_score(logits.gather(1, index), readings, target)
 
     return relevance_matrix(model.model, model.lm_head, embeddings, score, readings.mask)
 
 
 def mean_rows(matrix: torch.Tensor, readings: Readings) -> torch.Tensor:
-    return relevance.initial_rows(readings, matrix.shape[-1], matrix.dtype) @ matrix
+    return propagation.initial_rows(readings, matrix.shape[-1], matrix.dtype) @ matrix

@@ -21,16 +21,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cos_core import infer, training
-from cos_core.convert import ConvertConfig, convert
-from cos_core.datasets import read_examples
+from cos_core.data.datasets import read_examples
+from cos_core.dialogue.prompts import dialogue, load_profile
 from cos_core.engines._messages import data_url, of_folder
+from cos_core.files.jsonl import read_lines
 from cos_core.geometry import Box
 from cos_core.infer import InferConfig
 from cos_core.interfaces import SilentReporter
-from cos_core.jsonl import read_lines
 from cos_core.miniature import scenes
-from cos_core.prompts import dialogue, load_profile
-from cos_core.store import Store
+from cos_core.models.convert import ConvertConfig, convert
+from cos_core.store.annotations import Store
 from cos_core.training import TrainConfig
 from cos_core.types import Annotation
 

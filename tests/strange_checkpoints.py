@@ -176,11 +176,11 @@ class TooLongError(BaseException):
 def main(sound: Path, scratch: Path, count: int) -> None:
     from PIL import Image
 
-    from cos_core import llava
+    from cos_core.dialogue.prompts import dialogue
     from cos_core.engines.hf import HfEngine
     from cos_core.errors import CosError
     from cos_core.interfaces import Request
-    from cos_core.prompts import dialogue
+    from cos_core.models import llava
 
     def too_long(*_: object) -> None:
         raise TooLongError

@@ -15,7 +15,7 @@ import pytest
 
 from cos_cli import main
 from cos_cli.commands import commands
-from cos_core import extras
+from cos_core.system import extras
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

@@ -19,12 +19,13 @@ from PIL import Image
 from reporters import Told
 from tiny_llava import make_checkpoint
 
-from cos_core import manifest, roi
 from cos_core.annotate import AnnotateConfig, annotator, run
 from cos_core.errors import FailuresError, InputError, LockedError
+from cos_core.files import manifest
 from cos_core.geometry import Box
 from cos_core.interfaces import Relevance, SilentReporter
-from cos_core.store import Store
+from cos_core.relevance import roi
+from cos_core.store.annotations import Store
 from cos_core.types import Regions
 
 

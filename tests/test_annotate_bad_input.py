@@ -11,9 +11,9 @@ from hostile import BROKEN, ODD
 from reporters import Told
 from tiny_llava import make_checkpoint
 
-from cos_core import manifest
 from cos_core.annotate import AnnotateConfig, run
 from cos_core.errors import FailuresError
+from cos_core.files import manifest
 
 TALK = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "that"}]
 

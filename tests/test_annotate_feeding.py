@@ -16,16 +16,17 @@ from annotate_jobs import exported, failures, write_data
 from PIL import Image
 from tiny_llava import make_checkpoint
 
-from cos_core import plug, processes
 from cos_core.annotate import AnnotateConfig, annotator, run, work
 from cos_core.annotate.pictures import PictureReader
 from cos_core.backbones import _questions
 from cos_core.backbones._ahead import Ahead
 from cos_core.detectors.grid import Grid
 from cos_core.errors import InputError
+from cos_core.files import plug
+from cos_core.files.images import ImageSource
 from cos_core.geometry import Box
-from cos_core.images import ImageSource
 from cos_core.interfaces import Relevance, SilentReporter
+from cos_core.system import worker_process
 from cos_core.types import Example, Regions
 
 
@@ -196,12 +197,12 @@ def test_what_lies_ready_is_bounded_and_goes_with_its_picture() -> None:
 
 
 def test_threads_are_the_process_s_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_feeders", None)
-    monkeypatch.setattr(processes, "cores", lambda: 6)
-    assert processes.feeders() == 6
-    for name in processes._THREADS:
+    monkeypatch.setattr(worker_process, "_feeders", None)
+    monkeypatch.setattr(worker_process, "cores", lambda: 6)
+    assert worker_process.feeders() == 6
+    for name in worker_process._THREADS:
         monkeypatch.setenv(name, "1")
-    processes.begin_worker(3)
-    assert processes.feeders() == 3
-    processes.begin_worker(1, 40)
-    assert processes.feeders() == 8
+    worker_process.begin_worker(3)
+    assert worker_process.feeders() == 3
+    worker_process.begin_worker(1, 40)
+    assert worker_process.feeders() == 8

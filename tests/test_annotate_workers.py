@@ -16,12 +16,12 @@ from children import children, wait_for_end
 from reporters import Told
 from tiny_llava import make_checkpoint
 
-from cos_core import manifest
 from cos_core.annotate import AnnotateConfig, run
 from cos_core.errors import FailuresError, InputError, LockedError
-from cos_core.locks import FileLock
+from cos_core.files import manifest
+from cos_core.files.locks import FileLock
+from cos_core.files.shard import Shard
 from cos_core.runners import RunnerConfig
-from cos_core.shard import Shard
 from cos_core.store.merge import merge
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cos_core import answers
+from cos_core.scoring import answers
 
 GOLDEN = Path(__file__).parent / "golden"
 ROWS = [json.loads(line) for line in (GOLDEN / "vqa_accuracy.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -16,13 +16,13 @@ from two_passes import BOX
 
 from cos_cli import main
 from cos_cli.console import LineReporter
-from cos_core.datasets import read_examples
+from cos_core.data.datasets import read_examples
 from cos_core.engines.scripted import ScriptedEngine, last_user_text
+from cos_core.files.jsonl import decode, encode_line, read_lines
 from cos_core.infer import InferConfig
 from cos_core.infer import run as infer
 from cos_core.interfaces import Request
-from cos_core.jsonl import decode, encode_line, read_lines
-from cos_core.store import Store
+from cos_core.store.annotations import Store
 
 ODD = "a\n\r\t\x00\x1b\x7f\x85\x9b\u2028\u202e\u2066\ud800\udfff\ufeff\U0001f600<&\"'`=,{}|\\"
 FIXED = ["", "x" * 10_000, "\ud83d\ude00", "\x1b]0;t\x07", "a\ncos: done", "</script><b>", "=1+1", "<image>", "../q", "a.png"]

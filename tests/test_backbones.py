@@ -15,12 +15,14 @@ from tiny_llava import make_checkpoint
 from tiny_lxmert import FeatureGrid
 from tiny_lxmert import make_checkpoint as make_lxmert
 
-from cos_core import heat, images, llava, plug, relevance
 from cos_core.backbones import _questions, lxmert, patches, regions
+from cos_core.dialogue.prompts import dialogue
 from cos_core.errors import InputError
+from cos_core.files import images, plug
 from cos_core.geometry import SquarePad
-from cos_core.prompts import dialogue
-from cos_core.relevance import Readings, SweepSettings
+from cos_core.models import llava
+from cos_core.relevance import heat, propagation
+from cos_core.relevance.propagation import Readings, SweepSettings
 from cos_core.types import Example, Regions
 
 
@@ -63,7 +65,7 @@ def slow_row(asker: _questions.Asker, features: torch.Tensor, question: str, ans
         model.model.model.language_model,
         model.model.lm_head,
         model.embed(ids, features),
-        lambda logits: relevance.target_score(logits[:, positions[0]], readings, "log-odds"),
+        lambda logits: propagation.target_score(logits[:, positions[0]], readings, "log-odds"),
     )
     return matrix[0, positions[0]].mean(0)[ids[0] == model.image_token_id]
 
@@ -330,12 +332,12 @@ def test_pictures_a_call() -> None:
 
 
 class TestBatches:
-    def questions(self, counts: list[int]) -> list[relevance.Question]:
+    def questions(self, counts: list[int]) -> list[propagation.Question]:
         """For each picture some questions, of 10 to 14 tokens."""
         pictures = [torch.zeros(3, 5) for _ in counts]
         ids = [list(range(10 + i % 5)) for i in range(sum(counts))]
         owners = [picture for picture, count in zip(pictures, counts, strict=True) for _ in range(count)]
-        return [relevance.Question(i, i, owner) for i, owner in zip(ids, owners, strict=True)]
+        return [propagation.Question(i, i, owner) for i, owner in zip(ids, owners, strict=True)]
 
     def test_units_are_one_picture_s_questions_in_parts_of_like_size(self) -> None:
         asked = self.questions([1, 9, 2, 17])
@@ -371,13 +373,13 @@ def test_a_sliding_window_takes_the_slow_way_and_says_so(name: str, tmp_path: Pa
     text = backbone.asker.model.model.model.language_model
     features = torch.randn(backbone.asker.model.image_tokens, 16, generator=torch.Generator().manual_seed(1)).double()
     question = backbone.asker.question(example("why?", "so"), features)
-    ((found,),) = relevance.explain(backbone.asker.model, [[question]], SweepSettings())
+    ((found,),) = propagation.explain(backbone.asker.model, [[question]], SweepSettings())
     # The same weights with a window over everything are ordinary attention, and another result.
     text.config.sliding_window = 10**6
     for layer in text.layers:
         layer.self_attn.sliding_window = 10**6
-    assert relevance.unknown_attention(text, 10**6) is None
-    ((wide,),) = relevance.explain(backbone.asker.model, [[question]], SweepSettings())
+    assert propagation.unknown_attention(text, 10**6) is None
+    ((wide,),) = propagation.explain(backbone.asker.model, [[question]], SweepSettings())
     assert flat(slow[0]) != flat(slow[1])
     assert (found - wide).abs().max() > 1e-9
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from cos_core import evaluate, plug
 from cos_core.errors import InputError
 from cos_core.evaluate import EvalConfig
+from cos_core.evaluate import stage as evaluate
+from cos_core.files import plug
 
 GOLDEN = Path(__file__).parent / "golden"
 

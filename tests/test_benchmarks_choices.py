@@ -21,12 +21,13 @@ from official_files import (
 from PIL import Image
 from two_passes import Recorder
 
-from cos_core import evaluate, plug
+from cos_core.dialogue.prompts import load_profile
 from cos_core.engines.scripted import last_user_text
 from cos_core.errors import InputError
-from cos_core.images import FILL
+from cos_core.evaluate import stage as evaluate
+from cos_core.files import plug
+from cos_core.files.images import FILL
 from cos_core.infer.passes import Setting, TwoPass
-from cos_core.prompts import load_profile
 
 # --- MME -------------------------------------------------------------------------------------------------------------
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from official_files import GOLDEN, config, results
 
-from cos_core import evaluate
 from cos_core.errors import InputError
+from cos_core.evaluate import stage as evaluate
 
 
 @pytest.mark.parametrize("name", ["scienceqa", "seed", "textvqa"])

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cos_core import evaluate
 from cos_core.errors import InputError
 from cos_core.evaluate import EvalConfig
+from cos_core.evaluate import stage as evaluate
 
 ASK = "Answer with the option's letter from the given choices directly."
 

@@ -13,9 +13,10 @@ import pytest
 from official_files import GOLDEN, SHORT, config, dump, dump_lines, mme_layout, results, said
 
 from cos_cli import main
-from cos_core import evaluate, manifest, plug
 from cos_core.benchmarks import gqa
 from cos_core.errors import InputError
+from cos_core.evaluate import stage as evaluate
+from cos_core.files import manifest, plug
 
 sys.path.insert(0, str(Path(__file__).parent / "reference"))
 import official_scorers  # the official rules, written without cos_core

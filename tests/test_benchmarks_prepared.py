@@ -9,7 +9,7 @@ from typing import Any
 
 from official_files import GOLDEN, LETTER, SHORT, config, dump, dump_lines, results, said
 
-from cos_core import evaluate
+from cos_core.evaluate import stage as evaluate
 
 
 def test_prepared_gqa_questions(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cos_core import evaluate, manifest
 from cos_core.benchmarks import _tsv, hrbench
 from cos_core.errors import InputError
 from cos_core.evaluate import EvalConfig
-from cos_core.images import open_image
+from cos_core.evaluate import stage as evaluate
+from cos_core.files import manifest
+from cos_core.files.images import open_image
 
 HEAD = ["index", "question", "A", "B", "C", "D", "answer", "category", "image", "l2-category"]
 TABLE = "mmbench_dev_20230712.tsv"

@@ -11,9 +11,9 @@ import pytest
 from official_files import SHORT, config, dump, dump_lines, results, said
 from reference import vqa_reference
 
-from cos_core import evaluate
 from cos_core.benchmarks import gqa
 from cos_core.errors import InputError
+from cos_core.evaluate import stage as evaluate
 from cos_core.types import Prediction
 
 # --- VQA layouts -----------------------------------------------------------------------------------------------------

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cos_core.boxtext import BoxGrammar, read_box, write_box
+from cos_core.dialogue.box_text import BoxGrammar, read_box, write_box
+from cos_core.dialogue.prompts import Profile, load_profile
 from cos_core.errors import FrameError, InputError
 from cos_core.geometry import Box
-from cos_core.prompts import Profile, load_profile
 from cos_core.types import BOX_STATUSES
 
 PAPER, RELEASED = load_profile("paper"), load_profile("repo-2024")

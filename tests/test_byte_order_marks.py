@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 from cos_cli import launcher, main
-from cos_core.assets import template
 from cos_core.benchmarks._files import check_sums
-from cos_core.jsonl import decode, read_lines
-from cos_core.prompts import load_profile
-from cos_core.released import ReleasedRegions
-from cos_core.text import read_text
-from cos_core.visualize import heat
+from cos_core.data.released import ReleasedRegions
+from cos_core.dialogue.prompts import load_profile
+from cos_core.files.assets import template
+from cos_core.files.jsonl import decode, read_lines
+from cos_core.files.text import read_text
+from cos_core.visualize import relevance_maps as heat
 
 REGION = {"example_id": "s1#q0", "image": "a.png", "box": [0.1, 0.1, 0.5, 0.5], "score": 1.0, "rois": [0], "policy": "gold"}
 TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]

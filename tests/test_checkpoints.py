@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import transformers
 
-from cos_core import assets, checkpoints, llava
 from cos_core.errors import InputError
+from cos_core.files import assets
+from cos_core.models import checkpoint_info, llava
 
 CLIP = (122, 116, 104)
 
@@ -44,12 +45,12 @@ def test_the_padding_colour_is_what_the_loaded_processor_gives(tmp_path: Path, f
             "CLIPImageProcessor"
         )
     folder = folder_with(tmp_path / "m", config={"model_type": "llava"}, **files)
-    assert checkpoints.fill_of(folder) == colour
+    assert checkpoint_info.fill_of(folder) == colour
     assert llava.padding_colour(transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")) == colour
 
 
 def test_the_miniature_pads_with_its_own_grey():
-    assert checkpoints.fill_of(assets.miniature_checkpoint()) == (140, 140, 140)
+    assert checkpoint_info.fill_of(assets.miniature_checkpoint()) == (140, 140, 140)
 
 
 @pytest.mark.parametrize(
@@ -70,12 +71,13 @@ def test_the_miniature_pads_with_its_own_grey():
 def test_a_folder_that_names_no_usable_colour_is_refused(tmp_path: Path, files: dict):
     folder = folder_with(tmp_path / "m", **files)
     with pytest.raises(InputError, match=str(folder)):
-        checkpoints.fill_of(folder)
+        checkpoint_info.fill_of(folder)
 
 
 def test_the_padding_colour_needs_no_torch():
     code = (
-        "import sys; from cos_core.checkpoints import fill_of; from cos_core.assets import miniature_checkpoint as m;"
+        "import sys; from cos_core.models.checkpoint_info import fill_of;"
+        "from cos_core.files.assets import miniature_checkpoint as m;"
         "fill_of(m()); sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=900)

@@ -24,9 +24,9 @@ from cos_cli.commands import commands
 from cos_cli.once import find_repeated
 from cos_core import __version__
 from cos_core.errors import FailuresError, InputError, LockedError, MissingError
-from cos_core.extras import install
 from cos_core.geometry import Box
 from cos_core.runners import RunnerConfig
+from cos_core.system.extras import install
 from cos_core.types import Prediction
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -280,7 +280,7 @@ CONFIGS = [
     (visualize.stats, "cos_core.visualize.boxes", "BoxStatsConfig", set()),
     (visualize.report, "cos_core.visualize.run_report", "ReportConfig", {"selection"}),
     (visualize.report, "cos_core.visualize.select", "Selection", set()),
-    (visualize.compare, "cos_core.visualize.compare", "CompareConfig", {"selection"}),
+    (visualize.compare, "cos_core.visualize.contact_sheets", "CompareConfig", {"selection"}),
     (visualize.compare, "cos_core.visualize.select", "Selection", set()),
     (visualize.export, "cos_core.visualize.export", "ExportConfig", {"selection"}),
     (visualize.export, "cos_core.visualize.select", "Selection", {"flipped"}),

@@ -10,9 +10,9 @@ import torch
 from reference.coattention_reference import region_relevance
 from tiny_lxmert import FEATURES, make_model
 
-from cos_core import coattention
-from cos_core.coattention import CrossLayer, Maps, Pairs, Relevancies
-from cos_core.relevance import SweepSettings, TargetKind
+from cos_core.relevance import coattention
+from cos_core.relevance.coattention import CrossLayer, Maps, Pairs, Relevancies
+from cos_core.relevance.propagation import SweepSettings, TargetKind
 
 TEXT_LENGTHS = (11, 2, 7, 11, 5)
 REGION_COUNTS = (13, 13, 1, 5, 7)

@@ -11,14 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cos_core import columns, evaluate
+from cos_core import evaluate
 from cos_core.benchmarks import _vqa
-from cos_core.bigjson import read_listed
-from cos_core.columns import ById, Examples, Following, Ids, Scores
 from cos_core.errors import InputError
 from cos_core.evaluate import EvalConfig
+from cos_core.files.big_json import read_listed
 from cos_core.interfaces import SilentReporter
-from cos_core.recorded import Recorded
+from cos_core.scoring import columns
+from cos_core.scoring.columns import ById, Examples, Following, Ids, Scores
+from cos_core.scoring.recorded import Recorded
 from cos_core.types import Example, Score
 from cos_core.visualize import runs, select
 from cos_core.visualize.export import ExportConfig
@@ -79,7 +80,7 @@ def test_of_an_id_that_stands_twice_the_last_row_counts() -> None:
 @pytest.mark.parametrize("step", [1, 3, 7, 50, 4000])
 def test_a_list_is_read_a_piece_at_a_time(tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the pieces are, nested objects and texts that look like borders included."""
-    monkeypatch.setattr("cos_core.jsonwindow.CHUNK", step)
+    monkeypatch.setattr("cos_core.files.json_window.CHUNK", step)
     border = '}}, {{"question_id": 1 é'
     notes = [{"question_id": i, "answers": [{"answer": border}] * (i % 4), "more": {"question": [i]}} for i in range(60)]
     for indent in (None, 2):

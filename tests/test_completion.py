@@ -23,8 +23,8 @@ from cos_cli.completion.command import FILES
 from cos_cli.completion.prefixes import SortedKeys, offers
 from cos_cli.completion.words import Line, quoted
 from cos_core.geometry import Box
-from cos_core.store import Store
-from cos_core.store_ids import StoreIds
+from cos_core.store.annotations import Store
+from cos_core.store.ids import StoreIds
 from cos_core.types import Annotation
 
 ROOT = Path(__file__).resolve().parent.parent

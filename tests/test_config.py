@@ -11,7 +11,7 @@ import pytest
 
 from cos_cli import config, main, settings
 from cos_cli.commands import commands, parameters
-from cos_core import assets
+from cos_core.files import assets
 
 ROOT = Path(__file__).resolve().parent.parent
 POPE = ROOT / "tests" / "golden" / "pope"

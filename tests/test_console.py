@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from cos_cli.console import LineReporter, Pace, QuietReporter, Session, columns, duration, emit, emit_json, reporting, summary
-from cos_core.screen import Screen, guarded
-from cos_core.text import Lines
+from cos_core.files.text import Lines
+from cos_core.system.streams import Screen, guarded
 from cos_core.types import RunManifest
 
 

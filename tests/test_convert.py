@@ -15,17 +15,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cos_core import llava
-from cos_core.boxtext import read_box
-from cos_core.convert import ConvertConfig, convert
-from cos_core.encoding import tokenize
+from cos_core.dialogue.box_text import read_box
+from cos_core.dialogue.encoding import tokenize
+from cos_core.dialogue.prompts import dialogue, load_profile, text_dialogue
 from cos_core.engines.hf import HfEngine
 from cos_core.errors import InputError
-from cos_core.images import crop_region, open_image
+from cos_core.files.images import crop_region, open_image
+from cos_core.files.plug import load as plugin
 from cos_core.infer.passes import Setting, TwoPass
 from cos_core.interfaces import Reply, Request
-from cos_core.plug import load as plugin
-from cos_core.prompts import dialogue, load_profile, text_dialogue
+from cos_core.models import llava
+from cos_core.models.convert import ConvertConfig, convert
 from cos_core.types import Example
 
 GOLDEN = Path(__file__).parent / "golden" / "original"
@@ -219,7 +219,7 @@ def test_what_is_no_number_is_that_questions_failure(loaded: llava.Llava, way: s
     """And the image mark is never written, even where its row is the likeliest of all; the original writes `<unk>` there."""
     from copy import deepcopy
 
-    from cos_core.boxtext import BoxGrammar
+    from cos_core.dialogue.box_text import BoxGrammar
 
     turns = dialogue(RELEASED, "what?", chain=False)
     grammar = BoxGrammar(RELEASED) if way == "grammar" else None

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 from two_passes import QUIET, Recorder, make_pictures, questions, stored
 
-from cos_core import manifest, plug
-from cos_core.cropping import Cut, region_of
+from cos_core.dialogue.cropping import Cut, region_of
+from cos_core.dialogue.prompts import load_profile
+from cos_core.files import manifest, plug
+from cos_core.files.images import crop_region, open_image
 from cos_core.geometry import Box
-from cos_core.images import crop_region, open_image
 from cos_core.infer import InferConfig, run
-from cos_core.prompts import load_profile
 from cos_core.training.album import Album
 from cos_core.visualize import run_report
 from cos_core.visualize.overlay import OverlayConfig

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from cos_core import bigjson, jsonl, jsonwindow, manifest
 from cos_core.annotate import stage
 from cos_core.annotate.config import AnnotateConfig
-from cos_core.datasets import Problem, RecordFiles, Snapshot, read_examples, read_records
+from cos_core.data.datasets import Problem, RecordFiles, Snapshot, read_examples, read_records
 from cos_core.errors import CosError, InputError
+from cos_core.files import big_json, json_window, jsonl, manifest
 from cos_core.infer import run
 from cos_core.infer.settings import InferConfig
 from cos_core.interfaces import Reply, Request, SilentReporter
@@ -76,7 +76,7 @@ ALL_READ: dict[str, str] = {
 def test_documents_behind_each_other_are_all_read(
     name: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jsonwindow, "CHUNK", chunk)
+    monkeypatch.setattr(json_window, "CHUNK", chunk)
     path = tmp_path / "data"
     path.write_bytes(ALL_READ[name].encode())
     assert read(path) == (["1", "2", "3", "4"], [])
@@ -144,9 +144,9 @@ def test_bytes_that_are_no_text_cost_their_record_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("as_list", [True, False])
 def test_a_record_beyond_the_bound_is_passed_over(as_list: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (bigjson, jsonl, jsonwindow):
+    for module in (big_json, jsonl, json_window):
         monkeypatch.setattr(module, "MAX_RECORD_BYTES", 200_000)
-    monkeypatch.setattr(jsonwindow, "CHUNK", 50_000)
+    monkeypatch.setattr(json_window, "CHUNK", 50_000)
     texts = ("x" * 300_000, '\\"]}' * 99_999, [["y" * 99, {"z": [1]}]] * 3000)
     rows = [row(1), *(row(n, meta=[{"long": text}]) for n, text in enumerate(texts, 2)), row(9)]
     path = tmp_path / "data"
@@ -324,7 +324,7 @@ def test_data_that_changes_while_the_model_is_loaded_is_an_error(
 ) -> None:
     from PIL import Image
 
-    from cos_core import infer
+    from cos_core.infer import stage as infer
 
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     path = tmp_path / "data.json"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cos_core.datasets import Problem, by_image, read_examples
+from cos_core.data.datasets import Problem, by_image, read_examples
 from cos_core.errors import InputError
 from cos_core.types import Example
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from cos_core import plug
 from cos_core.detectors import components, grid
 from cos_core.errors import InputError
+from cos_core.files import plug
 
 sizes = st.tuples(st.integers(1, 700), st.integers(1, 700))
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from cos_cli import main
-from cos_core import assets, filesystems
 from cos_core.doctor import examine, machine, probe, software
 from cos_core.doctor.finding import Finding
-from cos_core.locks import FileLock
+from cos_core.files import assets, filesystems
+from cos_core.files.locks import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 

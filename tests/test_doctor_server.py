@@ -13,10 +13,10 @@ from test_layers import WITHOUT_TORCH
 from tiny_llava import byte_tokenizer
 
 from cos_cli import main
+from cos_core.dialogue.prompts import load_profile
 from cos_core.doctor import prompt
 from cos_core.doctor.server import probes
-from cos_core.llava import encoder
-from cos_core.prompts import load_profile
+from cos_core.models.llava import encoder
 
 IMAGE_TOKENS = 16
 PAPER = load_profile("paper")

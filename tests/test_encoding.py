@@ -9,11 +9,11 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from cos_core.boxtext import write_box
-from cos_core.encoding import IGNORE, Encoded, encode, render
+from cos_core.dialogue.box_text import write_box
+from cos_core.dialogue.encoding import IGNORE, Encoded, encode, render
+from cos_core.dialogue.prompts import Profile, dialogue, load_profile, profile_names, text_dialogue
 from cos_core.errors import InputError
 from cos_core.geometry import Box
-from cos_core.prompts import Profile, dialogue, load_profile, profile_names, text_dialogue
 from cos_core.types import ImageSlot, Turn
 
 PAPER = load_profile("paper")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny_llava import make_checkpoint
 
-from cos_core import llava
 from cos_core.engines._attention import NAME, attend, cpu_attention
+from cos_core.models import llava
 
 
 def textbook(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:

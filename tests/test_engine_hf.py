@@ -19,10 +19,11 @@ import torch
 from PIL import Image
 from tiny_llava import make_checkpoint
 
-from cos_core import llava, prompts
+from cos_core.dialogue import prompts
 from cos_core.engines._prefix import BufferLayer, Prefix
 from cos_core.engines.hf import HfEngine, build
 from cos_core.interfaces import Request
+from cos_core.models import llava
 from cos_core.types import Turn
 
 PROFILE = prompts.load_profile("paper")
@@ -267,7 +268,7 @@ def test_where_nothing_fits_each_request_fails_with_the_words_that_were_said(eng
 def test_room_is_made_in_the_budget(engine: HfEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand: of 100 units 70 are the engine's; who wants 40 beside it gets them, and the engine keeps 60."""
     unit = 2**20
-    monkeypatch.setattr("cos_core.memory.available", lambda _: 100 * unit)
+    monkeypatch.setattr("cos_core.system.memory.available", lambda _: 100 * unit)
     monkeypatch.setattr("cos_core.engines.hf.usual_budget", lambda _: 70 * unit)
     ours = HfEngine(engine.llava)
     assert ours.make_room(30 * unit) == 30 * unit

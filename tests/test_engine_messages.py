@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cos_core import assets, llava, prompts
+from cos_core.dialogue import prompts
 from cos_core.engines._messages import ServedDialogue, assumed, of_folder
 from cos_core.engines.openai import build
 from cos_core.errors import InputError
-from cos_core.images import square_pad
+from cos_core.files import assets
+from cos_core.files.images import square_pad
+from cos_core.models import llava
 from cos_core.types import Turn
 
 PAPER = prompts.load_profile("paper")

@@ -16,7 +16,7 @@ import pytest
 import served_world as world
 
 from cos_cli import main
-from cos_core import assets
+from cos_core.files import assets
 
 pytest.importorskip("fastapi", reason="the server's own packages are not installed")
 

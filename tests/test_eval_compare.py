@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 from cos_cli import main
-from cos_core import comparison, evaluate, manifest, statistics
 from cos_core.errors import InputError
-from cos_core.evaluate import EvalConfig, compare
+from cos_core.evaluate import EvalConfig
+from cos_core.evaluate import compare_runs as compare
+from cos_core.evaluate import stage as evaluate
+from cos_core.files import manifest
+from cos_core.scoring import comparison, statistics
 from cos_core.types import Example, Prediction
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -11,8 +11,9 @@ import pytest
 from official_files import GOLDEN, config, dump_lines, results
 
 from cos_cli import main
-from cos_core import evaluate, manifest
+from cos_core import evaluate
 from cos_core.errors import InputError
+from cos_core.files import manifest
 
 # --- joining is checked ----------------------------------------------------------------------------------------------
 

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from cos_cli import main
-from cos_core import assets, evaluate, plug, web
+from cos_core import evaluate
 from cos_core.errors import InputError, MissingError
 from cos_core.evaluate import EvalConfig, judge
+from cos_core.files import assets, plug
+from cos_core.web import client as web
 
 QUESTIONS = {
     "v1_0": {"imagename": "0.jpg", "question": "What is x?", "answer": "-1<AND>-5", "capability": ["ocr", "math"]},

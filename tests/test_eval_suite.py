@@ -11,10 +11,10 @@ from PIL import Image
 
 from cos_cli import main
 from cos_cli.evaluate import command, suite
-from cos_core import manifest
 from cos_core.benchmarks import _files
 from cos_core.errors import InputError, LockedError
-from cos_core.locks import FileLock
+from cos_core.files import manifest
+from cos_core.files.locks import FileLock
 from cos_core.types import Example
 
 QUESTIONS = 12

@@ -17,7 +17,7 @@ import pytest
 from chat_server import Behaviour, serving
 from PIL import Image
 
-from cos_core import assets, manifest
+from cos_core.files import assets, manifest
 from cos_core.types import Example
 
 COUNT = 24

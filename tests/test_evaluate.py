@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from reporters import Told
 
-from cos_core import evaluate, manifest, metrics, statistics
 from cos_core.errors import InputError
 from cos_core.evaluate import EvalConfig
+from cos_core.evaluate import stage as evaluate
+from cos_core.files import manifest
 from cos_core.geometry import Box
 from cos_core.interfaces import BenchmarkData, SilentReporter
+from cos_core.scoring import metrics, statistics
 from cos_core.types import Example, Prediction, RunManifest, Score
 
 ROOT = Path(__file__).resolve().parent.parent

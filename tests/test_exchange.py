@@ -12,13 +12,13 @@ import pytest
 from formats_world import ENVIRONMENT, annotations
 from reporters import Told
 
-from cos_core import manifest
-from cos_core.datasets import read_examples
+from cos_core.data.datasets import read_examples
+from cos_core.data.formats import FORMATS
+from cos_core.data.formats.exchange import ExportConfig, ImportConfig, export, load
 from cos_core.errors import InputError
-from cos_core.formats import FORMATS
-from cos_core.formats.exchange import ExportConfig, ImportConfig, export, load
+from cos_core.files import manifest
 from cos_core.interfaces import SilentReporter
-from cos_core.store import Store
+from cos_core.store.annotations import Store
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from cos_core.errors import InputError
-from cos_core.formats.exchange import ImportConfig, load
+from cos_core.data.formats.exchange import ImportConfig, load
 from cos_core.interfaces import SilentReporter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))

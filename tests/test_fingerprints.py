@@ -14,19 +14,22 @@ from PIL import Image
 from tiny_llava import byte_tokenizer
 from two_passes import QUIET, Recorder, make_config
 
-from cos_core import annotate, assets, evaluate, manifest, plug, prompts
+from cos_core import annotate, evaluate
 from cos_core.annotate import annotator
 from cos_core.annotate.config import NOT_IN_FINGERPRINT as NOT_ANNOTATING
-from cos_core.boxtext import write_box
-from cos_core.cropping import Cut, region_of
-from cos_core.encoding import encode
+from cos_core.dialogue import prompts
+from cos_core.dialogue.box_text import write_box
+from cos_core.dialogue.cropping import Cut, region_of
+from cos_core.dialogue.encoding import encode
+from cos_core.dialogue.prompts import DIALOGUE_VERSION, dialogue, load_profile, profile_names
 from cos_core.errors import InputError
 from cos_core.evaluate import EvalConfig
+from cos_core.files import assets, manifest, plug
+from cos_core.files.images import crop_region, square_pad
 from cos_core.geometry import Box
-from cos_core.images import crop_region, square_pad
-from cos_core.infer import InferConfig, run, setting
+from cos_core.infer import InferConfig, run
 from cos_core.infer.settings import NOT_IN_FINGERPRINT, resolved_profile
-from cos_core.prompts import DIALOGUE_VERSION, dialogue, load_profile, profile_names
+from cos_core.infer.stage import setting
 from cos_core.runners import RunnerConfig
 from cos_core.training.config import _NOT_IN_FINGERPRINT as NOT_LEARNT
 from cos_core.training.config import TrainConfig
@@ -274,7 +277,8 @@ def test_a_benchmark_of_ones_own_counts_by_its_content(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     (tmp_path / "a.jsonl").write_text('{"question_id": "1", "text": "yes"}\n')
     text = (
-        "from cos_core import metrics\nfrom cos_core.interfaces import BenchmarkData\nfrom cos_core.types import Example\n"
+        "from cos_core.scoring import metrics\nfrom cos_core.interfaces import BenchmarkData\n"
+        "from cos_core.types import Example\n"
         "class Mine:\n    name, summary = 'mine', ''\n"
         "    def load(self, root):\n"
         "        return BenchmarkData('mine', 'all', [Example('1', 'm', 'a.png', 'q', ('yes',))], root)\n"

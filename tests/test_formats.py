@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from reporters import Told
 
-from cos_core.datasets import read_examples
+from cos_core.data.datasets import read_examples
+from cos_core.data.formats.exchange import ExportConfig, ImportConfig, export, load
+from cos_core.data.released import ReleasedRegions, Square
 from cos_core.errors import FailuresError
-from cos_core.formats.exchange import ExportConfig, ImportConfig, export, load
+from cos_core.files.images import crop_region, open_image
 from cos_core.geometry import Box, SquarePad
-from cos_core.images import crop_region, open_image
 from cos_core.interfaces import SilentReporter
-from cos_core.released import ReleasedRegions, Square
-from cos_core.store import Store
+from cos_core.store.annotations import Store
 from cos_core.types import Annotation
 
 

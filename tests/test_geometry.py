@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cos_core.boxtext import read_box, write_box
+from cos_core.dialogue.box_text import read_box, write_box
+from cos_core.dialogue.prompts import load_profile
 from cos_core.errors import FrameError, InputError
 from cos_core.geometry import Box, SquarePad, bounding, clipped, full_box
-from cos_core.prompts import load_profile
 
 PRIMES = (1, 2, 3, 7, 13, 97, 101, 239, 337, 641, 997, 1009, 2003, 4999, 7919, 30011)
 sizes = st.tuples(st.sampled_from(PRIMES), st.sampled_from(PRIMES))

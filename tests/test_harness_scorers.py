@@ -22,11 +22,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import harness_source
 
-from cos_core import answers, evaluate, plug
+from cos_core import evaluate
 from cos_core.benchmarks import _harness
 from cos_core.errors import InputError
-from cos_core.evaluate import EvalConfig, compare
+from cos_core.evaluate import EvalConfig
+from cos_core.evaluate import compare_runs as compare
+from cos_core.files import plug
 from cos_core.interfaces import BenchmarkData
+from cos_core.scoring import answers
 from cos_core.types import Example, Prediction
 
 GOLDEN = Path(__file__).parent / "golden"

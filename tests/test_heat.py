@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cos_core import heat
 from cos_core.errors import InputError
 from cos_core.geometry import Box, SquarePad
+from cos_core.relevance import heat
 
 SQUARE, WIDE, TALL = SquarePad(70, 70), SquarePad(40, 20), SquarePad(20, 40)
 """WIDE on 4 rows: the picture is rows 1 and 2; TALL on 4 columns: columns 1 and 2."""

@@ -19,9 +19,10 @@ import pytest
 from tiny_llava import make_checkpoint
 from two_passes import QUIET, make_config
 
-from cos_core import checkpoints, hub, infer
+from cos_core.dialogue.prompts import checkpoint_profile, load_profile
 from cos_core.errors import InputError, MissingError
-from cos_core.prompts import checkpoint_profile, load_profile
+from cos_core.infer import stage as infer
+from cos_core.models import checkpoint_info, hub
 
 FIRST, SECOND = "1" * 40, "2" * 40
 PROFILE = json.dumps(load_profile("repo-2024").to_json())
@@ -97,9 +98,9 @@ def test_one_process_never_sees_two_revisions(cache: Path):
 
 def test_the_annotators_record_is_read_from_the_cache(cache: Path):
     record = dict.fromkeys(("backbone", "detector", "region_tokens", "parent", "data", "steps"), 1)
-    contents = {**files(), checkpoints.ANNOTATOR_FILE: json.dumps(record).encode()}
+    contents = {**files(), checkpoint_info.ANNOTATOR_FILE: json.dumps(record).encode()}
     cached(cache, "org/annotator", {FIRST: contents}, {"main": FIRST})
-    assert checkpoints.annotator_provenance("org/annotator") == record
+    assert checkpoint_info.annotator_provenance("org/annotator") == record
 
 
 INDEX = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}).encode()

@@ -15,12 +15,12 @@ from PIL import Image
 from reporters import Told
 from two_passes import BOX, QUIET, Recorder, comparable, failing_data, make_config, questions, stored
 
-from cos_core import manifest
 from cos_core.engines.scripted import ScriptedEngine, last_user_text
 from cos_core.errors import FailuresError, InputError, LockedError
+from cos_core.files import manifest
+from cos_core.files.jsonl import DurableWriter
 from cos_core.infer import InferConfig, run
 from cos_core.interfaces import Reply, Request
-from cos_core.jsonl import DurableWriter
 
 
 @pytest.fixture

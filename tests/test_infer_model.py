@@ -14,9 +14,10 @@ from reporters import Told
 from tiny_llava import make_checkpoint
 from two_passes import QUIET, comparable, make_config, questions, stored
 
-from cos_core import hub, infer
 from cos_core.errors import InputError, MissingError
 from cos_core.infer import InferConfig, run
+from cos_core.infer import stage as infer
+from cos_core.models import hub
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ import pytest
 from reporters import Told
 from two_passes import BOX, QUIET, Recorder, make_config, stored
 
-from cos_core import manifest
 from cos_core.engines.scripted import last_user_text
 from cos_core.errors import InputError
-from cos_core.infer import InferConfig, answer_one, run
+from cos_core.files import manifest
+from cos_core.infer import InferConfig, run
+from cos_core.infer.stage import answer_one
 
 
 @pytest.fixture

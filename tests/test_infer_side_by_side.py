@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from two_passes import QUIET, Recorder, comparable, make_config, make_pictures, questions, stored
 
-from cos_core import images
 from cos_core.engines.scripted import last_user_text
 from cos_core.errors import FailuresError, InputError
-from cos_core.images import ImageSource
+from cos_core.files import images
+from cos_core.files.images import ImageSource
 from cos_core.infer import InferConfig, run
 from cos_core.infer.side_by_side import AHEAD, SharedPictures
 from cos_core.interfaces import Reply, Request

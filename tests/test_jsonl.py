@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cos_core
-from cos_core import jsonl, jsonwindow
-from cos_core.bigjson import read_json_list, read_members
 from cos_core.errors import InputError, LockedError
-from cos_core.jsonl import DurableWriter, Problem, read_lines
+from cos_core.files import json_window, jsonl
+from cos_core.files.big_json import read_json_list, read_members
+from cos_core.files.jsonl import DurableWriter, Problem, read_lines
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(cos_core.__file__).parents[1])}
 
@@ -113,7 +113,7 @@ def test_list_elements_equal_json_load(
     path.write_text(json.dumps(values, indent=indent, ensure_ascii=ascii_only), encoding="utf-8", newline="")
     problems: list[Problem] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jsonwindow, "CHUNK", chunk)
+        patch.setattr(json_window, "CHUNK", chunk)
         got = list(read_json_list(path, problems.append))
     assert [(i, v) for _, i, v in got] == [(i, v) for i, v in enumerate(values) if isinstance(v, dict)]
     assert len(problems) == sum(not isinstance(v, dict) for v in values)
@@ -210,7 +210,7 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
         with pytest.raises(LockedError) as caught:
             DurableWriter(path)
         assert caught.value.exit_code == 75
-        code = f"from cos_core.jsonl import DurableWriter\nfrom pathlib import Path\nDurableWriter(Path({str(path)!r}))"
+        code = f"from cos_core.files.jsonl import DurableWriter\nfrom pathlib import Path\nDurableWriter(Path({str(path)!r}))"
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False)
         assert f"LockedError: another process (id {os.getpid()}) is writing to {path}" in other.stderr
     DurableWriter(path).close()
@@ -311,13 +311,13 @@ def test_members_equal_json_load(
     path = tmp_path_factory.getbasetemp() / "object.json"
     path.write_text(json.dumps(values, indent=indent), encoding="utf-8", newline="")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jsonwindow, "CHUNK", chunk)
+        patch.setattr(json_window, "CHUNK", chunk)
         assert list(read_members(path)) == list(values.items())
 
 
 @pytest.mark.parametrize("chunk", [3, 2**22])
 def test_what_is_no_object_is_refused(tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonwindow, "CHUNK", chunk)
+    monkeypatch.setattr(json_window, "CHUNK", chunk)
     path = tmp_path / "x.json"
     for text, words in (
         ("", "not a JSON object"),

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from cos_cli import launcher
-from cos_core import assets
 from cos_core.errors import InputError, MissingError
+from cos_core.files import assets
 from cos_core.interfaces import SilentReporter
 from cos_core.training import TrainConfig
 

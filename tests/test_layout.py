@@ -18,16 +18,19 @@ from safetensors.torch import load_file
 from served_world import ORIGINAL
 from tiny_llava import byte_tokenizer, make_checkpoint
 
-from cos_core import assets, layout, llava, prompts, training
-from cos_core.convert import ConvertConfig, convert
-from cos_core.encoding import encode, render
+from cos_core import training
+from cos_core.dialogue import prompts
+from cos_core.dialogue.encoding import encode, render
+from cos_core.dialogue.prompts import Profile, dialogue, load_profile
 from cos_core.engines._messages import ServedDialogue, of_folder
-from cos_core.images import square_pad
+from cos_core.files import assets
+from cos_core.files.images import square_pad
 from cos_core.interfaces import SilentReporter
-from cos_core.layout.template import chat_template
-from cos_core.layout.tokens import whole_text
 from cos_core.miniature.model import CARD, Shape, image_processor
-from cos_core.prompts import Profile, dialogue, load_profile
+from cos_core.models import layout, llava
+from cos_core.models.convert import ConvertConfig, convert
+from cos_core.models.layout.template import chat_template
+from cos_core.models.layout.tokens import whole_text
 from cos_core.types import ImageSlot, Turn
 
 PAPER = load_profile("paper")
@@ -284,8 +287,8 @@ def test_a_card_says_names_and_no_paths(written: dict[str, Path]) -> None:
     for card in (trained, converted):
         assert "vllm serve" in card
         assert "base_model:" not in card, "the hub's key takes a hub id alone"
-    from cos_core.layout.card import Card, plain_name
-    from cos_core.layout.card import written as text
+    from cos_core.models.layout.card import Card, plain_name
+    from cos_core.models.layout.card import written as text
 
     assert "\nbase_model: llava-hf/llava-1.5-7b-hf\n" in text(Card("x", "y", "llava-hf/llava-1.5-7b-hf"), PAPER)
     cached = written["trained"].parent / "models--org--cos-7b" / "snapshots" / "0123"

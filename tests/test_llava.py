@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cos_core import hub, llava
 from cos_core.errors import InputError, MissingError
+from cos_core.models import hub, llava
 
 
 def checkpoint(folder: Path, weights: bytes) -> Path:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import cos_core
-from cos_core import locks
 from cos_core.errors import InputError, LockedError
-from cos_core.locks import FileLock
+from cos_core.files import locks
+from cos_core.files.locks import FileLock
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(cos_core.__file__).parents[1])}
 HOLD = """
@@ -133,7 +133,7 @@ def test_a_lock_is_open_to_the_group_whatever_the_umask(tmp_path: Path) -> None:
 
 
 def test_two_names_of_one_output_share_its_lock(tmp_path: Path) -> None:
-    from cos_core.jsonl import DurableWriter
+    from cos_core.files.jsonl import DurableWriter
 
     real = tmp_path / "answers.jsonl"
     real.write_text("{}\n")

@@ -17,13 +17,13 @@ from PIL import Image
 from reference.coattention_reference import region_relevance
 from tiny_lxmert import ANSWERS, FEATURES, FeatureGrid, make_checkpoint
 
-from cos_core import roi
 from cos_core.annotate import AnnotateConfig, run
 from cos_core.backbones import lxmert
 from cos_core.detectors import grid
 from cos_core.errors import InputError, MissingError
 from cos_core.geometry import Box
 from cos_core.interfaces import SilentReporter
+from cos_core.relevance import roi
 from cos_core.types import Example, Regions
 
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cos_core
-from cos_core import jsonl, manifest
 from cos_core.errors import InputError
+from cos_core.files import jsonl, manifest
 from cos_core.types import RunManifest
 
 
@@ -171,7 +171,7 @@ def test_a_missing_manifest_means_unfinished(tmp_path: Path) -> None:
 
 def test_versions_and_hardware_import_no_library() -> None:
     code = (
-        "import sys; from cos_core import manifest; v = manifest.versions(); h = manifest.hardware();"
+        "import sys; from cos_core.files import manifest; v = manifest.versions(); h = manifest.hardware();"
         "assert v['numpy'] and h['cores'] >= 1 and h['memory_bytes'] > 2**20, (v, h);"
         "assert not {'torch', 'transformers', 'lmdb', 'numpy'} & set(sys.modules)"
     )

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from cos_core import memory
 from cos_core.errors import InputError
+from cos_core.system import memory
 
 CUBLAS = "CUDA error: CUBLAS_STATUS_{} when calling `{}`"
 MESSAGES: list[tuple[BaseException, bool]] = [

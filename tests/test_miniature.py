@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from cos_core import assets, llava
-from cos_core.encoding import IGNORE
+from cos_core.dialogue.encoding import IGNORE
+from cos_core.dialogue.prompts import FULL, dialogue, load_profile
+from cos_core.files import assets
 from cos_core.miniature import lessons, scenes
 from cos_core.miniature.vocabulary import make_tokenizer, phrases
-from cos_core.prompts import FULL, dialogue, load_profile
+from cos_core.models import llava
 from cos_core.types import Turn
 
 

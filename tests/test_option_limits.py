@@ -10,12 +10,12 @@ from bad.run import run
 
 from cos_cli import main
 from cos_cli.commands import Command, Parameter, commands
-from cos_core import bounds
 from cos_core.annotate import AnnotateConfig
 from cos_core.errors import InputError
 from cos_core.evaluate import EvalConfig
 from cos_core.infer import InferConfig
 from cos_core.runners import RunnerConfig
+from cos_core.system import bounds
 from cos_core.training.config import TrainConfig
 
 EXTREMES = (
@@ -143,7 +143,7 @@ def test_addresses_that_are_none(option: str, capsys: pytest.CaptureFixture[str]
 def test_keys_that_no_header_takes(key: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from cos_core.engines import _served
     from cos_core.evaluate.judge import Endpoint
-    from cos_core.web import Client
+    from cos_core.web.client import Client
 
     for name in ("OPENAI_API_KEY", "COS_JUDGE_KEY"):
         monkeypatch.setattr("os.environ", {name: key})

@@ -14,17 +14,18 @@ from hypothesis import strategies as st
 
 from cos_cli import launcher
 from cos_cli.evaluate.command import seconds
-from cos_core import checkpoint_files, jsonl, manifest
 from cos_core.benchmarks import _files
+from cos_core.data.formats import chain_of_spot, coco, lines, viscot
+from cos_core.data.formats.records import Sizes, Source
+from cos_core.data.released import ReleasedRegions
+from cos_core.dialogue.prompts import load_profile
 from cos_core.errors import InputError
-from cos_core.formats import chain_of_spot, coco, lines, viscot
-from cos_core.formats.records import Sizes, Source
-from cos_core.prompts import load_profile
-from cos_core.released import ReleasedRegions
-from cos_core.shard import Shard
+from cos_core.files import jsonl, manifest
+from cos_core.files.shard import Shard
+from cos_core.models import checkpoint_files
 from cos_core.store import codec
 from cos_core.types import Annotation, Prediction, RunManifest, Score
-from cos_core.visualize.heat import read_heat
+from cos_core.visualize.relevance_maps import read_heat
 
 ODD = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from([[], {}, "a.png", [0, 0, 1, 1]])
 JSON = st.recursive(

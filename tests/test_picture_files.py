@@ -16,10 +16,10 @@ from reporters import Told
 from two_passes import QUIET, Recorder, make_config, stored
 
 from cos_core.errors import FailuresError, InputError, TransientError
-from cos_core.images import ImageSource, foreign, open_image, picture_size
+from cos_core.files.images import ImageSource, foreign, open_image, picture_size
+from cos_core.files.jsonl import open_input
+from cos_core.files.picture_files import PictureFolder, check_seen, image_path, listed, shipped, witness
 from cos_core.infer import InferConfig, run
-from cos_core.jsonl import open_input
-from cos_core.picture_files import PictureFolder, check_seen, image_path, listed, shipped, witness
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import cos_core
-from cos_core import plug
 from cos_core.errors import InputError
+from cos_core.files import plug
 
 
 def test_names_are_the_modules() -> None:
@@ -23,7 +23,7 @@ def test_names_are_the_modules() -> None:
 
 def test_listing_imports_nothing() -> None:
     code = (
-        "import sys; from cos_core import plug; [plug.available(k) for k in plug.KINDS];"
+        "import sys; from cos_core.files import plug; [plug.available(k) for k in plug.KINDS];"
         "sys.exit(any(m.startswith('cos_core.' + k + '.') for m in sys.modules for k in plug.KINDS))"
     )
     subprocess.run([sys.executable, "-c", code], cwd=Path(cos_core.__file__).parents[1], check=True)

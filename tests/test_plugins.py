@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cos_core import plug
+from cos_core.dialogue.prompts import dialogue, load_profile
 from cos_core.errors import InputError
+from cos_core.files import plug
 from cos_core.geometry import Box
 from cos_core.interfaces import Policy, Reply, Request
-from cos_core.prompts import dialogue, load_profile
 from cos_core.types import Example
 
 MEMBERS = [(kind, name) for kind in plug.KINDS for name in plug.available(kind)]
@@ -64,7 +64,7 @@ def test_an_engine_keeps_its_contract(name: str) -> None:
 
 
 def test_listing_names_imports_nothing() -> None:
-    code = "import sys; from cos_core import plug; [plug.available(k) for k in plug.KINDS]; print(*sys.modules)"
+    code = "import sys; from cos_core.files import plug; [plug.available(k) for k in plug.KINDS]; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not [name for name in loaded if name.startswith(tuple(f"cos_core.{kind}" for kind in plug.KINDS))]
     assert "torch" not in loaded

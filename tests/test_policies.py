@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cos_core import plug
 from cos_core.errors import InputError
+from cos_core.files import plug
 from cos_core.geometry import Box
 from cos_core.types import Example
 

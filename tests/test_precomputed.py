@@ -14,9 +14,9 @@ import pytest
 from feature_files import DIMENSIONS, SIZE, lxmert_row, original_row, record, write_npz, write_tsv
 from PIL import Image
 
-from cos_core import plug
 from cos_core.detectors import precomputed
 from cos_core.errors import InputError
+from cos_core.files import plug
 from cos_core.types import Regions
 
 

@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 from tiny_llava import make_checkpoint
 
-from cos_core import llava, prompts
-from cos_core.boxtext import BoxGrammar, read_box
+from cos_core.dialogue import prompts
+from cos_core.dialogue.box_text import BoxGrammar, read_box
 from cos_core.engines._batch import choices
 from cos_core.engines._prefix import Match, PrefixStore
 from cos_core.engines.hf import HfEngine
 from cos_core.interfaces import Reply, Request
+from cos_core.models import llava
 
 PROFILE = prompts.load_profile("paper")
 BRIEF = replace(PROFILE, system="", inst1='{image}\n"{question}", where?', inst2='See {image}\n. "{question}"')

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cos_core.encoding import render
+from cos_core.dialogue.encoding import render
+from cos_core.dialogue.prompts import Profile, checkpoint_profile, dialogue, load_profile, profile_names, text_dialogue
 from cos_core.errors import InputError
-from cos_core.prompts import Profile, checkpoint_profile, dialogue, load_profile, profile_names, text_dialogue
 from cos_core.types import ImageSlot, Turn
 
 PAPER, RELEASED = load_profile("paper"), load_profile("repo-2024")

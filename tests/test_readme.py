@@ -40,10 +40,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like a checkout in which the demo has run, with a photo; more scenes than any block asks for."""
     from PIL import Image
 
-    from cos_core.datasets import read_examples
+    from cos_core.data.datasets import read_examples
     from cos_core.geometry import Box
     from cos_core.miniature.scenes import write_dataset
-    from cos_core.store import Store
+    from cos_core.store.annotations import Store
     from cos_core.types import Annotation
 
     folder = tmp_path_factory.mktemp("readme")

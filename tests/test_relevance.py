@@ -9,9 +9,9 @@ import torch
 from relevance_models import make_decoder, make_input, mean_rows, reference, swept
 from torch.nn import functional
 
-from cos_core import relevance
 from cos_core.errors import InputError
-from cos_core.relevance import Readings, SweepSettings, attention
+from cos_core.relevance import propagation
+from cos_core.relevance.propagation import Readings, SweepSettings, attention
 
 
 class TestRulesByHand:
@@ -19,7 +19,7 @@ class TestRulesByHand:
         attention = torch.tensor([[[[1.0, 0.0], [0.5, 0.5]], [[1.0, 0.0], [0.25, 0.75]]]])  # (1, 2 heads, 2, 2)
         gradient = torch.tensor([[[[2.0, 9.0], [4.0, -4.0]], [[-2.0, 9.0], [4.0, 4.0]]]])
         expected = torch.tensor([[[1.0, 0.0], [1.5, 1.5]]])  # ((2 + 0) / 2, 0), ((2 + 1) / 2, (0 + 3) / 2)
-        assert torch.equal(relevance.mean_positive(attention, gradient), expected)
+        assert torch.equal(propagation.mean_positive(attention, gradient), expected)
 
     def test_eq6_two_layers_three_positions(self) -> None:
         first = torch.tensor([[[1.0, 0.0, 0.0], [0.5, 2.0, 0.0], [3.0, 0.0, 1.0]]])
@@ -30,12 +30,12 @@ class TestRulesByHand:
         assert torch.equal(matrix[0, 2], torch.tensor([7.25, 1.5, 2.0]))
         rows = torch.tensor([[[0.0, 0.0, 1.0]]])
         for averaged in (second, first):
-            rows = relevance.propagate_rows(rows, averaged)
+            rows = propagation.propagate_rows(rows, averaged)
         assert torch.equal(rows[0, 0], torch.tensor([7.25, 1.5, 2.0]))
 
     def test_initial_rows_are_the_mean_over_valid_readings(self) -> None:
         readings = Readings(torch.tensor([[3, 1], [2, 0]]), torch.zeros(2, 2), torch.tensor([[True, True], [True, False]]))
-        rows = relevance.initial_rows(readings, 4, torch.bfloat16)
+        rows = propagation.initial_rows(readings, 4, torch.bfloat16)
         assert rows.dtype == torch.float32
         assert rows.tolist() == [[[0, 0.5, 0, 0.5]], [[0, 0, 1, 0]]]
 
@@ -69,26 +69,26 @@ class TestTargets:
             ("argmax", math.log(5)),
         ],
     )
-    def test_values(self, kind: relevance.TargetKind, expected: float) -> None:
+    def test_values(self, kind: propagation.TargetKind, expected: float) -> None:
         readings = Readings(torch.tensor([[0]]), torch.tensor([[1]]), torch.tensor([[True]]))
-        assert relevance.target_score(self.logits, readings, kind).item() == pytest.approx(expected, abs=1e-14)
+        assert propagation.target_score(self.logits, readings, kind).item() == pytest.approx(expected, abs=1e-14)
 
     def test_readings_that_are_not_valid_do_not_count(self) -> None:
         readings = Readings(torch.tensor([[0, 0]]), torch.tensor([[1, 2]]), torch.tensor([[True, False]]))
-        assert relevance.target_score(self.logits.expand(1, 2, 3), readings, "logit").item() == pytest.approx(math.log(2))
+        assert propagation.target_score(self.logits.expand(1, 2, 3), readings, "logit").item() == pytest.approx(math.log(2))
 
     def test_unknown_target(self) -> None:
         with pytest.raises(InputError, match="unknown relevance target 'loss'; one of log-odds"):
             SweepSettings("loss")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("target", relevance.TARGETS)
+@pytest.mark.parametrize("target", propagation.TARGETS)
 @pytest.mark.parametrize(
     ("length", "kv_heads", "batch", "count", "block"),
     [(31, 4, 1, 1, 256), (37, 2, 2, 3, 7), (29, 1, 3, 2, 1), (41, 4, 2, 5, 16)],
 )
 def test_sweep_equals_the_reference(
-    target: relevance.TargetKind, length: int, kv_heads: int, batch: int, count: int, block: int
+    target: propagation.TargetKind, length: int, kv_heads: int, batch: int, count: int, block: int
 ) -> None:
     model = make_decoder(num_key_value_heads=kv_heads)
     embeddings, readings = make_input(model, batch, length, count)
@@ -96,7 +96,7 @@ def test_sweep_equals_the_reference(
     found = swept(model, embeddings, readings, SweepSettings(target, block=block))
     assert found.shape == (batch, 1, length)
     assert (found - expected).abs().max() <= 1e-12
-    assert (expected - relevance.initial_rows(readings, length, torch.float64)).abs().max() > 1e-3  # not the empty product
+    assert (expected - propagation.initial_rows(readings, length, torch.float64)).abs().max() > 1e-3  # not the empty product
 
 
 def test_several_rows_share_one_sweep() -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from relevance_models import make_decoder, make_input, mean_rows, reference, swept
 
-from cos_core import relevance
 from cos_core.errors import InputError
-from cos_core.relevance import Readings, SweepSettings
+from cos_core.relevance import propagation
+from cos_core.relevance.propagation import Readings, SweepSettings
 
 
 def make_mistral(window: int | None, **more: Any) -> Any:
@@ -28,11 +28,11 @@ def kept_maps(model: Any, embeddings: torch.Tensor, readings: Readings, layers: 
     leaf = embeddings.detach().requires_grad_(True)
     out = model.model(inputs_embeds=leaf, use_cache=False, output_attentions=True)
     picked = out.last_hidden_state.gather(1, readings.positions[..., None].expand(-1, -1, embeddings.shape[-1]))
-    score = relevance.target_score(model.lm_head(picked), readings, "log-odds")
+    score = propagation.target_score(model.lm_head(picked), readings, "log-odds")
     gradients = torch.autograd.grad(score, out.attentions)
     matrix = torch.eye(embeddings.shape[1], dtype=torch.float64).expand(embeddings.shape[0], -1, -1)
     for one, gradient in list(zip(out.attentions, gradients, strict=True))[-layers:]:
-        matrix = matrix + relevance.mean_positive(one.detach(), gradient) @ matrix
+        matrix = matrix + propagation.mean_positive(one.detach(), gradient) @ matrix
     model.set_attn_implementation("sdpa")
     return mean_rows(matrix, readings)
 
@@ -43,7 +43,7 @@ class TestUnknownAttention:
         model = make_mistral(5)
         embeddings, readings = make_input(model, 2, 23, 3)
         expected = kept_maps(model, embeddings, readings, layers)
-        found = relevance.sweep_maps(model.model, model.lm_head, embeddings, readings, SweepSettings(last_layers=layers))
+        found = propagation.sweep_maps(model.model, model.lm_head, embeddings, readings, SweepSettings(last_layers=layers))
         assert (found - expected).abs().max() <= 1e-12
         assert model.config._attn_implementation == "sdpa"
         # The window is in the result: a window over everything gives another one.
@@ -53,7 +53,7 @@ class TestUnknownAttention:
     def test_a_window_over_the_whole_sequence_is_ordinary_attention(self) -> None:
         model = make_mistral(23)
         embeddings, readings = make_input(model, 2, 23, 3)
-        assert relevance.unknown_attention(model.model, 23) is None
+        assert propagation.unknown_attention(model.model, 23) is None
         expected = mean_rows(reference(make_mistral(None), embeddings, readings, "log-odds"), readings)
         assert (swept(model, embeddings, readings, SweepSettings(block=7)) - expected).abs().max() <= 1e-12
 
@@ -68,33 +68,33 @@ class TestUnknownAttention:
 
         sizes = {"vocab_size": 31, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "head_dim": 8}
         model = Gemma2Model(Gemma2Config(**sizes, num_attention_heads=2, num_key_value_heads=1, sliding_window=4))
-        assert relevance.unknown_attention(model, 2) == "this model caps its attention scores"
+        assert propagation.unknown_attention(model, 2) == "this model caps its attention scores"
 
     def test_what_it_says_of_windows(self) -> None:
         model = make_mistral(22).model
-        assert relevance.unknown_attention(model) == "this model attends within sliding windows of 22 positions"
-        assert relevance.unknown_attention(model, 23) == relevance.unknown_attention(model)
-        assert relevance.unknown_attention(model, 22) is None
-        assert relevance.unknown_attention(make_decoder().model) is None
+        assert propagation.unknown_attention(model) == "this model attends within sliding windows of 22 positions"
+        assert propagation.unknown_attention(model, 23) == propagation.unknown_attention(model)
+        assert propagation.unknown_attention(model, 22) is None
+        assert propagation.unknown_attention(make_decoder().model) is None
 
     def test_a_model_off_the_attention_interface(self) -> None:
         class Own:
             config = make_decoder().config
 
-        assert "attention interface" in str(relevance.unknown_attention(Own()))
+        assert "attention interface" in str(propagation.unknown_attention(Own()))
 
     def test_attention_that_never_came_by(self) -> None:
         model = make_decoder()
         embeddings, readings = make_input(model, 1, 9, 1)
         with pytest.raises(InputError, match="does not run its attention through the attention interface"):
-            relevance.sweep(model.model, model.lm_head, embeddings, readings, SweepSettings())
+            propagation.sweep(model.model, model.lm_head, embeddings, readings, SweepSettings())
 
     def test_maps_that_are_not_given(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model = make_decoder()
         embeddings, readings = make_input(model, 1, 9, 1)
         monkeypatch.setattr(type(model.model), "set_attn_implementation", lambda *_: None)  # stays with "sdpa"
         with pytest.raises(InputError, match="layer 2 of LlamaModel gives 0 attention maps"):
-            relevance.sweep_maps(model.model, model.lm_head, embeddings, readings, SweepSettings())
+            propagation.sweep_maps(model.model, model.lm_head, embeddings, readings, SweepSettings())
 
     def test_something_between_the_layers_is_noticed(self) -> None:
         model = make_decoder()
@@ -106,6 +106,6 @@ class TestUnknownAttention:
 
     def test_implementation_is_restored(self) -> None:
         model = make_decoder()
-        with relevance.relevance_attention(model.model):
-            assert model.config._attn_implementation == relevance.ATTENTION
+        with propagation.relevance_attention(model.model):
+            assert model.config._attn_implementation == propagation.ATTENTION
         assert model.config._attn_implementation == "sdpa"

@@ -9,8 +9,9 @@ import pytest
 import torch
 from relevance_models import make_decoder, make_input, mean_rows, reference, swept
 
-from cos_core import relevance
-from cos_core.relevance import Readings, SweepSettings, memory
+from cos_core.relevance import propagation
+from cos_core.relevance.propagation import Readings, SweepSettings
+from cos_core.relevance.propagation import sweep_memory as memory
 
 
 class TestStreaming:
@@ -61,8 +62,8 @@ class TestStreaming:
         whole = torch.cat([common.repeat(2, 1, 1), embeddings[:, 23:]], 1)
         moved = Readings(last.positions + 23, last.tokens, last.valid)
         expected = mean_rows(reference(model, whole, moved, "log-odds"), moved)[:, 0]
-        with relevance.relevance_attention(model.model):
-            shared = relevance.sweep_continuations(
+        with propagation.relevance_attention(model.model):
+            shared = propagation.sweep_continuations(
                 model.model, model.lm_head, common, embeddings[:, 23:], last, SweepSettings()
             )
         assert (shared - expected).abs().max() <= 1e-12
@@ -88,9 +89,9 @@ class TestMemory:
         assert not memory.streams(self.Text, torch.bfloat16, SweepSettings(stream_layers=False), 10**9)
 
     def test_decides_on_batches(self) -> None:
-        assert relevance.tokens_per_call(self.Text, torch.bfloat16, SweepSettings(), 8192) == 907
-        assert relevance.tokens_per_call(self.Text, torch.bfloat16, SweepSettings(stream_layers=True), 8192) == 8192
-        assert relevance.tokens_per_call(self.Text, torch.bfloat16, SweepSettings(), 5) == 5
+        assert propagation.tokens_per_call(self.Text, torch.bfloat16, SweepSettings(), 8192) == 907
+        assert propagation.tokens_per_call(self.Text, torch.bfloat16, SweepSettings(stream_layers=True), 8192) == 8192
+        assert propagation.tokens_per_call(self.Text, torch.bfloat16, SweepSettings(), 5) == 5
 
 
 class TestSharedPrefix:
@@ -116,8 +117,8 @@ class TestSharedPrefix:
         prefix, _ = make_input(model, images, start, 1, seed=2)
         suffixes, readings = make_input(model, images * asked, rest, min(2, rest - 1), seed=3)
         settings = SweepSettings("logprob", last_layers, stream, block)
-        with relevance.relevance_attention(model.model):
-            found = relevance.sweep_continuations(model.model, model.lm_head, prefix, suffixes, readings, settings)
+        with propagation.relevance_attention(model.model):
+            found = propagation.sweep_continuations(model.model, model.lm_head, prefix, suffixes, readings, settings)
         assert found.shape == (images * asked, start + rest)
         whole = torch.cat([prefix.repeat(asked, 1, 1), suffixes], 1)
         moved = Readings(readings.positions + start, readings.tokens, readings.valid)
@@ -132,8 +133,8 @@ class TestSharedPrefix:
         model = make_decoder(dtype=torch.float32)
         prefix, _ = make_input(model, 1, 29, 1, seed=2)
         suffixes, readings = make_input(model, 3, 7, 1, seed=3)
-        with relevance.relevance_attention(model.model):
-            found = relevance.sweep_continuations(model.model, model.lm_head, prefix, suffixes, readings, SweepSettings())
+        with propagation.relevance_attention(model.model):
+            found = propagation.sweep_continuations(model.model, model.lm_head, prefix, suffixes, readings, SweepSettings())
         moved = Readings(readings.positions + 29, readings.tokens, readings.valid)
         expected = mean_rows(reference(model, torch.cat([prefix.repeat(3, 1, 1), suffixes], 1), moved, "log-odds"), moved)[:, 0]
         assert (found - expected).abs().max() <= 1e-6 * max(1.0, float(expected.abs().max()))
@@ -163,8 +164,8 @@ class TestHalfPrecision:
         model, embeddings, readings, expected = exact
         half, whole = copy.deepcopy(model).to(torch.bfloat16), embeddings.to(torch.bfloat16)
         end = Readings(torch.tensor([[9], [9]]), readings.tokens.repeat(2, 1), readings.valid.repeat(2, 1))
-        with relevance.relevance_attention(half.model):
-            found = relevance.sweep_continuations(
+        with propagation.relevance_attention(half.model):
+            found = propagation.sweep_continuations(
                 half.model, half.lm_head, whole[:, :290], whole[:, 290:].repeat(2, 1, 1), end, SweepSettings()
             )
         assert found.dtype == torch.float32

@@ -17,14 +17,17 @@ from tiny_llava import make_checkpoint
 from tiny_lxmert import FeatureGrid
 from tiny_lxmert import make_checkpoint as make_lxmert
 
-from cos_core import llava, plug, relevance
 from cos_core.annotate import AnnotateConfig, run
 from cos_core.backbones._each import relevance_of_each
+from cos_core.dialogue.prompts import dialogue
 from cos_core.engines.hf import HfEngine
-from cos_core.infer import InferConfig, finder
-from cos_core.infer.heat import HeatFinder
+from cos_core.files import plug
+from cos_core.infer import InferConfig
+from cos_core.infer.relevance_regions import HeatFinder
+from cos_core.infer.stage import finder
 from cos_core.interfaces import Relevance, Request, SilentReporter
-from cos_core.prompts import dialogue
+from cos_core.models import llava
+from cos_core.relevance import propagation
 from cos_core.types import Example
 
 ERRORS = [
@@ -275,7 +278,7 @@ def test_the_sweeps_activations_come_out_of_the_engines_budget(
     loaded: llava.Llava, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gib = 2**30
-    monkeypatch.setattr("cos_core.memory.available", lambda _: 8 * gib)
+    monkeypatch.setattr("cos_core.system.memory.available", lambda _: 8 * gib)
     monkeypatch.setattr("cos_core.engines.hf.usual_budget", lambda _: 6 * gib)
     engine = HfEngine(loaded)
     backbone: Any = shared_finder(engine, checkpoint).backbone
@@ -307,4 +310,4 @@ def test_the_engine_lets_go_when_a_sweep_finds_no_memory(loaded: llava.Llava, ch
 def test_activations_follow_what_is_there() -> None:
     gib = 2**30
     expected = {100: 4 * gib, 5: 4 * gib, 4: 2 * gib, 2: gib, 0.4: gib // 4, 0.001: 2**26}
-    assert {room: relevance.activation_bytes(int(room * gib)) for room in expected} == expected
+    assert {room: propagation.activation_bytes(int(room * gib)) for room in expected} == expected

@@ -10,13 +10,13 @@ from reference.relevance_reference import relevance_matrix
 from relevance_models import make_decoder, mean_rows
 from tiny_llava import make_checkpoint
 
-from cos_core import llava as llava_module
-from cos_core import relevance
-from cos_core.encoding import IGNORE, encode
+from cos_core.dialogue.encoding import IGNORE, encode
+from cos_core.dialogue.prompts import dialogue
 from cos_core.errors import InputError
-from cos_core.prompts import dialogue
-from cos_core.relevance import Question, Readings, SweepSettings
-from cos_core.relevance.questions import _cut, may_share, shared_length
+from cos_core.models import llava as llava_module
+from cos_core.relevance import propagation
+from cos_core.relevance.propagation import Question, Readings, SweepSettings
+from cos_core.relevance.propagation.questions import _cut, may_share, shared_length
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def questions(tiny: llava_module.Llava, texts: list[tuple[str, str]]) -> list[Qu
 class TestExplain:
     def test_equals_the_reference_on_a_llava(self, tiny: llava_module.Llava) -> None:
         (question,) = questions(tiny, [("what is it?", "a cat")])
-        ((found,),) = relevance.explain(tiny, [[question]], SweepSettings())
+        ((found,),) = propagation.explain(tiny, [[question]], SweepSettings())
         ids = torch.tensor([question.ids])
         embeddings = tiny.embed(ids, question.features)
         start = len(question.ids) - len("a cat") - 1  # one byte a token, then the end mark
@@ -49,7 +49,7 @@ class TestExplain:
         readings = Readings(positions, ids[:, start : start + 5], torch.ones(1, 5, dtype=torch.bool))
 
         def score(logits: torch.Tensor) -> torch.Tensor:
-            return relevance.target_score(logits[:, positions[0]], readings, "log-odds")
+            return propagation.target_score(logits[:, positions[0]], readings, "log-odds")
 
         matrix = relevance_matrix(tiny.model.model.language_model, tiny.model.lm_head, embeddings, score)
         expected = mean_rows(matrix, readings)[0, 0][ids[0] == tiny.image_token_id]
@@ -66,16 +66,16 @@ class TestExplain:
         encoded = [model.encode(dialogue(model.profile, q, chain=False, answer="y")) for q in ("what?", "and so?")]
         asked = [Question(e.ids, e.labels, features) for e in encoded]
         settings = SweepSettings(stream_layers=stream)
-        (shared,) = relevance.explain(model, [asked], settings)
+        (shared,) = propagation.explain(model, [asked], settings)
         for question, found in zip(asked, shared, strict=True):
-            ((alone,),) = relevance.explain(model, [[question]], settings)
+            ((alone,),) = propagation.explain(model, [[question]], settings)
             ids = torch.tensor([question.ids[:-2]])  # without the answer's byte and the end mark
             answer = Readings(torch.tensor([[0]]), torch.tensor([[question.ids[-2]]]), torch.tensor([[True]]))
             matrix = relevance_matrix(
                 model.model.model.language_model,
                 model.model.lm_head,
                 model.embed(ids, features),
-                lambda logits, answer=answer: relevance.target_score(logits[:, -1:], answer, "log-odds"),
+                lambda logits, answer=answer: propagation.target_score(logits[:, -1:], answer, "log-odds"),
             )
             expected = matrix[0, -1, ids[0] == model.image_token_id]
             assert (alone - expected).abs().max() <= 1e-12
@@ -84,9 +84,9 @@ class TestExplain:
 
     def test_a_batch_equals_one_by_one(self, tiny: llava_module.Llava) -> None:
         batch = questions(tiny, [("what?", "yes"), ("where is the longest of them?", "a much longer answer"), ("", "n")])
-        together = relevance.explain(tiny, [[question] for question in batch], SweepSettings())
+        together = propagation.explain(tiny, [[question] for question in batch], SweepSettings())
         for question, (found,) in zip(batch, together, strict=True):
-            ((alone,),) = relevance.explain(tiny, [[question]], SweepSettings())
+            ((alone,),) = propagation.explain(tiny, [[question]], SweepSettings())
             assert (found - alone).abs().max() <= 1e-12
 
     @pytest.mark.parametrize("settings", [SweepSettings(), SweepSettings("argmax"), SweepSettings("logit", 1, True)])
@@ -107,18 +107,18 @@ class TestExplain:
         cuts = [[_cut(question, tiny, settings) for question in group] for group in groups]
         start = len(tiny.tokenizer(f"{tiny.profile.system}{tiny.profile.user}")["input_ids"])
         assert start + tiny.image_tokens - 5 <= shared_length(cuts) < start + tiny.image_tokens
-        together = relevance.explain(tiny, groups, settings)
+        together = propagation.explain(tiny, groups, settings)
         for group, rows in zip(groups, together, strict=True):
             for question, found in zip(group, rows, strict=True):
-                ((alone,),) = relevance.explain(tiny, [[question]], settings)
+                ((alone,),) = propagation.explain(tiny, [[question]], settings)
                 assert found.shape == question.features.shape[:1]
                 assert (found - alone).abs().max() <= 1e-12
         assert (together[0][0] - together[0][1]).abs().max() > 1e-6
 
     def test_the_same_question_twice(self, tiny: llava_module.Llava) -> None:
         (question,) = questions(tiny, [("what?", "yes")])
-        ((first, second),) = relevance.explain(tiny, [[question, question]], SweepSettings())
-        ((alone,),) = relevance.explain(tiny, [[question]], SweepSettings())
+        ((first, second),) = propagation.explain(tiny, [[question, question]], SweepSettings())
+        ((alone,),) = propagation.explain(tiny, [[question]], SweepSettings())
         assert (first - alone).abs().max() <= 1e-12
         assert (second - alone).abs().max() <= 1e-12
 
@@ -131,14 +131,14 @@ class TestExplain:
     def test_unequal_groups(self, tiny: llava_module.Llava) -> None:
         one, other = questions(tiny, [("what?", "yes"), ("why?", "no")])
         with pytest.raises(InputError, match="as many questions each"):
-            relevance.explain(tiny, [[one], [one, other]], SweepSettings())
+            propagation.explain(tiny, [[one], [one, other]], SweepSettings())
 
     def test_argmax_needs_no_answer(self, tiny: llava_module.Llava) -> None:
         (given,) = questions(tiny, [("what?", "yes")])
         prompt_length = next(i for i, label in enumerate(given.labels) if label != IGNORE)
         bare = Question(given.ids[:prompt_length], given.labels[:prompt_length], given.features)
-        ((first,),) = relevance.explain(tiny, [[given]], SweepSettings("argmax"))
-        ((second,),) = relevance.explain(tiny, [[bare]], SweepSettings("argmax"))
+        ((first,),) = propagation.explain(tiny, [[given]], SweepSettings("argmax"))
+        ((second,),) = propagation.explain(tiny, [[bare]], SweepSettings("argmax"))
         assert torch.equal(first, second)
 
     def test_an_empty_answer_is_refused(self, tiny: llava_module.Llava) -> None:
@@ -146,10 +146,10 @@ class TestExplain:
         bare = Question(encoded.ids, encoded.labels, torch.zeros(tiny.image_tokens, 64, dtype=torch.float64))
         for nothing in (bare, *questions(tiny, [("what?", ""), ("what?", "  ")])):
             with pytest.raises(InputError, match="at least one token"):
-                relevance.explain(tiny, [[nothing]], SweepSettings())
+                propagation.explain(tiny, [[nothing]], SweepSettings())
 
     def test_nothing_to_do(self, tiny: llava_module.Llava) -> None:
-        assert relevance.explain(tiny, [], SweepSettings()) == []
+        assert propagation.explain(tiny, [], SweepSettings()) == []
 
 
 def test_checkpoint_helper_is_deterministic(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cos_core import roi
 from cos_core.errors import InputError
 from cos_core.geometry import Box, SquarePad
-from cos_core.roi import RoiRule
+from cos_core.relevance import roi
+from cos_core.relevance.roi import RoiRule
 from cos_core.types import Regions
 
 LEFT, MIDDLE, RIGHT, FAR = Box(0, 0, 0.3, 0.3), Box(0.2, 0.1, 0.5, 0.4), Box(0.5, 0.1, 0.7, 0.4), Box(0.8, 0.8, 1.0, 1.0)

@@ -14,12 +14,13 @@ from children import children
 from reporters import Told
 from toy_job import ToyJob
 
-from cos_core import memory, runners
+from cos_core import runners
 from cos_core.errors import CosError, InputError
 from cos_core.interfaces import SilentReporter
 from cos_core.runners import RunnerConfig, _dealer
 from cos_core.runners._dealer import Dealer, Died, Done, Ready, Said
 from cos_core.runners.processes import build as build_processes
+from cos_core.system import memory
 
 SQUARES = [[n * n for n in range(k, k + 3)] for k in range(0, 60, 3)]
 PORTIONS = [list(range(k, k + 3)) for k in range(0, 60, 3)]

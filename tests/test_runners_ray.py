@@ -22,14 +22,15 @@ from reporters import Told
 from tiny_llava import make_checkpoint
 from toy_job import ToyJob
 
-from cos_core import manifest, runners
+from cos_core import runners
 from cos_core.annotate import AnnotateConfig, run
 from cos_core.errors import InputError, MissingError
+from cos_core.files import manifest
+from cos_core.files.jsonl import read_lines
 from cos_core.interfaces import SilentReporter
-from cos_core.jsonl import read_lines
 from cos_core.miniature.scenes import write_dataset
 from cos_core.runners import RunnerConfig
-from cos_core.store import is_store
+from cos_core.store.annotations import is_store
 
 ray = pytest.importorskip("ray", reason="the extra `scale` is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cos_core.datasets import read_examples
+from cos_core.data.datasets import read_examples
 from cos_core.errors import InputError
 from cos_core.miniature import scenes
 from cos_core.miniature.scenes import COLOURS, Question, Scene, Thing

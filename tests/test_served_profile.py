@@ -18,12 +18,14 @@ from PIL import Image
 from reporters import Told
 
 from cos_cli import main
-from cos_core import assets, hub
 from cos_core.engines import _served
 from cos_core.engines._messages import assumed
 from cos_core.engines.openai import OpenAIEngine
-from cos_core.infer import InferConfig, build_engine, setting
+from cos_core.files import assets
+from cos_core.infer import InferConfig
 from cos_core.infer.settings import model_fingerprint
+from cos_core.infer.stage import build_engine, setting
+from cos_core.models import hub
 
 COLOUR = (140, 140, 140)
 

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 from strange_server import Behaviour, Server, behaviours
 
-from cos_core import prompts
+from cos_core.dialogue import prompts
 from cos_core.engines.openai import build
 from cos_core.errors import CosError
 from cos_core.evaluate.judge import Endpoint
 from cos_core.interfaces import Request
-from cos_core.web import Patience
+from cos_core.web.client import Patience
 
 # pragma: allowlist nextline secret
 KEY = "sk-0123456789-not-to-be-seen"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cos_core import spreadsheet
+from cos_core.files import csv_writer
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,6 @@ from cos_core import spreadsheet
     ],
 )
 def test_cells(tmp_path: Path, given: object, kept: str) -> None:
-    spreadsheet.write(tmp_path / "t.csv", ["=head", "b"], [[given, 1]])
+    csv_writer.write(tmp_path / "t.csv", ["=head", "b"], [[given, 1]])
     with (tmp_path / "t.csv").open(encoding="utf-8", newline="") as file:
         assert list(csv.reader(file)) == [["'=head", "b"], [kept, "1"]]

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cos_core import metrics, statistics
 from cos_core.errors import InputError
-from cos_core.metrics import Estimate
-from cos_core.statistics import Interval
+from cos_core.scoring import metrics, statistics
+from cos_core.scoring.metrics import Estimate
+from cos_core.scoring.statistics import Interval
 
 
 def mean_interval(values: list[float], clusters: Sequence[Hashable], replicates: int = 2000, seed: int = 0) -> Interval | None:

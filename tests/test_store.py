@@ -21,7 +21,8 @@ import cos_core
 from cos_core import store as store_module
 from cos_core.errors import InputError, LockedError
 from cos_core.geometry import Box
-from cos_core.store import Store, environment
+from cos_core.store import environment
+from cos_core.store.annotations import Store
 from cos_core.types import Annotation
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(cos_core.__file__).parents[1])}

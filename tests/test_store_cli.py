@@ -11,9 +11,9 @@ from PIL import Image
 
 from cos_cli import main
 from cos_core.geometry import Box
-from cos_core.store import Store
+from cos_core.store.annotations import Store
 from cos_core.types import Annotation
-from cos_core.visualize.heat import read_heat
+from cos_core.visualize.relevance_maps import read_heat
 
 MARK = "0123456789abcdef"
 

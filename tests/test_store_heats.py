@@ -20,7 +20,8 @@ from hypothesis.extra import numpy as arrays
 
 from cos_core.errors import InputError
 from cos_core.geometry import Box
-from cos_core.store import Heat, Store, codec
+from cos_core.store import codec
+from cos_core.store.annotations import Heat, Store
 from cos_core.types import Annotation
 
 ROOT = Path(__file__).parents[1]

@@ -16,15 +16,16 @@ import numpy as np
 import pytest
 
 import cos_core
-from cos_core import filesystems, manifest
 from cos_core.errors import InputError, LockedError
+from cos_core.files import filesystems, manifest
 from cos_core.geometry import Box
 from cos_core.interfaces import SilentReporter
-from cos_core.store import Store, codec
+from cos_core.store import codec
 from cos_core.store import merge as merging
+from cos_core.store.annotations import Store
 from cos_core.store.check import check
 from cos_core.store.merge import MergeConfig, merge, run
-from cos_core.storestats import MOST_REASONS, OTHERS, statistics
+from cos_core.store.statistics import MOST_REASONS, OTHERS, statistics
 from cos_core.types import Annotation
 
 MARK = "0123456789abcdef"

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from strange_checkpoints import copied, put
 
-from cos_core import assets, checkpoints, hub
-from cos_core.checkpoint_files import header
 from cos_core.errors import CosError, InputError, MissingError
-from cos_core.layout.check import check
+from cos_core.files import assets
+from cos_core.models import checkpoint_info, hub
+from cos_core.models.checkpoint_files import header
+from cos_core.models.layout.check import check
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 KNOWN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -169,7 +170,7 @@ def test_the_hubs_cache_is_made_of_links(tmp_path: Path) -> None:
         path.rename(blobs / str(number))
         path.symlink_to(Path("..", "..", "blobs", str(number)))
     assert check(folder).layers == 5
-    assert checkpoints.describe(str(folder))[1] is None
+    assert checkpoint_info.describe(str(folder))[1] is None
 
 
 def test_what_transformers_leaves_out_is_known(tmp_path: Path) -> None:
@@ -185,7 +186,7 @@ def test_what_transformers_leaves_out_is_known(tmp_path: Path) -> None:
 def test_another_family_is_described_and_refused(tmp_path: Path) -> None:
     folder = copied(assets.miniature_checkpoint(), tmp_path / "model")
     put(folder / "config.json", {"model_type": "llava_next", "text_config": {"num_hidden_layers": 7}, "vision_config": {}})
-    found, refused = checkpoints.describe(str(folder))
+    found, refused = checkpoint_info.describe(str(folder))
     assert found["weights"] == sum(tensor.count for tensor in header(folder / WEIGHTS).values())
     assert (found["model_type"], found["layers"]) == ("llava_next", 7)
     assert refused is not None
@@ -211,7 +212,7 @@ def test_two_hundred_mutations_are_answers_or_sentences(tmp_path: Path) -> None:
     """In one process that may take 2 GiB more than it had: no exception but a CosError, and none that does not end."""
     from tiny_llava import make_checkpoint
 
-    from cos_core.prompts import load_profile
+    from cos_core.dialogue.prompts import load_profile
 
     sound = make_checkpoint(tmp_path / "sound")
     put(sound / "cos_profile.json", load_profile("paper").to_json())

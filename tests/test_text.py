@@ -5,7 +5,7 @@ import os
 import pytest
 
 from cos_core.errors import InputError
-from cos_core.text import one_line, read_text
+from cos_core.files.text import one_line, read_text
 
 
 def test_byte_order_mark_is_no_part_of_the_text(tmp_path):

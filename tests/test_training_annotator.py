@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from training_world import BOX, SIZES, collected, config, log_of, make_world, recipe, weights
 
-from cos_core import checkpoints, manifest, plug, training
-from cos_core.datasets import read_examples
+from cos_core import training
+from cos_core.data.datasets import read_examples
 from cos_core.errors import InputError
-from cos_core.images import open_image
+from cos_core.files import manifest, plug
+from cos_core.files.images import open_image
 from cos_core.interfaces import SilentReporter
+from cos_core.models import checkpoint_info
 from cos_core.training import TrainConfig
 from cos_core.training.data import TrainData, draw
 from cos_core.types import Regions
@@ -82,26 +84,26 @@ def test_an_annotator_learns_answers_and_says_what_it_was_shown(world: Path, tun
     done = manifest.read(tuned)
     assert done.counts == {"ok": 5, "failed": 0, "skipped": 0}
     assert done.inputs.keys() == {"data", "model"}
-    made = checkpoints.annotator_provenance(str(tuned))
+    made = checkpoint_info.annotator_provenance(str(tuned))
     assert made is not None
     assert (made["backbone"], made["region_tokens"], made["steps"], made["samples"]) == ("regions", 2, 4, 5)
     assert made["detector"]["windows"] == [[0.5, 2], [0.8, 1]]
     assert made["parent"]["fingerprint"] == done.inputs["model"]["fingerprint"]
     assert made["data"]["sha256"] == manifest.file_digest(world / "data.json")
-    assert checkpoints.annotator_provenance(str(world / "model")) is None
+    assert checkpoint_info.annotator_provenance(str(world / "model")) is None
     (tuned / "torn").mkdir()
-    (tuned / "torn" / checkpoints.ANNOTATOR_FILE).write_text("{}")
+    (tuned / "torn" / checkpoint_info.ANNOTATOR_FILE).write_text("{}")
     with pytest.raises(InputError, match="does not say how the annotator was made"):
-        checkpoints.annotator_provenance(str(tuned / "torn"))
+        checkpoint_info.annotator_provenance(str(tuned / "torn"))
 
 
 def test_another_sight_than_the_tuned_one_is_named(tuned: Path) -> None:
-    made = checkpoints.annotator_provenance(str(tuned))
+    made = checkpoint_info.annotator_provenance(str(tuned))
     assert made is not None
     grid = plug.load("detectors", "grid", **FEW)
-    assert checkpoints.annotator_differences(made, backbone="regions", detector=plug.described(grid), region_tokens=2) == []
+    assert checkpoint_info.annotator_differences(made, backbone="regions", detector=plug.described(grid), region_tokens=2) == []
     other = plug.described(plug.load("detectors", "grid", windows=((0.4, 3),)))
-    said = checkpoints.annotator_differences(made, backbone="patches", detector=other, region_tokens=1)
+    said = checkpoint_info.annotator_differences(made, backbone="patches", detector=other, region_tokens=1)
     assert [text.split(" with ")[1].split(" ")[0] for text in said] == ["backbone", "detector", "region_tokens"]
     assert "0.4" in said[1]
 
@@ -118,7 +120,7 @@ def test_an_annotator_of_patches_learns_the_plain_dialogue(world: Path, tmp_path
     plain = config(world, tmp_path / "plain", store=None, policy="none", max_steps=2)
     training.run(plain, SilentReporter())
     assert [r["loss"] for r in log_of(tmp_path / "out")] == [r["loss"] for r in log_of(tmp_path / "plain")]
-    found = json.loads((tmp_path / "out" / checkpoints.ANNOTATOR_FILE).read_text())
+    found = json.loads((tmp_path / "out" / checkpoint_info.ANNOTATOR_FILE).read_text())
     assert (found["backbone"], found["detector"], found["region_tokens"]) == ("patches", None, None)
 
 
@@ -164,7 +166,7 @@ def test_annotations_say_how_their_annotator_was_tuned(world: Path, tuned: Path,
     from reporters import Told
 
     from cos_core import annotate
-    from cos_core.store import Store
+    from cos_core.store.annotations import Store
 
     job = annotate.AnnotateConfig(
         world / "data.json",
@@ -180,7 +182,7 @@ def test_annotations_say_how_their_annotator_was_tuned(world: Path, tuned: Path,
     annotate.run(job, told)
     assert not [words for words in told.warnings if "tuned" in words]
     with Store.read(job.out) as store:
-        assert store.info()["provenance"]["annotator"] == checkpoints.annotator_provenance(str(tuned))
+        assert store.info()["provenance"]["annotator"] == checkpoint_info.annotator_provenance(str(tuned))
     told = Told()
     annotate.run(replace(job, out=tmp_path / "otherwise", detector_options={}, backbone_options={}), told)
     tuned_with = [words for words in told.warnings if "was tuned with" in words]

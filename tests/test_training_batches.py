@@ -14,7 +14,7 @@ from training_world import (
     samples,
 )
 
-from cos_core.encoding import IGNORE
+from cos_core.dialogue.encoding import IGNORE
 from cos_core.training.data import TrainData
 
 
@@ -64,7 +64,7 @@ def test_the_order_depends_on_the_global_batch_alone(grouped: bool) -> None:
 
 
 def test_batches_are_padded_on_the_right(world: Path) -> None:
-    from cos_core import llava
+    from cos_core.models import llava
     from cos_core.training.collate import Collator
 
     model = llava.load(world / "model", device="cpu")
@@ -94,8 +94,8 @@ def test_quick_pixels_are_the_processors_to_the_bit() -> None:
     import numpy as np
     from transformers import CLIPImageProcessorPil
 
-    from cos_core.images import square_pad
-    from cos_core.llava import processed
+    from cos_core.files.images import square_pad
+    from cos_core.models.llava import processed
 
     random = np.random.default_rng(0)
     sizes = [(97, 61), (61, 97), (53, 53), (500, 3), (3, 500), (336, 200), (1001, 337), (1, 1), (2, 1)]

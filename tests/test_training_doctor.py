@@ -14,11 +14,11 @@ from reporters import Told
 from tiny_llava import make_checkpoint
 
 from cos_core import training
-from cos_core.datasets import read_examples
+from cos_core.data.datasets import read_examples
+from cos_core.data.released import ReleasedRegions, Square
 from cos_core.errors import InputError
 from cos_core.geometry import Box, SquarePad
-from cos_core.released import ReleasedRegions, Square
-from cos_core.store import Store
+from cos_core.store.annotations import Store
 from cos_core.training import TrainConfig
 from cos_core.types import Annotation, Example
 

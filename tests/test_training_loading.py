@@ -130,8 +130,9 @@ def test_a_model_read_straight_to_its_device_trains_as_any_other(
     import torch
     from transformers import LlavaForConditionalGeneration
 
-    from cos_core import llava, training
+    from cos_core import training
     from cos_core.interfaces import SilentReporter
+    from cos_core.models import llava
 
     read, asked = llava.read_network, list[Any]()
     from_pretrained = LlavaForConditionalGeneration.from_pretrained
@@ -211,7 +212,7 @@ def test_a_step_that_does_not_fit_ends_the_run_with_that_sentence(
 
     from cos_core import training
     from cos_core.interfaces import SilentReporter
-    from cos_core.training import checkpoints
+    from cos_core.training import resume_points
     from cos_core.training.trainer import ChainTrainer
 
     step = ChainTrainer.training_step
@@ -226,9 +227,9 @@ def test_a_step_that_does_not_fit_ends_the_run_with_that_sentence(
         patch.setattr(ChainTrainer, "training_step", hungry)
         with pytest.raises(InputError, match=r"memory ran out while training .*--batch-size 1 --global-batch 2"):
             training.run(made, SilentReporter())
-    last = checkpoints.last_whole(tmp_path / "out" / "checkpoints")
+    last = resume_points.last_whole(tmp_path / "out" / "checkpoints")
     assert last is not None
-    assert checkpoints.step_of(last) == 2
+    assert resume_points.step_of(last) == 2
     assert training.run(made, SilentReporter()).results["steps"] == 4
 
 

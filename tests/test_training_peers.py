@@ -14,7 +14,7 @@ import pytest
 
 from cos_core.errors import CosError, InputError
 from cos_core.interfaces import SilentReporter
-from cos_core.training import checkpoints
+from cos_core.training import resume_points
 from cos_core.training.peers import Peers
 
 
@@ -187,14 +187,14 @@ def test_each_process_flushes_its_own_files(tmp_path: Path, monkeypatch: pytest.
         patch.setattr(os, "fsync", sync)
         for rank in range(2):
             flushed.clear()
-            sizes.append(checkpoints.flush(folder, rank, 2))
+            sizes.append(resume_points.flush(folder, rank, 2))
             assert set(flushed) == {name for name, owner in FILES.items() if owner == rank} == set(sizes[-1])
             assert len(flushed) == len(sizes[-1]), "each once"
-    checkpoints.mark_whole(folder, sizes)
-    record = checkpoints.record_of(folder)
+    resume_points.mark_whole(folder, sizes)
+    record = resume_points.record_of(folder)
     assert record == {"step": 3, "processes": 2, "files": {name: len(name) for name in FILES}}
     (folder / "latest").write_text("longer than before")
-    assert checkpoints.record_of(folder) is None
+    assert resume_points.record_of(folder) is None
 
 
 # The interval between checkpoints

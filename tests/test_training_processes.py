@@ -21,9 +21,10 @@ import pytest
 from PIL import Image
 from training_world import log_of, make_scenes, weights
 
-from cos_core import assets, manifest, training
+from cos_core import training
+from cos_core.files import assets, manifest
 from cos_core.interfaces import SilentReporter
-from cos_core.training import TrainConfig, checkpoints
+from cos_core.training import TrainConfig, resume_points
 
 pytestmark = pytest.mark.slow
 STEPS, TEN = 16, 10
@@ -166,9 +167,9 @@ def test_zero2_has_the_losses_of_one_process_and_stops_with_a_whole_checkpoint(
     process.send_signal(signal.SIGTERM)
     _, heard = process.communicate(timeout=900)
     assert process.returncode == 130, heard[-3000:]
-    last = checkpoints.last_whole(out / "checkpoints")
+    last = resume_points.last_whole(out / "checkpoints")
     assert last is not None
-    assert TEN <= checkpoints.step_of(last) == len(losses(out)) < STEPS
+    assert TEN <= resume_points.step_of(last) == len(losses(out)) < STEPS
     assert losses(out) == pytest.approx(alone[: len(losses(out))], rel=1e-4)
     assert not (out / manifest.FILE).exists()
     frozen_and_trained(world, weights(last), finished=False)
@@ -177,11 +178,11 @@ def test_zero2_has_the_losses_of_one_process_and_stops_with_a_whole_checkpoint(
 
 def flushed_by_both(out: Path) -> None:
     """What DeepSpeed and the Trainer write for the second process is its own to flush, by the names they use today."""
-    last = checkpoints.last_whole(out / "checkpoints")
+    last = resume_points.last_whole(out / "checkpoints")
     assert last is not None
-    record = checkpoints.record_of(last)
+    record = resume_points.record_of(last)
     assert record is not None
-    seconds = {name for name in record["files"] if checkpoints.owner(name, 2) == 1}
+    seconds = {name for name in record["files"] if resume_points.owner(name, 2) == 1}
     assert any("optim_states" in name for name in seconds)
     assert any("rng_state" in name for name in seconds)
     assert record["files"].keys() == {str(path.relative_to(last)) for path in last.rglob("*") if path.is_file()} - {

@@ -23,13 +23,14 @@ from training_world import (
     weights,
 )
 
-from cos_core import manifest, plug, training
-from cos_core.datasets import read_examples
+from cos_core import training
+from cos_core.data.datasets import read_examples
+from cos_core.dialogue.prompts import load_profile
 from cos_core.errors import InputError
+from cos_core.files import manifest, plug
+from cos_core.files.jsonl import read_lines
 from cos_core.interfaces import SilentReporter
-from cos_core.jsonl import read_lines
-from cos_core.prompts import load_profile
-from cos_core.store import Store
+from cos_core.store.annotations import Store
 from cos_core.training import engine
 from cos_core.training.data import TrainData
 from cos_core.training.samples import NO_ANNOTATION
@@ -65,7 +66,7 @@ def test_the_projector_moves_when_asked(world: Path, tmp_path: Path) -> None:
 def test_the_checkpoint_loads_as_any_other(trained: Path) -> None:
     from transformers import AutoProcessor
 
-    from cos_core import llava
+    from cos_core.models import llava
 
     model = llava.load(trained, device="cpu")
     assert model.profile == load_profile("paper")

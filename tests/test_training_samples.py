@@ -22,15 +22,15 @@ from training_world import (
     samples,
 )
 
-from cos_core import plug
-from cos_core.boxtext import read_box, write_box
-from cos_core.encoding import IGNORE, Encoded, encode
+from cos_core.data.released import Square
+from cos_core.dialogue.box_text import read_box, write_box
+from cos_core.dialogue.encoding import IGNORE, Encoded, encode
+from cos_core.dialogue.prompts import Profile, dialogue, load_profile
 from cos_core.errors import InputError
+from cos_core.files import plug
+from cos_core.files.images import crop_region, open_image, square_pad
 from cos_core.geometry import Box, SquarePad, full_box
-from cos_core.images import crop_region, open_image, square_pad
-from cos_core.prompts import Profile, dialogue, load_profile
-from cos_core.released import Square
-from cos_core.store import Store
+from cos_core.store.annotations import Store
 from cos_core.training.data import CUT_IMAGE, CUT_LABELS, TrainData, as_written, cut, draw, limit, make_item
 from cos_core.training.samples import NO_ANSWER, OTHER_IMAGE
 from cos_core.types import Annotation, Example

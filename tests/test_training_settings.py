@@ -20,10 +20,11 @@ from training_world import (
 )
 
 from cos_cli import main
-from cos_core import plug, training
+from cos_core import training
+from cos_core.dialogue.prompts import load_profile
 from cos_core.errors import InputError, MissingError
+from cos_core.files import plug
 from cos_core.interfaces import SilentReporter
-from cos_core.prompts import load_profile
 from cos_core.training import TrainConfig
 from cos_core.training.data import TrainData
 
@@ -52,7 +53,7 @@ def test_adapters_have_a_learning_rate_of_their_own() -> None:
 
 def test_the_shipped_settings_are_settings() -> None:
     """The paper's file says what the defaults are; the released one names where the two differ."""
-    from cos_core import assets
+    from cos_core.files import assets
     from cos_core.training.engine import deepspeed_settings, stage_of
 
     places = {"data": Path("d"), "images": Path("i"), "out": Path("o"), "store": Path("s")}
@@ -151,7 +152,7 @@ def test_the_shipped_files_are_read_by_the_command(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     """What stands on the command line wins; the rest is the file's."""
-    from cos_core import assets
+    from cos_core.files import assets
 
     path = assets.template("config", f"train-{name}.toml")
     places = {"data": world / "data.json", "images": world / "images", "store": world / "store", "out": tmp_path / "out"}

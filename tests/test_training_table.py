@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 from training_world import BOX, Collected, Ears, collected, config, examples, make_world, recipe
 
-from cos_core import plug, training
-from cos_core.datasets import read_examples
+from cos_core import training
+from cos_core.data.datasets import read_examples
+from cos_core.data.released import ReleasedRegions
 from cos_core.errors import CosError, InputError
+from cos_core.files import plug
 from cos_core.geometry import Box
 from cos_core.interfaces import SilentReporter
-from cos_core.released import ReleasedRegions
-from cos_core.store import Store
+from cos_core.store.annotations import Store
 from cos_core.training import table
 from cos_core.training.data import Item, TrainData
 from cos_core.training.reasons import ReasonFile, Reasons, Skipped
@@ -110,7 +111,7 @@ LAYOUTS = ("list", "list by hand", "lines", "lines of Windows")
 @pytest.mark.parametrize("chunk", [37, 2**22])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_records_of_all_kinds(tmp_path: Path, layout: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cos_core.jsonwindow.CHUNK", chunk)
+    monkeypatch.setattr("cos_core.files.json_window.CHUNK", chunk)
     data = tmp_path / "data.json"
     write(data, layout)
     problems: list[Any] = []

@@ -17,9 +17,10 @@ from training_world import (
     weights,
 )
 
-from cos_core import manifest, training
-from cos_core.encoding import IGNORE
+from cos_core import training
+from cos_core.dialogue.encoding import IGNORE
 from cos_core.errors import CosError
+from cos_core.files import manifest
 from cos_core.interfaces import SilentReporter
 
 
@@ -85,21 +86,21 @@ def test_a_signal_leaves_a_whole_checkpoint(world: Path, tmp_path: Path, number:
             elif stage == "train" and done == 2 and number is not None:
                 os.kill(os.getpid(), number)
 
-    from cos_core.training import checkpoints
+    from cos_core.training import resume_points
 
     made = config(world, tmp_path / "out", max_steps=6)
     before = None if number is None else signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt):
         training.run(made, Signal())
-    last = checkpoints.last_whole(tmp_path / "out" / "checkpoints")
+    last = resume_points.last_whole(tmp_path / "out" / "checkpoints")
     assert last is not None
-    assert checkpoints.step_of(last) == 3, "the step at hand is finished"
+    assert resume_points.step_of(last) == 3, "the step at hand is finished"
     assert number is None or signal.getsignal(number) == before, "handlers are put back"
     assert not (tmp_path / "out" / ".stop").exists()
     torn = tmp_path / "out" / "checkpoints" / "checkpoint-5"
     torn.mkdir()
     (torn / "model.safetensors").write_bytes(b"half")
-    assert checkpoints.last_whole(torn.parent) == last, "a torn checkpoint does not count"
+    assert resume_points.last_whole(torn.parent) == last, "a torn checkpoint does not count"
     training.run(made, SilentReporter())
     assert [r["step"] for r in log_of(tmp_path / "out")] == list(range(1, 7))
     assert not (tmp_path / "out" / "checkpoints").exists()
@@ -108,18 +109,18 @@ def test_a_signal_leaves_a_whole_checkpoint(world: Path, tmp_path: Path, number:
 def test_the_older_checkpoint_goes_when_the_newer_is_whole(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cos_core.training import checkpoints
+    from cos_core.training import resume_points
 
     marked: list[int] = []
     there: list[list[int]] = []
-    whole = checkpoints.mark_whole
+    whole = resume_points.mark_whole
 
     def mark(folder: Path, files: list[dict[str, int]]) -> None:
-        there.append(sorted(checkpoints.step_of(path) for path in folder.parent.glob("checkpoint-*")))
+        there.append(sorted(resume_points.step_of(path) for path in folder.parent.glob("checkpoint-*")))
         whole(folder, files)
-        marked.append(checkpoints.step_of(folder))
+        marked.append(resume_points.step_of(folder))
 
-    monkeypatch.setattr(checkpoints, "mark_whole", mark)
+    monkeypatch.setattr(resume_points, "mark_whole", mark)
     training.run(config(world, tmp_path / "out", save_every=1, max_steps=3), SilentReporter())
     assert marked == [1, 2, 3]
     assert there == [[1], [1, 2], [2, 3]]

@@ -14,12 +14,13 @@ from PIL import Image
 from reference.coverage_reference import covered
 from reporters import Told
 
-from cos_core import manifest, tally
 from cos_core.errors import InputError
+from cos_core.files import manifest
 from cos_core.geometry import Box
 from cos_core.interfaces import SilentReporter
-from cos_core.store import Store
-from cos_core.tally import MAP_CELLS, BoxTally, Histogram
+from cos_core.scoring import box_tally
+from cos_core.scoring.box_tally import MAP_CELLS, BoxTally, Histogram
+from cos_core.store.annotations import Store
 from cos_core.types import Annotation, Prediction
 from cos_core.visualize.boxes import BoxStatsConfig, run
 
@@ -69,16 +70,16 @@ def test_batches_change_nothing(corners: list[tuple[float, float, float, float]]
     boxes = [Box(x, y, min(1.0, x + w * 0.9 + 0.01), min(1.0, y + h * 0.9 + 0.01)) for x, y, w, h in corners]
     whole = BoxTally()
     parts = BoxTally()
-    usual = tally._BATCH
+    usual = box_tally._BATCH
     for box in boxes:
         whole.add(box, "ok")
     assert whole.boxes == len(boxes)
-    tally._BATCH = batch
+    box_tally._BATCH = batch
     try:
         for box in boxes:
             parts.add(box, "ok")
     finally:
-        tally._BATCH = usual
+        box_tally._BATCH = usual
     parts._flush()
     assert np.allclose(whole.centre_bias, parts.centre_bias)
     assert whole.area.rows() == parts.area.rows()
@@ -251,8 +252,8 @@ def test_statistics_equal_a_plain_numpy_computation() -> None:
     assert figures["area"]["median"] == pytest.approx(np.median(area), abs=1 / 2000)
     assert figures["aspect"]["mean"] == pytest.approx(np.exp(np.log(aspect).mean()))
     assert figures["centre_offset"]["mean"] == pytest.approx(offset.mean())
-    assert counted.area.counts.tolist() == np.histogram(area, tally.AREA_EDGES)[0].tolist()
-    assert counted.offset.counts.tolist() == np.histogram(offset, tally.OFFSET_EDGES)[0].tolist()
+    assert counted.area.counts.tolist() == np.histogram(area, box_tally.AREA_EDGES)[0].tolist()
+    assert counted.offset.counts.tolist() == np.histogram(offset, box_tally.OFFSET_EDGES)[0].tolist()
     edges = np.arange(MAP_CELLS + 1) / MAP_CELLS
     cover = [
         np.clip(np.minimum(high[:, a, None], edges[1:]) - np.maximum(low[:, a, None], edges[:-1]), 0, None) for a in (0, 1)
@@ -266,10 +267,10 @@ def test_the_centre_bias_map_equals_its_definition() -> None:
     boxes = np.concatenate([low, np.minimum(1.0, low + dice.uniform(0.001, 0.7, (60, 2)))], axis=1)
     # On cell borders, at the picture's, thinner than a cell, and the whole picture.
     boxes[:4] = [[0.25, 0.5, 0.75, 1.0], [0.0, 0.0, 1 / 64, 1 / 64], [0.501, 0.2, 0.502, 0.9], [0.0, 0.0, 1.0, 1.0]]
-    counted = tally.BoxTally()
+    counted = box_tally.BoxTally()
     counted.add_many(boxes, "ok")
     assert counted.centre_bias == pytest.approx(covered(boxes, MAP_CELLS) / 60, abs=1e-12)
-    one_by_one = tally.BoxTally()
+    one_by_one = box_tally.BoxTally()
     for corners in boxes:
         one_by_one.add(Box(*map(float, corners)), "ok")
     assert one_by_one.to_json() == counted.to_json()

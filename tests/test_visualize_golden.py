@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cos_core import images
-from cos_core.cropping import assumed_crop
+from cos_core.dialogue.cropping import assumed_crop
 from cos_core.errors import InputError
+from cos_core.files import images
 from cos_core.geometry import Box
-from cos_core.visualize import heat
+from cos_core.visualize import relevance_maps as heat
 from cos_core.visualize.draw import BLACK, COLOURS, Mark, draw_marks, show
 from cos_core.visualize.overlay import Scene, render
 

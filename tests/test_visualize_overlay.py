@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cos_core import manifest
-from cos_core.cropping import assumed_crop
+from cos_core.dialogue.cropping import assumed_crop
 from cos_core.errors import InputError
+from cos_core.files import manifest
 from cos_core.geometry import Box
 from cos_core.interfaces import SilentReporter
-from cos_core.store import Store
+from cos_core.store.annotations import Store
 from cos_core.types import Annotation, Example, Prediction
 from cos_core.visualize.draw import COLOURS, Mark
 from cos_core.visualize.overlay import OverlayConfig, Scene, notes, render, run

@@ -20,19 +20,20 @@ from PIL import Image
 from reporters import Told
 from scored_runs import folder, scored
 
-from cos_core import manifest
 from cos_core.errors import FailuresError, InputError, LockedError
+from cos_core.files import manifest
 from cos_core.geometry import Box
 from cos_core.interfaces import SilentReporter
-from cos_core.store import Store
+from cos_core.store.annotations import Store
 from cos_core.types import Example, Prediction
-from cos_core.visualize import boxes, compare, overlay
+from cos_core.visualize import boxes, overlay
+from cos_core.visualize import contact_sheets as compare
 from cos_core.visualize.export import FORMATS, ExportConfig
 from cos_core.visualize.export import run as export
 from cos_core.visualize.gallery import publishing, write_page
-from cos_core.visualize.heat import file_stem, write_heat
 from cos_core.visualize.html import Html
 from cos_core.visualize.overlay import OverlayConfig
+from cos_core.visualize.relevance_maps import file_stem, write_heat
 from cos_core.visualize.run_report import ReportConfig, run
 
 QUIET = SilentReporter()

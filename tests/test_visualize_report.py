@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from cos_core.errors import InputError
+from cos_core.files.pages import digest
 from cos_core.geometry import Box
-from cos_core.pages import digest
 from cos_core.visualize import demo_sections as sections
 from cos_core.visualize.demo_page import (
     Answered,

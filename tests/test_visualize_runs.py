@@ -15,11 +15,11 @@ from PIL import Image
 from reporters import Told
 from scored_runs import folder, scored
 
-from cos_core import manifest
 from cos_core.errors import FailuresError, InputError
+from cos_core.files import manifest
 from cos_core.geometry import Box
 from cos_core.interfaces import SilentReporter
-from cos_core.store import Store
+from cos_core.store.annotations import Store
 from cos_core.types import Annotation
 from cos_core.visualize import runs as runs_module
 from cos_core.visualize.run_report import ReportConfig, run

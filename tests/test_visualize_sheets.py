@@ -12,12 +12,13 @@ from PIL import Image
 from scored_runs import folder, scored
 
 from cos_cli import main
-from cos_core import manifest
 from cos_core.errors import InputError
+from cos_core.files import manifest
 from cos_core.geometry import Box
 from cos_core.interfaces import SilentReporter
-from cos_core.visualize import compare, export
-from cos_core.visualize.compare import CompareConfig, sheet
+from cos_core.visualize import contact_sheets as compare
+from cos_core.visualize import export
+from cos_core.visualize.contact_sheets import CompareConfig, sheet
 from cos_core.visualize.draw import COLOURS
 from cos_core.visualize.export import ExportConfig
 from cos_core.visualize.select import Selection

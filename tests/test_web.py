@@ -10,10 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from urllib3 import HTTPHeaderDict
 
-from cos_core import web
 from cos_core.errors import InputError
-from cos_core.server_words import pause_named
-from cos_core.web import Client, ServerError
+from cos_core.web import client as web
+from cos_core.web.client import Client, ServerError
+from cos_core.web.server_words import pause_named
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -26,7 +26,7 @@ import transformers
 from cos_core import training
 from cos_core.errors import CosError
 from cos_core.interfaces import SilentReporter
-from cos_core.training import TrainConfig
+from cos_core.training import TrainConfig, resume_points
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def slowed(seconds: float) -> Iterator[None]:
     """Every piece of work that one process does while the others wait takes so much longer: `seconds` 0 changes nothing."""
     from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
-    from cos_core.training import checkpoints, folder, parts, save
+    from cos_core.training import folder, parts, save
     from cos_core.training.trainer import ChainTrainer
 
     rank = os.environ.get("RANK", "0")
@@ -78,7 +78,7 @@ def slowed(seconds: float) -> Iterator[None]:
         (folder, "tidy", "0"),
         (ChainTrainer, "_save", "0"),  # the model of a checkpoint
         (TorchCheckpointEngine, "save", "1"),  # DeepSpeed's part of the second process, two files
-        (checkpoints, "mark_whole", "0"),
+        (resume_points, "mark_whole", "0"),
         (save, "save_checkpoint", "0"),
     ]
     before = [getattr(place, name) for place, name, _ in works]

@@ -11,14 +11,14 @@ from typing import Any
 from PIL import Image
 from tiny_llava import byte_tokenizer, make_checkpoint
 
-from cos_core import plug
-from cos_core.datasets import read_examples
+from cos_core.data.datasets import read_examples
+from cos_core.dialogue.prompts import load_profile
+from cos_core.files import plug
+from cos_core.files.jsonl import read_lines
 from cos_core.geometry import Box
 from cos_core.interfaces import Policy, SilentReporter
-from cos_core.jsonl import read_lines
 from cos_core.miniature.scenes import write_dataset
-from cos_core.prompts import load_profile
-from cos_core.store import Store
+from cos_core.store.annotations import Store
 from cos_core.training import TrainConfig
 from cos_core.training.data import Recipe
 from cos_core.training.reasons import Skipped

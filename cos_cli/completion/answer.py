@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cos_core.assets import completion
+from cos_core.files.assets import completion
 
 PATH = None
 """The answer that leaves the word to the shell's own completion of file names."""

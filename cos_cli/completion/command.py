@@ -10,8 +10,8 @@ import typer
 
 from cos_cli import options
 from cos_cli.console import Session, emit_text, reporting
-from cos_core import assets
 from cos_core.errors import InputError
+from cos_core.files import assets
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from cos_core import plug
+from cos_core.files import plug
 
 DEPTH = 3
 """Folders below the typed one that are looked into."""
@@ -35,7 +35,7 @@ def values(kind: str, typed: str, words: Sequence[str]) -> list[str] | None:
         known = _regions(given) if kind == "roi" else [name for name in plug.available(kind) if name not in given]
         return [head + comma + name for name in known if name.startswith(tail.replace("-", "_"))]
     if kind == "profile":
-        from cos_core.assets import profile_names
+        from cos_core.files.assets import profile_names
 
         return [name for name in profile_names() if name.startswith(typed)]
     if kind == "example":
@@ -113,7 +113,7 @@ def _examples(typed: str, words: Sequence[str]) -> list[str]:
         return offers(SortedKeys(_recorded_ids(Path(predictions).expanduser())), typed)
     for word in (_option(words, "--store"), *words):
         if word and is_store(Path(word).expanduser()):
-            from cos_core.store_ids import StoreIds
+            from cos_core.store.ids import StoreIds
 
             with StoreIds(Path(word).expanduser()) as ids:
                 return offers(ids, typed)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cos_core import processes
+from cos_core.system import worker_process
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class DemoConfig:
 
     @property
     def workers(self) -> int:
-        return self.jobs or max(1, min(processes.cores(), 8))
+        return self.jobs or max(1, min(worker_process.cores(), 8))
 
     def labels(self, policy: str) -> Path:
         return self.out / "labels" / policy

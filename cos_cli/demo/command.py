@@ -12,9 +12,9 @@ import typer
 from cos_cli import options, settings
 from cos_cli.console import Session, emit_json, reporting
 from cos_cli.demo.arms import MAIN
-from cos_core import bounds
-from cos_core.screen import behind
-from cos_core.text import escaped
+from cos_core.files.text import escaped
+from cos_core.system import bounds
+from cos_core.system.streams import behind
 
 _SHORT = {"reading": "read", "colour": "col.", "relation": "rel."}
 """Column heads that would not fit."""

@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from cos_cli.demo.arms import ARMS, BASE, CENTRE, LABELS, MAIN, Arm, DemoConfig, arm, settings
-from cos_core import comparison, evaluate, jsonl, manifest, metrics
-from cos_core.checkpoints import fill_of
-from cos_core.comparison import ScoredRun
-from cos_core.datasets import read_examples
-from cos_core.evaluate.compare import runs_below
+from cos_core.data.datasets import read_examples
+from cos_core.dialogue.prompts import checkpoint_profile
+from cos_core.evaluate import stage as evaluate
+from cos_core.evaluate.compare_runs import runs_below
+from cos_core.files import jsonl, manifest
 from cos_core.geometry import Box
 from cos_core.miniature.scenes import KINDS
-from cos_core.prompts import checkpoint_profile
-from cos_core.store import Store
+from cos_core.models.checkpoint_info import fill_of
+from cos_core.scoring import comparison, metrics
+from cos_core.scoring.comparison import ScoredRun
+from cos_core.store.annotations import Store
 from cos_core.types import Annotation, Example, Prediction, Score
 from cos_core.visualize import demo_page as page
 from cos_core.visualize.demo_records import ArmRole

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cos_cli.demo.arms import ARMS, LABELS, DemoConfig, arm
-from cos_core import manifest
+from cos_core.files import manifest
 from cos_core.interfaces import Reporter
 from cos_core.types import RunManifest
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from cos_cli.demo.arms import DemoConfig
 from cos_cli.demo.steps import Task, plan
-from cos_core import manifest, processes
 from cos_core.errors import CosError, InputError
+from cos_core.files import manifest
+from cos_core.files.locks import FileLock
 from cos_core.interfaces import Reporter, SilentReporter
-from cos_core.locks import FileLock
+from cos_core.system import worker_process
 
 
 @dataclass(slots=True)
@@ -108,7 +109,7 @@ def _result(task: Task, future: Future[None]) -> None:
 
 def _start_worker(told: Any) -> None:
     """One core a worker (two processes with one thread each beat one with two); a worker ends with its parent."""
-    processes.begin_worker(threads=1)
+    worker_process.begin_worker(threads=1)
     _Teller.told = told
 
 

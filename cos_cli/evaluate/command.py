@@ -10,8 +10,9 @@ import typer
 
 from cos_cli import options, settings
 from cos_cli.console import Session, emit, emit_json, reporting
-from cos_core import bounds, plug
 from cos_core.errors import FailuresError, InputError, RegressionError, UndefinedError
+from cos_core.files import plug
+from cos_core.system import bounds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -304,8 +305,8 @@ def _against(runs: Sequence[Scored], baseline: Path, reporter: Reporter) -> _Fal
 
     Raises InputError when a run was made otherwise than the baseline, or the baseline lacks its benchmark.
     """
-    from cos_core import comparison
-    from cos_core.evaluate.compare import runs_below
+    from cos_core.evaluate.compare_runs import runs_below
+    from cos_core.scoring import comparison
 
     found = []
     for each in runs:

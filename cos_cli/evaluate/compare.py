@@ -12,12 +12,12 @@ import typer
 from cos_cli import options, settings
 from cos_cli.console import Session, columns, emit, emit_json, reporting
 from cos_cli.evaluate.tables import WIDTH, interval, number
-from cos_core import bounds
-from cos_core.text import Lines, escaped
+from cos_core.files.text import Lines, escaped
+from cos_core.system import bounds
 
 if TYPE_CHECKING:
-    from cos_core.comparison import Comparison
-    from cos_core.evaluate.compare import Outcome
+    from cos_core.evaluate.compare_runs import Outcome
+    from cos_core.scoring.comparison import Comparison
 
 _LONGEST = 24
 """Characters of an answer that the list of flipped questions shows."""
@@ -56,9 +56,10 @@ def compare(
     Example:
       cos eval compare run/none run/model
     """
-    from cos_core import evaluate, outputs
     from cos_core.errors import UndefinedError
-    from cos_core.evaluate import compare as comparing
+    from cos_core.evaluate import compare_runs as comparing
+    from cos_core.evaluate import stage as evaluate
+    from cos_core.files import outputs
 
     if len(runs) < 2:
         raise typer.BadParameter("give at least two runs")

@@ -10,9 +10,9 @@ from typing import Any
 from cos_cli.console import emit, emit_json
 from cos_cli.evaluate.suite import short
 from cos_cli.evaluate.tables import WIDTH
-from cos_core import plug
 from cos_core.benchmarks import _files
-from cos_core.text import Lines
+from cos_core.files import plug
+from cos_core.files.text import Lines
 
 _FIRST, _INDENT = 12, " " * 13
 

@@ -11,9 +11,9 @@ import typer
 
 from cos_cli import options, settings
 from cos_cli.console import Session, columns, emit, emit_json, reporting
-from cos_core import bounds
 from cos_core.errors import InputError
-from cos_core.text import Lines
+from cos_core.files.text import Lines
+from cos_core.system import bounds
 
 if TYPE_CHECKING:
     from cos_core.evaluate.paper import Cell
@@ -48,8 +48,8 @@ def report(
     Example:
       cos eval report --paper base-13b=runs/base cos-13b=runs/cos --out report
     """
-    from cos_core import outputs
     from cos_core.evaluate import paper as papers
+    from cos_core.files import outputs
 
     if not paper:
         raise typer.BadParameter("say which report: --paper")

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from cos_cli.console import summary
 from cos_core.errors import FailuresError, InputError, TimeUpError
-from cos_core.jsonl import utf8
-from cos_core.locks import identity
+from cos_core.files.jsonl import utf8
+from cos_core.files.locks import identity
 
 if TYPE_CHECKING:
     from cos_core.evaluate import EvalConfig
@@ -68,8 +68,8 @@ class Suite:
 
     def root(self, name: str) -> Path:
         """A benchmark's folder below `data`, else `data` itself (_files.home)."""
-        from cos_core import plug
         from cos_core.benchmarks import _files
+        from cos_core.files import plug
 
         return _files.home(self.data, short(name), plug.load("benchmarks", name))
 
@@ -127,8 +127,8 @@ def run(suite: Suite, reporter: Reporter) -> list[Scored]:
         for each in loaded:
             _check_places(suite, each)
         if suite.model:
-            from cos_core import infer
-            from cos_core.picture_files import check_folder
+            from cos_core.files.picture_files import check_folder
+            from cos_core.infer import stage as infer
 
             for each in loaded:
                 if any(example.image is not None for example in each.data.examples):
@@ -146,7 +146,7 @@ _PROBLEMS_TOLD = 5
 
 
 def _load(suite: Suite, name: str, reporter: Reporter) -> _Loaded:
-    from cos_core import evaluate
+    from cos_core.evaluate import stage as evaluate
 
     root = suite.root(name)
     benchmark, data = evaluate.load(name, root, suite.score.split, suite.score.scorer)
@@ -168,7 +168,7 @@ def _load(suite: Suite, name: str, reporter: Reporter) -> _Loaded:
 def _check_places(suite: Suite, each: _Loaded) -> None:
     """Raises InputError, before anything is written, for a folder with files that are not this run's: the data, others' files
     of our names, the scores of another benchmark, answers of its own that are not the ones to score."""
-    from cos_core import manifest, outputs
+    from cos_core.files import manifest, outputs
 
     asked = outputs.records_with("id", "dataset", "question")
     answers = outputs.records_with("example_id|answer", "answer", "box_status|fingerprint")
@@ -196,7 +196,8 @@ def _check_places(suite: Suite, each: _Loaded) -> None:
 
 def _answer(suite: Suite, each: _Loaded, arm: str, workers: Runner, reporter: Reporter) -> None:
     """Runs `infer` over a benchmark's questions; they stand beside the answers."""
-    from cos_core import evaluate, infer
+    from cos_core.evaluate import stage as evaluate
+    from cos_core.infer import stage as infer
 
     folder = suite.folder(each.name, arm)
     if suite.model is None or folder is None:
@@ -227,7 +228,7 @@ def _answer(suite: Suite, each: _Loaded, arm: str, workers: Runner, reporter: Re
 
 
 def _score(suite: Suite, each: _Loaded, arm: str, reporter: Reporter) -> Scored:
-    from cos_core import evaluate
+    from cos_core.evaluate import stage as evaluate
 
     folder = suite.folder(each.name, arm)
     predictions = suite.predictions if suite.predictions is not None else folder
@@ -258,7 +259,8 @@ def _recorded(root: Path, name: str) -> Path:
 
 def _collect(part: Part, data: BenchmarkData, folder: Path) -> None:
     """Joins the answers of all parts into one file, in the order of the data. Raises InputError that names absent parts."""
-    from cos_core import evaluate, manifest
+    from cos_core.evaluate import stage as evaluate
+    from cos_core.files import manifest
     from cos_core.types import Example
 
     def questions(number: int) -> list[Example]:
@@ -284,7 +286,7 @@ def _collect(part: Part, data: BenchmarkData, folder: Path) -> None:
 @contextmanager
 def _locked(suite: Suite) -> Iterator[None]:
     """The run's own lock: held until the call ends, and by nobody when its process dies. Parts do not exclude each other."""
-    from cos_core.locks import FileLock
+    from cos_core.files.locks import FileLock
 
     if suite.out is None:
         lock: Any = nullcontext()

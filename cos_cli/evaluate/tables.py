@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cos_cli.console import columns
-from cos_core.text import Lines, escaped
+from cos_core.files.text import Lines, escaped
 
 WIDTH = 80
 """Words are broken here; a table is as wide as what it holds."""
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def table(manifest: RunManifest) -> Lines:
     """The results for a person: how they were made, then one number a line, with its 95 % interval where there is one; the
     headline comes first."""
-    from cos_core.evaluate import said_beside
+    from cos_core.evaluate.stage import said_beside
 
     results = manifest.results
     intervals: Mapping[str, Any] = results.get("intervals", {})

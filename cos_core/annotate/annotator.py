@@ -10,18 +10,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from cos_core import llava, manifest, plug, roi
 from cos_core.annotate.config import AnnotateConfig
 from cos_core.annotate.pictures import Opened
 from cos_core.backbones._each import relevance_of_each
-from cos_core.checkpoints import annotator_differences, annotator_provenance
 from cos_core.errors import InputError
+from cos_core.files import manifest, plug
+from cos_core.files.images import ImageSource
+from cos_core.files.jsonl import utf8
+from cos_core.files.picture_files import Root
 from cos_core.geometry import Box, SquarePad
-from cos_core.heat import painted
-from cos_core.images import ImageSource
 from cos_core.interfaces import Backbone, Detector, Policy, Relevance
-from cos_core.jsonl import utf8
-from cos_core.picture_files import Root
+from cos_core.models import llava
+from cos_core.models.checkpoint_info import annotator_differences, annotator_provenance
+from cos_core.relevance import roi
+from cos_core.relevance.heat import painted
 from cos_core.types import Example, Regions
 
 if TYPE_CHECKING:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cos_core import bounds, picture_files
-from cos_core.datasets import Files
+from cos_core.data.datasets import Files
 from cos_core.errors import InputError
-from cos_core.picture_files import PictureFolder
-from cos_core.roi import RegionKind, RoiRule
+from cos_core.files import picture_files
+from cos_core.files.picture_files import PictureFolder
+from cos_core.files.shard import Shard
+from cos_core.relevance.roi import RegionKind, RoiRule
 from cos_core.runners import RunnerConfig
-from cos_core.shard import Shard
+from cos_core.system import bounds
 
 TargetKind = Literal["log-odds", "logit", "logprob", "argmax"]
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from cos_core import processes
 from cos_core.errors import InputError, TransientError
-from cos_core.images import ImageSource
+from cos_core.files.images import ImageSource
+from cos_core.system import worker_process
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,7 +41,7 @@ class PictureReader:
 
     def __init__(self, prepare: Prepare | None = None, threads: int | None = None) -> None:
         self._prepare = prepare
-        self._pool = ThreadPoolExecutor(threads or processes.feeders(), thread_name_prefix="pictures")
+        self._pool = ThreadPoolExecutor(threads or worker_process.feeders(), thread_name_prefix="pictures")
 
     def begin(self, names: Sequence[str], source: ImageSource) -> Opened:
         """The pictures of these names, which are read from now on; `source` is not to change meanwhile."""

@@ -13,16 +13,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cos_core import manifest, picture_files
 from cos_core.annotate import annotator as finding
 from cos_core.annotate import stage, work
 from cos_core.annotate.annotator import Annotator, Outcome
 from cos_core.annotate.config import AnnotateConfig
 from cos_core.errors import FailuresError, InputError
-from cos_core.images import open_image
+from cos_core.files import manifest, picture_files
+from cos_core.files.images import open_image
+from cos_core.files.picture_files import Root, image_path, shown
 from cos_core.interfaces import Reporter
-from cos_core.picture_files import Root, image_path, shown
-from cos_core.store import Store
+from cos_core.store.annotations import Store
 from cos_core.types import Example, RunManifest
 
 DECODED = 500

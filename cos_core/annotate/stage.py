@@ -16,14 +16,15 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
-from cos_core import failures, filesystems, manifest, picture_files, runners
+from cos_core import runners
 from cos_core.annotate.config import AnnotateConfig
 from cos_core.annotate.work import AnnotateJob, Ask, Found, Portion
-from cos_core.datasets import Problem, Snapshot, by_image, paths_of, read_examples, spoken, tell
+from cos_core.data.datasets import Problem, Snapshot, by_image, paths_of, read_examples, spoken, tell
 from cos_core.errors import FailuresError, InputError
+from cos_core.files import failures, filesystems, manifest, picture_files
+from cos_core.files.plug import load
 from cos_core.interfaces import Reporter
-from cos_core.plug import load
-from cos_core.store import BATCH, Store
+from cos_core.store.annotations import BATCH, Store
 from cos_core.types import Annotation, Example, RunManifest
 
 PORTION = 4

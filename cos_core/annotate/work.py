@@ -6,14 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cos_core import manifest, picture_files, roi
 from cos_core.annotate import annotator as finding
 from cos_core.annotate.annotator import Annotator, Heat, Outcome
 from cos_core.annotate.config import AnnotateConfig
 from cos_core.annotate.pictures import Opened, PictureReader
-from cos_core.datasets import spoken
-from cos_core.images import ImageSource
-from cos_core.picture_files import Shipped
+from cos_core.data.datasets import spoken
+from cos_core.files import manifest, picture_files
+from cos_core.files.images import ImageSource
+from cos_core.files.picture_files import Shipped
+from cos_core.relevance import roi
 from cos_core.types import Annotation, Example
 
 

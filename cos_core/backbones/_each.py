@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from cos_core import memory
 from cos_core.errors import InputError
 from cos_core.interfaces import Backbone, Relevance
+from cos_core.system import memory
 from cos_core.types import Example
 
 if TYPE_CHECKING:

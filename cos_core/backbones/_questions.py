@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cos_core import encoding, llava, memory, processes, relevance
+from cos_core.dialogue import encoding
+from cos_core.dialogue.prompts import DIALOGUE_VERSION, dialogue
 from cos_core.errors import InputError
-from cos_core.prompts import DIALOGUE_VERSION, dialogue
-from cos_core.relevance import Question, SweepSettings
+from cos_core.models import llava
+from cos_core.relevance import propagation
+from cos_core.relevance.propagation import Question, SweepSettings
+from cos_core.system import memory, worker_process
 from cos_core.types import Example
 
 if TYPE_CHECKING:
@@ -79,12 +82,12 @@ class Asker:
         return [row for row in found if row is not None]
 
     def _rows(self, units: list[list[int]], questions: Sequence[Question], settings: SweepSettings) -> list[list[torch.Tensor]]:
-        """As relevance.explain. Where memory runs out: fewer pictures at once, then fewer questions on one, then streamed."""
+        """As propagation.explain. Where memory runs out: fewer pictures at once, then fewer questions on one, then streamed."""
         config, dtype = self.model.model.config.text_config, self.model.model.dtype
         tokens = len(units) * max(_tokens(unit, questions) for unit in units)
-        size = relevance.sweep_bytes(config, dtype, self.settings, tokens)
+        size = propagation.sweep_bytes(config, dtype, self.settings, tokens)
         try:
-            rows = relevance.explain(self.model, [[questions[i] for i in unit] for unit in units], self._within(settings))
+            rows = propagation.explain(self.model, [[questions[i] for i in unit] for unit in units], self._within(settings))
             self.kept.fitted(size)
             self.asked.fitted(len(units[0]))
             return rows
@@ -108,7 +111,7 @@ class Asker:
         """The settings with what a sweep may keep now: less than they say once memory has run out."""
         if self.kept.limit is None:
             return settings
-        allowed = settings.activation_bytes or relevance.ACTIVATION_BYTES
+        allowed = settings.activation_bytes or propagation.ACTIVATION_BYTES
         return replace(settings, activation_bytes=min(allowed, self.kept.limit))
 
     def _batches(self, units: list[list[int]], questions: Sequence[Question]) -> Iterator[list[list[int]]]:
@@ -119,7 +122,7 @@ class Asker:
         for unit in sorted(units, key=lambda unit: (len(unit), _tokens(unit, questions))):
             longest = max(longest, _tokens(unit, questions))
             # Looked at anew for every unit: memory may have run out for the batch before.
-            most = relevance.tokens_per_call(config, dtype, self._within(self.settings), MOST_TOKENS)
+            most = propagation.tokens_per_call(config, dtype, self._within(self.settings), MOST_TOKENS)
             if batch and (len(batch[0]) != len(unit) or (len(batch) + 1) * longest > most):
                 yield batch
                 batch, longest = [], _tokens(unit, questions)
@@ -141,7 +144,7 @@ class Asker:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of this model: that its relevance takes the slow way, and why."""
-        why = relevance.unknown_attention(self.model.model.model.language_model)
+        why = propagation.unknown_attention(self.model.model.model.language_model)
         return () if why is None else (f"{why}: relevance is read from its own attention maps where need be, which is slow",)
 
 
@@ -170,9 +173,9 @@ def load(model: str | llava.Llava, device: str, dtype: str, settings: SweepSetti
     """
     loaded = model if isinstance(model, llava.Llava) else llava.load(model, device=device, dtype=dtype)
     loaded.model.requires_grad_(False)
-    wanted = relevance.wanted_bytes()
+    wanted = propagation.wanted_bytes()
     bytes_there = room(wanted) if room is not None else memory.available(loaded.device)
-    return Asker(loaded, replace(settings, activation_bytes=relevance.activation_bytes(bytes_there)))
+    return Asker(loaded, replace(settings, activation_bytes=propagation.activation_bytes(bytes_there)))
 
 
 def pixels(model: llava.Llava, picture: Image) -> torch.Tensor:
@@ -210,7 +213,7 @@ def encoded(
             making.pop(place, None)
         return found
 
-    with ThreadPoolExecutor(processes.feeders(), thread_name_prefix="crops") as pool:
+    with ThreadPoolExecutor(worker_process.feeders(), thread_name_prefix="crops") as pool:
         return memory.in_parts(range(len(pictures)), run, step, asker.together)
 
 

@@ -16,13 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from cos_core import answers, checkpoint_files, coattention, hub, llava, memory, plug, pretrained
 from cos_core.errors import InputError, MissingError
+from cos_core.files import plug
+from cos_core.files.jsonl import decode
+from cos_core.files.manifest import fingerprint
 from cos_core.interfaces import Detector, Relevance
-from cos_core.jsonl import decode
-from cos_core.manifest import fingerprint
-from cos_core.relevance import SweepSettings, TargetKind
-from cos_core.roi import RoiRule
+from cos_core.models import checkpoint_files, hub, llava, pretrained
+from cos_core.relevance import coattention
+from cos_core.relevance.propagation import SweepSettings, TargetKind
+from cos_core.relevance.roi import RoiRule
+from cos_core.scoring import answers
+from cos_core.system import memory
 from cos_core.types import Example, Regions
 
 if TYPE_CHECKING:

@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from cos_core import heat
 from cos_core.backbones import _questions
 from cos_core.backbones._ahead import Ahead
 from cos_core.errors import InputError
+from cos_core.files.plug import described
 from cos_core.geometry import SquarePad
 from cos_core.interfaces import Detector, Relevance
-from cos_core.llava import Llava
-from cos_core.plug import described
-from cos_core.relevance import SweepSettings, TargetKind
-from cos_core.roi import RoiRule
+from cos_core.models.llava import Llava
+from cos_core.relevance import heat
+from cos_core.relevance.propagation import SweepSettings, TargetKind
+from cos_core.relevance.roi import RoiRule
 from cos_core.types import Example
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ BOX_ROI = RoiRule("top1", extend=0.0)
 
 @dataclass(frozen=True, slots=True)
 class MapOptions:
-    """What a map is put through, in this order; see cos_core/heat.py.
+    """What a map is put through, in this order; see cos_core/relevance/heat.py.
 
     `contrast`: what the map of a prompt that asks nothing in particular (Inst.1 about the image alone, the model's own first
     word) shows on the same picture is taken away, at the cost of one more question a picture; `clip`: no cell above that

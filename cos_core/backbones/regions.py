@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from cos_core import bounds, images, plug
 from cos_core.backbones import _questions
 from cos_core.backbones._ahead import Ahead
 from cos_core.errors import InputError
+from cos_core.files import images, plug
 from cos_core.geometry import Box
 from cos_core.interfaces import Detector, Relevance
-from cos_core.relevance import SweepSettings, TargetKind
-from cos_core.roi import RoiRule
+from cos_core.relevance.propagation import SweepSettings, TargetKind
+from cos_core.relevance.roi import RoiRule
+from cos_core.system import bounds
 from cos_core.types import Example, Regions
 
 if TYPE_CHECKING:

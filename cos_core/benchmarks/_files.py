@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cos_core.errors import InputError
-from cos_core.jsonl import decode, open_input, read_lines
-from cos_core.text import read_text
+from cos_core.files.jsonl import decode, open_input, read_lines
+from cos_core.files.text import read_text
 
 SUMS = "SHA256SUMS"
 

@@ -13,9 +13,9 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from cos_core import metrics
-from cos_core.answers import remove_marks
-from cos_core.metrics import Verdict
+from cos_core.scoring import metrics
+from cos_core.scoring.answers import remove_marks
+from cos_core.scoring.metrics import Verdict
 from cos_core.types import Example
 
 OFFICIAL: Final = "official"

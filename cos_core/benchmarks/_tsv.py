@@ -14,10 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote
 
-from cos_core import manifest
 from cos_core.benchmarks import _files
 from cos_core.errors import InputError
-from cos_core.jsonl import decode, open_input
+from cos_core.files import manifest
+from cos_core.files.jsonl import decode, open_input
 
 _CELL_LIMIT = 256 * 2**20
 """An 8K picture is 30 MB and more of base64."""

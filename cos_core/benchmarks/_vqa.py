@@ -14,14 +14,14 @@ from typing import Any
 
 import msgspec
 
-from cos_core import answers, columns, metrics
 from cos_core.benchmarks import _files
 from cos_core.benchmarks._harness import LMMS, VLM
-from cos_core.bigjson import read_listed
-from cos_core.columns import Examples
 from cos_core.errors import InputError
+from cos_core.files.big_json import read_listed
 from cos_core.interfaces import BenchmarkData
-from cos_core.metrics import Estimate, Verdict
+from cos_core.scoring import answers, columns, metrics
+from cos_core.scoring.columns import Examples
+from cos_core.scoring.metrics import Estimate, Verdict
 from cos_core.types import Example, Prediction, Score
 
 SCORERS = ("llava", "official", "m4c", LMMS)

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cos_core import answers, metrics
 from cos_core.benchmarks import _files, _vqa
 from cos_core.benchmarks._harness import HARNESSES, LMMS, OFFICIAL, VLM, lmms_words
 from cos_core.interfaces import BenchmarkData
-from cos_core.metrics import Estimate, Verdict
+from cos_core.scoring import answers, metrics
+from cos_core.scoring.metrics import Estimate, Verdict
 from cos_core.types import Example, Prediction, Score
 
 SOURCE = "GQA 1.2, cs.stanford.edu/people/dorarad/gqa"

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cos_core import answers, metrics
 from cos_core.benchmarks import _files, _tsv, _vqa
 from cos_core.benchmarks._harness import option_rule
 from cos_core.errors import InputError
 from cos_core.interfaces import BenchmarkData
-from cos_core.metrics import Estimate
+from cos_core.scoring import answers, metrics
+from cos_core.scoring.metrics import Estimate
 from cos_core.types import Example, Prediction, Score
 
 SPLITS = ("4k", "8k")

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from cos_core import answers, metrics
 from cos_core.benchmarks import _files, _tsv, _vqa
 from cos_core.benchmarks._harness import (
     HARNESSES,
@@ -29,9 +28,10 @@ from cos_core.benchmarks._harness import (
     vlm_option_letter,
 )
 from cos_core.errors import InputError, MissingError
-from cos_core.extras import install
 from cos_core.interfaces import BenchmarkData
-from cos_core.metrics import Estimate
+from cos_core.scoring import answers, metrics
+from cos_core.scoring.metrics import Estimate
+from cos_core.system.extras import install
 from cos_core.types import Example, Prediction, Score
 
 FILES = {"en": "mmbench_dev_20230712.tsv", "cn": "mmbench_dev_cn_20231003.tsv"}

@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from cos_core import answers, metrics, text
 from cos_core.benchmarks import _files, _vqa
 from cos_core.benchmarks._harness import HARNESSES, LMMS, OFFICIAL, VLM, lmms_mme_label, vlm_yes_no
 from cos_core.errors import InputError
+from cos_core.files import text
 from cos_core.interfaces import BenchmarkData
-from cos_core.metrics import Estimate, Verdict
-from cos_core.statistics import Floats
+from cos_core.scoring import answers, metrics
+from cos_core.scoring.metrics import Estimate, Verdict
+from cos_core.scoring.statistics import Floats
 from cos_core.types import Example, Prediction, Score
 
 PERCEPTION = (

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cos_core import assets, metrics
 from cos_core.benchmarks import _files, _vqa
 from cos_core.errors import InputError
+from cos_core.files import assets
 from cos_core.interfaces import BenchmarkData
-from cos_core.metrics import Estimate, Verdict
+from cos_core.scoring import metrics
+from cos_core.scoring.metrics import Estimate, Verdict
 from cos_core.types import Example, Prediction, Score
 
 SOURCE = "mm-vet.zip of yuweihao/MM-Vet"

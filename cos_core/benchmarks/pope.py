@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cos_core import answers, columns, metrics
 from cos_core.benchmarks import _files, _vqa
 from cos_core.benchmarks._harness import HARNESSES, LMMS, OFFICIAL, VLM, vlm_yes_no
-from cos_core.bigjson import read_json_list
-from cos_core.columns import Examples, Texts
 from cos_core.errors import InputError
+from cos_core.files.big_json import read_json_list
+from cos_core.files.jsonl import open_input, read_lines
 from cos_core.interfaces import BenchmarkData
-from cos_core.jsonl import open_input, read_lines
-from cos_core.metrics import Estimate, Verdict
-from cos_core.statistics import Floats
+from cos_core.scoring import answers, columns, metrics
+from cos_core.scoring.columns import Examples, Texts
+from cos_core.scoring.metrics import Estimate, Verdict
+from cos_core.scoring.statistics import Floats
 from cos_core.types import Example, Prediction, Score
 
 CATEGORIES = ("adversarial", "popular", "random")

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cos_core import answers, datasets, metrics
 from cos_core.benchmarks import _files
+from cos_core.data import datasets
 from cos_core.errors import InputError
 from cos_core.interfaces import BenchmarkData
-from cos_core.metrics import Estimate, Verdict
+from cos_core.scoring import answers, metrics
+from cos_core.scoring.metrics import Estimate, Verdict
 from cos_core.types import Example, Prediction, Score
 
 FILES = ("questions.jsonl", "questions.json")

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cos_core import answers, metrics
 from cos_core.benchmarks import _files, _vqa
 from cos_core.benchmarks._harness import (
     HARNESSES,
@@ -24,10 +23,11 @@ from cos_core.benchmarks._harness import (
     option_rule,
     vlm_option_letter,
 )
-from cos_core.bigjson import read_json_list
 from cos_core.errors import InputError
+from cos_core.files.big_json import read_json_list
 from cos_core.interfaces import BenchmarkData
-from cos_core.metrics import Estimate
+from cos_core.scoring import answers, metrics
+from cos_core.scoring.metrics import Estimate
 from cos_core.types import Example, Prediction, Score
 
 SOURCE = "take problems.json and pid_splits.json from lupantech/ScienceQA"

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cos_core import answers, metrics
 from cos_core.benchmarks import _files, _vqa
 from cos_core.benchmarks._harness import (
     HARNESSES,
@@ -29,7 +28,8 @@ from cos_core.benchmarks._harness import (
 )
 from cos_core.errors import InputError
 from cos_core.interfaces import BenchmarkData
-from cos_core.metrics import Estimate
+from cos_core.scoring import answers, metrics
+from cos_core.scoring.metrics import Estimate
 from cos_core.types import Example, Prediction, Score
 
 SOURCE = "take SEED-Bench.json from AILab-CVC/SEED-Bench (the version before 2023-11-30 for LLaVA's question file)"

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cos_core import answers
 from cos_core.benchmarks import _files, _vqa
 from cos_core.benchmarks._harness import LMMS, VLM
 from cos_core.interfaces import BenchmarkData
+from cos_core.scoring import answers
 from cos_core.types import Example, Prediction
 
 SOURCE = "take TextVQA_0.5.1_val.json from the TextVQA site, llava_textvqa_val_v051_ocr.jsonl from LLaVA's evaluation files"

@@ -12,11 +12,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from cos_core import answers
 from cos_core.benchmarks import _files, _vqa
 from cos_core.benchmarks._harness import LMMS, VLM
-from cos_core.bigjson import read_json_list
+from cos_core.files.big_json import read_json_list
 from cos_core.interfaces import BenchmarkData
+from cos_core.scoring import answers
 from cos_core.types import Example, Prediction
 
 SUFFIX = f"{answers.UNANSWERABLE}\n{answers.SHORT_ANSWER}"

@@ -11,10 +11,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from cos_core import answers
 from cos_core.benchmarks import _files, _vqa
 from cos_core.errors import InputError
 from cos_core.interfaces import BenchmarkData
+from cos_core.scoring import answers
 from cos_core.types import Example, Prediction
 
 VAL = ("v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json")

@@ -32,10 +32,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 
-from cos_core import llava
 from cos_core.errors import InputError, MissingError
+from cos_core.files.manifest import file_digest, fingerprint
 from cos_core.geometry import Box
-from cos_core.manifest import file_digest, fingerprint
+from cos_core.models import llava
 from cos_core.types import Regions
 
 if TYPE_CHECKING:

@@ -30,8 +30,8 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from cos_core.errors import InputError
+from cos_core.files.jsonl import open_input
 from cos_core.geometry import Box, clipped
-from cos_core.jsonl import open_input
 from cos_core.types import Regions
 
 if TYPE_CHECKING:

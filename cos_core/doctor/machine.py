@@ -10,9 +10,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from cos_core import filesystems
 from cos_core.doctor.finding import Finding
 from cos_core.doctor.probe import ask
+from cos_core.files import filesystems
 
 GIB = 2**30
 _QUERY = "--query-gpu=name,memory.free,memory.total,driver_version"

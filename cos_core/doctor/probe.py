@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cos_core.errors import LockedError
-from cos_core.locks import FileLock
+from cos_core.files.locks import FileLock
 
 SECONDS = 120.0
 """How long the libraries may take together: a cold file system may need a minute for torch."""
@@ -108,7 +108,7 @@ def about_deepspeed() -> dict[str, Any]:
 def about_store(place: str) -> dict[str, Any]:
     """Writes a store in a new folder inside `place`, reads it back, and asks a second process for its lock."""
     from cos_core.geometry import Box
-    from cos_core.store import Store
+    from cos_core.store.annotations import Store
     from cos_core.types import Annotation
 
     with tempfile.TemporaryDirectory(prefix=".cos-doctor-", dir=place) as scratch:

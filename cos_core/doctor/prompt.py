@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from cos_core.encoding import render
+from cos_core.dialogue.encoding import render
+from cos_core.dialogue.prompts import AfterEnd, Profile
 from cos_core.errors import InputError
-from cos_core.llava import Encoder
-from cos_core.prompts import AfterEnd, Profile
+from cos_core.models.llava import Encoder
 from cos_core.types import ImageSlot, Turn
 
 _MOST_BY_COUNTS, _MOST_BY_IDS = 2, 3

@@ -9,15 +9,15 @@ from typing import Any
 
 from PIL import Image
 
-from cos_core import llava
-from cos_core.boxtext import write_box
+from cos_core.dialogue.box_text import write_box
+from cos_core.dialogue.prompts import Profile, dialogue
 from cos_core.doctor import prompt
 from cos_core.doctor.finding import Finding
 from cos_core.engines import _served
 from cos_core.engines._served import Answer, Served
 from cos_core.errors import InputError, MissingError
 from cos_core.geometry import Box
-from cos_core.prompts import Profile, dialogue
+from cos_core.models import llava
 from cos_core.types import Turn
 
 SECONDS = 300.0

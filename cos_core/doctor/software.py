@@ -13,10 +13,10 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from cos_core import assets
 from cos_core.doctor.finding import Finding, Level
 from cos_core.doctor.probe import Answers
-from cos_core.extras import install
+from cos_core.files import assets
+from cos_core.system.extras import install
 
 EXTRAS = {
     "annotate": ("torch", "transformers", "safetensors", "sentencepiece", "protobuf"),

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
-from cos_core import llava as loader
-from cos_core import memory
-from cos_core.encoding import Encoded
+from cos_core.dialogue.encoding import Encoded
 from cos_core.engines._constrain import TokenGrammar
 from cos_core.engines._prefix import Match
 from cos_core.interfaces import Request
+from cos_core.models import llava as loader
+from cos_core.system import memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cos_core.encoding import tokenize
+from cos_core.dialogue.encoding import tokenize
+from cos_core.dialogue.prompts import Profile
 from cos_core.errors import InputError
 from cos_core.interfaces import Grammar
-from cos_core.prompts import Profile
 
 KNOWN_TEXTS = 20_000
 """How many beginnings are remembered with what they force; a long run meets millions."""

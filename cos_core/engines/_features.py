@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cos_core import llava as loader
+from cos_core.models import llava as loader
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cos_core.checkpoints import BICUBIC, fill_of, side_of
+from cos_core.dialogue.prompts import Profile, break_after_image, checkpoint_profile, load_profile
 from cos_core.errors import InputError
-from cos_core.images import FILL, square_pad
-from cos_core.llava import square_resized
-from cos_core.prompts import Profile, break_after_image, checkpoint_profile, load_profile
+from cos_core.files.images import FILL, square_pad
+from cos_core.models.checkpoint_info import BICUBIC, fill_of, side_of
+from cos_core.models.llava import square_resized
 from cos_core.types import ImageSlot, Turn
 
 if TYPE_CHECKING:

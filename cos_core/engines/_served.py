@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cos_core import hub, web
-from cos_core.addresses import check_key, checked_address
+from cos_core.dialogue.prompts import Profile
 from cos_core.engines._messages import ServedDialogue, assumed, of_folder
 from cos_core.errors import InputError
+from cos_core.files.jsonl import decode
 from cos_core.interfaces import Reporter
-from cos_core.jsonl import decode
-from cos_core.prompts import Profile
-from cos_core.web import Client, ServerError
+from cos_core.models import hub
+from cos_core.web import client as web
+from cos_core.web.addresses import check_key, checked_address
+from cos_core.web.client import Client, ServerError
 
 SECONDS = 4.0
 """How long a server may take to list its models; listing costs it nothing."""

@@ -22,9 +22,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
-from cos_core import hub, memory
-from cos_core import llava as loader
-from cos_core.encoding import detokenize
+from cos_core.dialogue.encoding import detokenize
 from cos_core.engines._attention import cpu_attention
 from cos_core.engines._batch import (
     NOT_FINITE,
@@ -46,11 +44,14 @@ from cos_core.engines._prefix import Match, PartLayer, PrefixStore, buffer, comm
 from cos_core.engines._products import cpu_products
 from cos_core.errors import InputError
 from cos_core.interfaces import Grammar, Reply, Request
+from cos_core.models import hub
+from cos_core.models import llava as loader
+from cos_core.system import memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from cos_core.prompts import Profile
+    from cos_core.dialogue.prompts import Profile
 
 WORTH_SHARING = 16
 """Fewer common tokens than this are not computed apart for the questions of one picture."""

@@ -15,14 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from cos_core import completions
+from cos_core.dialogue.prompts import Profile
 from cos_core.engines import _served
 from cos_core.engines._messages import ServedDialogue
 from cos_core.errors import InputError
+from cos_core.files.text import one_line
 from cos_core.interfaces import Grammar, Reply, Request
-from cos_core.prompts import Profile
-from cos_core.text import one_line
-from cos_core.web import PAUSES_SECONDS, Client, Patience, ServerError, payload
+from cos_core.web import chat_completions as completions
+from cos_core.web.client import PAUSES_SECONDS, Client, Patience, ServerError, payload
 
 REFUSED = (400, 404, 422)
 """HTTP statuses of a server that does not take a request as it is."""

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cos_core.errors import InputError
+from cos_core.files.jsonl import decode
 from cos_core.interfaces import Reply, Request
-from cos_core.jsonl import decode
 from cos_core.types import ImageSlot
 
 Answer = Callable[[Request], "str | Reply"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from cos_core import columns, metrics
 from cos_core.evaluate.joining import PICTURE_MARK, Answers
 from cos_core.interfaces import BenchmarkData
+from cos_core.scoring import columns, metrics
 from cos_core.types import Prediction, Score
 
 UNREAD, UNGRADED, BLIND = "unread", "ungraded", "without_picture"

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cos_core import columns, metrics
-from cos_core.columns import Ids, Texts
 from cos_core.errors import InputError
+from cos_core.files.text import one_line
 from cos_core.interfaces import Benchmark, BenchmarkData
-from cos_core.recorded import Recorded
-from cos_core.text import one_line
+from cos_core.scoring import columns, metrics
+from cos_core.scoring.columns import Ids, Texts
+from cos_core.scoring.recorded import Recorded
 from cos_core.types import BoxStatus, Prediction
 
 _SHORT = 40

@@ -17,16 +17,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cos_core import completions, jsonl
-from cos_core.addresses import check_key, checked_address
-from cos_core.completions import Completion
 from cos_core.errors import InputError, MissingError
+from cos_core.files import jsonl
 from cos_core.interfaces import BenchmarkData, Reporter
 from cos_core.types import Example, Prediction
-from cos_core.web import Client, Patience, ServerError, payload
+from cos_core.web import chat_completions as completions
+from cos_core.web.addresses import check_key, judge_address
+from cos_core.web.chat_completions import Completion
+from cos_core.web.client import Client, Patience, ServerError, payload
 
 if TYPE_CHECKING:
-    from cos_core.evaluate import EvalConfig
+    from cos_core.evaluate.config import EvalConfig
 
 FILE = "grades.jsonl"
 KEYS = ("COS_JUDGE_KEY", "OPENAI_API_KEY")
@@ -249,9 +250,4 @@ class Endpoint:
         return self._client.ask("/chat/completions", payload(body), completions.read, self._patience)
 
 
-def judge_address(url: str) -> str:
-    """The endpoint's address up to /v1; it may be given with /chat/completions. Raises InputError for one that is none."""
-    return checked_address(url.rstrip("/").removesuffix("/chat/completions"))
-
-
-__all__: Sequence[str] = ("Endpoint", "grades", "judge_address", "protocol")
+__all__: Sequence[str] = ("Endpoint", "grades", "protocol")

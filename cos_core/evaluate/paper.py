@@ -15,10 +15,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from cos_core import comparison, manifest, outputs, pages, spreadsheet, statistics
-from cos_core.comparison import Comparison, ScoredRun
 from cos_core.errors import InputError
-from cos_core.evaluate import compare, said_beside
+from cos_core.evaluate import compare_runs as compare
+from cos_core.evaluate.stage import said_beside
+from cos_core.files import csv_writer, manifest, outputs, pages
+from cos_core.scoring import comparison, statistics
+from cos_core.scoring.comparison import Comparison, ScoredRun
 
 REPRODUCED, NOT, UNDERPOWERED, ELSEWHERE, ABSENT = "reproduced", "not reproduced", "underpowered", "not comparable", "not run"
 UNDEFINED = "undefined"
@@ -302,5 +304,5 @@ def write(cells: Sequence[Cell], out: Path) -> list[Path]:
     for name, text in texts.items():
         manifest.atomic_write(out / name, text)
     head = [each.name for each in fields(Cell)]
-    spreadsheet.write(out / "paper.csv", head, ([getattr(cell, name) for name in head] for cell in cells))
+    csv_writer.write(out / "paper.csv", head, ([getattr(cell, name) for name in head] for cell in cells))
     return [out / name for name in ("paper.md", "paper.csv", "paper.json", "paper.html")]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cos_core.errors import InputError
-from cos_core.images import open_image
-from cos_core.infer import InferConfig, build_engine, finder, setting, tell_served
+from cos_core.files.images import open_image
 from cos_core.infer.passes import TwoPass
+from cos_core.infer.settings import InferConfig
+from cos_core.infer.stage import build_engine, finder, setting, tell_served
 from cos_core.interfaces import Engine, Reporter
 from cos_core.types import Example, Prediction
 

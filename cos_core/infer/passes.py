@@ -12,19 +12,19 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from cos_core.boxtext import BoxGrammar, write_box
-from cos_core.cropping import FALLBACKS, OnBadBox, region_of
+from cos_core.dialogue.box_text import BoxGrammar, write_box
+from cos_core.dialogue.cropping import FALLBACKS, OnBadBox, region_of
+from cos_core.dialogue.prompts import Profile, dialogue
 from cos_core.errors import InputError, TransientError
+from cos_core.files.images import crop_region
 from cos_core.geometry import Box, SquarePad
-from cos_core.images import crop_region
 from cos_core.interfaces import Engine, Policy, Reply, Request
-from cos_core.prompts import Profile, dialogue
 from cos_core.types import BoxStatus, Example, Prediction
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from cos_core.infer.heat import HeatFinder
+    from cos_core.infer.relevance_regions import HeatFinder
 
 BoxDecode = Literal["free", "grammar"]
 

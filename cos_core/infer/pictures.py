@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from cos_core.errors import InputError, TransientError
-from cos_core.images import ImageSource
+from cos_core.files.images import ImageSource
 from cos_core.types import Example
 
 if TYPE_CHECKING:

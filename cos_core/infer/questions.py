@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cos_core.datasets import Problem, Snapshot, read_examples, spoken, tell
+from cos_core.data.datasets import Problem, Snapshot, read_examples, spoken, tell
 from cos_core.errors import InputError
-from cos_core.images import is_picture
+from cos_core.files.images import is_picture
+from cos_core.files.picture_files import listed
+from cos_core.files.text import one_line
 from cos_core.infer.settings import InferConfig
 from cos_core.interfaces import Reporter
-from cos_core.picture_files import listed
-from cos_core.text import one_line
 from cos_core.types import Example
 
 

@@ -7,21 +7,23 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from cos_core import bounds, hub, llava, manifest, picture_files, plug
-from cos_core.addresses import MAX_CONNECTIONS, MAX_TIMEOUT, MIN_TIMEOUT, checked_address
-from cos_core.checkpoints import fill_of
-from cos_core.cropping import OnBadBox
-from cos_core.datasets import Files
+from cos_core.data.datasets import Files
+from cos_core.dialogue.cropping import OnBadBox
+from cos_core.dialogue.prompts import DIALOGUE_VERSION, Profile, checkpoint_profile
 from cos_core.engines._served import Served, of_model
 from cos_core.errors import InputError
-from cos_core.images import FILL
-from cos_core.infer import heat
+from cos_core.files import manifest, picture_files, plug
+from cos_core.files.images import FILL
+from cos_core.files.picture_files import PictureFolder
+from cos_core.files.plug import ROI_ALIASES
+from cos_core.infer import relevance_regions as heat
 from cos_core.infer.passes import BoxDecode, Setting
 from cos_core.interfaces import Engine, Policy, Reporter
-from cos_core.picture_files import PictureFolder
-from cos_core.plug import ROI_ALIASES
-from cos_core.prompts import DIALOGUE_VERSION, Profile, checkpoint_profile
+from cos_core.models import hub, llava
+from cos_core.models.checkpoint_info import fill_of
 from cos_core.runners import RunnerConfig
+from cos_core.system import bounds
+from cos_core.web.addresses import MAX_CONNECTIONS, MAX_TIMEOUT, MIN_TIMEOUT, checked_address
 
 
 @dataclass(frozen=True, slots=True)

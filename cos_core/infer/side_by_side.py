@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cos_core.errors import InputError
-from cos_core.images import ImageSource
+from cos_core.files.images import ImageSource
 from cos_core.infer.passes import TwoPass
 from cos_core.types import Example, Prediction
 

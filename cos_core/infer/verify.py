@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cos_core.images import ImageSource
-from cos_core.infer import InferConfig, build_engine, finder, questions, setting, tell_served
+from cos_core.files.images import ImageSource
 from cos_core.infer.passes import TwoPass
 from cos_core.infer.pictures import PictureReader
+from cos_core.infer.questions import questions
+from cos_core.infer.settings import InferConfig
+from cos_core.infer.stage import build_engine, finder, setting, tell_served
 from cos_core.interfaces import Engine, Reply, Reporter, Request
 
 

@@ -13,15 +13,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from cos_core import llava, picture_files
-from cos_core.images import ImageSource
-from cos_core.infer.heat import HeatFinder
+from cos_core.files import picture_files
+from cos_core.files.images import ImageSource
+from cos_core.files.picture_files import Shipped
 from cos_core.infer.passes import TwoPass
 from cos_core.infer.pictures import PictureReader
+from cos_core.infer.relevance_regions import HeatFinder
 from cos_core.infer.settings import InferConfig, build_engine, finder, model_fingerprint, setting, tell_served
 from cos_core.infer.side_by_side import SharedPictures, side_by_side
 from cos_core.interfaces import Engine, Reporter, Runner
-from cos_core.picture_files import Shipped
+from cos_core.models import llava
 from cos_core.runners import build
 from cos_core.runners.local import Local
 from cos_core.types import Example, Prediction

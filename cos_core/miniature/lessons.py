@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cos_core.boxtext import write_box
 from cos_core.detectors.grid import Grid
-from cos_core.encoding import Encoded, encode
+from cos_core.dialogue.box_text import write_box
+from cos_core.dialogue.encoding import Encoded, encode
+from cos_core.dialogue.prompts import FULL, Profile
 from cos_core.geometry import Box, SquarePad
 from cos_core.miniature.scenes import COLOURS, DIGITS, SHAPES, SIDE, Scene, Thing, draw, make_scene, questions, thing_box
-from cos_core.prompts import FULL, Profile
 from cos_core.types import Turn
 
 CLOSE_SIDES = (0.25, 0.3, 0.3, 0.35, 0.4, 0.5)

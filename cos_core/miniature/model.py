@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cos_core import layout
-from cos_core.prompts import Profile
+from cos_core.dialogue.prompts import Profile
+from cos_core.models import layout
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 
 from cos_core.backbones.regions import centre_tokens
-from cos_core.encoding import IGNORE, Encoded
+from cos_core.dialogue.encoding import IGNORE, Encoded
+from cos_core.dialogue.prompts import load_profile
 from cos_core.miniature.lessons import Album, Lesson, Teacher, View, patch_labels, views
 from cos_core.miniature.model import IMAGE_MEAN, IMAGE_STD, Shape, build, save
 from cos_core.miniature.scenes import COLOURS, DIGITS, SHAPES
 from cos_core.miniature.vocabulary import box_marks, make_tokenizer, stand_ins
-from cos_core.prompts import load_profile
 
 Log = Callable[[dict[str, Any]], None]
 Loss = Callable[[random.Random, float], tuple[Any, dict[str, float]]]
@@ -279,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         started = time.process_time()
         pretrain(plan, asked.out, log)
-    from cos_core.manifest import versions
+    from cos_core.files.manifest import versions
 
     record = {
         "command": f"python -m cos_core.miniature.pretrain --out DIR --seed {asked.seed} --scale {asked.scale:g}",

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cos_core.dialogue.prompts import Profile
 from cos_core.miniature.scenes import COLOURS, DIGITS, RELATIONS, SHAPES
-from cos_core.prompts import Profile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

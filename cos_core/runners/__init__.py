@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from cos_core import llava, plug
+from cos_core.files import plug
 from cos_core.interfaces import Job, Reporter, Runner
+from cos_core.models import llava
 from cos_core.runners._config import RunnerConfig
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cos_core import bounds
 from cos_core.errors import InputError
+from cos_core.system import bounds
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from cos_core import memory, processes, screen
 from cos_core.errors import CosError
 from cos_core.interfaces import Job, Reporter, Runner
 from cos_core.runners._config import RunnerConfig
 from cos_core.runners._dealer import Dealer, Died, Done, Ready, Refused, Said, versions
+from cos_core.system import memory, streams, worker_process
 
 
 class ProcessTeam:
@@ -31,7 +31,7 @@ class ProcessTeam:
         # Forking a process that may hold a CUDA context breaks both.
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        threads, device = max(1, processes.cores() // self.size), self._devices[place]
+        threads, device = max(1, worker_process.cores() // self.size), self._devices[place]
         arguments = (theirs, threads, self._job, device, self._devices.count(device))
         process = context.Process(target=_live, args=arguments, daemon=True)
         process.start()
@@ -70,11 +70,11 @@ class ProcessTeam:
 
 def _live(pipe: Connection, threads: int, job: Job, device: str, sharers: int) -> None:
     """A worker's life: started, then portions until the other end is closed. `sharers`: workers that were given the device."""
-    processes.begin_worker(threads)
+    worker_process.begin_worker(threads)
     memory.share_device(sharers)
     # Ctrl-C reaches the whole group: the run that is told to stop stops its workers. Libraries print; stdout is the run's.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    screen.guard()
+    streams.guard()
     sys.stdout = sys.stderr
     inbox = _Inbox(pipe)
     try:

@@ -17,12 +17,12 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
-from cos_core import memory, processes
 from cos_core.errors import CosError, InputError, MissingError
-from cos_core.extras import install
 from cos_core.interfaces import Job, Reporter, Runner
 from cos_core.runners._config import RunnerConfig
 from cos_core.runners._dealer import Dealer, Died, Done, Ready, Refused, Said, versions
+from cos_core.system import memory, worker_process
+from cos_core.system.extras import install
 
 REACHED = 10.0
 """Seconds in which a cluster's address must answer."""
@@ -40,7 +40,7 @@ class Member:
         self._worker: Any = None
 
     def start(self) -> Said:
-        processes.begin_worker(1, self._feeders)
+        worker_process.begin_worker(1, self._feeders)
         memory.share_device(self._sharers)
         # Relative paths mean what they mean where the run was started; what is not there is missed by the job itself.
         with suppress(OSError):
@@ -221,7 +221,7 @@ def _connect(ray: Any, config: RunnerConfig) -> None:
     address = config.ray_address
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
-        count = config.workers or processes.cores()
+        count = config.workers or worker_process.cores()
         own: dict[str, Any] = {"address": "local", "num_cpus": count, "include_dashboard": False}
     else:
         _knock(address)

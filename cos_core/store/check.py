@@ -9,7 +9,8 @@ from typing import Any
 
 from cos_core.errors import InputError
 from cos_core.interfaces import Reporter
-from cos_core.store import Heat, Store, codec
+from cos_core.store import codec
+from cos_core.store.annotations import Heat, Store
 
 SHOWN = 10
 

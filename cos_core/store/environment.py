@@ -20,8 +20,8 @@ from typing import Any, ClassVar, TypeVar
 import lmdb
 
 from cos_core.errors import InputError
-from cos_core.locks import identity, is_held
-from cos_core.manifest import canonical, differences, plain
+from cos_core.files.locks import identity, is_held
+from cos_core.files.manifest import canonical, differences, plain
 
 _DIFFERENCES_NAMED = 4
 SCHEMA = 2

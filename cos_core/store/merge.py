@@ -12,12 +12,13 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
-from cos_core import filesystems, manifest
 from cos_core.errors import InputError
+from cos_core.files import filesystems, manifest
+from cos_core.files.locks import FileLock
+from cos_core.files.manifest import canonical
 from cos_core.interfaces import Reporter
-from cos_core.locks import FileLock
-from cos_core.manifest import canonical
-from cos_core.store import BATCH, LOCK_FILE, Store, codec, is_store
+from cos_core.store import codec
+from cos_core.store.annotations import BATCH, LOCK_FILE, Store, is_store
 from cos_core.types import RunManifest
 
 _SHOWN = 5

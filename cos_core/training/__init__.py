@@ -13,7 +13,14 @@ __all__ = ["TrainConfig", "run"]
 
 
 def run(config: TrainConfig, reporter: Reporter) -> RunManifest:
-    """Trains as `config` says and returns the manifest written beside the final checkpoint (see training/stage.py)."""
+    """Trains as `config` says and returns the manifest written beside the final checkpoint (see training/stage.py).
+
+    With `check_only` or `dry_run` nothing is trained; the manifest then holds the report or the bill (see training/plan.py).
+    """
+    if config.check_only or config.dry_run:
+        from cos_core.training import plan
+
+        return plan.run(config, reporter)
     from cos_core.training import stage
 
     return stage.run(config, reporter)

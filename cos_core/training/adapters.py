@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cos_core.llava import Llava
+from cos_core.models.llava import Llava
 from cos_core.training import engine
 from cos_core.training.config import TrainConfig
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from cos_core.errors import InputError
-from cos_core.images import crop_region
+from cos_core.files.images import crop_region
 from cos_core.interfaces import Detector
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from cos_core.llava import Llava
+    from cos_core.models.llava import Llava
 
 _ABOUT = 30
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from cos_core.encoding import encode
+from cos_core.dialogue.encoding import encode
 from cos_core.training.config import TrainConfig
 from cos_core.training.data import TrainData, about_places, chosen_of, limit, make_turns
 from cos_core.training.flops import Size, peak_flops

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from cos_core.encoding import IGNORE
-from cos_core.llava import processed
+from cos_core.dialogue.encoding import IGNORE
+from cos_core.models.llava import processed
 from cos_core.training.data import Item
 from cos_core.training.reasons import Skipped
 

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cos_core import bounds
-from cos_core.datasets import Files
+from cos_core.data.datasets import Files
 from cos_core.errors import InputError
+from cos_core.system import bounds
 
 if TYPE_CHECKING:
     from cos_core.training.order import Cut

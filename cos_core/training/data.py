@@ -11,16 +11,16 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from cos_core.boxtext import read_box, write_box
-from cos_core.encoding import IGNORE, Encoded, encode
+from cos_core.data.released import Square
+from cos_core.dialogue.box_text import read_box, write_box
+from cos_core.dialogue.encoding import IGNORE, Encoded, encode
+from cos_core.dialogue.prompts import Profile, dialogue, text_dialogue
 from cos_core.errors import InputError
+from cos_core.files.images import crop_region, open_image
+from cos_core.files.jsonl import utf8
+from cos_core.files.picture_files import Root
 from cos_core.geometry import Box, SquarePad, full_box
-from cos_core.images import crop_region, open_image
 from cos_core.interfaces import Policy
-from cos_core.jsonl import utf8
-from cos_core.picture_files import Root
-from cos_core.prompts import Profile, dialogue, text_dialogue
-from cos_core.released import Square
 from cos_core.training.reasons import Skipped
 from cos_core.training.samples import Outline, Region, Sample, Samples
 from cos_core.training.table import SampleTable

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
 
-from cos_core import assets
 from cos_core.errors import InputError, MissingError
-from cos_core.extras import install
-from cos_core.jsonl import decode
-from cos_core.llava import quiet_libraries
+from cos_core.files import assets
+from cos_core.files.jsonl import decode
+from cos_core.models.llava import quiet_libraries
+from cos_core.system.extras import install
 from cos_core.training.config import TrainConfig
 from cos_core.training.folder import CHECKPOINTS, TENSORBOARD
 

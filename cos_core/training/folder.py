@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cos_core import manifest
 from cos_core.errors import InputError
-from cos_core.jsonl import decode, encode_line, read_lines
-from cos_core.training import checkpoints
+from cos_core.files import manifest
+from cos_core.files.jsonl import decode, encode_line, read_lines
+from cos_core.training import resume_points
 from cos_core.training.config import TrainConfig
 from cos_core.training.reasons import Skipped
 from cos_core.training.table import Data
@@ -54,8 +54,8 @@ def is_finished(out: Path, mark: str, settings: Mapping[str, Any]) -> bool:
 
 def last_checkpoint(config: TrainConfig, processes: int) -> Path | None:
     """Where to go on from. Raises InputError for a DeepSpeed checkpoint of another number of processes."""
-    last = checkpoints.last_whole(config.out / CHECKPOINTS) if config.resume else None
-    record = checkpoints.record_of(last) if last else None
+    last = resume_points.last_whole(config.out / CHECKPOINTS) if config.resume else None
+    record = resume_points.record_of(last) if last else None
     if record is not None and config.deepspeed is not None and record["processes"] != processes:
         raise InputError(
             f"{last} was written by {record['processes']} processes, and DeepSpeed cannot go on from it with {processes}; "
@@ -66,8 +66,8 @@ def last_checkpoint(config: TrainConfig, processes: int) -> Path | None:
 
 def tidy(out: Path, last: Path | None) -> None:
     """Makes the folder as it was when `last` was written: later lines of the log, torn checkpoints and stop requests go."""
-    checkpoints.prune(out / CHECKPOINTS, keep=last)
-    _trim_log(out / LOG_FILE, checkpoints.step_of(last) if last else 0)
+    resume_points.prune(out / CHECKPOINTS, keep=last)
+    _trim_log(out / LOG_FILE, resume_points.step_of(last) if last else 0)
     for path in (out / SKIPPED_FILE, out / STOP_FILE, *out.glob("skipped-*.jsonl")):
         path.unlink(missing_ok=True)
 

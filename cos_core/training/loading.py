@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cos_core import hub
 from cos_core.errors import InputError
-from cos_core.memory import is_out_of_memory
+from cos_core.models import hub
+from cos_core.system.memory import is_out_of_memory
 from cos_core.training import engine
 from cos_core.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from cos_core.llava import Llava
+    from cos_core.models.llava import Llava
 
 
 def load(config: TrainConfig, device: Any = None, last: Path | None = None) -> Llava:
@@ -27,7 +27,7 @@ def load(config: TrainConfig, device: Any = None, last: Path | None = None) -> L
     """
     import torch
 
-    from cos_core import llava
+    from cos_core.models import llava
     from cos_core.training import adapters, loss
 
     where = hub.resolve(config.model)

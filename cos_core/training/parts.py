@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cos_core import __version__, hub, manifest, picture_files, plug
-from cos_core.datasets import Snapshot, paths_of
+from cos_core import __version__
+from cos_core.data.datasets import Snapshot, paths_of
+from cos_core.data.released import ReleasedRegions
+from cos_core.dialogue.prompts import DIALOGUE_VERSION, checkpoint_profile
 from cos_core.errors import InputError
+from cos_core.files import manifest, picture_files, plug
 from cos_core.interfaces import Policy, Reporter
-from cos_core.prompts import DIALOGUE_VERSION, checkpoint_profile
-from cos_core.released import ReleasedRegions
-from cos_core.store import Store
-from cos_core.training import doctor, shared, table
+from cos_core.models import hub
+from cos_core.store.annotations import Store
+from cos_core.training import data_check as doctor
+from cos_core.training import shared, table
 from cos_core.training.album import Album
 from cos_core.training.config import TrainConfig
 from cos_core.training.data import Recipe
@@ -112,8 +115,8 @@ class Light:
 
 def light(config: TrainConfig, policy: Policy) -> Light:
     """The recipe under the checkpoint's own tokenizer and processor. Raises InputError when they cannot be read."""
-    from cos_core import pretrained
-    from cos_core.llava import check_pictures, check_tokens, image_tokens_of, quiet_libraries
+    from cos_core.models import pretrained
+    from cos_core.models.llava import check_pictures, check_tokens, image_tokens_of, quiet_libraries
 
     where = hub.resolve(config.model)
     quiet_libraries()

@@ -1,4 +1,4 @@
-"""What is found out without training: the data doctor's report and the bill (`--check-only`, `--dry-run`)."""
+"""What is found out without training: the data check's report and the bill (`--check-only`, `--dry-run`)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cos_core import manifest
+from cos_core.files import manifest
+from cos_core.files.jsonl import read_lines
 from cos_core.interfaces import Policy, Reporter, SilentReporter
-from cos_core.jsonl import read_lines
 from cos_core.training import engine, loading, parts, stage
 from cos_core.training.config import TrainConfig
 from cos_core.training.data import TrainData
@@ -22,8 +22,16 @@ from cos_core.types import RunManifest
 _PROBE_STEPS = 6
 
 
-def plan(config: TrainConfig, policy: Policy, world: World, reporter: Reporter) -> RunManifest:
-    """The doctor's report and, for a dry run, the bill; no model is loaded, unless a GPU is there to be probed."""
+def run(config: TrainConfig, reporter: Reporter) -> RunManifest:
+    """The data check's report and, for a dry run, the bill; no model is loaded, unless a GPU is there to be probed.
+
+    Raises InputError and MissingError as stage.run does.
+    """
+    with stage.begun(config) as (world, policy):
+        return _plan(config, policy, world, reporter)
+
+
+def _plan(config: TrainConfig, policy: Policy, world: World, reporter: Reporter) -> RunManifest:
     started = manifest.started("train", config, seed=config.seed, inputs={"data": manifest.files_input(config.data)})
     results: dict[str, Any] = {}
     with stage.read(config, policy, reporter) as data:

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from cos_core.data.released import ReleasedRegions, Shifted, Square, shifted_from
 from cos_core.errors import InputError
 from cos_core.geometry import Box, full_box
 from cos_core.interfaces import Policy
-from cos_core.released import ReleasedRegions, Shifted, Square, shifted_from
 from cos_core.training.reasons import Skipped
 from cos_core.types import Annotation, Example
 

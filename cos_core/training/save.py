@@ -7,12 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cos_core import __version__, folders, hub, layout, manifest, pretrained
-from cos_core.atomic import sync_folder
-from cos_core.checkpoints import ANNOTATOR_FILE
-from cos_core.datasets import paths_of
-from cos_core.llava import Llava
-from cos_core.training import adapters, checkpoints
+from cos_core import __version__
+from cos_core.data.datasets import paths_of
+from cos_core.files import folders, manifest
+from cos_core.files.atomic import sync_folder
+from cos_core.models import hub, layout, pretrained
+from cos_core.models.checkpoint_info import ANNOTATOR_FILE
+from cos_core.models.llava import Llava
+from cos_core.training import adapters, resume_points
 from cos_core.training.config import TrainConfig
 
 _STAGING = "saving"
@@ -48,7 +50,7 @@ def save_checkpoint(llava: Llava, weights: dict[str, Any], config: TrainConfig, 
     unset_hf_deepspeed_config()
     staging = config.out / _STAGING
     shutil.rmtree(staging, ignore_errors=True)
-    with folders.writing(staging, then=checkpoints.THEN):
+    with folders.writing(staging, then=resume_points.THEN):
         staging.mkdir(parents=True)
         notes = _write(staging, llava, weights, config)
         if annotator is not None:

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cos_core.errors import InputError
-from cos_core.locks import is_current
+from cos_core.files.locks import is_current
 
 _DONE = "done"
 """A file that is made when the folder is filled."""

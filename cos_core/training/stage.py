@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cos_core import images, manifest, picture_files, plug
-from cos_core.datasets import spoken
+from cos_core.data.datasets import spoken
 from cos_core.errors import InputError
+from cos_core.files import images, manifest, picture_files, plug
+from cos_core.files.jsonl import DurableWriter, read_lines
+from cos_core.files.locks import FileLock
 from cos_core.interfaces import Policy, Reporter, SilentReporter
-from cos_core.jsonl import DurableWriter, read_lines
-from cos_core.locks import FileLock
-from cos_core.training import checkpoints, doctor, engine, folder, loading, parts
+from cos_core.training import data_check as doctor
+from cos_core.training import engine, folder, loading, parts, resume_points
 from cos_core.training.album import regions_as_tokens
 from cos_core.training.config import TrainConfig
 from cos_core.training.data import TrainData
@@ -34,7 +35,7 @@ from cos_core.types import RunManifest
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from cos_core.llava import Llava
+    from cos_core.models.llava import Llava
     from cos_core.training.trainer import ChainTrainer
     from cos_core.training.watch import Watch
 
@@ -54,22 +55,12 @@ def run(config: TrainConfig, reporter: Reporter) -> RunManifest:
 
     The loss of a step is the mean over all supervised tokens of its global batch; AdamW, gradient norm clipped at 1. A finished
     `out` of the same settings is returned as it is; an unfinished one goes on from its last whole checkpoint when
-    `config.resume`. SIGTERM and SIGINT leave a whole checkpoint and raise KeyboardInterrupt. With `check_only` or `dry_run`
-    nothing is trained; the manifest returned then holds the report or the bill. Raises InputError for data or settings that
-    cannot be used (an `out` of other settings among them), MissingError without the extra `train` or the hardware asked for,
-    LockedError when another run writes to `out`, CosError when a guard stops the run.
+    `config.resume`. SIGTERM and SIGINT leave a whole checkpoint and raise KeyboardInterrupt. Raises
+    InputError for data or settings that cannot be used (an `out` of other settings among them), MissingError without the extra
+    `train` or the hardware asked for, LockedError when another run writes to `out`, CosError when a guard stops the run.
     """
     with ExitStack() as stack:
-        # DeepSpeed's logger, which the Trainer's helpers wake wherever it is installed, speaks on stdout; that is for data.
-        stack.enter_context(redirect_stdout(sys.stderr))
-        world = World.here()
-        engine.require(config)
-        picture_files.check_folder(config.images)
-        policy = plug.load("policies", config.rule)
-        if config.check_only or config.dry_run:
-            from cos_core.training.plan import plan
-
-            return plan(config, policy, world, reporter)
+        world, policy = stack.enter_context(begun(config))
         config = replace(config, learning_rate=config.rate)
         peers = Peers.here(world.rank, world.size)
 
@@ -91,6 +82,20 @@ def run(config: TrainConfig, reporter: Reporter) -> RunManifest:
             if cause is not None:
                 raise cause from None
             raise
+
+
+@contextmanager
+def begun(config: TrainConfig) -> Iterator[tuple[World, Policy]]:
+    """This process among those of the run, and the policy that trains; inside, what libraries print goes to stderr.
+
+    Raises InputError or MissingError as `run` does.
+    """
+    # DeepSpeed's logger, which the Trainer's helpers wake wherever it is installed, speaks on stdout; that is for data.
+    with redirect_stdout(sys.stderr):
+        world = World.here()
+        engine.require(config)
+        picture_files.check_folder(config.images)
+        yield world, plug.load("policies", config.rule)
 
 
 def _run(config: TrainConfig, policy: Policy, here: tuple[World, Peers], reporter: Reporter, stack: ExitStack) -> RunManifest:
@@ -266,7 +271,7 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         watch.trainer = trainer
-        going_on = f", going on from step {checkpoints.step_of(last)}" if last else ""
+        going_on = f", going on from step {resume_points.step_of(last)}" if last else ""
         reporter.note(f"{len(samples)} samples, {arguments.world_size} process(es), {config.rate_said}{going_on}")
         with loading.advice(config, arguments.world_size, "training"):
             trainer.train(resume_from_checkpoint=str(last) if last else None)

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from cos_core.datasets import Files, Record, RecordFiles, Snapshot, Stamp, paths_of, read_records, spoken
+from cos_core.data.datasets import Files, Record, RecordFiles, Snapshot, Stamp, paths_of, read_records, spoken
+from cos_core.data.released import ReleasedRegions, Square
 from cos_core.errors import CosError, InputError
+from cos_core.files.jsonl import Place, Problem
 from cos_core.geometry import Box
-from cos_core.jsonl import Place, Problem
-from cos_core.released import ReleasedRegions, Square
 from cos_core.training.reasons import ReasonFile, Reasons, Skipped
 from cos_core.training.samples import Account, Annotations, Outline, Region, Rules, Sample, collect, key_of
 from cos_core.types import Example

@@ -10,10 +10,10 @@ from typing import Any
 
 from transformers import Trainer
 
-from cos_core import folders
 from cos_core.errors import CosError
-from cos_core.jsonl import DurableWriter
-from cos_core.training import checkpoints
+from cos_core.files import folders
+from cos_core.files.jsonl import DurableWriter
+from cos_core.training import resume_points
 from cos_core.training.collate import ABOUT, Contents
 from cos_core.training.order import Order
 from cos_core.training.peers import Peers
@@ -75,14 +75,14 @@ class ChainTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         began = time.monotonic()
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        with folders.writing(folder, alone=self.args.world_size == 1, then=checkpoints.THEN):
+        with folders.writing(folder, alone=self.args.world_size == 1, then=resume_points.THEN):
             super()._save_checkpoint(model, trial)
             # Every process writes its part and sees it onto the disk; the list of all parts is written when the last is there.
-            files = self.peers.gather(checkpoints.flush(folder, self.args.process_index, self.args.world_size))
+            files = self.peers.gather(resume_points.flush(folder, self.args.process_index, self.args.world_size))
             if self.is_world_process_zero():
-                checkpoints.mark_whole(folder, files)
+                resume_points.mark_whole(folder, files)
         if self.is_world_process_zero():
-            checkpoints.prune(folder.parent, keep=folder)
+            resume_points.prune(folder.parent, keep=folder)
         self.peers.wait()
         self.save_seconds = time.monotonic() - began
 

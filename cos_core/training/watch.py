@@ -16,8 +16,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cos_core.errors import CosError
+from cos_core.files.jsonl import DurableWriter
 from cos_core.interfaces import Reporter
-from cos_core.jsonl import DurableWriter
 from cos_core.training.flops import Size
 from cos_core.training.folder import STOP_FILE
 from cos_core.training.order import Order

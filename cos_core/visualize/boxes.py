@@ -9,12 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cos_core import images, manifest, outputs, spreadsheet
 from cos_core.errors import InputError
+from cos_core.files import csv_writer, images, manifest, outputs
+from cos_core.files.jsonl import Problem
+from cos_core.files.picture_files import Root, folder
 from cos_core.interfaces import Reporter
-from cos_core.jsonl import Problem
-from cos_core.picture_files import Root, folder
-from cos_core.tally import BoxTally
+from cos_core.scoring.box_tally import BoxTally
 from cos_core.types import RunManifest
 from cos_core.visualize import plots, source
 from cos_core.visualize.plots import unread
@@ -129,11 +129,11 @@ def _write_numbers(out: Path, tally: BoxTally) -> None:
     if tally.overlap.counts.any():
         histograms.append(("overlap", tally.overlap))
     for name, histogram in histograms:
-        spreadsheet.write(out / f"{name}.csv", ("low", "high", "count"), histogram.rows())
-    spreadsheet.write(out / "status.csv", ("status", "count"), sorted(tally.status.items()))
+        csv_writer.write(out / f"{name}.csv", ("low", "high", "count"), histogram.rows())
+    csv_writer.write(out / "status.csv", ("status", "count"), sorted(tally.status.items()))
     cover = tally.centre_bias
     columns = [f"x{i}" for i in range(cover.shape[1])]
-    spreadsheet.write(out / "centre_bias.csv", columns, (tuple(f"{v:.6g}" for v in row) for row in cover))
+    csv_writer.write(out / "centre_bias.csv", columns, (tuple(f"{v:.6g}" for v in row) for row in cover))
 
 
 def _write_sets(out: Path, sets: Mapping[str, Mapping[str, Any]]) -> None:
@@ -151,4 +151,4 @@ def _write_sets(out: Path, sets: Mapping[str, Mapping[str, Any]]) -> None:
         )
         for name, part in sets.items()
     ]
-    spreadsheet.write(out / "data_sets.csv", head, rows)
+    csv_writer.write(out / "data_sets.csv", head, rows)

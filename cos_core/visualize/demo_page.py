@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from cos_core import images
 from cos_core.errors import InputError
+from cos_core.files import images
 from cos_core.geometry import Box
 from cos_core.visualize import demo_sections as sections
 from cos_core.visualize.demo_records import (

@@ -14,10 +14,10 @@ from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
-from cos_core import images
 from cos_core.errors import InputError
+from cos_core.files import images
+from cos_core.files.text import printable
 from cos_core.geometry import Box, SquarePad
-from cos_core.text import printable
 
 RGB = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]

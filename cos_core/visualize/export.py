@@ -20,12 +20,12 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from cos_core import images, manifest, outputs
+from cos_core.data.formats import coco
 from cos_core.errors import FailuresError, InputError
-from cos_core.formats import coco
+from cos_core.files import images, manifest, outputs
+from cos_core.files.text import one_line
 from cos_core.geometry import Box
 from cos_core.interfaces import Reporter
-from cos_core.text import one_line
 from cos_core.types import RunManifest
 from cos_core.visualize import runs, select
 from cos_core.visualize.runs import Item, Run

@@ -20,12 +20,12 @@ from typing import Any, Literal
 
 from PIL import Image, features
 
-from cos_core import manifest
-from cos_core.atomic import sync_folder
 from cos_core.errors import InputError
+from cos_core.files import manifest
+from cos_core.files.atomic import sync_folder
+from cos_core.files.locks import FileLock
+from cos_core.files.text import printable
 from cos_core.geometry import Box
-from cos_core.locks import FileLock
-from cos_core.text import printable
 from cos_core.visualize.html import Html, element, fill, joined, text, uri
 
 EMBED_BYTES = 30_000_000

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, features
 
-from cos_core import assets, manifest, pages
+from cos_core.files import assets, manifest, pages
 
 
 class Html(str):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cos_core import manifest
-from cos_core.jsonl import read_lines
+from cos_core.files import manifest
+from cos_core.files.jsonl import read_lines
 
 _SMOOTH = 20
 """Steps that the smoothed line averages over."""

@@ -9,15 +9,16 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageOps
 
-from cos_core import datasets, images, manifest, outputs, plug
-from cos_core.cropping import assumed_crop
+from cos_core.data import datasets
+from cos_core.dialogue.cropping import assumed_crop
 from cos_core.errors import InputError
+from cos_core.files import images, manifest, outputs, plug
+from cos_core.files.picture_files import folder
+from cos_core.files.text import one_line
 from cos_core.geometry import Box, Frame
 from cos_core.interfaces import Reporter
-from cos_core.metrics import usable_box
-from cos_core.picture_files import folder
-from cos_core.store import Store
-from cos_core.text import one_line
+from cos_core.scoring.metrics import usable_box
+from cos_core.store.annotations import Store
 from cos_core.types import Annotation, Example, Prediction, RunManifest
 from cos_core.visualize.draw import (
     HAIRLINE,
@@ -32,7 +33,7 @@ from cos_core.visualize.draw import (
     wrap,
     zoom,
 )
-from cos_core.visualize.heat import Grid, blend, read_heat, stored_heat, with_bar
+from cos_core.visualize.relevance_maps import Grid, blend, read_heat, stored_heat, with_bar
 from cos_core.visualize.runs import fallback_words
 from cos_core.visualize.source import PREDICTIONS, Cuts, read_predictions
 

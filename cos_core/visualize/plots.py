@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cos_core import manifest, outputs
-from cos_core.tally import BoxTally, Histogram
+from cos_core.files import manifest, outputs
+from cos_core.scoring.box_tally import BoxTally, Histogram
 
 _BAR = "#0072B2"
 _LINE = "#D55E00"

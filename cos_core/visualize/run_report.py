@@ -12,14 +12,15 @@ from typing import Any
 
 from PIL import Image
 
-from cos_core import images, manifest, outputs
-from cos_core.comparison import Comparison
 from cos_core.errors import FailuresError, InputError
+from cos_core.files import images, manifest, outputs
+from cos_core.files.text import one_line
 from cos_core.interfaces import Reporter
-from cos_core.store import Store
-from cos_core.text import one_line
+from cos_core.scoring.comparison import Comparison
+from cos_core.store.annotations import Store
 from cos_core.types import RunManifest
-from cos_core.visualize import heat, plots, run_sections, runs, select
+from cos_core.visualize import plots, run_sections, runs, select
+from cos_core.visualize import relevance_maps as heat
 from cos_core.visualize.gallery import (
     Album,
     BoxKind,

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cos_core import comparison
-from cos_core.comparison import Comparison
+from cos_core.scoring import comparison
+from cos_core.scoring.comparison import Comparison
 from cos_core.visualize.html import Html, element, joined, percent, share_bar, table
 from cos_core.visualize.runs import Run
 

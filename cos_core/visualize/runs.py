@@ -13,16 +13,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cos_core import columns, datasets, jsonl, manifest, plug
-from cos_core.columns import ById, Following, Ids, Scores
-from cos_core.comparison import ScoredRun
+from cos_core.data import datasets
 from cos_core.errors import CosError, InputError
+from cos_core.files import jsonl, manifest, plug
+from cos_core.files.picture_files import Root, folder
 from cos_core.geometry import Box
 from cos_core.interfaces import BenchmarkData, Reporter
-from cos_core.metrics import usable_box
-from cos_core.picture_files import Root, folder
-from cos_core.recorded import Recorded
-from cos_core.tally import BoxTally
+from cos_core.scoring import columns
+from cos_core.scoring.box_tally import BoxTally
+from cos_core.scoring.columns import ById, Following, Ids, Scores
+from cos_core.scoring.comparison import ScoredRun
+from cos_core.scoring.metrics import usable_box
+from cos_core.scoring.recorded import Recorded
 from cos_core.types import UNUSABLE_BOXES, Example, Prediction, RunManifest, Score
 from cos_core.visualize import source
 

@@ -9,12 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cos_core import datasets, jsonl, manifest, metrics, recorded
-from cos_core.cropping import Cut, assumed_crop
+from cos_core.data import datasets
+from cos_core.dialogue.cropping import Cut, assumed_crop
 from cos_core.errors import InputError
+from cos_core.files import jsonl, manifest
+from cos_core.files.jsonl import OnProblem
 from cos_core.geometry import Box
-from cos_core.jsonl import OnProblem
-from cos_core.store import Store, is_store
+from cos_core.scoring import metrics, recorded
+from cos_core.store.annotations import Store, is_store
 from cos_core.types import Prediction
 
 if TYPE_CHECKING:

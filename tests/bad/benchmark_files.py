@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bad.world import GOLDEN, Arguments, Case, World, put
-from cos_core import plug
+from cos_core.files import plug
 
 MAIN = {
     "scienceqa": "problems.json",

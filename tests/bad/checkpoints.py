@@ -11,7 +11,7 @@ from typing import Any
 
 from bad.settings import Trap
 from bad.world import Arguments, Case, World, put
-from cos_core import assets
+from cos_core.files import assets
 
 CONFIG = {
     "text_config": {"num_hidden_layers": 1, "hidden_size": 8, "vocab_size": 9},

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from cos_core.geometry import Box
-from cos_core.store import Store
+from cos_core.store.annotations import Store
 from cos_core.types import Annotation
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

@@ -11,8 +11,8 @@ from typing import Any
 from bad.world import GOLDEN, World, lines
 from tiny_llava import make_checkpoint
 
-from cos_core import manifest
-from cos_core.store import Store
+from cos_core.files import manifest
+from cos_core.store.annotations import Store
 from faults.disk import LIBRARIES, Disk
 
 

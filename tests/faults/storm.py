@@ -28,8 +28,8 @@ from bad.table import Row
 from bad.world import World, make_world
 
 from cos_cli.main import BAD_INPUT, INTERRUPTED
-from cos_core import manifest
-from cos_core.store import Store
+from cos_core.files import manifest
+from cos_core.store.annotations import Store
 from faults.disk import DIED, FAULTS, Disk, injected
 from faults.stages import STAGES, Stage
 

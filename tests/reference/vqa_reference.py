@@ -17,7 +17,7 @@ import re
 import sys
 from typing import Any
 
-from cos_core.answers import CONTRACTIONS
+from cos_core.scoring.answers import CONTRACTIONS
 
 MARKS = [";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!"]
 COMMA, PERIOD = re.compile(r"(\d)(\,)(\d)"), re.compile(r"(?!<=\d)(\.)(?!\d)")

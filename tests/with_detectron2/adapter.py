@@ -22,11 +22,11 @@ from detectron2.structures import Boxes
 from PIL import Image
 from safetensors.torch import save_file
 
-from cos_core import plug
 from cos_core.detectors import detectron2 as adapter
 from cos_core.detectors.detectron2 import FasterRcnn
 from cos_core.errors import InputError
-from cos_core.manifest import canonical
+from cos_core.files import plug
+from cos_core.files.manifest import canonical
 
 PHOTO = Path(__file__).parent.parent / "golden" / "photos" / "coffee.jpg"
 FPN = "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"
@@ -264,9 +264,9 @@ def test_lxmert_on_its_regions(weights: dict[str, Path], photo: Image.Image, tmp
     """The paper's route in one piece: Faster R-CNN's 36 regions, LXMERT, relevance, a region of interest."""
     from tiny_lxmert import make_checkpoint
 
-    from cos_core import roi
     from cos_core.backbones import lxmert
     from cos_core.errors import MissingError
+    from cos_core.relevance import roi
     from cos_core.types import Example
 
     checkpoint = str(make_checkpoint(tmp_path, visual_feat_dim=2048))

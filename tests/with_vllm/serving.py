@@ -15,9 +15,10 @@ import pytest
 import served_world as world
 from PIL import Image
 
-from cos_core import assets, llava
+from cos_core.dialogue.prompts import dialogue
 from cos_core.engines._messages import of_folder
-from cos_core.prompts import dialogue
+from cos_core.files import assets
+from cos_core.models import llava
 
 QUESTIONS = 300
 LIMITS = {"max_new_tokens": 8, "box_tokens": 24, "device": "cpu", "dtype": "float32"}

@@ -1,0 +1,244 @@
+"""Questions on pictures, from the files this field uses, as Examples.
+
+A file holds records (records.py says which) as JSON Lines, as JSON lists, or in any mixture of them. Several files, read in
+order, are one data set. Knows nothing of benchmarks, whose official files their adapters read. Files are streamed: memory does
+not grow with them, save for one digest a record. `RecordFiles` reads single records again, by the places that `read_records`
+gave.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+from cos_core.data import foreign
+from cos_core.data.records import Ids, Known, Source, examples_of
+from cos_core.errors import CosError, InputError
+from cos_core.files.big_json import Records
+from cos_core.files.jsonl import OnProblem, Place, Problem, decode, open_input, report
+from cos_core.interfaces import Reporter
+from cos_core.types import Example
+
+__all__ = [
+    "Files",
+    "OnProblem",
+    "Problem",
+    "Record",
+    "RecordFiles",
+    "Snapshot",
+    "Teller",
+    "by_image",
+    "paths_of",
+    "read_examples",
+    "read_records",
+    "spoken",
+    "tell",
+]
+
+Files = Path | tuple[Path, ...]
+"""One data set: a file, or several in their order."""
+_SHOWN = 5
+"""How many problems of a file are shown one by one."""
+_SNIFFED = 4096
+
+
+def paths_of(data: Files) -> tuple[Path, ...]:
+    """The files of a data set, in order."""
+    return data if isinstance(data, tuple) else (Path(data),)
+
+
+def spoken(data: Files) -> str:
+    """The files of a data set, for a sentence."""
+    first, *more = paths_of(data)
+    return f"{first} and {len(more)} more" if len(more) > 1 else " and ".join(map(str, (first, *more)))
+
+
+def read_examples(
+    data: Files,
+    *,
+    text_only: Literal["keep", "skip"] = "skip",
+    on_problem: OnProblem | None = None,
+    on_skip: Callable[[Problem], None] | None = None,
+) -> Iterator[Example]:
+    """The examples of a file, or of several, in their order.
+
+    A conversation with k questions gives k examples `<id>#q<turn>`, turn from 0, with `meta` `{"sample": id, "turn": turn,
+    "index": place of the sample in the data set}`; its optional `meta` list, one object a question, is merged in (`gold`, a box
+    in frame "image"; `kind`; ...). `<image>` marks are taken out of questions, as LLaVA's preprocessing does. An id used again
+    with other content becomes `<id>~<8 hexadecimal digits of its content>`, and `meta` keeps the file's own as `record_id`;
+    with equal content it is dropped as a Problem.
+
+    What cannot be used goes to `on_problem` with its line and the rest goes on; without `on_problem` the first raises
+    InputError. A conversation that does not alternate from human to gpt is dropped whole; an empty or non-text turn costs its
+    pair, and so does an answer with an image mark; a last question without an answer costs itself. Dropped whole is a sample
+    that has an image mark and names no picture, or names several. Text-only samples left out by `text_only="skip"` are no
+    problem: each goes to `on_skip` for counting.
+    """
+    if text_only not in ("keep", "skip"):
+        raise InputError(f"text_only is 'keep' or 'skip', got {text_only!r}")
+    for record, examples in read_records(data, on_problem):
+        for example in examples:
+            if example.image is not None or text_only == "keep":
+                yield example
+            elif on_skip is not None:
+                on_skip(Problem(paths_of(data)[record.file], record.place.line, example.id, "no image"))
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of a data set: its place (the row counts over all files), whether its id got an ending because another record
+    had the id before, and the number of its file."""
+
+    place: Place
+    renamed: bool
+    file: int = 0
+
+
+def read_records(data: Files, on_problem: OnProblem | None = None) -> Iterator[tuple[Record, list[Example]]]:
+    """`read_examples(text_only="keep")`, record by record; a record without any example is passed over.
+
+    Raises InputError for a file that is no JSON at all, but a table, an archive or text in another encoding.
+    """
+    ids = Ids()
+    row = 0
+    for number, path in enumerate(paths_of(data)):
+        records, file = _records(path, row, on_problem), str(path)
+        for place, content in records:
+            examples = examples_of(content, Source(path, place.line, place.row, on_problem, file), ids)
+            if examples:
+                yield Record(place, ids.renamed, number), examples
+        row = records.row
+
+
+def _records(path: Path, row: int, on_problem: OnProblem | None) -> Records:
+    with open_input(path) as file:
+        start = file.read(_SNIFFED)
+    foreign.refuse(path, start)
+    records = Records(path, on_problem, row)
+    if not records.start:
+        report(Problem(path, None, None, "the file is empty"), on_problem)
+    return records
+
+
+class Snapshot:
+    """A data set as it was when this was made, by each file's size and time of last change."""
+
+    def __init__(self, data: Files, stamps: Sequence[Stamp] | None = None) -> None:
+        """`stamps`: as they were before. Raises InputError when a file cannot be read."""
+        self.data = data
+        self.stamps = tuple(map(stamp, paths_of(data))) if stamps is None else tuple(stamps)
+
+    def check(self) -> None:
+        """Raises CosError when a file is gone, or is not what it was: what was read of it would not be one data set."""
+        for path, before in zip(paths_of(self.data), self.stamps, strict=True):
+            try:
+                now = stamp(path)
+            except InputError as error:
+                raise CosError(f"{error}; it was there when it was first read: leave it as it is and run again") from None
+            if now != before:
+                raise _changed(path)
+
+
+def _changed(path: Path) -> CosError:
+    return CosError(f"{path} has changed since it was first read; leave it as it is and run again")
+
+
+class RecordFiles:
+    """A data set's files, open for reading single records again. Threads may share them, and processes after a fork."""
+
+    def __init__(self, data: Files, stamps: Sequence[Stamp]) -> None:
+        """Raises InputError when a file cannot be read, CosError when it is not what it was at the time of `stamps`."""
+        self.paths = paths_of(data)
+        self._stamps = tuple(stamps)
+        self._files = [open_input(path) for path in self.paths]
+        for number in range(len(self.paths)):
+            self._check(number)
+
+    def examples(self, record: Record) -> list[Example]:
+        """What `read_records` gave for a record.
+
+        Raises CosError when the file is not what it was when it was opened, or when no such record stands there. That is no
+        InputError: it says nothing about a sample, and no other sample can take its place.
+        """
+        place, path = record.place, self.paths[record.file]
+        try:
+            content = os.pread(self._files[record.file].fileno(), place.length, place.offset)
+            self._check(record.file)
+        except OSError as error:
+            raise CosError(f"{path} cannot be read any more: {error.strerror}") from None
+        source = Source(path, place.line, place.row, lambda _: None, str(path))
+        try:
+            value = decode(content)
+        except ValueError:
+            value = None
+        examples = examples_of(value, source, Known(record.renamed)) if isinstance(value, dict) else []
+        if not examples:
+            raise CosError(f"{path}:{place.line}: the sample that stood here cannot be read any more; run again")
+        return examples
+
+    def _check(self, number: int) -> None:
+        if _stamp(os.fstat(self._files[number].fileno())) != self._stamps[number]:
+            raise _changed(self.paths[number])
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+
+Stamp = tuple[int, int]
+"""(size in bytes, time of the last change in nanoseconds)."""
+
+
+def stamp(path: Path) -> Stamp:
+    """(size in bytes, time of the last change in nanoseconds) of a file, by which a change of it is noticed.
+
+    Raises InputError when it cannot be read.
+    """
+    with open_input(path) as file:
+        return _stamp(os.fstat(file.fileno()))
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return status.st_size, status.st_mtime_ns
+
+
+def by_image(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    """Consecutive examples on one image as lists, order kept; text-only examples are grouped by their sample."""
+    for _, group in groupby(examples, key=lambda e: (e.image, None if e.image is not None else e.meta.get("sample", e.id))):
+        yield list(group)
+
+
+@dataclass(slots=True)
+class Teller:
+    """Takes the problems of a data set (an OnProblem): tells a person the first few as they come, and counts them."""
+
+    data: Files
+    reporter: Reporter
+    count: int = 0
+
+    def __call__(self, problem: Problem) -> None:
+        self.count += 1
+        if self.count <= _SHOWN:
+            self.reporter.warn(str(problem))
+
+    def rest(self, where: str | None = None) -> None:
+        """Tells how many more there were, and `where` all of them stand."""
+        if self.count > _SHOWN:
+            self.reporter.warn(f"{self.count - _SHOWN} more problems in {spoken(self.data)}" + (f"; {where}" if where else ""))
+
+
+def tell(data: Files, problems: Sequence[Problem], text_only: int, reporter: Reporter, where: str | None = None) -> None:
+    """Tells a person what of a data set cannot be used: problems as a Teller does, samples without a picture as a number.
+
+    `where`: where all problems are named, as a clause.
+    """
+    teller = Teller(data, reporter)
+    for problem in problems:
+        teller(problem)
+    teller.rest(where)
+    if text_only:
+        reporter.note(f"{text_only} samples without a picture are skipped")

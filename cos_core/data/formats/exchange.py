@@ -1,0 +1,272 @@
+"""`cos store export` and `cos store import`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cos_core.data.datasets import Teller, read_examples
+from cos_core.data.formats import FORMATS, Format, chain_of_spot, coco, lines, viscot
+from cos_core.data.formats.records import Incoming, Outgoing, Sizes, Source
+from cos_core.errors import FailuresError, InputError
+from cos_core.files import filesystems, jsonl, manifest, outputs
+from cos_core.files.jsonl import Problem
+from cos_core.files.picture_files import folder
+from cos_core.interfaces import Reporter
+from cos_core.store import codec
+from cos_core.store.annotations import BATCH, Store
+from cos_core.types import Annotation, Example, RunManifest
+
+_OURS = {"jsonl": outputs.records_with("box|example_id", "example_id", "regions_used|failure")}
+
+
+@dataclass(frozen=True, slots=True)
+class ExportConfig:
+    """`store` is written to the file `out` as `format`.
+
+    `data`: the questions' file, needed by chain-of-spot and visual-cot; the order is then the file's. `images`: where picture
+    sizes are read from; without it, as `data` states them. `follow_links`: links in that folder may lead out of it.
+    `failures`, `heats`: more lines and keys of jsonl.
+    """
+
+    store: Path
+    out: Path
+    format: Format
+    data: Path | None = None
+    images: Path | None = None
+    failures: bool = False
+    heats: bool = False
+    max_failures: int | None = None
+    follow_links: bool = False
+
+    def __post_init__(self) -> None:
+        _check_format(self.format)
+        if self.format in ("chain-of-spot", "visual-cot") and self.data is None:
+            raise InputError(f"the format {self.format} needs the questions' file (--data)")
+        if self.format == "coco" and self.images is None and self.data is None:
+            raise InputError("COCO boxes are in pixels; give the picture folder (--images) or data that states sizes (--data)")
+        if self.format != "jsonl" and (self.failures or self.heats):
+            raise InputError(f"the format {self.format} has no place for failures and maps; jsonl has")
+        out = Path(os.path.realpath(self.out))  # not resolve(): links in a circle are told when the file is written
+        if Path(os.path.realpath(self.store)) in (out, out.parent):
+            raise InputError(f"{self.out} lies in the store itself; name a file outside {self.store}")
+
+
+@dataclass(frozen=True, slots=True)
+class ImportConfig:
+    """`source`, a file in `format`, is read into the store `out`.
+
+    `data`: the questions' file, needed by chain-of-spot; else examples that it does not have are refused. `images`: where
+    picture sizes are read from, and compared with those that the file states. `follow_links`: links in that folder may lead out
+    of it. `questions`: the file to which visual-cot's questions go.
+    """
+
+    source: Path
+    out: Path
+    format: Format
+    data: Path | None = None
+    images: Path | None = None
+    questions: Path | None = None
+    max_failures: int | None = None
+    follow_links: bool = False
+
+    def __post_init__(self) -> None:
+        _check_format(self.format)
+        if self.format == "chain-of-spot" and (self.data is None or self.images is None):
+            raise InputError("the format chain-of-spot needs the questions' file and the picture folder (--data, --images)")
+        if self.questions is not None and self.format != "visual-cot":
+            raise InputError(f"the format {self.format} holds no questions; --questions belongs to visual-cot")
+
+
+# --- export ---
+
+
+def export(config: ExportConfig, reporter: Reporter) -> RunManifest:
+    """Writes `config.out` and `<out>.manifest.json`, which has the store's fingerprint and provenance.
+
+    Examples without a region have a place in jsonl only and are counted as skipped elsewhere; a region whose picture size
+    cannot be found is left out and counted as failed. Raises InputError for a store, data or file that cannot be used,
+    FailuresError (with the file written) for more failures than allowed.
+    """
+    outputs.check_file(config.out, "store export", (config.store, config.data, config.images), _OURS.get(config.format))
+    begun = manifest.started("store export", config)
+    problems = Teller(config.store, reporter)
+    with Store.read(config.store) as store:
+        info = store.info()
+        job = _Export(config, store, problems, reporter)
+        if config.format == "jsonl" and config.data is None:
+            written = store.export_jsonl(config.out, failures=config.failures, heats=config.heats)
+        elif config.format == "jsonl":
+            raise InputError("jsonl holds the whole store and needs no questions' file")
+        else:
+            with manifest.atomic_file(config.out) as file:
+                written = _writers(job)[config.format](file)
+    results = {"format": config.format, "fingerprint": info["fingerprint"], "provenance": info["provenance"]}
+    finished = begun.finish({"ok": written, "failed": problems.count, "skipped": job.skipped}, results=results)
+    manifest.write(manifest.path_for(config.out), finished)
+    _close(problems, config.max_failures)
+    return finished
+
+
+@dataclass(slots=True)
+class _Export:
+    config: ExportConfig
+    store: Store
+    problems: Teller
+    reporter: Reporter
+    skipped: int = 0
+
+    def regions(self) -> Iterator[Outgoing]:
+        sizes = Sizes(folder(self.config.images, self.config.follow_links))
+        total = self.store.info()["annotations"]
+        for done, (annotation, example) in enumerate(self._pairs(), 1):
+            if annotation.box is None:
+                self.skipped += 1
+                continue
+            image = annotation.image or (example.image if example else None)
+            try:
+                width, height = sizes.of(image, example.meta if example else None)
+            except InputError as error:
+                self.problems(Problem(self.config.store, None, annotation.example_id, str(error)))
+                continue
+            yield Outgoing(annotation, annotation.box, width, height, example)
+            if done % 1000 == 0:
+                self.reporter.progress("export", done, total)
+
+    def _pairs(self) -> Iterator[tuple[Annotation, Example | None]]:
+        if self.config.data is None:
+            for annotation in self.store.annotations():
+                yield annotation, None
+            return
+        for example in read_examples(self.config.data, on_problem=self.problems):
+            found = self.store.get(example.id)
+            if found is None:
+                self.skipped += 1
+            else:
+                yield found, example
+
+
+def _writers(job: _Export) -> dict[Format, Callable[[BinaryIO], int]]:
+    return {
+        "chain-of-spot": lambda file: chain_of_spot.write(file, job.regions()),
+        "coco": lambda file: coco.write(file, job.regions(), f"regions of {job.config.store.name}"),
+        "visual-cot": lambda file: viscot.write(file, job.regions()),
+    }
+
+
+# --- import ---
+
+
+def load(config: ImportConfig, reporter: Reporter) -> RunManifest:
+    """Reads `config.source` into the store `config.out`, made or continued, and writes the store's manifest last.
+
+    jsonl and our own COCO files bring the fingerprint of the settings that made them, and jsonl's manifest the provenance; what
+    others made gets the digest of the file. A record that cannot be used is told, counted, and, where its example is known,
+    recorded as a failure; the rest goes on. Raises InputError for a file that holds nothing or is of another job than the
+    store, FailuresError for more failures than allowed.
+    """
+    if config.questions is not None:
+        asked = outputs.records_with("answers", "dataset", "question")
+        outputs.check_file(config.questions, "store import", (config.source, config.data), asked)
+    begun = manifest.started("store import", config, inputs={"source": manifest.file_input(config.source)})
+    problems = Teller(config.source, reporter)
+    digest = begun.inputs["source"]["sha256"]
+    data = coco.load(config.source) if config.format == "coco" else {}
+    stated = lines.fingerprint(config.source) if config.format == "jsonl" else coco.fingerprint(data) if data else None
+    mark = stated or manifest.fingerprint({"imported": config.format, "sha256": digest})
+    sizes = Sizes(folder(config.images, config.follow_links))
+    source = Source(config.source, mark, sizes, config.data, problems)
+    readers: dict[Format, Callable[[], Iterator[Incoming]]] = {
+        "jsonl": lambda: lines.read(source),
+        "chain-of-spot": lambda: chain_of_spot.read(source),
+        "coco": lambda: coco.read(data, source),
+        "visual-cot": lambda: viscot.read(source),
+    }
+    found = _keepable(readers[config.format](), source)
+    if config.data is not None and config.format != "chain-of-spot":
+        found = _known(found, config.data, source)
+    first = next(found, None)
+    if first is None:
+        raise InputError(f"{config.source} holds no region that can be used")
+    provenance = _provenance(config, mark, begun.inputs["source"])
+    with ExitStack() as stack:
+        store = stack.enter_context(Store.create_or_resume(config.out, mark, provenance))
+        if (words := filesystems.warning(config.out)) is not None:
+            reporter.warn(words)
+        manifest.path_for(config.out).unlink(missing_ok=True)
+        questions = stack.enter_context(manifest.atomic_file(config.questions)) if config.questions else None
+        counts = _fill(store, chain([first], found), questions, reporter)
+    sizes.tell(reporter)
+    results = {"format": config.format, "fingerprint": mark, "provenance": provenance}
+    finished = begun.finish({**counts, "failed": problems.count}, results=results)
+    manifest.write(manifest.path_for(config.out), finished)
+    _close(problems, config.max_failures)
+    return finished
+
+
+def _fill(store: Store, found: Iterator[Incoming], questions: BinaryIO | None, reporter: Reporter) -> dict[str, int]:
+    counts = {"ok": 0, "no_region": 0, "heats": 0}
+    done = 0
+    while batch := list(islice(found, BATCH)):
+        annotations = [r.annotation for r in batch if r.annotation is not None]
+        heats = {r.example_id: r.heat for r in batch if r.heat is not None}
+        store.commit(annotations, heats, [(r.example_id, r.failure) for r in batch if r.failure is not None])
+        for record in batch:
+            if questions is not None and record.example is not None:
+                questions.write(manifest.canonical(record.example.to_json()) + b"\n")
+        boxed = sum(a.box is not None for a in annotations)
+        counts["ok"] += boxed
+        counts["no_region"] += len(annotations) - boxed
+        counts["heats"] += len(heats)
+        done += len(batch)
+        reporter.progress("import", done, None)
+    return counts
+
+
+def _keepable(found: Iterator[Incoming], source: Source) -> Iterator[Incoming]:
+    """What the store can keep (see codec.pack); the rest are problems, so that one record does not cost its batch."""
+    for record in found:
+        try:
+            key = codec.key_of(record.example_id)
+            if record.annotation is not None:
+                codec.pack(record.annotation, key)
+        except InputError as error:
+            jsonl.report(Problem(source.path, None, record.example_id, str(error)), source.on_problem)
+            continue
+        yield record
+
+
+def _known(found: Iterator[Incoming], data: Path, source: Source) -> Iterator[Incoming]:
+    """What belongs to an example of the data; the rest are problems."""
+    ids = {example.id for example in read_examples(data, text_only="keep", on_problem=source.on_problem)}
+    for record in found:
+        if record.example_id in ids:
+            yield record
+        else:
+            jsonl.report(Problem(source.path, None, record.example_id, f"no such example in {data}"), source.on_problem)
+
+
+def _provenance(config: ImportConfig, mark: str, source: Any) -> dict[str, Any]:
+    """What the export's manifest says of the settings, where it lies beside the file; else what was imported."""
+    beside = manifest.path_for(config.source)
+    if beside.is_file():
+        results = manifest.read(beside).results
+        if results.get("fingerprint") == mark and isinstance(results.get("provenance"), dict):
+            return results["provenance"]
+    return {"imported": {"format": config.format, **source}}
+
+
+def _close(problems: Teller, allowed: int | None) -> None:
+    problems.rest()
+    if allowed is not None and problems.count > allowed:
+        raise FailuresError(f"{problems.count} records of {problems.data} could not be used, more than the {allowed} allowed")
+
+
+def _check_format(name: str) -> None:
+    if name not in FORMATS:
+        raise InputError(f"no format is called {name!r}; there are: {', '.join(FORMATS)}")

@@ -1,0 +1,324 @@
+"""One record of a data file as Examples.
+
+Three layouts, told apart record by record: LLaVA conversations (`{id, image?, conversations: [{from, value}]}`), LLaVA question
+files (`{question_id, image?, text, category?}`) and our own Examples (`Example.to_json`). A picture is named by `image` or by
+what people write for it (IMAGE_KEYS). Knows nothing of files; datasets.py reads those.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from cos_core.errors import InputError
+from cos_core.files.jsonl import OnProblem, Problem, report
+from cos_core.files.text import one_line
+from cos_core.geometry import Box
+from cos_core.types import Example
+
+IMAGE_MARK = "<image>"
+IMAGE_KEYS = (
+    "image",
+    "images",
+    "image_path",
+    "image_paths",
+    "image_file",
+    "image_files",
+    "image_name",
+    "img",
+    "imgs",
+    "img_path",
+    "img_file",
+    "picture",
+)
+"""Keys that name a picture, in any case, with "-" or nothing in the place of "_"; a list has one entry."""
+_BARE_KEYS = frozenset(key.replace("_", "") for key in IMAGE_KEYS)
+_LAYOUT_KEYS = ("conversations", "question_id", "question", "text", "id")
+_SPEAKERS = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
+
+
+@dataclass(slots=True)
+class Source:
+    """Where a record came from, and who hears of its problems. `index`: its row in the whole data set; `file`: its path.
+
+    `example_id`: the id that its problems are told under, once it is known.
+    """
+
+    path: Path
+    line: int
+    index: int
+    on_problem: OnProblem | None
+    file: str
+    example_id: str | None = None
+
+    def problem(self, reason: str) -> None:
+        report(Problem(self.path, self.line, self.example_id, reason), self.on_problem)
+
+
+@dataclass(slots=True)
+class Ids:
+    """The ids given out so far, and a digest of each record, to tell repeats from namesakes.
+
+    `renamed`: whether the last record got an ending to its id.
+    """
+
+    seen: set[str] = field(default_factory=set)
+    digests: set[bytes] = field(default_factory=set)
+    renamed: bool = False
+
+    def unique(self, name: str, record: Mapping[str, Any]) -> str | None:
+        """`name`, or `name~digest` when other content has it already; None when this very record was there before."""
+        digest = _digest(record)
+        if digest in self.digests:
+            return None
+        self.digests.add(digest)
+        self.renamed = name in self.seen
+        if self.renamed:
+            name = _renamed(name, digest)
+        self.seen.add(name)
+        return name
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The id of one record that was read before."""
+
+    renamed: bool
+
+    def unique(self, name: str, record: Mapping[str, Any]) -> str | None:
+        return _renamed(name, _digest(record)) if self.renamed else name
+
+
+def _digest(record: Mapping[str, Any]) -> bytes:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).digest()[:16]
+
+
+def _renamed(name: str, digest: bytes) -> str:
+    return f"{name}~{digest.hex()[:8]}"
+
+
+def examples_of(record: dict[str, Any], source: Source, ids: Ids | Known) -> list[Example]:
+    """The examples of a record; what cannot be used goes to the source's `on_problem`."""
+    try:
+        if "conversations" in record:
+            name, read = _name(record, "id"), _conversation
+        elif "question_id" in record and "text" in record:
+            name, read = _name(record, "question_id"), _question
+        elif "id" in record and "question" in record:
+            name, read = _name(record, "id"), _own
+        else:
+            layouts = "neither a conversation, nor a question (question_id, text), nor an example (id, question)"
+            raise InputError(layouts + _meant(record, _LAYOUT_KEYS))
+        source.example_id = name
+        unique = ids.unique(name, record)
+        if unique is None:
+            raise InputError("the same sample was there before; dropped")
+        return read(record, unique, source)
+    except InputError as error:
+        source.problem(str(error))
+        return []
+
+
+def _conversation(record: dict[str, Any], name: str, source: Source) -> list[Example]:
+    turns = record["conversations"]
+    _check_turns(turns)
+    pairs = len(turns) // 2
+    metas = _metas(record.get("meta"), pairs, len(turns) % 2)
+    image = _image(record, turns[::2])
+    dataset = _dataset(record, source)
+    if len(turns) % 2:
+        source.problem(f"an odd number of turns ({len(turns)}): the last question has no answer and is left out")
+    renamed = {"record_id": record["id"]} if str(record["id"]) != name else {}
+    found = []
+    for k, meta in enumerate(metas):
+        try:
+            question = _text(turns[2 * k]["value"], f"turn {2 * k}")
+            answer = _unmarked(turns[2 * k + 1]["value"], f"turn {2 * k + 1}")
+        except InputError as error:
+            source.problem(f"{error}; this question is left out")
+            continue
+        place_meta = {"sample": name, "turn": k, "index": source.index, **renamed, **meta}
+        found.append(Example(f"{name}#q{k}", dataset, image, question, (answer,), (), place_meta, source.line, source.file))
+    return found
+
+
+def _check_turns(turns: object) -> None:
+    """Raises InputError unless there are turns that alternate from human to gpt."""
+    if not isinstance(turns, list) or not turns:
+        raise InputError("`conversations` must be a list of turns")
+    for place, turn in enumerate(turns):
+        if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
+            there = ", ".join(f"`{one_line(key, 20)}`" for key in list(turn)[:4]) if isinstance(turn, dict) else ""
+            raise InputError(f"turn {place} lacks `from` or `value`" + (f"; it has {there}" if there else ""))
+        if _SPEAKERS.get(str(turn["from"])) != place % 2:
+            expected = ("human", "gpt")[place % 2]
+            raise InputError(f"turn {place} is from {str(turn['from'])[:40]!r}, expected {expected!r}")
+
+
+def _question(record: dict[str, Any], name: str, source: Source) -> list[Example]:
+    meta = {"sample": name, "question_id": record["question_id"], "index": source.index}
+    if "category" in record:
+        meta["category"] = record["category"]
+    image = _image(record, ({"value": record["text"]},))
+    question = _text(record["text"], "`text`")
+    return [Example(name, _dataset(record, source), image, question, (), (), meta, source.line, source.file)]
+
+
+def _own(record: dict[str, Any], name: str, source: Source) -> list[Example]:
+    answers, choices = (_texts(record, key) for key in ("answers", "choices"))
+    (meta,) = _metas([record.get("meta", {})], 1)
+    image = _image(record, ({"value": record["question"]},))
+    question = _text(record["question"], "`question`")
+    return [Example(name, _dataset(record, source), image, question, answers, choices, meta, source.line, source.file)]
+
+
+def _name(record: Mapping[str, Any], key: str) -> str:
+    value = record.get(key)
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        if key not in record:
+            raise InputError(f"the sample lacks `{key}`{_meant(record, (key,))}")
+        raise InputError(f"`{key}` must be a text or a whole number")
+    _check_unicode(str(value), f"`{key}`")
+    return str(value)
+
+
+def _dataset(record: Mapping[str, Any], source: Source) -> str:
+    value = record.get("dataset")
+    return value if isinstance(value, str) and value else source.path.stem
+
+
+def _image(record: Mapping[str, Any], questions: Sequence[Mapping[str, Any]]) -> str | None:
+    """The record's picture; None when it names none. `questions`: turns, each with its `value`.
+
+    Raises InputError for several, for a key that names none though it stands there with a text, and for none where a question
+    has the mark of one: such a sample is no text-only one.
+    """
+    keys = _picture_keys(tuple(record))
+    image = record.get("image")
+    if keys == ("image",) and type(image) is str and image and not image.isspace():
+        # The usual record, in a file of millions.
+        _check_unicode(image, "the picture's name")
+        return image
+    found = list(dict.fromkeys(path for key in keys for path in _paths(record[key], key)))
+    if len(found) > 1:
+        raise InputError(f"the record names {len(found)} pictures ({', '.join(map(one_line, found[:3]))}); a sample has one")
+    if found:
+        _check_unicode(found[0], "the picture's name")
+        return found[0]
+    if any(isinstance(turn["value"], str) and IMAGE_MARK in turn["value"] for turn in questions):
+        there = f"; `{one_line(keys[0], 20)}` is {_empty(record[keys[0]])}" if keys else _meant(record, IMAGE_KEYS)
+        raise InputError(f"the text says {IMAGE_MARK}, but the record names no picture (`image`){there}")
+    empty = next((key for key in keys if isinstance(record[key], str)), None)
+    if empty is not None:
+        raise InputError(f"`{empty}` must be one path, and is empty")
+    return None
+
+
+@lru_cache(256)
+def _picture_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of a record's keys that name a picture; most records of a file have the same keys."""
+    return tuple(key for key in keys if key.lower().replace("-", "").replace("_", "") in _BARE_KEYS)
+
+
+def _paths(value: object, key: str) -> list[str]:
+    """The paths that a value names; a picture as the library `datasets` writes it is `{"path": ..., "bytes": null}`."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [value] if value.strip() else []
+    if isinstance(value, list):
+        return [path for each in value if not isinstance(each, list) or _refuse(key) for path in _paths(each, key)]
+    if isinstance(value, dict) and isinstance(value.get("path"), str) and not value.get("bytes"):
+        return _paths(value["path"], key)
+    return _refuse(key, value)
+
+
+def _refuse(key: str, value: object = ()) -> list[str]:
+    inside = " (pictures inside the data are not read: save them as files)" if isinstance(value, dict) else ""
+    raise InputError(f"`{one_line(key, 20)}` must be one path{inside}")
+
+
+def _empty(value: object) -> str:
+    return "null" if value is None else "empty"
+
+
+def _meant(record: Mapping[str, Any], known: Sequence[str]) -> str:
+    """The end of a sentence that lacks a key: the one of the record's that comes nearest to a known one."""
+    for key in record:
+        close = difflib.get_close_matches(key.lower(), known, 1, 0.75) if len(key) < 40 and key not in known else []
+        if close:
+            return f"; `{one_line(key)}`: did you mean `{close[0]}`?"
+    return ""
+
+
+def _text(value: object, where: str) -> str:
+    """The text of a turn without image marks. Raises InputError when it is no text or nothing is left of it."""
+    if not isinstance(value, str):
+        raise InputError(f"{where} is not a text")
+    _check_unicode(value, where)
+    if IMAGE_MARK in value:
+        # Again and again: taking one mark out can join the pieces of another.
+        while IMAGE_MARK in value:
+            value = value.replace(IMAGE_MARK, "")
+        value = value.strip()
+    if not value.strip():
+        raise InputError(f"{where} is empty")
+    return value
+
+
+def _unmarked(value: object, where: str) -> str:
+    """The text of an answer, which has no image mark: the model would read a picture there. Raises InputError."""
+    if isinstance(value, str) and IMAGE_MARK in value:
+        raise InputError(f"{where}, an answer, says {IMAGE_MARK}, which only a question can")
+    return _text(value, where)
+
+
+def _texts(record: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    values = record.get(key) or ()
+    if not isinstance(values, list | tuple):
+        raise InputError(f"`{key}` must be a list of texts")
+    return tuple(_unmarked(value, f"`{key}`") for value in values)
+
+
+def _metas(metas: object, count: int, unanswered: int = 0) -> list[dict[str, Any]]:
+    """One checked object a question; no `meta` at all gives empty ones. It may have more for `unanswered` questions."""
+    if metas is None:
+        return [{} for _ in range(count)]
+    if isinstance(metas, list) and len(metas) == count + unanswered:
+        metas = metas[:count]
+    if not isinstance(metas, list) or len(metas) != count:
+        raise InputError(f"`meta` must be a list with one object a question ({count})")
+    for meta in metas:
+        if not isinstance(meta, dict):
+            raise InputError("`meta` must hold objects")
+        gold = meta.get("gold")
+        if gold is not None and Box.from_json(gold).frame != "image":
+            raise InputError("`gold` must be a box in frame 'image'")
+        _check_values(meta)
+    return [dict(meta) for meta in metas]
+
+
+def _check_values(value: object) -> None:
+    """Raises InputError for what of `meta` no JSON file could keep: NaN, an infinite number."""
+    if isinstance(value, dict):
+        for part in value.values():
+            _check_values(part)
+    elif isinstance(value, list):
+        for part in value:
+            _check_values(part)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"`meta` holds {value}, which is no number of JSON")
+
+
+def _check_unicode(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where} holds half a Unicode character (a lone surrogate)") from None

@@ -1,0 +1,414 @@
+"""Stage `eval`: recorded predictions -> a score per question, and every aggregate from those alone. Never runs a model.
+
+Predictions are our JSONL (`example_id`) or LLaVA's answers file (`question_id`, `prompt`, `text`). Whatever does not fit is
+named and counted: missing, failed, doubled and unknown answers, unreadable lines. So are answers in which no option, no yes and
+no no was read, grades that were not read, and questions asked without their picture (`beside`). Predictions that join badly are
+refused (joining.check).
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cos_core.benchmarks import _files
+from cos_core.errors import InputError
+from cos_core.evaluate import judge
+from cos_core.evaluate.config import EvalConfig
+from cos_core.evaluate.counted import beside, said_beside
+from cos_core.evaluate.joining import NAMED, Answers, Joined, check, join, read_predictions
+from cos_core.files import jsonl, manifest, plug
+from cos_core.files.locks import FileLock
+from cos_core.files.text import one_line
+from cos_core.interfaces import Benchmark, BenchmarkData, Reporter, SilentReporter
+from cos_core.scoring import columns, metrics, statistics
+from cos_core.scoring.columns import Ids, Scores
+from cos_core.scoring.metrics import RegionScore
+from cos_core.scoring.recorded import Recorded
+from cos_core.types import Prediction, RunManifest, Score
+
+SCORES, REGIONS, PROBLEMS = "scores.jsonl", "regions.jsonl", "problems.jsonl"
+_LINES = 4096
+"""Scores written at a time."""
+
+
+Loaded = tuple[Benchmark, BenchmarkData]
+
+
+def run(config: EvalConfig, reporter: Reporter | None = None, loaded: Loaded | None = None) -> RunManifest:
+    """Scores a predictions file; the manifest's `results` are described at `summarise`, `counts` count the answers.
+
+    Status "partial" when questions went unanswered (they score 0). With `out` writes scores.jsonl, regions.jsonl (where the
+    data names regions), problems.jsonl (where there are any) and, last, manifest.json.
+    `loaded`: what `load` gave for the config already.
+    Raises InputError for unusable files and when no prediction belongs to the benchmark.
+    """
+    with _without_collector():
+        return _run(config, reporter or SilentReporter(), loaded)
+
+
+class _Groups(Mapping[str, Mapping[str, str]]):
+    """The scores' groups by example id."""
+
+    def __init__(self, scores: Scores) -> None:
+        self._scores = scores
+
+    def __getitem__(self, example_id: str) -> Mapping[str, str]:
+        return self._scores.groups_of(self._scores.ids.places()[example_id])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._scores.ids.names)
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """No garbage collection: a million records that live to the end would be walked again and again, and hold no cycles."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _run(config: EvalConfig, reporter: Reporter, loaded: Loaded | None) -> RunManifest:
+    file = _predictions_file(config.predictions)
+    benchmark, data = loaded or load(config.benchmark, config.data, config.split, config.scorer)
+    clock = manifest.started("eval", config, seed=config.seed, inputs=_inputs(config, file, data))
+    recorded = read_predictions(file)
+    joined = join(data, recorded, benchmark, limit=config.limit)
+    doubt = check(joined, data, recorded, config.limit)
+    if doubt is not None and not config.partial_join:
+        raise InputError(f"{doubt}. --partial-join scores them nevertheless")
+    whole, data = data, first(data, config.limit)
+    by_judge = getattr(benchmark, "judged", None)
+    grades = judge.grades(config, benchmark, data, joined.predictions, reporter) if by_judge else None
+    if by_judge is not None and grades is not None:
+        judged = by_judge(data, joined.predictions, grades)
+    else:
+        judged = benchmark.score(data, joined.predictions)
+    scores = Scores.of(judged, joined.predictions.ids)
+    regions = metrics.region_scores(data.examples, joined.predictions, _Groups(scores))
+    joined.predictions.ids.forget()
+    results = summarise(benchmark, data, scores, regions, replicates=config.replicates, seed=config.seed)
+    if (official := other_count(benchmark, data)) is not None:
+        results["n_official"] = official
+    results["beside"] = beside(data, joined.predictions, scores, grades)
+    results["protocol"] = protocol(benchmark, data, joined.predictions)
+    if len(data.examples) < len(whole.examples):
+        results["protocol"]["limit"] = config.limit
+    if doubt is not None:
+        results["partial_join"] = doubt
+    if (rule := plug.source(config.benchmark)) is not None:
+        # A benchmark of one's own counts by its content: an edited rule makes other scores.
+        results["protocol"]["rule"] = rule
+    if grades is not None:
+        results["protocol"]["judge"] = judge.protocol(config, benchmark)
+    results["problems"] = joined.named()
+    counts = _counts(len(data.examples), joined)
+    if grades is not None:
+        _name_ungraded(grades, counts, reporter)
+    for kind, ids in results["problems"].items():
+        reporter.warn(f"{counts[kind]} {kind}: {', '.join(map(one_line, ids[:3]))}{', ...' if counts[kind] > 3 else ''}")
+    if joined.other_prompts:
+        reporter.warn(f"{len(joined.other_prompts)} of the unknown have the id of a question and the prompt of another")
+    if doubt is not None:
+        reporter.warn(doubt)
+    complete = not (counts["missing"] or counts["failed"])
+    finished = clock.finish(counts, "complete" if complete else "partial", results)
+    if config.out is not None:
+        _write(config.out, scores, regions, joined, finished)
+    return finished
+
+
+def load(name: str, data: Path, split: str | None = None, scorer: str | None = None) -> tuple[Benchmark, BenchmarkData]:
+    """The benchmark and its questions. Raises InputError: unknown name, split or scorer, unusable files, doubled ids."""
+    with _without_collector():
+        return _load(name, data, split, scorer)
+
+
+def _load(name: str, data: Path, split: str | None, scorer: str | None) -> Loaded:
+    options = {key: value for key, value in (("split", split), ("scorer", scorer)) if value is not None}
+    benchmark: Benchmark = plug.load("benchmarks", name, **options)
+    loaded = benchmark.load(Path(data))
+    if not loaded.examples:
+        raise InputError(f"{data} holds no question of {name!r}")
+    ids = columns.ids_of(loaded.examples)
+    if not ids.unique():
+        doubled = [example_id for example_id, times in Counter(ids.names).items() if times > 1]
+        raise InputError(f"{data}: {len(doubled)} question ids are not unique, the first is {doubled[0]!r}")
+    return benchmark, loaded
+
+
+def check_data(benchmark: Benchmark, data: BenchmarkData, root: Path, reporter: Reporter) -> None:
+    """Before anything runs: compares the files with SHA256SUMS beside them, if there is one, and with the digests that are
+    published (Need.md5). Raises InputError for a file that is not what SHA256SUMS says."""
+    checked = _files.check_sums(root)
+    if checked:
+        reporter.note(f"{data.name}: {checked} files are as {root / _files.SUMS} says")
+    for need in getattr(benchmark, "needs", ()):
+        if need.split in (None, data.split) and (other := need.other(root)):
+            reporter.warn(other)
+
+
+def other_count(benchmark: Benchmark, data: BenchmarkData) -> int | None:
+    """How many questions the official split has, where that is known and these are not as many."""
+    usual: int | None = getattr(benchmark, "counts", {}).get(data.split)
+    return usual if usual != len(data.examples) else None
+
+
+def submission(config: EvalConfig, path: Path) -> None:
+    """Writes the file that the benchmark's server takes. Raises InputError when it takes none, or when answers are missing."""
+    benchmark, data = load(config.benchmark, config.data, config.split, config.scorer)
+    make = getattr(benchmark, "submission", None)
+    if make is None:
+        raise InputError(f"{data.name} {data.split} is scored here; it has no submission file")
+    if config.limit is not None:
+        raise InputError("a submission holds every question; leave --limit out")
+    joined = join(data, read_predictions(_predictions_file(config.predictions)), benchmark)
+    manifest.atomic_write(path, make(config.data, data, joined.predictions))
+
+
+def write_records(records: Iterable[Any], path: Path) -> None:
+    """Writes records (those of types.py, or mappings) as JSON Lines, whole or not at all. Raises InputError."""
+    _write_lines(path, records)
+
+
+def write_questions(data: BenchmarkData, path: Path) -> None:
+    """Writes a benchmark's questions as Example JSONL, for `infer` to answer (images under `data.image_root`)."""
+    _write_lines(path, data.examples)
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def summarise(
+    benchmark: Benchmark,
+    data: BenchmarkData,
+    scores: Sequence[Score],
+    regions: Sequence[RegionScore] = (),
+    *,
+    replicates: int = statistics.REPLICATES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Every aggregate of one run, from its scores:
+
+    metrics     the benchmark's own, in its own units      intervals   metric path -> [low, high], 95 %, images resampled
+    headline    {metric, value, unit, low, high}           n           questions, unanswered ones included (`run` adds
+                                                           n_official where the official split has another number)
+    box_status  share of each status                       regions     hit, iou, area... and `kinds`, where the data has regions
+    statistics  how the intervals were made
+
+    A metric that is not a finite number (a mean of nothing) is None: undefined, and no limit holds or fails for it.
+    """
+    table = _finite(benchmark.metrics(data, scores))
+    clusters = metrics.pictures(scores)
+    make = getattr(benchmark, "estimates", None)
+    estimates = make(data, scores) if make else [metrics.mean_estimate("accuracy", scores)]
+    found = metrics.measured(estimates, clusters, replicates=replicates, seed=seed)
+    results: dict[str, Any] = {"benchmark": data.name, "metrics": table, "n": len(scores)}
+    if regions:
+        kinds: dict[str, list[RegionScore]] = {}
+        for region in regions:
+            kinds.setdefault(region.groups.get("kind", ""), []).append(region)
+        results["regions"] = metrics.region_metrics(regions)
+        if set(kinds) != {""}:
+            results["regions"]["kinds"] = {kind: metrics.region_metrics(group) for kind, group in kinds.items()}
+        images = [region.groups.get(metrics.IMAGE, region.example_id) for region in regions]
+        found |= metrics.measured(metrics.region_estimates(regions), images, replicates=replicates, seed=seed)
+    results["intervals"] = {name: [each.low, each.high] for name, each in found.items()}
+    results["headline"] = _headline(benchmark, table, results["intervals"])
+    results["box_status"] = metrics.box_statuses(scores)
+    results["statistics"] = {
+        "level": statistics.LEVEL,
+        "method": "Wilson for shares with one question an image, else expanded percentile bootstrap over images; "
+        "Wilson with a trial each image for shares without spread",
+        "without_spread": [name for name, each in found.items() if each.method == metrics.WILSON_CLUSTERS],
+        "images": len(set(clusters)),
+        "replicates": replicates,
+        "seed": seed,
+    }
+    return results
+
+
+def first(data: BenchmarkData, limit: int | None) -> BenchmarkData:
+    """The data with its first `limit` questions only."""
+    return data if limit is None or limit >= len(data.examples) else replace(data, examples=data.examples[:limit])
+
+
+def _finite(metrics: Any) -> Any:
+    """The metrics with None for every value that is not a finite number."""
+    if isinstance(metrics, Mapping):
+        return {key: _finite(value) for key, value in metrics.items()}
+    if isinstance(metrics, list):
+        return [_finite(value) for value in metrics]
+    return None if isinstance(metrics, float) and not math.isfinite(metrics) else metrics
+
+
+def _headline(benchmark: Benchmark, table: Mapping[str, Any], found: Mapping[str, list[float]]) -> dict[str, Any]:
+    name = getattr(benchmark, "headline", "accuracy")
+    value: Any = table
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    low, high = found.get(name, (None, None))
+    return {"metric": name, "value": value, "unit": getattr(benchmark, "unit", "fraction"), "low": low, "high": high}
+
+
+def protocol(benchmark: Benchmark, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
+    """What must be equal for two scores to be comparable: split, profile, policy, and what the benchmark adds.
+
+    A run of several profiles or policies lists them all.
+    """
+    own = getattr(benchmark, "protocol", None)
+    made = predictions.made() if isinstance(predictions, Answers) else [(p.profile, p.policy) for p in predictions.values()]
+    return {
+        "benchmark": data.name,
+        "split": data.split,
+        "profile": _one_or_all(profile for profile, _ in made),
+        "policy": _one_or_all(policy for _, policy in made),
+        **data.protocol,
+        **(own(predictions) if own else {}),
+    }
+
+
+def _name_ungraded(grades: Mapping[str, Sequence[float]], counts: dict[str, int], reporter: Reporter) -> None:
+    """Names answers of which a grade was not read; where not one was, no answer counts as scored."""
+    unread = [example_id for example_id, given in grades.items() if any(map(math.isnan, given))]
+    if unread and all(math.isnan(grade) for given in grades.values() for grade in given):
+        counts["ok"] = 0
+    if unread:
+        names = f"{', '.join(map(one_line, unread[:3]))}{', ...' if len(unread) > 3 else ''}"
+        reporter.warn(
+            f"grades not read: {len(unread)} ({names}); the judge's replies stand in {judge.FILE}, and --judge-url asks again"
+        )
+
+
+def _one_or_all(values: Iterable[str]) -> str | list[str]:
+    distinct = sorted(set(values))
+    return distinct[0] if len(distinct) == 1 else distinct
+
+
+def _counts(total: int, joined: Joined) -> dict[str, int]:
+    kinds = ("missing", "failed", "doubled", "unknown", "unreadable")
+    counts = {kind: len(joined.problems.get(kind, ())) for kind in kinds} | {"reordered": joined.reordered}
+    return {"ok": total - counts["missing"] - counts["failed"], "skipped": 0, "total": total, **counts}
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _predictions_file(path: Path) -> Path:
+    return path / "predictions.jsonl" if path.is_dir() else path
+
+
+def _inputs(config: EvalConfig, file: Path, data: BenchmarkData) -> dict[str, dict[str, Any]]:
+    return {
+        "predictions": manifest.file_input(file),
+        "data": {"path": str(config.data.absolute()), "questions_sha256": data_digest(data)},
+    }
+
+
+def data_digest(data: BenchmarkData) -> str:
+    """SHA-256 over every question as it is scored and asked: id, picture's name, text, answers and suffix, in order."""
+    digest = hashlib.sha256()
+    encode = msgspec.json.Encoder().encode
+    if isinstance(data.examples, columns.Examples):
+        parts = data.examples.asked()
+    else:
+        parts = ((e.id, e.image, e.question, e.answers, e.meta) for e in data.examples)
+    for name, image, question, answers, meta in parts:
+        suffix = (meta["suffix"],) if "suffix" in meta else ()
+        row = (name, image, question, answers, *suffix)
+        try:
+            digest.update(encode(row))
+        except UnicodeEncodeError:
+            digest.update(jsonl.utf8(json.dumps(row)))
+    return digest.hexdigest()
+
+
+def _write(out: Path, scores: Scores, regions: Sequence[RegionScore], joined: Joined, finished: RunManifest) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be made: {error.strerror}") from None
+    with FileLock(out / ".lock", what=out) as lock:
+        # A folder whose manifest is there must hold what it says, so the old one goes first and the new one comes last.
+        (out / manifest.FILE).unlink(missing_ok=True)
+        _write_scores(out / SCORES, scores)
+        for name, lines in ((REGIONS, regions), (PROBLEMS, _problem_lines(joined))):
+            (out / name).unlink(missing_ok=True)
+            if lines:
+                _write_lines(out / name, lines)
+        manifest.write(out / manifest.FILE, finished)
+        lock.check_place()
+
+
+def _problem_lines(joined: Joined) -> list[dict[str, Any]]:
+    return [{"kind": k, "line": line, "id": i} for k, found in joined.problems.items() for line, i in found]
+
+
+def _write_scores(path: Path, scores: Scores) -> None:
+    """As `_write_lines`, for as many as a benchmark has. Raises InputError for a value that is no number."""
+    odd = next((place for place, value in enumerate(columns.values(scores)) if not math.isfinite(value)), None)
+    if odd is not None:
+        raise InputError(f"the score of {scores[odd].example_id!r} is {scores[odd].value}, not a number that JSON knows")
+    with manifest.atomic_file(path) as file:
+        for start in range(0, len(scores), _LINES):
+            file.write(scores.lines(start, min(start + _LINES, len(scores))))
+
+
+def _write_lines(path: Path, records: Iterable[Any]) -> None:
+    with manifest.atomic_file(path) as file:
+        for record in records:
+            row = record if isinstance(record, dict) else record.to_json()
+            file.write(jsonl.encode_line(row))
+
+
+def read_scores(path: Path, known: Ids | None = None) -> Scores:
+    """The scores of a finished run: its folder, or a scores.jsonl. `known`: ids that they probably have, in order.
+
+    Raises InputError, also for a value that is not finite.
+    """
+    return columns.read_scores(path / SCORES if path.is_dir() else path, known=known)
+
+
+__all__ = [
+    "NAMED",
+    "PROBLEMS",
+    "REGIONS",
+    "SCORES",
+    "EvalConfig",
+    "Joined",
+    "Recorded",
+    "beside",
+    "check",
+    "check_data",
+    "data_digest",
+    "first",
+    "join",
+    "load",
+    "other_count",
+    "protocol",
+    "read_predictions",
+    "read_scores",
+    "run",
+    "said_beside",
+    "submission",
+    "summarise",
+    "write_questions",
+    "write_records",
+]

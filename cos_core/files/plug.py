@@ -1,0 +1,122 @@
+"""Plug-ins without a registry: one module each, its file name is its name.
+
+`available(kind)` lists names without importing anything (nor much of Python's library), so shell completion stays fast;
+`load(kind, name)` imports the module; outsiders pass a path, `./mine.py` or `./mine.py:build`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from cos_core.errors import InputError, MissingError
+
+KINDS = ("backbones", "benchmarks", "detectors", "engines", "policies", "runners")
+ROI_ALIASES = {"model": "from_single_question", "center": "center_crop"}
+"""Short names of the option `--roi`; "relevance" (infer/heat.py) and the names of policies are the others."""
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def available(kind: str) -> list[str]:
+    """Names of the plug-ins of `kind`, sorted. Imports nothing."""
+    _check_kind(kind)
+    return sorted(p.stem for p in (_ROOT / kind).glob("*.py") if not p.stem.startswith("_"))
+
+
+def load(kind: str, name: str, **options: Any) -> Any:
+    """Builds the plug-in `name` of `kind`: calls its module's `build(**options)`.
+
+    Raises InputError for an unknown name or option (with the nearest one), a file that is not there, or a module without
+    `build`.
+    """
+    _check_kind(kind)
+    path, _, function = name.partition(":")
+    if path.endswith(".py"):
+        module = _from_file(Path(path))
+    elif path.replace("-", "_") in available(kind):
+        module = importlib.import_module(f"cos_core.{kind}.{path.replace('-', '_')}")
+    else:
+        raise InputError(f"no {kind} plug-in is called {name!r}{nearest(name, available(kind))}")
+    build = getattr(module, function or "build", None)
+    if not callable(build):
+        raise InputError(f"the {kind} plug-in {name!r} has no function {function or 'build'!r}")
+    _check_options(kind, name, build, options)
+    return build(**options)
+
+
+def source(name: str | None) -> str | None:
+    """The SHA-256 of the file that `name` names (`./mine.py`, `./mine.py:build`); None for a shipped plug-in, or none.
+
+    What that file imports is not part of it. Raises InputError when it cannot be read.
+    """
+    path = Path((name or "").partition(":")[0])
+    if path.suffix != ".py":
+        return None
+    import hashlib
+
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"the plug-in file {path} cannot be read: {error.strerror}") from None
+
+
+def sources(*names: str | None) -> dict[str, str]:
+    """`source` of those of the plug-ins that are files, by the file's stem: what counts of them in a fingerprint."""
+    return {Path((name or "").partition(":")[0]).stem: digest for name in names if (digest := source(name)) is not None}
+
+
+def described(plugin: Any) -> dict[str, Any]:
+    """What a plug-in object is and how it is set, for fingerprints and provenance: its `settings`, or its dataclass fields."""
+    settings = getattr(plugin, "settings", None)
+    if settings is None:
+        from dataclasses import fields, is_dataclass
+
+        settings = {f.name: getattr(plugin, f.name) for f in fields(plugin)} if is_dataclass(plugin) else {}
+    return {"plugin": type(plugin).__module__.rpartition(".")[2], **settings}
+
+
+def _check_options(kind: str, name: str, build: Any, options: dict[str, Any]) -> None:
+    import inspect
+
+    parameters = inspect.signature(build).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for option in options:
+        if option not in parameters:
+            raise InputError(f"the {kind} plug-in {name!r} has no option {option!r}{nearest(option, list(parameters))}")
+
+
+def _from_file(path: Path) -> ModuleType:
+    import importlib.util
+
+    if not path.is_file():
+        raise InputError(f"no plug-in file {path}")
+    spec = importlib.util.spec_from_file_location(f"cos_plugin_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} cannot be imported as a plug-in")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingError(f"the plug-in {path} needs the package {error.name!r}, which is not installed") from error
+    except (Exception, SystemExit) as error:
+        # Whatever somebody else's code raises is no defect of ours; --traceback shows where.
+        raise InputError(f"the plug-in {path} cannot be imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise InputError(f"unknown kind of plug-in {kind!r}; one of {', '.join(KINDS)}")
+
+
+def nearest(name: str, names: list[str]) -> str:
+    """The end of a sentence about an unknown name: the one that was probably meant, else all there are."""
+    import difflib
+
+    close = difflib.get_close_matches(name, names, 1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there are: {', '.join(names)}" if names else "; it has none"

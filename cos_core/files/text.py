@@ -1,0 +1,101 @@
+"""Text that comes from outside: files are read within a bound, and words from data are shown so that they can do no harm."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from cos_core.errors import InputError
+from cos_core.files.jsonl import open_input
+
+MAX_TEXT_BYTES = 64 * 2**20
+"""A text file that is read whole (settings, question lists, hostfiles) and is longer than this is taken for something else."""
+
+SHOWN = 200
+"""Characters of a text from data that a message shows."""
+
+MESSAGE = 4000
+"""Characters of a whole message (a note, a warning, an error) that a person is shown."""
+
+# What a terminal or an editor obeys, or no output can encode: C0 and C1 controls, DEL, line and paragraph separators, the marks
+# of writing direction, lone surrogates.
+_OBEYED = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+_UNSAFE = re.compile(f"[{_OBEYED}]")
+_UNSAFE_BUT_LINES = re.compile(rf"(?![\n\t])[{_OBEYED}]")
+_UNSAFE_IN_PAGES = re.compile(rf"(?![\n\t\r])[{_OBEYED}]")
+
+
+class Lines(str):
+    """A text of several lines, made of parts: the only one whose line ends a message or an output keeps.
+
+    Each part is one line and is escaped, unless it is Lines itself.
+    """
+
+    def __new__(cls, parts: Iterable[object] = ()) -> Lines:
+        return super().__new__(cls, "\n".join(part if isinstance(part, Lines) else escaped(part) for part in parts))
+
+    def __getnewargs__(self) -> tuple[list[str]]:  # type: ignore[override]
+        return (self.split("\n"),)
+
+
+def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
+    """A whole text file, UTF-8, without its byte order mark.
+
+    Raises InputError when it is not there, is no regular file (a pipe, a device), is longer than `limit` bytes, is no UTF-8, or
+    holds a NUL.
+    """
+    with open_input(path) as file:
+        try:
+            data = file.read(limit + 1)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    if len(data) > limit:
+        raise InputError(f"{path} is larger than {limit >> 20} MiB, which no such file is")
+    if b"\0" in data:
+        raise InputError(f"{path} is no text: it holds NUL bytes (saved as UTF-16? save it as UTF-8)")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+
+
+def escaped(text: object) -> str:
+    """`text` on one line: line ends and whatever else a terminal obeys, and lone surrogates, as Python writes them."""
+    return _UNSAFE.sub(_python, str(text))
+
+
+def escaped_lines(text: str) -> str:
+    """As `escaped`, but line ends and tabs stay."""
+    return _UNSAFE_BUT_LINES.sub(_python, text)
+
+
+def escaped_json(text: str) -> str:
+    """A JSON text that means the same, with whatever a terminal obeys inside its strings as \\uXXXX."""
+    return _UNSAFE_BUT_LINES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def one_line(text: object, limit: int = SHOWN) -> str:
+    """`escaped`, cut after `limit` characters with "…" for the rest: words from data in a message, a table or a log."""
+    words = str(text)
+    return escaped(words if len(words) <= limit else words[: limit - 1] + "…")
+
+
+def printable(text: str) -> str:
+    """`text` for a page, a picture or a table, its line ends and tabs kept: U+FFFD for whatever else `escaped` escapes."""
+    return _UNSAFE_IN_PAGES.sub("\ufffd", text)
+
+
+def message(text: str) -> str:
+    """A whole message as it is shown: Lines as they are, anything else on one line of bounded length."""
+    return text if isinstance(text, Lines) else one_line(text, MESSAGE)
+
+
+def words_of(error: BaseException) -> str:
+    """What an exception says, as it is shown; see `message`."""
+    told = error.args[0] if len(error.args) == 1 else None
+    return told if isinstance(told, Lines) else message(str(error))
+
+
+def _python(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")

@@ -1,0 +1,59 @@
+"""Where to look without training: the relevance of a plain answer to the picture's patches stands for the first pass.
+
+The model answers once, plainly; its own answer is explained (CoS Eq. 4-6, the annotator's backbone `patches`); the warmest
+area is the region. Any LLaVA can do this, one that never learnt to write boxes included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from cos_core.backbones._each import relevance_of_each
+from cos_core.files import plug
+from cos_core.geometry import Box, SquarePad
+from cos_core.interfaces import Backbone, Engine, HoldsModel, Policy
+from cos_core.relevance import roi
+from cos_core.types import Example
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+POLICY = Policy(name="relevance", source="fixed", summary="the warmest area of the plain answer's relevance (no training)")
+
+
+@dataclass(frozen=True, slots=True)
+class HeatFinder:
+    """Regions from relevance. `release`: frees what the engine keeps for later, where it shares its model with the backbone."""
+
+    backbone: Backbone
+    rule: roi.RoiRule
+    release: Callable[[], None] | None = None
+
+    def find(self, asked: Sequence[tuple[Example, Image, str]]) -> list[Box | str | None]:
+        """For each (example, picture, plain answer) the region in frame "image", None where nothing stands out.
+
+        A text says why an answer cannot be explained.
+        """
+        groups = [(image, [replace(example, answers=(answer,))]) for example, image, answer in asked]
+        found: list[Box | str | None] = []
+        for (image, _), (relevance,) in zip(groups, relevance_of_each(self.backbone, groups, self.release), strict=True):
+            if isinstance(relevance, str):
+                found.append(relevance)
+            elif relevance.regions is not None:
+                found.append(roi.from_regions(relevance.regions, self.rule).box)
+            else:
+                found.append(roi.from_heat(relevance.heat or (), SquarePad(*image.size), self.rule).box)
+        return found
+
+
+def build(model: str, device: str, dtype: str, engine: Engine | None = None) -> HeatFinder:
+    """Around the model that `engine` has loaded, whose memory both then share; of another engine, the model is loaded here.
+
+    Raises what `llava.load` raises.
+    """
+    shared = engine if isinstance(engine, HoldsModel) else None
+    options: dict[str, Any] = {"model": shared.llava, "room": shared.make_room} if shared else {"model": model}
+    backbone: Any = plug.load("backbones", "patches", device=device, dtype=dtype, **options)
+    return HeatFinder(backbone, getattr(backbone, "roi", roi.RoiRule()), shared.release if shared else None)

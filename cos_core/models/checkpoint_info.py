@@ -1,0 +1,174 @@
+"""What a checkpoint's files say of it, without loading it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cos_core.dialogue.prompts import checkpoint_profile
+from cos_core.errors import InputError
+from cos_core.files.images import FILL
+from cos_core.files.jsonl import decode
+from cos_core.files.manifest import plain
+from cos_core.files.text import one_line, read_text
+from cos_core.models import checkpoint_files as files
+from cos_core.models import hub
+from cos_core.models.checkpoint_files import Tensor
+from cos_core.models.layout import families
+from cos_core.models.layout.check import check, sizes
+
+ANNOTATOR_FILE = "cos_annotator.json"
+"""Beside an annotator's weights: what it was shown, of what it was made, and by how many steps."""
+_SHOWN = ("backbone", "detector", "region_tokens")
+
+
+def annotator_provenance(model: str) -> dict[str, Any] | None:
+    """How a checkpoint became an annotator (`cos train --annotator`); None for any other, and for one that is not here.
+
+    `backbone`, `detector` (plug.described) and `region_tokens`: what it was shown; `parent` and `data`: path, fingerprint or
+    digest; `steps`, `samples`; `settings`: the fingerprint of its run. Raises InputError for a file that cannot be read.
+    """
+    folder = hub.local(model)
+    path = Path(folder or "") / ANNOTATOR_FILE
+    if folder is None or not path.is_file():
+        return None
+    try:
+        data = decode(read_text(path, files.MIB).encode())
+        return {**{name: data[name] for name in (*_SHOWN, "parent", "data", "steps")}, **data}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} does not say how the annotator was made: {error}") from None
+
+
+def annotator_differences(provenance: Mapping[str, Any], **shown: Any) -> list[str]:
+    """What an annotator is shown now and was not tuned with, a sentence each; none when all is as it was.
+
+    `shown`: `backbone`, `detector` (plug.described) and `region_tokens`, those that apply.
+    """
+    now = plain({name: value for name, value in shown.items() if name in _SHOWN})
+    return [
+        f"this annotator was tuned with {name} {_said(provenance[name])}, and now sees {_said(value)}"
+        for name, value in now.items()
+        if provenance[name] != value
+    ]
+
+
+def _said(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+"""Where a checkpoint's picture settings stand, in the order in which `transformers` looks (nested in the first of them)."""
+
+
+def fill_of(folder: str | Path) -> tuple[int, int, int]:
+    """The colour (RGB, 0-255) that pads a picture to a square for the checkpoint in `folder`, from its processor's file alone.
+
+    `int(255 * mean)` per channel of `image_mean`, as `llava.padding_colour` of the loaded processor gives: (122, 116, 104), of
+    CLIP's mean, where the file names none. Needs neither torch nor transformers. Raises InputError when the folder holds no
+    processor file, or one that cannot be read.
+    """
+    settings, path = _picture_settings(Path(folder))
+    mean = settings.get("image_mean")
+    if mean is None:
+        return FILL
+    if not isinstance(mean, list) or len(mean) != 3 or not all(_is_share(value) for value in mean):
+        raise InputError(f"{path}: `image_mean` must be three numbers from 0 to 1, got {mean!r}")
+    red, green, blue = (int(255 * value) for value in mean)
+    return red, green, blue
+
+
+def side_of(folder: str | Path) -> int | None:
+    """The side in pixels to which the checkpoint resizes a square picture, bicubic, and cuts nothing off afterwards.
+
+    None where its processor does something else. Raises InputError as `fill_of`.
+    """
+    settings, _ = _picture_settings(Path(folder))
+    if settings.get("resample", BICUBIC) != BICUBIC or settings.get("do_resize") is False:
+        return None
+    sides: set[object] = set()
+    for size in (settings.get("size"), settings.get("crop_size") if settings.get("do_center_crop", True) else None):
+        # Older files have one number.
+        sides |= {value for value in (size.values() if isinstance(size, dict) else [size]) if value is not None}
+    side = sides.pop() if len(sides) == 1 else None
+    return side if isinstance(side, int) and side > 0 else None
+
+
+BICUBIC = 3
+"""Pillow's number for the filter, which is how processors name it."""
+
+
+def _picture_settings(folder: Path) -> tuple[dict[str, Any], Path]:
+    """The image processor's settings, and the file they stand in."""
+    for name in PROCESSOR_FILES:
+        data = files.settings(folder, name)
+        if data is None:
+            continue
+        settings = data.get("image_processor") if name == PROCESSOR_FILES[0] else data
+        if isinstance(settings, dict):
+            return settings, folder / name
+    raise InputError(f"{folder} does not say how pictures are prepared: it has neither of {', '.join(PROCESSOR_FILES)}")
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def describe(model: str) -> tuple[dict[str, Any], str | None]:
+    """Name, weights, sizes and wording of a checkpoint, and why `cos` cannot use it: None where it can.
+
+    Of another family's folder, what its files tell. Raises InputError for a folder that is no checkpoint, and for files that
+    cannot be read or do not fit one another.
+    """
+    where = Path(hub.resolve(model))
+    config = files.settings(where, files.CONFIG)
+    if config is None:
+        raise InputError(f"{where} is not a checkpoint: it has no config.json")
+    if not families.is_llava(config):
+        return _other(where, config)
+    facts = sizes(where, config)
+    profile = checkpoint_profile(where)
+    found = {
+        **_held(where, facts.weights),
+        "layers": facts.layers,
+        "hidden": facts.hidden,
+        "vocabulary": facts.vocabulary,
+        "image_side": facts.image_side,
+        "image_tokens": facts.image_tokens,
+        "profile": profile.name,
+        "after_end": profile.after_end,
+        "fingerprint": hub.fingerprint(where),
+    }
+    try:
+        check(where)
+    except InputError as error:
+        return found, str(error)
+    return found, None
+
+
+def _other(where: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """What can be told of a folder that is no LLaVA-1.5, and the sentence that refuses it."""
+    refusal = families.refusal(where, config)
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise InputError(refusal)
+    text = config.get("text_config")
+    sections = [section for section in (text, config) if isinstance(section, Mapping)]
+    names = {"layers": "num_hidden_layers", "hidden": "hidden_size", "vocabulary": "vocab_size"}
+    told = {name: next((s[key] for s in sections if isinstance(s.get(key), int)), None) for name, key in names.items()}
+    try:
+        held = _held(where, files.tensors(where))
+    except InputError:  # another family may keep its weights in another way
+        held = {"model": str(where)}
+    found = {**held, "model_type": one_line(kind, 60), **{name: value for name, value in told.items() if value is not None}}
+    return found, f"{one_line(kind, 60)}: not usable by cos: {refusal}"
+
+
+def _held(where: Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {
+        "model": str(where),
+        "weights": sum(tensor.count for tensor in weights.values()),
+        "dtype": ", ".join(sorted({one_line(tensor.dtype, 20) for tensor in weights.values()})),
+        "MiB": round(sum(path.stat().st_size for path in files.weight_files(where)) / 2**20, 1),
+    }

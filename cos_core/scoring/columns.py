@@ -1,0 +1,472 @@
+"""Questions and scores by the million in little memory: columns and packed rows; a record is made when it is asked for.
+
+What stands here takes the place of lists and dictionaries of records: a sequence of `Example` or `Score`, and mappings by id.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar, overload
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from cos_core.errors import InputError
+from cos_core.files.jsonl import OnProblem, Problem, encode_line, object_of, raw_lines, report
+from cos_core.types import Example, Score
+
+T = TypeVar("T")
+_TEXTS = 1 << 17
+"""Distinct texts that a column keeps once each; of more, only neighbours that are equal are one."""
+
+
+class Ids:
+    """The ids of rows in their order. The dictionary that finds an id's place is made when it is first needed."""
+
+    __slots__ = ("_places", "names")
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self._places: dict[str, int] | None = None
+
+    def places(self) -> dict[str, int]:
+        """The place of each id; of one that stands twice, the last."""
+        if self._places is None:
+            self._places = {name: place for place, name in enumerate(self.names)}
+        return self._places
+
+    def forget(self) -> None:
+        """Lets go of the dictionary; it is made again when it is needed."""
+        self._places = None
+
+    def unique(self) -> bool:
+        """Whether no id stands twice."""
+        return len(self.places()) == len(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.places()
+
+
+class Following:
+    """Takes ids one by one; as long as they are those of `known`, in its order, they cost nothing."""
+
+    __slots__ = ("_known", "_names", "count")
+
+    def __init__(self, known: Ids | None = None) -> None:
+        self._known = known
+        self._names: list[str] | None = None if known is not None else []
+        self.count = 0
+
+    def add(self, name: str) -> None:
+        names, known, count = self._names, self._known, self.count
+        self.count += 1
+        if names is None and known is not None:
+            if count < len(known.names) and known.names[count] == name:
+                return
+            names = self._names = known.names[:count]
+        if names is not None:
+            place = known.places().get(name) if known is not None else None
+            names.append(name if place is None or known is None else known.names[place])
+
+    def ids(self) -> Ids:
+        """The ids taken so far: `known` itself when they are all of its own."""
+        if self._names is None and self._known is not None:
+            return self._known if self.count == len(self._known) else Ids(self._known.names[: self.count])
+        return Ids(self._names or [])
+
+
+class ById(Mapping[str, T], Generic[T]):
+    """Rows found by their id; `rows` may make each one anew."""
+
+    __slots__ = ("ids", "rows")
+
+    def __init__(self, ids: Ids, rows: Sequence[T]) -> None:
+        self.ids = ids
+        self.rows = rows
+
+    def __getitem__(self, name: str) -> T:
+        return self.rows[self.ids.places()[name]]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.ids
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ids.places())
+
+    def __len__(self) -> int:
+        return len(self.ids.places())
+
+
+class Texts:
+    """Keeps equal texts once."""
+
+    __slots__ = ("_known", "_last")
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+        self._last: dict[str, str] = {}
+
+    def one(self, text: Any, column: str = "") -> Any:
+        """A text equal to `text` that is kept already, else `text`; what is no text is given back as it is."""
+        if type(text) is not str:
+            return text
+        found = self._known.get(text)
+        if found is not None:
+            return found
+        if len(self._known) < _TEXTS:
+            self._known[text] = text
+            return text
+        if self._last.get(column) == text:
+            return self._last[column]
+        self._last[column] = text
+        return text
+
+
+class _Sequence(Sequence[T]):
+    """What the sequences of this module share: slices are lists, and equality is that of the records."""
+
+    def _row(self, place: int) -> T:
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, place: int) -> T: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[T]: ...
+    def __getitem__(self, place: int | slice) -> T | Sequence[T]:
+        if isinstance(place, slice):
+            return [self._row(each) for each in range(*place.indices(len(self)))]
+        number = place + len(self) if place < 0 else place
+        if not 0 <= number < len(self):
+            raise IndexError(f"there is no row {place}")
+        return self._row(number)
+
+    def __iter__(self) -> Iterator[T]:
+        return map(self._row, range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+_new = object.__new__
+_set_id, _set_dataset, _set_image, _set_question, _set_answers, _set_choices, _set_meta, _set_line, _set_file = (
+    getattr(Example, name).__set__ for name in Example.__slots__
+)
+
+
+class Packed:
+    """Rows of plain values, packed one behind the other; a row comes back as a list.
+
+    A row that cannot be packed (half characters, numbers beyond 64 bits) is kept as it is.
+    """
+
+    __slots__ = ("_data", "_ends", "_kept", "_pack", "_unpack")
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._ends = array("q", [0])
+        self._kept: dict[int, tuple[Any, ...]] = {}
+        self._pack = msgspec.msgpack.Encoder().encode
+        self._unpack = msgspec.msgpack.Decoder(list).decode
+
+    def append(self, row: tuple[Any, ...]) -> None:
+        try:
+            self._data += self._pack(row)
+        except (UnicodeEncodeError, OverflowError, TypeError, ValueError):
+            self._kept[len(self)] = row
+        self._ends.append(len(self._data))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, place: int) -> list[Any]:
+        if place in self._kept:
+            return list(self._kept[place])
+        found: list[Any] = self._unpack(self._data[self._ends[place] : self._ends[place + 1]])
+        return found
+
+
+_Shape = tuple[str, str | None, tuple[str, ...]]
+"""What many questions share: data set, file, keys of `meta`."""
+
+
+class Examples(_Sequence[Example]):
+    """Questions, packed. `meta_keys`: every key that occurs in a question's `meta`, whose values must be plain JSON."""
+
+    def __init__(self, examples: Iterable[Example] = ()) -> None:
+        self._names: list[str] = []
+        self._rows = Packed()
+        self._layouts: dict[_Shape, int] = {}
+        self._shapes: list[_Shape] = []
+        self._ids: Ids | None = None
+        for example in examples:
+            self.append(example)
+
+    def append(self, example: Example) -> None:
+        shape = (example.dataset, example.file, tuple(example.meta))
+        layout = self._layouts.get(shape)
+        if layout is None:
+            layout = self._layouts[shape] = len(self._shapes)
+            self._shapes.append(shape)
+        parts = (layout, example.image, example.question, example.answers, example.choices, example.line)
+        self._rows.append((*parts, *example.meta.values()))
+        self._names.append(example.id)
+        self._ids = None
+
+    @property
+    def ids(self) -> Ids:
+        if self._ids is None:
+            self._ids = Ids(self._names)
+        return self._ids
+
+    @property
+    def meta_keys(self) -> frozenset[str]:
+        return frozenset(key for *_, keys in self._shapes for key in keys)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _row(self, place: int) -> Example:
+        layout, image, question, answers, choices, line, *values = self._rows[place]
+        dataset, file, keys = self._shapes[layout]
+        # Field by field: the frozen dataclass's own way takes twice the time, and these fields were checked once.
+        example = _new(Example)
+        _set_id(example, self._names[place])
+        _set_dataset(example, dataset)
+        _set_image(example, image)
+        _set_question(example, question)
+        _set_answers(example, tuple(answers))
+        _set_choices(example, tuple(choices) if choices else ())
+        _set_meta(example, dict(zip(keys, values, strict=True)))
+        _set_line(example, line)
+        _set_file(example, file)
+        return example
+
+    def asked(self) -> Iterator[tuple[str, str | None, str, Sequence[str], Mapping[str, Any]]]:
+        """(id, image, question, answers, meta) of each, without the record around it."""
+        shapes = [keys for *_, keys in self._shapes]
+        for place, name in enumerate(self._names):
+            layout, image, question, answers, _, _, *values = self._rows[place]
+            yield name, image, question, answers, dict(zip(shapes[layout], values, strict=True))
+
+    def question(self, place: int) -> str:
+        """What the question at `place` asks: its `meta["asked"]`, else its text."""
+        row = self._rows[place]
+        keys = self._shapes[row[0]][2]
+        return str(row[6 + keys.index("asked")] if "asked" in keys else row[2])
+
+
+def ids_of(examples: Sequence[Example]) -> Ids:
+    """The questions' ids, in order."""
+    return examples.ids if isinstance(examples, Examples) else Ids([example.id for example in examples])
+
+
+Said = tuple[str | None, str | None, str | None]
+"""What a score keeps in words: extracted, expected, note."""
+
+
+class _ScoreRow(msgspec.Struct, gc=False):
+    example_id: str
+    value: int | float
+    extracted: str | None = None
+    expected: str | None = None
+    groups: dict[str, str] = {}
+    note: str | None = None
+
+
+class Scores(_Sequence[Score]):
+    """Scores as columns, texts kept once each. `known`: ids that the scores are expected to have, in order."""
+
+    def __init__(self, scores: Iterable[Score] = (), known: Ids | None = None) -> None:
+        self._following = Following(known)
+        self._ids: Ids | None = None
+        self._values = array("d")
+        self._odd: dict[int, Any] = {}
+        self._texts = Texts()
+        self._said: dict[str, list[Any]] = {name: [] for name in ("extracted", "expected", "note")}
+        self._put_said = [column.append for column in self._said.values()]
+        self._groups: dict[str, list[Any]] = {}
+        self._puts: list[list[tuple[Callable[[Any], None], str | None]]] = []
+        self._layouts: dict[tuple[str, ...], int] = {}
+        self._keys: list[tuple[str, ...]] = []
+        self._layout = array("I")
+        for score in scores:
+            self.append(score)
+
+    @classmethod
+    def of(cls, scores: Sequence[Score], known: Ids | None = None) -> Scores:
+        """`scores` themselves when they are columns already."""
+        return scores if isinstance(scores, cls) else cls(scores, known)
+
+    def append(self, score: Score) -> None:
+        self.add(score.example_id, score.value, (score.extracted, score.expected, score.note), score.groups)
+
+    def add(self, example_id: str, value: float, said: Said, groups: Mapping[str, str]) -> None:
+        """A score by its parts; `said`: extracted, expected, note."""
+        if type(value) is not float:
+            self._odd[len(self._values)] = value
+        try:
+            self._values.append(value)
+        except OverflowError:
+            self._values.append(float("inf"))
+        one = self._texts.one
+        for put, text in zip(self._put_said, said, strict=True):
+            put(text if text is None else one(text))
+        keys = tuple(groups)
+        layout = self._layouts.get(keys)
+        if layout is None:
+            layout = self._new_layout(keys)
+        self._layout.append(layout)
+        for put, key in self._puts[layout]:
+            put(None if key is None else one(groups[key], key))
+        self._following.add(example_id)
+        self._ids = None
+
+    def _new_layout(self, keys: tuple[str, ...]) -> int:
+        for key in keys:
+            if key not in self._groups:
+                self._groups[key] = [None] * len(self._layout)
+        self._layouts[keys] = len(self._keys)
+        self._keys.append(keys)
+        # A layout writes into every column: its own values, and None where it has none.
+        self._puts = [[(c.append, k if k in own else None) for k, c in self._groups.items()] for own in self._keys]
+        return self._layouts[keys]
+
+    @property
+    def ids(self) -> Ids:
+        if self._ids is None:
+            self._ids = self._following.ids()
+        return self._ids
+
+    def by_id(self) -> ById[Score]:
+        return ById(self.ids, self)
+
+    def values(self) -> list[float]:
+        """Each score's value, as it was given."""
+        found: list[Any] = self._values.tolist()
+        for place, value in self._odd.items():
+            found[place] = value
+        return found
+
+    def value_array(self) -> NDArray[np.float64]:
+        return np.array(self._values, dtype=np.float64)
+
+    def said(self, name: str) -> list[str | None]:
+        """The column `extracted`, `expected` or `note`."""
+        return self._said[name]
+
+    def group(self, key: str) -> list[str | None]:
+        """Each score's group of the name `key`; None where it has none."""
+        return self._groups.get(key) or [None] * len(self)
+
+    def groups_of(self, place: int) -> dict[str, str]:
+        return {key: self._groups[key][place] for key in self._keys[self._layout[place]]}
+
+    def value(self, place: int) -> float:
+        return self._odd.get(place, self._values[place]) if self._odd else self._values[place]
+
+    def lines(self, start: int, stop: int) -> bytes:
+        """The scores from `start` to before `stop` as JSON Lines."""
+        columns = (column[start:stop] for column in self._said.values())
+        rows = zip(self.ids.names[start:stop], range(start, stop), *columns, strict=True)
+        try:
+            return _encode_lines(
+                [_ScoreRow(name, self.value(n), x, y, self.groups_of(n), note) for name, n, x, y, note in rows]
+            )
+        except (UnicodeEncodeError, OverflowError):
+            # Half a character in an id or an answer, which the quick writer does not take.
+            return b"".join(encode_line(self._row(place).to_json()) for place in range(start, stop))
+
+    def take(self, places: Sequence[int]) -> Scores:
+        """The scores at `places`, in that order."""
+        if len(places) == len(self) and all(place == number for number, place in enumerate(places)):
+            return self
+        taken = Scores()
+        taken._ids = Ids([self.ids.names[place] for place in places])
+        taken._following.count = len(places)
+        taken._values = array("d", map(self._values.__getitem__, places))
+        taken._odd = {n: self._odd[place] for n, place in enumerate(places) if place in self._odd} if self._odd else {}
+        taken._said = {name: [column[place] for place in places] for name, column in self._said.items()}
+        taken._groups = {name: [column[place] for place in places] for name, column in self._groups.items()}
+        taken._layouts, taken._keys = self._layouts, self._keys
+        taken._layout = array("I", map(self._layout.__getitem__, places))
+        return taken
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def _row(self, place: int) -> Score:
+        extracted, expected, note = (column[place] for column in self._said.values())
+        return Score(self.ids.names[place], self.value(place), extracted, expected, self.groups_of(place), note)
+
+
+_encode_lines = msgspec.json.Encoder().encode_lines
+_quick_score = msgspec.json.Decoder(_ScoreRow).decode
+
+
+def read_scores(path: Path, on_problem: OnProblem | None = None, known: Ids | None = None) -> Scores:
+    """The scores of a file of JSON Lines. `known`: ids that they probably have, in order.
+
+    A line that holds none goes to `on_problem`; without one it raises InputError.
+    """
+    scores = Scores(known=known)
+    for number, _, _, line in raw_lines(path, on_problem):
+        try:
+            row = _quick_score(line)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            record = object_of(path, number, line, on_problem)
+            if record is None:
+                continue
+            try:
+                scores.append(Score.from_json(record))
+            except InputError as error:
+                report(Problem(path, number, None, str(error)), on_problem)
+        else:
+            scores.add(row.example_id, row.value, (row.extracted, row.expected, row.note), row.groups)
+    return scores
+
+
+def held(scores: Iterable[Score]) -> Sequence[Score]:
+    """The scores to look at more than once: columns as they are, any others in a list."""
+    return scores if isinstance(scores, Scores) else list(scores)
+
+
+def values(scores: Iterable[Score]) -> list[float]:
+    """Each score's value, of columns or of any other scores."""
+    return scores.values() if isinstance(scores, Scores) else [score.value for score in scores]
+
+
+def value_array(scores: Iterable[Score]) -> NDArray[np.float64]:
+    """`values` as floats: (scores,)."""
+    return scores.value_array() if isinstance(scores, Scores) else np.array([score.value for score in scores], dtype=np.float64)
+
+
+def said(scores: Iterable[Score], name: str) -> list[str | None]:
+    """Each score's `extracted`, `expected` or `note`."""
+    return scores.said(name) if isinstance(scores, Scores) else [getattr(score, name) for score in scores]
+
+
+def group(scores: Iterable[Score], key: str) -> list[str | None]:
+    """Each score's group of the name `key`, None where it has none."""
+    return scores.group(key) if isinstance(scores, Scores) else [score.groups.get(key) for score in scores]
+
+
+def names(scores: Iterable[Score]) -> list[str]:
+    """Each score's example id."""
+    return scores.ids.names if isinstance(scores, Scores) else [score.example_id for score in scores]
+
+
+def taken(scores: Sequence[Score], places: Sequence[int]) -> Sequence[Score]:
+    """The scores at `places`, as columns where they are columns."""
+    if isinstance(scores, Scores):
+        return scores.take(places)
+    return [scores[place] for place in places]

@@ -1,0 +1,320 @@
+"""One scored run against another on one benchmark: the one comparison of `cos eval compare`, of reports and of the demo.
+
+The difference is of the benchmark's own headline (an F1, CircularEval, points) over the questions that both runs scored, both
+runs resampled together by image. A figure that is not a finite number makes the verdict "undefined", neither better nor worse.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from cos_core.errors import CosError, InputError
+from cos_core.files import plug
+from cos_core.interfaces import Benchmark, BenchmarkData
+from cos_core.scoring import metrics, statistics
+from cos_core.scoring.columns import Scores
+from cos_core.scoring.metrics import Estimate
+from cos_core.scoring.statistics import AggregateDifference, Floats
+from cos_core.types import RunManifest, Score
+
+ARM = ("policy",)
+"""Fields of the protocol that may differ: they are what is compared."""
+
+SINCE_0_2 = ("rule",)
+"""Fields that older runs do not have; a run without one is not held to differ in it."""
+
+LEVEL = 0.05
+
+Verdict = Literal["better", "worse", "unclear", "undefined"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRun:
+    """One scored benchmark of a finished run."""
+
+    path: Path
+    manifest: RunManifest
+    scores: Sequence[Score]
+
+    @property
+    def benchmark(self) -> str:
+        return str(self.manifest.results.get("benchmark", "?"))
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What must be equal for a fair comparison, the questions themselves included."""
+        data = self.manifest.inputs.get("data", {}).get("questions_sha256")
+        return {**self.manifest.results.get("protocol", {}), "data": data}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Run `b` against the reference `a` on one benchmark. `p_holm` is set when all comparisons of a call are known.
+
+    `unit` is the metric's; `test` names where `p` comes from; `won`, `lost`: ids that B got right (or better) and A did not,
+    and the other way round; `differs`: protocol fields that were let pass; `missing`: why the metric could not be computed at
+    all, empty where it could.
+    """
+
+    benchmark: str
+    a: str
+    b: str
+    metric: str
+    unit: str
+    found: AggregateDifference
+    p: float
+    test: str
+    n: int
+    won: Sequence[str]
+    lost: Sequence[str]
+    differs: Sequence[str] = ()
+    p_holm: float = 1.0
+    only_a: int = 0
+    only_b: int = 0
+    missing: str = ""
+
+    @property
+    def undefined(self) -> str:
+        """Why there is no verdict, in words; empty when there is one."""
+        if self.missing:
+            return self.missing
+        figures = {
+            f"{self.metric} of A": self.found.a,
+            f"{self.metric} of B": self.found.b,
+            "the difference": self.found.difference,
+            "p": self.p,
+            "p after Holm": self.p_holm,
+        }
+        return next((f"{name} is not a number" for name, value in figures.items() if not math.isfinite(value)), "")
+
+    @property
+    def verdict(self) -> Verdict:
+        """Better, worse or unclear at 5 % after Holm; undefined when a figure that decides is not a finite number."""
+        if self.undefined:
+            return "undefined"
+        if self.p_holm >= LEVEL or self.found.difference == 0:
+            return "unclear"
+        return "better" if self.found.difference > 0 else "worse"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; null for a figure that is not a finite number (the ends of an interval may be infinite)."""
+        own = {key: getattr(self, key) for key in ("benchmark", "a", "b", "metric", "unit", "p", "p_holm", "test", "n")}
+        flips = {"won": list(self.won), "lost": list(self.lost), "differs": list(self.differs)}
+        rest = {key: value for key, value in self.found.to_json().items() if key not in ("a", "b", "p")}
+        values = {"value_a": self.found.a, "value_b": self.found.b, "only_a": self.only_a, "only_b": self.only_b}
+        reason = {"undefined": self.undefined} if self.undefined else {}
+        row = {**own, **values, **rest, **flips, "verdict": self.verdict, **reason}
+        return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+
+
+def differing(a: ScoredRun, b: ScoredRun) -> list[str]:
+    """The protocol fields in which two runs differ, those that are meant to differ left out."""
+    first, second = a.protocol, b.protocol
+    silent = {key for key in SINCE_0_2 if key not in first or key not in second}
+    keys = [key for key in dict.fromkeys([*first, *second]) if key not in ARM and key not in silent]
+    return [key for key in keys if first.get(key) != second.get(key)]
+
+
+def fair(a: ScoredRun, b: ScoredRun, despite: Collection[str] = ()) -> list[str]:
+    """The protocol fields in which the runs differ and may (`despite`). Raises InputError for any other that differs."""
+    fields = differing(a, b)
+    refused = [key for key in fields if key not in despite and "all" not in despite]
+    if refused:
+        first, second = a.protocol, b.protocol
+        said = "; ".join(f"{key}: {_short(first.get(key))} against {_short(second.get(key))}" for key in refused)
+        raise InputError(f"{a.path} and {b.path} were not made alike ({said}); --despite {refused[0]} lets that pass")
+    return fields
+
+
+def _short(value: object) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."
+
+
+def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The same comparisons with Holm's p-values over all; one that is undefined counts as a test and stays undefined."""
+    p_values = statistics.holm([math.nan if c.undefined else c.p for c in comparisons])
+    return [replace(c, p_holm=p) for c, p in zip(comparisons, p_values, strict=True)]
+
+
+def pair(
+    a: ScoredRun,
+    b: ScoredRun,
+    *,
+    names: tuple[str, str],
+    differs: Sequence[str] = (),
+    replicates: int = statistics.REPLICATES,
+    seed: int = 0,
+) -> Comparison:
+    """One benchmark of two runs, over the questions that both scored; without any, the verdict is undefined."""
+    of_a, of_b = Scores.of(a.scores), Scores.of(b.scores)
+    first, second = _shared(of_a, of_b)
+    head = a.manifest.results.get("headline", {})
+    name, unit = str(head.get("metric", "accuracy")), str(head.get("unit", "fraction"))
+    estimates = _estimates(a, first, second, name) if first else "the runs have no question in common"
+    tested = _NO_TEST if isinstance(estimates, str) else _test(*estimates, first, replicates, seed)
+    moved = _moved(first, second, None if isinstance(estimates, str) else estimates)
+    return Comparison(
+        benchmark=a.benchmark,
+        a=names[0],
+        b=names[1],
+        metric=name,
+        unit=unit,
+        found=tested.found,
+        p=tested.p,
+        test=tested.name,
+        n=moved.n,
+        won=moved.won,
+        lost=moved.lost,
+        differs=differs,
+        only_a=len(a.scores) - len(first),
+        only_b=len(b.scores) - len(first),
+        missing=estimates if isinstance(estimates, str) else "",
+    )
+
+
+def _shared(a: Scores, b: Scores) -> tuple[Scores, Scores]:
+    """The scores of the questions that both have, in the order of `a`."""
+    if a.ids.names == b.ids.names and a.ids.unique():
+        return a, b
+    places = b.ids.places()
+    both = [(mine, places[name]) for mine, name in enumerate(a.ids.names) if name in places]
+    return a.take(array("q", [mine for mine, _ in both])), b.take(array("q", [theirs for _, theirs in both]))
+
+
+class _Moved(NamedTuple):
+    n: int
+    won: list[str]
+    lost: list[str]
+
+
+def _moved(first: Scores, second: Scores, both: tuple[Estimate, Estimate] | None) -> _Moved:
+    """How many questions the headline is over, and those that B won and lost: of one population with the difference and its p
+    (ScienceQA's image accuracy: questions with a picture; MMBench: questions, not their rotations).
+
+    A question of several rows is named by the row whose answer moved.
+    """
+    if both is None:
+        both = metrics.mean_estimate("", first), metrics.mean_estimate("", second)
+    of_a, of_b = both
+    counted = of_a.population() | of_b.population()
+    if of_a.units is None:
+        gaps = [theirs - mine for mine, theirs in zip(first.values(), second.values(), strict=True)]
+        moved = {row: gaps[row] for row in np.flatnonzero(counted).tolist() if gaps[row]}
+    else:
+        moved = {}
+        rows_of: dict[str, list[int]] = {}
+        for row, unit in enumerate(of_a.units):
+            rows_of.setdefault(unit, []).append(row)
+        gap = of_b.columns[:, 0] - of_a.columns[:, 0]
+        for row in np.flatnonzero(gap).tolist():
+            side = gap[row]
+            own = [r for r in rows_of[of_a.units[row]] if (second.value(r) - first.value(r)) * side > 0]
+            moved[(own or [row])[0]] = side
+    named = {side: [first.ids.names[row] for row, gap in moved.items() if gap * side > 0] for side in (1, -1)}
+    return _Moved(int(np.count_nonzero(counted)), named[1], named[-1])
+
+
+class _Tested(NamedTuple):
+    found: AggregateDifference
+    p: float
+    name: str
+
+
+_NOTHING = AggregateDifference(
+    a=math.nan,
+    b=math.nan,
+    difference=math.nan,
+    low=math.nan,
+    high=math.nan,
+    error=math.nan,
+    p=math.nan,
+    detectable=math.nan,
+    clusters=0,
+)
+_NO_TEST = _Tested(_NOTHING, math.nan, "none")
+
+
+def _test(a: Estimate, b: Estimate, scores: Sequence[Score], replicates: int, seed: int) -> _Tested:
+    """McNemar's exact test where it applies, else the two runs swapped image by image; `scores`: either run's, in row order."""
+    images = metrics.pictures(scores)
+    found = statistics.aggregate_difference(a.columns, b.columns, images, _scaled(a), replicates=replicates, seed=seed)
+    if _is_exact(a, b, images):
+        return _Tested(found, statistics.mcnemar(*_discordant(a, b)), "exact McNemar")
+    return _Tested(found, found.p, "runs swapped image by image")
+
+
+def _benchmark(run: ScoredRun) -> Benchmark | str:
+    """The benchmark that scored the run; why it cannot be found, for a plug-in file that has moved."""
+    config = run.manifest.config
+    options = {key: config[key] for key in ("split", "scorer") if config.get(key) is not None}
+    try:
+        made: Benchmark = plug.load("benchmarks", str(config.get("benchmark", run.benchmark)), **options)
+    except (CosError, TypeError) as error:
+        return f"the benchmark that scored {run.path} cannot be loaded any more: {error}"
+    return made
+
+
+def _estimates(run: ScoredRun, first: Sequence[Score], second: Sequence[Score], name: str) -> tuple[Estimate, Estimate] | str:
+    """The headline of both runs as a statistic of sums, or why there is none; the mean score without the method `estimates`."""
+    benchmark = _benchmark(run)
+    if isinstance(benchmark, str):
+        return benchmark
+    make = getattr(benchmark, "estimates", None)
+    if make is None:
+        return metrics.mean_estimate(name, first), metrics.mean_estimate(name, second)
+    data = BenchmarkData(run.benchmark, str(run.protocol.get("split", "")), (), Path(), dict(run.protocol))
+    both: list[Estimate] = []
+    for side, scores in (("A", first), ("B", second)):
+        found: Iterable[Estimate] = make(data, scores)
+        estimate = next((each for each in found if each.name == name), None)
+        if estimate is None:
+            return f"{side} has no {name} over the questions that both runs scored"
+        both.append(estimate)
+    if both[0].columns.shape != both[1].columns.shape:
+        return f"{name} is not made of the same parts in both runs"
+    return both[0], both[1]
+
+
+def _scaled(estimate: Estimate) -> Callable[[Floats], Floats]:
+    """The statistic in the metric's units."""
+    return lambda sums: estimate.scale * estimate.statistic(sums)
+
+
+def _is_exact(a: Estimate, b: Estimate, images: Sequence[str]) -> bool:
+    """Whether both are means of zeros and ones over the same questions, one on an image: then McNemar's test is exact."""
+    if a.statistic is not statistics.ratio or b.statistic is not statistics.ratio:
+        return False
+    rows = a.population()
+    if not np.array_equal(rows, b.population()):
+        return False
+    binary = statistics.is_binary(a.columns[rows, 0]) and statistics.is_binary(b.columns[rows, 0])
+    alone = [images[row] for row in np.flatnonzero(rows).tolist()]
+    return binary and len(set(alone)) == len(alone)
+
+
+def _discordant(a: Estimate, b: Estimate) -> tuple[int, int]:
+    gap = b.columns[:, 0] - a.columns[:, 0]
+    return int(np.count_nonzero(gap > 0)), int(np.count_nonzero(gap < 0))
+
+
+def flipped(comparison: Comparison, a: Mapping[str, Score], b: Mapping[str, Score]) -> Iterator[dict[str, Any]]:
+    """The questions that changed sides, with what was read from each run's answer, one by one."""
+    for kind, ids in (("won", comparison.won), ("lost", comparison.lost)):
+        for example_id in ids:
+            x, y = a[example_id], b[example_id]
+            row = {
+                "benchmark": comparison.benchmark,
+                "run": comparison.b,
+                "id": example_id,
+                "flip": kind,
+                "expected": x.expected,
+            }
+            yield {**row, "a": x.extracted, "b": y.extracted, "value_a": x.value, "value_b": y.value}

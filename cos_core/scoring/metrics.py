@@ -1,0 +1,368 @@
+"""From answers to scores, and from scores to every aggregate: what all benchmarks share, pure and without I/O.
+
+A benchmark turns predictions into one Score per question with `judge`, and describes its aggregates as `Estimate`s, so that
+values and their intervals come from the same scores and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cos_core.errors import InputError
+from cos_core.geometry import Box
+from cos_core.scoring import columns, statistics
+from cos_core.scoring.columns import Examples, Scores
+from cos_core.scoring.recorded import UNSAID
+from cos_core.scoring.statistics import Floats, Interval
+from cos_core.types import BOX_STATUSES, UNUSABLE_BOXES, BoxStatus, Example, Prediction, Score
+
+IMAGE = "image"
+"""The key of `Score.groups` that names the picture: the cluster of every interval."""
+
+BOX_STATUS = "box_status"
+"""The key of `Score.groups` that says how the first pass's box was read."""
+
+
+MISSING, FAILED = "missing", "failed"
+
+UNREAD = "unread"
+"""The note of a score whose answer names no option, or says neither yes nor no."""
+
+
+# --- scoring ---------------------------------------------------------------------------------------------------------
+
+
+class Verdict(NamedTuple):
+    """What a rule makes of one answer: its value (in the metric's units), what was read from it, what was expected, and whether
+    anything was read at all that can be an answer (an option, yes or no)."""
+
+    value: float
+    extracted: str | None
+    expected: str | None
+    read: bool = True
+
+
+Rule = Callable[[Example, str], Verdict]
+
+
+def judge(
+    examples: Iterable[Example],
+    predictions: Mapping[str, Prediction],
+    rule: Rule,
+    groups: Callable[[Example], Mapping[str, str]] = lambda example: {},
+) -> Scores:
+    """One Score per example, in order. A question without an answer scores 0 and says why in `note`: it is never left out."""
+    scores = Scores(known=examples.ids if isinstance(examples, Examples) else None)
+    said: Callable[[str], Said | None] = getattr(predictions, "said", predictions.get)
+    for example in examples:
+        _score(scores, example, said(example.id), rule, groups(example))
+    return scores
+
+
+class ShortAnswer(NamedTuple):
+    """What scoring needs of a prediction that has an answer."""
+
+    answer: str
+    policy: str
+    box_status: BoxStatus
+    error: str | None = None
+
+
+Said = Prediction | ShortAnswer
+
+
+def _score(scores: Scores, example: Example, prediction: Said | None, rule: Rule, groups: Mapping[str, str]) -> None:
+    shared = {IMAGE: example.image or example.id, **groups}
+    if prediction is not None and prediction.policy != UNSAID:
+        shared[BOX_STATUS] = prediction.box_status
+    if prediction is None or prediction.answer is None:
+        note = MISSING if prediction is None else f"{FAILED}: {prediction.error or 'no answer'}"
+        scores.add(example.id, 0.0, (None, rule(example, "").expected, note), shared)
+        return
+    verdict = rule(example, prediction.answer)
+    scores.add(example.id, verdict.value, (verdict.extracted, verdict.expected, None if verdict.read else UNREAD), shared)
+
+
+def unanswered(score: Score) -> bool:
+    """Whether the question got no answer (missing or failed)."""
+    return score.note is not None and score.note.split(":")[0] in (MISSING, FAILED)
+
+
+# --- aggregates ------------------------------------------------------------------------------------------------------
+
+
+def mean(scores: Sequence[Score]) -> float:
+    """Mean value; 0.0 of no scores."""
+    return sum(columns.values(scores)) / len(scores) if len(scores) else 0.0
+
+
+def percent(scores: Sequence[Score]) -> float:
+    """The mean in percent with two decimals, as the official scripts print it."""
+    return round(100 * mean(scores), 2)
+
+
+def pictures(scores: Sequence[Score]) -> list[str]:
+    """What each score's interval is clustered by: its picture, else its own id."""
+    named = columns.group(scores, IMAGE)
+    if None not in named:
+        return named  # type: ignore[return-value]
+    return [example_id if name is None else name for name, example_id in zip(named, columns.names(scores), strict=True)]
+
+
+def by_group(scores: Iterable[Score], key: str) -> dict[str, Sequence[Score]]:
+    """Scores by their group `key`, in order of first appearance; scores without the key are left out."""
+    held = scores if isinstance(scores, Scores) else list(scores)
+    places: dict[str, array[int]] = {}
+    for place, name in enumerate(columns.group(held, key)):
+        if name is not None:
+            found = places.get(name)
+            if found is None:
+                found = places[name] = array("q")
+            found.append(place)
+    return {name: columns.taken(held, found) for name, found in places.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class InGroup:
+    """Whether a score's group `key` is `value`."""
+
+    key: str
+    value: str
+
+    def __call__(self, score: Score) -> bool:
+        return score.groups.get(self.key) == self.value
+
+
+def in_group(key: str, value: str) -> InGroup:
+    """Whether a score's group `key` is `value`."""
+    return InGroup(key, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """One aggregate, as a statistic of sums over questions, so that resampled images give its interval.
+
+    `columns`: (questions, k) additive parts, rows in the order of the scores; `statistic`: sums (rows, k) -> values (rows,);
+    `scale` brings the value into the metric's units (100 for percent). `name` is the metric's path, "random.f1".
+    `counted`: (questions,) which of them the aggregate is over; not given, those of weight in a mean, else all. `units`: by
+    question, the name of what is right or wrong as one (MMBench's circles), on whose first row `columns` has it.
+    """
+
+    name: str
+    columns: Floats
+    statistic: Callable[[Floats], Floats] = field(default=statistics.ratio)
+    scale: float = 1.0
+    counted: NDArray[np.bool_] | None = None
+    units: Sequence[str] | None = None
+
+    def population(self) -> NDArray[np.bool_]:
+        """(questions,) the rows that the aggregate is over: what a count of won and lost questions must be of, too."""
+        if self.counted is not None:
+            return self.counted
+        everything = np.ones(len(self.columns), dtype=np.bool_)
+        return self.columns[:, 1] != 0 if self.statistic is statistics.ratio else everything
+
+    def value(self) -> float:
+        """The aggregate over all questions; nan when it is not defined (a mean of nothing)."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.scale * float(self.statistic(self.columns.sum(axis=0, keepdims=True))[0])
+
+
+def mean_estimate(
+    name: str, scores: Sequence[Score], select: Callable[[Score], bool] | None = None, scale: float = 1.0
+) -> Estimate:
+    """The mean value of the scores that `select` takes (all of them without one)."""
+    table = np.empty((len(scores), 2))
+    if isinstance(select, InGroup):
+        table[:, 1] = [group == select.value for group in columns.group(scores, select.key)]
+    else:
+        table[:, 1] = 1.0 if select is None else [bool(select(score)) for score in scores]
+    table[:, 0] = columns.value_array(scores)
+    table[:, 0] *= table[:, 1]
+    return Estimate(name, table, scale=scale)
+
+
+WILSON, WILSON_CLUSTERS, BOOTSTRAP = "Wilson", "Wilson over images", "bootstrap over images"
+
+
+class Measured(NamedTuple):
+    """A 95 % interval in the estimate's units, and where it comes from (WILSON, WILSON_CLUSTERS or BOOTSTRAP)."""
+
+    low: float
+    high: float
+    method: str
+
+
+def measured(estimates: Iterable[Estimate], clusters: Sequence[str], *, replicates: int, seed: int) -> dict[str, Measured]:
+    """95 % intervals by name; an estimate without questions has none, and one without spread only when it is a share.
+
+    A share whose questions are on pictures of their own has Wilson's interval. Any other is resampled by picture. Where that
+    has no spread (none or all of 13 right: every sample is the same), a share has Wilson's interval with as many trials as
+    there are pictures: the questions of one picture may all hang together, so they count as one.
+    """
+    index, estimates = statistics.cluster_index(clusters), list(estimates)
+    closed = {estimate.name: _in_closed_form(estimate, index) for estimate in estimates}
+    drawn = [estimate for estimate in estimates if closed[estimate.name] is None]
+    parts = [(estimate.columns, estimate.statistic) for estimate in drawn]
+    resampled = statistics.bootstrap(parts, index, replicates=replicates, seed=seed)
+    boot = {estimate.name: interval for estimate, interval in zip(drawn, resampled, strict=True)}
+    found = {}
+    for estimate in estimates:
+        interval, method = closed[estimate.name], WILSON
+        if interval is None:
+            interval, method = boot[estimate.name], BOOTSTRAP
+            if interval.low == interval.high:
+                interval, method = _without_spread(estimate, index), WILSON_CLUSTERS
+        if interval is not None and all(map(math.isfinite, interval)):
+            found[estimate.name] = Measured(estimate.scale * interval.low, estimate.scale * interval.high, method)
+    return found
+
+
+def intervals(estimates: Iterable[Estimate], clusters: Sequence[str], *, replicates: int, seed: int) -> dict[str, list[float]]:
+    """`measured` as `[low, high]` by name."""
+    found = measured(estimates, clusters, replicates=replicates, seed=seed)
+    return {name: [each.low, each.high] for name, each in found.items()}
+
+
+def _in_closed_form(estimate: Estimate, index: NDArray[np.intp]) -> Interval | None:
+    """Wilson's interval of a share whose questions are on pictures of their own; (nan, nan) of nothing; else None."""
+    rows = np.flatnonzero(np.any(estimate.columns != 0, axis=1))
+    if not len(rows):
+        return Interval(math.nan, math.nan)
+    columns = estimate.columns[rows]
+    if estimate.statistic is not statistics.ratio or not np.all(columns[:, 1] == 1) or not statistics.is_binary(columns[:, 0]):
+        return None
+    alone = np.bincount(index[rows]).max() == 1
+    return statistics.wilson(float(columns[:, 0].sum()), len(rows)) if alone else None
+
+
+def _without_spread(estimate: Estimate, index: NDArray[np.intp]) -> Interval | None:
+    """Wilson's interval of a mean of values in [0, 1], a trial each picture; None for another statistic.
+
+    Values between 0 and 1 vary less than zeros and ones of the same mean, so for them the interval is too wide, not too narrow.
+    """
+    rows = estimate.columns[:, -1] != 0
+    values, weights = estimate.columns[rows, 0], estimate.columns[rows, -1]
+    if estimate.statistic is not statistics.ratio or np.any(values < 0) or np.any(values > weights):
+        return None
+    pictures = len(np.unique(index[rows]))
+    return statistics.wilson(pictures * float(values.sum() / weights.sum()), pictures)
+
+
+def box_statuses(scores: Iterable[Score]) -> dict[str, float]:
+    """Shares of box statuses among the predictions that tell theirs, the ones that occur, in the order of BOX_STATUSES."""
+    counts = Counter(status for status in columns.group(scores, BOX_STATUS) if status is not None)
+    return {status: counts[status] / counts.total() for status in BOX_STATUSES if counts[status]}
+
+
+# --- regions ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RegionScore:
+    """How well one region of interest fits what its question is about; positions in frame "image".
+
+    `hit`: the box contains the first target's centre; `hit_any`, `hit_all`: any, every target's; `iou` against the gold box,
+    None where there is none; `area`: the box's share of the picture. Without a usable box: no hit, IoU 0, area None.
+    """
+
+    example_id: str
+    hit: bool
+    hit_any: bool
+    hit_all: bool
+    iou: float | None
+    area: float | None
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "groups": dict(self.groups)}
+
+
+def region_score(example: Example, box: Box | None, groups: Mapping[str, str] | None = None) -> RegionScore | None:
+    """The fit of `box` for an example; None when the example names neither a gold box nor targets, or when its gold box is the
+    whole picture (there is nowhere to look).
+
+    `meta["gold"]`: [x0, y0, x1, y1]; `meta["targets"]`: list of [x, y], the centres of the objects that the question is about
+    (without it, the gold box's own centre). Both in frame "image". Raises InputError when they are malformed.
+    """
+    gold = _gold(example)
+    targets = _targets(example) or ([gold.centre] if gold and gold.area < 1.0 else [])
+    if not targets:
+        return None
+    hits = [box is not None and box.contains(x, y) for x, y in targets]
+    iou = None if gold is None else (box.iou(gold) if box else 0.0)
+    return RegionScore(example.id, hits[0], any(hits), all(hits), iou, box.area if box else None, dict(groups or {}))
+
+
+def region_scores(
+    examples: Iterable[Example], predictions: Mapping[str, Prediction], groups: Mapping[str, Mapping[str, str]]
+) -> list[RegionScore]:
+    """Fits of all predicted regions, one for each example that names where to look; empty when the run has no boxes at all.
+
+    A question whose box is missing or was not usable counts as no hit, whatever was looked at instead (`--on-bad-box`).
+    `groups`: the scores' groups by example id.
+    """
+    if isinstance(examples, Examples) and not examples.meta_keys & {"gold", "targets"}:
+        return []
+    if not any(prediction.box is not None for prediction in predictions.values()):
+        return []
+    result = []
+    for example in examples:
+        prediction = predictions.get(example.id)
+        fit = region_score(example, usable_box(prediction) if prediction else None, groups.get(example.id))
+        if fit is not None:
+            result.append(fit)
+    return result
+
+
+def usable_box(prediction: Prediction) -> Box | None:
+    """The box that a prediction's first pass named; None when it named none, or none that could be used."""
+    return None if prediction.box_status in UNUSABLE_BOXES else prediction.box
+
+
+def region_metrics(regions: Sequence[RegionScore]) -> dict[str, float]:
+    """Means over `regions`: hit, hit_any, hit_all, iou (over those with a gold box), area (over those with a usable box); and
+    `n`, of which `usable` had a usable box."""
+    result: dict[str, float] = {"n": len(regions), "usable": sum(region.area is not None for region in regions)}
+    for name in ("hit", "hit_any", "hit_all", "iou", "area"):
+        values = [float(value) for region in regions if (value := getattr(region, name)) is not None]
+        if values:
+            result[name] = sum(values) / len(values)
+    return result
+
+
+def region_estimates(regions: Sequence[RegionScore]) -> list[Estimate]:
+    """Estimates of `regions.hit` and `regions.iou`; rows in the order of `regions`."""
+    estimates = []
+    for name in ("hit", "iou"):
+        values = [getattr(region, name) for region in regions]
+        columns = np.array([[float(v), 1.0] if v is not None else [0.0, 0.0] for v in values])
+        if len(columns) and columns[:, 1].any():
+            estimates.append(Estimate(f"regions.{name}", columns))
+    return estimates
+
+
+def _gold(example: Example) -> Box | None:
+    gold = example.meta.get("gold")
+    if gold is None:
+        return None
+    try:
+        return Box.from_json(gold)
+    except InputError as error:
+        raise InputError(f"the gold region of {example.id!r} cannot be used: {error}") from None
+
+
+def _targets(example: Example) -> list[tuple[float, float]]:
+    targets = example.meta.get("targets") or []
+    try:
+        return [(float(x), float(y)) for x, y in targets]
+    except (TypeError, ValueError):
+        raise InputError(f"the targets of {example.id!r} must be a list of [x, y], got {str(targets)[:80]}") from None

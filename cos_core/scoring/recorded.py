@@ -1,0 +1,145 @@
+"""Recorded answers by the million in little memory: where each stands in its file, and the answer itself when it is asked for.
+
+A file is read once from end to end; later a record is read again at its place, which must still hold it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cos_core.errors import InputError
+from cos_core.files import jsonl
+from cos_core.files.jsonl import OnProblem, Problem
+from cos_core.geometry import Box
+from cos_core.types import Prediction
+
+UNSAID = "unknown"
+"""The profile and policy of answers that do not say theirs (LLaVA's format)."""
+
+_BUFFER = 1 << 18
+
+
+class _Row(msgspec.Struct, gc=False):
+    """A line in either format, as it is nearly always written; whatever else is read by way of a dictionary."""
+
+    example_id: str | msgspec.UnsetType = msgspec.UNSET
+    answer: str | msgspec.UnsetType | None = msgspec.UNSET
+    box: tuple[float, float, float, float] | None = None
+    box_text: str | None = None
+    box_status: str = "skipped"
+    policy: str = "none"
+    profile: str = "paper"
+    question: str | None = None
+    image: str | None = None
+    tokens: dict[str, int] = {}
+    seconds: int | float = 0.0
+    fingerprint: str = ""
+    error: str | None = None
+    question_id: str | int | msgspec.UnsetType = msgspec.UNSET
+    text: str | msgspec.UnsetType = msgspec.UNSET
+    prompt: str | None = None
+
+
+_quick: Callable[[bytes], _Row] = msgspec.json.Decoder(_Row).decode
+
+
+def prediction(record: Mapping[str, Any]) -> Prediction:
+    """A record in our format or LLaVA's (`question_id`, `text`, `prompt`; SEED-Bench's upload has `prediction`).
+
+    Raises InputError for any other.
+    """
+    if "example_id" in record:
+        return Prediction.from_json(record)
+    text = record.get("text", record.get("prediction"))
+    if "question_id" not in record or not isinstance(text, str):
+        raise InputError("a prediction has example_id and answer, or question_id and text (LLaVA's answers format)")
+    prompt = record.get("prompt")
+    question = prompt if isinstance(prompt, str) else None
+    return Prediction(str(record["question_id"]), text, policy=UNSAID, profile=UNSAID, question=question)
+
+
+def _of_line(line: bytes) -> Prediction | None:
+    """The prediction of a line that is written as lines are; None for one that must be looked at closely."""
+    try:
+        row = _quick(line)
+        if type(row.example_id) is str and row.answer is not msgspec.UNSET:
+            box = None if row.box is None else Box(*row.box)
+            said = (row.box_text, row.box_status, row.policy, row.profile, row.question, row.image, row.tokens, row.seconds)
+            return Prediction(row.example_id, row.answer, box, *said, row.fingerprint, row.error)  # type: ignore[arg-type]
+    except (msgspec.MsgspecError, ValueError, RecursionError, InputError):
+        return None
+    if row.example_id is msgspec.UNSET and row.question_id is not msgspec.UNSET and type(row.text) is str:
+        return Prediction(str(row.question_id), row.text, policy=UNSAID, profile=UNSAID, question=row.prompt)
+    return None
+
+
+def read(path: Path, on_problem: OnProblem | None = None, ours: bool = False) -> Iterator[tuple[int, int, Prediction]]:
+    """(line, offset, prediction) of each line; what is none goes to `on_problem`, or without one raises InputError.
+
+    `ours`: LLaVA's format is a problem, too.
+    """
+    for number, start, _, line in jsonl.raw_lines(path, on_problem):
+        found = _of_line(line)
+        if found is None or (ours and found.profile == UNSAID):
+            record = jsonl.object_of(path, number, line, on_problem)
+            if record is None:
+                continue
+            try:
+                found = Prediction.from_json(record) if ours else prediction(record)
+            except InputError as error:
+                jsonl.report(Problem(path, number, None, str(error)), on_problem)
+                continue
+        yield number, start, found
+
+
+class Recorded(Sequence[Prediction]):
+    """The predictions of a file: `walk` reads them in order once, and then each is found again by its row.
+
+    `unreadable`: the lines that are none, known after `walk`. Raises InputError when a file changes while it is read.
+    """
+
+    def __init__(self, path: Path, on_problem: OnProblem | None = None, ours: bool = False) -> None:
+        self.path = path
+        self.unreadable: list[Problem] = []
+        self._ours = ours
+        self._on_problem = on_problem or self.unreadable.append
+        self._starts = array("q")
+        self._file = jsonl.open_input(path)
+        self._size = self._file.seek(0, 2)
+        self._last: tuple[int, Prediction] | None = None
+
+    def walk(self) -> Iterator[tuple[int, Prediction]]:
+        """(line, prediction) of each, in order; the row is `len(self) - 1` when it is handed over."""
+        self._starts = array("q")
+        for line, start, found in read(self.path, self._on_problem, self._ours):
+            self._starts.append(start)
+            yield line, found
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[each] for each in range(*row.indices(len(self)))]
+        if self._last is not None and self._last[0] == row:
+            return self._last[1]
+        try:
+            self._file.seek(self._starts[row])
+            line = self._file.readline()
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be read: {error.strerror}") from None
+        if self._starts[row] == 0:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        found = _of_line(line)
+        if found is None:
+            try:
+                found = prediction(jsonl.decode(line))
+            except (ValueError, InputError, TypeError):
+                raise InputError(f"{self.path} has changed while it was read") from None
+        self._last = (row, found)
+        return found

@@ -1,0 +1,351 @@
+"""The data doctor: proves a data set before a model is loaded or a GPU is taken.
+
+Records and the joining of regions are checked for every sample; pictures, tokens and labels for a sample of them or for all
+(`check = "full"`), through the very functions that training uses. A fault is what training could not use; a remark is what it
+can, but a person should know. Each is named with the file and line of its sample.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import shutil
+import tempfile
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from cos_core.data.released import Square
+from cos_core.errors import InputError
+from cos_core.files import manifest
+from cos_core.files.images import open_image
+from cos_core.files.jsonl import encode_line
+from cos_core.files.picture_files import Root, image_path
+from cos_core.geometry import Box, SquarePad
+from cos_core.interfaces import Reporter
+from cos_core.training.data import Recipe, draw, encode_sample, limit, outside
+from cos_core.training.samples import OTHER_IMAGE, Sample
+from cos_core.training.table import Data, SampleTable
+
+SAMPLE = 256
+"""Samples whose pictures and tokens are checked when not all are."""
+TOO_FEW = "too few regions"
+OUTSIDE = "region outside the picture"
+_NAMED = 3
+_AT_ONCE = 1024
+_SPOOL_BYTES = 2**20
+_FRAME_BOXES = 20
+_FRAME_ASPECT = 1.2
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing found: where, of which sample, what; `kind` groups them, `fault` when training cannot use it."""
+
+    kind: str
+    path: Path
+    line: int | None
+    id: str | None
+    reason: str
+    fault: bool = True
+
+    def __str__(self) -> str:
+        where = f"{self.path}:{self.line}" if self.line is not None else str(self.path)
+        return f"{where}: {self.reason}" + (f" (id {self.id!r})" if self.id else "")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "fault": self.fault,
+            "path": str(self.path),
+            "line": self.line,
+            "id": self.id,
+            "reason": self.reason,
+        }
+
+
+class Findings:
+    """Findings, counted by kind; the first ones of each stay in memory, all are in a temporary file until they are written."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.first: dict[str, list[Finding]] = defaultdict(list)
+        self.faults = 0
+        self.first_faults: list[Finding] = []
+        self._all = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115 (closed with the object)
+
+    def __len__(self) -> int:
+        return self.counts.total()
+
+    def add(self, finding: Finding) -> None:
+        self.counts[finding.kind] += 1
+        self.faults += finding.fault
+        for few in (self.first[finding.kind], *([self.first_faults] if finding.fault else [])):
+            if len(few) < _NAMED:
+                few.append(finding)
+        self._all.write(encode_line(finding.to_json()))
+
+    def write(self, path: Path) -> None:
+        """Every finding as one JSON line, in the order in which they were added."""
+        self._all.seek(0)
+        with manifest.atomic_file(path) as file:
+            shutil.copyfileobj(self._all, file)
+        self._all.seek(0, os.SEEK_END)
+
+
+@dataclass(slots=True)
+class Report:
+    """What the doctor saw. `tokens`: lengths of the checked samples; `samples`: all there are, `checked`: looked at closely."""
+
+    samples: int = 0
+    checked: int = 0
+    findings: Findings = field(default_factory=Findings)
+    tokens: array[int] = field(default_factory=lambda: array("l"))
+    supervised: array[int] = field(default_factory=lambda: array("l"))
+
+    def lines(self) -> Iterator[tuple[bool, str]]:
+        """The report for a person: counts, the first offenders of each kind, token counts; each with whether it is a fault."""
+        findings = self.findings
+        for kind, few in sorted(findings.first.items(), key=lambda entry: (not entry[1][0].fault, -findings.counts[entry[0]])):
+            count = findings.counts[kind]
+            fault = few[0].fault
+            yield fault, f"{kind}: {plural(count, 'fault' if fault else 'remark')}"
+            for finding in few:
+                yield fault, f"  {finding}"
+            if count > len(few):
+                yield fault, f"  and {count - len(few)} more"
+        if self.tokens:
+            lengths = sorted(self.tokens)
+            yield (
+                False,
+                f"tokens a sample: {sum(lengths) / len(lengths):.0f} on average, {lengths[len(lengths) // 2]} in the middle, "
+                f"{lengths[-1]} at most; {sum(self.supervised) / len(self.supervised):.0f} of them learnt",
+            )
+        found = plural(findings.faults, "fault") if findings.faults else "no faults"
+        yield False, f"checked {self.checked} of {plural(self.samples, 'sample')} closely: {found}"
+
+
+def plural(number: int, noun: str) -> str:
+    """A number with its noun: 1 fault, 2 faults."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """What is examined: the samples with their boxes, and what was left out and why.
+
+    `max_no_region`: share of the questions about pictures that may be without a region of their own.
+    """
+
+    found: Data
+    recipe: Recipe
+    max_no_region: float
+
+    @property
+    def samples(self) -> SampleTable:
+        return self.found.samples
+
+    def finding(self, kind: str, sample: Sample, reason: str, which: int = 0, fault: bool = True) -> Finding:
+        """One about a question of a sample."""
+        question = sample.questions[which]
+        return Finding(kind, self.found.where(question.file), question.line, question.id, reason, fault)
+
+
+def examine(patient: Patient, *, full: bool, reporter: Reporter) -> Report:
+    """All findings; `full` decodes and encodes every question of every sample, else one question of SAMPLE samples."""
+    report = Report(samples=len(patient.samples))
+    findings = report.findings
+    for finding in _joined(patient):
+        findings.add(finding)
+    chosen = _chosen(patient, full)
+    report.checked = len(chosen)
+    done = 0
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        # Some at a time: the pool would queue all of millions at once.
+        for low in range(0, len(chosen), _AT_ONCE):
+            some = chosen[low : low + _AT_ONCE]
+            for found, counted in pool.map(lambda index: _closely(patient.samples[index], patient, full), some):
+                for finding in found:
+                    findings.add(finding)
+                report.tokens.extend(tokens for tokens, _ in counted)
+                report.supervised.extend(learnt for _, learnt in counted)
+                done += 1
+                reporter.progress("check", done, len(chosen), plural(findings.faults, "fault") if findings.faults else "")
+    for finding in (*_too_few(patient, report), *_frame(patient, chosen)):
+        findings.add(finding)
+    return report
+
+
+def _joined(patient: Patient) -> Iterator[Finding]:
+    """Records that cannot be read, questions left without a region, regions of another picture or of another sample's row."""
+    found = patient.found
+    for problem in found.named_problems():
+        fault = "was there before" not in problem.reason
+        yield Finding("record" if fault else "repeated", problem.path, problem.line, problem.example_id, problem.reason, fault)
+    for kind, unused in (("no region", found.lacking), ("left out", found.skipped)):
+        for skipped in unused:
+            foreign = skipped.reason == OTHER_IMAGE
+            if not (skipped.lacking and kind == "left out"):
+                what = "region of another image" if foreign else kind
+                yield Finding(what, found.where(skipped.file), skipped.line, skipped.id, skipped.reason, fault=foreign)
+    for skipped in found.unusable:
+        yield Finding("unusable region", found.regions or found.files[0], None, skipped.id, skipped.reason)
+    for skipped in found.shifted:
+        yield Finding("row of another sample", found.where(skipped.file), skipped.line, skipped.id, skipped.reason)
+
+
+def _too_few(patient: Patient, report: Report) -> Iterator[Finding]:
+    """Some questions without a region are to be expected; when many are, the store is hardly that of the data.
+
+    A region outside its picture is none; of these the pictures that were looked at tell the share.
+    """
+    found, allowed = patient.found, patient.max_no_region
+    let_pass = f"more than the {allowed:.3g} of them that max_no_region lets pass"
+    if too_few(found, allowed):
+        reason = (
+            f"{len(found.lacking)} of {found.asked} questions about pictures have no region, {let_pass} "
+            f"({found.lacking.reasons}); is this the store of these questions?"
+        )
+        yield Finding(TOO_FEW, found.files[0], None, None, reason)
+    outside = report.findings.counts[OUTSIDE]
+    looked = outside + len(report.tokens)
+    if outside > allowed * looked:
+        reason = f"{outside} of {looked} regions looked at lie outside their pictures, {let_pass}; are these the pictures?"
+        yield Finding(TOO_FEW, found.files[0], None, None, reason)
+
+
+def too_few(data: Data, allowed: float) -> bool:
+    """Whether more than a share of the questions about pictures have no region."""
+    return len(data.lacking) > allowed * data.asked
+
+
+def _chosen(patient: Patient, full: bool) -> Sequence[int]:
+    """The samples that are looked at closely, by number."""
+    samples, every = patient.samples, range(len(patient.samples))
+    if full or len(every) <= SAMPLE:
+        return every
+    # By a hash of the id: the same samples every time, from all over the file.
+    return heapq.nsmallest(SAMPLE, every, key=lambda index: draw(patient.recipe.seed, samples.id(index), -1, 2**63))
+
+
+def _closely(sample: Sample, patient: Patient, full: bool) -> tuple[list[Finding], list[tuple[int, int]]]:
+    """Findings about one sample's picture, boxes and tokens, and (tokens, learnt tokens) of each question looked at."""
+    recipe = patient.recipe
+    findings: list[Finding] = []
+    picture = None
+    if sample.image is not None:
+        try:
+            picture = open_image(recipe.images, sample.image)
+        except InputError as error:
+            return [patient.finding("image", sample, str(error))], []
+        reason = _misnamed(recipe.images, sample.image)
+        if reason:
+            findings.append(patient.finding("extension", sample, reason, fault=False))
+    counted = []
+    for i in sample.usable if full else sample.usable[:1]:
+        marks = _marks(sample, i, recipe)
+        if marks:
+            reason = f"its text holds {', '.join(map(repr, marks))}, which the dialogue uses: the model learns it as such"
+            findings.append(patient.finding("mark of the dialogue", sample, reason, i, fault=False))
+        region = sample.boxes[i]
+        reason = None if picture is None else outside(region, picture)
+        if reason is not None:
+            treated = "the whole picture is trained" if recipe.on_no_region == "full" else "the question is left out"
+            findings.append(patient.finding(OUTSIDE, sample, f"{reason}; {treated}", i, fault=False))
+            continue
+        if isinstance(region, Square) and picture is not None and not region.inside(*picture.size):
+            at = f"top {region.top:g}, left {region.left:g}, side {region.side:g}"
+            reason = f"its region ({at}) does not lie in the {picture.width}x{picture.height} picture"
+            findings.append(patient.finding("box outside the picture", sample, reason, i))
+            continue
+        try:
+            encoded, _ = encode_sample(sample, i, picture, recipe)
+        except InputError as error:
+            findings.append(patient.finding("tokens", sample, str(error), i))
+            continue
+        learnt = sum(label >= 0 for label in encoded.labels)
+        counted.append((len(encoded), learnt))
+        if len(encoded) == limit(encoded, recipe):
+            reason = f"cut to max_length {recipe.max_length}: the end is not learnt"
+            findings.append(patient.finding("cut", sample, reason, i, fault=False))
+    return findings, counted
+
+
+def _marks(sample: Sample, which: int, recipe: Recipe) -> list[str]:
+    """Words of a question and its answer that the tokenizer or the profile takes for the dialogue's own: `</s>`, `USER:`."""
+    question = sample.questions[which]
+    texts = (question.question, *question.answers[:1])
+    roles = (recipe.profile.user.strip(), recipe.profile.assistant.strip())
+    marks = dict.fromkeys([*recipe.tokenizer.all_special_tokens, *roles])
+    return [mark for mark in marks if mark and any(mark in text for text in texts)]
+
+
+def _misnamed(root: Root, relative: str) -> str | None:
+    """What is wrong with a file's extension, or None: the content decides, but other tools go by the name."""
+    path = image_path(root, relative)
+    with Image.open(path) as image:
+        actual = "JPEG" if image.format == "MPO" else image.format
+    named = Image.registered_extensions().get(path.suffix.lower())
+    named = "JPEG" if named == "MPO" else named
+    return None if named == actual else f"{relative} is a {actual} picture, whatever its name says"
+
+
+def _frame(patient: Patient, chosen: Sequence[int]) -> list[Finding]:
+    """Boxes that claim frame "image", but look as if measured in the padded square (or the other way round).
+
+    In the padded square of a picture that is not square, every box stays inside the picture's band on the short axis. Boxes
+    that truly speak of the picture do so only by accident; the same band on the long axis says how often.
+    """
+    short, long = Counter[bool](), Counter[bool]()
+    first: Sample | None = None
+    for sample in map(patient.samples.__getitem__, chosen):
+        size = _size(patient.recipe.images, sample.image)
+        if size is None or max(size) / min(size) < _FRAME_ASPECT:
+            continue
+        pad = SquarePad(*size)
+        margin = max(pad.offset) / pad.side
+        for i in sample.usable:
+            region = sample.boxes[i]
+            box = _fractions(region, size) if isinstance(region, Square) else region
+            if not isinstance(box, Box) or box.frame != "image":
+                continue
+            spans = ((box.x0, box.x1), (box.y0, box.y1))
+            wide = size[0] > size[1]
+            for count, (low, high) in ((short, spans[wide]), (long, spans[not wide])):
+                count[margin - 0.005 <= low and high <= 1 - margin + 0.005] += 1
+            first = first or sample
+    total = short.total()
+    if first is None or total < _FRAME_BOXES:
+        return []
+    inside, control = short[True] / total, long[True] / total
+    if inside < 0.98 or control > 0.9:
+        return []
+    reason = (
+        f"boxes look measured in the padded square, not in the picture: {short[True]} of {total} keep off the margins that "
+        f"padding would take on the short side, only {long[True]} do on the long side"
+    )
+    return [patient.finding("frame", first, reason)]
+
+
+def _fractions(square: Square, size: tuple[int, int]) -> Box | None:
+    try:
+        return square.box(*size)
+    except InputError:
+        return None
+
+
+def _size(root: Root, relative: str | None) -> tuple[int, int] | None:
+    """Width and height from the file's header; None when it cannot be read (which is reported elsewhere)."""
+    if relative is None:
+        return None
+    try:
+        with Image.open(image_path(root, relative)) as image:
+            return image.size
+    except (InputError, OSError, ValueError, SyntaxError):
+        return None

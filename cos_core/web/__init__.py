@@ -1,0 +1,1 @@
+"""Servers: one HTTP client, the addresses a user gives, what servers say, chat completions."""

@@ -1,0 +1,388 @@
+"""One HTTP client for servers that speak JSON: bounded in time and memory, no redirects, the key to one host.
+
+Whatever a server does, a request ends within its timeout as an Answer or as a ServerError. Imports urllib3 only when a client
+is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import random
+import socket
+import threading
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from cos_core.errors import InputError
+from cos_core.files.text import one_line
+from cos_core.web.addresses import check_connections, check_key, check_timeout, checked_address, shown
+from cos_core.web.server_words import pause_named, reason_of, words_of
+
+if TYPE_CHECKING:
+    import urllib3
+
+Read = TypeVar("Read")
+
+MAX_REPLY_BYTES = 8 * 2**20
+"""A longer reply is not read to its end and is called too long; a completion of a thousand tokens takes some kilobytes."""
+
+MAX_TOGETHER_BYTES = 128 * 2**20
+"""What the replies that this process is reading may hold together, beyond the first `_CHUNK` bytes of each."""
+
+PAUSES_SECONDS = 60.0
+"""What all pauses before further attempts of one request may take together; a server that names a longer one gets no more."""
+
+_CHUNK = 1 << 16
+_SCRUBBED_FROM = 8
+"""A key of fewer characters is taken out of messages alone: in an answer, it may be a word."""
+
+_ITEM = (400, 413, 414, 415, 422)
+"""Statuses that say something about the request itself; all others may be another with the next one."""
+_BUSY = (408, 409, 425, 429)
+
+
+class ServerError(Exception):
+    """A request that was not answered; the reason in one line, without the key.
+
+    `status`: the HTTP status, where one came; `again`: whether asking again soon may help; `transient`: the reason lies outside
+    the request (a server that is down, busy, or another than was meant), so that the same request may be answered another day;
+    `after`: seconds that the server asked to wait.
+    """
+
+    def __init__(
+        self, reason: str, status: int | None = None, *, again: bool = True, transient: bool = True, after: float | None = None
+    ) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.again = again
+        self.transient = transient
+        self.after = after
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A server's reply: HTTP status, headers (names in any case), the body in bytes, and its `words` when it refuses."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    words: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status < 300
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How a busy server is asked again: `attempts` times in all, after pauses of `pause` seconds, twice, four times ...
+
+    A pause that the server names counts instead. All pauses of a request together take at most `pauses` seconds, and no attempt
+    begins once `pauses` and two timeouts have passed: with all its attempts a request ends within `pauses` and three timeouts.
+    """
+
+    attempts: int = 4
+    pause: float = 0.5
+    pauses: float = PAUSES_SECONDS
+
+    def before(self, attempt: int, named: float | None) -> float:
+        """Seconds before the attempt number `attempt` (from 1); `named`: what the server asked for."""
+        if named is not None:
+            return named
+        # A little chance keeps many clients from coming back all at once.
+        return float(self.pause * 2.0 ** (attempt - 1) * (1 + 0.25 * random.random()))
+
+
+class _Room:
+    """Bytes that replies on their way may hold together."""
+
+    def __init__(self, total: int) -> None:
+        self._left = total
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> bool:
+        with self._lock:
+            if size > self._left:
+                return False
+            self._left -= size
+            return True
+
+    def give(self, size: int) -> None:
+        with self._lock:
+            self._left += size
+
+
+_ROOM = _Room(MAX_TOGETHER_BYTES)
+
+
+@dataclass(frozen=True)
+class Client:
+    """Requests to one server, at most `connections` at once; its proxy is the environment's, as for other programs.
+
+    `url`: the address that paths are added to; `key`: sent as bearer token to this address alone; `timeout`: seconds that a
+    whole request may take, from the name's look-up to the reply's last byte. Redirects are not followed. Raises InputError for
+    an address that is none, a key that no header can hold, and a timeout out of bounds.
+    """
+
+    url: str
+    key: str | None = field(default=None, repr=False)
+    timeout: float = 120.0
+    connections: int = 1
+    _pool: Any = field(init=False, repr=False, compare=False)
+    _free: threading.BoundedSemaphore = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "url", checked_address(self.url))
+        check_key(self.key)
+        check_timeout(self.timeout)
+        check_connections(self.connections)
+        object.__setattr__(self, "_pool", _pool(self.url, self.connections))
+        object.__setattr__(self, "_free", threading.BoundedSemaphore(self.connections))
+
+    def get(self, path: str) -> Answer:
+        """Raises ServerError when no whole reply came."""
+        return self._send("GET", path, None)
+
+    def post(self, path: str, body: bytes) -> Answer:
+        """Sends JSON. Raises ServerError when no whole reply came."""
+        return self._send("POST", path, body)
+
+    def ask(self, path: str, body: bytes, read: Callable[[bytes], Read], patience: Patience) -> Read:
+        """What `read` makes of the reply to a POST of JSON; asks again as `patience` says where that may help.
+
+        Raises ServerError when the last attempt failed, too; `read` raises one for a reply that it does not understand.
+        """
+        left, last_start = patience.pauses, time.monotonic() + patience.pauses + 2 * self.timeout
+        for attempt in range(1, patience.attempts + 1):
+            try:
+                return read(self._accepted(path, body))
+            except ServerError as error:
+                pause = min(patience.before(attempt, error.after), left)
+                if not error.again or attempt == patience.attempts or time.monotonic() + pause > last_start:
+                    raise
+            # Waiting takes nobody's place: another request goes meanwhile.
+            left -= pause
+            time.sleep(pause)
+        raise ServerError("a request needs at least one attempt", again=False)
+
+    def _accepted(self, path: str, body: bytes) -> bytes:
+        answer = self.post(path, body)
+        if answer.ok:
+            return answer.body
+        status = answer.status
+        again = status in _BUSY or (500 <= status < 600 and status not in (501, 505))
+        after = pause_named(answer.headers, answer.words) if again else None
+        said = f"HTTP {status} {answer.words}".rstrip()
+        raise ServerError(said, status, again=again, transient=status not in _ITEM, after=after)
+
+    def _send(self, method: str, path: str, body: bytes | None) -> Answer:
+        with self._free:
+            exchange = _Exchange(self, method, path, body)
+            thread = threading.Thread(target=exchange.run, name="request", daemon=True)
+            thread.start()
+            try:
+                whole = exchange.ended.wait(self.timeout)
+            except BaseException:
+                exchange.give_up()
+                raise
+            if not whole:
+                exchange.give_up()
+                raise ServerError(f"no whole reply within {self.timeout:g} s")
+            return exchange.outcome()
+
+    def scrubbed(self, text: str) -> str:
+        """`text` without the key: a server may repeat what it was sent."""
+        return text.replace(self.key, "[key]") if self.key else text
+
+
+class _Exchange:
+    """One request in a thread of its own, which can be given up at any point: while a name is looked up, a connection made, a
+    request sent, a header or a body read. Its caller waits for `ended`, at most until the deadline.
+    """
+
+    def __init__(self, client: Client, method: str, path: str, body: bytes | None) -> None:
+        self.ended = threading.Event()
+        self.connection: Any = None
+        self.given_up = False
+        self._client, self._method, self._path, self._body = client, method, path, body
+        self._answer: Answer | None = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        _HERE.exchange = self
+        try:
+            self._answer = self._made()
+        except BaseException as error:
+            self._error = error
+        finally:
+            _HERE.exchange = None
+            self.ended.set()
+
+    def give_up(self) -> None:
+        """Ends the thread soon: whatever it waits for on its connection ends at once."""
+        self.given_up = True
+        sock = getattr(self.connection, "sock", None)
+        if isinstance(sock, socket.socket):
+            with contextlib.suppress(OSError):  # closed already
+                # Not the socket's own method, which for TLS waits for the other side.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+    def outcome(self) -> Answer:
+        if self._error is not None:
+            raise self._error
+        assert self._answer is not None  # `run` sets one of the two
+        return self._answer
+
+    def _made(self) -> Answer:
+        import http.client
+
+        import urllib3
+
+        client = self._client
+        try:
+            reply = client._pool.request(
+                self._method,
+                client.url + self._path,
+                body=self._body,
+                headers=self._headers(),
+                timeout=urllib3.Timeout(connect=client.timeout, read=client.timeout),
+                retries=False,
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
+            )
+            try:
+                return self._read(reply)
+            except BaseException:
+                # What is left of the reply would be taken for the next one.
+                reply.close()
+                raise
+            finally:
+                reply.release_conn()
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError, zlib.error) as error:
+            raise ServerError(client.scrubbed(reason_of(error))) from None
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        if self._body is not None:
+            headers["Content-Type"] = "application/json"
+        if self._client.key:
+            headers["Authorization"] = f"Bearer {self._client.key}"
+        return headers
+
+    def _read(self, reply: Any) -> Answer:
+        status, key = int(reply.status), self._client.key
+        if 300 <= status < 400:
+            to = self._client.scrubbed(one_line(shown(reply.headers.get("Location", "nowhere"))))
+            raise ServerError(f"HTTP {status} redirects to {to}, which is not followed", status, again=False)
+        if status < 200:
+            raise ServerError(f"HTTP {status}, which is no answer", status)
+        body = _inflated(self._body_of(reply), reply.headers.get("Content-Encoding", ""))
+        words = "" if status < 300 else self._client.scrubbed(words_of(body))
+        if key and len(key) >= _SCRUBBED_FROM:
+            body = body.replace(key.encode(), b"[key]")
+        return Answer(status, reply.headers, body, words)
+
+    def _body_of(self, reply: Any) -> bytes:
+        data, taken = bytearray(), 0
+        try:
+            while chunk := reply.read1(_CHUNK, decode_content=False):
+                data += chunk
+                if len(data) > MAX_REPLY_BYTES:
+                    raise ServerError(f"the reply is longer than {MAX_REPLY_BYTES >> 20} MiB")
+                if self.given_up:
+                    raise ServerError("given up")
+                if len(data) > _CHUNK + taken:
+                    if not _ROOM.take(_CHUNK * 4):
+                        raise ServerError(f"replies on their way are longer than {MAX_TOGETHER_BYTES >> 20} MiB together")
+                    taken += _CHUNK * 4
+            return bytes(data)
+        finally:
+            _ROOM.give(taken)
+
+
+_HERE = threading.local()
+"""The exchange of this thread, for the connection that it uses."""
+
+
+def _pool(url: str, connections: int) -> urllib3.PoolManager:
+    """Connections to the server, or to the proxy in front of it."""
+    import urllib.request
+
+    import urllib3
+
+    parts = urlsplit(url)
+    proxy = None
+    if not urllib.request.proxy_bypass(str(parts.hostname)):
+        proxies = urllib.request.getproxies()
+        proxy = proxies.get(parts.scheme) or proxies.get("all")
+    options: dict[str, Any] = {"num_pools": 1, "maxsize": connections, "block": False}
+    try:
+        pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+    except (urllib3.exceptions.HTTPError, ValueError):
+        raise InputError("the environment names a proxy (http_proxy, https_proxy, all_proxy) that is no address") from None
+    pool.pool_classes_by_scheme = _pool_classes()
+    return pool
+
+
+@functools.cache
+def _pool_classes() -> dict[str, Any]:
+    """urllib3's pools of connections that an exchange knows, so that it can end them."""
+    import logging
+
+    from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+
+    # It logs headers that it could not read with a traceback, and what a server says in them.
+    logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
+
+    def known(base: Any) -> Any:
+        class Known(base):
+            def connect(self) -> None:
+                _use(self)
+                super().connect()
+
+            def putrequest(self, *words: Any, **more: Any) -> None:
+                _use(self)
+                super().putrequest(*words, **more)
+
+        return Known
+
+    pools = {}
+    for scheme, pool in (("http", HTTPConnectionPool), ("https", HTTPSConnectionPool)):
+        pools[scheme] = type(f"Known{pool.__name__}", (pool,), {"ConnectionCls": known(pool.ConnectionCls)})
+    return pools
+
+
+def _use(connection: Any) -> None:
+    exchange = getattr(_HERE, "exchange", None)
+    if exchange is not None:
+        exchange.connection = connection
+        if exchange.given_up:
+            raise OSError("given up")
+
+
+def _inflated(data: bytes, encoding: str) -> bytes:
+    """A body without the compression that was not asked for; within the same bound."""
+    name = encoding.strip().lower()
+    if name in ("", "identity"):
+        return data
+    if name not in ("gzip", "x-gzip", "deflate"):
+        raise ServerError(f"the reply is compressed as {one_line(encoding, 40)!r}, which was not asked for", again=False)
+    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    plain = inflater.decompress(data, MAX_REPLY_BYTES + 1)
+    if len(plain) > MAX_REPLY_BYTES:
+        raise ServerError(f"the reply is longer than {MAX_REPLY_BYTES >> 20} MiB")
+    if not inflater.eof:
+        raise ServerError("the reply ends in the middle of its compressed body")
+    return plain
+
+
+def payload(data: Mapping[str, Any]) -> bytes:
+    """A request's body: JSON in ASCII, half characters (lone surrogates) as escapes."""
+    return json.dumps(data).encode()
