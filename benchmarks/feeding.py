@@ -29,8 +29,8 @@ import torch
 from PIL import Image
 
 from cos_core.annotate import AnnotateConfig
-from cos_core.annotate.annotator import Annotator, Outcome
-from cos_core.annotate.work import AnnotateWorker, Ask, Portion
+from cos_core.annotate.annotator import Annotator, RegionResult
+from cos_core.annotate.work import AnnotateWorker, WindowBatch, WindowRequest
 from cos_core.backbones.regions import ROI, RegionsBackbone
 from cos_core.detectors.grid import Grid
 from cos_core.files import plug
@@ -99,9 +99,11 @@ def made(folder: Path, seconds: float) -> tuple[Annotator, StandIn, RegionsBackb
     return Annotator(policy, roi.RoiRule(ROI.region, ROI.threshold), folder, 0, True, {}, "f", backbone), asker, backbone
 
 
-def serial(folder: Path, windows: Sequence[Sequence[list[Example]]], seconds: float) -> tuple[float, StandIn, list[Outcome]]:
+def serial(
+    folder: Path, windows: Sequence[Sequence[list[Example]]], seconds: float
+) -> tuple[float, StandIn, list[RegionResult]]:
     annotator, asker, backbone = made(folder, seconds)
-    outcomes: list[Outcome] = []
+    outcomes: list[RegionResult] = []
     start = time.monotonic()
     for window in windows:
         source = _Kept(folder)
@@ -126,14 +128,14 @@ class _Kept(ImageSource):
 
 def ahead(
     folder: Path, windows: Sequence[Sequence[list[Example]]], seconds: float, threads: int
-) -> tuple[float, StandIn, list[Outcome], float]:
+) -> tuple[float, StandIn, list[RegionResult], float]:
     worker_process._feeders = threads
     annotator, asker, backbone = made(folder, seconds)
     worker = AnnotateWorker(annotator, AnnotateConfig(folder / "d", folder, "none", folder / "o"))
-    outcomes: list[Outcome] = []
+    outcomes: list[RegionResult] = []
     held = 0
     start = time.monotonic()
-    for found in worker.outcomes(Portion([Ask(window)]) for window in windows):
+    for found in worker.outcomes(WindowBatch([WindowRequest(window)]) for window in windows):
         held = max(held, backbone.ahead.held)
         outcomes += found
     return time.monotonic() - start, asker, outcomes, held / 2**20

@@ -174,7 +174,7 @@ def answers(plan: Plan) -> dict[str, Any]:
 def annotate(plan: Plan, backbone: str) -> dict[str, Any]:
     """Questions a second of the worker that `cos annotate` runs, once its first window is done."""
     from cos_core.annotate import AnnotateConfig, stage
-    from cos_core.annotate.work import AnnotateJob, Ask, Portion
+    from cos_core.annotate.work import AnnotateJob, WindowBatch, WindowRequest
     from cos_core.data.datasets import Snapshot
 
     config = AnnotateConfig(
@@ -187,7 +187,7 @@ def annotate(plan: Plan, backbone: str) -> dict[str, Any]:
         dtype=plan.dtype,
     )
     worker = AnnotateJob(config).start(plan.device)
-    portions = [Portion([Ask(window)]) for window in stage.windows(config, Snapshot(config.data))]
+    portions = [WindowBatch([WindowRequest(window)]) for window in stage.windows(config, Snapshot(config.data))]
     done, times = 0, []
     for regions in worker.work(iter(portions)):
         if regions.failures:

@@ -33,7 +33,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")]
 
 from cos_core import runners  # noqa: E402
 from cos_core.annotate import AnnotateConfig, run, stage  # noqa: E402
-from cos_core.annotate.work import AnnotateJob, Found, Portion  # noqa: E402
+from cos_core.annotate.work import AnnotateJob, WindowBatch, WindowResult  # noqa: E402
 from cos_core.data.datasets import Snapshot  # noqa: E402
 from cos_core.geometry import Box  # noqa: E402
 from cos_core.interfaces import SilentReporter  # noqa: E402
@@ -51,7 +51,7 @@ class AtOnce:
 
     about: Mapping[str, Any] = {"fingerprint": "synthetic", "settings": {"policy": "synthetic"}, "rule": {}, "notes": []}
 
-    def work(self, portions: Iterable[Portion]) -> Iterator[Found]:
+    def work(self, portions: Iterable[WindowBatch]) -> Iterator[WindowResult]:
         for portion in portions:
             for ask in portion.asks:
                 rows = [e for group in ask.groups for e in group]
@@ -68,7 +68,7 @@ class AtOnce:
                     )
                     for n, e in enumerate(rows)
                 ]
-                yield Found(made)
+                yield WindowResult(made)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +148,13 @@ def _spent() -> float:
     return own.ru_utime + own.ru_stime + _tree(os.getpid())
 
 
-def _portions(config: AnnotateConfig) -> list[Portion]:
-    from cos_core.annotate.work import Ask
+def _portions(config: AnnotateConfig) -> list[WindowBatch]:
+    from cos_core.annotate.work import WindowRequest
 
     windows = list(stage.windows(config, Snapshot(config.data)))
-    return [Portion([Ask(w) for w in windows[i : i + stage.PORTION]]) for i in range(0, len(windows), stage.PORTION)]
+    return [
+        WindowBatch([WindowRequest(w) for w in windows[i : i + stage.PORTION]]) for i in range(0, len(windows), stage.PORTION)
+    ]
 
 
 def overhead(pictures: int, rounds: int) -> int:

@@ -51,7 +51,7 @@ from cos_core.files.images import reuse_memory
 from cos_core.geometry import Box, SquarePad
 from cos_core.training.collate import Collator
 from cos_core.training.data import Recipe, TrainData, as_written, make_turns
-from cos_core.training.order import Cut, Order
+from cos_core.training.order import BatchSizes, Order
 from cos_core.training.samples import Sample
 from cos_core.types import Example
 
@@ -261,7 +261,7 @@ def padding(made: Recipe) -> None:
         ("by length inside a global batch (default)", many.length, False),
         ("--group-by-length", many.length, True),
     ):
-        order = Order(4096, 0, Cut(16, 128, 1024), length, grouped).indices(0)
+        order = Order(4096, 0, BatchSizes(16, 128, 1024), length, grouped).indices(0)
         lengths = [many.length(index, 0) for index in order]
         grid = sum(max(lengths[i : i + 16]) * 16 for i in range(0, 4096, 16))
         print(f"padding, {label:35}{100 * (1 - sum(lengths) / grid):8.1f} %")

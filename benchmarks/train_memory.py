@@ -39,7 +39,7 @@ from cos_core.store.annotations import Store
 from cos_core.training import parts
 from cos_core.training.config import TrainConfig
 from cos_core.training.data import Recipe, TrainData, chosen_of, make_turns
-from cos_core.training.order import Cut, Order
+from cos_core.training.order import BatchSizes, Order
 from cos_core.training.samples import Account, Rules, Sample, Samples, collect
 from cos_core.types import Annotation
 
@@ -142,7 +142,7 @@ def rank(way: str, place: Place, readings: int, pipe: Connection) -> None:
             samples = stack.enter_context(parts.read(config, policy)).samples
         opened = {"seconds": time.perf_counter() - start, "peak": peak() - before}
         trained = TrainData(samples, recipe)
-        order = Order(len(trained), 0, Cut(16, 16, 128), trained.length)
+        order = Order(len(trained), 0, BatchSizes(16, 16, 128), trained.length)
         keys: Any = array("l", islice(cycle(order), readings))
         loader: Any = torch.utils.data.DataLoader(
             Dialogues(trained),

@@ -15,7 +15,7 @@ from cos_core.errors import MissingError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cos_core.doctor import Finding
+    from cos_core.doctor import MachineFinding
 
 
 def doctor(
@@ -52,7 +52,7 @@ def doctor(
     if (server is None) != (model is None) or (server is None and profile is not None):
         raise typer.BadParameter("--server and --model belong together, and --profile to them")
     findings = []
-    about: list[Iterable[Finding]] = [] if server is not None and task is None else [examine(task, folder)]
+    about: list[Iterable[MachineFinding]] = [] if server is not None and task is None else [examine(task, folder)]
     if server is not None and model is not None:
         from cos_core.doctor.server import ServerConfig, examine_server
 

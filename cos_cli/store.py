@@ -324,11 +324,13 @@ def export(
       cos store export rois --out rois.jsonl --failures --heats
       cos store export rois --format chain-of-spot --data questions.json --images pictures --out chain-of-spot.json
     """
-    from cos_core.data.formats.exchange import ExportConfig
+    from cos_core.data.formats.exchange import StoreExportConfig
     from cos_core.data.formats.exchange import export as run
 
     with reporting(ctx.ensure_object(Session)) as reporter:
-        manifest = run(ExportConfig(store, out, format, data, images, failures, heats, max_failures, follow_links), reporter)
+        manifest = run(
+            StoreExportConfig(store, out, format, data, images, failures, heats, max_failures, follow_links), reporter
+        )
         reporter.note(summary(manifest, out))
     if json:
         emit_json(manifest.to_json())
@@ -359,10 +361,10 @@ def import_(
       cos store import chain-of-spot.json --format chain-of-spot --data questions.json --images pictures --out rois
       cos store import viscot.jsonl --format visual-cot --questions questions.jsonl --out rois
     """
-    from cos_core.data.formats.exchange import ImportConfig, load
+    from cos_core.data.formats.exchange import StoreImportConfig, load
 
     with reporting(ctx.ensure_object(Session)) as reporter:
-        manifest = load(ImportConfig(source, out, format, data, images, questions, max_failures, follow_links), reporter)
+        manifest = load(StoreImportConfig(source, out, format, data, images, questions, max_failures, follow_links), reporter)
         reporter.note(summary(manifest, out))
     if json:
         emit_json(manifest.to_json())

@@ -189,12 +189,12 @@ def export(
       cos visualize export run --format coco --out boxes.json
       cos visualize export run --format lmms-eval --out samples.jsonl
     """
-    from cos_core.visualize.export import ExportConfig, run
+    from cos_core.visualize.export import RunExportConfig, run
     from cos_core.visualize.select import Selection
 
     selection = Selection(False, wrong, fallback, min_area, question, sample, seed)
     with reporting(ctx.ensure_object(Session)) as reporter:
-        manifest = run(ExportConfig(source, out, format, data, images, image_prefix, selection, follow_links), reporter)
+        manifest = run(RunExportConfig(source, out, format, data, images, image_prefix, selection, follow_links), reporter)
         reporter.note(summary(manifest, out))
     if json:
         emit_json(manifest.to_json())

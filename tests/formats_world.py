@@ -11,7 +11,7 @@ from reporters import Told
 
 import cos_core
 from cos_core.data.datasets import read_examples
-from cos_core.data.formats.exchange import ExportConfig, ImportConfig, export, load
+from cos_core.data.formats.exchange import StoreExportConfig, StoreImportConfig, export, load
 from cos_core.geometry import Box
 from cos_core.store.annotations import Store
 from cos_core.types import Annotation
@@ -65,6 +65,6 @@ def out_and_in(world: Path, form: str, again: str = "again", **options: Path) ->
     told = Told()
     needs = {"jsonl": {}, "coco": {"images": images}}.get(form, {"images": images, "data": data})
     kept = {"failures": True, "heats": True} if form == "jsonl" else {}
-    made = export(ExportConfig(world / "store", world / "file", form, **needs, **kept), told)  # type: ignore[arg-type]
-    found = load(ImportConfig(world / "file", world / again, form, **{**needs, **options}), told)  # type: ignore[arg-type]
+    made = export(StoreExportConfig(world / "store", world / "file", form, **needs, **kept), told)  # type: ignore[arg-type]
+    found = load(StoreImportConfig(world / "file", world / again, form, **{**needs, **options}), told)  # type: ignore[arg-type]
     return told, {"out": made.counts, "in": found.counts}, world / again

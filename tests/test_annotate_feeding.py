@@ -17,7 +17,7 @@ from PIL import Image
 from tiny_llava import make_checkpoint
 
 from cos_core.annotate import AnnotateConfig, annotator, run, work
-from cos_core.annotate.pictures import PictureReader
+from cos_core.annotate.pictures import WindowReader
 from cos_core.backbones import _questions
 from cos_core.backbones._ahead import Ahead
 from cos_core.detectors.grid import Grid
@@ -136,7 +136,7 @@ def test_a_portion_that_lies_ready_is_read_before_it_is_begun(job: AnnotateConfi
     made = annotator.build(job)
     worker = work.AnnotateWorker(made, job)
     groups_of = [[Example("a", "d", "000.png", "what?", answers=("x",))], [Example("b", "d", "001.png", "what?", answers=())]]
-    portion = work.Portion([work.Ask(groups_of)])
+    portion = work.WindowBatch([work.WindowRequest(groups_of)])
     opened: list[str] = []
     real = ImageSource.open
     monkeypatch.setattr(ImageSource, "open", lambda self, name: opened.append(name) or real(self, name))
@@ -149,7 +149,7 @@ def test_a_portion_that_lies_ready_is_read_before_it_is_begun(job: AnnotateConfi
 
 
 def test_pictures_that_cannot_be_read_are_refused_when_asked_for(job: AnnotateConfig) -> None:
-    opened = PictureReader(threads=2).begin(["000.png", "003.png"], ImageSource(job.images))
+    opened = WindowReader(threads=2).begin(["000.png", "003.png"], ImageSource(job.images))
     assert opened.open("000.png").size == (64, 64)
     for _ in range(2):
         with pytest.raises(InputError, match=r"003\.png"):

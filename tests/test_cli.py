@@ -160,7 +160,7 @@ def _failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def run(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("cos_core.evaluate.run", run)
+    monkeypatch.setattr("cos_core.evaluate.stage.run", run)
 
 
 SCORE = ["eval", "pope", "--data", str(POPE), "--predictions", str(POPE / "predictions.jsonl")]
@@ -282,7 +282,7 @@ CONFIGS = [
     (visualize.report, "cos_core.visualize.select", "Selection", set()),
     (visualize.compare, "cos_core.visualize.contact_sheets", "CompareConfig", {"selection"}),
     (visualize.compare, "cos_core.visualize.select", "Selection", set()),
-    (visualize.export, "cos_core.visualize.export", "ExportConfig", {"selection"}),
+    (visualize.export, "cos_core.visualize.export", "RunExportConfig", {"selection"}),
     (visualize.export, "cos_core.visualize.select", "Selection", {"flipped"}),
 ]
 

@@ -18,11 +18,11 @@ from cos_core.evaluate import EvalConfig
 from cos_core.files.big_json import read_listed
 from cos_core.interfaces import SilentReporter
 from cos_core.scoring import columns
-from cos_core.scoring.columns import ById, Examples, Following, Ids, Scores
+from cos_core.scoring.columns import ById, Examples, Following, IdColumn, Scores
 from cos_core.scoring.recorded import Recorded
 from cos_core.types import Example, Score
 from cos_core.visualize import runs, select
-from cos_core.visualize.export import ExportConfig
+from cos_core.visualize.export import RunExportConfig
 from cos_core.visualize.export import run as export
 
 TEXTS = st.text(st.characters(), max_size=8)
@@ -63,7 +63,7 @@ def test_many_texts_and_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("names", "same"), [("abc", True), ("ab", False), ("acb", False), ("abcd", False), ("", False)])
 def test_ids_that_follow_others_are_theirs(names: str, same: bool) -> None:
-    known = Ids(list("abc"))
+    known = IdColumn(list("abc"))
     following = Following(known)
     for name in names:
         following.add(name)
@@ -72,7 +72,7 @@ def test_ids_that_follow_others_are_theirs(names: str, same: bool) -> None:
 
 
 def test_of_an_id_that_stands_twice_the_last_row_counts() -> None:
-    twice = ById(Ids(["a", "b", "a"]), [1, 2, 3])
+    twice = ById(IdColumn(["a", "b", "a"]), [1, 2, 3])
     assert dict(twice) == {"a": 3, "b": 2}
     assert not twice.ids.unique()
 
@@ -186,7 +186,7 @@ def test_memory_grows_by_less_than_a_kilobyte_a_row(tmp_path: Path) -> None:
             select.chosen(found, select.Selection(flipped=False, wrong=True))
 
         def send(out: Path = out, rows: int = rows) -> None:
-            export(ExportConfig(out, tmp_path / f"{rows}.json", "label-studio"), SilentReporter())
+            export(RunExportConfig(out, tmp_path / f"{rows}.json", "label-studio"), SilentReporter())
 
         for name, work in (("eval", score), ("report", look), ("export", send)):
             peaks.setdefault(name, []).append(peak(work))

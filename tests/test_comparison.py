@@ -30,9 +30,9 @@ NUMBERS = AggregateDifference(a=0.5, b=0.7, difference=0.2, low=0.1, high=0.3, e
 
 BENCHMARK = """
 import numpy as np
-from cos_core import metrics
+from cos_core.scoring import metrics
 from cos_core.interfaces import BenchmarkData
-from cos_core.metrics import Estimate
+from cos_core.scoring.metrics import Estimate
 from cos_core.types import Example, Score
 
 class Odd:

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from two_passes import QUIET, Recorder, make_pictures, questions, stored
 
-from cos_core.dialogue.cropping import Cut, region_of
+from cos_core.dialogue.cropping import CropSettings, region_of
 from cos_core.dialogue.prompts import load_profile
 from cos_core.files import manifest, plug
 from cos_core.files.images import crop_region, open_image
 from cos_core.geometry import Box
 from cos_core.infer import InferConfig, run
-from cos_core.training.album import Album
+from cos_core.training.album import RegionCrops
 from cos_core.visualize import run_report
 from cos_core.visualize.overlay import OverlayConfig
 from cos_core.visualize.overlay import run as overlay
@@ -63,8 +63,8 @@ def test_a_report_shows_the_crop_that_the_model_saw(
     assert crop is not None
     assert crop.tobytes() == seen
     shown: list[Image.Image] = []
-    add = run_report.Album.add
-    monkeypatch.setattr(run_report.Album, "add", lambda album, image: (shown.append(image), add(album, image))[1])
+    add = run_report.PagePictures.add
+    monkeypatch.setattr(run_report.PagePictures, "add", lambda album, image: (shown.append(image), add(album, image))[1])
     config = run_report.ReportConfig((tmp_path / "predictions.jsonl",), tmp_path / "r.html", answered.data, answered.images)
     run_report.run(config, QUIET)
     assert seen in [image.tobytes() for image in shown]
@@ -105,8 +105,8 @@ def test_an_overlay_draws_the_crop_that_the_model_saw(answered: InferConfig, tmp
 )
 def test_settings_that_do_not_say_it(changes: dict) -> None:
     settings = {"profile": load_profile("paper").to_json(), "fill": [1, 2, 3], "on_bad_box": "full"}
-    assert Cut.from_settings(settings) == Cut(load_profile("paper"), (1, 2, 3), "full")
-    assert Cut.from_settings({**settings, **changes}) is None
+    assert CropSettings.from_settings(settings) == CropSettings(load_profile("paper"), (1, 2, 3), "full")
+    assert CropSettings.from_settings({**settings, **changes}) is None
 
 
 def test_a_region_by_hand() -> None:
@@ -123,6 +123,6 @@ def test_an_album_is_cut_as_its_backbone_cuts(crop_from: str) -> None:
     picture.putdata([(x, y, 9) for y in range(21) for x in range(37)])
     grid = plug.load("detectors", "grid")
     profile = replace(load_profile("paper"), crop_from=crop_from)
-    crops = Album(grid).crops(picture, "a.png", profile.crop_from, GREY)
+    crops = RegionCrops(grid).crops(picture, "a.png", profile.crop_from, GREY)
     expected = [crop_region(picture, box, profile.crop_from, GREY) for box in grid.detect(picture, "a.png").boxes]
     assert [crop.tobytes() for crop in crops] == [crop.tobytes() for crop in expected]

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from cos_core.detectors import detectron2
-from cos_core.detectors.detectron2 import Selection
+from cos_core.detectors.detectron2 import BoxSelection
 from cos_core.errors import InputError, MissingError
 
 
@@ -129,7 +129,7 @@ class TestSelection:
     scores = torch.tensor([0.9, 0.1, 0.6, 0.3, 0.25])
     """Best first: 0, 2, 3, 4, 1."""
 
-    def chosen(self, rule: Selection, left: dict[float, list[int]]) -> tuple[list[int], list[float]]:
+    def chosen(self, rule: BoxSelection, left: dict[float, list[int]]) -> tuple[list[int], list[float]]:
         asked: list[float] = []
 
         def suppressed(iou: float) -> torch.Tensor:
@@ -139,28 +139,28 @@ class TestSelection:
         return rule.chosen(self.scores, suppressed).tolist(), asked
 
     def test_those_above_the_threshold(self) -> None:
-        assert self.chosen(Selection(0.3, least=1, most=9), {}) == ([0, 2, 3], [0.5])
-        assert self.chosen(Selection(0.3, least=1, most=2), {}) == ([0, 2], [0.5])
+        assert self.chosen(BoxSelection(0.3, least=1, most=9), {}) == ([0, 2, 3], [0.5])
+        assert self.chosen(BoxSelection(0.3, least=1, most=2), {}) == ([0, 2], [0.5])
 
     def test_no_fewer_than_least_even_below_it(self) -> None:
-        assert self.chosen(Selection(0.95, least=4, most=9), {}) == ([0, 2, 3, 4], [0.5])
-        assert self.chosen(Selection(0.95, least=0, most=9), {}) == ([], [0.5])
+        assert self.chosen(BoxSelection(0.95, least=4, most=9), {}) == ([0, 2, 3, 4], [0.5])
+        assert self.chosen(BoxSelection(0.95, least=0, most=9), {}) == ([], [0.5])
 
     def test_suppression_gives_way_step_by_step(self) -> None:
         left = {0.5: [0], 0.6: [0, 3], 0.7: [0, 2, 3]}
-        assert self.chosen(Selection(0.0, least=3, most=3), left) == ([0, 2, 3], [0.5, 0.6, 0.7])
+        assert self.chosen(BoxSelection(0.0, least=3, most=3), left) == ([0, 2, 3], [0.5, 0.6, 0.7])
         nothing = {round(0.5 + k / 10, 1): [0] for k in range(5)}
-        assert self.chosen(Selection(0.0, least=4, most=4), nothing) == ([0, 2, 3, 4], [0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+        assert self.chosen(BoxSelection(0.0, least=4, most=4), nothing) == ([0, 2, 3, 4], [0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
 
     def test_fewer_candidates_than_wanted(self) -> None:
-        assert self.chosen(Selection(0.0, nms=0.95, least=36, most=36), {}) == ([0, 2, 3, 4, 1], [0.95, 1.0])
+        assert self.chosen(BoxSelection(0.0, nms=0.95, least=36, most=36), {}) == ([0, 2, 3, 4, 1], [0.95, 1.0])
 
     @pytest.mark.parametrize(
         "wrong", [{"nms": 1.5}, {"threshold": 2.0}, {"least": 5, "most": 4}, {"most": 0, "least": 0}, {"boxes": "all"}]
     )
     def test_impossible_settings(self, wrong: dict[str, Any]) -> None:
         with pytest.raises(InputError):
-            Selection(**wrong)
+            BoxSelection(**wrong)
 
 
 @pytest.mark.parametrize(

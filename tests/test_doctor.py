@@ -18,7 +18,7 @@ import pytest
 
 from cos_cli import main
 from cos_core.doctor import examine, machine, probe, software
-from cos_core.doctor.finding import Finding
+from cos_core.doctor.finding import MachineFinding
 from cos_core.files import assets, filesystems
 from cos_core.files.locks import FileLock
 
@@ -39,7 +39,7 @@ def told(task: str | None, folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     return code, found, said.err
 
 
-def level(findings: list[Finding]) -> list[str]:
+def level(findings: list[MachineFinding]) -> list[str]:
     return [finding.level for finding in findings]
 
 

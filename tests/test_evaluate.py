@@ -201,7 +201,7 @@ def test_malformed_regions_name_their_question() -> None:
 def test_an_outsiders_benchmark_in_one_file(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         """
-from cos_core import metrics
+from cos_core.scoring import metrics
 from cos_core.interfaces import BenchmarkData
 from cos_core.types import Example
 

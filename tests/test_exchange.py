@@ -14,7 +14,7 @@ from reporters import Told
 
 from cos_core.data.datasets import read_examples
 from cos_core.data.formats import FORMATS
-from cos_core.data.formats.exchange import ExportConfig, ImportConfig, export, load
+from cos_core.data.formats.exchange import StoreExportConfig, StoreImportConfig, export, load
 from cos_core.errors import InputError
 from cos_core.files import manifest
 from cos_core.interfaces import SilentReporter
@@ -27,7 +27,7 @@ def world(tmp_path: Path) -> Path:
 
 
 def test_bad_lines_cost_themselves_only(world: Path) -> None:
-    export(ExportConfig(world / "store", world / "file", "jsonl", failures=True, heats=True), SilentReporter())
+    export(StoreExportConfig(world / "store", world / "file", "jsonl", failures=True, heats=True), SilentReporter())
     good = (world / "file").read_text().splitlines()
     first = json.loads(good[0])
     changes: list[dict] = [
@@ -44,7 +44,7 @@ def test_bad_lines_cost_themselves_only(world: Path) -> None:
     bad = ["{", "7", "{}", '{"example_id": "z", "failure": 5}', *(json.dumps({**first, **change}) for change in changes)]
     (world / "mixed").write_text("\n".join([*bad, *good]) + "\n")
     told = Told()
-    found = load(ImportConfig(world / "mixed", world / "m", "jsonl"), told)
+    found = load(StoreImportConfig(world / "mixed", world / "m", "jsonl"), told)
     assert found.counts["failed"] == len(bad)
     assert annotations(world / "m") == annotations(world / "store")
     assert f"{world / 'mixed'}:1: not valid JSON" in told.warnings[0]
@@ -72,7 +72,7 @@ def test_bad_lines_of_visual_cot_say_why(world: Path) -> None:
     for line, words in cases:
         (world / "v.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (meta, line)))
         told = Told()
-        config = ImportConfig(
+        config = StoreImportConfig(
             world / "v.jsonl", world / f"v{cases.index((line, words))}", "visual-cot", images=world / "images"
         )
         found = load(config, told)
@@ -82,15 +82,15 @@ def test_bad_lines_of_visual_cot_say_why(world: Path) -> None:
 
 
 def test_files_of_another_job_or_none(world: Path) -> None:
-    export(ExportConfig(world / "store", world / "file", "jsonl"), SilentReporter())
+    export(StoreExportConfig(world / "store", world / "file", "jsonl"), SilentReporter())
     line = json.loads((world / "file").read_text().splitlines()[0])
     (world / "two").write_text((world / "file").read_text() + json.dumps({**line, "fingerprint": "other"}) + "\n")
     with pytest.raises(InputError, match=r"two:7: fingerprint 'other', before it '0123456789abcdef'"):
-        load(ImportConfig(world / "two", world / "t", "jsonl"), SilentReporter())
+        load(StoreImportConfig(world / "two", world / "t", "jsonl"), SilentReporter())
     with Store.create_or_resume(world / "theirs", "f" * 16, {}):
         pass
     with pytest.raises(InputError, match="was made with other settings"):
-        load(ImportConfig(world / "file", world / "theirs", "jsonl"), SilentReporter())
+        load(StoreImportConfig(world / "file", world / "theirs", "jsonl"), SilentReporter())
     (world / "empty").write_text("")
     (world / "list").write_text("[]")
     for name, form, said in (
@@ -99,17 +99,17 @@ def test_files_of_another_job_or_none(world: Path) -> None:
         ("empty", "coco", "not valid JSON"),
     ):
         with pytest.raises(InputError, match=said):
-            load(ImportConfig(world / name, world / "e", form), SilentReporter())  # type: ignore[arg-type]
+            load(StoreImportConfig(world / name, world / "e", form), SilentReporter())  # type: ignore[arg-type]
     with pytest.raises(InputError, match="cannot be read"):
-        load(ImportConfig(world / "none", world / "e", "jsonl"), SilentReporter())
+        load(StoreImportConfig(world / "none", world / "e", "jsonl"), SilentReporter())
     assert not (world / "e").exists(), "nothing is made for a file that holds nothing"
 
 
 def test_unknown_ids_are_told(world: Path) -> None:
-    export(ExportConfig(world / "store", world / "file", "jsonl"), SilentReporter())
+    export(StoreExportConfig(world / "store", world / "file", "jsonl"), SilentReporter())
     (world / "few.json").write_text(json.dumps(json.loads((world / "data.json").read_text())[:2]))
     told = Told()
-    found = load(ImportConfig(world / "file", world / "few", "jsonl", data=world / "few.json"), told)
+    found = load(StoreImportConfig(world / "file", world / "few", "jsonl", data=world / "few.json"), told)
     assert (found.counts["ok"], found.counts["failed"]) == (2, 4)
     assert "no such example in" in told.warnings[0]
 
@@ -117,12 +117,12 @@ def test_unknown_ids_are_told(world: Path) -> None:
 def test_pictures_that_are_gone(world: Path) -> None:
     (world / "images" / "coco" / "b.jpg").unlink()
     told = Told()
-    found = export(ExportConfig(world / "store", world / "f", "coco", images=world / "images"), told)
+    found = export(StoreExportConfig(world / "store", world / "f", "coco", images=world / "images"), told)
     assert (found.counts["ok"], found.counts["failed"]) == (4, 1)
     assert "there is no image" in told.warnings[0]
     sized = [{**e.to_json(), "meta": {**e.meta, "width": 53, "height": 83}} for e in read_examples(world / "data.json")]
     (world / "sized.jsonl").write_text("".join(json.dumps(e) + "\n" for e in sized))
-    found = export(ExportConfig(world / "store", world / "f", "coco", data=world / "sized.jsonl"), told)
+    found = export(StoreExportConfig(world / "store", world / "f", "coco", data=world / "sized.jsonl"), told)
     assert found.counts["ok"] == 5, "sizes that the data states need no pictures"
 
 
@@ -131,19 +131,19 @@ def test_needs_are_said_at_once(form: str, world: Path) -> None:
     wants = {"jsonl": None, "chain-of-spot": "--data", "coco": "--images", "visual-cot": "--data"}[form]
     if wants is not None:
         with pytest.raises(InputError, match=wants):
-            ExportConfig(world / "store", world / "f", form)  # type: ignore[arg-type]
+            StoreExportConfig(world / "store", world / "f", form)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no format is called"):
-        ExportConfig(world / "store", world / "f", form + "x")  # type: ignore[arg-type]
+        StoreExportConfig(world / "store", world / "f", form + "x")  # type: ignore[arg-type]
 
 
 def test_an_export_never_replaces_the_store(world: Path) -> None:
     (world / "link").symlink_to("store/data.mdb")
     for out in (world / "store", world / "store" / "data.mdb", world / "link"):
         with pytest.raises(InputError, match="lies in the store itself"):
-            ExportConfig(world / "store", out, "jsonl")
+            StoreExportConfig(world / "store", out, "jsonl")
     (world / "self").symlink_to("self")
     with pytest.raises(InputError, match="self cannot be written: Too many levels of symbolic links"):
-        export(ExportConfig(world / "store", world / "self", "jsonl"), Told())
+        export(StoreExportConfig(world / "store", world / "self", "jsonl"), Told())
     assert (world / "self").is_symlink()
 
 
@@ -151,12 +151,12 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from cos_core.errors import InputError
-from cos_core.data.formats.exchange import ImportConfig, load
+from cos_core.data.formats.exchange import StoreImportConfig, load
 from cos_core.interfaces import SilentReporter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 try:
-    load(ImportConfig(Path(sys.argv[1]), Path(sys.argv[2]), "jsonl"), SilentReporter())
+    load(StoreImportConfig(Path(sys.argv[1]), Path(sys.argv[2]), "jsonl"), SilentReporter())
 except InputError as error:
     print(error)
 """
@@ -173,7 +173,7 @@ def test_a_full_disk_keeps_what_was_imported_and_the_rest_follows(world: Path) -
     assert not manifest.path_for(world / "full").exists(), "not finished"
     with Store.read(world / "full") as store:
         assert store.info()["annotations"] == 4096, "the first batch"
-    load(ImportConfig(world / "big", world / "full", "jsonl"), SilentReporter())
+    load(StoreImportConfig(world / "big", world / "full", "jsonl"), SilentReporter())
     assert len(annotations(world / "full")) == 9000
 
 

@@ -19,7 +19,7 @@ from cos_core.annotate import annotator
 from cos_core.annotate.config import NOT_IN_FINGERPRINT as NOT_ANNOTATING
 from cos_core.dialogue import prompts
 from cos_core.dialogue.box_text import write_box
-from cos_core.dialogue.cropping import Cut, region_of
+from cos_core.dialogue.cropping import CropSettings, region_of
 from cos_core.dialogue.encoding import encode
 from cos_core.dialogue.prompts import DIALOGUE_VERSION, dialogue, load_profile, profile_names
 from cos_core.errors import InputError
@@ -142,7 +142,7 @@ def test_a_profile_counts_by_its_content_and_is_resolved_once(model: Path, tmp_p
 def test_the_padding_colour_is_the_checkpoints(model: Path) -> None:
     made = setting(InferConfig(model=str(model), device="cpu"))
     assert made.fill == (140, 140, 140)
-    assert Cut.from_settings(made.settings) == Cut(made.profile, made.fill, "full")
+    assert CropSettings.from_settings(made.settings) == CropSettings(made.profile, made.fill, "full")
     assert setting(InferConfig(model="served-name", engine="openai", server="http://127.0.0.1:9/v1")).fill == (122, 116, 104)
 
 

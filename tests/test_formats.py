@@ -15,7 +15,7 @@ from PIL import Image
 from reporters import Told
 
 from cos_core.data.datasets import read_examples
-from cos_core.data.formats.exchange import ExportConfig, ImportConfig, export, load
+from cos_core.data.formats.exchange import StoreExportConfig, StoreImportConfig, export, load
 from cos_core.data.released import ReleasedRegions, Square
 from cos_core.errors import FailuresError
 from cos_core.files.images import crop_region, open_image
@@ -35,14 +35,14 @@ def test_json_lines_lose_nothing(world: Path) -> None:
     assert said.warnings == []
     assert counts["in"] == {"ok": 5, "no_region": 1, "heats": 2, "failed": 0, "skipped": 0}
     assert annotations(again) == annotations(world / "store")
-    export(ExportConfig(again, world / "file2", "jsonl", failures=True, heats=True), SilentReporter())
+    export(StoreExportConfig(again, world / "file2", "jsonl", failures=True, heats=True), SilentReporter())
     assert (world / "file2").read_bytes() == (world / "file").read_bytes()
     with Store.read(again) as store, Store.read(world / "store") as first:
         assert store.info()["provenance"] == {"model": "tiny"}, "from the manifest beside the file"
         assert store.fingerprint == MARK
         assert list(store.failures()) == list(first.failures())
         assert store.heat("x/1#q0") == first.heat("x/1#q0")
-    load(ImportConfig(world / "file", again, "jsonl"), SilentReporter())
+    load(StoreImportConfig(world / "file", again, "jsonl"), SilentReporter())
     assert annotations(again) == annotations(world / "store"), "imported again it is the same"
 
 
@@ -168,7 +168,7 @@ def test_a_released_file_of_other_data(world: Path) -> None:
     }
     (world / "r.json").write_text(json.dumps(regions))
     told = Told()
-    config = ImportConfig(world / "r.json", world / "out", "chain-of-spot", world / "data.json", world / "images")
+    config = StoreImportConfig(world / "r.json", world / "out", "chain-of-spot", world / "data.json", world / "images")
     found = load(config, told)
     assert (found.counts["ok"], found.counts["failed"]) == (1, 4)
     words = "\n".join(told.warnings)
@@ -184,7 +184,8 @@ def test_a_released_file_of_other_data(world: Path) -> None:
         assert store.info()["provenance"]["imported"]["format"] == "chain-of-spot"
     with pytest.raises(FailuresError, match=r"4 records of .* more than the 3 allowed"):
         load(
-            ImportConfig(world / "r.json", world / "o2", "chain-of-spot", world / "data.json", world / "images", None, 3), told
+            StoreImportConfig(world / "r.json", world / "o2", "chain-of-spot", world / "data.json", world / "images", None, 3),
+            told,
         )
 
 
@@ -203,7 +204,7 @@ VISCOT = [
 def test_visual_cot_as_its_authors_publish_it(world: Path) -> None:
     (world / "v.jsonl").write_text("".join(json.dumps(line) + "\n" for line in VISCOT))
     told = Told()
-    found = load(ImportConfig(world / "v.jsonl", world / "v", "visual-cot", questions=world / "q.jsonl"), told)
+    found = load(StoreImportConfig(world / "v.jsonl", world / "v", "visual-cot", questions=world / "q.jsonl"), told)
     assert (found.counts["ok"], found.counts["failed"]) == (2, 2)
     by_id = {a.example_id: a for a in annotations(world / "v")}
     assert set(by_id) == {"vsr_val_0", "textcap_train_1"}
@@ -236,7 +237,9 @@ def test_visual_cot_converted_conversations(world: Path) -> None:
     ]
     (world / "v.json").write_text(json.dumps([sample, *bad]))
     told = Told()
-    config = ImportConfig(world / "v.json", world / "v", "visual-cot", images=world / "images", questions=world / "q.jsonl")
+    config = StoreImportConfig(
+        world / "v.json", world / "v", "visual-cot", images=world / "images", questions=world / "q.jsonl"
+    )
     found = load(config, told)
     assert (found.counts["ok"], found.counts["failed"]) == (1, 3), told.warnings
     (one,) = annotations(world / "v")
@@ -262,7 +265,7 @@ def test_coco_of_others(world: Path) -> None:
     }
     (world / "c.json").write_text(json.dumps(data))
     told = Told()
-    found = load(ImportConfig(world / "c.json", world / "c", "coco", images=world / "images"), told)
+    found = load(StoreImportConfig(world / "c.json", world / "c", "coco", images=world / "images"), told)
     assert (found.counts["ok"], found.counts["failed"]) == (3, 6)
     assert [(a.example_id, a.box) for a in annotations(world / "c")] == [
         ("1", Box(0, 0, 1, 0.5)), ("2", Box(10 / 53, 10 / 83, 20 / 53, 20 / 83)),
@@ -307,7 +310,7 @@ def boxed(folder: Path, form: str, stated: tuple[int, int] | None, box: list[flo
 def imported(folder: Path, form: str) -> tuple[list[Annotation], Told]:
     said = Told()
     out = folder / "store"
-    load(ImportConfig(folder / "regions", out, form, images=folder / "images"), said)  # type: ignore[arg-type]
+    load(StoreImportConfig(folder / "regions", out, form, images=folder / "images"), said)  # type: ignore[arg-type]
     return annotations(out), said
 
 
@@ -380,8 +383,8 @@ def test_what_is_written_is_read_back_on_any_photograph(form: str, orientation: 
     with Store.create_or_resume(tmp_path / "store", MARK, {}) as store:
         store.commit([Annotation(example.id, box, 0.0, "p", MARK, image="p.jpg")], {}, [])
     images = tmp_path / "images"
-    export(ExportConfig(tmp_path / "store", tmp_path / "file", form, data, images), SilentReporter())  # type: ignore[arg-type]
-    load(ImportConfig(tmp_path / "file", tmp_path / "again", form, data, images), SilentReporter())  # type: ignore[arg-type]
+    export(StoreExportConfig(tmp_path / "store", tmp_path / "file", form, data, images), SilentReporter())  # type: ignore[arg-type]
+    load(StoreImportConfig(tmp_path / "file", tmp_path / "again", form, data, images), SilentReporter())  # type: ignore[arg-type]
     (found,) = annotations(tmp_path / "again")
     assert found.box is not None
     if form == "chain-of-spot":
@@ -400,7 +403,7 @@ def test_export_measures_in_the_picture_and_not_in_what_is_stated(tmp_path: Path
     with Store.create_or_resume(tmp_path / "store", MARK, {}) as store:
         store.commit([Annotation("1", Box(0.5, 0.25, 1.0, 0.5), 0.0, "p", MARK, image="p.jpg")], {}, [])
     export(
-        ExportConfig(tmp_path / "store", tmp_path / "file", "coco", tmp_path / "data.jsonl", tmp_path / "images"),
+        StoreExportConfig(tmp_path / "store", tmp_path / "file", "coco", tmp_path / "data.jsonl", tmp_path / "images"),
         SilentReporter(),
     )
     found = json.loads((tmp_path / "file").read_text())

@@ -249,7 +249,7 @@ def served() -> Iterator[tuple[str, list[str]]]:
 
 SCRIPT = """
 import sys
-from cos_core import hub
+from cos_core.models import hub
 try:
     print(hub.resolve(sys.argv[1]))
 except Exception as error:

@@ -232,7 +232,7 @@ def test_what_is_no_json_is_refused_and_the_file_stays_whole(tmp_path: Path) -> 
 KILLED = """
 import sys
 from pathlib import Path
-from cos_core.jsonl import DurableWriter
+from cos_core.files.jsonl import DurableWriter
 with DurableWriter(Path(sys.argv[1]), batch=50) as writer:
     for i in range(1_000_000):
         writer.append({"i": i, "text": "x" * 100})
@@ -262,7 +262,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from cos_core.errors import InputError
-from cos_core.jsonl import DurableWriter
+from cos_core.files.jsonl import DurableWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 with DurableWriter(Path(sys.argv[1])) as writer:

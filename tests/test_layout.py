@@ -26,7 +26,7 @@ from cos_core.engines._messages import ServedDialogue, of_folder
 from cos_core.files import assets
 from cos_core.files.images import square_pad
 from cos_core.interfaces import SilentReporter
-from cos_core.miniature.model import CARD, Shape, image_processor
+from cos_core.miniature.model import CARD, ModelShape, image_processor
 from cos_core.models import layout, llava
 from cos_core.models.convert import ConvertConfig, convert
 from cos_core.models.layout.template import chat_template
@@ -220,7 +220,7 @@ def test_tokenizers_of_another_kind_stay_and_what_no_rule_can_say_is_said(tmp_pa
     settings.image_token_id = mark
     settings.save_pretrained(tmp_path)
     processor = transformers.AutoImageProcessor.from_pretrained(assets.miniature_checkpoint(), backend="pil")
-    card = layout.Card("odd", "An odd one.")
+    card = layout.ModelCard("odd", "An odd one.")
     notes = layout.complete(
         tmp_path, settings=settings, tokenizer=tokenizer, image_processor=processor, profile=nameless, card=card
     )
@@ -251,7 +251,7 @@ def test_the_shipped_miniature_is_what_its_writer_writes(tmp_path: Path) -> None
         tmp_path,
         settings=settings,
         tokenizer=transformers.AutoTokenizer.from_pretrained(shipped),
-        image_processor=image_processor(Shape()),
+        image_processor=image_processor(ModelShape()),
         profile=prompts.checkpoint_profile(shipped),
         card=CARD,
     )
@@ -287,10 +287,10 @@ def test_a_card_says_names_and_no_paths(written: dict[str, Path]) -> None:
     for card in (trained, converted):
         assert "vllm serve" in card
         assert "base_model:" not in card, "the hub's key takes a hub id alone"
-    from cos_core.models.layout.card import Card, plain_name
+    from cos_core.models.layout.card import ModelCard, plain_name
     from cos_core.models.layout.card import written as text
 
-    assert "\nbase_model: llava-hf/llava-1.5-7b-hf\n" in text(Card("x", "y", "llava-hf/llava-1.5-7b-hf"), PAPER)
+    assert "\nbase_model: llava-hf/llava-1.5-7b-hf\n" in text(ModelCard("x", "y", "llava-hf/llava-1.5-7b-hf"), PAPER)
     cached = written["trained"].parent / "models--org--cos-7b" / "snapshots" / "0123"
     cached.mkdir(parents=True)
     assert (plain_name(cached), plain_name("org/cos"), plain_name(written["trained"])) == ("org/cos-7b", "org/cos", "trained")

@@ -20,7 +20,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(cos_core.__file__).parents[1
 HOLD = """
 import sys, time
 from pathlib import Path
-from cos_core.locks import FileLock
+from cos_core.files.locks import FileLock
 with FileLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

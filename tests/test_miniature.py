@@ -91,7 +91,7 @@ def test_lessons_on_whole_scenes_never_ask_for_a_digit(teacher: lessons.Teacher)
     assert kinds == {"caption", "where", "where-shape", "relation", "shape", "colour", "count"}
 
 
-def _answers(mini: llava.Llava, views: list[lessons.View], questions: list[str]) -> list[str]:
+def _answers(mini: llava.Llava, views: list[lessons.LessonView], questions: list[str]) -> list[str]:
     turns = [(Turn("user", (FULL, "\n" + q)),) for q in questions]
     rows = [mini.encode(t).ids for t in turns]
     found = []
@@ -115,7 +115,7 @@ def test_it_reads_digits_in_a_crop_and_not_in_the_whole_scene(mini: llava.Llava)
         questions.append(f"What digit is on the {thing.name}?")
         truth.append(thing.digit)
 
-    def accuracy(views: list[lessons.View]) -> float:
+    def accuracy(views: list[lessons.LessonView]) -> float:
         return float(np.mean([a == t for a, t in zip(_answers(mini, views, questions), truth, strict=True)]))
 
     assert accuracy(close) > 0.75

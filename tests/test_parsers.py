@@ -16,7 +16,7 @@ from cos_cli import launcher
 from cos_cli.evaluate.command import seconds
 from cos_core.benchmarks import _files
 from cos_core.data.formats import chain_of_spot, coco, lines, viscot
-from cos_core.data.formats.records import Sizes, Source
+from cos_core.data.formats.records import ImportSource, Sizes
 from cos_core.data.released import ReleasedRegions
 from cos_core.dialogue.prompts import load_profile
 from cos_core.errors import InputError
@@ -61,8 +61,8 @@ def test_any_bytes_in_a_store(value: bytes) -> None:
         codec.Heat.unpacked(value)
 
 
-def regions(read: Callable[[Source], Any]) -> Callable[[Path], object]:
-    return lambda path: list(read(Source(path, "f", Sizes(None), None, lambda problem: None)))
+def regions(read: Callable[[ImportSource], Any]) -> Callable[[Path], object]:
+    return lambda path: list(read(ImportSource(path, "f", Sizes(None), None, lambda problem: None)))
 
 
 READERS: dict[str, Callable[[Path], object]] = {

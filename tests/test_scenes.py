@@ -10,7 +10,7 @@ from PIL import Image
 from cos_core.data.datasets import read_examples
 from cos_core.errors import InputError
 from cos_core.miniature import scenes
-from cos_core.miniature.scenes import COLOURS, Question, Scene, Thing
+from cos_core.miniature.scenes import COLOURS, Scene, SceneQuestion, Thing
 
 RED = Thing("red", "circle", "7", 0.25, 0.25, 0.1)
 BLUE = Thing("blue", "square", "3", 0.75, 0.5, 0.1)
@@ -18,17 +18,17 @@ TWO = Scene((RED, BLUE), 230)
 
 
 def test_gold_region_of_one_thing_is_its_box_with_the_margin():
-    box = scenes.gold_box(TWO, Question("What digit is on the red circle?", "7", "reading", (0,)))
+    box = scenes.gold_box(TWO, SceneQuestion("What digit is on the red circle?", "7", "reading", (0,)))
     assert box.corners == pytest.approx((0.125, 0.125, 0.375, 0.375))
 
 
 def test_gold_region_of_a_relation_holds_both_things():
-    box = scenes.gold_box(TWO, Question("Is the red circle left of the blue square?", "yes", "relation", (0, 1)))
+    box = scenes.gold_box(TWO, SceneQuestion("Is the red circle left of the blue square?", "yes", "relation", (0, 1)))
     assert box.corners == pytest.approx((0.125, 0.125, 0.875, 0.625))
 
 
 def test_gold_region_of_a_whole_scene_question_is_the_scene():
-    assert scenes.gold_box(TWO, Question("How many objects are there?", "2", "scene", ())).corners == (0, 0, 1, 1)
+    assert scenes.gold_box(TWO, SceneQuestion("How many objects are there?", "2", "scene", ())).corners == (0, 0, 1, 1)
 
 
 def test_relations_hold_as_drawn():

@@ -154,7 +154,7 @@ def test_columns_are_the_annotations(writer: Store) -> None:
 SCAN = """
 import sys
 from pathlib import Path
-from cos_core.store import Store
+from cos_core.store.annotations import Store
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -44,13 +44,13 @@ def test_training_shows_what_the_backbone_shows(world: Path, tokens: int) -> Non
     """Ids, labels and visual features of a training batch are those of the backbone, whose own forward gives the same loss."""
     import torch
 
-    from cos_core.training.album import Album, regions_as_tokens
+    from cos_core.training.album import RegionCrops, regions_as_tokens
     from cos_core.training.collate import Collator
 
     detector = plug.load("detectors", "grid", **FEW)
     backbone = plug.load("backbones", "regions", model=str(world / "model"), detector=detector, device="cpu", tokens=tokens)
     model = backbone.asker.model
-    made = recipe(world, "none", album=Album(detector, tokens))
+    made = recipe(world, "none", album=RegionCrops(detector, tokens))
     data = TrainData(collected(read_examples(world / "data.json"), made.policy, None).samples, made)
     items = [data[key] for key in range(len(SIZES))]
     batch = Collator(model.image_processor, 0, model.fill)(items)
@@ -125,13 +125,13 @@ def test_an_annotator_of_patches_learns_the_plain_dialogue(world: Path, tmp_path
 
 
 def test_a_picture_without_regions_is_skipped_and_named(world: Path) -> None:
-    from cos_core.training.album import Album
+    from cos_core.training.album import RegionCrops
 
     class Blind:
         def detect(self, image: object, path: str = "") -> Regions:
             return Regions((BOX,), (1.0,)) if path == "1.png" else Regions((), ())
 
-    made = recipe(world, "none", album=Album(Blind()))
+    made = recipe(world, "none", album=RegionCrops(Blind()))
     data = TrainData(collected(read_examples(world / "data.json"), made.policy, None).samples, made)
     item = data[0]
     assert (item.id, len(item.pictures)) == (data.samples[1].id, 1)

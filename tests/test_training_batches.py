@@ -24,28 +24,28 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_permutation_an_epoch() -> None:
-    from cos_core.training.order import Cut, Order
+    from cos_core.training.order import BatchSizes, Order
 
-    order = Order(100, 3, Cut(1, 1, 1))
+    order = Order(100, 3, BatchSizes(1, 1, 1))
     first = list(order)
     order.epoch = 1
     second = list(order)
     assert sorted(first) == list(range(100))
     assert sorted(second) == list(range(100, 200))
     assert [k - 100 for k in second] != first
-    assert list(Order(100, 3, Cut(1, 1, 1))) == first
-    assert list(Order(100, 4, Cut(1, 1, 1))) != first
+    assert list(Order(100, 3, BatchSizes(1, 1, 1))) == first
+    assert list(Order(100, 4, BatchSizes(1, 1, 1))) != first
 
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_the_order_depends_on_the_global_batch_alone(grouped: bool) -> None:
     """Eight samples a step on one device or on four: the same in every step, sorted inside it; fillers only at the end."""
-    from cos_core.training.order import Cut, Order
+    from cos_core.training.order import BatchSizes, Order
 
     def length(index: int, _epoch: int) -> int:
         return 100 + index * 37 % 50
 
-    one, four = Cut(2, 2, 8), Cut(2, 8, 8)
+    one, four = BatchSizes(2, 2, 8), BatchSizes(2, 8, 8)
     alone = list(Order(45, 0, one, length, grouped))
     together = list(Order(45, 0, four, length, grouped))
     assert sorted(alone) == list(range(45))

@@ -73,7 +73,7 @@ def test_qlora_builds_no_float32_model(world: Path, tmp_path: Path) -> None:
 READ = """
 import json, sys, threading, time
 import torch, transformers
-from cos_core import llava
+from cos_core.models import llava
 
 def anonymous():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("RssAnon:"))

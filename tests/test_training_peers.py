@@ -225,9 +225,9 @@ def test_checkpoints_by_the_clock_take_no_more_than_their_share(
     """A clock of the test's own: when each save is asked for. Said once."""
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from cos_core.training.flops import Size
-    from cos_core.training.order import Cut, Order
-    from cos_core.training.watch import Station, StopRequest, Watch
+    from cos_core.training.flops import ModelSize
+    from cos_core.training.order import BatchSizes, Order
+    from cos_core.training.watch import StopRequest, TrainingCallback, WatchSettings
 
     class Trainer:
         contents = ()
@@ -236,8 +236,8 @@ def test_checkpoints_by_the_clock_take_no_more_than_their_share(
 
     now = 0.0
     ears = Warnings()
-    station = Station(tmp_path, ears, None, Size(1, 0, 0, 0, 1, 1, 1, 1), None, 10.0, clock=lambda: now)
-    watch = Watch(Order(1, 0, Cut(1, 1, 1)), station, StopRequest())
+    station = WatchSettings(tmp_path, ears, None, ModelSize(1, 0, 0, 0, 1, 1, 1, 1), None, 10.0, clock=lambda: now)
+    watch = TrainingCallback(Order(1, 0, BatchSizes(1, 1, 1)), station, StopRequest())
     watch.trainer = trainer = Trainer()  # type: ignore[assignment]
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, max_steps=1000, report_to="none")
     state, control = TrainerState(max_steps=1000, is_world_process_zero=True), TrainerControl()

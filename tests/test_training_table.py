@@ -24,8 +24,8 @@ from cos_core.geometry import Box
 from cos_core.interfaces import SilentReporter
 from cos_core.store.annotations import Store
 from cos_core.training import table
-from cos_core.training.data import Item, TrainData
-from cos_core.training.reasons import ReasonFile, Reasons, Skipped
+from cos_core.training.data import TrainData, TrainingItem
+from cos_core.training.reasons import ReasonFile, Skipped, SkipReasons
 from cos_core.training.samples import Rules
 from cos_core.training.table import Data
 from cos_core.types import Annotation, Example
@@ -182,7 +182,7 @@ def test_regions_as_released(tmp_path: Path) -> None:
 # Items, in processes
 
 
-def seen(item: Item) -> tuple[Any, ...]:
+def seen(item: TrainingItem) -> tuple[Any, ...]:
     return (
         item.id,
         item.encoded,
@@ -308,7 +308,7 @@ def test_reasons_are_counted_and_all_of_them_kept(tmp_path: Path) -> None:
     assert len(log.reasons.counts) == 200, "memory does not grow with the number of different reasons"
     assert str(log.reasons).startswith("500 x common (first: e1); 1 x rare")
     assert str(log.reasons).endswith("and more than 197 further reasons")
-    few = Reasons.of([Skipped("a", "x"), Skipped("b", "y"), Skipped("c", "y"), Skipped("d", "z"), Skipped("e", "w")])
+    few = SkipReasons.of([Skipped("a", "x"), Skipped("b", "y"), Skipped("c", "y"), Skipped("d", "z"), Skipped("e", "w")])
     assert str(few) == "2 x y (first: b); 1 x x (first: a); 1 x z (first: d) and 1 further reasons"
 
 

@@ -138,16 +138,16 @@ def test_a_loss_that_is_no_number_stops_the_run(world: Path, tmp_path: Path) -> 
 
 def test_guards_name_the_samples(world: Path) -> None:
     from cos_core.training.collate import Contents
-    from cos_core.training.flops import Size
-    from cos_core.training.order import Cut, Order
-    from cos_core.training.watch import Station, StopRequest, Watch
+    from cos_core.training.flops import ModelSize
+    from cos_core.training.order import BatchSizes, Order
+    from cos_core.training.watch import StopRequest, TrainingCallback, WatchSettings
 
     class Trainer:
         contents = (Contents(ids=["a", "b"]), Contents(ids=["c"]))
         skipped: dict[str, str] = {}  # noqa: RUF012
 
-    station = Station(world, SilentReporter(), None, Size(1, 0, 0, 0, 1, 1, 1, 1), None, None)
-    watch = Watch(Order(1, 0, Cut(1, 1, 1)), station, StopRequest())
+    station = WatchSettings(world, SilentReporter(), None, ModelSize(1, 0, 0, 0, 1, 1, 1, 1), None, None)
+    watch = TrainingCallback(Order(1, 0, BatchSizes(1, 1, 1)), station, StopRequest())
     watch.trainer = Trainer()  # type: ignore[assignment]
     with pytest.raises(CosError, match=r"exactly 0 at step 3.* \(samples of this step: a, b, c\)"):
         watch._guard(0.0, 1.0, 3)

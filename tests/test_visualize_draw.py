@@ -13,7 +13,7 @@ from cos_core.geometry import Box
 from cos_core.visualize.draw import (
     BLACK,
     COLOURS,
-    Encoder,
+    EncoderView,
     Mark,
     draw_marks,
     font_at,
@@ -82,7 +82,7 @@ def test_the_callers_picture_stays_as_it_is() -> None:
     picture = noise(120, 90)
     before = picture.tobytes()
     draw_marks(show(picture, 120), [Mark(box, name, "gold") for name, box in BOXES.items()])
-    Encoder(40).view(picture, BOXES["border"])
+    EncoderView(40).view(picture, BOXES["border"])
     zoom(picture, 300)
     assert picture.tobytes() == before
 
@@ -115,7 +115,7 @@ def test_black_text_on_every_label_is_legible(colour: tuple[int, int, int]) -> N
 
 
 def test_the_encoder_is_given_a_padded_square() -> None:
-    view = Encoder(40, fill=(10, 20, 30)).view(Image.new("RGB", (200, 100), (255, 255, 255)))
+    view = EncoderView(40, fill=(10, 20, 30)).view(Image.new("RGB", (200, 100), (255, 255, 255)))
     assert view.size == (40, 40)
     assert view.getpixel((20, 2)) == (10, 20, 30)
     assert view.getpixel((20, 20)) == (255, 255, 255)
@@ -125,12 +125,12 @@ def test_the_encoder_is_given_a_padded_square() -> None:
 def test_the_encoder_is_given_the_region_alone() -> None:
     picture = Image.new("RGB", (200, 100), (0, 0, 0))
     picture.paste((255, 0, 0), (100, 0, 200, 100))
-    view = Encoder(16).view(picture, Box(0.5, 0.0, 1.0, 1.0))
+    view = EncoderView(16).view(picture, Box(0.5, 0.0, 1.0, 1.0))
     assert view.getcolors() == [(256, (255, 0, 0))]
 
 
 def test_a_panorama_is_viewed_without_its_giant_square() -> None:
-    assert Encoder(40).view(Image.new("RGB", (60000, 3))).size == (40, 40)
+    assert EncoderView(40).view(Image.new("RGB", (60000, 3))).size == (40, 40)
 
 
 def test_zoom_keeps_few_pixels_apart() -> None:

@@ -18,7 +18,7 @@ from cos_core.files import images
 from cos_core.geometry import Box
 from cos_core.visualize import relevance_maps as heat
 from cos_core.visualize.draw import BLACK, COLOURS, Mark, draw_marks, show
-from cos_core.visualize.overlay import Scene, render
+from cos_core.visualize.overlay import OverlayInput, render
 
 GOLDEN = Path(__file__).parent / "golden" / "overlays"
 ONE_PIXEL = Box(20 / 48, 10 / 36, 21 / 48, 11 / 36)
@@ -117,7 +117,7 @@ def sheet(folder: Path) -> Image.Image:
     cells = np.zeros((6, 6))
     cells[1:3, 3:5] = [[0.5, 1.0], [0.25, 0.5]]
     notes = (("Question", "what is bright here?"), ("Region", "[0.500, 0.163, 0.850, 0.500]"), ("Answer", "a disc"))
-    return render(Scene(scene(96, 72), marks, assumed_crop(scene(96, 72), marks[-1].box), heat=cells, notes=notes), 240)
+    return render(OverlayInput(scene(96, 72), marks, assumed_crop(scene(96, 72), marks[-1].box), heat=cells, notes=notes), 240)
 
 
 def test_the_whole_sheet(tmp_path: Path) -> None:

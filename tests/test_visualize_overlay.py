@@ -17,7 +17,7 @@ from cos_core.interfaces import SilentReporter
 from cos_core.store.annotations import Store
 from cos_core.types import Annotation, Example, Prediction
 from cos_core.visualize.draw import COLOURS, Mark
-from cos_core.visualize.overlay import OverlayConfig, Scene, notes, render, run
+from cos_core.visualize.overlay import OverlayConfig, OverlayInput, notes, render, run
 
 QUIET = SilentReporter()
 
@@ -155,7 +155,7 @@ def test_awkward_pictures(size: tuple[int, int], colour: tuple[int, int, int]) -
     box = Box(0.9, 0.9, 1.0, 1.0)
     text = (("Question", "why? " * 3000), ("Answer", "\ud800\x00 w" + "w" * 5000))
     picture = Image.new("RGB", size, colour)
-    sheet = render(Scene(picture, (Mark(box, "region of interest"),), assumed_crop(picture, box), notes=text), 640)
+    sheet = render(OverlayInput(picture, (Mark(box, "region of interest"),), assumed_crop(picture, box), notes=text), 640)
     assert 300 < sheet.width < 1800
     assert 200 < sheet.height < 1800
     assert has(sheet, COLOURS["predicted"])

@@ -28,7 +28,7 @@ from cos_core.store.annotations import Store
 from cos_core.types import Example, Prediction
 from cos_core.visualize import boxes, overlay
 from cos_core.visualize import contact_sheets as compare
-from cos_core.visualize.export import FORMATS, ExportConfig
+from cos_core.visualize.export import FORMATS, RunExportConfig
 from cos_core.visualize.export import run as export
 from cos_core.visualize.gallery import publishing, write_page
 from cos_core.visualize.html import Html
@@ -111,7 +111,7 @@ def test_two_starts_at_once_and_a_neighbour(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from cos_core import manifest
+from cos_core.files import manifest
 from cos_core.interfaces import SilentReporter
 from cos_core.visualize import gallery
 from cos_core.visualize.run_report import ReportConfig, run
@@ -210,7 +210,7 @@ def test_pictures_and_records_that_cannot_be_are_left_out_one_by_one(tmp_path: P
     ]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(each.to_json()) + "\n" for each in questions))
     out = tmp_path / "out.json"
-    result = export(ExportConfig(path, out, format, tmp_path / "q.jsonl", tmp_path / "photos"), QUIET)  # type: ignore[arg-type]
+    result = export(RunExportConfig(path, out, format, tmp_path / "q.jsonl", tmp_path / "photos"), QUIET)  # type: ignore[arg-type]
     assert result.counts["ok"] >= 3
     text = out.read_text()
     lines = text.splitlines() if format == "lmms-eval" else [text]

@@ -19,14 +19,14 @@ from cos_core.geometry import Box
 from cos_core.visualize import demo_sections as sections
 from cos_core.visualize.demo_page import (
     Answered,
+    ArmComparison,
     ArmRow,
-    Card,
-    Comparison,
+    ArmScore,
+    DemoCard,
     DemoReport,
-    Encoder,
+    EncoderView,
     LabelRow,
     Plot,
-    Tally,
     write_demo_report,
 )
 from cos_core.visualize.html import Html, element, fill, text
@@ -80,7 +80,7 @@ class Page(HTMLParser):
 
 def report(images: Path, **changes: object) -> DemoReport:
     Image.new("RGB", (384, 256), (200, 210, 220)).save(images / "scene.png")
-    card = Card(
+    card = DemoCard(
         "s1#q0",
         Path("scene.png"),
         "reading",
@@ -104,17 +104,17 @@ def report(images: Path, **changes: object) -> DemoReport:
             "method",
             hit=0.912,
             status={"ok": 980, "clamped": 20},
-            kinds={"reading": Tally(700, 800), "colour": Tally(100, 200)},
+            kinds={"reading": ArmScore(700, 800), "colour": ArmScore(100, 200)},
         ),
     )
     base = DemoReport(
         "Chain-of-Spot in small",
         arms,
-        (Comparison("Chain-of-Spot", "no Chain-of-Spot", 0.5, 0.46, 0.54, gained=520, lost=20, goal=0.4),),
+        (ArmComparison("Chain-of-Spot", "no Chain-of-Spot", 0.5, 0.46, 0.54, gained=520, lost=20, goal=0.4),),
         ("reading", "colour"),
         (LabelRow("reading", 800, 0.94, 0.56, 0.1),),
         (card, replace(card, example_id="s1#q1", kind="colour", with_cos=Answered("9", False))),
-        encoder=Encoder(40),
+        encoder=EncoderView(40),
         images=images,
         next_steps=(("Ask your own", "cos infer --image photo.jpg"),),
         settings={"seed": 0},
@@ -166,11 +166,11 @@ def test_a_quick_run_says_that_it_proves_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_the_headline_claims_what_the_interval_bears(difference: float, low: float, high: float, words: str) -> None:
-    assert words in sections.headline(Comparison("a", "b", difference, low, high))
+    assert words in sections.headline(ArmComparison("a", "b", difference, low, high))
 
 
 def test_a_goal_is_not_reached_by_luck(tmp_path: Path) -> None:
-    unsure = Comparison("Chain-of-Spot", "no Chain-of-Spot", 0.41, -0.1, 0.9, goal=0.4)
+    unsure = ArmComparison("Chain-of-Spot", "no Chain-of-Spot", 0.41, -0.1, 0.9, goal=0.4)
     assert "not reached" in written(tmp_path, comparisons=(unsure,)).text
     assert "What each way of looking answers" in written(tmp_path, comparisons=()).text
 
@@ -243,7 +243,7 @@ def test_shown_is_what_the_encoder_is_given(tmp_path: Path) -> None:
         scene = picture.convert("RGB")
     addresses = [image["src"] for image in page.all("img") if image.get("class") == "seen"]
     addresses += [page.data["pictures"][number] for number, _, _, kind in page.data["cards"][0]["v"] if kind == "seen"]
-    expected = [Encoder(40).view(scene), Encoder(40).view(scene, Box(0.25, 0.5, 0.5, 1.0))]
+    expected = [EncoderView(40).view(scene), EncoderView(40).view(scene, Box(0.25, 0.5, 0.5, 1.0))]
     for address, view in zip(addresses, 2 * expected, strict=True):
         with Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))) as embedded:
             assert embedded.tobytes() == view.tobytes()
@@ -306,7 +306,7 @@ def test_reports_that_cannot_be() -> None:
     with pytest.raises(InputError, match="at least one arm"):
         DemoReport("x", (), ())
     with pytest.raises(InputError, match="names the arm 'b'"):
-        DemoReport("x", (ArmRow("a", 1, 2, 0.1, 0.9),), (Comparison("a", "b", 0.1, 0.0, 0.2),))
+        DemoReport("x", (ArmRow("a", 1, 2, 0.1, 0.9),), (ArmComparison("a", "b", 0.1, 0.0, 0.2),))
 
 
 def test_html_escapes_by_default() -> None:

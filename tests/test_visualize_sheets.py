@@ -20,7 +20,7 @@ from cos_core.visualize import contact_sheets as compare
 from cos_core.visualize import export
 from cos_core.visualize.contact_sheets import CompareConfig, sheet
 from cos_core.visualize.draw import COLOURS
-from cos_core.visualize.export import ExportConfig
+from cos_core.visualize.export import RunExportConfig
 from cos_core.visualize.select import Selection
 
 QUIET = SilentReporter()
@@ -75,7 +75,7 @@ def test_a_pdf_holds_every_sheet_as_vectors(two: tuple[Path, Path], tmp_path: Pa
 
 def test_boxes_are_drawn_where_they_are() -> None:
     run = type("Named", (), {"name": "one"})()
-    cell = compare.Cell(Image.new("RGB", (40, 20)), "", ((COLOURS["predicted"], "-", BOX),), (("q", True),))
+    cell = compare.SheetCell(Image.new("RGB", (40, 20)), "", ((COLOURS["predicted"], "-", BOX),), (("q", True),))
     figure = sheet([cell], 1, 1, [run])
     drawn = figure.axes[0].patches[-1]
     assert drawn.get_bbox().bounds == (10.0, 10.0, 20.0, 10.0)
@@ -111,7 +111,7 @@ def test_nothing_fits(two: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 def exported(run: Path, out: Path, form: str, **changes: object) -> str:
-    export.run(ExportConfig(run, out, form, **changes), QUIET)  # type: ignore[arg-type]
+    export.run(RunExportConfig(run, out, form, **changes), QUIET)  # type: ignore[arg-type]
     return out.read_text()
 
 
@@ -162,10 +162,10 @@ def test_lmms_eval_samples(two: tuple[Path, Path], tmp_path: Path) -> None:
 
 def test_an_export_without_pictures(two: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "data" / "images" / "p1.png").unlink()
-    result = export.run(ExportConfig(two[1], tmp_path / "c.json", "coco"), QUIET)
+    result = export.run(RunExportConfig(two[1], tmp_path / "c.json", "coco"), QUIET)
     assert result.counts == {"ok": 2, "failed": 2, "skipped": 0}
     with pytest.raises(InputError, match="no export format"):
-        ExportConfig(two[1], tmp_path / "c.json", "yolo")  # type: ignore[arg-type]
+        RunExportConfig(two[1], tmp_path / "c.json", "yolo")  # type: ignore[arg-type]
 
 
 # --- as a person calls them ---

@@ -126,7 +126,7 @@ def test_pauses_have_a_total(server: ThreadingHTTPServer, monkeypatch: pytest.Mo
     monkeypatch.setattr(web.time, "sleep", slept.append)
     monkeypatch.setattr(web, "pause_named", lambda headers, words: 50.0)
     client = Client(f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(Client, "post", lambda self, path, body: web.Answer(503, {}, b""))
+    monkeypatch.setattr(Client, "post", lambda self, path, body: web.HttpReply(503, {}, b""))
     with pytest.raises(ServerError, match="503"):
         client.ask("/x", b"", bytes.decode, web.Patience(attempts=5))
     assert slept == [50.0, 10.0, 0.0, 0.0]

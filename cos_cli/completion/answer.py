@@ -20,7 +20,7 @@ Offers = list[tuple[str, str]]
 _COMMANDS = ("command", "usual")
 
 
-class Row(NamedTuple):
+class CommandRow(NamedTuple):
     """A line of the table."""
 
     name: str
@@ -40,7 +40,7 @@ def answer(words: Sequence[str], current: str, table: str | None = None) -> Offe
     options = {row.name: row for row in mine if row.name.startswith("-")}
     arguments = [row for row in mine if row.name.isdigit()]
     place, pending, ended = 0, 0, False
-    last: Row | None = None
+    last: CommandRow | None = None
     for word in words[at:]:
         if pending:
             pending -= 1
@@ -81,7 +81,7 @@ def _speaks_of_another(words: Sequence[str], current: str) -> bool:
     return not own and (first == ["config", "show"] or (first == ["config", "init"] and len(words) == 2))
 
 
-def _of(row: Row, current: str, words: Sequence[str]) -> Offers | None:
+def _of(row: CommandRow, current: str, words: Sequence[str]) -> Offers | None:
     """The values of an option or argument."""
     if row.value == "path":
         return PATH
@@ -95,7 +95,7 @@ def _of(row: Row, current: str, words: Sequence[str]) -> Offers | None:
     return PATH if found is None else [(value, "") for value in found]
 
 
-def _command(rows: dict[str, list[Row]], words: Sequence[str]) -> tuple[str, int]:
+def _command(rows: dict[str, list[CommandRow]], words: Sequence[str]) -> tuple[str, int]:
     """The command that `words` name, and how many of them did."""
     path, at = "", 0
     while _is_group(rows, path):
@@ -111,16 +111,16 @@ def _command(rows: dict[str, list[Row]], words: Sequence[str]) -> tuple[str, int
     return path, at
 
 
-def _is_group(rows: dict[str, list[Row]], path: str) -> bool:
+def _is_group(rows: dict[str, list[CommandRow]], path: str) -> bool:
     return any(row.value in _COMMANDS for row in rows.get(path, ()))
 
 
-def _rows(table: str) -> dict[str, list[Row]]:
+def _rows(table: str) -> dict[str, list[CommandRow]]:
     """Command -> its lines."""
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[CommandRow]] = {}
     for line in table.splitlines():
         path, name, takes, repeated, value, words = line.split("\t")
-        found.setdefault(path, []).append(Row(name, int(takes), bool(repeated), value, words))
+        found.setdefault(path, []).append(CommandRow(name, int(takes), bool(repeated), value, words))
     return found
 
 

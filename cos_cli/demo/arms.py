@@ -11,7 +11,7 @@ from cos_core.system import worker_process
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class DemoSize:
     """How much work: scenes to train on, optimisation steps, scenes to test on, questions on each scene."""
 
     train_scenes: int
@@ -22,8 +22,8 @@ class Size:
     learning_rate: float = 1e-3
 
 
-FULL = Size(train_scenes=3200, steps=300, test_scenes=400)
-QUICK = Size(train_scenes=160, steps=10, test_scenes=20)
+FULL = DemoSize(train_scenes=3200, steps=300, test_scenes=400)
+QUICK = DemoSize(train_scenes=160, steps=10, test_scenes=20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class DemoConfig:
     jobs: int = 0
 
     @property
-    def size(self) -> Size:
+    def size(self) -> DemoSize:
         return QUICK if self.quick else FULL
 
     @property

@@ -227,7 +227,7 @@ def _page(
         title="Chain-of-Spot in small",
         arms=tuple(_page_arm(row) for row in results["arms"]),
         comparisons=tuple(
-            page.Comparison(
+            page.ArmComparison(
                 MAIN_TITLE,
                 _title(row["against"]),
                 row["mean"],
@@ -276,7 +276,7 @@ def _page_arm(row: Mapping[str, Any]) -> page.ArmRow:
         hit=row["hit"],
         area=row["area"],
         status=row["status"],
-        kinds={kind: page.Tally(**tally) for kind, tally in row["kinds"].items()},
+        kinds={kind: page.ArmScore(**tally) for kind, tally in row["kinds"].items()},
     )
 
 
@@ -287,11 +287,11 @@ def _page_labels(rows: Sequence[Mapping[str, Any]]) -> Iterable[page.LabelRow]:
             yield page.LabelRow(row["kind"], row["questions"], row["hit"], row["iou"], chance.get(row["kind"]))
 
 
-def _encoder(config: DemoConfig) -> page.Encoder:
+def _encoder(config: DemoConfig) -> page.EncoderView:
     """The input of the vision encoder, read from the trained checkpoint's own files (no torch)."""
     weights = config.weights(arm(MAIN))
     processor = json.loads((weights / "processor_config.json").read_text(encoding="utf-8"))["image_processor"]
-    return page.Encoder(int(processor["crop_size"]["height"]), fill_of(weights), checkpoint_profile(weights).crop_from)
+    return page.EncoderView(int(processor["crop_size"]["height"]), fill_of(weights), checkpoint_profile(weights).crop_from)
 
 
 def _cards(
@@ -299,11 +299,11 @@ def _cards(
     test: Sequence[Example],
     scores: Mapping[str, Sequence[Score]],
     predictions: Mapping[str, Mapping[str, Prediction]],
-) -> Iterable[page.Card]:
+) -> Iterable[page.DemoCard]:
     right = {name: {s.example_id: s.value > 0 for s in scores[name]} for name in (BASE, MAIN)}
     for example in _sample(test):
         with_cos, without = predictions[MAIN][example.id], predictions[BASE][example.id]
-        yield page.Card(
+        yield page.DemoCard(
             example_id=example.id,
             image=Path(example.image or ""),
             kind=str(example.meta["kind"]),

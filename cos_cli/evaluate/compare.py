@@ -16,7 +16,7 @@ from cos_core.files.text import Lines, escaped
 from cos_core.system import bounds
 
 if TYPE_CHECKING:
-    from cos_core.evaluate.compare_runs import Outcome
+    from cos_core.evaluate.compare_runs import RunComparison
     from cos_core.scoring.comparison import Comparison
 
 _LONGEST = 24
@@ -85,7 +85,7 @@ def compare(
         )
 
 
-def describe(outcome: Outcome, rows: Sequence[dict[str, Any]], flips: int) -> Lines:
+def describe(outcome: RunComparison, rows: Sequence[dict[str, Any]], flips: int) -> Lines:
     """For each run a table with a line a benchmark, what stands behind each line, and the first flipped questions."""
     if not outcome.comparisons:
         return Lines(["nothing to compare"])

@@ -16,7 +16,7 @@ from cos_core.files.text import Lines
 from cos_core.system import bounds
 
 if TYPE_CHECKING:
-    from cos_core.evaluate.paper import Cell
+    from cos_core.evaluate.paper import PaperCell
 
 
 def report(
@@ -72,7 +72,7 @@ def report(
         emit(describe([cell for cell in cells if cell.verdict != papers.ABSENT]))
 
 
-def describe(cells: Sequence[Cell]) -> Lines:
+def describe(cells: Sequence[PaperCell]) -> Lines:
     """What was run, table by table, row by row; under a figure the gain over the row's reference, where there is one."""
     parts: list[str] = []
     for title, row in dict.fromkeys((cell.table, cell.row) for cell in cells):

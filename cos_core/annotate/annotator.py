@@ -35,7 +35,7 @@ NO_GOLD = "the data set names no gold region"
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RegionResult:
     """What became of one example: its region (perhaps none, with a reason), or a failure to be tried again.
 
     `heat`: what the region was chosen from as a map over the square frame, where it is to be kept and a model told.
@@ -72,29 +72,29 @@ class Annotator:
             return [group[0].image or "" for group in groups if self._asked(group)[0]]
         return [] if self.candidates is None or self.policy.source == "gold" else [group[0].image or "" for group in groups]
 
-    def outcomes(self, groups: Sequence[Sequence[Example]], pictures: ImageSource | Opened | None = None) -> list[Outcome]:
+    def outcomes(self, groups: Sequence[Sequence[Example]], pictures: ImageSource | Opened | None = None) -> list[RegionResult]:
         """One outcome an example, in order; `pictures` come from the folder `images` when nothing else is given."""
         pictures = pictures or ImageSource(self.images)
         if self.policy.source == "model":
             return self._by_relevance(groups, pictures)
         return [outcome for group in groups for outcome in self._given(group, pictures)]
 
-    def _given(self, group: Sequence[Example], pictures: ImageSource | Opened) -> list[Outcome]:
+    def _given(self, group: Sequence[Example], pictures: ImageSource | Opened) -> list[RegionResult]:
         """Policies that need no model: the data set's own region, a fixed one, or (control) a random candidate."""
         if self.policy.source == "gold":
             boxes = [example.meta.get("gold") for example in group]
             found = [None if b is None else roi.Roi(Box.from_json(b)) for b in boxes]
-            return [Outcome(e, b, None, None if b else NO_GOLD) for e, b in zip(group, found, strict=True)]
+            return [RegionResult(e, b, None, None if b else NO_GOLD) for e, b in zip(group, found, strict=True)]
         if self.candidates is None:
-            return [Outcome(e, roi.Roi(self.policy.fixed_box(e, self.seed))) for e in group]
+            return [RegionResult(e, roi.Roi(self.policy.fixed_box(e, self.seed))) for e in group]
         image = _opened(group, pictures)
         if isinstance(image, str):
-            return [Outcome(e, None, None, image) for e in group]
+            return [RegionResult(e, None, None, image) for e in group]
         try:
             regions: Regions = self.candidates.detect(image, group[0].image or "")
         except InputError as error:
-            return [Outcome(e, None, None, str(error)) for e in group]
-        return [Outcome(e, self._random(e, regions)) for e in group]
+            return [RegionResult(e, None, None, str(error)) for e in group]
+        return [RegionResult(e, self._random(e, regions)) for e in group]
 
     def _random(self, example: Example, regions: Regions) -> roi.Roi:
         if not regions.boxes:
@@ -103,7 +103,7 @@ class Annotator:
         index = int.from_bytes(digest[:8], "big") % len(regions.boxes)
         return roi.Roi(regions.boxes[index].extended(self.rule.extend), 0.0, (index,))
 
-    def _by_relevance(self, groups: Sequence[Sequence[Example]], pictures: ImageSource | Opened) -> list[Outcome]:
+    def _by_relevance(self, groups: Sequence[Sequence[Example]], pictures: ImageSource | Opened) -> list[RegionResult]:
         failures: dict[str, str] = {}
         work: list[tuple[Image, list[Example]]] = []
         owners: list[Sequence[Example]] = []
@@ -130,7 +130,7 @@ class Annotator:
             else:
                 failures.update({e.id: failures[asked[0].id] for e in group})
         return [
-            Outcome(e, *found[e.id]) if e.id in found else Outcome(e, None, None, failures[e.id])
+            RegionResult(e, *found[e.id]) if e.id in found else RegionResult(e, None, None, failures[e.id])
             for group in groups
             for e in group
         ]

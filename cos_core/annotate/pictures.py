@@ -36,7 +36,7 @@ class Opened:
         return image
 
 
-class PictureReader:
+class WindowReader:
     """Begins to read pictures in as many threads as this process may have beside its model."""
 
     def __init__(self, prepare: Prepare | None = None, threads: int | None = None) -> None:

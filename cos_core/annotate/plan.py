@@ -15,7 +15,7 @@ from typing import Any
 
 from cos_core.annotate import annotator as finding
 from cos_core.annotate import stage, work
-from cos_core.annotate.annotator import Annotator, Outcome
+from cos_core.annotate.annotator import Annotator, RegionResult
 from cos_core.annotate.config import AnnotateConfig
 from cos_core.errors import FailuresError, InputError
 from cos_core.files import manifest, picture_files
@@ -34,7 +34,7 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class AnnotationPlan:
     """`missing`, `broken`: sentences, of all `pictures` and of the `decoded` ones; `seconds`, `bytes`: for the whole job."""
 
     questions: int
@@ -115,7 +115,7 @@ def run(config: AnnotateConfig, reporter: Reporter) -> RunManifest:
     broken = _broken(config.pictures, sample, reporter)
     seconds, outcomes, annotator = _probe(config, survey, reporter)
     each = seconds / max(1, len(outcomes))
-    plan = Plan(
+    plan = AnnotationPlan(
         questions=survey.questions,
         pictures=survey.pictures,
         bad_records=len(survey.problems),
@@ -155,7 +155,7 @@ def _broken(images: Root, names: Sequence[str], reporter: Reporter) -> list[str]
     return found
 
 
-def _probe(config: AnnotateConfig, survey: stage.Survey, reporter: Reporter) -> tuple[float, list[Outcome], Annotator]:
+def _probe(config: AnnotateConfig, survey: stage.Survey, reporter: Reporter) -> tuple[float, list[RegionResult], Annotator]:
     """(seconds, what came of them) of a few windows, and the annotator."""
     annotator = finding.build(config)
     chosen = set(_evenly(range(survey.windows), PROBED))
@@ -163,15 +163,15 @@ def _probe(config: AnnotateConfig, survey: stage.Survey, reporter: Reporter) -> 
     windows = [window for number, window in enumerate(stage.windows(everything, survey.snapshot)) if number in chosen]
     worker = work.AnnotateWorker(annotator, config)
     annotator.outcomes(windows[0])  # the first call allocates and compiles
-    outcomes: list[Outcome] = []
+    outcomes: list[RegionResult] = []
     start = time.monotonic()
-    for done, found in enumerate(worker.outcomes([work.Portion([work.Ask(window) for window in windows])]), 1):
+    for done, found in enumerate(worker.outcomes([work.WindowBatch([work.WindowRequest(window) for window in windows])]), 1):
         outcomes += found
         reporter.progress("probe", done, len(windows))
     return time.monotonic() - start, outcomes, annotator
 
 
-def _bytes(outcomes: Sequence[Outcome], annotator: Annotator, questions: int) -> int:
+def _bytes(outcomes: Sequence[RegionResult], annotator: Annotator, questions: int) -> int:
     """What a store of `questions` annotations like these takes on disk: measured on a small one, page overhead included."""
     found = [o for o in outcomes if o.roi is not None]
     if not found:

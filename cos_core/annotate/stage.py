@@ -18,7 +18,7 @@ from typing import Literal
 
 from cos_core import runners
 from cos_core.annotate.config import AnnotateConfig
-from cos_core.annotate.work import AnnotateJob, Ask, Found, Portion
+from cos_core.annotate.work import AnnotateJob, WindowBatch, WindowRequest, WindowResult
 from cos_core.data.datasets import Problem, Snapshot, by_image, paths_of, read_examples, spoken, tell
 from cos_core.errors import FailuresError, InputError
 from cos_core.files import failures, filesystems, manifest, picture_files
@@ -37,7 +37,7 @@ Window = list[list[Example]]
 
 
 @dataclass(slots=True)
-class Tally:
+class AnnotationCounts:
     """`ok`, `no_region`: stored now or before; `new`: stored now; `failed` includes `no_region` and bad records of the data."""
 
     ok: int = 0
@@ -45,7 +45,7 @@ class Tally:
     errors: int = 0
     skipped: int = 0
     new: int = 0
-    reasons: failures.Reasons = field(default_factory=failures.Reasons)
+    reasons: failures.FailureReasons = field(default_factory=failures.FailureReasons)
 
     @property
     def failed(self) -> int:
@@ -78,7 +78,7 @@ def run(config: AnnotateConfig, reporter: Reporter) -> RunManifest:
                 reporter.warn(note)
         mark = about["fingerprint"]
         begun = manifest.started("annotate", config, seed=config.seed, inputs=inputs, settings_fingerprint=mark)
-        tally = Tally(errors=len(survey.problems), skipped=survey.text_only)
+        tally = AnnotationCounts(errors=len(survey.problems), skipped=survey.text_only)
         for problem in survey.problems:
             tally.reasons.add(str(problem))
         with Store.create_or_resume(config.out, mark, about["settings"]) as store:
@@ -113,7 +113,7 @@ def stops(failed: int, config: AnnotateConfig) -> bool:
     return config.max_failures is not None and failed > config.max_failures
 
 
-def verdict(tally: Tally, config: AnnotateConfig) -> FailuresError | None:
+def verdict(tally: AnnotationCounts, config: AnnotateConfig) -> FailuresError | None:
     """Why the run failed as a whole, if it did. A question without a region is answered: it counts against a limit, and when
     there is no region at all, but not as one of many that failed."""
     of, listed = "questions", _listed(config)
@@ -216,11 +216,11 @@ class _Questions:
     config: AnnotateConfig
     snapshot: Snapshot
     store: Store
-    tally: Tally
+    tally: AnnotationCounts
     known: int = 0
     """Questions that were stored before and have been passed."""
 
-    def portions(self) -> Iterator[Portion]:
+    def portions(self) -> Iterator[WindowBatch]:
         """In the order of the data; read only as far as the runner asks."""
         asks = self._asks()
         while some := list(islice(asks, PORTION)):
@@ -228,9 +228,9 @@ class _Questions:
             if self.config.scale.ship_images:
                 names = dict.fromkeys(group[0].image or "" for ask in some for group in ask.groups)
                 files = picture_files.shipped(self.config.pictures, names)
-            yield Portion(some, files)
+            yield WindowBatch(some, files)
 
-    def _asks(self) -> Iterator[Ask]:
+    def _asks(self) -> Iterator[WindowRequest]:
         resumed = self.store.info()["annotations"] > 0
         for window in windows(self.config, self.snapshot):
             known = {e.id: a for group in window for e in group if (a := self.store.get(e.id)) is not None} if resumed else {}
@@ -238,10 +238,10 @@ class _Questions:
                 self.tally.add(annotation)
             self.known += len(known)
             if not known:
-                yield Ask(window)
+                yield WindowRequest(window)
             elif todo := [group for group in window if any(e.id not in known for e in group)]:
                 # It was finished before, and only what failed then is left.
-                yield Ask(todo, frozenset(e.id for group in todo for e in group if e.id not in known))
+                yield WindowRequest(todo, frozenset(e.id for group in todo for e in group if e.id not in known))
 
 
 @dataclass(slots=True)
@@ -249,15 +249,15 @@ class _Ledger:
     """Results on their way into the store: whole windows, several in one commit where they come quickly."""
 
     store: Store
-    tally: Tally
+    tally: AnnotationCounts
     done: int = 0
     """Questions whose results are on the disk."""
-    _waiting: list[Found] = field(default_factory=list)
+    _waiting: list[WindowResult] = field(default_factory=list)
     _size: int = 0
     _cost: float = 0.0
     _last: float = field(default_factory=time.monotonic)
 
-    def add(self, found: Found) -> None:
+    def add(self, found: WindowResult) -> None:
         self._waiting.append(found)
         self._size += len(found.annotations) + len(found.failures)
         self.tally.errors += len(found.failures)

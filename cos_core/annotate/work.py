@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cos_core.annotate import annotator as finding
-from cos_core.annotate.annotator import Annotator, Heat, Outcome
+from cos_core.annotate.annotator import Annotator, Heat, RegionResult
 from cos_core.annotate.config import AnnotateConfig
-from cos_core.annotate.pictures import Opened, PictureReader
+from cos_core.annotate.pictures import Opened, WindowReader
 from cos_core.data.datasets import spoken
 from cos_core.files import manifest, picture_files
 from cos_core.files.images import ImageSource
@@ -19,7 +19,7 @@ from cos_core.types import Annotation, Example
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class WindowRequest:
     """One window: the questions of some pictures, picture by picture, and which of them are `wanted` (None: all)."""
 
     groups: Sequence[Sequence[Example]]
@@ -27,15 +27,15 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Portion:
+class WindowBatch:
     """Windows that travel together; `files`: their pictures, where those are shipped."""
 
-    asks: Sequence[Ask]
+    asks: Sequence[WindowRequest]
     files: Shipped | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class WindowResult:
     """What became of one window, ready to be stored: annotations with their maps, and (id, sentence) of what failed."""
 
     annotations: Sequence[Annotation] = ()
@@ -56,12 +56,12 @@ class AnnotateJob:
             picture_files.check_seen(config.pictures, self.witness)
         return AnnotateWorker(finding.build(replace(config, device=device)), config)
 
-    def split(self, portion: Portion) -> list[Portion]:
+    def split(self, portion: WindowBatch) -> list[WindowBatch]:
         asks = portion.asks
         if len(asks) == 1:
             ask = asks[0]
             groups = [[g] for g in ask.groups] if len(ask.groups) > 1 else self._questions(ask.groups[0])
-            asks = [Ask(part, ask.wanted) for part in groups]
+            asks = [WindowRequest(part, ask.wanted) for part in groups]
         half = (len(asks) + 1) // 2
         return [replace(portion, asks=part) for part in (asks[:half], asks[half:]) if part]
 
@@ -71,9 +71,9 @@ class AnnotateJob:
             return [[list(group)]]
         return [[[example]] for example in group]
 
-    def lost(self, portion: Portion, why: str) -> Found:
+    def lost(self, portion: WindowBatch, why: str) -> WindowResult:
         gone = [e for ask in portion.asks for group in ask.groups for e in group if ask.wanted is None or e.id in ask.wanted]
-        return Found(failures=[(e.id, _sentence(self.config, e, why)) for e in gone])
+        return WindowResult(failures=[(e.id, _sentence(self.config, e, why)) for e in gone])
 
 
 class AnnotateWorker:
@@ -81,8 +81,8 @@ class AnnotateWorker:
 
     def __init__(self, annotator: Annotator, config: AnnotateConfig) -> None:
         self._annotator, self._config = annotator, config
-        self._reader = PictureReader(getattr(annotator.backbone, "prepare", None))
-        self._expected: dict[int, tuple[Ask, Opened]] = {}
+        self._reader = WindowReader(getattr(annotator.backbone, "prepare", None))
+        self._expected: dict[int, tuple[WindowRequest, Opened]] = {}
         """Windows whose pictures are being read already."""
 
     @property
@@ -92,11 +92,11 @@ class AnnotateWorker:
         rule = manifest.plain(made.rule)
         return {"fingerprint": made.fingerprint, "settings": made.settings, "rule": rule, "notes": list(made.notes)}
 
-    def work(self, portions: Iterable[Portion]) -> Iterator[Found]:
+    def work(self, portions: Iterable[WindowBatch]) -> Iterator[WindowResult]:
         for outcomes in self.outcomes(portions):
             yield self._found(outcomes)
 
-    def outcomes(self, portions: Iterable[Portion]) -> Iterator[list[Outcome]]:
+    def outcomes(self, portions: Iterable[WindowBatch]) -> Iterator[list[RegionResult]]:
         """What became of the questions wanted of each window; the next window's pictures are read meanwhile."""
         windows = self._windows(portions)
         now = next(windows, None)
@@ -107,13 +107,13 @@ class AnnotateWorker:
             yield [o for o in made if ask.wanted is None or o.example.id in ask.wanted]
             now = following
 
-    def expect(self, portion: Portion) -> None:
+    def expect(self, portion: WindowBatch) -> None:
         """See interfaces.Worker."""
         if portion.asks:
             ask = portion.asks[0]
             self._expected[id(ask)] = ask, self._begun(ask, self._source(portion))
 
-    def _windows(self, portions: Iterable[Portion]) -> Iterator[tuple[Ask, Opened]]:
+    def _windows(self, portions: Iterable[WindowBatch]) -> Iterator[tuple[WindowRequest, Opened]]:
         """Windows in order, the pictures of each being read from the moment it is asked for."""
         for portion in portions:
             source = self._source(portion)
@@ -121,16 +121,16 @@ class AnnotateWorker:
                 begun = self._expected.pop(id(ask)) if id(ask) in self._expected else None
                 yield begun or (ask, self._begun(ask, source))
 
-    def _begun(self, ask: Ask, source: ImageSource) -> Opened:
+    def _begun(self, ask: WindowRequest, source: ImageSource) -> Opened:
         return self._reader.begin(self._annotator.opens(ask.groups), source)
 
-    def _source(self, portion: Portion) -> ImageSource:
+    def _source(self, portion: WindowBatch) -> ImageSource:
         source = ImageSource(self._config.pictures)
         source.take(portion.files)
         return source
 
-    def _found(self, outcomes: Sequence[Outcome]) -> Found:
-        return Found(
+    def _found(self, outcomes: Sequence[RegionResult]) -> WindowResult:
+        return WindowResult(
             [annotation(o.example, o.roi, self._annotator) for o in outcomes if o.roi is not None],
             {o.example.id: o.heat for o in outcomes if o.heat is not None},
             [(o.example.id, _sentence(self._config, o.example, o.failure or "unknown")) for o in outcomes if o.roi is None],

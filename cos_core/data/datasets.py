@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from cos_core.data import foreign
-from cos_core.data.records import Ids, Known, Source, examples_of
+from cos_core.data.records import IdRegistry, Known, RecordSource, examples_of
 from cos_core.errors import CosError, InputError
 from cos_core.files.big_json import Records
 from cos_core.files.jsonl import OnProblem, Place, Problem, decode, open_input, report
@@ -27,10 +27,10 @@ __all__ = [
     "Files",
     "OnProblem",
     "Problem",
-    "Record",
+    "ProblemLogger",
     "RecordFiles",
+    "RecordPlace",
     "Snapshot",
-    "Teller",
     "by_image",
     "paths_of",
     "read_examples",
@@ -89,7 +89,7 @@ def read_examples(
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class RecordPlace:
     """One record of a data set: its place (the row counts over all files), whether its id got an ending because another record
     had the id before, and the number of its file."""
 
@@ -98,19 +98,19 @@ class Record:
     file: int = 0
 
 
-def read_records(data: Files, on_problem: OnProblem | None = None) -> Iterator[tuple[Record, list[Example]]]:
+def read_records(data: Files, on_problem: OnProblem | None = None) -> Iterator[tuple[RecordPlace, list[Example]]]:
     """`read_examples(text_only="keep")`, record by record; a record without any example is passed over.
 
     Raises InputError for a file that is no JSON at all, but a table, an archive or text in another encoding.
     """
-    ids = Ids()
+    ids = IdRegistry()
     row = 0
     for number, path in enumerate(paths_of(data)):
         records, file = _records(path, row, on_problem), str(path)
         for place, content in records:
-            examples = examples_of(content, Source(path, place.line, place.row, on_problem, file), ids)
+            examples = examples_of(content, RecordSource(path, place.line, place.row, on_problem, file), ids)
             if examples:
-                yield Record(place, ids.renamed, number), examples
+                yield RecordPlace(place, ids.renamed, number), examples
         row = records.row
 
 
@@ -158,7 +158,7 @@ class RecordFiles:
         for number in range(len(self.paths)):
             self._check(number)
 
-    def examples(self, record: Record) -> list[Example]:
+    def examples(self, record: RecordPlace) -> list[Example]:
         """What `read_records` gave for a record.
 
         Raises CosError when the file is not what it was when it was opened, or when no such record stands there. That is no
@@ -170,7 +170,7 @@ class RecordFiles:
             self._check(record.file)
         except OSError as error:
             raise CosError(f"{path} cannot be read any more: {error.strerror}") from None
-        source = Source(path, place.line, place.row, lambda _: None, str(path))
+        source = RecordSource(path, place.line, place.row, lambda _: None, str(path))
         try:
             value = decode(content)
         except ValueError:
@@ -213,7 +213,7 @@ def by_image(examples: Iterable[Example]) -> Iterator[list[Example]]:
 
 
 @dataclass(slots=True)
-class Teller:
+class ProblemLogger:
     """Takes the problems of a data set (an OnProblem): tells a person the first few as they come, and counts them."""
 
     data: Files
@@ -236,7 +236,7 @@ def tell(data: Files, problems: Sequence[Problem], text_only: int, reporter: Rep
 
     `where`: where all problems are named, as a clause.
     """
-    teller = Teller(data, reporter)
+    teller = ProblemLogger(data, reporter)
     for problem in problems:
         teller(problem)
     teller.rest(where)

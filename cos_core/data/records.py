@@ -45,7 +45,7 @@ _SPEAKERS = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
 
 
 @dataclass(slots=True)
-class Source:
+class RecordSource:
     """Where a record came from, and who hears of its problems. `index`: its row in the whole data set; `file`: its path.
 
     `example_id`: the id that its problems are told under, once it is known.
@@ -63,7 +63,7 @@ class Source:
 
 
 @dataclass(slots=True)
-class Ids:
+class IdRegistry:
     """The ids given out so far, and a digest of each record, to tell repeats from namesakes.
 
     `renamed`: whether the last record got an ending to its id.
@@ -104,7 +104,7 @@ def _renamed(name: str, digest: bytes) -> str:
     return f"{name}~{digest.hex()[:8]}"
 
 
-def examples_of(record: dict[str, Any], source: Source, ids: Ids | Known) -> list[Example]:
+def examples_of(record: dict[str, Any], source: RecordSource, ids: IdRegistry | Known) -> list[Example]:
     """The examples of a record; what cannot be used goes to the source's `on_problem`."""
     try:
         if "conversations" in record:
@@ -126,7 +126,7 @@ def examples_of(record: dict[str, Any], source: Source, ids: Ids | Known) -> lis
         return []
 
 
-def _conversation(record: dict[str, Any], name: str, source: Source) -> list[Example]:
+def _conversation(record: dict[str, Any], name: str, source: RecordSource) -> list[Example]:
     turns = record["conversations"]
     _check_turns(turns)
     pairs = len(turns) // 2
@@ -162,7 +162,7 @@ def _check_turns(turns: object) -> None:
             raise InputError(f"turn {place} is from {str(turn['from'])[:40]!r}, expected {expected!r}")
 
 
-def _question(record: dict[str, Any], name: str, source: Source) -> list[Example]:
+def _question(record: dict[str, Any], name: str, source: RecordSource) -> list[Example]:
     meta = {"sample": name, "question_id": record["question_id"], "index": source.index}
     if "category" in record:
         meta["category"] = record["category"]
@@ -171,7 +171,7 @@ def _question(record: dict[str, Any], name: str, source: Source) -> list[Example
     return [Example(name, _dataset(record, source), image, question, (), (), meta, source.line, source.file)]
 
 
-def _own(record: dict[str, Any], name: str, source: Source) -> list[Example]:
+def _own(record: dict[str, Any], name: str, source: RecordSource) -> list[Example]:
     answers, choices = (_texts(record, key) for key in ("answers", "choices"))
     (meta,) = _metas([record.get("meta", {})], 1)
     image = _image(record, ({"value": record["question"]},))
@@ -189,7 +189,7 @@ def _name(record: Mapping[str, Any], key: str) -> str:
     return str(value)
 
 
-def _dataset(record: Mapping[str, Any], source: Source) -> str:
+def _dataset(record: Mapping[str, Any], source: RecordSource) -> str:
     value = record.get("dataset")
     return value if isinstance(value, str) and value else source.path.stem
 

@@ -74,7 +74,7 @@ BoxKind = Literal["refined", "proposals"]
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class BoxSelection:
     """Which candidates become regions; see the module. `nms`: the first overlap (IoU) above which the lesser box goes.
 
     `boxes`: "refined" by the head's regression, or the "proposals" as they are. `features`: whether a vector a box is given.
@@ -113,7 +113,7 @@ class FasterRcnn:
 
     model: Any
     config: Any
-    selection: Selection
+    selection: BoxSelection
     settings: Mapping[str, Any]
 
     @property
@@ -195,7 +195,9 @@ def build(
         )
     cfg = _configuration(config, overrides or {})
     cfg.MODEL.DEVICE = str(llava.placement(device, "float32")[0])
-    selection = Selection(threshold, cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST if nms is None else nms, least, most, boxes, features)
+    selection = BoxSelection(
+        threshold, cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST if nms is None else nms, least, most, boxes, features
+    )
     model = _network(cfg)
     stretch = dilation or (_BOTTOM_UP_DILATION if config == BOTTOM_UP else 1)
     if stretch != 1:

@@ -53,7 +53,7 @@ _COCO = re.compile(r"(?:COCO_[a-z]+\d{4}_)?0*(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class FeatureRow:
     """One picture's regions as they stand in a file.
 
     `where`: file and line, for messages; `size`: width and height of the picture they were computed from, in pixels, None where
@@ -78,7 +78,7 @@ class Folder:
     def layout(self) -> str:
         return "npz"
 
-    def record(self, image: str) -> Record:
+    def record(self, image: str) -> FeatureRow:
         """Raises InputError when there is no file for the image, or none that can be used."""
         relative = PurePosixPath(image).with_suffix(".npz") if PurePosixPath(image).name else PurePosixPath(".npz")
         if relative.is_absolute() or ".." in relative.parts:
@@ -98,7 +98,7 @@ class Folder:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class FeatureTable:
     """A TSV file. `places`: where the line of each id begins, and its number; of lines with the same id the first whole one
     counts, which `notes` tell of.
 
@@ -111,7 +111,7 @@ class Table:
     places: Mapping[str, tuple[int, int]]
     notes: tuple[str, ...] = ()
 
-    def record(self, image: str) -> Record:
+    def record(self, image: str) -> FeatureRow:
         """Raises InputError when there is no line for the image, or none that can be used."""
         bare = str(PurePosixPath(image).with_suffix("")) if PurePosixPath(image).name else image
         name = PurePosixPath(bare).name
@@ -122,7 +122,7 @@ class Table:
                 return self.read(offset, line)
         raise InputError(f"there are no features for the image {image!r} in {self.path}: no line has the id {name!r}")
 
-    def read(self, offset: int, line: int) -> Record:
+    def read(self, offset: int, line: int) -> FeatureRow:
         """The line that begins at `offset`. Raises InputError when it is not whole."""
         where = f"{self.path}:{line}"
         with self.path.open("rb") as file:
@@ -141,7 +141,7 @@ class Table:
         features = _floats(row["features"], count, None, "features", where)
         known = "objects_conf" in row
         confidence = _floats(row["objects_conf"], count, 1, "objects_conf", where)[:, 0] if known else np.ones(count)
-        return Record(where, (width, height), boxes, features, confidence)
+        return FeatureRow(where, (width, height), boxes, features, confidence)
 
     @property
     def layout(self) -> str:
@@ -162,7 +162,7 @@ class Table:
 class Precomputed:
     """Made by `build`."""
 
-    source: Folder | Table
+    source: Folder | FeatureTable
     settings: Mapping[str, Any] = field(default_factory=dict)
     parallel: ClassVar[bool] = True
 
@@ -192,7 +192,7 @@ def build(path: str | None = None) -> Precomputed:
         raise InputError("the detector 'precomputed' needs path=FOLDER (of .npz files) or path=FILE.tsv")
     where = Path(path)
     if where.is_dir():
-        source: Folder | Table = Folder(where)
+        source: Folder | FeatureTable = Folder(where)
     elif where.is_file():
         source = _table(where)
     else:
@@ -204,7 +204,7 @@ def build(path: str | None = None) -> Precomputed:
 # --- TSV ---
 
 
-def _table(path: Path) -> Table:
+def _table(path: Path) -> FeatureTable:
     """Walks the file once. Raises InputError unless its first line has a known number of columns."""
     places: dict[str, tuple[int, int]] = {}
     doubled: dict[str, list[tuple[int, int]]] = {}
@@ -227,10 +227,10 @@ def _table(path: Path) -> Table:
                     doubled.setdefault(name, [places[name]]).append((offset, line))
                 else:
                     places[name] = (offset, line)
-    return _chosen(Table(path, columns, places), doubled)
+    return _chosen(FeatureTable(path, columns, places), doubled)
 
 
-def _chosen(table: Table, doubled: Mapping[str, Sequence[tuple[int, int]]]) -> Table:
+def _chosen(table: FeatureTable, doubled: Mapping[str, Sequence[tuple[int, int]]]) -> FeatureTable:
     """The table with the first whole one of the lines of each id that has several, and words for them."""
     places = dict(table.places)
     torn: list[str] = []
@@ -260,14 +260,14 @@ def _chosen(table: Table, doubled: Mapping[str, Sequence[tuple[int, int]]]) -> T
     return replace(table, places=places, notes=tuple(notes))
 
 
-def _whole_record(table: Table, offset: int, line: int) -> Record | None:
+def _whole_record(table: FeatureTable, offset: int, line: int) -> FeatureRow | None:
     try:
         return table.read(offset, line)
     except InputError:
         return None
 
 
-def _same(a: Record, b: Record) -> bool:
+def _same(a: FeatureRow, b: FeatureRow) -> bool:
     return a.size == b.size and np.array_equal(a.boxes, b.boxes) and np.array_equal(a.features, b.features)
 
 
@@ -308,7 +308,7 @@ def _floats(text: bytes, rows: int, columns: int | None, name: str, where: str) 
 # --- NPZ ---
 
 
-def _read_npz(path: Path) -> Record:
+def _read_npz(path: Path) -> FeatureRow:
     """Raises InputError for a file that is no such archive, would run code, or unpacks to more than MOST_BYTES."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -323,7 +323,7 @@ def _read_npz(path: Path) -> Record:
     if count is not None and count != len(boxes):
         raise InputError(f"{path}: num_bbox is {count:g}, but there are {len(boxes)} boxes")
     size = None if width is None or height is None else (width, height)
-    return Record(str(path), size, boxes, features, np.ones(len(boxes)))
+    return FeatureRow(str(path), size, boxes, features, np.ones(len(boxes)))
 
 
 def _array(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:

@@ -46,7 +46,7 @@ def region_of(text: str, size: tuple[int, int], profile: Profile, on_bad_box: On
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class CropSettings:
     """How the regions of some answers were cut: under which profile, in which padding colour (RGB), with which fallback."""
 
     profile: Profile
@@ -54,7 +54,7 @@ class Cut:
     on_bad_box: OnBadBox
 
     @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> Cut | None:
+    def from_settings(cls, settings: Mapping[str, Any]) -> CropSettings | None:
         """What the settings of a run of `cos infer` say (its manifest's `results["settings"]`); None where they do not."""
         try:
             red, green, blue = (int(value) for value in settings["fill"])

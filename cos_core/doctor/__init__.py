@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cos_core.doctor import machine, software
-from cos_core.doctor.finding import TASKS, Finding, Level
+from cos_core.doctor.finding import TASKS, Level, MachineFinding
 from cos_core.doctor.probe import Answers, ask
 from cos_core.errors import InputError
 
-__all__ = ["TASKS", "Finding", "Level", "examine"]
+__all__ = ["TASKS", "Level", "MachineFinding", "examine"]
 
 MODEL_TASKS = ("annotate", "train", "infer")
 """Tasks that load a model."""
 
 
-def examine(task: str | None, folder: Path) -> Iterator[Finding]:
+def examine(task: str | None, folder: Path) -> Iterator[MachineFinding]:
     """Findings about this machine for `task` (one of TASKS), or about what can be known at once when None.
 
     `folder` is where stores and checkpoints are to be written. Raises InputError for one that does not exist.

@@ -11,7 +11,7 @@ TASKS = ("annotate", "train", "infer", "eval", "visualize")
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class MachineFinding:
     """One line: what was looked at, how it stands, and what to do about it (None when there is nothing to do)."""
 
     check: str

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from cos_core.doctor.finding import Finding
+from cos_core.doctor.finding import MachineFinding
 from cos_core.doctor.probe import ask
 from cos_core.files import filesystems
 
@@ -22,15 +22,15 @@ _NEEDED_GIB = {"train": 60, "annotate": 10, "infer": 20}
 """Free space: a 7B checkpoint and its optimiser states; a store; the weights in the hub's cache."""
 
 
-def gpus(wanted: bool) -> tuple[list[str], list[Finding]]:
+def gpus(wanted: bool) -> tuple[list[str], list[MachineFinding]]:
     """(names, findings) of the NVIDIA GPUs, as the driver's own tool tells them."""
     said = _nvidia_smi(_QUERY, "--format=csv,noheader,nounits")
     if said is None:
         if any(Path("/proc/driver/nvidia/gpus").glob("*")):
             todo = "check the driver: nvidia-smi; in a container: --gpus all"
-            return [], [Finding("gpu", "warning", "there is a GPU, but its driver does not answer", todo)]
+            return [], [MachineFinding("gpu", "warning", "there is a GPU, but its driver does not answer", todo)]
         advice = "a 7B model needs one; the miniature does not" if wanted else None
-        return [], [Finding("gpu", "warning" if wanted else "note", "no NVIDIA GPU", advice)]
+        return [], [MachineFinding("gpu", "warning" if wanted else "note", "no NVIDIA GPU", advice)]
     names, found = [], []
     for line in said.splitlines():
         name, free, total, driver = (part.strip() for part in line.rsplit(",", 3))
@@ -38,8 +38,8 @@ def gpus(wanted: bool) -> tuple[list[str], list[Finding]]:
         words = f"{name}, {_mib(free)} of {_mib(total)} free, driver {driver}"
         full = free.isdigit() and total.isdigit() and int(free) < int(total) // 2
         advice = "another process uses it: nvidia-smi" if full else None
-        found.append(Finding("gpu", "warning" if full else "ok", words, advice))
-    return names, found or [Finding("gpu", "note", "no NVIDIA GPU")]
+        found.append(MachineFinding("gpu", "warning" if full else "ok", words, advice))
+    return names, found or [MachineFinding("gpu", "note", "no NVIDIA GPU")]
 
 
 def driver_cuda() -> str | None:
@@ -48,26 +48,28 @@ def driver_cuda() -> str | None:
     return found[1] if found else None
 
 
-def store(folder: Path, needed: bool) -> Iterator[Finding]:
+def store(folder: Path, needed: bool) -> Iterator[MachineFinding]:
     """Whether a store can be written in `folder` and its lock keeps others out; and whether the file system is a safe one."""
     kind = filesystems.network_type(folder)
     if kind is not None:
         todo = "write stores to a local disk, then copy them; --folder names another place to look at"
         said = f"{folder} is on a network file system ({kind}), where LMDB is not safe"
-        yield Finding("store", "missing" if needed else "warning", said, todo)
+        yield MachineFinding("store", "missing" if needed else "warning", said, todo)
         return
     answer = ask([f"store:{folder}"], _STORE_SECONDS).get("store", {"error": "the trial did not start"})
     if "error" in answer:
         todo = "name a folder on a local disk that you may write to: --folder"
-        yield Finding("store", "missing" if needed else "warning", f"no store can be kept in {folder}: {answer['error']}", todo)
+        yield MachineFinding(
+            "store", "missing" if needed else "warning", f"no store can be kept in {folder}: {answer['error']}", todo
+        )
     elif not answer["locks"]:
         said = f"locks do not hold in {folder}: two runs could write the same files"
-        yield Finding("store", "missing" if needed else "warning", said, "use a local disk")
+        yield MachineFinding("store", "missing" if needed else "warning", said, "use a local disk")
     else:
-        yield Finding("store", "ok", f"LMDB writes, reads and locks in {folder}")
+        yield MachineFinding("store", "ok", f"LMDB writes, reads and locks in {folder}")
 
 
-def disk(folder: Path, task: str | None) -> Iterator[Finding]:
+def disk(folder: Path, task: str | None) -> Iterator[MachineFinding]:
     """Free space and free files."""
     status = os.statvfs(folder)
     free = status.f_bavail * status.f_frsize
@@ -75,30 +77,32 @@ def disk(folder: Path, task: str | None) -> Iterator[Finding]:
     words = f"{free / GIB:.1f} GiB free in {folder}"
     if free < needed * GIB:
         said = f"{words}; {task or 'a run'} may want {needed} GiB"
-        yield Finding("disk", "warning", said, "make room, or name another folder")
+        yield MachineFinding("disk", "warning", said, "make room, or name another folder")
     else:
-        yield Finding("disk", "ok", words)
+        yield MachineFinding("disk", "ok", words)
     if status.f_files and status.f_favail < 1000:
-        yield Finding("disk", "warning", f"only {status.f_favail} more files fit in {folder}", "remove files, not only bytes")
+        yield MachineFinding(
+            "disk", "warning", f"only {status.f_favail} more files fit in {folder}", "remove files, not only bytes"
+        )
 
 
-def locks(folder: Path) -> Iterator[Finding]:
+def locks(folder: Path) -> Iterator[MachineFinding]:
     """Lock files below `folder`: those of living processes, and those that killed ones left."""
     left: list[Path] = []
     held: list[Path] = []
     for path in _lock_files(folder):
         (held if _is_held(path) else left).append(path)
     for path in held:
-        yield Finding("locks", "note", f"{_place(path)} is being written to{_holder(path)}", "wait for it, or stop it")
+        yield MachineFinding("locks", "note", f"{_place(path)} is being written to{_holder(path)}", "wait for it, or stop it")
     if left:
         shown = ", ".join(str(_place(path)) for path in left[:3]) + (" ..." if len(left) > 3 else "")
         todo = "none needed: the next run takes over and continues"
-        yield Finding("locks", "note", f"left by {len(left)} killed run{'s'[: len(left) > 1]}: {shown}", todo)
+        yield MachineFinding("locks", "note", f"left by {len(left)} killed run{'s'[: len(left) > 1]}: {shown}", todo)
     if not held and not left:
-        yield Finding("locks", "ok", f"none below {folder}")
+        yield MachineFinding("locks", "ok", f"none below {folder}")
 
 
-def hub(wanted: bool) -> Finding:
+def hub(wanted: bool) -> MachineFinding:
     """Where weights by hub id come from."""
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface").expanduser()
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
@@ -108,29 +112,29 @@ def hub(wanted: bool) -> Finding:
     words = f"{cache}: {len(models)} models{shown}"
     if offline:
         todo = "fetch models where there is a network and copy the cache, or unset HF_HUB_OFFLINE" if not models else None
-        return Finding("hub", "warning" if wanted and not models else "note", f"offline (HF_HUB_OFFLINE); {words}", todo)
+        return MachineFinding("hub", "warning" if wanted and not models else "note", f"offline (HF_HUB_OFFLINE); {words}", todo)
     nearest = next((p for p in (cache, *cache.parents) if p.exists()), Path("/"))
     if not os.access(nearest, os.W_OK):
-        return Finding("hub", "warning", f"{words}; it cannot be written to", "set HF_HOME to a folder of your own")
+        return MachineFinding("hub", "warning", f"{words}; it cannot be written to", "set HF_HOME to a folder of your own")
     free = shutil.disk_usage(nearest).free / GIB
     if wanted and free < _NEEDED_GIB["infer"] and not models:
-        return Finding("hub", "warning", f"{words}; {free:.1f} GiB free, 7B takes 14", "set HF_HOME to a larger disk")
-    return Finding("hub", "ok", words)
+        return MachineFinding("hub", "warning", f"{words}; {free:.1f} GiB free, 7B takes 14", "set HF_HOME to a larger disk")
+    return MachineFinding("hub", "ok", words)
 
 
-def shared_memory() -> Finding:
+def shared_memory() -> MachineFinding:
     """What processes that load data pass pictures through."""
     place = Path("/dev/shm")  # noqa: S108 (looked at, not written)
     if not place.is_dir():
-        return Finding("shared memory", "note", "no /dev/shm", "train with --workers 0")
+        return MachineFinding("shared memory", "note", "no /dev/shm", "train with --workers 0")
     size = shutil.disk_usage(place)
     words = f"{size.free / GIB:.1f} of {size.total / GIB:.1f} GiB free in /dev/shm"
     if size.free < GIB:
-        return Finding("shared memory", "warning", words, "in a container: --shm-size 8g; or train with --workers 0")
-    return Finding("shared memory", "ok", words)
+        return MachineFinding("shared memory", "warning", words, "in a container: --shm-size 8g; or train with --workers 0")
+    return MachineFinding("shared memory", "ok", words)
 
 
-def threads() -> Finding:
+def threads() -> MachineFinding:
     """Threads against the cores that this process may really use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota()
@@ -138,10 +142,12 @@ def threads() -> Finding:
     words = f"{usable} cores" + (f" ({cores} seen, limited to {quota:g})" if quota and usable < cores else "")
     text = os.environ.get("OMP_NUM_THREADS", "")
     if text.isdigit() and int(text) > usable:
-        return Finding("threads", "warning", f"{words}, OMP_NUM_THREADS={text}", f"export OMP_NUM_THREADS={usable}")
+        return MachineFinding("threads", "warning", f"{words}, OMP_NUM_THREADS={text}", f"export OMP_NUM_THREADS={usable}")
     if not text and usable < cores:
-        return Finding("threads", "warning", f"{words}; torch would start {cores} threads", f"export OMP_NUM_THREADS={usable}")
-    return Finding("threads", "ok", words + (f", OMP_NUM_THREADS={text}" if text else ""))
+        return MachineFinding(
+            "threads", "warning", f"{words}; torch would start {cores} threads", f"export OMP_NUM_THREADS={usable}"
+        )
+    return MachineFinding("threads", "ok", words + (f", OMP_NUM_THREADS={text}" if text else ""))
 
 
 def _nvidia_smi(*arguments: str) -> str | None:

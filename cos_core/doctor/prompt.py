@@ -14,7 +14,7 @@ from typing import get_args
 from cos_core.dialogue.encoding import render
 from cos_core.dialogue.prompts import AfterEnd, Profile
 from cos_core.errors import InputError
-from cos_core.models.llava import Encoder
+from cos_core.models.llava import DialogueEncoder
 from cos_core.types import ImageSlot, Turn
 
 _MOST_BY_COUNTS, _MOST_BY_IDS = 2, 3
@@ -38,11 +38,11 @@ class Rendering:
     starts: int = 1
     whole: bool = False
 
-    def ids(self, encoder: Encoder) -> tuple[tuple[int, ...], ...]:
+    def ids(self, encoder: DialogueEncoder) -> tuple[tuple[int, ...], ...]:
         """The ids of each dialogue, with one image token a picture."""
         return tuple(self._ids(replace(encoder, image_tokens=1), turns) for turns in self.dialogues)
 
-    def _ids(self, encoder: Encoder, turns: Sequence[Turn]) -> tuple[int, ...]:
+    def _ids(self, encoder: DialogueEncoder, turns: Sequence[Turn]) -> tuple[int, ...]:
         tokenizer = encoder.tokenizer
         if self.whole:
             mark = tokenizer.convert_ids_to_tokens(encoder.image_token_id)
@@ -156,12 +156,12 @@ FAMILIES: tuple[tuple[Difference, ...], ...] = (
 """Departures of which a prompt can hold one a family."""
 
 
-def matches(local: Rendering, encoder: Encoder, seen: Sequence[Seen]) -> bool:
+def matches(local: Rendering, encoder: DialogueEncoder, seen: Sequence[Seen]) -> bool:
     """Whether everything that the server tells of the dialogues is what the local encoding gives."""
     return _left(local.ids(encoder), encoder, seen) == ()
 
 
-def explanations(local: Rendering, encoder: Encoder, seen: Sequence[Seen]) -> list[tuple[str, ...]]:
+def explanations(local: Rendering, encoder: DialogueEncoder, seen: Sequence[Seen]) -> list[tuple[str, ...]]:
     """The smallest sets of differences that explain what the server tells, each in words; none when nothing known does."""
     most = _MOST_BY_IDS if any(each.ids is not None for each in seen) else _MOST_BY_COUNTS
     found: list[tuple[str, ...]] = []
@@ -175,7 +175,9 @@ def explanations(local: Rendering, encoder: Encoder, seen: Sequence[Seen]) -> li
     return [said for said in found if len(said) == fewest]
 
 
-def _renderings(local: Rendering, encoder: Encoder, most: int) -> Iterator[tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]]:
+def _renderings(
+    local: Rendering, encoder: DialogueEncoder, most: int
+) -> Iterator[tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]]:
     """Sets of differences, the smallest first, and the ids that they give the dialogues, where no smaller set gives them."""
     base = local.ids(encoder)
     known = {base}
@@ -194,14 +196,14 @@ def _renderings(local: Rendering, encoder: Encoder, most: int) -> Iterator[tuple
                     yield tuple(difference.said for difference in differences), ids
 
 
-def _ids(rendering: Rendering, encoder: Encoder) -> tuple[tuple[int, ...], ...] | None:
+def _ids(rendering: Rendering, encoder: DialogueEncoder) -> tuple[tuple[int, ...], ...] | None:
     try:
         return rendering.ids(encoder)
     except InputError:  # this tokenizer has no such way
         return None
 
 
-def _left(ids: Sequence[Sequence[int]], encoder: Encoder, seen: Sequence[Seen]) -> tuple[str, ...] | None:
+def _left(ids: Sequence[Sequence[int]], encoder: DialogueEncoder, seen: Sequence[Seen]) -> tuple[str, ...] | None:
     """What still differs when the prompts are `ids`: nothing, or the positions of a picture; None where they are not `ids`."""
     positions: set[int] = set()
     for mine, theirs in zip(ids, seen, strict=True):
@@ -235,7 +237,7 @@ def collapsed(ids: Sequence[int], image_token_id: int) -> tuple[tuple[int, ...],
     return tuple(texts), tuple(runs)
 
 
-def first_difference(mine: Sequence[int], theirs: Sequence[int], encoder: Encoder) -> tuple[int, str, str] | None:
+def first_difference(mine: Sequence[int], theirs: Sequence[int], encoder: DialogueEncoder) -> tuple[int, str, str] | None:
     """(place, text there, text here) where two prompts with one image token a picture part; None where they do not."""
     pairs: Iterator[tuple[int, tuple[int | None, int | None]]] = enumerate(itertools.zip_longest(mine, theirs))
     place = next((i for i, (a, b) in pairs if a != b), None)

@@ -12,9 +12,9 @@ from PIL import Image
 from cos_core.dialogue.box_text import write_box
 from cos_core.dialogue.prompts import Profile, dialogue
 from cos_core.doctor import prompt
-from cos_core.doctor.finding import Finding
+from cos_core.doctor.finding import MachineFinding
 from cos_core.engines import _served
-from cos_core.engines._served import Answer, Served
+from cos_core.engines._served import Served, ServerReply
 from cos_core.errors import InputError, MissingError
 from cos_core.geometry import Box
 from cos_core.models import llava
@@ -38,7 +38,7 @@ class ServerConfig:
     profile: str | None = None
 
 
-def examine_server(config: ServerConfig) -> Iterator[Finding]:
+def examine_server(config: ServerConfig) -> Iterator[MachineFinding]:
     """Findings about a server, in the order in which they are made; ends at the first that makes further ones useless.
 
     Raises InputError for an address that is none, and for a profile or an image processor that cannot be read.
@@ -60,10 +60,10 @@ def examine_server(config: ServerConfig) -> Iterator[Finding]:
             yield refused
             return
         answers.append(prompt.Seen(_count(answer), _ids(url, body)))
-    yield Finding("passes", "ok", "both passes are answered, the second with two pictures")
+    yield MachineFinding("passes", "ok", "both passes are answered, the second with two pictures")
     yield from _prompts(served, dialogues, answers)
     said = f"sent padded to squares in the colour {served.colour}; tokens do not show whether the server cuts or resizes them"
-    yield Finding("pictures", "note", said)
+    yield MachineFinding("pictures", "note", said)
 
 
 def probes(profile: Profile) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
@@ -78,26 +78,26 @@ def _messages(served: Served, turns: Sequence[Turn]) -> list[dict[str, Any]]:
     return served.dialogue.messages(turns, {"full": picture, "roi": picture.crop((24, 24, 72, 40))})
 
 
-def _reached(url: str, listing: Answer) -> Finding:
+def _reached(url: str, listing: ServerReply) -> MachineFinding:
     if listing.code is None:
         todo = "start it, or mend --server: its address up to /v1"
-        return Finding("server", "missing", f"{url} is not reached: {listing.words}", todo)
+        return MachineFinding("server", "missing", f"{url} is not reached: {listing.words}", todo)
     if listing.code in (401, 403):
         return _key_refused(listing)
     if 300 <= listing.code < 400:
-        return Finding(
+        return MachineFinding(
             "server", "missing", f"{url} is not the server itself: {listing.words}", "name it by the address it redirects to"
         )
     models = _served.listed(listing)
     if models is None:
         said = f"{url} answers, but does not list its models (HTTP {listing.code})"
-        return Finding("server", "note", said, "check that the address goes up to /v1, if what follows fails")
-    return Finding("server", "ok", f"{url} lists {_names(models)}")
+        return MachineFinding("server", "note", said, "check that the address goes up to /v1, if what follows fails")
+    return MachineFinding("server", "ok", f"{url} lists {_names(models)}")
 
 
-def _key_refused(answer: Answer) -> Finding:
+def _key_refused(answer: ServerReply) -> MachineFinding:
     sent = "the key in OPENAI_API_KEY" if _served.key() else "a request without a key"
-    return Finding(
+    return MachineFinding(
         "server", "missing", f"it refuses {sent} (HTTP {answer.code})", "export OPENAI_API_KEY=... as the server wants"
     )
 
@@ -107,17 +107,19 @@ def _names(models: Mapping[str, Any]) -> str:
     return shown or "no model"
 
 
-def _wording(served: Served) -> Finding:
+def _wording(served: Served) -> MachineFinding:
     wording = f"wording {served.dialogue.profile.name!r}, padding colour {served.colour}"
     if served.folder is not None:
         source = " (the server says where it is)" if served.by_root else ""
-        return Finding("wording", "ok", f"{wording}; checkpoint {served.folder}{source}")
+        return MachineFinding("wording", "ok", f"{wording}; checkpoint {served.folder}{source}")
     assumed = "the colour is assumed" if served.asked else "both are assumed"
     todo = None if served.asked else "name the wording with --profile FILE (the checkpoint's cos_profile.json)"
-    return Finding("wording", "warning", f"{wording}; {assumed}: the checkpoint of {served.model!r} is not known here", todo)
+    return MachineFinding(
+        "wording", "warning", f"{wording}; {assumed}: the checkpoint of {served.model!r} is not known here", todo
+    )
 
 
-def _refused(number: int, answer: Answer, model: str, models: Mapping[str, Any] | None) -> Finding | None:
+def _refused(number: int, answer: ServerReply, model: str, models: Mapping[str, Any] | None) -> MachineFinding | None:
     """Why a pass was not answered, or None."""
     if answer.ok and isinstance(answer.data, dict) and isinstance(answer.data.get("choices"), list):
         return None
@@ -126,19 +128,19 @@ def _refused(number: int, answer: Answer, model: str, models: Mapping[str, Any] 
         return _key_refused(answer)
     if "chat template" in words.lower() or "chat_template" in words.lower():
         todo = "serve a checkpoint that holds one (chat_template.jinja), or name one: vllm serve ... --chat-template FILE"
-        return Finding("passes", "missing", f"the served model has no chat template: {words}", todo)
+        return MachineFinding("passes", "missing", f"the served model has no chat template: {words}", todo)
     if _LIMITED.search(words):
         todo = """serve it with room for two: vllm serve ... --limit-mm-per-prompt '{"image": 2}'"""
         which = "a second picture" if number == 2 else "pictures"
-        return Finding("passes", "missing", f"pass {number}: the server refuses {which}: {words}", todo)
+        return MachineFinding("passes", "missing", f"pass {number}: the server refuses {which}: {words}", todo)
     if models is not None and model not in models and answer.code is not None:
         todo = f"name it as the server does: --model {next(iter(models), 'NAME')}"
-        return Finding("model", "missing", f"{model!r} is not served; the server lists {_names(models)} ({words})", todo)
+        return MachineFinding("model", "missing", f"{model!r} is not served; the server lists {_names(models)} ({words})", todo)
     status = "no answer" if answer.code is None else f"HTTP {answer.code}"
-    return Finding("passes", "missing", f"pass {number} is not answered: {status}: {words}", "see the server's own log")
+    return MachineFinding("passes", "missing", f"pass {number} is not answered: {status}: {words}", "see the server's own log")
 
 
-def _count(answer: Answer) -> int | None:
+def _count(answer: ServerReply) -> int | None:
     usage = answer.data.get("usage")
     count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     return count if isinstance(count, int) and count > 0 else None
@@ -153,49 +155,55 @@ def _ids(url: str, body: dict[str, Any]) -> tuple[int, ...] | None:
     return tuple(ids)
 
 
-def _prompts(served: Served, dialogues: tuple[tuple[Turn, ...], ...], seen: Sequence[prompt.Seen]) -> Iterator[Finding]:
+def _prompts(served: Served, dialogues: tuple[tuple[Turn, ...], ...], seen: Sequence[prompt.Seen]) -> Iterator[MachineFinding]:
     """Whether the prompts are the local ones, and in what they differ."""
     if served.folder is None:
         todo = "name the model as its folder is called here, or run the doctor on the server's machine"
-        yield Finding("prompt", "warning", "not compared: the checkpoint is not known here", todo)
+        yield MachineFinding("prompt", "warning", "not compared: the checkpoint is not known here", todo)
         return
     try:
         encoder = llava.encoder(served.folder)
     except MissingError as error:
-        yield Finding("prompt", "warning", f"not compared: {error}")
+        yield MachineFinding("prompt", "warning", f"not compared: {error}")
         return
     except InputError as error:
-        yield Finding("prompt", "missing", str(error), "name a LLaVA checkpoint in the transformers layout")
+        yield MachineFinding("prompt", "missing", str(error), "name a LLaVA checkpoint in the transformers layout")
         return
     if all(each.count is None and each.ids is None for each in seen):
-        yield Finding("prompt", "warning", "not compared: the server tells neither token counts (usage) nor ids (/tokenize)")
+        yield MachineFinding(
+            "prompt", "warning", "not compared: the server tells neither token counts (usage) nor ids (/tokenize)"
+        )
         return
     local = prompt.Rendering(served.dialogue.profile, dialogues)
     here = [len(encoder.encode(served.dialogue.profile, turns)) for turns in dialogues]
     by_ids = all(each.ids is not None for each in seen)
     if prompt.matches(local, encoder, seen):
         proof = "id by id" if by_ids else "by their number: what keeps it can go unseen without /tokenize"
-        yield Finding("prompt", "ok", f"{here[0]} and {here[1]} tokens, as the local engine's, {proof}")
+        yield MachineFinding("prompt", "ok", f"{here[0]} and {here[1]} tokens, as the local engine's, {proof}")
         return
     there = [each.count if each.count is not None else len(each.ids or ()) for each in seen]
     counts = f"{there[0]} and {there[1]} tokens there, {here[0]} and {here[1]} here"
-    yield Finding("prompt", "missing", f"the server computes another prompt: {counts}", _ADVICE)
+    yield MachineFinding("prompt", "missing", f"the server computes another prompt: {counts}", _ADVICE)
     reasons = prompt.explanations(local, encoder, seen)
     for said in reasons:
-        yield Finding("prompt", "missing", ("" if by_ids else "what would fit: ") + "; ".join(said))
+        yield MachineFinding("prompt", "missing", ("" if by_ids else "what would fit: ") + "; ".join(said))
     yield from _places(local, encoder, seen)
     if not reasons and not by_ids:
-        yield Finding("prompt", "missing", "no known difference fits the counts alone; the server's log may show its prompts")
+        yield MachineFinding(
+            "prompt", "missing", "no known difference fits the counts alone; the server's log may show its prompts"
+        )
 
 
 _ADVICE = "serve the checkpoint's own chat_template.jinja (vllm serve ... --chat-template FILE), or name its wording: --profile"
 
 
-def _places(local: prompt.Rendering, encoder: llava.Encoder, seen: Sequence[prompt.Seen]) -> Iterator[Finding]:
+def _places(local: prompt.Rendering, encoder: llava.DialogueEncoder, seen: Sequence[prompt.Seen]) -> Iterator[MachineFinding]:
     """Where ids first differ, pass by pass."""
     for number, (mine, theirs) in enumerate(zip(local.ids(encoder), seen, strict=True), 1):
         if theirs.ids is not None:
             texts, _ = prompt.collapsed(theirs.ids, encoder.image_token_id)
             if (parted := prompt.first_difference(mine, texts, encoder)) is not None:
                 place, there, here = parted
-                yield Finding("prompt", "missing", f"pass {number} from token {place} on: {there!r} there, {here!r} here")
+                yield MachineFinding(
+                    "prompt", "missing", f"pass {number} from token {place} on: {there!r} there, {here!r} here"
+                )

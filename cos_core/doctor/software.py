@@ -13,7 +13,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from cos_core.doctor.finding import Finding, Level
+from cos_core.doctor.finding import Level, MachineFinding
 from cos_core.doctor.probe import Answers
 from cos_core.files import assets
 from cos_core.system.extras import install
@@ -40,35 +40,37 @@ def version(name: str) -> str | None:
         return None
 
 
-def python() -> Finding:
+def python() -> MachineFinding:
     """The interpreter."""
     words = f"{'.'.join(map(str, sys.version_info[:3]))}, {sys.executable}"
     if sys.version_info < OLDEST:
-        return Finding("python", "missing", words, "use Python 3.11 or newer")
-    return Finding("python", "ok", words)
+        return MachineFinding("python", "missing", words, "use Python 3.11 or newer")
+    return MachineFinding("python", "ok", words)
 
 
-def tested() -> Iterator[Finding]:
+def tested() -> Iterator[MachineFinding]:
     """Installed packages against constraints.txt."""
     pins = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;#]+)", assets.constraints().read_text(encoding="utf-8"), re.MULTILINE))
     installed = {name: there.partition("+")[0] for name in pins if (there := version(name)) is not None}
     other = [f"{name} {there} (tested {pins[name]})" for name, there in installed.items() if there != pins[name]]
     if not other:
-        yield Finding("versions", "ok", f"all {len(installed)} packages are the tested ones")
+        yield MachineFinding("versions", "ok", f"all {len(installed)} packages are the tested ones")
     else:
         shown = ", ".join(other[:_NAMED]) + (f" and {len(other) - _NAMED} more" if len(other) > _NAMED else "")
         todo = f"if something fails: pip install -c {assets.constraints()} ..."
-        yield Finding("versions", "note", f"{len(other)} of {len(installed)} packages are not the tested ones: {shown}", todo)
+        yield MachineFinding(
+            "versions", "note", f"{len(other)} of {len(installed)} packages are not the tested ones: {shown}", todo
+        )
 
 
-def allowed(task: str | None) -> Iterator[Finding]:
+def allowed(task: str | None) -> Iterator[MachineFinding]:
     """Installed packages against the versions that cos declares (its own metadata, as pip reads it), one finding a package.
 
     A version outside is "missing" for a task that needs the package, a warning for every other; None asks for no task, where
     only the packages of the base install are needed.
     """
     needed = {"", *NEEDED_EXTRAS.get(task or "", ())}
-    outside: dict[str, Finding] = {}
+    outside: dict[str, MachineFinding] = {}
     for extra, requirement in _declared():
         name, there = requirement.name, version(requirement.name)
         if there is None or requirement.specifier.contains(there, prereleases=True):
@@ -78,43 +80,47 @@ def allowed(task: str | None) -> Iterator[Finding]:
         word = "too old" if _is_older(there, requirement) else "too new"
         said = f"{name} {there} is {word} for cos ({whose}): {requirement.specifier} was tested"
         if name not in outside or (level == "missing" and outside[name].level != "missing"):
-            outside[name] = Finding("versions", level, said, f"pip install '{name}{requirement.specifier}'")
+            outside[name] = MachineFinding("versions", level, said, f"pip install '{name}{requirement.specifier}'")
     yield from outside.values()
 
 
-def torch(needed: bool, gpu: bool, driver_cuda: str | None, answers: Answers) -> Iterator[Finding]:
+def torch(needed: bool, gpu: bool, driver_cuda: str | None, answers: Answers) -> Iterator[MachineFinding]:
     """The build, and whether it fits driver and GPUs."""
     there = version("torch")
     if there is None:
         todo = f"install torch in the build that suits the machine, then: {install('model')}"
-        yield Finding("torch", "missing" if needed else "note", "not installed; annotate, train and infer need it", todo)
+        yield MachineFinding("torch", "missing" if needed else "note", "not installed; annotate, train and infer need it", todo)
         return
     answer = answers.get("torch", {})
     if "error" in answer:
-        yield Finding("torch", "missing", f"{there} is installed but does not import: {answer['error']}", "reinstall torch")
+        yield MachineFinding(
+            "torch", "missing", f"{there} is installed but does not import: {answer['error']}", "reinstall torch"
+        )
         return
     cuda = _cuda_of_build()
     words = f"{there}, build for " + (f"CUDA {cuda}" if cuda else "CPUs")
     if gpu and cuda is None:
-        yield Finding("torch", "warning", f"{words}, so the GPU stays unused", "install the CUDA build of torch")
+        yield MachineFinding("torch", "warning", f"{words}, so the GPU stays unused", "install the CUDA build of torch")
     elif cuda and driver_cuda and _numbers(cuda)[0] > _numbers(driver_cuda)[0]:
         todo = f"update the driver, or install torch for CUDA {driver_cuda}"
-        yield Finding("torch", "missing" if needed else "warning", f"{words}; the driver knows CUDA {driver_cuda}", todo)
+        yield MachineFinding("torch", "missing" if needed else "warning", f"{words}; the driver knows CUDA {driver_cuda}", todo)
     else:
-        yield Finding("torch", "ok", words)
+        yield MachineFinding("torch", "ok", words)
     for each in answer.get("gpus", ()):
         yield _usable(each, answer)
 
 
-def _usable(gpu: dict[str, object], answer: dict[str, object]) -> Finding:
+def _usable(gpu: dict[str, object], answer: dict[str, object]) -> MachineFinding:
     if not gpu.get("works"):
         said = f"torch cannot compute on {gpu['name']}: {gpu.get('error', 'a wrong result')}"
-        return Finding("torch", "missing", said, f"install a torch that is built for {gpu['architecture']}")
+        return MachineFinding("torch", "missing", said, f"install a torch that is built for {gpu['architecture']}")
     free, total = (float(str(gpu[key])) / 2**30 for key in ("free", "total"))
-    return Finding("torch", "ok", f"computes on {gpu['name']} ({gpu['architecture']}), {free:.0f} of {total:.0f} GiB free")
+    return MachineFinding(
+        "torch", "ok", f"computes on {gpu['name']} ({gpu['architecture']}), {free:.0f} of {total:.0f} GiB free"
+    )
 
 
-def libraries(task: str | None, answers: Answers) -> Iterator[Finding]:
+def libraries(task: str | None, answers: Answers) -> Iterator[MachineFinding]:
     """The other packages of the task: there, and importable where that was tried."""
     for name in EXTRAS.get(task or "", ("transformers",)):
         there, error = version(name), answers.get(name, {}).get("error")
@@ -123,15 +129,15 @@ def libraries(task: str | None, answers: Answers) -> Iterator[Finding]:
             continue
         if there is None:
             level: Level = "missing" if task in EXTRAS else "note"
-            yield Finding(name, level, "not installed", install(extra))
+            yield MachineFinding(name, level, "not installed", install(extra))
         elif error is not None:
-            yield Finding(name, "missing", f"{there} is installed but does not import: {error}", f"reinstall {name}")
+            yield MachineFinding(name, "missing", f"{there} is installed but does not import: {error}", f"reinstall {name}")
         elif name == "transformers":
             tried = "; LLaVA's classes import" if name in answers else ""
-            yield Finding(name, "ok", there + tried)
+            yield MachineFinding(name, "ok", there + tried)
 
 
-def torchvision(needed: bool, answers: Answers) -> Iterator[Finding]:
+def torchvision(needed: bool, answers: Answers) -> Iterator[MachineFinding]:
     """Not needed, but a broken one breaks transformers."""
     there = version("torchvision")
     if there is None:
@@ -140,29 +146,29 @@ def torchvision(needed: bool, answers: Answers) -> Iterator[Finding]:
     error = answers.get("torchvision", {}).get("error")
     if error is not None:
         said = f"{there} is installed but does not import, which breaks transformers: {error}"
-        yield Finding("torchvision", "missing" if needed else "warning", said, todo)
+        yield MachineFinding("torchvision", "missing" if needed else "warning", said, todo)
         return
     mine = version("torch")
     wanted = next((m[1] for r in metadata.requires("torchvision") or () if (m := re.match(r"torch==([\d.]+)", r))), None)
     if mine is not None and wanted is not None and mine.partition("+")[0] != wanted and "torchvision" not in answers:
-        yield Finding("torchvision", "warning", f"{there} was built for torch {wanted}, and torch is {mine}", todo)
+        yield MachineFinding("torchvision", "warning", f"{there} was built for torch {wanted}, and torch is {mine}", todo)
     else:
-        yield Finding("torchvision", "ok", there)
+        yield MachineFinding("torchvision", "ok", there)
 
 
-def deepspeed(answers: Answers) -> Iterator[Finding]:
+def deepspeed(answers: Answers) -> Iterator[MachineFinding]:
     """Importable, and whether one of its operators could be compiled."""
     there = version("deepspeed")
     if there is None:
         todo = f"needed for several GPUs only: DS_BUILD_OPS=0 {install('train', '--no-build-isolation')}"
-        yield Finding("deepspeed", "note", "not installed", todo)
+        yield MachineFinding("deepspeed", "note", "not installed", todo)
         return
     answer = answers.get("deepspeed", {})
     if "error" in answer:
         todo = "reinstall it, or train without --deepspeed"
-        yield Finding("deepspeed", "warning", f"{there} is installed but does not import: {answer['error']}", todo)
+        yield MachineFinding("deepspeed", "warning", f"{there} is installed but does not import: {answer['error']}", todo)
         return
-    yield Finding("deepspeed", "ok", there)
+    yield MachineFinding("deepspeed", "ok", there)
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
     ninja = shutil.which("ninja") or util.find_spec("ninja")
     cuda = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
@@ -172,30 +178,34 @@ def deepspeed(answers: Answers) -> Iterator[Finding]:
     refused = [name.removesuffix("Builder") for name, fits in ops.items() if not fits]
     if absent:
         todo = "install them if zero3_offload is wanted (it compiles CPUAdam); zero2 and zero3 compile nothing on a CPU"
-        yield Finding("operators", "note", f"DeepSpeed cannot compile all of its operators without {', '.join(absent)}", todo)
+        yield MachineFinding(
+            "operators", "note", f"DeepSpeed cannot compile all of its operators without {', '.join(absent)}", todo
+        )
     elif refused:
-        yield Finding("operators", "note", f"DeepSpeed will not compile {', '.join(refused)} here", "see: ds_report")
+        yield MachineFinding("operators", "note", f"DeepSpeed will not compile {', '.join(refused)} here", "see: ds_report")
     else:
-        yield Finding("operators", "ok", "compiler, nvcc and ninja are there" + ("; DeepSpeed would use them" if ops else ""))
+        yield MachineFinding(
+            "operators", "ok", "compiler, nvcc and ninja are there" + ("; DeepSpeed would use them" if ops else "")
+        )
 
 
-def detectron2(answers: Answers) -> Finding:
+def detectron2(answers: Answers) -> MachineFinding:
     """The detector of the paper; the default one needs nothing."""
     todo = "see docs/install.md; without it --detector grid works"
     if util.find_spec("detectron2") is None:
-        return Finding("detectron2", "note", "not installed; --detector detectron2 needs it", todo)
+        return MachineFinding("detectron2", "note", "not installed; --detector detectron2 needs it", todo)
     error = answers.get("detectron2", {}).get("error")
     if error is not None:
-        return Finding("detectron2", "warning", f"installed but does not import: {error}", todo)
-    return Finding("detectron2", "ok", version("detectron2") or "installed")
+        return MachineFinding("detectron2", "warning", f"installed but does not import: {error}", todo)
+    return MachineFinding("detectron2", "ok", version("detectron2") or "installed")
 
 
-def sheets() -> Finding:
+def sheets() -> MachineFinding:
     """What MMBench's submissions need."""
     there = version("openpyxl")
     if there is None:
-        return Finding("openpyxl", "note", "not installed; MMBench's submissions need it", install("sheets"))
-    return Finding("openpyxl", "ok", there)
+        return MachineFinding("openpyxl", "note", "not installed; MMBench's submissions need it", install("sheets"))
+    return MachineFinding("openpyxl", "ok", there)
 
 
 def _cuda_of_build() -> str | None:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Row:
+class BatchRow:
     """A token sequence to run: its pictures in order, and how much of it is stored already.
 
     `keys`: the ids with a negative number a picture in its positions, so that equal keys mean equal keys and values.
@@ -50,13 +50,13 @@ class Row:
 
 
 @dataclass(slots=True)
-class Job:
+class GenerationJob:
     """A request made ready, and what has been generated for it."""
 
     place: int
     request: Request
     encoded: Encoded
-    row: Row
+    row: BatchRow
     grammar: TokenGrammar | None
     given: int = 0
     """How many of `ids` the grammar had forced before the model was asked: they stand at the end of `row`."""
@@ -92,13 +92,13 @@ class State:
     logits: torch.Tensor
 
 
-def segments(row: Row, layer: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def segments(row: BatchRow, layer: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """What is stored of the row in one layer, in order."""
     match = row.match
     return match.prefix.segments(layer, match.length) if match.prefix is not None and match.length else []
 
 
-def chunks(rows: Sequence[Row], tokens: int) -> list[tuple[int, int]]:
+def chunks(rows: Sequence[BatchRow], tokens: int) -> list[tuple[int, int]]:
     """Cuts rows, sorted by what they compute, into runs [first, last) of at most `tokens` positions, or of one row."""
     widths = [row.fresh for row in rows]
     cuts = [0]
@@ -141,7 +141,7 @@ NOT_FINITE = (-1, math.nan)
 """Instead of a token and its lead: the model's numbers are NaN or infinite."""
 
 
-def choices(rows: Sequence[Job], logits: torch.Tensor) -> list[tuple[int, float] | None]:
+def choices(rows: Sequence[GenerationJob], logits: torch.Tensor) -> list[tuple[int, float] | None]:
     """For each unfinished row its next token and the lead of that token's logit over the second; `logits` (rows, vocabulary).
 
     Of a row with a grammar, the likeliest that the grammar lets through. All that is needed comes from the device in one

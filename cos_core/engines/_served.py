@@ -27,7 +27,7 @@ SECONDS = 4.0
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ServerReply:
     """What a server answered: the HTTP status, or None when none came; its JSON, or None; its words when it refused."""
 
     code: int | None
@@ -101,7 +101,7 @@ def of_model(model: str | Path, server: str | None, asked: str | Profile | None 
     return Served(name, dialogue, folder, by_root, asked)
 
 
-def listed(answer: Answer) -> dict[str, str | None] | None:
+def listed(answer: ServerReply) -> dict[str, str | None] | None:
     """Model -> its `root`, as an answer to GET /models lists them; None where the answer is no such list."""
     entries = answer.data.get("data") if answer.ok and isinstance(answer.data, dict) else None
     if not isinstance(entries, list):
@@ -110,19 +110,19 @@ def listed(answer: Answer) -> dict[str, str | None] | None:
     return {entry["id"]: root if isinstance(root := entry.get("root"), str) else None for entry in known}
 
 
-def ask(url: str, path: str, body: dict[str, Any] | None = None, seconds: float = SECONDS) -> Answer:
+def ask(url: str, path: str, body: dict[str, Any] | None = None, seconds: float = SECONDS) -> ServerReply:
     """One request to `path` of a server, a POST of `body` or a GET. Never raises for what the server does."""
     client = Client(url, key(), seconds)
     try:
         heard = client.get(path) if body is None else client.post(path, web.payload(body))
     except ServerError as error:
-        return Answer(error.status, words=str(error))
+        return ServerReply(error.status, words=str(error))
     if not heard.ok:
-        return Answer(heard.status, words=heard.words)
+        return ServerReply(heard.status, words=heard.words)
     try:
-        return Answer(heard.status, decode(heard.body))
+        return ServerReply(heard.status, decode(heard.body))
     except ValueError:
-        return Answer(heard.status, words=f"no JSON: {heard.body[:80]!r}")
+        return ServerReply(heard.status, words=f"no JSON: {heard.body[:80]!r}")
 
 
 def _checkpoint(name: str) -> str | None:

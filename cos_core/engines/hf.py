@@ -26,8 +26,8 @@ from cos_core.dialogue.encoding import detokenize
 from cos_core.engines._attention import cpu_attention
 from cos_core.engines._batch import (
     NOT_FINITE,
-    Job,
-    Row,
+    BatchRow,
+    GenerationJob,
     State,
     by_length,
     choices,
@@ -127,7 +127,7 @@ class HfEngine:
         or for the budget, memory runs out for it alone) gets a Reply with `error`; the others are answered.
         """
         replies: dict[int, Reply] = {}
-        todo: list[Job] = []
+        todo: list[GenerationJob] = []
         for place, request in enumerate(requests):
             try:
                 todo.append(self._job(place, request))
@@ -152,7 +152,7 @@ class HfEngine:
         """Pads, resizes and normalises pictures ahead of their use; may run in another thread than `generate`."""
         self._features.prepare(images)
 
-    def _job(self, place: int, request: Request) -> Job:
+    def _job(self, place: int, request: Request) -> GenerationJob:
         encoded = self.llava.encode(request.turns)
         missing = [slot for slot in encoded.slots if slot not in request.images]
         if missing:
@@ -172,7 +172,9 @@ class HfEngine:
             raise InputError(f"the tokenizer gives the id {ids.max()}, and the model's vocabulary has {self._rows} rows")
         keys = ids.copy()
         keys[ids == self.llava.image_token_id] = np.repeat([-1 - n for n in numbers], self.llava.image_tokens)
-        job = Job(place, request, encoded, Row(ids, keys, images, numbers, Match()), grammar, len(given), list(given))
+        job = GenerationJob(
+            place, request, encoded, BatchRow(ids, keys, images, numbers, Match()), grammar, len(given), list(given)
+        )
         job.margins = [math.inf] * len(given)
         if job.columns * self._token_bytes > self.kv_budget:
             raise InputError(
@@ -189,7 +191,7 @@ class HfEngine:
             made.index = torch.tensor(made.candidates, dtype=torch.long, device=self.llava.device)
         return self._grammars[grammar]
 
-    def _fitting(self, jobs: Sequence[Job]) -> int:
+    def _fitting(self, jobs: Sequence[GenerationJob]) -> int:
         """How many of the first jobs run together: half the budget is theirs, half the store's; at least one runs."""
         longest, rows = 0, 0
         for job in jobs[: self.rows.limit]:
@@ -199,7 +201,7 @@ class HfEngine:
             rows += 1
         return rows
 
-    def _unless_out_of_memory(self, jobs: Sequence[Job]) -> list[Reply] | str:
+    def _unless_out_of_memory(self, jobs: Sequence[GenerationJob]) -> list[Reply] | str:
         """The replies; or, when memory ran out, the words that said so, everything being let go and the jobs as before."""
         try:
             self._greedy(jobs)
@@ -213,7 +215,7 @@ class HfEngine:
             memory.let_go(error)
             return memory.reason(error)
 
-    def _reply(self, job: Job) -> Reply:
+    def _reply(self, job: GenerationJob) -> Reply:
         if job.failure is not None:
             return Reply("", tokens_in=len(job.encoded), steps=job.steps, error=job.failure)
         finished = job.grammar.complete(job.ids) if job.grammar else bool(job.ids) and job.ids[-1] in self._stop
@@ -228,13 +230,13 @@ class HfEngine:
             margins=tuple(job.margins),
         )
 
-    def _text(self, job: Job) -> str:
+    def _text(self, job: GenerationJob) -> str:
         if job.grammar:
             return job.grammar.text(job.ids)
         ids = job.ids[:-1] if job.ids and job.ids[-1] in self._stop else job.ids
         return detokenize(ids, self.llava.tokenizer)
 
-    def _greedy(self, jobs: Sequence[Job]) -> list[list[int]]:
+    def _greedy(self, jobs: Sequence[GenerationJob]) -> list[list[int]]:
         """The most likely continuation of each job, its end mark included when it came before the budget was spent."""
         working = max(job.columns for job in jobs) * len(jobs) * self._token_bytes
         self._store.limit = max(0, self.kv_budget - working)
@@ -247,21 +249,21 @@ class HfEngine:
                 self.kv_peak = max(self.kv_peak, self._store.held + working)
         return [job.ids for job in jobs]
 
-    def _share(self, rows: Sequence[Row]) -> None:
+    def _share(self, rows: Sequence[BatchRow]) -> None:
         """Computes what the questions of one picture have in common once, before the questions themselves."""
         if not self.reuse:
             return
-        groups: dict[int, list[Row]] = {}
+        groups: dict[int, list[BatchRow]] = {}
         for row in rows:
             if row.numbers:
                 groups.setdefault(row.numbers[0], []).append(row)
-        shared: list[Row] = []
+        shared: list[BatchRow] = []
         for group in groups.values():
             first = group[0]
             common = min(min(common_length(first.keys, row.keys), len(row.keys) - 1) for row in group)
             match = self._store.match(first.keys[: common + 1])
             if len(group) > 1 and common - match.length >= WORTH_SHARING:
-                cut = Row(first.ids[:common], first.keys[:common], first.images, first.numbers, match)
+                cut = BatchRow(first.ids[:common], first.keys[:common], first.images, first.numbers, match)
                 pictures = int((cut.keys < 0).sum()) // self.llava.image_tokens
                 cut.images, cut.numbers = cut.images[:pictures], cut.numbers[:pictures]
                 shared.append(cut)
@@ -273,7 +275,7 @@ class HfEngine:
         for row in rows:
             row.match = self._store.match(row.keys)
 
-    def _answer(self, jobs: list[Job]) -> None:
+    def _answer(self, jobs: list[GenerationJob]) -> None:
         """Prompts, then tokens until every job has its end mark or its budget; finished rows leave at every halving."""
         state = self._prompts([job.row for job in jobs], max(job.columns - len(job.row.ids) for job in jobs))
         for job in jobs:
@@ -298,7 +300,7 @@ class HfEngine:
                 rows = [rows[place] for place in alive]
             self._step(state, [job.pending for job in rows])
 
-    def _choose(self, rows: Sequence[Job], logits: torch.Tensor) -> None:
+    def _choose(self, rows: Sequence[GenerationJob], logits: torch.Tensor) -> None:
         """Each unfinished row's next token, and those that its grammar then leaves no choice about."""
         for job, chosen in zip(rows, choices(rows, logits), strict=True):
             if chosen is None:
@@ -316,19 +318,19 @@ class HfEngine:
             if job.request.listen is not None:
                 self._tell(job, job.request.listen)
 
-    def _tell(self, job: Job, listen: Callable[[str], None]) -> None:
+    def _tell(self, job: GenerationJob, listen: Callable[[str], None]) -> None:
         text = self._text(job).lstrip()
         # A character of several tokens shows as a replacement mark until its last token is there.
         if not text.endswith("\N{REPLACEMENT CHARACTER}") and len(text) > job.heard:
             listen(text[job.heard :])
             job.heard = len(text)
 
-    def _over(self, job: Job) -> bool:
+    def _over(self, job: GenerationJob) -> bool:
         if len(job.ids) >= job.request.max_new_tokens:
             return True
         return job.grammar.complete(job.ids) if job.grammar else bool(job.ids) and job.ids[-1] in self._stop
 
-    def _prompts(self, rows: Sequence[Row], room: int) -> State:
+    def _prompts(self, rows: Sequence[BatchRow], room: int) -> State:
         """Runs what is not stored of each row, a few rows at a time; leaves room for `room` more positions.
 
         Rows are sorted by what they compute. Each stands at the right of the buffer, stored and new positions without a gap.
@@ -345,7 +347,7 @@ class HfEngine:
         mask = (torch.arange(end) >= end - lengths).long().to(device)
         return State(cache, mask, (lengths - 1).to(device), torch.cat(logits))
 
-    def _chunk(self, cache: Any, rows: Sequence[Row], first: int, last: int) -> torch.Tensor:
+    def _chunk(self, cache: Any, rows: Sequence[BatchRow], first: int, last: int) -> torch.Tensor:
         """Runs rows [first, last) and returns the logits behind each, (rows, vocabulary)."""
         device, part = self.llava.device, rows[first:last]
         width, longest = max(row.fresh for row in part), max(len(row.ids) for row in part)
@@ -378,13 +380,13 @@ class HfEngine:
         ).logits[:, -1]
         return logits if self._unspoken is None else logits.index_fill_(-1, self._unspoken, -math.inf)
 
-    def _keep(self, state: State, place: int, row: Row, keys: np.ndarray) -> None:
+    def _keep(self, state: State, place: int, row: BatchRow, keys: np.ndarray) -> None:
         """Stores what the row has computed, so that a later one that begins alike continues it."""
         columns = state.mask[place].nonzero()[row.match.length :, 0]
         layers = [(part.keys[place, :, columns], part.values[place, :, columns]) for part in state.cache.layers]
         self._store.add(keys, row.match, layers, row.numbers)
 
-    def _shown(self, rows: Sequence[Row]) -> torch.Tensor | None:
+    def _shown(self, rows: Sequence[BatchRow]) -> torch.Tensor | None:
         """Features of every image position that is not stored, in order: (positions, hidden)."""
         wanted = [each for row in rows for each in row.shown(self.llava.image_tokens)]
         if not wanted:

@@ -21,7 +21,7 @@ from cos_core.types import Score
 
 
 @dataclass(slots=True)
-class Outcome:
+class RunComparison:
     """All comparisons of one call, what could not be compared (in words), and the runs by the comparisons' names for them."""
 
     comparisons: list[Comparison] = field(default_factory=list)
@@ -66,7 +66,7 @@ def runs_below(path: Path, like: Mapping[str, ScoredRun] | None = None) -> dict[
 
 def compare(
     paths: Sequence[Path], *, despite: Collection[str] = (), replicates: int = statistics.REPLICATES, seed: int = 0
-) -> Outcome:
+) -> RunComparison:
     """Every later run against the first, benchmark by benchmark, over those that both have.
 
     `despite`: protocol fields whose difference is let pass ("all" for any). Raises InputError when the runs share no benchmark,
@@ -77,7 +77,7 @@ def compare(
     reference = runs_below(paths[0])
     others = [runs_below(path, reference) for path in paths[1:]]
     runs = [reference, *others]
-    outcome = Outcome(runs=dict(zip(map(str, paths), runs, strict=True)))
+    outcome = RunComparison(runs=dict(zip(map(str, paths), runs, strict=True)))
     for path, other in zip(paths[1:], others, strict=True):
         shared = [name for name in reference if name in other]
         if not shared:

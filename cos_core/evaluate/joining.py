@@ -12,7 +12,7 @@ from cos_core.errors import InputError
 from cos_core.files.text import one_line
 from cos_core.interfaces import Benchmark, BenchmarkData
 from cos_core.scoring import columns, metrics
-from cos_core.scoring.columns import Ids, Texts
+from cos_core.scoring.columns import IdColumn, Texts
 from cos_core.scoring.recorded import Recorded
 from cos_core.types import BoxStatus, Prediction
 
@@ -41,7 +41,7 @@ class Answers(Mapping[str, Prediction]):
     `marked`: whether the prompt of any holds the mark of a picture.
     """
 
-    def __init__(self, ids: Ids, recorded: Recorded) -> None:
+    def __init__(self, ids: IdColumn, recorded: Recorded) -> None:
         self.ids, self.recorded, self.marked = ids, recorded, False
         self._rows = array("q", [-1]) * len(ids)
         self._answered = bytearray(len(ids))

@@ -68,7 +68,7 @@ def grades(
         return None
     if file is None:
         raise InputError("a judge's grades are kept; give a folder for them (--out)")
-    work = _Work(benchmark, benchmark.judge_prompt(), config.judge_model)
+    work = _GradingJob(benchmark, benchmark.judge_prompt(), config.judge_model)
     answered = [(e, p.answer) for e in data.examples if (p := predictions.get(e.id)) is not None and p.answer is not None]
     asked = [Asked(e, a, run) for run in range(config.judge_runs) for e, a in answered]
     known = _kept(file, work)
@@ -102,7 +102,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class _GradingJob:
     """What grades depend on beside the answer: the benchmark, which words requests and reads replies, and the judge's name."""
 
     benchmark: Any
@@ -120,7 +120,7 @@ class _Work:
         return last if len(replies) >= len(TEMPERATURES) else None
 
 
-def _kept(file: Path, work: _Work) -> dict[Key, float | None]:
+def _kept(file: Path, work: _GradingJob) -> dict[Key, float | None]:
     """What this judge model said under this prompt, read by the benchmark's rule of now; None for replies without a grade.
 
     Later lines win, but not one without a grade over one with.
@@ -149,7 +149,9 @@ def _digest(text: str) -> str:
     return hashlib.sha256(jsonl.utf8(text)).hexdigest()
 
 
-def _graded(endpoint: Endpoint, work: _Work, wanted: Sequence[Asked], worked: bool) -> Iterator[tuple[Asked, dict[str, Any]]]:
+def _graded(
+    endpoint: Endpoint, work: _GradingJob, wanted: Sequence[Asked], worked: bool
+) -> Iterator[tuple[Asked, dict[str, Any]]]:
     """Each answer with its record. `worked`: this endpoint has given grades before.
 
     What it refuses is one answer's affair (a filter of its contents), and is recorded without a grade; when it refuses the
@@ -169,7 +171,7 @@ def _graded(endpoint: Endpoint, work: _Work, wanted: Sequence[Asked], worked: bo
             raise InputError(f"the judge at {endpoint.url} refuses ({record['refused']})")
 
 
-def _grade(endpoint: Endpoint, work: _Work, each: Asked) -> dict[str, Any]:
+def _grade(endpoint: Endpoint, work: _GradingJob, each: Asked) -> dict[str, Any]:
     question = f"{work.prompt}\n{work.benchmark.judge_sample(each.example, each.answer)}"
     replies: list[str] = []
     judge, grade, cut, refused = work.model, None, False, None

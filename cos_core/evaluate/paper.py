@@ -60,7 +60,7 @@ Figures = tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PaperRow:
     """A row: the name a run is given under, the title, the paper's figures, and the row that its gain is over."""
 
     name: str
@@ -70,44 +70,44 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class PaperTable:
     """One table of the paper."""
 
     title: str
     columns: Sequence[Column]
-    rows: Sequence[Row]
+    rows: Sequence[PaperRow]
 
 
-def _both(figures: Mapping[str, Figures]) -> tuple[Row, ...]:
+def _both(figures: Mapping[str, Figures]) -> tuple[PaperRow, ...]:
     """Rows of both sizes, without and with Chain-of-Spot."""
     return tuple(
-        Row(f"{kind}-{size}", f"LLaVA-1.5 {size.upper()}{' + CoS' if kind == 'cos' else ''}", figures[f"{kind}-{size}"],
+        PaperRow(f"{kind}-{size}", f"LLaVA-1.5 {size.upper()}{' + CoS' if kind == 'cos' else ''}", figures[f"{kind}-{size}"],
             f"base-{size}" if kind == "cos" else None)
         for size in ("7b", "13b") for kind in ("base", "cos")
     )  # fmt: skip
 
 
 TABLES = (
-    Table("Table 1: visual question answering", VQA, _both({
+    PaperTable("Table 1: visual question answering", VQA, _both({
         "base-7b": (78.5, 62.0, 50.0, 66.8, 58.2, 57.9), "cos-7b": (80.7, 63.7, 50.8, 68.2, 60.9, 58.4),
         "base-13b": (80.0, 63.3, 53.6, 71.6, 61.3, 60.9), "cos-13b": (81.8, 64.8, 58.0, 71.9, 62.4, 62.9),
     })),
-    Table("Table 2: multimodal benchmarks", MULTIMODAL, _both({
+    PaperTable("Table 2: multimodal benchmarks", MULTIMODAL, _both({
         "base-7b": (58.6, 66.1, 1510.7, 64.3, 85.9, 30.5), "cos-7b": (59.7, 67.1, 1501.1, 64.4, 86.4, 30.8),
         "base-13b": (61.6, 68.2, 1531.3, 67.7, 85.9, 35.4), "cos-13b": (62.3, 69.6, 1546.1, 68.2, 86.1, 37.6),
     })),
-    Table("Table 3(a): how the region is found (13B)", ABLATION, (
-        Row("none", "without Chain-of-Spot", (63.9, 80.2)),
-        Row("center_crop", "centre crop", (64.0, 80.4), "none"),
-        Row("from_image", "from image", (64.1, 80.6), "none"),
-        Row("from_questions", "from questions", (64.3, 81.1), "none"),
-        Row("from_single_question", "from single question", (64.8, 81.8), "none"),
+    PaperTable("Table 3(a): how the region is found (13B)", ABLATION, (
+        PaperRow("none", "without Chain-of-Spot", (63.9, 80.2)),
+        PaperRow("center_crop", "centre crop", (64.0, 80.4), "none"),
+        PaperRow("from_image", "from image", (64.1, 80.6), "none"),
+        PaperRow("from_questions", "from questions", (64.3, 81.1), "none"),
+        PaperRow("from_single_question", "from single question", (64.8, 81.8), "none"),
     )),
-    Table("Table 3(b): training (13B)", ABLATION, (
-        Row("low-rate", "lower learning rate", (64.1, 81.2), "one-epoch"),
-        Row("one-epoch", "learning rate 2e-5, one epoch", (64.8, 81.8)),
-        Row("two-epochs", "two epochs", (64.9, 81.2), "one-epoch"),
-        Row("three-epochs", "three epochs", (64.4, 80.9), "one-epoch"),
+    PaperTable("Table 3(b): training (13B)", ABLATION, (
+        PaperRow("low-rate", "lower learning rate", (64.1, 81.2), "one-epoch"),
+        PaperRow("one-epoch", "learning rate 2e-5, one epoch", (64.8, 81.8)),
+        PaperRow("two-epochs", "two epochs", (64.9, 81.2), "one-epoch"),
+        PaperRow("three-epochs", "three epochs", (64.4, 80.9), "one-epoch"),
     )),
 )  # fmt: skip
 """Learning rates and epochs of Table 3(b) are named by their order in the table."""
@@ -116,7 +116,7 @@ ROWS = tuple(dict.fromkeys(row.name for table in TABLES for row in table.rows))
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class PaperCell:
     """One figure of ours beside the paper's, in the paper's unit. `difference`: ours minus the paper's, with its 95 % interval.
 
     `gain`, `paper_gain`: over the table's reference row, ours paired by question; `gain_verdict` is about that.
@@ -139,7 +139,7 @@ class Cell:
     note: str = ""
 
 
-def report(runs: Mapping[str, Path], *, replicates: int = statistics.REPLICATES) -> list[Cell]:
+def report(runs: Mapping[str, Path], *, replicates: int = statistics.REPLICATES) -> list[PaperCell]:
     """Every cell of the four tables. `runs`: a row's name (ROWS) -> the folder of its run.
 
     Raises InputError for an unknown row, a folder without finished runs, or two runs of one gain that were not made alike.
@@ -155,7 +155,7 @@ def report(runs: Mapping[str, Path], *, replicates: int = statistics.REPLICATES)
             for place, column in enumerate(table.columns):
                 reference = row.reference and (found.get(row.reference, {}).get(column.benchmark))
                 claim = row.figures[place] - figures[row.reference][place] if row.reference else _claim(table, row, place)
-                cell = Cell(
+                cell = PaperCell(
                     table.title, row.title, column.title, row.figures[place], paper_gain=claim if row.reference else None
                 )
                 run = found.get(row.name, {}).get(column.benchmark)
@@ -163,13 +163,15 @@ def report(runs: Mapping[str, Path], *, replicates: int = statistics.REPLICATES)
     return cells
 
 
-def _claim(table: Table, row: Row, place: int) -> float:
+def _claim(table: PaperTable, row: PaperRow, place: int) -> float:
     """The smallest gain that the table claims over a reference row: what a figure of it must be able to tell apart."""
     gains = [abs(other.figures[place] - row.figures[place]) for other in table.rows if other.reference == row.name]
     return min(gains, default=0.0)
 
 
-def _filled(cell: Cell, column: Column, run: ScoredRun, reference: ScoredRun | None, claim: float, replicates: int) -> Cell:
+def _filled(
+    cell: PaperCell, column: Column, run: ScoredRun, reference: ScoredRun | None, claim: float, replicates: int
+) -> PaperCell:
     split = run.protocol.get("split")
     not_comparable = column.split not in (None, split)
     note = f"ours is of split {split}, the paper's of {column.split}" if not_comparable else ""
@@ -204,7 +206,7 @@ def _filled(cell: Cell, column: Column, run: ScoredRun, reference: ScoredRun | N
     return _replaced(cell, **elsewhere) if not_comparable else cell
 
 
-def _with_gain(cell: Cell, scale: float, pair: Comparison) -> Cell:
+def _with_gain(cell: PaperCell, scale: float, pair: Comparison) -> PaperCell:
     if pair.undefined:
         return _replaced(cell, gain_verdict=UNDEFINED, note=f"{cell.note}; gain: {pair.undefined}".removeprefix("; "))
     gain, low, high = (scale * value for value in (pair.found.difference, pair.found.low, pair.found.high))
@@ -225,8 +227,8 @@ def weigh(low: float, high: float, paper: float, claim: float) -> str:
     return REPRODUCED if low <= paper <= high else NOT
 
 
-def _replaced(cell: Cell, **changes: Any) -> Cell:
-    return Cell(**{**asdict(cell), **changes})
+def _replaced(cell: PaperCell, **changes: Any) -> PaperCell:
+    return PaperCell(**{**asdict(cell), **changes})
 
 
 # --- formats ---------------------------------------------------------------------------------------------------------
@@ -234,7 +236,7 @@ def _replaced(cell: Cell, **changes: Any) -> Cell:
 _HEAD = ("row", "column", "paper", "ours", "95 %", "difference", "verdict", "gain: paper", "gain: ours", "95 %", "gain verdict")
 
 
-def _lines(cell: Cell) -> tuple[str, ...]:
+def _lines(cell: PaperCell) -> tuple[str, ...]:
     def number(value: float | None, sign: str = "") -> str:
         return "" if value is None else f"{value:{sign}.1f}"
 
@@ -247,14 +249,14 @@ def _lines(cell: Cell) -> tuple[str, ...]:
     return (*first, number(cell.difference, "+"), verdict, *gain, cell.gain_verdict or "")
 
 
-def _by_table(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
-    result: dict[str, list[Cell]] = {}
+def _by_table(cells: Sequence[PaperCell]) -> dict[str, list[PaperCell]]:
+    result: dict[str, list[PaperCell]] = {}
     for cell in cells:
         result.setdefault(cell.table, []).append(cell)
     return result
 
 
-def markdown(cells: Sequence[Cell]) -> str:
+def markdown(cells: Sequence[PaperCell]) -> str:
     """One Markdown table a table of the paper."""
     parts = []
     for title, group in _by_table(cells).items():
@@ -263,7 +265,7 @@ def markdown(cells: Sequence[Cell]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def page(cells: Sequence[Cell]) -> str:
+def page(cells: Sequence[PaperCell]) -> str:
     """One HTML page, nothing loaded from elsewhere."""
     parts = []
     for title, group in _by_table(cells).items():
@@ -294,7 +296,7 @@ tr:nth-child(odd){background:#8881}
 """
 
 
-def write(cells: Sequence[Cell], out: Path) -> list[Path]:
+def write(cells: Sequence[PaperCell], out: Path) -> list[Path]:
     """paper.md, paper.csv, paper.json and paper.html below `out`. Raises InputError."""
     texts = {
         "paper.md": markdown(cells),
@@ -303,6 +305,6 @@ def write(cells: Sequence[Cell], out: Path) -> list[Path]:
     }
     for name, text in texts.items():
         manifest.atomic_write(out / name, text)
-    head = [each.name for each in fields(Cell)]
+    head = [each.name for each in fields(PaperCell)]
     csv_writer.write(out / "paper.csv", head, ([getattr(cell, name) for name in head] for cell in cells))
     return [out / name for name in ("paper.md", "paper.csv", "paper.json", "paper.html")]

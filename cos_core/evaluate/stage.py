@@ -32,7 +32,7 @@ from cos_core.files.locks import FileLock
 from cos_core.files.text import one_line
 from cos_core.interfaces import Benchmark, BenchmarkData, Reporter, SilentReporter
 from cos_core.scoring import columns, metrics, statistics
-from cos_core.scoring.columns import Ids, Scores
+from cos_core.scoring.columns import IdColumn, Scores
 from cos_core.scoring.metrics import RegionScore
 from cos_core.scoring.recorded import Recorded
 from cos_core.types import Prediction, RunManifest, Score
@@ -378,7 +378,7 @@ def _write_lines(path: Path, records: Iterable[Any]) -> None:
             file.write(jsonl.encode_line(row))
 
 
-def read_scores(path: Path, known: Ids | None = None) -> Scores:
+def read_scores(path: Path, known: IdColumn | None = None) -> Scores:
     """The scores of a finished run: its folder, or a scores.jsonl. `known`: ids that they probably have, in order.
 
     Raises InputError, also for a value that is not finite.

@@ -20,7 +20,7 @@ _OWN = re.compile(r"""'[^']*'|"[^"]*"|\S*[/\\]\S*|\S+\.\w{2,5}\b|\d+""")
 
 
 @dataclass(slots=True)
-class Reasons:
+class FailureReasons:
     """Counts reasons, those alike but for their file or number as one."""
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -42,7 +42,7 @@ class Reasons:
 
 
 def verdict(
-    ok: int, failed: int, allowed: int | None, reasons: Reasons, *, of: str, listed: str, how: str = "failed"
+    ok: int, failed: int, allowed: int | None, reasons: FailureReasons, *, of: str, listed: str, how: str = "failed"
 ) -> FailuresError | None:
     """Why a run failed as a whole, None when it did not. `of`, `how`: what its items are and what befell them; `listed`: how to
     see all reasons."""

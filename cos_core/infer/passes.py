@@ -50,7 +50,7 @@ class Setting:
 
 
 @dataclass(slots=True)
-class _Work:
+class _QuestionState:
     """One question on its way through the two passes."""
 
     example: Example
@@ -66,7 +66,7 @@ class _Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class PassRequest:
     """A step of a question: one request. Questions whose steps share a key get the reply to the first of them."""
 
     request: Request
@@ -90,7 +90,7 @@ class Heard:
     own: bool = True
 
 
-Steps = Generator[Ask | Locate, Any, None]
+Steps = Generator[PassRequest | Locate, Any, None]
 """One question's way through the passes: yields what it needs; is sent a Heard for an Ask, the finder's word for a Locate."""
 
 
@@ -153,9 +153,9 @@ class TwoPass:
             step = _next(steps, self._taken_alone(step))
         return self._prediction(item, time.perf_counter() - start)
 
-    def _taken(self, steps: Sequence[Ask | Locate]) -> list[Heard | Box | str | None]:
+    def _taken(self, steps: Sequence[PassRequest | Locate]) -> list[Heard | Box | str | None]:
         """What is sent for each step: one call of the engine for all requests, one of the finder for all areas."""
-        asks = [step for step in steps if isinstance(step, Ask)]
+        asks = [step for step in steps if isinstance(step, PassRequest)]
         first = {step.shared: step for step in reversed(asks) if step.shared is not None and step.shared not in self._shared}
         own = [step for step in asks if step.shared is None or first.get(step.shared) is step]
         requests = [step.request for step in own]
@@ -177,7 +177,7 @@ class TwoPass:
             for step in steps
         ]
 
-    def _taken_alone(self, step: Ask | Locate) -> Heard | Box | str | None:
+    def _taken_alone(self, step: PassRequest | Locate) -> Heard | Box | str | None:
         """What is sent for one step; of several threads whose steps share a key, one asks and the others wait for it."""
         if isinstance(step, Locate):
             return self._find([step])[0]
@@ -206,7 +206,7 @@ class TwoPass:
         with self._finding:
             return self._finder.find([(place.example, place.image, place.answer) for place in places])
 
-    def _steps(self, item: _Work) -> Steps:
+    def _steps(self, item: _QuestionState) -> Steps:
         """A question's way: where to look, the cut, the answer; ends early with `item.error`."""
         if item.image is None:
             return
@@ -228,11 +228,11 @@ class TwoPass:
             return {"asks": self._policy.asks, **suffix}
         return {"asks": "all", "all_questions": self._siblings.get(example.image or "", ()), **suffix}
 
-    def _ask_where(self, item: _Work, image: Image) -> Steps:
+    def _ask_where(self, item: _QuestionState, image: Image) -> Steps:
         """Pass 1 (CoS Eq. 2): the raw text of the box; asked once an image by policies that do not look at the question."""
         turns = dialogue(self._profile, item.example.question, **self._first_turns(item.example))
         request = Request(turns, {"full": image}, self._setting.box_tokens, self._grammar)
-        heard: Heard = yield Ask(request, None if self._policy.asks == "single" else item.example.image or "")
+        heard: Heard = yield PassRequest(request, None if self._policy.asks == "single" else item.example.image or "")
         if heard.own:
             _count(item, "pass1", heard.reply)
         if heard.reply.error is None:
@@ -240,7 +240,7 @@ class TwoPass:
         else:
             _failed(item, 1, heard.reply)
 
-    def _give_box(self, item: _Work, image: Image) -> None:
+    def _give_box(self, item: _QuestionState, image: Image) -> None:
         """Instead of pass 1: a given box, written as the model would have written it."""
         try:
             box = self._policy.fixed_box(item.example, self._setting.seed)
@@ -249,10 +249,10 @@ class TwoPass:
             return
         item.box_text = write_box(SquarePad(*image.size).to_square(box), self._profile)
 
-    def _find_box(self, item: _Work, image: Image) -> Steps:
+    def _find_box(self, item: _QuestionState, image: Image) -> Steps:
         """Instead of pass 1: a plain answer, and the area of the picture that it rests on, written as a box."""
         turns = dialogue(self._profile, item.example.question, chain=False)
-        heard: Heard = yield Ask(Request(turns, {"full": image}, self._setting.max_new_tokens))
+        heard: Heard = yield PassRequest(Request(turns, {"full": image}, self._setting.max_new_tokens))
         _count(item, "pass1", heard.reply)
         if heard.reply.error is not None:
             _failed(item, 1, heard.reply)
@@ -270,7 +270,7 @@ class TwoPass:
             return
         item.box_text = write_box(SquarePad(*image.size).to_square(box), self._profile)
 
-    def _cut(self, item: _Work, image: Image) -> None:
+    def _cut(self, item: _QuestionState, image: Image) -> None:
         """Reads the box text and cuts the region that it names, or that stands in for it, from the picture."""
         text = item.box_text or ""
         region = region_of(text, image.size, self._profile, self._setting.on_bad_box)
@@ -282,21 +282,21 @@ class TwoPass:
             return
         item.roi = crop_region(image, region.area, self._profile.crop_from, self._setting.fill)
 
-    def _ask_question(self, item: _Work, image: Image) -> Steps:
+    def _ask_question(self, item: _QuestionState, image: Image) -> Steps:
         """Pass 2 (CoS Eq. 3), or the only pass of the plain dialogue."""
         chain = self._policy.source != "none"
         turns = dialogue(
             self._profile, item.example.question, chain=chain, box_text=item.box_text, **self._first_turns(item.example)
         )
         images = {"full": image} if item.roi is None else {"full": image, "roi": item.roi}
-        heard: Heard = yield Ask(Request(turns, images, self._setting.max_new_tokens, listen=self._listen))
+        heard: Heard = yield PassRequest(Request(turns, images, self._setting.max_new_tokens, listen=self._listen))
         _count(item, "pass2" if chain else "pass1", heard.reply)
         if heard.reply.error is None:
             item.answer = heard.reply.text
         else:
             _failed(item, 2 if chain else 1, heard.reply)
 
-    def _prediction(self, item: _Work, seconds: float) -> Prediction:
+    def _prediction(self, item: _QuestionState, seconds: float) -> Prediction:
         return Prediction(
             example_id=item.example.id,
             answer=item.answer,
@@ -315,18 +315,18 @@ class TwoPass:
         )
 
 
-def _begun(example: Example, image: Image | InputError) -> _Work:
+def _begun(example: Example, image: Image | InputError) -> _QuestionState:
     if isinstance(image, InputError):
-        return _Work(example, None, error=str(image), transient=isinstance(image, TransientError))
-    return _Work(example, image)
+        return _QuestionState(example, None, error=str(image), transient=isinstance(image, TransientError))
+    return _QuestionState(example, image)
 
 
-def _failed(item: _Work, number: int, reply: Reply) -> None:
+def _failed(item: _QuestionState, number: int, reply: Reply) -> None:
     """The question ends with pass `number`, for which there is no answer."""
     item.error, item.transient = f"pass {number}: {reply.error}", reply.transient
 
 
-def _next(steps: Steps, value: Heard | Box | str | None) -> Ask | Locate | None:
+def _next(steps: Steps, value: Heard | Box | str | None) -> PassRequest | Locate | None:
     """The step after what was sent, None when the question is done."""
     try:
         return steps.send(value)
@@ -334,7 +334,7 @@ def _next(steps: Steps, value: Heard | Box | str | None) -> Ask | Locate | None:
         return None
 
 
-def _count(item: _Work, which: str, reply: Reply) -> None:
+def _count(item: _QuestionState, which: str, reply: Reply) -> None:
     item.tokens |= {f"{which}_in": reply.tokens_in, f"{which}_out": reply.tokens_out}
     if reply.steps:
         # What was cached depends on the neighbours in the batch; a record holds only what a second run would repeat.

@@ -196,7 +196,7 @@ class _Tally:
     failed: int = 0
     skipped: int = 0
     boxes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(BOX_STATUSES, 0))
-    reasons: failures.Reasons = field(default_factory=failures.Reasons)
+    reasons: failures.FailureReasons = field(default_factory=failures.FailureReasons)
 
     def add(self, line: _Line) -> None:
         self.boxes[line.box_status] += 1

@@ -32,7 +32,7 @@ PORTION = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Portion:
+class QuestionBatch:
     """Questions under the settings of their run; `siblings`: all questions of their pictures, for the policy that asks them.
 
     `files`: the pictures, where those are shipped; `witness`: one that is seen where the run was started.
@@ -47,7 +47,7 @@ class Portion:
 
 def portions(
     config: InferConfig, examples: Sequence[Example], siblings: Mapping[str, Sequence[str]], *, here: bool
-) -> Iterator[Portion]:
+) -> Iterator[QuestionBatch]:
     """The work of a run in order, as it is asked for; `here`: in this process, so neither siblings nor pictures travel."""
     seen = None if here else picture_files.witness(config.pictures, (e.image or "" for e in examples))
     # A worker that asks a server begins each portion with no request under way: portions are not to be small beside that.
@@ -56,7 +56,7 @@ def portions(
         names = dict.fromkeys(e.image or "" for e in part)
         files = picture_files.shipped(config.pictures, names) if config.scale.ship_images and not here else None
         own = siblings if here else {name: siblings[name] for name in names if name in siblings}
-        yield Portion(config, part, own, files, seen)
+        yield QuestionBatch(config, part, own, files, seen)
 
 
 def cut(examples: Sequence[Example], batch_size: int) -> Iterator[list[Example]]:
@@ -87,11 +87,11 @@ class InferJob:
     def start(self, device: str) -> InferWorker:
         return InferWorker(replace(self.config, device=device))
 
-    def split(self, portion: Portion) -> list[Portion]:
+    def split(self, portion: QuestionBatch) -> list[QuestionBatch]:
         half = (len(portion.examples) + 1) // 2
         return [replace(portion, examples=part) for part in (portion.examples[:half], portion.examples[half:]) if part]
 
-    def lost(self, portion: Portion, why: str) -> list[Prediction]:
+    def lost(self, portion: QuestionBatch, why: str) -> list[Prediction]:
         made = setting(portion.config)
         return [
             Prediction(
@@ -131,7 +131,7 @@ class InferWorker:
     def _engine(self) -> Engine:
         return self._given or build_engine(self._config)
 
-    def work(self, portions: Iterable[Portion]) -> Iterator[list[Prediction]]:
+    def work(self, portions: Iterable[QuestionBatch]) -> Iterator[list[Prediction]]:
         """The portions of one call are of one run: their settings are those of the first."""
         source = iter(portions)
         first = next(source, None)
@@ -155,7 +155,7 @@ class InferWorker:
             yield chain.predict(reader.beside(now))
 
     @staticmethod
-    def _batches(portions: Iterable[Portion], pictures: ImageSource) -> Iterator[Sequence[Example]]:
+    def _batches(portions: Iterable[QuestionBatch], pictures: ImageSource) -> Iterator[Sequence[Example]]:
         for portion in portions:
             pictures.take(portion.files)
             yield from batches(portion.examples, portion.config.batch_size)
@@ -166,7 +166,7 @@ class InferWorker:
         return self._found[config.roi]
 
 
-def _asked(portions: Iterable[Portion]) -> Iterator[tuple[Example, SharedPictures]]:
+def _asked(portions: Iterable[QuestionBatch]) -> Iterator[tuple[Example, SharedPictures]]:
     """The questions of all portions in order, each with where its picture comes from."""
     for portion in portions:
         source = ImageSource(portion.config.pictures)

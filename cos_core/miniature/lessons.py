@@ -28,7 +28,7 @@ CLOSE_SIDES = (0.25, 0.3, 0.3, 0.35, 0.4, 0.5)
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class LessonView:
     """A picture at the encoder's size, (side, side, 3) uint8, and the things in it, in the view's own fractions."""
 
     pixels: np.ndarray
@@ -36,12 +36,12 @@ class View:
     close: bool
 
 
-def wide_view(scene: Scene, side: int) -> View:
+def wide_view(scene: Scene, side: int) -> LessonView:
     """The whole scene as the encoder sees it."""
-    return View(_shrink(draw(scene), side), scene.things, False)
+    return LessonView(_shrink(draw(scene), side), scene.things, False)
 
 
-def close_view(scene: Scene, picture: Image.Image, target: Thing, rng: random.Random, side: int) -> View:
+def close_view(scene: Scene, picture: Image.Image, target: Thing, rng: random.Random, side: int) -> LessonView:
     """A random square part of the scene that holds `target`."""
     span = rng.choice(CLOSE_SIDES)
     slack = max(0.0, span / 2 - target.r - 0.02)
@@ -50,14 +50,14 @@ def close_view(scene: Scene, picture: Image.Image, target: Thing, rng: random.Ra
     return _cut(scene, picture, Box(x0, y0, min(1.0, x0 + span), min(1.0, y0 + span)), side, keep=target)
 
 
-def _cut(scene: Scene, picture: Image.Image, box: Box, side: int, keep: Thing | None = None) -> View:
+def _cut(scene: Scene, picture: Image.Image, box: Box, side: int, keep: Thing | None = None) -> LessonView:
     span = box.x1 - box.x0
     inside = tuple(
         replace(t, x=(t.x - box.x0) / span, y=(t.y - box.y0) / span, r=t.r / span)
         for t in scene.things
         if t is keep or (box.contains(t.x - 0.7 * t.r, t.y - 0.7 * t.r) and box.contains(t.x + 0.7 * t.r, t.y + 0.7 * t.r))
     )
-    return View(_shrink(picture.crop(box.pixels(SIDE, SIDE)), side), inside, True)
+    return LessonView(_shrink(picture.crop(box.pixels(SIDE, SIDE)), side), inside, True)
 
 
 def _shrink(picture: Image.Image, side: int) -> np.ndarray:
@@ -92,13 +92,13 @@ def patch_labels(things: Sequence[Thing], grid: int, lines: int) -> np.ndarray:
     return labels
 
 
-def views(rng: random.Random, scenes: int, side: int) -> list[View]:
+def views(rng: random.Random, scenes: int, side: int) -> list[LessonView]:
     """For each of `scenes` new scenes the wide view and a close view of up to four of its things."""
     found = []
     for _ in range(scenes):
         scene = make_scene(rng)
         picture = draw(scene)
-        found.append(View(_shrink(picture, side), scene.things, False))
+        found.append(LessonView(_shrink(picture, side), scene.things, False))
         found += [close_view(scene, picture, thing, rng, side) for thing in scene.things[:4]]
     return found
 
@@ -110,13 +110,13 @@ def views(rng: random.Random, scenes: int, side: int) -> list[View]:
 class Lesson:
     """One conversation over one view: its tokens, and the kind of each answer with its length in tokens (end mark included)."""
 
-    view: View
+    view: LessonView
     encoded: Encoded
     kinds: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Album:
+class LessonPictures:
     """Parts of one scene, (n, side, side, 3) uint8, and conversations in which each part takes one image position."""
 
     parts: np.ndarray
@@ -163,7 +163,7 @@ class Teacher:
             pairs = [self._attribute(t, view.things, rng) for t in things[:3]]
         return self._lesson(view, pairs)
 
-    def album(self, rng: random.Random) -> Album:
+    def album(self, rng: random.Random) -> LessonPictures:
         """Between eight parts and all of a grid's windows, each thing whole in one at least, in random order."""
         scene = make_scene(rng, distinct_shapes=rng.random() < 0.3)
         picture = draw(scene)
@@ -177,7 +177,7 @@ class Teacher:
         # Questions about an attribute stand alone: the names in another question would give their answers away.
         alone = [[self._attribute(t, scene.things, rng)] for t in things[:2]]
         conversations = tuple(self._encode(pairs, len(parts)) for pairs in (readings, *alone))
-        return Album(np.stack([p.pixels for p in parts]), conversations)
+        return LessonPictures(np.stack([p.pixels for p in parts]), conversations)
 
     def _captions(self, scene: Scene, rng: random.Random) -> list[Pair]:
         things = list(scene.things)
@@ -219,7 +219,7 @@ class Teacher:
             return f"What colour is the {thing.shape}?", thing.colour, "colour"
         return f"What shape is the {thing.colour} object?", thing.shape, "shape"
 
-    def _lesson(self, view: View, pairs: Sequence[Pair]) -> Lesson:
+    def _lesson(self, view: LessonView, pairs: Sequence[Pair]) -> Lesson:
         lengths = [len(self.tokenizer(" " + a + "</s>", add_special_tokens=False)["input_ids"]) for _, a, _ in pairs]
         kinds = tuple((kind, n) for (_, _, kind), n in zip(pairs, lengths, strict=True))
         return Lesson(view, self._encode(pairs, self.image_tokens), kinds)

@@ -13,7 +13,7 @@ from cos_core.models import layout
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelShape:
     """Sizes of the miniature. `image_side` / `patch` = 5, so one picture takes 25 tokens."""
 
     image_side: int = 40
@@ -33,7 +33,7 @@ IMAGE_MEAN = (0.55, 0.55, 0.55)
 IMAGE_STD = (0.31, 0.31, 0.31)
 
 
-def build(tokenizer: Any, shape: Shape, seed: int) -> Any:
+def build(tokenizer: Any, shape: ModelShape, seed: int) -> Any:
     """A `LlavaForConditionalGeneration` with random weights, drawn from `seed`."""
     import torch
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
@@ -92,7 +92,7 @@ def _sinusoids(side: int, width: int) -> np.ndarray:
     return np.concatenate(codes, 1)
 
 
-def image_processor(shape: Shape) -> Any:
+def image_processor(shape: ModelShape) -> Any:
     """The CLIP image processor that goes with the tower (Pillow backend: no torchvision needed)."""
     from transformers import CLIPImageProcessorPil
 
@@ -105,7 +105,7 @@ def image_processor(shape: Shape) -> Any:
     )
 
 
-def save(model: Any, tokenizer: Any, profile: Profile, shape: Shape, out: Path) -> None:
+def save(model: Any, tokenizer: Any, profile: Profile, shape: ModelShape, out: Path) -> None:
     """Writes the checkpoint, complete for other programs (layout/)."""
     layout.save_model(model, out)
     layout.complete(
@@ -113,7 +113,7 @@ def save(model: Any, tokenizer: Any, profile: Profile, shape: Shape, out: Path) 
     )
 
 
-CARD = layout.Card(
+CARD = layout.ModelCard(
     "miniature",
     "A LLaVA-1.5-layout model of 1.6 million weights, trained from random ones on synthetic scenes: with it, every stage of "
     "Chain-of-Spot runs on a laptop in minutes. It is of no use on photographs.",

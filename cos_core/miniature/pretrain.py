@@ -26,8 +26,8 @@ import numpy as np
 from cos_core.backbones.regions import centre_tokens
 from cos_core.dialogue.encoding import IGNORE, Encoded
 from cos_core.dialogue.prompts import load_profile
-from cos_core.miniature.lessons import Album, Lesson, Teacher, View, patch_labels, views
-from cos_core.miniature.model import IMAGE_MEAN, IMAGE_STD, Shape, build, save
+from cos_core.miniature.lessons import Lesson, LessonPictures, LessonView, Teacher, patch_labels, views
+from cos_core.miniature.model import IMAGE_MEAN, IMAGE_STD, ModelShape, build, save
 from cos_core.miniature.scenes import COLOURS, DIGITS, SHAPES
 from cos_core.miniature.vocabulary import box_marks, make_tokenizer, stand_ins
 
@@ -37,7 +37,7 @@ Loss = Callable[[random.Random, float], tuple[Any, dict[str, float]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PretrainSettings:
     """Steps of the three stages; `*_scenes` and the sorts of lessons below `talk_steps` are counts a step (pairs: at the
     start and at the end)."""
 
@@ -57,10 +57,10 @@ class Plan:
 class Miniature:
     """The model in the making and its optimisation; one object for the three stages."""
 
-    def __init__(self, plan: Plan, log: Log) -> None:
+    def __init__(self, plan: PretrainSettings, log: Log) -> None:
         import torch
 
-        self.plan, self.log, self.shape = plan, log, Shape()
+        self.plan, self.log, self.shape = plan, log, ModelShape()
         self.profile = load_profile("miniature")
         self.tokenizer = make_tokenizer(self.profile)
         self.model = build(self.tokenizer, self.shape, plan.seed)
@@ -135,7 +135,7 @@ class Miniature:
 
         self.run_stage("align", self.plan.align_steps, [*self.tower.parameters(), *self.projector.parameters(), table], loss)
 
-    def _dense_loss(self, logits: Sequence[Any], batch: Sequence[View]) -> tuple[Any, dict[str, float]]:
+    def _dense_loss(self, logits: Sequence[Any], batch: Sequence[LessonView]) -> tuple[Any, dict[str, float]]:
         """Cross-entropy of each patch's labels, "nothing here" weighing less; accuracies over patches with something."""
         import torch
 
@@ -182,7 +182,7 @@ class Miniature:
         out = self.model(input_ids=ids, attention_mask=mask, pixel_values=pixels, labels=labels)
         return out.loss, _accuracy_by_kind(lessons, _right(out.logits, labels))
 
-    def _album_loss(self, albums: Sequence[Album]) -> tuple[Any, dict[str, float]]:
+    def _album_loss(self, albums: Sequence[LessonPictures]) -> tuple[Any, dict[str, float]]:
         import torch
 
         seen = self.model.get_image_features(pixel_values=self.pixels([part for a in albums for part in a.parts])).pooler_output
@@ -247,7 +247,7 @@ def _accuracy_by_kind(lessons: Sequence[Lesson], right: np.ndarray) -> dict[str,
     return {kind: float(np.mean(values)) for kind, values in found.items()}
 
 
-def pretrain(plan: Plan, out: Path, log: Log) -> None:
+def pretrain(plan: PretrainSettings, out: Path, log: Log) -> None:
     """Runs the three stages and writes the checkpoint to `out`."""
     import torch
 
@@ -266,9 +266,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps to run (tests use a tiny one)")
     asked = parser.parse_args(argv)
-    plan = Plan(seed=asked.seed)
+    plan = PretrainSettings(seed=asked.seed)
     steps = {k: max(1, round(asked.scale * getattr(plan, k))) for k in ("tower_steps", "align_steps", "talk_steps")}
-    plan = Plan(**{**asdict(plan), **steps})
+    plan = PretrainSettings(**{**asdict(plan), **steps})
     asked.out.mkdir(parents=True, exist_ok=True)
     with (asked.out / "pretrain_log.jsonl").open("w", encoding="utf-8") as file:
 

@@ -89,7 +89,7 @@ class Scene:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class SceneQuestion:
     """`about`: indices of the things that the question is about, the one that holds the answer first; empty for the whole."""
 
     text: str
@@ -144,34 +144,34 @@ def thing_box(thing: Thing) -> Box:
     return clipped(thing.x - reach, thing.y - reach, thing.x + reach, thing.y + reach, "image")
 
 
-def gold_box(scene: Scene, question: Question) -> Box:
+def gold_box(scene: Scene, question: SceneQuestion) -> Box:
     """The exact region of interest: around all things that the question is about; the whole scene when it is about all."""
     if not question.about:
         return full_box()
     return bounding([thing_box(scene.things[i]) for i in question.about])
 
 
-def questions(scene: Scene, kind: str) -> list[Question]:
+def questions(scene: Scene, kind: str) -> list[SceneQuestion]:
     """All questions of one kind that have one answer in this scene. Raises InputError for an unknown kind."""
     things = list(enumerate(scene.things))
     if kind == "reading":
-        return [Question(f"What digit is on the {t.name}?", t.digit, kind, (i,)) for i, t in things]
+        return [SceneQuestion(f"What digit is on the {t.name}?", t.digit, kind, (i,)) for i, t in things]
     if kind == "colour":
         shapes = [t.shape for t in scene.things]
         lone = [(i, t) for i, t in things if shapes.count(t.shape) == 1]
-        return [Question(f"What colour is the {t.shape}?", t.colour, kind, (i,)) for i, t in lone]
+        return [SceneQuestion(f"What colour is the {t.shape}?", t.colour, kind, (i,)) for i, t in lone]
     if kind == "shape":
-        return [Question(f"What shape is the {t.colour} object?", t.shape, kind, (i,)) for i, t in things]
+        return [SceneQuestion(f"What shape is the {t.colour} object?", t.shape, kind, (i,)) for i, t in things]
     if kind == "relation":
         return [
-            Question(f"Is the {a.name} {relation} the {b.name}?", "yes" if holds else "no", kind, (i, j))
+            SceneQuestion(f"Is the {a.name} {relation} the {b.name}?", "yes" if holds else "no", kind, (i, j))
             for i, a in things
             for j, b in things
             if i != j
             for relation, holds in _relations(a, b)
         ]
     if kind == "scene":
-        return [Question("How many objects are there?", str(len(things)), kind, ())]
+        return [SceneQuestion("How many objects are there?", str(len(things)), kind, ())]
     raise InputError(f"unknown kind of question {kind!r}; one of {', '.join(KINDS)}")
 
 
@@ -185,10 +185,10 @@ def _relations(a: Thing, b: Thing) -> Iterator[tuple[str, bool]]:
         yield "below", a.y > b.y
 
 
-def ask(scene: Scene, rng: random.Random, count: int, centre_bias: float = 0.0) -> list[Question]:
+def ask(scene: Scene, rng: random.Random, count: int, centre_bias: float = 0.0) -> list[SceneQuestion]:
     """`count` different questions on one scene, kinds drawn by SHARES (fewer when the scene has fewer)."""
     central = min(range(len(scene.things)), key=lambda i: (scene.things[i].x - 0.5) ** 2 + (scene.things[i].y - 0.5) ** 2)
-    asked: list[Question] = []
+    asked: list[SceneQuestion] = []
     for _ in range(20 * count):
         kind = rng.choices(KINDS, [SHARES[k] for k in KINDS])[0]
         pool = [q for q in questions(scene, kind) if q not in asked]
@@ -221,7 +221,7 @@ def write_dataset(out: Path, count: int, seed: int, per_image: int = 1, centre_b
     return path
 
 
-def _sample(name: str, scene: Scene, asked: Sequence[Question]) -> dict[str, Any]:
+def _sample(name: str, scene: Scene, asked: Sequence[SceneQuestion]) -> dict[str, Any]:
     turns, meta = [], []
     for number, question in enumerate(asked):
         mark = "<image>\n" if number == 0 else ""

@@ -173,7 +173,7 @@ def _assemble(config: ConvertConfig, plan: _Plan, out: Path) -> int:
     return len(wanted)
 
 
-def _card(config: ConvertConfig, plan: _Plan) -> layout.Card:
+def _card(config: ConvertConfig, plan: _Plan) -> layout.ModelCard:
     source = layout.plain_name(config.source)
     facts = {"vision tower": layout.plain_name(plan.tower) if plan.tower else "the one inside the checkpoint"}
     if plan.language != config.source:
@@ -181,7 +181,9 @@ def _card(config: ConvertConfig, plan: _Plan) -> layout.Card:
     origin = f"{source}, an original LLaVA-1.5 checkpoint, converted by `cos model convert` to the layout of `transformers`."
     # Of an original checkpoint, the wording alone says whether it learnt to look first.
     learnt = (config.profile or "").startswith("repo-2024")
-    return layout.Card(config.out.resolve().name, origin, source, {**facts, "written by": f"cos {__version__}"}, chain=learnt)
+    return layout.ModelCard(
+        config.out.resolve().name, origin, source, {**facts, "written by": f"cos {__version__}"}, chain=learnt
+    )
 
 
 def _plan(config: ConvertConfig) -> _Plan:

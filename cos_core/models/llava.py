@@ -168,7 +168,7 @@ def equipped(net: Any, where: str, *, name: str, profile: str | Profile | None =
 
 
 @dataclass(frozen=True, slots=True)
-class Encoder:
+class DialogueEncoder:
     """What turns dialogues into token ids, without the weights; `image_tokens`: positions of one picture."""
 
     tokenizer: Any
@@ -180,7 +180,7 @@ class Encoder:
         return encode(profile, turns, self.tokenizer, self.image_token_id, self.image_tokens)
 
 
-def encoder(folder: str) -> Encoder:
+def encoder(folder: str) -> DialogueEncoder:
     """The encoder of a checkpoint's folder. Raises MissingError without transformers, InputError for what is no LLaVA."""
     check(folder, weights=False)
     try:
@@ -190,7 +190,7 @@ def encoder(folder: str) -> Encoder:
     quiet_libraries()
     config, tokenizer = pretrained.configuration(folder), pretrained.tokenizer(folder)
     check_tokens(folder, tokenizer, int(config.text_config.vocab_size))
-    return Encoder(tokenizer, int(config.image_token_id), image_tokens_of(config))
+    return DialogueEncoder(tokenizer, int(config.image_token_id), image_tokens_of(config))
 
 
 def quiet_libraries() -> None:

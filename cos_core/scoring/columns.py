@@ -23,7 +23,7 @@ _TEXTS = 1 << 17
 """Distinct texts that a column keeps once each; of more, only neighbours that are equal are one."""
 
 
-class Ids:
+class IdColumn:
     """The ids of rows in their order. The dictionary that finds an id's place is made when it is first needed."""
 
     __slots__ = ("_places", "names")
@@ -58,7 +58,7 @@ class Following:
 
     __slots__ = ("_known", "_names", "count")
 
-    def __init__(self, known: Ids | None = None) -> None:
+    def __init__(self, known: IdColumn | None = None) -> None:
         self._known = known
         self._names: list[str] | None = None if known is not None else []
         self.count = 0
@@ -74,11 +74,11 @@ class Following:
             place = known.places().get(name) if known is not None else None
             names.append(name if place is None or known is None else known.names[place])
 
-    def ids(self) -> Ids:
+    def ids(self) -> IdColumn:
         """The ids taken so far: `known` itself when they are all of its own."""
         if self._names is None and self._known is not None:
-            return self._known if self.count == len(self._known) else Ids(self._known.names[: self.count])
-        return Ids(self._names or [])
+            return self._known if self.count == len(self._known) else IdColumn(self._known.names[: self.count])
+        return IdColumn(self._names or [])
 
 
 class ById(Mapping[str, T], Generic[T]):
@@ -86,7 +86,7 @@ class ById(Mapping[str, T], Generic[T]):
 
     __slots__ = ("ids", "rows")
 
-    def __init__(self, ids: Ids, rows: Sequence[T]) -> None:
+    def __init__(self, ids: IdColumn, rows: Sequence[T]) -> None:
         self.ids = ids
         self.rows = rows
 
@@ -207,7 +207,7 @@ class Examples(_Sequence[Example]):
         self._rows = Packed()
         self._layouts: dict[_Shape, int] = {}
         self._shapes: list[_Shape] = []
-        self._ids: Ids | None = None
+        self._ids: IdColumn | None = None
         for example in examples:
             self.append(example)
 
@@ -223,9 +223,9 @@ class Examples(_Sequence[Example]):
         self._ids = None
 
     @property
-    def ids(self) -> Ids:
+    def ids(self) -> IdColumn:
         if self._ids is None:
-            self._ids = Ids(self._names)
+            self._ids = IdColumn(self._names)
         return self._ids
 
     @property
@@ -265,9 +265,9 @@ class Examples(_Sequence[Example]):
         return str(row[6 + keys.index("asked")] if "asked" in keys else row[2])
 
 
-def ids_of(examples: Sequence[Example]) -> Ids:
+def ids_of(examples: Sequence[Example]) -> IdColumn:
     """The questions' ids, in order."""
-    return examples.ids if isinstance(examples, Examples) else Ids([example.id for example in examples])
+    return examples.ids if isinstance(examples, Examples) else IdColumn([example.id for example in examples])
 
 
 Said = tuple[str | None, str | None, str | None]
@@ -286,9 +286,9 @@ class _ScoreRow(msgspec.Struct, gc=False):
 class Scores(_Sequence[Score]):
     """Scores as columns, texts kept once each. `known`: ids that the scores are expected to have, in order."""
 
-    def __init__(self, scores: Iterable[Score] = (), known: Ids | None = None) -> None:
+    def __init__(self, scores: Iterable[Score] = (), known: IdColumn | None = None) -> None:
         self._following = Following(known)
-        self._ids: Ids | None = None
+        self._ids: IdColumn | None = None
         self._values = array("d")
         self._odd: dict[int, Any] = {}
         self._texts = Texts()
@@ -303,7 +303,7 @@ class Scores(_Sequence[Score]):
             self.append(score)
 
     @classmethod
-    def of(cls, scores: Sequence[Score], known: Ids | None = None) -> Scores:
+    def of(cls, scores: Sequence[Score], known: IdColumn | None = None) -> Scores:
         """`scores` themselves when they are columns already."""
         return scores if isinstance(scores, cls) else cls(scores, known)
 
@@ -342,7 +342,7 @@ class Scores(_Sequence[Score]):
         return self._layouts[keys]
 
     @property
-    def ids(self) -> Ids:
+    def ids(self) -> IdColumn:
         if self._ids is None:
             self._ids = self._following.ids()
         return self._ids
@@ -391,7 +391,7 @@ class Scores(_Sequence[Score]):
         if len(places) == len(self) and all(place == number for number, place in enumerate(places)):
             return self
         taken = Scores()
-        taken._ids = Ids([self.ids.names[place] for place in places])
+        taken._ids = IdColumn([self.ids.names[place] for place in places])
         taken._following.count = len(places)
         taken._values = array("d", map(self._values.__getitem__, places))
         taken._odd = {n: self._odd[place] for n, place in enumerate(places) if place in self._odd} if self._odd else {}
@@ -413,7 +413,7 @@ _encode_lines = msgspec.json.Encoder().encode_lines
 _quick_score = msgspec.json.Decoder(_ScoreRow).decode
 
 
-def read_scores(path: Path, on_problem: OnProblem | None = None, known: Ids | None = None) -> Scores:
+def read_scores(path: Path, on_problem: OnProblem | None = None, known: IdColumn | None = None) -> Scores:
     """The scores of a file of JSON Lines. `known`: ids that they probably have, in order.
 
     A line that holds none goes to `on_problem`; without one it raises InputError.

@@ -24,7 +24,7 @@ _ABOUT = 30
 
 
 @dataclass(frozen=True, slots=True)
-class Album:
+class RegionCrops:
     """`tokens`: visual tokens a region along each side of a small grid, as RegionsBackbone's."""
 
     detector: Detector
@@ -54,7 +54,7 @@ class Album:
 
 
 @contextmanager
-def regions_as_tokens(llava: Llava, album: Album | None) -> Iterator[None]:
+def regions_as_tokens(llava: Llava, album: RegionCrops | None) -> Iterator[None]:
     """Inside, what the projector makes of a region is pooled to the album's tokens, as the backbone pools it.
 
     A hook on the projector, so that the model's own forward does the rest under every engine, ZeRO-3's included.

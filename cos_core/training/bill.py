@@ -10,7 +10,7 @@ from typing import Any
 from cos_core.dialogue.encoding import encode
 from cos_core.training.config import TrainConfig
 from cos_core.training.data import TrainData, about_places, chosen_of, limit, make_turns
-from cos_core.training.flops import Size, peak_flops
+from cos_core.training.flops import ModelSize, peak_flops
 from cos_core.training.order import Order
 from cos_core.training.samples import Sample
 
@@ -84,7 +84,7 @@ class Machine:
     recompute: bool
 
 
-def memory(size: Size, machine: Machine, config: TrainConfig, longest: int) -> dict[str, float]:
+def memory(size: ModelSize, machine: Machine, config: TrainConfig, longest: int) -> dict[str, float]:
     """GiB on one device: weights, gradients, optimiser, activations. A sum of what must be there; fragments come on top.
 
     bfloat16 under DeepSpeed: 2 bytes a weight and a gradient, 12 in the optimiser (float32 weight and AdamW's two moments).
@@ -118,7 +118,7 @@ def memory(size: Size, machine: Machine, config: TrainConfig, longest: int) -> d
     return {name: value / _GIB for name, value in parts.items()}
 
 
-def disk(size: Size, config: TrainConfig, half: bool) -> float:
+def disk(size: ModelSize, config: TrainConfig, half: bool) -> float:
     """GiB that checkpoints and the result take at the worst moment: two checkpoints and the finished model."""
     learnt = size.language + (size.projector if config.train_projector else 0)
     # The moments and, of DeepSpeed, the float32 copy; DeepSpeed writes the model beside the Trainer's own.
@@ -171,7 +171,7 @@ class Bill:
         ]
 
 
-def make(config: TrainConfig, size: Size, load: Load, machine: Machine, seconds_a_step: float | None = None) -> Bill:
+def make(config: TrainConfig, size: ModelSize, load: Load, machine: Machine, seconds_a_step: float | None = None) -> Bill:
     """The bill; `seconds_a_step` from a probe of real steps, None where none could be made."""
     step = config.batch_size * machine.devices * config.accumulation(machine.devices)
     steps = config.max_steps or config.epochs * -(-load.samples // step)

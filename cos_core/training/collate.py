@@ -11,7 +11,7 @@ import torch
 
 from cos_core.dialogue.encoding import IGNORE
 from cos_core.models.llava import processed
-from cos_core.training.data import Item
+from cos_core.training.data import TrainingItem
 from cos_core.training.reasons import Skipped
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Collator:
     fill: tuple[int, int, int]
     stand_in: tuple[int, int] | None = None
 
-    def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
+    def __call__(self, items: Sequence[TrainingItem]) -> dict[str, Any]:
         """`input_ids`, `attention_mask`, `labels` (batch, length), IGNORE on padding; `pixel_values` (pictures, 3, side, side).
 
         Pictures stand in the order of their slots, row by row, as the model's forward fills image tokens; a batch of text only
@@ -97,7 +97,7 @@ def _grey(fill: tuple[int, int, int]) -> Image:
     return Image.new("RGB", (32, 32), fill)
 
 
-def _contents(items: Sequence[Item], length: int, pictures: int) -> Contents:
+def _contents(items: Sequence[TrainingItem], length: int, pictures: int) -> Contents:
     real = [item for item in items if not item.filler]
     sizes = [len(item.encoded) for item in items]
     return Contents(

@@ -12,7 +12,7 @@ from cos_core.errors import InputError
 from cos_core.system import bounds
 
 if TYPE_CHECKING:
-    from cos_core.training.order import Cut
+    from cos_core.training.order import BatchSizes
 
 # Settings that do not change what is learnt: where things lie and how the work is cut up. A detector counts as it is built.
 _NOT_IN_FINGERPRINT = (
@@ -219,12 +219,12 @@ class TrainConfig:
         """The adapters' scale, twice the rank, as LLaVA's own LoRA recipe has it."""
         return _LORA_ALPHA * (self.lora or 0)
 
-    def cut(self, devices: int) -> Cut:
+    def cut(self, devices: int) -> BatchSizes:
         """How an epoch is cut into batches, micro-steps and optimiser steps on `devices`."""
-        from cos_core.training.order import Cut
+        from cos_core.training.order import BatchSizes
 
         together = self.batch_size * devices
-        return Cut(self.batch_size, together, together * self.accumulation(devices))
+        return BatchSizes(self.batch_size, together, together * self.accumulation(devices))
 
     def to_json(self) -> dict[str, Any]:
         """Every setting, paths as text, the learning rate as it comes out."""

@@ -29,7 +29,7 @@ from cos_core.types import Turn
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from cos_core.training.album import Album
+    from cos_core.training.album import RegionCrops
 
 _ATTEMPTS = 64
 CUT_IMAGE = "longer than max_length: an image would be cut"
@@ -37,7 +37,7 @@ CUT_LABELS = "longer than max_length: nothing to learn is left"
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class TrainingItem:
     """One encoded sample: token ids, labels, and the pictures of its image slots in order of appearance.
 
     `filler`: nothing of it is learnt; it only makes a batch as large as its neighbours on other devices. `fallback`: its
@@ -72,7 +72,7 @@ class Recipe:
     extra_turns: bool = False
     crop_of: Literal["text", "region"] = "text"
     on_no_region: Literal["full", "skip"] = "full"
-    album: Album | None = None
+    album: RegionCrops | None = None
 
 
 def draw(seed: int, sample_id: str, epoch: int, n: int) -> int:
@@ -97,7 +97,7 @@ class TrainData:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: int) -> Item:
+    def __getitem__(self, key: int) -> TrainingItem:
         """The item of a key. A sample that fails is replaced by another, drawn like a question, and named in `Item.skipped`.
 
         Raises InputError when some dozens in a row fail.
@@ -132,7 +132,7 @@ def chosen_of(sample: Sample | Outline, epoch: int, recipe: Recipe) -> int:
     return sample.usable[draw(recipe.seed, sample.id, epoch, len(sample.usable))]
 
 
-def make_item(sample: Sample, epoch: int, recipe: Recipe) -> Item:
+def make_item(sample: Sample, epoch: int, recipe: Recipe) -> TrainingItem:
     """Tokens, labels and pictures of a sample in an epoch. The image is decoded once for both views.
 
     A region that lies outside its picture is no region: the whole picture stands for it, or the sample is left out, as for a
@@ -147,7 +147,7 @@ def make_item(sample: Sample, epoch: int, recipe: Recipe) -> Item:
             raise InputError(reason)
         sample = with_whole_picture(sample, chosen)
     encoded, pictures = encode_sample(sample, chosen, picture, recipe)
-    return Item(encoded, pictures, id=sample.id, fallback=chosen in sample.fallbacks)
+    return TrainingItem(encoded, pictures, id=sample.id, fallback=chosen in sample.fallbacks)
 
 
 def outside(region: Region | None, picture: Image) -> str | None:
@@ -186,7 +186,7 @@ def encode_sample(sample: Sample, chosen: int, picture: Image | None, recipe: Re
 
 
 def _album_sample(
-    sample: Sample, chosen: int, picture: Image, recipe: Recipe, album: Album
+    sample: Sample, chosen: int, picture: Image, recipe: Recipe, album: RegionCrops
 ) -> tuple[Encoded, tuple[Image, ...]]:
     """The plain dialogue about a picture whose regions stand in its place."""
     crops = album.crops(picture, str(sample.image), recipe.profile.crop_from, recipe.fill)

@@ -45,7 +45,7 @@ _FRAME_ASPECT = 1.2
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class DataFinding:
     """One thing found: where, of which sample, what; `kind` groups them, `fault` when training cannot use it."""
 
     kind: str
@@ -75,15 +75,15 @@ class Findings:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self.first: dict[str, list[Finding]] = defaultdict(list)
+        self.first: dict[str, list[DataFinding]] = defaultdict(list)
         self.faults = 0
-        self.first_faults: list[Finding] = []
+        self.first_faults: list[DataFinding] = []
         self._all = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115 (closed with the object)
 
     def __len__(self) -> int:
         return self.counts.total()
 
-    def add(self, finding: Finding) -> None:
+    def add(self, finding: DataFinding) -> None:
         self.counts[finding.kind] += 1
         self.faults += finding.fault
         for few in (self.first[finding.kind], *([self.first_faults] if finding.fault else [])):
@@ -137,7 +137,7 @@ def plural(number: int, noun: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Patient:
+class CheckInput:
     """What is examined: the samples with their boxes, and what was left out and why.
 
     `max_no_region`: share of the questions about pictures that may be without a region of their own.
@@ -151,13 +151,13 @@ class Patient:
     def samples(self) -> SampleTable:
         return self.found.samples
 
-    def finding(self, kind: str, sample: Sample, reason: str, which: int = 0, fault: bool = True) -> Finding:
+    def finding(self, kind: str, sample: Sample, reason: str, which: int = 0, fault: bool = True) -> DataFinding:
         """One about a question of a sample."""
         question = sample.questions[which]
-        return Finding(kind, self.found.where(question.file), question.line, question.id, reason, fault)
+        return DataFinding(kind, self.found.where(question.file), question.line, question.id, reason, fault)
 
 
-def examine(patient: Patient, *, full: bool, reporter: Reporter) -> Report:
+def examine(patient: CheckInput, *, full: bool, reporter: Reporter) -> Report:
     """All findings; `full` decodes and encodes every question of every sample, else one question of SAMPLE samples."""
     report = Report(samples=len(patient.samples))
     findings = report.findings
@@ -182,25 +182,27 @@ def examine(patient: Patient, *, full: bool, reporter: Reporter) -> Report:
     return report
 
 
-def _joined(patient: Patient) -> Iterator[Finding]:
+def _joined(patient: CheckInput) -> Iterator[DataFinding]:
     """Records that cannot be read, questions left without a region, regions of another picture or of another sample's row."""
     found = patient.found
     for problem in found.named_problems():
         fault = "was there before" not in problem.reason
-        yield Finding("record" if fault else "repeated", problem.path, problem.line, problem.example_id, problem.reason, fault)
+        yield DataFinding(
+            "record" if fault else "repeated", problem.path, problem.line, problem.example_id, problem.reason, fault
+        )
     for kind, unused in (("no region", found.lacking), ("left out", found.skipped)):
         for skipped in unused:
             foreign = skipped.reason == OTHER_IMAGE
             if not (skipped.lacking and kind == "left out"):
                 what = "region of another image" if foreign else kind
-                yield Finding(what, found.where(skipped.file), skipped.line, skipped.id, skipped.reason, fault=foreign)
+                yield DataFinding(what, found.where(skipped.file), skipped.line, skipped.id, skipped.reason, fault=foreign)
     for skipped in found.unusable:
-        yield Finding("unusable region", found.regions or found.files[0], None, skipped.id, skipped.reason)
+        yield DataFinding("unusable region", found.regions or found.files[0], None, skipped.id, skipped.reason)
     for skipped in found.shifted:
-        yield Finding("row of another sample", found.where(skipped.file), skipped.line, skipped.id, skipped.reason)
+        yield DataFinding("row of another sample", found.where(skipped.file), skipped.line, skipped.id, skipped.reason)
 
 
-def _too_few(patient: Patient, report: Report) -> Iterator[Finding]:
+def _too_few(patient: CheckInput, report: Report) -> Iterator[DataFinding]:
     """Some questions without a region are to be expected; when many are, the store is hardly that of the data.
 
     A region outside its picture is none; of these the pictures that were looked at tell the share.
@@ -212,12 +214,12 @@ def _too_few(patient: Patient, report: Report) -> Iterator[Finding]:
             f"{len(found.lacking)} of {found.asked} questions about pictures have no region, {let_pass} "
             f"({found.lacking.reasons}); is this the store of these questions?"
         )
-        yield Finding(TOO_FEW, found.files[0], None, None, reason)
+        yield DataFinding(TOO_FEW, found.files[0], None, None, reason)
     outside = report.findings.counts[OUTSIDE]
     looked = outside + len(report.tokens)
     if outside > allowed * looked:
         reason = f"{outside} of {looked} regions looked at lie outside their pictures, {let_pass}; are these the pictures?"
-        yield Finding(TOO_FEW, found.files[0], None, None, reason)
+        yield DataFinding(TOO_FEW, found.files[0], None, None, reason)
 
 
 def too_few(data: Data, allowed: float) -> bool:
@@ -225,7 +227,7 @@ def too_few(data: Data, allowed: float) -> bool:
     return len(data.lacking) > allowed * data.asked
 
 
-def _chosen(patient: Patient, full: bool) -> Sequence[int]:
+def _chosen(patient: CheckInput, full: bool) -> Sequence[int]:
     """The samples that are looked at closely, by number."""
     samples, every = patient.samples, range(len(patient.samples))
     if full or len(every) <= SAMPLE:
@@ -234,10 +236,10 @@ def _chosen(patient: Patient, full: bool) -> Sequence[int]:
     return heapq.nsmallest(SAMPLE, every, key=lambda index: draw(patient.recipe.seed, samples.id(index), -1, 2**63))
 
 
-def _closely(sample: Sample, patient: Patient, full: bool) -> tuple[list[Finding], list[tuple[int, int]]]:
+def _closely(sample: Sample, patient: CheckInput, full: bool) -> tuple[list[DataFinding], list[tuple[int, int]]]:
     """Findings about one sample's picture, boxes and tokens, and (tokens, learnt tokens) of each question looked at."""
     recipe = patient.recipe
-    findings: list[Finding] = []
+    findings: list[DataFinding] = []
     picture = None
     if sample.image is not None:
         try:
@@ -296,7 +298,7 @@ def _misnamed(root: Root, relative: str) -> str | None:
     return None if named == actual else f"{relative} is a {actual} picture, whatever its name says"
 
 
-def _frame(patient: Patient, chosen: Sequence[int]) -> list[Finding]:
+def _frame(patient: CheckInput, chosen: Sequence[int]) -> list[DataFinding]:
     """Boxes that claim frame "image", but look as if measured in the padded square (or the other way round).
 
     In the padded square of a picture that is not square, every box stays inside the picture's band on the short axis. Boxes

@@ -31,7 +31,7 @@ def peak_flops(device_name: str) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class ModelSize:
     """Weights (numbers, not bytes) and the shape that attention needs."""
 
     language: int
@@ -60,7 +60,7 @@ class Size:
         return dense + attention + seeing
 
 
-def size_of(config: Any) -> Size:
+def size_of(config: Any) -> ModelSize:
     """The size of a LLaVA configuration; the model is built without memory ("meta" device)."""
     import torch
     from transformers import LlavaForConditionalGeneration
@@ -73,7 +73,7 @@ def size_of(config: Any) -> Size:
 
     text, vision = config.text_config, config.vision_config
     inner = model.model
-    return Size(
+    return ModelSize(
         language=count(inner.language_model) + count(model.lm_head),
         embedding=count(model.get_input_embeddings()),
         vision=count(inner.vision_tower),

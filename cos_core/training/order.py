@@ -13,7 +13,7 @@ _WINDOW = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class BatchSizes:
     """How an epoch is cut up: `batch` samples a device, `together` a micro-step over all devices, `step` an optimiser step."""
 
     batch: int
@@ -31,7 +31,7 @@ class Order(torch.utils.data.Sampler[int]):
     """
 
     def __init__(
-        self, size: int, seed: int, cut: Cut, length: Callable[[int, int], int] | None = None, grouped: bool = False
+        self, size: int, seed: int, cut: BatchSizes, length: Callable[[int, int], int] | None = None, grouped: bool = False
     ) -> None:
         self._size, self._seed, self._cut = size, seed, cut
         self._length, self._grouped = length, grouped

@@ -19,10 +19,10 @@ from cos_core.models import hub
 from cos_core.store.annotations import Store
 from cos_core.training import data_check as doctor
 from cos_core.training import shared, table
-from cos_core.training.album import Album
+from cos_core.training.album import RegionCrops
 from cos_core.training.config import TrainConfig
 from cos_core.training.data import Recipe
-from cos_core.training.flops import Size, size_of
+from cos_core.training.flops import ModelSize, size_of
 from cos_core.training.samples import Rules
 from cos_core.training.table import Data
 
@@ -105,15 +105,15 @@ def settings(config: TrainConfig, policy: Policy, devices: int) -> tuple[dict[st
 
 
 @dataclass(frozen=True, slots=True)
-class Light:
+class CheckpointMetadata:
     """A checkpoint without its weights: its configuration, and how it turns samples into tokens."""
 
     config: Any
     recipe: Recipe
-    size: Size
+    size: ModelSize
 
 
-def light(config: TrainConfig, policy: Policy) -> Light:
+def light(config: TrainConfig, policy: Policy) -> CheckpointMetadata:
     """The recipe under the checkpoint's own tokenizer and processor. Raises InputError when they cannot be read."""
     from cos_core.models import pretrained
     from cos_core.models.llava import check_pictures, check_tokens, image_tokens_of, quiet_libraries
@@ -140,14 +140,14 @@ def light(config: TrainConfig, policy: Policy) -> Light:
         album=album(config),
     )
     # Measured here, before ZeRO-3 is told to cut up every model that is built.
-    return Light(settings, recipe, size_of(settings))
+    return CheckpointMetadata(settings, recipe, size_of(settings))
 
 
-def album(config: TrainConfig) -> Album | None:
+def album(config: TrainConfig) -> RegionCrops | None:
     """How the annotator sees a picture; None for anything but the annotator "regions". Raises InputError for the detector."""
     if config.annotator != "regions":
         return None
-    return Album(plug.load("detectors", config.detector or "grid", **config.detector_options), config.region_tokens)
+    return RegionCrops(plug.load("detectors", config.detector or "grid", **config.detector_options), config.region_tokens)
 
 
 def check(config: TrainConfig, data: Data, recipe: Recipe, reporter: Reporter) -> doctor.Report:
@@ -155,7 +155,7 @@ def check(config: TrainConfig, data: Data, recipe: Recipe, reporter: Reporter) -
 
     Raises InputError when there are more faults than `max_faults`.
     """
-    patient = doctor.Patient(data, recipe, config.max_no_region)
+    patient = doctor.CheckInput(data, recipe, config.max_no_region)
     report = doctor.examine(patient, full=config.check == "full", reporter=reporter)
     findings = report.findings
     refused = findings.faults > config.max_faults

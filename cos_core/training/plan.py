@@ -46,7 +46,7 @@ def _plan(config: TrainConfig, policy: Policy, world: World, reporter: Reporter)
     return started.finish(counts, results=results)
 
 
-def _bill(config: TrainConfig, made: parts.Light, data: Data, world: World, reporter: Reporter) -> dict[str, Any]:
+def _bill(config: TrainConfig, made: parts.CheckpointMetadata, data: Data, world: World, reporter: Reporter) -> dict[str, Any]:
     import torch
 
     from cos_core.training import bill
@@ -73,7 +73,7 @@ def _bill(config: TrainConfig, made: parts.Light, data: Data, world: World, repo
     return result.to_json()
 
 
-def _probe(config: TrainConfig, made: parts.Light, data: Data, reporter: Reporter) -> float:
+def _probe(config: TrainConfig, made: parts.CheckpointMetadata, data: Data, reporter: Reporter) -> float:
     """Seconds a step, from a few real ones in a folder that is thrown away; the first two warm up and do not count."""
     with tempfile.TemporaryDirectory(prefix="cos-probe-") as folder:
         short = replace(config, out=Path(folder), dry_run=False, check="off", max_steps=_PROBE_STEPS, report_to="none")

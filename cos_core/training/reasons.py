@@ -39,7 +39,7 @@ class Skipped:
 
 
 @dataclass(slots=True)
-class Reasons:
+class SkipReasons:
     """How many there are of each reason, and the id of the first. Only 200 different reasons are told apart."""
 
     total: int = 0
@@ -47,7 +47,7 @@ class Reasons:
     first: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, skipped: Iterable[Skipped]) -> Reasons:
+    def of(cls, skipped: Iterable[Skipped]) -> SkipReasons:
         reasons = cls()
         for one in skipped:
             reasons.add(one)
@@ -77,10 +77,10 @@ class Reasons:
 class ReasonFile:
     """Skipped, appended one by one to a file and read from it again as often as asked, in their order."""
 
-    def __init__(self, path: Path, reasons: Reasons | None = None) -> None:
+    def __init__(self, path: Path, reasons: SkipReasons | None = None) -> None:
         """`reasons`: the counts of a file that is already written, from `counted`; without them a new file is begun."""
         self.path = path
-        self.reasons = reasons or Reasons()
+        self.reasons = reasons or SkipReasons()
         self._file: BinaryIO | None = path.open("wb") if reasons is None else None
 
     def append(self, skipped: Skipped) -> None:

@@ -83,7 +83,7 @@ def _write(staging: Path, llava: Llava, weights: dict[str, Any], config: TrainCo
     )
 
 
-def _card(llava: Llava, config: TrainConfig) -> layout.Card:
+def _card(llava: Llava, config: TrainConfig) -> layout.ModelCard:
     """Names alone: where files lay on this machine is nobody's affair."""
     base = layout.plain_name(config.model)
     learnt = f"adapters of rank {config.lora} on the language model, merged" if config.lora else "the language model"
@@ -101,7 +101,7 @@ def _card(llava: Llava, config: TrainConfig) -> layout.Card:
     }
     made = "an annotator" if config.annotator else "a checkpoint"
     origin = f"A LLaVA-1.5-layout model, tuned by `cos train` from {base}: {made} for Chain-of-Spot."
-    return layout.Card(config.out.resolve().name, origin, base, facts, chain=config.rule != "none")
+    return layout.ModelCard(config.out.resolve().name, origin, base, facts, chain=config.rule != "none")
 
 
 def _move(staging: Path, out: Path) -> None:

@@ -28,7 +28,7 @@ from cos_core.training.data import TrainData
 from cos_core.training.engine import World
 from cos_core.training.folder import CHECKPOINTS, LOG_FILE, SKIPPED_FILE, STOP_FILE
 from cos_core.training.peers import Peers
-from cos_core.training.reasons import Reasons, Skipped
+from cos_core.training.reasons import Skipped, SkipReasons
 from cos_core.training.table import Data
 from cos_core.types import RunManifest
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from cos_core.models.llava import Llava
     from cos_core.training.trainer import ChainTrainer
-    from cos_core.training.watch import Watch
+    from cos_core.training.watch import TrainingCallback
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Start:
     """What training begins with: the model, how it turns samples into tokens, the checkpoint to go on from, the processes."""
 
     llava: Llava
-    light: parts.Light
+    light: parts.CheckpointMetadata
     last: Path | None
     peers: Peers
 
@@ -131,7 +131,7 @@ def _run(config: TrainConfig, policy: Policy, here: tuple[World, Peers], reporte
     return _finish(config, started, llava, trainer, data, reporter)
 
 
-def _checked(config: TrainConfig, data: Data, made: parts.Light, reporter: Reporter) -> None:
+def _checked(config: TrainConfig, data: Data, made: parts.CheckpointMetadata, reporter: Reporter) -> None:
     parts.check(config, data, made.recipe, reporter)
 
 
@@ -144,7 +144,7 @@ def _finish(
     skipped = _all_skipped(trainer)
     weights = gathered(trainer, config)
     if skipped:
-        reporter.warn(f"skipped while training: {Reasons.of(skipped.values())}; all are in {SKIPPED_FILE}")
+        reporter.warn(f"skipped while training: {SkipReasons.of(skipped.values())}; all are in {SKIPPED_FILE}")
     log = [record for _, record in read_lines(config.out / LOG_FILE)]
     losses = [record["loss"] for record in log]
     counts = {
@@ -230,7 +230,7 @@ def read(config: TrainConfig, policy: Policy, reporter: Reporter) -> Iterator[Da
 
 def train(
     config: TrainConfig, arguments: TrainingArguments, start: Start, data: Data, reporter: Reporter
-) -> tuple[ChainTrainer, Watch]:
+) -> tuple[ChainTrainer, TrainingCallback]:
     """Trains to the end, or to where a signal stopped it, from the last whole checkpoint on.
 
     Raises InputError with what to change when memory runs out.
@@ -239,7 +239,7 @@ def train(
 
     from cos_core.training.order import Order
     from cos_core.training.trainer import ChainTrainer
-    from cos_core.training.watch import StopRequest, Watch
+    from cos_core.training.watch import StopRequest, TrainingCallback
 
     llava, made, last, peers = start.llava, start.light, start.last, start.peers
     images.reuse_memory()
@@ -257,7 +257,7 @@ def train(
         for skipped in folder.left_out(data, before.values()) if main else ():
             skipped_log.append(skipped.to_json())
         request = stack.enter_context(StopRequest().listening(alone=arguments.world_size == 1))
-        watch = Watch(order, _station(config, arguments, made, log, reporter), request)
+        watch = TrainingCallback(order, _station(config, arguments, made, log, reporter), request)
         trainer = ChainTrainer(
             model=llava.model,
             args=arguments,
@@ -281,15 +281,19 @@ def train(
 
 
 def _station(
-    config: TrainConfig, arguments: TrainingArguments, made: parts.Light, log: DurableWriter | None, reporter: Reporter
+    config: TrainConfig,
+    arguments: TrainingArguments,
+    made: parts.CheckpointMetadata,
+    log: DurableWriter | None,
+    reporter: Reporter,
 ) -> Any:
     import torch
 
     from cos_core.training.flops import peak_flops
-    from cos_core.training.watch import Station
+    from cos_core.training.watch import WatchSettings
 
     peak = peak_flops(torch.cuda.get_device_name(0)) if engine.on_gpu(config) else None
-    return Station(
+    return WatchSettings(
         out=config.out,
         reporter=reporter,
         log=log,

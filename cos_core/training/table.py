@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from cos_core.data.datasets import Files, Record, RecordFiles, Snapshot, Stamp, paths_of, read_records, spoken
+from cos_core.data.datasets import Files, RecordFiles, RecordPlace, Snapshot, Stamp, paths_of, read_records, spoken
 from cos_core.data.released import ReleasedRegions, Square
 from cos_core.errors import CosError, InputError
 from cos_core.files.jsonl import Place, Problem
 from cos_core.geometry import Box
-from cos_core.training.reasons import ReasonFile, Reasons, Skipped
+from cos_core.training.reasons import ReasonFile, Skipped, SkipReasons
 from cos_core.training.samples import Account, Annotations, Outline, Region, Rules, Sample, collect, key_of
 from cos_core.types import Example
 
@@ -151,7 +151,7 @@ class SampleTable(Sequence[Sample]):
         examples: list[Example] = []
         while len(examples) < skip + count:
             _, offset, length, line, row, renamed, file = self._records[number].item()
-            examples += self._files.examples(Record(Place(line, row, offset, length), renamed, file))
+            examples += self._files.examples(RecordPlace(Place(line, row, offset, length), renamed, file))
             number += 1
         return examples[skip : skip + count]
 
@@ -218,7 +218,7 @@ def build(folder: Path, data: Files, rules: Rules, annotations: Annotations | Re
 def opened(folder: Path) -> Data:
     """What `build` left in `folder`. Raises CosError when the data file was changed since."""
     summary = json.loads((folder / _SUMMARY).read_text())
-    logs = {name: ReasonFile(folder / name, Reasons(**summary["logs"][name])) for name in _LOGS}
+    logs = {name: ReasonFile(folder / name, SkipReasons(**summary["logs"][name])) for name in _LOGS}
     files, regions = tuple(map(Path, summary["data"])), summary["regions"]
     samples = SampleTable(folder, files, [(size, changed) for size, changed in summary["stamps"]])
     return Data(files, samples, asked=summary["asked"], mixed=summary["mixed"], regions=regions and Path(regions), **logs)

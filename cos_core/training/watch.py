@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from cos_core.errors import CosError
 from cos_core.files.jsonl import DurableWriter
 from cos_core.interfaces import Reporter
-from cos_core.training.flops import Size
+from cos_core.training.flops import ModelSize
 from cos_core.training.folder import STOP_FILE
 from cos_core.training.order import Order
 from cos_core.training.trainer import named
@@ -64,7 +64,7 @@ class StopRequest:
 
 
 @dataclass(slots=True)
-class Tally:
+class StepTotals:
     """Sums over all processes for one optimiser step."""
 
     stop: float = 0.0
@@ -76,17 +76,17 @@ class Tally:
     skipped: float = 0.0
     fallbacks: float = 0.0
 
-    def over_all(self, device: Any) -> Tally:
+    def over_all(self, device: Any) -> StepTotals:
         """The sums over all processes; every process must ask in the same step."""
-        names = [*Tally.__slots__]
+        names = [*StepTotals.__slots__]
         values = torch.tensor([getattr(self, name) for name in names], dtype=torch.float64, device=device)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(values)
-        return Tally(*values.tolist())
+        return StepTotals(*values.tolist())
 
 
 @dataclass(frozen=True, slots=True)
-class Station:
+class WatchSettings:
     """What the watch needs to know. `peak`: FLOP/s of all devices together, None when unknown; `log`: on the main process.
 
     `regions`: samples have regions, or should have; `scaled`: losses are scaled, as float16 needs it; `clock`: seconds.
@@ -95,7 +95,7 @@ class Station:
     out: Path
     reporter: Reporter
     log: DurableWriter | None
-    size: Size
+    size: ModelSize
     peak: float | None
     save_minutes: float | None
     adapters: bool = False
@@ -104,17 +104,17 @@ class Station:
     clock: Callable[[], float] = time.monotonic
 
 
-class Watch(TrainerCallback):
+class TrainingCallback(TrainerCallback):
     """Sets the epoch of the data order, asks for checkpoints, writes train_log.jsonl, drives the Reporter, stops bad runs."""
 
-    def __init__(self, order: Order, station: Station, request: StopRequest) -> None:
+    def __init__(self, order: Order, station: WatchSettings, request: StopRequest) -> None:
         self._order, self._station, self._request = order, station, request
         self.trainer: ChainTrainer | None = None
         self.stopped = False
         self._last = self._saved = station.clock()
         self._pause = 60 * (station.save_minutes or 0.0)
         self._bad_norms = 0
-        self._tally = Tally()
+        self._tally = StepTotals()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._last = self._saved = self._station.clock()
@@ -130,7 +130,7 @@ class Watch(TrainerCallback):
         timed = self._station.save_minutes is not None
         due = main and timed and self._station.clock() - self._saved >= self._pause
         asked = self._request.asked or (main and (self._station.out / STOP_FILE).exists())
-        mine = Tally(stop=float(asked), save=float(due), skipped=float(len(self.trainer.skipped) if self.trainer else 0))
+        mine = StepTotals(stop=float(asked), save=float(due), skipped=float(len(self.trainer.skipped) if self.trainer else 0))
         for contents in self.trainer.contents if self.trainer else []:
             mine.tokens += contents.tokens
             mine.squares += contents.squares

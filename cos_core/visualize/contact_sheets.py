@@ -28,7 +28,7 @@ from cos_core.types import RunManifest
 from cos_core.visualize import runs, select
 from cos_core.visualize.draw import COLOURS, font_at, wrap
 from cos_core.visualize.overlay import FORMATS, mark
-from cos_core.visualize.runs import Item, Run
+from cos_core.visualize.runs import FinishedRun, RunQuestion
 from cos_core.visualize.select import Selection
 
 OTHER = (0, 158, 115)
@@ -70,7 +70,7 @@ class CompareConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class SheetCell:
     """One question of a sheet: its picture (or why there is none), its boxes (colour, dashes, box), and lines (text, bold)."""
 
     picture: Image.Image | None
@@ -108,13 +108,13 @@ def run(config: CompareConfig, reporter: Reporter) -> RunManifest:
     return result
 
 
-def head(found: Sequence[Run]) -> list[str]:
+def head(found: Sequence[FinishedRun]) -> list[str]:
     """The columns of `table`."""
     parts = ("answer", "score", "box_status", "box")
     return ["id", "question", "gold", *(f"{run.name} {part}" for run in found for part in parts)]
 
 
-def table(found: Sequence[Run], ids: Sequence[str]) -> Iterator[list[str]]:
+def table(found: Sequence[FinishedRun], ids: Sequence[str]) -> Iterator[list[str]]:
     """A row a question: id, question, gold answer, and for each run answer, verdict, box status and box."""
     for example_id in ids:
         items = [run.item(example_id) for run in found]
@@ -126,7 +126,7 @@ def table(found: Sequence[Run], ids: Sequence[str]) -> Iterator[list[str]]:
         yield row
 
 
-def _cell(found: Sequence[Run], example_id: str) -> Cell:
+def _cell(found: Sequence[FinishedRun], example_id: str) -> SheetCell:
     items = [run.item(example_id) for run in found]
     name = next((item.image for item in items if item.image), None)
     root = next((run.images for run in found if run.images is not None), None)
@@ -145,16 +145,16 @@ def _cell(found: Sequence[Run], example_id: str) -> Cell:
     lines = [(items[-1].question, True)]
     lines += [(_said(run, item, len(items) > 1), False) for run, item in zip(found, items, strict=True)]
     lines += [(f"gold: {truth}", False)] if truth else []
-    return Cell(picture, problem, tuple(boxes), tuple(lines))
+    return SheetCell(picture, problem, tuple(boxes), tuple(lines))
 
 
-def _said(run: Run, item: Item, several: bool) -> str:
+def _said(run: FinishedRun, item: RunQuestion, several: bool) -> str:
     sign = "" if item.right is None else " ✓" if item.right else " ✗"
     instead = f" ({item.instead})" if item.instead else ""
     return f"{f'{run.name}: ' if several else ''}{item.answer}{sign}{instead}"
 
 
-def sheet(cells: Sequence[Cell], columns: int, rows: int, found: Sequence[Run]) -> Figure:
+def sheet(cells: Sequence[SheetCell], columns: int, rows: int, found: Sequence[FinishedRun]) -> Figure:
     """One page: the cells row by row, and below them what each stroke means."""
     rows = min(rows, -(-len(cells) // columns))
     width, height = columns * CELL_INCHES[0], rows * CELL_INCHES[1] + 0.3
@@ -178,7 +178,7 @@ def sheet(cells: Sequence[Cell], columns: int, rows: int, found: Sequence[Run]) 
     return figure
 
 
-def _draw(axes: matplotlib.axes.Axes, cell: Cell) -> None:
+def _draw(axes: matplotlib.axes.Axes, cell: SheetCell) -> None:
     axes.set_axis_off()
     if cell.picture is None:
         words = "\n".join(wrap(cell.problem, font_at(_WORDS_PX), 190, 6))
@@ -193,7 +193,7 @@ def _draw(axes: matplotlib.axes.Axes, cell: Cell) -> None:
             axes.add_patch(Rectangle(place, *size, fill=False, edgecolor=edge, linestyle=style, linewidth=line, clip_on=False))
 
 
-def _write_lines(figure: Figure, cell: Cell, place: tuple[float, float], size: tuple[float, float]) -> None:
+def _write_lines(figure: Figure, cell: SheetCell, place: tuple[float, float], size: tuple[float, float]) -> None:
     left, top = place
     # Measured at a whole pixel size, in the face that is drawn: 72 points and 72 pixels to the inch.
     for words, bold in cell.lines:

@@ -16,23 +16,23 @@ from cos_core.geometry import Box
 from cos_core.visualize import demo_sections as sections
 from cos_core.visualize.demo_records import (
     Answered,
+    ArmComparison,
     ArmRow,
-    Card,
-    Comparison,
+    ArmScore,
+    DemoCard,
     DemoReport,
     LabelRow,
     Plot,
-    Tally,
 )
-from cos_core.visualize.draw import Encoder, show
+from cos_core.visualize.draw import EncoderView, show
 from cos_core.visualize.gallery import (
-    Album,
     BoxKind,
+    CardBox,
+    CardLine,
     Gallery,
     GalleryCard,
-    Row,
-    Shape,
-    View,
+    PagePictures,
+    SmallPicture,
     gallery,
     in_words,
     publishing,
@@ -42,14 +42,14 @@ from cos_core.visualize.html import Html, data_uri, element, facts, fill, joined
 
 __all__ = [
     "Answered",
+    "ArmComparison",
     "ArmRow",
-    "Card",
-    "Comparison",
+    "ArmScore",
+    "DemoCard",
     "DemoReport",
-    "Encoder",
+    "EncoderView",
     "LabelRow",
     "Plot",
-    "Tally",
     "write_demo_report",
 ]
 
@@ -104,7 +104,7 @@ def _hero(report: DemoReport) -> Html:
     )
 
 
-def _sections(report: DemoReport, album: Album) -> list[tuple[str, str, Html]]:
+def _sections(report: DemoReport, album: PagePictures) -> list[tuple[str, str, Html]]:
     """(anchor, title, content) in page order; empty content leaves a section out."""
     nothing = text("")
     kinds = any(arm.kinds for arm in report.arms)
@@ -162,20 +162,20 @@ _LEGEND: dict[BoxKind, str] = {
 }
 
 
-def _gallery(report: DemoReport, album: Album) -> Html:
+def _gallery(report: DemoReport, album: PagePictures) -> Html:
     cards = [_card(report, card, album) for card in report.cards]
     return gallery(Gallery(cards, _BUTTONS, "scenes", keys=_LEGEND), album)
 
 
-def _card(report: DemoReport, card: Card, album: Album) -> GalleryCard:
+def _card(report: DemoReport, card: DemoCard, album: PagePictures) -> GalleryCard:
     outcome = {(False, True): "helped", (True, True): "both", (True, False): "hurt", (False, False): "neither"}[
         card.without.correct, card.with_cos.correct
     ]
     rows = (
         _answer_row("without", card.without),
         _answer_row("with", card.with_cos),
-        Row("truth", card.truth),
-        Row("box", card.box_text or "–", code=True, note=f"({card.box_status})" if card.box_status != "ok" else ""),
+        CardLine("truth", card.truth),
+        CardLine("box", card.box_text or "–", code=True, note=f"({card.box_status})" if card.box_status != "ok" else ""),
     )
     kinds: tuple[tuple[BoxKind, Box | None], ...] = (
         ("annotated", card.annotated),
@@ -183,7 +183,7 @@ def _card(report: DemoReport, card: Card, album: Album) -> GalleryCard:
         ("predicted", card.predicted),
     )
     scene, problem = None, ""
-    views: list[View] = []
+    views: list[SmallPicture] = []
     try:
         picture = _picture_of(report, card)
         shown = show(picture, SCENE_PX).image if max(picture.size) > SCENE_PX else picture
@@ -192,7 +192,7 @@ def _card(report: DemoReport, card: Card, album: Album) -> GalleryCard:
         if card.predicted:
             seen.append(("region", "the chosen region", report.encoder.view(picture, card.predicted)))
         for name, of, view in seen:
-            views.append(View(album.add(view, lossless=True), f"encoder: {name}", _seen_words(view, of), "seen"))
+            views.append(SmallPicture(album.add(view, lossless=True), f"encoder: {name}", _seen_words(view, of), "seen"))
     except InputError as error:
         problem = str(error)
     return GalleryCard(
@@ -201,7 +201,7 @@ def _card(report: DemoReport, card: Card, album: Album) -> GalleryCard:
         outcome,
         scene,
         problem,
-        tuple(Shape(kind, _LEGEND[kind], box) for kind, box in kinds if box is not None),
+        tuple(CardBox(kind, _LEGEND[kind], box) for kind, box in kinds if box is not None),
         tuple(views),
         rows,
         ((card.kind, ""), (_OUTCOMES[outcome], outcome), *([] if card.predicted else [("no usable region", "")])),
@@ -211,8 +211,8 @@ def _card(report: DemoReport, card: Card, album: Album) -> GalleryCard:
     )
 
 
-def _answer_row(term: str, answer: Answered) -> Row:
-    return Row(term, answer.text or "(nothing)", "right" if answer.correct else "wrong")
+def _answer_row(term: str, answer: Answered) -> CardLine:
+    return CardLine(term, answer.text or "(nothing)", "right" if answer.correct else "wrong")
 
 
 def _verdict(answer: Answered) -> Html:
@@ -221,11 +221,11 @@ def _verdict(answer: Answered) -> Html:
     return element("span", joined([element("bdi", answer.text or "(nothing)"), " ", sign]), class_=f"verdict {name}")
 
 
-def _picture_of(report: DemoReport, card: Card) -> Image.Image:
+def _picture_of(report: DemoReport, card: DemoCard) -> Image.Image:
     return images.open_image(None if card.image.is_absolute() else report.images, str(card.image))
 
 
-def _views(report: DemoReport, card: Card, region: Box) -> dict[str, Html]:
+def _views(report: DemoReport, card: DemoCard, region: Box) -> dict[str, Html]:
     """The scene with its region, and what the encoder is given of all of it and of the region. Raises InputError."""
     picture = _picture_of(report, card)
     encoder = report.encoder

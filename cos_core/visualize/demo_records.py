@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 from cos_core.errors import InputError
 from cos_core.geometry import Box
-from cos_core.visualize.draw import Encoder
+from cos_core.visualize.draw import EncoderView
 
 ArmRole = Literal["method", "baseline", "arm", "control", "reference"]
 """Chain-of-Spot itself; what it is measured against; another row of CoS Table 3a; a control; an upper line."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class ArmScore:
     """`correct` of `total` questions."""
 
     correct: int
@@ -49,7 +49,7 @@ class ArmRow:
     hit: float | None = None
     area: float | None = None
     status: Mapping[str, int] = field(default_factory=dict)
-    kinds: Mapping[str, Tally] = field(default_factory=dict)
+    kinds: Mapping[str, ArmScore] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
@@ -57,7 +57,7 @@ class ArmRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ArmComparison:
     """`arm` minus `against` on the same questions: `difference` in shares with its paired interval.
 
     `kind` None: over all questions. `gained`: questions that only `arm` got right; `lost`: only `against`. `goal`: the
@@ -98,7 +98,7 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class DemoCard:
     """One question on one scene, answered with and without Chain-of-Spot."""
 
     example_id: str
@@ -135,12 +135,12 @@ class DemoReport:
 
     title: str
     arms: tuple[ArmRow, ...]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[ArmComparison, ...]
     kinds: tuple[str, ...] = ()
     labels: tuple[LabelRow, ...] = ()
-    cards: tuple[Card, ...] = ()
+    cards: tuple[DemoCard, ...] = ()
     plots: tuple[Plot, ...] = ()
-    encoder: Encoder = field(default_factory=Encoder)
+    encoder: EncoderView = field(default_factory=EncoderView)
     images: Path | None = None
     quick: bool = False
     note: str = ""
@@ -159,7 +159,7 @@ class DemoReport:
                     raise InputError(f"a comparison names the arm {name!r}, which the report does not have")
 
     @property
-    def headline(self) -> Comparison | None:
+    def headline(self) -> ArmComparison | None:
         """The first comparison over all questions."""
         return next((c for c in self.comparisons if c.kind is None), None)
 
@@ -178,12 +178,12 @@ class DemoReport:
                 **{
                     **data,
                     "arms": tuple(_arm(a) for a in data["arms"]),
-                    "comparisons": tuple(Comparison(**c) for c in data["comparisons"]),
+                    "comparisons": tuple(ArmComparison(**c) for c in data["comparisons"]),
                     "kinds": tuple(data.get("kinds", ())),
                     "labels": tuple(LabelRow(**row) for row in data.get("labels", ())),
                     "cards": tuple(_card(c) for c in data.get("cards", ())),
                     "plots": tuple(Plot(**{**p, "path": Path(p["path"])}) for p in data.get("plots", ())),
-                    "encoder": Encoder(**{**data["encoder"], "fill": tuple(data["encoder"]["fill"])}),
+                    "encoder": EncoderView(**{**data["encoder"], "fill": tuple(data["encoder"]["fill"])}),
                     "images": Path(data["images"]) if data.get("images") else None,
                     "next_steps": tuple((str(w), str(c)) for w, c in data.get("next_steps", ())),
                 }
@@ -193,13 +193,13 @@ class DemoReport:
 
 
 def _arm(data: Mapping[str, Any]) -> ArmRow:
-    return ArmRow(**{**data, "kinds": {kind: Tally(**tally) for kind, tally in data.get("kinds", {}).items()}})
+    return ArmRow(**{**data, "kinds": {kind: ArmScore(**tally) for kind, tally in data.get("kinds", {}).items()}})
 
 
-def _card(data: Mapping[str, Any]) -> Card:
+def _card(data: Mapping[str, Any]) -> DemoCard:
     boxes = {k: None if data.get(k) is None else Box.from_json(data[k]) for k in ("predicted", "gold", "annotated")}
     answers = {k: Answered(**data[k]) for k in ("without", "with_cos")}
-    return Card(**{**data, **boxes, **answers, "image": Path(data["image"])})
+    return DemoCard(**{**data, **boxes, **answers, "image": Path(data["image"])})
 
 
 def _plain(value: Any) -> Any:

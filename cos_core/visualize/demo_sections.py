@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cos_core.types import BOX_STATUSES
-from cos_core.visualize.demo_records import ArmRow, Comparison, DemoReport, LabelRow
+from cos_core.visualize.demo_records import ArmComparison, ArmRow, DemoReport, LabelRow
 from cos_core.visualize.html import Html, element, joined, percent, share_bar, table, text
 
 _BADGES = ("control", "reference")
@@ -16,11 +16,11 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.1f}".replace("-", "−")
 
 
-def interval(comparison: Comparison) -> str:
+def interval(comparison: ArmComparison) -> str:
     return f"{points(comparison.low)} to {points(comparison.high)}"
 
 
-def headline(comparison: Comparison | None) -> str:
+def headline(comparison: ArmComparison | None) -> str:
     """What the first screen says, and only what the interval bears."""
     if comparison is None:
         return "What each way of looking answers"
@@ -40,7 +40,7 @@ def bar(arm: ArmRow, label: str) -> Html:
     return share_bar(arm.accuracy, (arm.low, arm.high), arm.role, label)
 
 
-def duel(report: DemoReport, comparison: Comparison | None) -> Html:
+def duel(report: DemoReport, comparison: ArmComparison | None) -> Html:
     """The two arms of the headline, one bar each; without a comparison every arm."""
     arms = report.arms if comparison is None else (report.arm(comparison.arm), report.arm(comparison.against))
     rows = []
@@ -80,7 +80,7 @@ def arms_table(report: DemoReport) -> Html:
     return table(caption, head, rows, numbers=(2, 3, 4, 5, 6))
 
 
-def shown_differences(report: DemoReport) -> list[Comparison]:
+def shown_differences(report: DemoReport) -> list[ArmComparison]:
     """The differences over all questions that say more than the arms' table does."""
     return [c for c in report.comparisons if c.kind is None and (c.goal is not None or c.gained is not None)]
 
@@ -179,5 +179,5 @@ def _status(status: Mapping[str, int]) -> tuple[str, str]:
     return percent(asked.get("ok", 0) / sum(asked.values())), others
 
 
-def _sign(comparison: Comparison) -> str:
+def _sign(comparison: ArmComparison) -> str:
     return "yes" if comparison.low > 0 else "no" if comparison.high < 0 else "same"

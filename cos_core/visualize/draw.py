@@ -119,7 +119,7 @@ def _fitted(picture: Image.Image, longest: int) -> Image.Image:
 
 
 @dataclass(frozen=True, slots=True)
-class Encoder:
+class EncoderView:
     """The input of a square-padding vision encoder: `side` in pixels, the padding's colour, and what a region is cut from."""
 
     side: int = 336

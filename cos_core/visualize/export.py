@@ -28,7 +28,7 @@ from cos_core.geometry import Box
 from cos_core.interfaces import Reporter
 from cos_core.types import RunManifest
 from cos_core.visualize import runs, select
-from cos_core.visualize.runs import Item, Run
+from cos_core.visualize.runs import FinishedRun, RunQuestion
 from cos_core.visualize.select import Selection
 
 Format = Literal["coco", "fiftyone", "label-studio", "lmms-eval"]
@@ -40,7 +40,7 @@ _TOLD = 5
 
 
 @dataclass(frozen=True, slots=True)
-class ExportConfig:
+class RunExportConfig:
     """`source`: an eval folder or a predictions file; `out`: the file to write; `format`: one of FORMATS; `data`, `images`:
     where questions and pictures are, when the run does not say; `image_prefix` stands before image paths (label-studio);
     `follow_links`: links in the picture folder may lead out of it."""
@@ -63,14 +63,14 @@ class ExportConfig:
 class _Job:
     """The run, the chosen ids, and how many pictures could not be read."""
 
-    config: ExportConfig
-    run: Run
+    config: RunExportConfig
+    run: FinishedRun
     ids: Sequence[str]
     reporter: Reporter
     failed: int = 0
     told: int = 0
 
-    def items(self) -> Iterator[tuple[str, Item]]:
+    def items(self) -> Iterator[tuple[str, RunQuestion]]:
         for example_id in self.ids:
             yield example_id, self.run.item(example_id)
 
@@ -89,7 +89,7 @@ class _Job:
             return None
 
 
-def run(config: ExportConfig, reporter: Reporter) -> RunManifest:
+def run(config: RunExportConfig, reporter: Reporter) -> RunManifest:
     """Writes `config.out` and `<out>.manifest.json`.
 
     A question whose picture's path names no picture, or (coco) cannot be read, or whose record JSON cannot hold, is left out,
@@ -109,7 +109,7 @@ def run(config: ExportConfig, reporter: Reporter) -> RunManifest:
     return result
 
 
-def _boxes(item: Item) -> list[tuple[Literal["predicted", "gold"], Box]]:
+def _boxes(item: RunQuestion) -> list[tuple[Literal["predicted", "gold"], Box]]:
     boxes: list[tuple[Literal["predicted", "gold"], Box]] = []
     if item.box is not None:
         boxes.append(("predicted", item.box))
@@ -118,7 +118,7 @@ def _boxes(item: Item) -> list[tuple[Literal["predicted", "gold"], Box]]:
     return boxes
 
 
-def _about(example_id: str, item: Item) -> dict[str, Any]:
+def _about(example_id: str, item: RunQuestion) -> dict[str, Any]:
     """What every format carries beside the box."""
     about: dict[str, Any] = {"example_id": example_id, "question": item.question, "answer": item.answer}
     about["gold_answer"] = item.truth
@@ -300,7 +300,7 @@ def _lmms_eval(job: _Job, file: BinaryIO) -> None:
     file.write(b"" if written else b"\n")
 
 
-def _meta(item: Item) -> Mapping[str, Any]:
+def _meta(item: RunQuestion) -> Mapping[str, Any]:
     return {key: value for key, value in (item.example.meta if item.example else {}).items() if key not in ("id", "question")}
 
 

@@ -35,7 +35,7 @@ BoxKind = Literal["predicted", "other", "gold", "annotated"]
 _OWN_FILE = re.compile(r"[0-9a-f]{32}\.(png|webp|jpeg)")
 
 
-class Album:
+class PagePictures:
     """The pictures of one page, each kept once, addressed by number.
 
     Embedded while they are at most `limit` bytes together; then all of them go to `folder`, beside the page, named by their
@@ -137,7 +137,7 @@ class Album:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class CardBox:
     """A box over the scene (frame "image"), with the words that a screen reader says."""
 
     kind: BoxKind
@@ -150,7 +150,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class SmallPicture:
     """A small picture beside the scene: its number in the album; "seen" is shown pixel by pixel, as the encoder gets it."""
 
     picture: int
@@ -160,7 +160,7 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class CardLine:
     """A term and its text; `mark` adds a sign for right or wrong; `code` sets it as what a model wrote; `note` follows it."""
 
     term: str
@@ -183,9 +183,9 @@ class GalleryCard:
     outcome: str
     scene: tuple[int, int, int] | None = None
     problem: str = ""
-    shapes: tuple[Shape, ...] = ()
-    views: tuple[View, ...] = ()
-    rows: tuple[Row, ...] = ()
+    shapes: tuple[CardBox, ...] = ()
+    views: tuple[SmallPicture, ...] = ()
+    rows: tuple[CardLine, ...] = ()
     tags: tuple[tuple[str, str], ...] = ()
     facets: Mapping[str, str] = field(default_factory=dict)
     sort: Mapping[str, float | str | None] = field(default_factory=dict)
@@ -221,7 +221,7 @@ class Gallery:
     keys: Mapping[BoxKind, str] = field(default_factory=dict)
 
 
-def gallery(content: Gallery, album: Album) -> Html:
+def gallery(content: Gallery, album: PagePictures) -> Html:
     """The section: filters, legend, an empty place for cards, the template of one, and the data of all."""
     cards = content.cards
     counts = Counter(card.outcome for card in cards)
@@ -283,7 +283,7 @@ def page_folder(out: Path) -> Path:
 
 
 @contextmanager
-def publishing(out: Path, limit: int = EMBED_BYTES) -> Iterator[Album]:
+def publishing(out: Path, limit: int = EMBED_BYTES) -> Iterator[PagePictures]:
     """The album of the page `out`, while nobody else writes that page; `write_page` ends it.
 
     Ended by an error, the page that stood there stands with all its pictures. Raises LockedError when another process writes
@@ -295,7 +295,7 @@ def publishing(out: Path, limit: int = EMBED_BYTES) -> Iterator[Album]:
         raise InputError(f"{out.parent} cannot be made: {error.strerror}") from None
     target = Path(os.path.realpath(out))
     with FileLock(target.with_name(f".{target.name}.lock"), what=out):
-        album = Album(page_folder(out), limit)
+        album = PagePictures(page_folder(out), limit)
         try:
             yield album
         except BaseException:
@@ -303,7 +303,7 @@ def publishing(out: Path, limit: int = EMBED_BYTES) -> Iterator[Album]:
             raise
 
 
-def write_page(out: Path, page: Html, album: Album) -> None:
+def write_page(out: Path, page: Html, album: PagePictures) -> None:
     """Writes the page whole or not at all, after its pictures; then those of the page before it go. Raises InputError."""
     album.settle()
     manifest.atomic_write(out, page)

@@ -85,7 +85,7 @@ class OverlayConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class OverlayInput:
     """What is drawn: a picture, its marks, the region cut from it, a relevance map, and (heading, text) notes below."""
 
     image: Image.Image
@@ -187,7 +187,7 @@ def _fractions(corners: tuple[float, float, float, float], image: Path | None) -
     return Box(x0, y0, x1, y1)
 
 
-def _scene(config: OverlayConfig, prediction: Prediction, reporter: Reporter) -> Scene:
+def _scene(config: OverlayConfig, prediction: Prediction, reporter: Reporter) -> OverlayInput:
     if prediction.image is None:
         raise InputError(f"{prediction.example_id!r} was asked without an image: there is nothing to draw")
     picture = images.open_image(None if config.image else folder(config.images, config.follow_links), prediction.image)
@@ -214,7 +214,7 @@ def _scene(config: OverlayConfig, prediction: Prediction, reporter: Reporter) ->
         crop = None if prediction.box is None else assumed_crop(picture, prediction.box)
     # The whole picture once more would be no region.
     crop = crop if region is not None else None
-    return Scene(picture, tuple(marks), crop, heat, frame, notes(prediction, example, given=config.predictions is None))
+    return OverlayInput(picture, tuple(marks), crop, heat, frame, notes(prediction, example, given=config.predictions is None))
 
 
 def _instead(prediction: Prediction) -> str:
@@ -259,7 +259,7 @@ def _stored(config: OverlayConfig) -> Annotation:
     return found
 
 
-def _stored_scene(config: OverlayConfig, annotation: Annotation) -> Scene:
+def _stored_scene(config: OverlayConfig, annotation: Annotation) -> OverlayInput:
     if annotation.image is None:
         raise InputError(f"the store does not say the image of {annotation.example_id!r}")
     picture = images.open_image(folder(config.images, config.follow_links), annotation.image)
@@ -274,7 +274,7 @@ def _stored_scene(config: OverlayConfig, annotation: Annotation) -> Scene:
         lines.append(("Truth", " / ".join(example.answers)))
     heat, frame = _heat(config, annotation.example_id)
     crop = None if annotation.box is None else assumed_crop(picture, annotation.box)
-    return Scene(picture, tuple(marks), crop, heat, frame, tuple(lines))
+    return OverlayInput(picture, tuple(marks), crop, heat, frame, tuple(lines))
 
 
 def _example(path: Path, example_id: str) -> Example | None:
@@ -309,7 +309,7 @@ def notes(prediction: Prediction, example: Example | None = None, given: bool = 
     return tuple(result)
 
 
-def render(scene: Scene, longest: int = 640) -> Image.Image:
+def render(scene: OverlayInput, longest: int = 640) -> Image.Image:
     """The sheet, RGB: the marked picture (longer side at most `longest` pixels), relevance map, crop enlarged, notes.
 
     `scene.image` is not changed.

@@ -22,19 +22,19 @@ from cos_core.types import RunManifest
 from cos_core.visualize import plots, run_sections, runs, select
 from cos_core.visualize import relevance_maps as heat
 from cos_core.visualize.gallery import (
-    Album,
     BoxKind,
+    CardBox,
+    CardLine,
     Gallery,
     GalleryCard,
-    Row,
-    Shape,
-    View,
+    PagePictures,
+    SmallPicture,
     gallery,
     publishing,
     write_page,
 )
 from cos_core.visualize.html import Html, element, facts, fill, joined, page, text, uri
-from cos_core.visualize.runs import Item, Run
+from cos_core.visualize.runs import FinishedRun, RunQuestion
 from cos_core.visualize.select import Selection
 
 SCENE_PX, CROP_PX = 320, 180
@@ -139,7 +139,7 @@ def _drawn(ids: Sequence[str], config: ReportConfig) -> list[str]:
 class _Cards:
     """Makes cards; keeps the last pictures open, since questions on one image follow each other."""
 
-    def __init__(self, found: Sequence[Run], config: ReportConfig, store: Store | None, album: Album) -> None:
+    def __init__(self, found: Sequence[FinishedRun], config: ReportConfig, store: Store | None, album: PagePictures) -> None:
         self.runs, self.config, self.store, self.album = found, config, store, album
         self.unreadable = self.newer = 0
         self.first_problem = ""
@@ -186,36 +186,38 @@ class _Cards:
             f"{example_id}: {words}",
         )
 
-    def _shapes(self, example_id: str, items: Sequence[Item]) -> tuple[Shape, ...]:
+    def _shapes(self, example_id: str, items: Sequence[RunQuestion]) -> tuple[CardBox, ...]:
         shapes = []
         annotation = self.store.get(example_id) if self.store else None
         if annotation is not None and annotation.box is not None:
-            shapes.append(Shape("annotated", _LEGEND["annotated"], annotation.box))
+            shapes.append(CardBox("annotated", _LEGEND["annotated"], annotation.box))
         gold = next((item.gold for item in items if item.gold is not None), None)
         if gold is not None:
-            shapes.append(Shape("gold", _LEGEND["gold"], gold))
+            shapes.append(CardBox("gold", _LEGEND["gold"], gold))
         for place, (run, item) in enumerate(zip(self.runs, items, strict=True)):
             if item.box is not None:
-                shapes.append(Shape("predicted" if place == len(items) - 1 else "other", f"predicted by {run.name}", item.box))
+                shapes.append(
+                    CardBox("predicted" if place == len(items) - 1 else "other", f"predicted by {run.name}", item.box)
+                )
         return tuple(shapes)
 
-    def _rows(self, items: Sequence[Item]) -> list[Row]:
+    def _rows(self, items: Sequence[RunQuestion]) -> list[CardLine]:
         rows, several = [], len(items) > 1
         for run, item in zip(self.runs, items, strict=True):
             mark = "" if item.right is None else "right" if item.right else "wrong"
             value = item.score.value if item.score else None
             part = f"scores {value:g}" if value is not None and value not in (0.0, 1.0) else ""
-            rows.append(Row(run.name if several else "answer", item.answer, mark, note=part))  # type: ignore[arg-type]
+            rows.append(CardLine(run.name if several else "answer", item.answer, mark, note=part))  # type: ignore[arg-type]
             if item.prediction is not None:
                 read = "" if item.prediction.box_status == "ok" else f"({item.prediction.box_status})"
                 read += f" {item.instead}" if item.instead else ""
                 if item.prediction.box_text or item.prediction.box_status != "skipped":
-                    rows.append(Row("first pass", item.prediction.box_text or "–", code=True, note=read))
-                rows.append(Row("asked", f"{item.prediction.policy}, {item.prediction.profile}"))
+                    rows.append(CardLine("first pass", item.prediction.box_text or "–", code=True, note=read))
+                rows.append(CardLine("asked", f"{item.prediction.policy}, {item.prediction.profile}"))
         truth = next((item.truth for item in items if item.truth), "")
-        return [*rows, Row("gold", truth)] if truth else rows
+        return [*rows, CardLine("gold", truth)] if truth else rows
 
-    def _views(self, example_id: str, items: Sequence[Item], picture: Image.Image) -> list[View]:
+    def _views(self, example_id: str, items: Sequence[RunQuestion], picture: Image.Image) -> list[SmallPicture]:
         views = []
         for run, item in zip(self.runs, items, strict=True):
             region = run.cuts.crop(picture, item.prediction) if run.cuts and item.prediction else None
@@ -225,13 +227,15 @@ class _Cards:
             of = f"region, {run.name}" if len(items) > 1 else "region"
             if item.instead:
                 of = f"{item.instead}, {run.name}" if len(items) > 1 else item.instead
-                views.append(View(self.album.add(crop), of, f"What was looked at ({of})"))
+                views.append(SmallPicture(self.album.add(crop), of, f"What was looked at ({of})"))
                 continue
-            views.append(View(self.album.add(crop), of, f"The {of}, enlarged"))
+            views.append(SmallPicture(self.album.add(crop), of, f"The {of}, enlarged"))
         cells = self._heat(example_id)
         if cells is not None:
             heated = heat.blend(_reduced(picture, SCENE_PX), cells)
-            views.append(View(self.album.add(heated), "relevance", "Relevance of each place to the answer, bright where high"))
+            views.append(
+                SmallPicture(self.album.add(heated), "relevance", "Relevance of each place to the answer, bright where high")
+            )
         return views
 
     def _heat(self, example_id: str) -> heat.Grid | None:
@@ -269,7 +273,7 @@ class _Cards:
         return datetime.fromtimestamp(changed, UTC) > self._finished + timedelta(seconds=1)
 
 
-def _outcome(items: Sequence[Item]) -> str:
+def _outcome(items: Sequence[RunQuestion]) -> str:
     first, last = items[0].right, items[-1].right
     if last is None or first is None:
         return "unscored"
@@ -278,7 +282,7 @@ def _outcome(items: Sequence[Item]) -> str:
     return {(False, True): "gained", (True, True): "both", (True, False): "lost", (False, False): "neither"}[first, last]
 
 
-def _orders(example_id: str, items: Sequence[Item]) -> dict[str, float | str | None]:
+def _orders(example_id: str, items: Sequence[RunQuestion]) -> dict[str, float | str | None]:
     last = items[-1]
     overlap = last.box.iou(last.gold) if last.box is not None and last.gold is not None else None
     orders: dict[str, float | str | None] = {
@@ -302,7 +306,7 @@ def _reduced(picture: Image.Image, longest: int) -> Image.Image:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def _first(found: Sequence[Run], maker: _Cards) -> Html:
+def _first(found: Sequence[FinishedRun], maker: _Cards) -> Html:
     bench = ", ".join(dict.fromkeys(run.benchmark for run in found if run.benchmark)) or "Answers that are not scored"
     words = " against ".join(run.name for run in reversed(found)) if len(found) > 1 else found[0].name
     more = [f"{maker.newer:,} cards show a picture whose file is newer than the answers."] if maker.newer else []
@@ -311,7 +315,7 @@ def _first(found: Sequence[Run], maker: _Cards) -> Html:
     return fill("report.html", title=bench, runs=words, table=table, remarks=remarks or "")
 
 
-def _banner(found: Sequence[Run]) -> Html:
+def _banner(found: Sequence[FinishedRun]) -> Html:
     partial_runs = [
         run.name for run in found if run.path.is_dir() and (run.manifest is None or run.manifest.status != "complete")
     ]
@@ -341,7 +345,7 @@ def _sections(
     ]
 
 
-def _plots(run: Run, several: bool) -> Html:
+def _plots(run: FinishedRun, several: bool) -> Html:
     tally = run.summary.boxes
     heading = element("h3", run.name) if several else text("")
     if tally.boxes == 0:

@@ -9,7 +9,7 @@ from typing import Any
 from cos_core.scoring import comparison
 from cos_core.scoring.comparison import Comparison
 from cos_core.visualize.html import Html, element, joined, percent, share_bar, table
-from cos_core.visualize.runs import Run
+from cos_core.visualize.runs import FinishedRun
 
 _FULL_SCALE = {"fraction": 1.0, "percent": 100.0}
 
@@ -27,10 +27,10 @@ def amount(value: object, unit: str = "") -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
 
 
-def runs_table(runs: Sequence[Run]) -> Html:
+def runs_table(runs: Sequence[FinishedRun]) -> Html:
     """A row a run: headline with its interval, questions, how its boxes were read, how it was asked."""
     rows = [element("tr", joined(_run_cells(run)), class_="method" if run is runs[-1] else "arm") for run in runs]
-    head = ["Run", "Score", "with 95 % interval", "Answered", "Region hits", "Box not usable", "Policy, profile"]
+    head = ["FinishedRun", "Score", "with 95 % interval", "Answered", "Region hits", "Box not usable", "Policy, profile"]
     caption = (
         "Every run as cos eval scored it; a dash where a run does not say. “Region hits”: the region holds the centre of the "
         "right object."
@@ -38,7 +38,7 @@ def runs_table(runs: Sequence[Run]) -> Html:
     return table(caption, head, rows, numbers=(2, 3, 4, 5))
 
 
-def _run_cells(run: Run) -> list[Html]:
+def _run_cells(run: FinishedRun) -> list[Html]:
     headline: Mapping[str, Any] = run.results.get("headline", {})
     unit, value = str(headline.get("unit", "")), headline.get("value")
     low, high = headline.get("low"), headline.get("high")
@@ -71,7 +71,7 @@ def _run_cells(run: Run) -> list[Html]:
     ]
 
 
-def metrics_table(runs: Sequence[Run]) -> Html | None:
+def metrics_table(runs: Sequence[FinishedRun]) -> Html | None:
     """Every metric of every run with its interval; None when no run has any."""
     each = [dict(_flat(run.results.get("metrics", {}))) | _regions(run) for run in runs]
     names = list(dict.fromkeys(name for found in each for name in found))
@@ -92,7 +92,7 @@ def metrics_table(runs: Sequence[Run]) -> Html | None:
     )
 
 
-def comparisons(runs: Sequence[Run]) -> tuple[list[Comparison], list[str]]:
+def comparisons(runs: Sequence[FinishedRun]) -> tuple[list[Comparison], list[str]]:
     """Every further scored run against the first, as `cos eval compare` computes it, and what is not compared, in words."""
     scored = [run for run in runs if len(run.scores)]
     pairs, refused = [], [f"{run.name}: its answers are not scored" for run in runs if not run.scores]
@@ -144,13 +144,13 @@ def differences_table(compared: Sequence[Comparison], refused: Sequence[str]) ->
     return made if listed is None else joined([made, listed])
 
 
-def remarks(runs: Sequence[Run], more: Sequence[str] = ()) -> Html | None:
+def remarks(runs: Sequence[FinishedRun], more: Sequence[str] = ()) -> Html | None:
     """What is amiss with the runs and their pictures, or None."""
     lines = [f"{run.name}: {remark}" for run in runs for remark in run.remarks] + list(more)
     return element("ul", joined(element("li", line) for line in lines), class_="remarks") if lines else None
 
 
-def provenance(run: Run) -> dict[str, Any]:
+def provenance(run: FinishedRun) -> dict[str, Any]:
     """What a reader needs to make the run again."""
     if run.manifest is None:
         return {"path": str(run.path)}
@@ -159,7 +159,7 @@ def provenance(run: Run) -> dict[str, Any]:
     return parts | dict(run.protocol) | {f"{k}": v for k, v in found.config.items() if v is not None} | dict(found.versions)
 
 
-def _regions(run: Run) -> dict[str, Any]:
+def _regions(run: FinishedRun) -> dict[str, Any]:
     found = run.results.get("regions", {})
     return {f"regions.{name}": value for name, value in _flat(found) if not name.startswith("kinds.")}
 
@@ -180,7 +180,7 @@ def _two_digits(value: float) -> str:
     return "undefined" if math.isnan(value) else f"{value:.2g}"
 
 
-def _said(run: Run, key: str) -> str:
+def _said(run: FinishedRun, key: str) -> str:
     return _listed(sorted(run.summary.said[key]))
 
 

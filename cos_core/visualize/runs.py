@@ -21,7 +21,7 @@ from cos_core.geometry import Box
 from cos_core.interfaces import BenchmarkData, Reporter
 from cos_core.scoring import columns
 from cos_core.scoring.box_tally import BoxTally
-from cos_core.scoring.columns import ById, Following, Ids, Scores
+from cos_core.scoring.columns import ById, Following, IdColumn, Scores
 from cos_core.scoring.comparison import ScoredRun
 from cos_core.scoring.metrics import usable_box
 from cos_core.scoring.recorded import Recorded
@@ -69,7 +69,7 @@ class Summary:
 
 
 @dataclass(slots=True)
-class Run:
+class FinishedRun:
     """One run. `scores` is empty for answers that were never scored; ids are example ids, in the data's order where known."""
 
     name: str
@@ -106,13 +106,13 @@ class Run:
         own = self.scores
         return ScoredRun(self.path, self.manifest, own.rows if isinstance(own, ById) else list(own.values()))
 
-    def ids(self) -> Ids:
+    def ids(self) -> IdColumn:
         """Every question of the run."""
         tables = [table for table in (self.examples, self.scores, self.predictions) if len(table)]
         first = tables[0].ids if tables and isinstance(tables[0], ById) else None
         if first is not None and first.unique() and all(isinstance(t, ById) and t.ids is first for t in tables):
             return first
-        return Ids(list(dict.fromkeys(name for table in tables for name in table)))
+        return IdColumn(list(dict.fromkeys(name for table in tables for name in table)))
 
     def right(self, example_id: str) -> bool | None:
         """Whether the answer counts, in part at least; None when it was not scored."""
@@ -122,12 +122,12 @@ class Run:
         score = self.scores.get(example_id)
         return None if score is None else score.value > 0
 
-    def item(self, example_id: str) -> Item:
-        return Item(self.predictions.get(example_id), self.scores.get(example_id), self.examples.get(example_id))
+    def item(self, example_id: str) -> RunQuestion:
+        return RunQuestion(self.predictions.get(example_id), self.scores.get(example_id), self.examples.get(example_id))
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class RunQuestion:
     """One question in one run; any part may be missing."""
 
     prediction: Prediction | None
@@ -204,14 +204,14 @@ def fallback_words(box: Box) -> str:
     return "fallback: whole picture" if box.area == 1.0 else "fallback: a fixed region"
 
 
-def load(paths: Sequence[Path], sources: RunSources, reporter: Reporter) -> list[Run]:
+def load(paths: Sequence[Path], sources: RunSources, reporter: Reporter) -> list[FinishedRun]:
     """The runs at `paths`, with names that differ; remarks go to the reporter, too.
 
     Raises InputError when a path holds neither scores nor predictions, or one that is empty.
     """
     if len({os.path.realpath(path) for path in paths}) < len(paths):
         raise InputError("the same run is named twice")
-    runs: list[Run] = []
+    runs: list[FinishedRun] = []
     for path, name in zip(paths, _names(paths), strict=True):
         runs.append(_load(path, name, sources, runs))
     for run in runs:
@@ -230,11 +230,11 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _load(path: Path, name: str, sources: RunSources, others: Sequence[Run]) -> Run:
+def _load(path: Path, name: str, sources: RunSources, others: Sequence[FinishedRun]) -> FinishedRun:
     """`others`: runs that are loaded already, as a rule of the same questions; what they hold is shared."""
     if not path.exists():
         raise InputError(f"{path}: no such run")
-    run = Run(name, path)
+    run = FinishedRun(name, path)
     folder = path if path.is_dir() else path.parent
     _read_manifest(run, folder)
     if path.is_dir() and (path / SCORES).is_file():
@@ -253,13 +253,13 @@ def _load(path: Path, name: str, sources: RunSources, others: Sequence[Run]) -> 
     return run
 
 
-def _known(runs: Sequence[Run]) -> Ids | None:
+def _known(runs: Sequence[FinishedRun]) -> IdColumn | None:
     """The ids of the first table that a run has."""
     tables = (table for run in runs for table in (run.scores, run.predictions, run.examples))
     return next((table.ids for table in tables if isinstance(table, ById) and len(table.ids)), None)
 
 
-def _read_answers(run: Run, answers: Path, known: Ids | None) -> None:
+def _read_answers(run: FinishedRun, answers: Path, known: IdColumn | None) -> None:
     rows, names = Recorded(answers, _noted(run.remarks)), Following(known)
     run.cuts = source.Cuts(answers)
     for _, prediction in rows.walk():
@@ -277,7 +277,7 @@ def _read_answers(run: Run, answers: Path, known: Ids | None) -> None:
         )
 
 
-def _read_manifest(run: Run, folder: Path) -> None:
+def _read_manifest(run: FinishedRun, folder: Path) -> None:
     if not run.path.is_dir():
         run.images = _asked_on(run.path)
         return
@@ -311,7 +311,7 @@ def _asked_on(answers: Path) -> Path | None:
     return next((place for place in places if place.is_dir()), places[0])
 
 
-def _predictions_file(run: Run) -> Path | None:
+def _predictions_file(run: FinishedRun) -> Path | None:
     """The answers: beside the scores, or where the manifest says they lie, as they were when they were scored."""
     own = run.path / source.PREDICTIONS if run.path.is_dir() else run.path
     if own.is_file():
@@ -325,7 +325,7 @@ def _predictions_file(run: Run) -> Path | None:
     return None
 
 
-def _read_questions(run: Run, sources: RunSources, others: Sequence[Run]) -> None:
+def _read_questions(run: FinishedRun, sources: RunSources, others: Sequence[FinishedRun]) -> None:
     config = dict(run.manifest.config) if run.manifest else {}
     inputs = run.manifest.inputs if run.manifest else {}
     # The recorded input is absolute; the setting is as it was typed, which may have been in another folder.
@@ -356,7 +356,7 @@ def _read_questions(run: Run, sources: RunSources, others: Sequence[Run]) -> Non
         run.remarks.append(f"its questions cannot be read ({error}); cards show what the predictions recorded")
 
 
-def _rename(run: Run) -> None:
+def _rename(run: FinishedRun) -> None:
     """Gives answers that carry an official question id (LLaVA's format) the id of their example, where that is unique."""
     if not len(run.examples) or any(name in run.examples for name in run.predictions):
         return
@@ -369,7 +369,7 @@ def _rename(run: Run) -> None:
         renamed[example_id] = candidates[0] if len(candidates) == 1 else example_id
     if isinstance(run.predictions, ById):
         names = [renamed[name] for name in run.predictions.ids.names]
-        run.predictions = ById(Ids(names), run.predictions.rows)
+        run.predictions = ById(IdColumn(names), run.predictions.rows)
 
 
 def _noted(remarks: list[str]) -> jsonl.OnProblem:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cos_core.errors import InputError
-from cos_core.visualize.runs import Item, Run
+from cos_core.visualize.runs import FinishedRun, RunQuestion
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Selection:
         return ", ".join(parts)
 
 
-def shared_ids(runs: Sequence[Run]) -> list[str]:
+def shared_ids(runs: Sequence[FinishedRun]) -> list[str]:
     """The questions that every run has, in the first one's order. Raises InputError when there is none."""
     first, *rest = [run.ids() for run in runs]
     others = [other for other in rest if other is not first]
@@ -64,7 +64,7 @@ def shared_ids(runs: Sequence[Run]) -> list[str]:
     return ids
 
 
-def chosen(runs: Sequence[Run], selection: Selection) -> list[str]:
+def chosen(runs: Sequence[FinishedRun], selection: Selection) -> list[str]:
     """The ids that the runs share and the selection takes. Raises InputError: a filter that these runs cannot answer."""
     if selection.flipped and len(runs) < 2:
         raise InputError("--flipped compares two runs, and there is one")
@@ -83,7 +83,7 @@ def chosen(runs: Sequence[Run], selection: Selection) -> list[str]:
     return ids
 
 
-def _fits(items: Sequence[Item], selection: Selection, pattern: re.Pattern[str] | None) -> bool:
+def _fits(items: Sequence[RunQuestion], selection: Selection, pattern: re.Pattern[str] | None) -> bool:
     if selection.fallback and not any(item.fallback for item in items):
         return False
     if selection.min_area is not None and (items[-1].box is None or items[-1].box.area < selection.min_area):

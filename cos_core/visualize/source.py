@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cos_core.data import datasets
-from cos_core.dialogue.cropping import Cut, assumed_crop
+from cos_core.dialogue.cropping import CropSettings, assumed_crop
 from cos_core.errors import InputError
 from cos_core.files import jsonl, manifest
 from cos_core.files.jsonl import OnProblem
@@ -26,7 +26,7 @@ PREDICTIONS = "predictions.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SourceRegion:
     """One example's region, or why it has none: `status` is a box status, or "labelled", "no region", "failed" for a store.
 
     A box that could not be read is none, whatever was looked at instead.
@@ -50,19 +50,19 @@ def read_predictions(path: Path, on_problem: OnProblem | None = None) -> Iterato
         yield prediction
 
 
-def read_boxes(path: Path, on_problem: OnProblem | None = None) -> Iterator[Found]:
+def read_boxes(path: Path, on_problem: OnProblem | None = None) -> Iterator[SourceRegion]:
     """Every example's region in a store or predictions file, in stored order."""
     if not is_store(path):
         for prediction in read_predictions(path, on_problem):
             status = "failed" if prediction.error else prediction.box_status
-            yield Found(metrics.usable_box(prediction), status, prediction.image, prediction.example_id)
+            yield SourceRegion(metrics.usable_box(prediction), status, prediction.image, prediction.example_id)
         return
     with Store.read(path) as store:
         for annotation in store.annotations():
             box = annotation.box
-            yield Found(box, "no region" if box is None else "labelled", annotation.image, annotation.example_id)
+            yield SourceRegion(box, "no region" if box is None else "labelled", annotation.image, annotation.example_id)
         for example_id, _ in store.failures():
-            yield Found(None, "failed", None, example_id)
+            yield SourceRegion(None, "failed", None, example_id)
 
 
 class Cuts:
@@ -70,14 +70,14 @@ class Cuts:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._known: dict[str, Cut | None] = {}
+        self._known: dict[str, CropSettings | None] = {}
 
-    def of(self, prediction: Prediction) -> Cut | None:
+    def of(self, prediction: Prediction) -> CropSettings | None:
         """None where nothing says it: an answer of an earlier version, of another program, or of a run that is not finished."""
         mark = prediction.fingerprint
         if mark not in self._known:
             found = manifest.beside(self._file, mark)
-            self._known[mark] = None if found is None else Cut.from_settings(found.results.get("settings", {}))
+            self._known[mark] = None if found is None else CropSettings.from_settings(found.results.get("settings", {}))
         return self._known[mark]
 
     def crop(self, picture: Image, prediction: Prediction) -> Image | None:

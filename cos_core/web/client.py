@@ -66,7 +66,7 @@ class ServerError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpReply:
     """A server's reply: HTTP status, headers (names in any case), the body in bytes, and its `words` when it refuses."""
 
     status: int
@@ -145,11 +145,11 @@ class Client:
         object.__setattr__(self, "_pool", _pool(self.url, self.connections))
         object.__setattr__(self, "_free", threading.BoundedSemaphore(self.connections))
 
-    def get(self, path: str) -> Answer:
+    def get(self, path: str) -> HttpReply:
         """Raises ServerError when no whole reply came."""
         return self._send("GET", path, None)
 
-    def post(self, path: str, body: bytes) -> Answer:
+    def post(self, path: str, body: bytes) -> HttpReply:
         """Sends JSON. Raises ServerError when no whole reply came."""
         return self._send("POST", path, body)
 
@@ -181,7 +181,7 @@ class Client:
         said = f"HTTP {status} {answer.words}".rstrip()
         raise ServerError(said, status, again=again, transient=status not in _ITEM, after=after)
 
-    def _send(self, method: str, path: str, body: bytes | None) -> Answer:
+    def _send(self, method: str, path: str, body: bytes | None) -> HttpReply:
         with self._free:
             exchange = _Exchange(self, method, path, body)
             thread = threading.Thread(target=exchange.run, name="request", daemon=True)
@@ -211,7 +211,7 @@ class _Exchange:
         self.connection: Any = None
         self.given_up = False
         self._client, self._method, self._path, self._body = client, method, path, body
-        self._answer: Answer | None = None
+        self._answer: HttpReply | None = None
         self._error: BaseException | None = None
 
     def run(self) -> None:
@@ -233,13 +233,13 @@ class _Exchange:
                 # Not the socket's own method, which for TLS waits for the other side.
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
-    def outcome(self) -> Answer:
+    def outcome(self) -> HttpReply:
         if self._error is not None:
             raise self._error
         assert self._answer is not None  # `run` sets one of the two
         return self._answer
 
-    def _made(self) -> Answer:
+    def _made(self) -> HttpReply:
         import http.client
 
         import urllib3
@@ -276,7 +276,7 @@ class _Exchange:
             headers["Authorization"] = f"Bearer {self._client.key}"
         return headers
 
-    def _read(self, reply: Any) -> Answer:
+    def _read(self, reply: Any) -> HttpReply:
         status, key = int(reply.status), self._client.key
         if 300 <= status < 400:
             to = self._client.scrubbed(one_line(shown(reply.headers.get("Location", "nowhere"))))
@@ -287,7 +287,7 @@ class _Exchange:
         words = "" if status < 300 else self._client.scrubbed(words_of(body))
         if key and len(key) >= _SCRUBBED_FROM:
             body = body.replace(key.encode(), b"[key]")
-        return Answer(status, reply.headers, body, words)
+        return HttpReply(status, reply.headers, body, words)
 
     def _body_of(self, reply: Any) -> bytes:
         data, taken = bytearray(), 0

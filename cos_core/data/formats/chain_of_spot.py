@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from cos_core.data.datasets import read_examples
-from cos_core.data.formats.records import IMPORTED, Incoming, Outgoing, Source
+from cos_core.data.formats.records import IMPORTED, ImportSource, Incoming, Outgoing
 from cos_core.data.released import ReleasedRegions, Square, key_of
 from cos_core.errors import InputError
 from cos_core.files.jsonl import Problem, report
@@ -35,7 +35,7 @@ def write(file: BinaryIO, regions: Iterable[Outgoing]) -> int:
     return count
 
 
-def read(source: Source) -> Iterator[Incoming]:
+def read(source: ImportSource) -> Iterator[Incoming]:
     """The regions of the questions in `source.data`, joined by id and question, clipped to their pictures.
 
     What does not fit goes to `source.on_problem`. Raises InputError without the questions' file, and for another layout.

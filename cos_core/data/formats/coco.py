@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cos_core.data.formats.records import IMPORTED, Frame, Incoming, Outgoing, Source, from_pixels
+from cos_core.data.formats.records import IMPORTED, Frame, ImportSource, Incoming, Outgoing, from_pixels
 from cos_core.errors import InputError
 from cos_core.files.jsonl import Problem, decode, open_input, report
 from cos_core.geometry import Box
@@ -77,7 +77,7 @@ def fingerprint(data: Mapping[str, Any]) -> str | None:
     return marks[0] if marks and isinstance(marks[0], str) and marks.count(marks[0]) == len(marks) else None
 
 
-def read(data: Mapping[str, Any], source: Source) -> Iterator[Incoming]:
+def read(data: Mapping[str, Any], source: ImportSource) -> Iterator[Incoming]:
     """The annotations of a loaded file. An id is the entry's `example_id`, else the entry's own `id`.
 
     What does not fit goes to `source.on_problem`.

@@ -10,9 +10,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cos_core.data.datasets import Teller, read_examples
+from cos_core.data.datasets import ProblemLogger, read_examples
 from cos_core.data.formats import FORMATS, Format, chain_of_spot, coco, lines, viscot
-from cos_core.data.formats.records import Incoming, Outgoing, Sizes, Source
+from cos_core.data.formats.records import ImportSource, Incoming, Outgoing, Sizes
 from cos_core.errors import FailuresError, InputError
 from cos_core.files import filesystems, jsonl, manifest, outputs
 from cos_core.files.jsonl import Problem
@@ -26,7 +26,7 @@ _OURS = {"jsonl": outputs.records_with("box|example_id", "example_id", "regions_
 
 
 @dataclass(frozen=True, slots=True)
-class ExportConfig:
+class StoreExportConfig:
     """`store` is written to the file `out` as `format`.
 
     `data`: the questions' file, needed by chain-of-spot and visual-cot; the order is then the file's. `images`: where picture
@@ -58,7 +58,7 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class ImportConfig:
+class StoreImportConfig:
     """`source`, a file in `format`, is read into the store `out`.
 
     `data`: the questions' file, needed by chain-of-spot; else examples that it does not have are refused. `images`: where
@@ -86,7 +86,7 @@ class ImportConfig:
 # --- export ---
 
 
-def export(config: ExportConfig, reporter: Reporter) -> RunManifest:
+def export(config: StoreExportConfig, reporter: Reporter) -> RunManifest:
     """Writes `config.out` and `<out>.manifest.json`, which has the store's fingerprint and provenance.
 
     Examples without a region have a place in jsonl only and are counted as skipped elsewhere; a region whose picture size
@@ -95,7 +95,7 @@ def export(config: ExportConfig, reporter: Reporter) -> RunManifest:
     """
     outputs.check_file(config.out, "store export", (config.store, config.data, config.images), _OURS.get(config.format))
     begun = manifest.started("store export", config)
-    problems = Teller(config.store, reporter)
+    problems = ProblemLogger(config.store, reporter)
     with Store.read(config.store) as store:
         info = store.info()
         job = _Export(config, store, problems, reporter)
@@ -115,9 +115,9 @@ def export(config: ExportConfig, reporter: Reporter) -> RunManifest:
 
 @dataclass(slots=True)
 class _Export:
-    config: ExportConfig
+    config: StoreExportConfig
     store: Store
-    problems: Teller
+    problems: ProblemLogger
     reporter: Reporter
     skipped: int = 0
 
@@ -162,7 +162,7 @@ def _writers(job: _Export) -> dict[Format, Callable[[BinaryIO], int]]:
 # --- import ---
 
 
-def load(config: ImportConfig, reporter: Reporter) -> RunManifest:
+def load(config: StoreImportConfig, reporter: Reporter) -> RunManifest:
     """Reads `config.source` into the store `config.out`, made or continued, and writes the store's manifest last.
 
     jsonl and our own COCO files bring the fingerprint of the settings that made them, and jsonl's manifest the provenance; what
@@ -174,13 +174,13 @@ def load(config: ImportConfig, reporter: Reporter) -> RunManifest:
         asked = outputs.records_with("answers", "dataset", "question")
         outputs.check_file(config.questions, "store import", (config.source, config.data), asked)
     begun = manifest.started("store import", config, inputs={"source": manifest.file_input(config.source)})
-    problems = Teller(config.source, reporter)
+    problems = ProblemLogger(config.source, reporter)
     digest = begun.inputs["source"]["sha256"]
     data = coco.load(config.source) if config.format == "coco" else {}
     stated = lines.fingerprint(config.source) if config.format == "jsonl" else coco.fingerprint(data) if data else None
     mark = stated or manifest.fingerprint({"imported": config.format, "sha256": digest})
     sizes = Sizes(folder(config.images, config.follow_links))
-    source = Source(config.source, mark, sizes, config.data, problems)
+    source = ImportSource(config.source, mark, sizes, config.data, problems)
     readers: dict[Format, Callable[[], Iterator[Incoming]]] = {
         "jsonl": lambda: lines.read(source),
         "chain-of-spot": lambda: chain_of_spot.read(source),
@@ -228,7 +228,7 @@ def _fill(store: Store, found: Iterator[Incoming], questions: BinaryIO | None, r
     return counts
 
 
-def _keepable(found: Iterator[Incoming], source: Source) -> Iterator[Incoming]:
+def _keepable(found: Iterator[Incoming], source: ImportSource) -> Iterator[Incoming]:
     """What the store can keep (see codec.pack); the rest are problems, so that one record does not cost its batch."""
     for record in found:
         try:
@@ -241,7 +241,7 @@ def _keepable(found: Iterator[Incoming], source: Source) -> Iterator[Incoming]:
         yield record
 
 
-def _known(found: Iterator[Incoming], data: Path, source: Source) -> Iterator[Incoming]:
+def _known(found: Iterator[Incoming], data: Path, source: ImportSource) -> Iterator[Incoming]:
     """What belongs to an example of the data; the rest are problems."""
     ids = {example.id for example in read_examples(data, text_only="keep", on_problem=source.on_problem)}
     for record in found:
@@ -251,7 +251,7 @@ def _known(found: Iterator[Incoming], data: Path, source: Source) -> Iterator[In
             jsonl.report(Problem(source.path, None, record.example_id, f"no such example in {data}"), source.on_problem)
 
 
-def _provenance(config: ImportConfig, mark: str, source: Any) -> dict[str, Any]:
+def _provenance(config: StoreImportConfig, mark: str, source: Any) -> dict[str, Any]:
     """What the export's manifest says of the settings, where it lies beside the file; else what was imported."""
     beside = manifest.path_for(config.source)
     if beside.is_file():
@@ -261,7 +261,7 @@ def _provenance(config: ImportConfig, mark: str, source: Any) -> dict[str, Any]:
     return {"imported": {"format": config.format, **source}}
 
 
-def _close(problems: Teller, allowed: int | None) -> None:
+def _close(problems: ProblemLogger, allowed: int | None) -> None:
     problems.rest()
     if allowed is not None and problems.count > allowed:
         raise FailuresError(f"{problems.count} records of {problems.data} could not be used, more than the {allowed} allowed")

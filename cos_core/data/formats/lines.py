@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cos_core.data.formats.records import Heats, Incoming, Source
+from cos_core.data.formats.records import Heats, ImportSource, Incoming
 from cos_core.errors import InputError
 from cos_core.files import jsonl
 from cos_core.files.jsonl import Problem
@@ -25,7 +25,7 @@ def fingerprint(path: Path) -> str | None:
     return None
 
 
-def read(source: Source) -> Iterator[Incoming]:
+def read(source: ImportSource) -> Iterator[Incoming]:
     """Annotations, maps and failures of a file. Raises InputError for lines of two jobs; see `Annotation.from_json`."""
     for line, record in jsonl.read_lines(source.path, source.on_problem):
         example_id = record.get("example_id")

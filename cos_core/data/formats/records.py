@@ -154,7 +154,7 @@ def _fits(stated: tuple[int, int], size: tuple[int, int]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ImportSource:
     """A file to read: `fingerprint` is what its annotations carry, `data` the questions' file that it is joined with."""
 
     path: Path

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from cos_core.data.formats.records import IMPORTED, Incoming, Outgoing, Source, from_pixels
+from cos_core.data.formats.records import IMPORTED, ImportSource, Incoming, Outgoing, from_pixels
 from cos_core.errors import InputError
 from cos_core.files.big_json import read_json_list
 from cos_core.files.jsonl import Problem, encode_line, open_input, read_lines, report
@@ -55,7 +55,7 @@ def write(file: BinaryIO, regions: Iterable[Outgoing]) -> int:
     return count
 
 
-def read(source: Source) -> Iterator[Incoming]:
+def read(source: ImportSource) -> Iterator[Incoming]:
     """Regions with their questions from a file in either layout; what does not fit goes to `source.on_problem`."""
     for line, place, record in _records(source):
         name = None
@@ -85,7 +85,7 @@ def read(source: Source) -> Iterator[Incoming]:
         yield Incoming(name, found, example=asked)
 
 
-def _records(source: Source) -> Iterator[tuple[int, int, dict[str, Any]]]:
+def _records(source: ImportSource) -> Iterator[tuple[int, int, dict[str, Any]]]:
     with open_input(source.path) as file:
         start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"["):

@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from cos_core.dialogue.prompts import PROFILE_FILE, Profile
-from cos_core.models.layout.card import Card, plain_name, written
+from cos_core.models.layout.card import ModelCard, plain_name, written
 from cos_core.models.layout.template import chat_template
 from cos_core.models.layout.tokens import say_plainly, whole_text
 from cos_core.models.layout.weights import hub_name, save_model
 
-__all__ = ["CARD_FILE", "Card", "complete", "hub_name", "padding_processor", "plain_name", "save_model"]
+__all__ = ["CARD_FILE", "ModelCard", "complete", "hub_name", "padding_processor", "plain_name", "save_model"]
 
 CARD_FILE = "README.md"
 
 
-def complete(folder: Path, *, settings: Any, tokenizer: Any, image_processor: Any, profile: Profile, card: Card) -> list[str]:
+def complete(
+    folder: Path, *, settings: Any, tokenizer: Any, image_processor: Any, profile: Profile, card: ModelCard
+) -> list[str]:
     """Writes everything else into `folder`, which has config.json already; returns what a user should know, a sentence each.
 
     `settings`: the model's LlavaConfig; `tokenizer`: the one that the checkpoint was trained with. It is written in a form

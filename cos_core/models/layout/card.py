@@ -11,7 +11,7 @@ from cos_core.dialogue.prompts import Profile
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class ModelCard:
     """What a card says beside the wording.
 
     `name`: what the checkpoint is called (a folder's name, no path); `origin`: one sentence, how it came to be; `base`: a hub
@@ -36,7 +36,7 @@ def plain_name(model: str | Path) -> str:
     return f"{cached[1]}/{cached[2]}" if cached else path.name
 
 
-def written(card: Card, profile: Profile, notes: Sequence[str] = ()) -> str:
+def written(card: ModelCard, profile: Profile, notes: Sequence[str] = ()) -> str:
     """The card as Markdown with the hub's metadata in front; `notes`: what to beware of, a sentence each."""
     facts = {"base model": card.base or "none, weights began at random", **card.facts}
     crop = {"image": "the picture", "canvas": "the padded square"}[profile.crop_from]
@@ -102,7 +102,7 @@ _TWICE = (
 _ONCE = "It answers plain questions; whether it was taught to look first (Chain-of-Spot) is not known, or it was not."
 
 
-def _requests(card: Card, profile: Profile) -> str:
+def _requests(card: ModelCard, profile: Profile) -> str:
     if not card.chain:
         return f"- The request: `{_shown(profile.plain)}`."
     first = f"- First request: `{_shown(profile.inst1)}`; the reply is a box."

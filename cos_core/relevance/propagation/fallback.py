@@ -12,7 +12,7 @@ import torch
 
 from cos_core.errors import InputError
 from cos_core.relevance.propagation.attention import implementation
-from cos_core.relevance.propagation.layers import Run
+from cos_core.relevance.propagation.layers import DecoderPass
 from cos_core.relevance.propagation.rules import Readings, SweepSettings, initial_rows, mean_positive, propagate_rows
 from cos_core.relevance.propagation.sweep import end_gradient, walked_layers
 
@@ -25,7 +25,7 @@ def sweep_maps(decoder: Any, head: Any, embeddings: torch.Tensor, readings: Read
     """
     length = embeddings.shape[1]
     with implementation(decoder, "eager"):
-        run = Run(decoder, walked_layers(decoder, settings), streamed=True, tape=None, keep_last=False)
+        run = DecoderPass(decoder, walked_layers(decoder, settings), streamed=True, tape=None, keep_last=False)
         hidden = run.forward(embeddings, readings.mask)
         gradient = end_gradient(run, head, hidden, readings, settings)
         rows = initial_rows(readings, length, embeddings.dtype)

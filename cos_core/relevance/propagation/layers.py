@@ -27,7 +27,7 @@ class Piece:
 
 
 @dataclass(slots=True)
-class Run:
+class DecoderPass:
     """One forward pass of `decoder` whose last `count` layers can be walked.
 
     `tape`: None runs the decoder's own attention implementation, which cuts nothing. `prefix`: keys and values of every layer,

@@ -13,7 +13,7 @@ import torch
 from cos_core.errors import InputError
 from cos_core.relevance.propagation import sweep_memory as memory
 from cos_core.relevance.propagation.attention import Attended, Gradients, Tape, Workspace, walk
-from cos_core.relevance.propagation.layers import Piece, Run
+from cos_core.relevance.propagation.layers import DecoderPass, Piece
 from cos_core.relevance.propagation.rules import Readings, SweepSettings, initial_rows, target_score
 
 
@@ -33,7 +33,7 @@ def sweep(
     """
     batch, length, _ = embeddings.shape
     tape = Tape(length)
-    run = Run(decoder, walked_layers(decoder, settings), _streams(decoder, embeddings, settings, batch * length), tape)
+    run = DecoderPass(decoder, walked_layers(decoder, settings), _streams(decoder, embeddings, settings, batch * length), tape)
     hidden = run.forward(embeddings, readings.mask)
     gradient = end_gradient(run, head, hidden, readings, settings)
     del hidden
@@ -74,10 +74,10 @@ def sweep_continuations(
     streamed = _streams(decoder, prefix, settings, tokens)
     count = walked_layers(decoder, settings)
     front_tape, back_tape = (Tape(start + suffixes.shape[1]) for _ in range(2))
-    front = Run(decoder, count, streamed, front_tape)
+    front = DecoderPass(decoder, count, streamed, front_tape)
     front_tape.kept = []
     front.forward(prefix)
-    back = Run(decoder, count, streamed, back_tape, front_tape.kept)
+    back = DecoderPass(decoder, count, streamed, back_tape, front_tape.kept)
     front_tape.kept = None
     hidden = back.forward(suffixes, start=start)
     back.prefix = None
@@ -156,7 +156,9 @@ def _through_projections(
     return passed
 
 
-def end_gradient(run: Run, head: Any, hidden: torch.Tensor, readings: Readings, settings: SweepSettings) -> torch.Tensor:
+def end_gradient(
+    run: DecoderPass, head: Any, hidden: torch.Tensor, readings: Readings, settings: SweepSettings
+) -> torch.Tensor:
     """dy/d(what the last layer gave), (batch, n, hidden)."""
     with torch.enable_grad():
         picked = hidden.gather(1, readings.positions[..., None].expand(-1, -1, hidden.shape[-1]))
