@@ -36,7 +36,7 @@ from cos_core.annotate import AnnotateConfig, run, stage  # noqa: E402
 from cos_core.annotate.work import AnnotateJob, WindowBatch, WindowResult  # noqa: E402
 from cos_core.data.datasets import Snapshot  # noqa: E402
 from cos_core.geometry import Box  # noqa: E402
-from cos_core.interfaces import SilentReporter  # noqa: E402
+from cos_core.interfaces import SilentReporter, Worker  # noqa: E402
 from cos_core.miniature.scenes import write_dataset  # noqa: E402
 from cos_core.runners import RunnerConfig  # noqa: E402
 from cos_core.types import Annotation  # noqa: E402
@@ -46,7 +46,7 @@ QUESTIONS = 5
 GOAL, MEMORY, LIMIT = 20_000, 2**31, 1.10
 
 
-class AtOnce:
+class AtOnce(Worker):
     """A worker without a model: a region for every question, from its place."""
 
     about: Mapping[str, Any] = {"fingerprint": "synthetic", "settings": {"policy": "synthetic"}, "rule": {}, "notes": []}

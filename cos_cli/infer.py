@@ -120,7 +120,8 @@ def infer(
     """
     from cos_core.files.jsonl import DurableWriter
     from cos_core.infer import InferConfig, run
-    from cos_core.infer.stage import answer_one, check_out
+    from cos_core.infer.chat import answer_one
+    from cos_core.infer.stage import check_out
     from cos_core.runners import RunnerConfig
 
     data = data or None

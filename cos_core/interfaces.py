@@ -1,16 +1,19 @@
 """What can be plugged in: one file each under the folder of its kind, found by its file name (see plug.py).
 
-These Protocols are read by type checkers and contract tests; nothing inherits from them.
-Each plug-in module offers one function `build(**options)` that returns the object described here.
+A plug-in module offers one function `build(**options)` that returns the object described here. `Benchmark`, `Backbone`,
+`Engine` and `Detector` are base classes: what a plug-in leaves out has a default, and a misspelt member is refused when its
+class is made.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
+from cos_core.errors import InputError
 from cos_core.geometry import Box
 from cos_core.types import Example, Prediction, Regions, Score, Turn
 
@@ -41,16 +44,79 @@ class SilentReporter:
     def progress(self, stage: str, done: int, total: int | None, detail: str = "") -> None: ...
 
 
-class Detector(Protocol):
-    """Proposes candidate regions; boxes in frame "image".
+class Plugin(ABC):  # noqa: B024 (its own subclasses have the abstract methods)
+    """What the base classes of plug-ins share.
 
-    `path`: the picture's path in its data set, for detectors that read what was computed before; others ignore it. Some give
-    `features`, (boxes, d) float32; one that knows d beforehand says it as `feature_size`, 0 for none. Raises InputError for a
-    picture that it cannot serve.
+    A public member that no base class has and that reads like one of theirs is taken for a misspelling: InputError when the
+    class is made. Other members of a plug-in begin with an underscore, or have names that differ more.
     """
 
+    __slots__ = ()
+
+    def __new__(cls, *_args: object, **_options: object) -> Any:
+        if missing := sorted(cls.__abstractmethods__):
+            raise InputError(f"the class {cls.__name__} has no {missing[0]!r}, which every {_base(cls).__name__} needs")
+        return super().__new__(cls)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        bases = [each for each in cls.__mro__ if each.__module__ == __name__]
+        if cls in bases:
+            return
+        expected = {name for each in bases for name in _members(each)}
+        members = {name for each in cls.__mro__ if each not in bases for name in _members(each)}
+        if not members <= expected:
+            _refuse_misspelt(cls, members - expected, expected - members)
+
+
+def _base(cls: type) -> type:
+    return next(each for each in cls.__mro__ if each.__module__ == __name__)
+
+
+def _members(cls: type) -> Iterator[str]:
+    """The public names that a class itself defines or annotates."""
+    yield from (name for name in (*vars(cls), *vars(cls).get("__annotations__", ())) if not name.startswith("_"))
+
+
+def _refuse_misspelt(cls: type, unknown: Iterable[str], free: Iterable[str]) -> None:
+    from difflib import get_close_matches
+
+    for name in sorted(unknown):
+        if near := get_close_matches(name, free, 1, 0.85):
+            raise InputError(
+                f"the class {cls.__name__} has {name!r}, which no {_base(cls).__name__} has; did you mean {near[0]!r}? "
+                "(A member of its own begins with an underscore.)"
+            )
+
+
+class Detector(Plugin):
+    """Proposes candidate regions; boxes in frame "image".
+
+    What its boxes depend on is its mapping `settings`, else its dataclass fields (plug.described).
+    """
+
+    __slots__ = ()
+
+    parallel: ClassVar[bool] = False
+    """Whether `detect` may be called from any thread."""
+
+    @property
+    def feature_size(self) -> int | None:
+        """Numbers a region in `Regions.features`, 0 for no features; None when that is not known before the first picture."""
+        return None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know before the work begins, a sentence each."""
+        return ()
+
+    @abstractmethod
     def detect(self, image: Image, path: str = "") -> Regions:
-        """The candidates on one upright RGB picture; none is an empty Regions."""
+        """The candidates on one upright RGB picture; none is an empty Regions. `features`, where there are, (boxes, d) float32.
+
+        `path`: the picture's path in its data set, for detectors that read what was computed before. Raises InputError for a
+        picture that it cannot serve.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +133,30 @@ class Relevance:
     note: str | None = None
 
 
-class Backbone(Protocol):
+class Backbone(Plugin):
     """Relevance of the answer to areas of one image, for several questions on it (CoS Eq. 4-6).
 
-    `settings`: everything that scores depend on, the weights' fingerprint and the detector's settings included; annotations
-    are told apart by it. A backbone may also have `roi`, the roi.RoiRule that suits its scores; `notes`, what a user should
-    know of it before the work begins; and a method `prepare(image, path)`, which in any thread does beforehand what it can of a
-    picture that `relevance` will be asked about (the same object), and changes no result. Its `build(model, detector, ...)` is
-    given a Detector, or None for the backbone's own choice.
+    Its `build(model, detector, ...)` is given a Detector, or None for the backbone's own choice.
     """
 
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """See above; plain JSON, for `manifest.fingerprint`."""
+    __slots__ = ()
 
+    settings: Mapping[str, Any]
+    """Everything that scores depend on, as plain JSON: the weights' fingerprint and the detector's settings included. Its
+    fingerprint tells annotations apart."""
+    roi: Any = None
+    """The relevance.roi.RoiRule that suits its scores; None for the usual one."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know before the work begins, a sentence each: its detector's notes, and its own."""
+        return ()
+
+    def prepare(self, image: Image, path: str) -> None:
+        """Does beforehand, in any thread, what it can for a picture that `relevance` will get (the same object); no result
+        depends on it."""
+
+    @abstractmethod
     def relevance(self, groups: Sequence[tuple[Image, Sequence[Example]]]) -> list[list[Relevance]]:
         """One Relevance per example, grouped as given: each group is one image with its questions.
 
@@ -148,15 +224,24 @@ class Reply:
     margins: tuple[float, ...] = field(default=(), compare=False)
 
 
-class Engine(Protocol):
-    """Turns requests into replies, in order. It knows nothing of Chain-of-Spot.
+class Engine(Plugin):
+    """Turns requests into replies, in order. It knows nothing of Chain-of-Spot."""
 
-    An engine may also have `concurrency`: how many requests it likes to have under way at once; more than 1 says that
-    `generate` may be called from several threads, each with a question's next request.
-    """
+    __slots__ = ()
 
     name: str
+    concurrency: int = 1
+    """Requests that may be under way at once; above 1 `generate` is called from several threads, each with one question's next
+    request."""
 
+    def prepare(self, images: Sequence[Image]) -> None:
+        """Does beforehand, in another thread, what it can for pictures of later requests (the same objects)."""
+
+    def without_reuse(self) -> Engine | None:
+        """The same model, answering without anything kept from earlier requests; None: such an engine is built anew."""
+        return None
+
+    @abstractmethod
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """One Reply a Request, in order. A request that fails is a Reply with `error`; the others are answered."""
 
@@ -205,38 +290,136 @@ class BenchmarkData:
     protocol: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Benchmark(Protocol):
-    """One benchmark: reads its official files, says how answers are scored, aggregates scores.
+@dataclass(frozen=True, slots=True)
+class Need:
+    """One thing to download: a file or folder below the data folder (any of `names`), and where it comes from.
 
-    More that is used where a benchmark has it: `headline` (the metric to name, "accuracy" without it) and its `unit`; `needs`
-    (_files.Need) and `counts` (questions a split); `scorers`; the methods `estimates`, `protocol`, `asked`, `judged` and
-    `submission`. docs/howto/add-a-benchmark.md shows them.
+    `split`: only this split needs it; `optional`: scoring works without it; `md5` of the file, where one is published.
     """
 
-    name: str
-    summary: str
+    names: tuple[str, ...]
+    source: str
+    split: str | None = None
+    optional: bool = False
+    md5: str | None = None
 
+    def path(self, root: Path) -> Path | None:
+        """The first of `names` that is there."""
+        return next((root / name for name in self.names if (root / name).exists()), None)
+
+
+class Benchmark(Plugin):
+    """One benchmark: reads its official files, says how answers are scored, aggregates scores."""
+
+    __slots__ = ()
+
+    name: str
+    summary: str = ""
+    split: str | None = None
+    scorer: str | None = None
+    """What `build` was asked for, where there is a choice."""
+    headline: str = "accuracy"
+    """The path of the one number that stands for the benchmark: "mean_f1", "kinds.reading.accuracy"."""
+    unit: str = "fraction"
+    """The headline's: "fraction", "percent" or "points"."""
+    upload: str = ".json"
+    """The ending of the submission's file."""
+    scorers: Sequence[str] = ()
+    """The names that `build(scorer=...)` takes."""
+    needs: Sequence[Need] = ()
+    """What to download."""
+    counts: Mapping[str, int] = {}
+    """How many questions each official split has."""
+    folders: Sequence[str] = ()
+    """What others call the benchmark's folder (LLaVA's `seed_bench`)."""
+
+    @abstractmethod
     def load(self, root: Path) -> BenchmarkData:
         """The questions in the official files below `root`. Raises InputError that names the file that is missing or wrong."""
 
+    @abstractmethod
     def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
-        """One Score a question of `data`, in order; `predictions` by example id. One without a prediction scores 0."""
+        """One Score a question of `data`, in order; `predictions` by example id. One without a prediction scores 0.
 
+        No scores at all where labels are not public; `metrics` is then {"server_scored": True}.
+        """
+
+    @abstractmethod
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
         """The official aggregates, in the official units, from the scores alone; nested by what they are of."""
 
+    def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> Sequence[Any] | None:
+        """The aggregates that get an interval (scoring.metrics.Estimate); None: the mean value of the scores, as "accuracy"."""
+        return None
 
-class Worker(Protocol):
-    """Holds what a stage's work needs (a model, as a rule) and maps it over portions.
+    def protocol(self, predictions: Mapping[str, Prediction]) -> Mapping[str, Any]:
+        """What two runs must share to be comparable, beside split, profile and policy (TextVQA: whether prompts had OCR)."""
+        return {}
 
-    `about`: plain JSON that decides the results (settings, the model's fingerprint); equal on all workers of a run. A method
-    `expect(portion)` may be there, too: called in any thread with a portion that `work` will be given later, so that it can
-    begin to read what is needed.
-    """
+    def asked(self, prompt: str) -> str | None:
+        """The question inside a recorded prompt, compared with `Example.asked` where question ids repeat."""
+        return prompt
+
+    def same_question(self, question_id: str) -> str:
+        """One id for all spellings of an official question id, or of an example's (MME)."""
+        return question_id
+
+    def unpack(self, root: Path) -> Sequence[str]:
+        """Writes pictures that stand inside the files as files, before a model runs; a sentence for each that is wrong."""
+        return ()
+
+    def submission(self, root: Path, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str | bytes | None:
+        """The content of the file that a server scores; None where the benchmark is scored here.
+
+        Raises InputError when an answer is missing.
+        """
+        return None
+
+
+class JudgedBenchmark(Benchmark):
+    """A benchmark whose answers a language model grades (evaluate/judge.py)."""
+
+    __slots__ = ()
+
+    reading: str = "official"
+    """How a judge's replies are read; part of the protocol."""
 
     @property
-    def about(self) -> Mapping[str, Any]: ...
+    def unread_grade(self) -> float | None:
+        """The grade after the last reply without one; None where the answer stays ungraded."""
+        return None
 
+    @abstractmethod
+    def judge_prompt(self) -> str:
+        """What stands before every sample."""
+
+    @abstractmethod
+    def judge_sample(self, example: Example, answer: str) -> str:
+        """The part of a request that is about one answer."""
+
+    @abstractmethod
+    def judge_grade(self, reply: str, cut: bool = False) -> float | None:
+        """The grade in a reply, in [0, 1]; None when there is none. `cut`: the reply was cut off at its longest."""
+
+    @abstractmethod
+    def judged(
+        self, data: BenchmarkData, predictions: Mapping[str, Prediction], grades: Mapping[str, Sequence[float]]
+    ) -> Sequence[Score]:
+        """One score a question, from its grades by example id (nan for one that could not be read)."""
+
+
+class Worker(ABC):
+    """Holds what a stage's work needs (a model, as a rule) and maps it over portions."""
+
+    @property
+    @abstractmethod
+    def about(self) -> Mapping[str, Any]:
+        """Plain JSON that decides the results (settings, the model's fingerprint); equal on all workers of a run."""
+
+    def expect(self, portion: Any) -> None:  # noqa: B027 (a worker may begin with nothing)
+        """Begins to read what a portion needs that `work` will be given later. Called in any thread."""
+
+    @abstractmethod
     def work(self, portions: Iterable[Any]) -> Iterator[Any]:
         """Results in the order of the portions, as they are made: the same for a portion whoever works, and whatever else it
         worked on. Raises CosError for what the user must mend; what is wrong with one example is a result."""
@@ -283,6 +466,9 @@ __all__ = [
     "Grammar",
     "HoldsModel",
     "Job",
+    "JudgedBenchmark",
+    "Need",
+    "Plugin",
     "Policy",
     "Relevance",
     "Reply",

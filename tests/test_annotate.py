@@ -23,7 +23,7 @@ from cos_core.annotate import AnnotateConfig, annotator, run
 from cos_core.errors import FailuresError, InputError, LockedError
 from cos_core.files import manifest
 from cos_core.geometry import Box
-from cos_core.interfaces import Relevance, SilentReporter
+from cos_core.interfaces import Backbone, Relevance, SilentReporter
 from cos_core.relevance import roi
 from cos_core.store.annotations import Store
 from cos_core.types import Regions
@@ -193,7 +193,7 @@ class TestWhatFails:
     def test_relevance_that_says_nothing_is_an_annotation_with_a_reason(
         self, job: AnnotateConfig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        class Mute:
+        class Mute(Backbone):
             settings: ClassVar[dict[str, str]] = {"name": "mute"}
 
             def relevance(self, groups: Sequence[Any]) -> list[list[Relevance]]:

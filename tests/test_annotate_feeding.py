@@ -17,15 +17,15 @@ from PIL import Image
 from tiny_llava import make_checkpoint
 
 from cos_core.annotate import AnnotateConfig, annotator, run, work
-from cos_core.annotate.pictures import WindowReader
 from cos_core.backbones import _questions
 from cos_core.backbones._ahead import Ahead
 from cos_core.detectors.grid import Grid
 from cos_core.errors import InputError
 from cos_core.files import plug
 from cos_core.files.images import ImageSource
+from cos_core.files.read_ahead import PictureReader
 from cos_core.geometry import Box
-from cos_core.interfaces import Relevance, SilentReporter
+from cos_core.interfaces import Backbone, Relevance, SilentReporter
 from cos_core.system import worker_process
 from cos_core.types import Example, Regions
 
@@ -84,8 +84,8 @@ def test_stores_do_not_depend_on_reading_ahead(backbone: str, job: AnnotateConfi
 
     def one_by_one(self: work.AnnotateWorker, portions: Any) -> Any:
         for portion in portions:
-            for ask in portion.asks:
-                yield self._annotator.outcomes(ask.groups, ImageSource(job.images))
+            for window in portion.windows:
+                yield self._annotator.outcomes(window.groups, ImageSource(job.images))
 
     slow = replace(job, out=job.out.with_name("slow"))
     with monkeypatch.context() as patch:
@@ -97,7 +97,7 @@ def test_stores_do_not_depend_on_reading_ahead(backbone: str, job: AnnotateConfi
     assert failures(job) == failures(slow)
 
 
-class Waiting:
+class Waiting(Backbone):
     """A backbone whose first window waits until the second one's pictures have been prepared in another thread."""
 
     settings: ClassVar[dict[str, str]] = {"name": "waiting"}
@@ -149,7 +149,7 @@ def test_a_portion_that_lies_ready_is_read_before_it_is_begun(job: AnnotateConfi
 
 
 def test_pictures_that_cannot_be_read_are_refused_when_asked_for(job: AnnotateConfig) -> None:
-    opened = WindowReader(threads=2).begin(["000.png", "003.png"], ImageSource(job.images))
+    opened = PictureReader(threads=2).begin(["000.png", "003.png"], ImageSource(job.images))
     assert opened.open("000.png").size == (64, 64)
     for _ in range(2):
         with pytest.raises(InputError, match=r"003\.png"):

@@ -16,10 +16,12 @@ from tiny_lxmert import FeatureGrid
 from tiny_lxmert import make_checkpoint as make_lxmert
 
 from cos_core.backbones import _questions, lxmert, patches, regions
+from cos_core.dialogue.cropping import crop_region
 from cos_core.dialogue.prompts import dialogue
 from cos_core.errors import InputError
 from cos_core.files import images, plug
 from cos_core.geometry import SquarePad
+from cos_core.interfaces import Detector
 from cos_core.models import llava
 from cos_core.relevance import heat, propagation
 from cos_core.relevance.propagation import Readings, SweepSettings
@@ -78,7 +80,7 @@ def test_regions_equal_the_slow_way(by_regions: regions.RegionsBackbone) -> None
     model = by_regions.asker.model
     tokens = []
     for box in found.regions.boxes:
-        (features,) = model.image_features(model.pixels([images.crop_region(image, box, model.profile.crop_from, model.fill)]))
+        (features,) = model.image_features(model.pixels([crop_region(image, box, model.profile.crop_from, model.fill)]))
         tokens.append(features.view(4, 4, -1)[1:3, 1:3].mean((0, 1)))  # 0.6 of four patches: the middle two
     expected = slow_row(by_regions.asker, torch.stack(tokens), "what is it?", "a cat")
     assert len(expected) == 6 * 5 + 3 * 2  # along 101 and 89 pixels, of side 0.3 and of side 0.5
@@ -93,7 +95,7 @@ def test_four_tokens_a_region_are_summed(checkpoint: Path) -> None:
     assert found.regions is not None
     assert found.regions.scores is not None
     model = backbone.asker.model
-    crops = [images.crop_region(image, box, model.profile.crop_from, model.fill) for box in found.regions.boxes]
+    crops = [crop_region(image, box, model.profile.crop_from, model.fill) for box in found.regions.boxes]
     cells = model.image_features(model.pixels(crops)).view(29, 4, 4, -1)[:, 1:3, 1:3]
     expected = slow_row(backbone.asker, cells.reshape(29 * 4, -1), "what?", "a cat").view(29, 4).sum(1)
     assert torch.allclose(torch.tensor(found.regions.scores, dtype=torch.float64), expected, rtol=1e-9, atol=1e-12)
@@ -135,7 +137,7 @@ class TestMixedMode:
         assert both[0].regions != both[1].regions
 
     def test_a_picture_without_boxes(self, checkpoint: Path) -> None:
-        class Nothing:
+        class Nothing(Detector):
             def detect(self, image: Image.Image, path: str = "") -> Regions:
                 return Regions((), ())
 
@@ -276,7 +278,7 @@ def flat(found: Any) -> list[float]:
 
 
 def test_an_image_without_candidates_gives_empty_regions(by_regions: regions.RegionsBackbone) -> None:
-    class OnlyWide:
+    class OnlyWide(Detector):
         def detect(self, image: Image.Image, path: str = "") -> Regions:
             found = by_regions.detector.detect(image)
             return found if image.width > image.height else Regions((), ())

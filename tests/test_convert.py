@@ -16,14 +16,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cos_core.dialogue.box_text import read_box
+from cos_core.dialogue.cropping import crop_region
 from cos_core.dialogue.encoding import tokenize
 from cos_core.dialogue.prompts import dialogue, load_profile, text_dialogue
 from cos_core.engines.hf import HfEngine
 from cos_core.errors import InputError
-from cos_core.files.images import crop_region, open_image
+from cos_core.files.images import open_image
 from cos_core.files.plug import load as plugin
 from cos_core.infer.passes import Setting, TwoPass
-from cos_core.interfaces import Reply, Request
+from cos_core.interfaces import Engine, Reply, Request
 from cos_core.models import llava
 from cos_core.models.convert import ConvertConfig, convert
 from cos_core.types import Example
@@ -108,7 +109,7 @@ def test_logits(loaded: llava.Llava) -> None:
         assert logits.argmax(-1).tolist() == case["argmax_all"]
 
 
-class Forced:
+class Forced(Engine):
     """The engine with each first pass's text replaced, as the recorded runs had it; keeps requests and replies."""
 
     name = "forced"

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from two_passes import QUIET, Recorder, make_pictures, questions, stored
 
-from cos_core.dialogue.cropping import CropSettings, region_of
+from cos_core.dialogue.cropping import CropSettings, crop_region, region_of
 from cos_core.dialogue.prompts import load_profile
 from cos_core.files import manifest, plug
-from cos_core.files.images import crop_region, open_image
+from cos_core.files.images import open_image
 from cos_core.geometry import Box
 from cos_core.infer import InferConfig, run
 from cos_core.training.album import RegionCrops

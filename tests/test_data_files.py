@@ -21,7 +21,7 @@ from cos_core.errors import CosError, InputError
 from cos_core.files import big_json, json_window, jsonl, manifest
 from cos_core.infer import run
 from cos_core.infer.settings import InferConfig
-from cos_core.interfaces import Reply, Request, SilentReporter
+from cos_core.interfaces import Engine, Reply, Request, SilentReporter
 from cos_core.training.samples import key_of
 from cos_core.types import Example
 
@@ -309,7 +309,7 @@ CHANGES: dict[str, Callable[[Path], Any]] = {
 }
 
 
-class Answering:
+class Answering(Engine):
     """An engine that answers every question the same."""
 
     name = "answering"

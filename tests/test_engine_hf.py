@@ -68,7 +68,7 @@ def alike(count: int, budget: int) -> list[Request]:
 
 
 def ids_of(engine: HfEngine, asked: Sequence[Request]) -> list[list[int]]:
-    return engine._greedy([engine._job(i, request) for i, request in enumerate(asked)])
+    return [list(reply.ids) for reply in engine.generate(asked)]
 
 
 def prompt(engine: HfEngine, request: Request) -> tuple[torch.Tensor, tuple[Image.Image, ...]]:

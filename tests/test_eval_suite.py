@@ -15,6 +15,7 @@ from cos_core.benchmarks import _files
 from cos_core.errors import InputError, LockedError
 from cos_core.files import manifest
 from cos_core.files.locks import FileLock
+from cos_core.interfaces import Need
 from cos_core.types import Example
 
 QUESTIONS = 12
@@ -221,11 +222,11 @@ def test_another_number_of_questions_is_said(tmp_path: Path, model: str, capsys:
 
 def test_a_published_digest_is_compared(tmp_path: Path) -> None:
     (tmp_path / "file.tsv").write_bytes(b"abc")
-    need = _files.Need(("file.tsv",), "here", md5="900150983cd24fb0d6963f7d28e17f72")  # RFC 1321
-    assert need.other(tmp_path) is None
+    need = Need(("file.tsv",), "here", md5="900150983cd24fb0d6963f7d28e17f72")  # RFC 1321
+    assert _files.other_version(need, tmp_path) is None
     (tmp_path / "file.tsv").write_bytes(b"abd")
-    assert "another version" in (need.other(tmp_path) or "")
-    assert need.other(tmp_path / "nowhere") is None
+    assert "another version" in (_files.other_version(need, tmp_path) or "")
+    assert _files.other_version(need, tmp_path / "nowhere") is None
 
 
 def test_files_are_checked_against_sums(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,17 +19,16 @@ from cos_core.annotate import annotator
 from cos_core.annotate.config import NOT_IN_FINGERPRINT as NOT_ANNOTATING
 from cos_core.dialogue import prompts
 from cos_core.dialogue.box_text import write_box
-from cos_core.dialogue.cropping import CropSettings, region_of
+from cos_core.dialogue.cropping import CropSettings, crop_region, region_of
 from cos_core.dialogue.encoding import encode
 from cos_core.dialogue.prompts import DIALOGUE_VERSION, dialogue, load_profile, profile_names
 from cos_core.errors import InputError
 from cos_core.evaluate import EvalConfig
 from cos_core.files import assets, manifest, plug
-from cos_core.files.images import crop_region, square_pad
+from cos_core.files.images import square_pad
 from cos_core.geometry import Box
 from cos_core.infer import InferConfig, run
-from cos_core.infer.settings import NOT_IN_FINGERPRINT, resolved_profile
-from cos_core.infer.stage import setting
+from cos_core.infer.settings import NOT_IN_FINGERPRINT, resolved_profile, setting
 from cos_core.runners import RunnerConfig
 from cos_core.training.config import _NOT_IN_FINGERPRINT as NOT_LEARNT
 from cos_core.training.config import TrainConfig

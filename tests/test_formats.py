@@ -17,8 +17,9 @@ from reporters import Told
 from cos_core.data.datasets import read_examples
 from cos_core.data.formats.exchange import StoreExportConfig, StoreImportConfig, export, load
 from cos_core.data.released import ReleasedRegions, Square
+from cos_core.dialogue.cropping import crop_region
 from cos_core.errors import FailuresError
-from cos_core.files.images import crop_region, open_image
+from cos_core.files.images import open_image
 from cos_core.geometry import Box, SquarePad
 from cos_core.interfaces import SilentReporter
 from cos_core.store.annotations import Store

@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cos_core.dialogue.cropping import crop_region
 from cos_core.errors import InputError, TransientError
 from cos_core.files import images
-from cos_core.files.images import FILL, MAX_PIXELS, crop_region, open_image, picture_size, reduced, reuse_memory, square_pad
+from cos_core.files.images import FILL, MAX_PIXELS, open_image, picture_size, reduced, reuse_memory, square_pad
 from cos_core.files.picture_files import image_path
 from cos_core.geometry import Box, SquarePad, full_box
 from cos_core.models.llava import square_resized

@@ -15,7 +15,7 @@ from cos_core.engines.scripted import last_user_text
 from cos_core.errors import InputError
 from cos_core.files import manifest
 from cos_core.infer import InferConfig, run
-from cos_core.infer.stage import answer_one
+from cos_core.infer.chat import answer_one
 
 
 @pytest.fixture

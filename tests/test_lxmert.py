@@ -22,7 +22,7 @@ from cos_core.backbones import lxmert
 from cos_core.detectors import grid
 from cos_core.errors import InputError, MissingError
 from cos_core.geometry import Box
-from cos_core.interfaces import SilentReporter
+from cos_core.interfaces import Detector, SilentReporter
 from cos_core.relevance import roi
 from cos_core.types import Example, Regions
 
@@ -146,7 +146,7 @@ class TestLabels:
 
 
 @dataclass(frozen=True)
-class Made:
+class Made(Detector):
     """Gives what it was made of."""
 
     regions: Regions

@@ -111,8 +111,7 @@ def test_what_is_not_there_may_come(tmp_path: Path) -> None:
             open_image(tmp_path, name)
         with pytest.raises(TransientError):
             picture_size(tmp_path, name)
-    source = ImageSource(tmp_path)
-    source.take(pickle.loads(pickle.dumps(shipped(tmp_path, ["none.png", "../x"]))))
+    source = ImageSource(tmp_path, pickle.loads(pickle.dumps(shipped(tmp_path, ["none.png", "../x"]))))
     with pytest.raises(TransientError):
         source.open("none.png")
     with pytest.raises(InputError) as caught:

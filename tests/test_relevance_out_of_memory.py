@@ -24,7 +24,7 @@ from cos_core.engines.hf import HfEngine
 from cos_core.files import plug
 from cos_core.infer import InferConfig
 from cos_core.infer.relevance_regions import HeatFinder
-from cos_core.infer.stage import finder
+from cos_core.infer.settings import finder
 from cos_core.interfaces import Relevance, Request, SilentReporter
 from cos_core.models import llava
 from cos_core.relevance import propagation

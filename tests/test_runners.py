@@ -1,4 +1,4 @@
-"""Runners: the same results in the same order whoever works and whoever dies, with bounded reading ahead."""
+"""Runners: the same results in the same order in every runner and when workers die, with bounded reading ahead."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from toy_job import ToyJob
 
 from cos_core import runners
 from cos_core.errors import CosError, InputError
-from cos_core.interfaces import SilentReporter
+from cos_core.interfaces import SilentReporter, Worker
 from cos_core.runners import RunnerConfig, _dealer
-from cos_core.runners._dealer import Dealer, Died, Done, Ready, Said
+from cos_core.runners._dealer import Dealer, Died, Done, Ready, WorkerEvent
 from cos_core.runners.processes import build as build_processes
 from cos_core.system import memory
 
@@ -46,23 +46,24 @@ class TestProcesses:
         assert mapped(ToyJob(tmp_path, once=10), TWO, told=told) == SQUARES
         assert (tmp_path / "once").exists()
         assert len(told.warnings) == 1
-        assert "died (exit code -9); what lay with it is done again" in told.warnings[0]
+        assert "exit code -9" in told.warnings[0]
 
-    def test_an_example_that_kills_is_found_and_given_up(self, tmp_path: Path) -> None:
+    def test_an_example_that_kills_its_workers_fails_alone(self, tmp_path: Path) -> None:
         found = mapped(ToyJob(tmp_path, poison=10), TWO, [list(range(k, k + 8)) for k in range(0, 32, 8)])
         flat = list(itertools.chain.from_iterable(found))
         assert [x for n, x in enumerate(flat) if n != 10] == [n * n for n in range(32) if n != 10]
-        assert flat[10] == "10: the worker on cpu died (exit code -9) on it, 2 times"
+        assert flat[10].startswith("10: ")
+        assert "exit code -9" in flat[10]
 
     def test_what_a_worker_refuses_is_the_runs_error(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="31 cannot be used"):
+        with pytest.raises(InputError, match="31"):
             mapped(ToyJob(tmp_path, refuse=31), TWO)
         with pytest.raises(InputError, match="no model"):
             mapped(ToyJob(tmp_path, fails="no model"), TWO)
         assert not children()
 
     def test_workers_that_never_live_end_the_run(self, tmp_path: Path) -> None:
-        with pytest.raises(CosError, match=r"no worker lives long enough to begin: it on cpu died \(exit code 9\)"):
+        with pytest.raises(CosError, match="exit code 9"):
             mapped(ToyJob(tmp_path, stillborn=True), TWO)
 
     def test_large_portions_and_results_do_not_lock_up(self, tmp_path: Path) -> None:
@@ -99,19 +100,19 @@ class TestProcesses:
         assert {device: sharers for ((device, sharers, _),) in found} == expected
         assert len(told.notes) == notes
 
-    def test_a_worker_hears_of_the_portion_after_the_one_it_works_on(self, tmp_path: Path) -> None:
+    def test_a_worker_expects_the_portion_after_the_one_it_works_on(self, tmp_path: Path) -> None:
         found = mapped(_Sharing(tmp_path), TWO, [[n] for n in range(12)])
         assert all(n in expected for n, ((_, _, expected),) in enumerate(found) if n >= 4)
 
 
 class _Sharing(ToyJob):
-    """Its results: the device, how many share it, and which numbers the worker has heard of beforehand."""
+    """Its results: the device, how many share it, and the numbers that the worker expects."""
 
     def start(self, device: str) -> _SharingWorker:  # type: ignore[override]
         return _SharingWorker(device)
 
 
-class _SharingWorker:
+class _SharingWorker(Worker):
     about: Mapping[str, Any] = {"fingerprint": "f"}
 
     def __init__(self, device: str) -> None:
@@ -132,9 +133,11 @@ class _Long(ToyJob):
         return _Firsts(self)
 
 
-class _Firsts:
+class _Firsts(Worker):
+    about: Mapping[str, Any] = {"fingerprint": "f"}
+
     def __init__(self, job: ToyJob) -> None:
-        self._job, self.about = job, {"fingerprint": "f"}
+        self._job = job
 
     def work(self, portions: Any) -> Iterator[list[bytes]]:
         for portion in portions:
@@ -147,18 +150,18 @@ class ScriptedTeam:
     def __init__(self, size: int, about: Sequence[dict[str, Any]] | None = None) -> None:
         self.size = size
         self.about = about or [{"fingerprint": "f"}] * size
-        self.said: list[tuple[int, Said]] = []
+        self.events: list[tuple[int, WorkerEvent]] = []
         self.sent: list[tuple[int, Any]] = []
 
     def begin(self, place: int) -> None:
-        self.said.append((place, Ready(self.about[place], f"on node {place}")))
+        self.events.append((place, Ready(self.about[place], f"on node {place}")))
 
     def send(self, place: int, portion: Any) -> None:
         self.sent.append((place, portion))
 
-    def listen(self) -> list[tuple[int, Said]]:
-        if self.said:
-            now, self.said = self.said, []
+    def listen(self) -> list[tuple[int, WorkerEvent]]:
+        if self.events:
+            now, self.events = self.events, []
             return now
         # The latest first, so that answers come out of order.
         place, portion = self.sent.pop()
@@ -181,36 +184,36 @@ class TestDealing:
                 read = number
                 yield number
 
-        given = 0
+        taken = 0
         team = ScriptedTeam(3)
         for result in Dealer(ToyJob(tmp_path), team, SilentReporter()).map(portions()):
-            assert result == given
-            given += 1
-            assert read - given <= _dealer.AHEAD * 3
+            assert result == taken
+            taken += 1
+            assert read - taken <= _dealer.AHEAD * 3
             assert max((sum(p == place for p, _ in team.sent) for place in range(3)), default=0) <= _dealer.QUEUE
-        assert given == 1000
+        assert taken == 1000
 
     def test_workers_that_are_not_the_same_are_refused(self, tmp_path: Path) -> None:
         other = ScriptedTeam(2, [{"fingerprint": "f"}, {"fingerprint": "g"}])
-        with pytest.raises(InputError, match="worker on node 1 is not what the one on node 0 is: other fingerprint"):
+        with pytest.raises(InputError, match=r"node 1 .*node 0 .*fingerprint"):
             list(Dealer(ToyJob(tmp_path), other, SilentReporter()).map(range(5)))
         here = {"versions": {**_dealer.versions(), "torch": "1.0"}}
-        with pytest.raises(InputError, match=r"worker on node 0 has other versions: torch 1\.0 there and .* here"):
+        with pytest.raises(InputError, match=r"node 0 .*torch 1\.0 "):
             list(Dealer(ToyJob(tmp_path), ScriptedTeam(1, [here]), SilentReporter()).map(range(5)))
         mixed = [{"versions": _dealer.versions()}, here]
-        with pytest.raises(InputError, match=r"worker on node 1 has other versions: torch 1\.0 there and .* on node 0"):
+        with pytest.raises(InputError, match=r"node 1 .*torch 1\.0 .*node 0"):
             list(Dealer(ToyJob(tmp_path), ScriptedTeam(2, mixed), SilentReporter()).map(range(5)))
 
-    def test_when_every_example_kills_it_is_not_the_examples(self, tmp_path: Path) -> None:
+    def test_the_run_ends_when_every_example_kills(self, tmp_path: Path) -> None:
         class Deadly(ScriptedTeam):
-            def listen(self) -> list[tuple[int, Said]]:
-                if self.said:
+            def listen(self) -> list[tuple[int, WorkerEvent]]:
+                if self.events:
                     return super().listen()
                 place, _ = self.sent.pop()
                 self.sent = [(p, x) for p, x in self.sent if p != place]
                 return [(place, Died("died (exit code -7)"))]
 
-        with pytest.raises(CosError, match=r"every worker dies at its work: it died \(exit code -7\)"):
+        with pytest.raises(CosError, match="exit code -7"):
             list(Dealer(ToyJob(tmp_path), Deadly(1), SilentReporter()).map(PORTIONS))
 
 
@@ -223,5 +226,5 @@ def test_settings() -> None:
     for wrong in ({"workers": 0}, {"runner": "processes", "ray_address": "a:1"}, {"runner": "local", "workers": 2}):
         with pytest.raises(InputError):
             RunnerConfig(**wrong)
-    with pytest.raises(InputError, match="no runners plug-in is called 'rays'; did you mean 'ray'"):
+    with pytest.raises(InputError, match=r"'rays'.*'ray'"):
         runners.build(RunnerConfig("rays"), ToyJob(Path()), "cpu", SilentReporter())

@@ -167,7 +167,7 @@ def test_what_a_worker_lacks_is_one_sentence_and_nothing_is_written(job: Annotat
     blind = ToyJob(job.out.parent, fails="a worker cannot see the image folder /data")
     with (
         runners.build(scale, blind, "cpu", SilentReporter(), model=False) as runner,
-        pytest.raises(InputError, match="cannot see the image folder /data"),
+        pytest.raises(InputError, match="/data"),
     ):
         list(runner.map([[1]]))
     assert not is_store(absent.out)
@@ -186,14 +186,14 @@ def test_a_node_with_another_version_is_refused(
     for node in cluster.nodes:
         cluster.remove_node(node)
     cluster.nodes = [cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": f"{other}{os.pathsep}{REACH['PYTHONPATH']}"})]
-    with pytest.raises(InputError, match=r"has other versions: cos 99\..* there and .* here; install the same everywhere"):
+    with pytest.raises(InputError, match=r"cos 99\."):
         run(replace(job, scale=replace(on(cluster), workers=1)), Told())
     assert not is_store(job.out)
 
 
 def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
     for address in ("127.0.0.1:1", "no-such-host.invalid:6379"):
-        with pytest.raises(MissingError, match=f"there is no Ray cluster at {address}"):
+        with pytest.raises(MissingError, match=address):
             runners.build(RunnerConfig(ray_address=address), ToyJob(tmp_path), "cpu", SilentReporter(), model=False)
     with pytest.raises(InputError, match="HOST:PORT"):
         runners.build(RunnerConfig(ray_address="head"), ToyJob(tmp_path), "cpu", SilentReporter(), model=False)

@@ -23,8 +23,7 @@ from cos_core.engines._messages import assumed
 from cos_core.engines.openai import OpenAIEngine
 from cos_core.files import assets
 from cos_core.infer import InferConfig
-from cos_core.infer.settings import model_fingerprint
-from cos_core.infer.stage import build_engine, setting
+from cos_core.infer.settings import build_engine, model_fingerprint, setting
 from cos_core.models import hub
 
 COLOUR = (140, 140, 140)

@@ -14,7 +14,7 @@ from cos_core.data.datasets import read_examples
 from cos_core.errors import InputError
 from cos_core.files import manifest, plug
 from cos_core.files.images import open_image
-from cos_core.interfaces import SilentReporter
+from cos_core.interfaces import Detector, SilentReporter
 from cos_core.models import checkpoint_info
 from cos_core.training import TrainConfig
 from cos_core.training.data import TrainData, draw
@@ -127,7 +127,7 @@ def test_an_annotator_of_patches_learns_the_plain_dialogue(world: Path, tmp_path
 def test_a_picture_without_regions_is_skipped_and_named(world: Path) -> None:
     from cos_core.training.album import RegionCrops
 
-    class Blind:
+    class Blind(Detector):
         def detect(self, image: object, path: str = "") -> Regions:
             return Regions((BOX,), (1.0,)) if path == "1.png" else Regions((), ())
 

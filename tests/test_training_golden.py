@@ -18,10 +18,11 @@ from training_world import collected
 
 from cos_core.data.datasets import Problem, read_examples
 from cos_core.data.released import ReleasedRegions, Square
+from cos_core.dialogue.cropping import crop_region
 from cos_core.dialogue.encoding import IGNORE
 from cos_core.dialogue.prompts import load_profile
 from cos_core.files import plug
-from cos_core.files.images import crop_region, open_image, square_pad
+from cos_core.files.images import open_image, square_pad
 from cos_core.geometry import SquarePad
 from cos_core.training.data import Recipe, as_written, make_item
 from cos_core.training.samples import Sample

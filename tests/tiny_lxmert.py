@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cos_core.detectors import grid
+from cos_core.interfaces import Detector
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,7 +55,7 @@ def letter_tokenizer() -> Any:
 
 
 @dataclass(frozen=True)
-class FeatureGrid:
+class FeatureGrid(Detector):
     """The windows of `grid` with features: the window's pixels, shrunk, as FEATURES numbers."""
 
     def detect(self, image: Image, path: str = "") -> Regions:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cos_core.errors import InputError
+from cos_core.interfaces import Worker
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,11 @@ class ToyJob:
         return [f"{number}: {why}" for number in portion]
 
 
-class ToyWorker:
+class ToyWorker(Worker):
+    about: Mapping[str, Any] = {"fingerprint": "f"}
+
     def __init__(self, job: ToyJob) -> None:
         self._job = job
-        self.about: Mapping[str, Any] = {"fingerprint": "f"}
 
     def work(self, portions: Iterable[Sequence[int]]) -> Iterator[list[Any]]:
         for portion in portions:

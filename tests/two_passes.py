@@ -11,14 +11,14 @@ from PIL import Image
 
 from cos_core.engines.scripted import last_user_text
 from cos_core.infer import InferConfig
-from cos_core.interfaces import Reply, Request, SilentReporter
+from cos_core.interfaces import Engine, Reply, Request, SilentReporter
 from cos_core.types import Prediction
 
 QUIET = SilentReporter()
 BOX = "[0.250, 0.500, 0.750, 1.000]"
 
 
-class Recorder:
+class Recorder(Engine):
     """An engine that answers Inst.1 with `box` and everything else with the question's own words, and keeps what it saw."""
 
     name = "scripted"

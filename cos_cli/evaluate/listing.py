@@ -13,6 +13,7 @@ from cos_cli.evaluate.tables import WIDTH
 from cos_core.benchmarks import _files
 from cos_core.files import plug
 from cos_core.files.text import Lines
+from cos_core.interfaces import Benchmark, Need
 
 _FIRST, _INDENT = 12, " " * 13
 
@@ -31,8 +32,8 @@ def show(names: Sequence[str], data: Path | None, json: bool) -> None:
 
 
 def _described(name: str, data: Path | None) -> dict[str, Any]:
-    benchmark = plug.load("benchmarks", name)
-    wanted = getattr(benchmark, "needs", ())
+    benchmark: Benchmark = plug.load("benchmarks", name)
+    wanted = benchmark.needs
     root = None if data is None else _root(data, name, benchmark, wanted)
     needs = [
         {
@@ -40,24 +41,24 @@ def _described(name: str, data: Path | None) -> dict[str, Any]:
             "source": need.source,
             "split": need.split,
             "optional": need.optional,
-            "found": None if data is None else root is not None and need.found(root) is not None,
+            "found": None if data is None else root is not None and need.path(root) is not None,
         }
         for need in wanted
     ]
     return {
         "summary": benchmark.summary,
-        "questions": dict(getattr(benchmark, "counts", {})),
-        "scorers": list(getattr(benchmark, "scorers", ())),
+        "questions": dict(benchmark.counts),
+        "scorers": list(benchmark.scorers),
         "needs": needs,
     }
 
 
-def _root(data: Path, name: str, benchmark: Any, needs: Sequence[Any]) -> Path | None:
+def _root(data: Path, name: str, benchmark: Benchmark, needs: Sequence[Need]) -> Path | None:
     """The benchmark's own folder, else `data` if it holds a file to score by: a folder `images` alone may be anybody's."""
     own = _files.home(data, short(name), benchmark)
     if own != data:
         return own
-    return data if any(not need.optional and need.found(data) for need in needs) else None
+    return data if any(not need.optional and need.path(data) for need in needs) else None
 
 
 def _lines(name: str, about: Mapping[str, Any]) -> Iterator[str]:

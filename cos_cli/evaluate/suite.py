@@ -156,12 +156,11 @@ def _load(suite: Suite, name: str, reporter: Reporter) -> _Loaded:
             reporter.warn(
                 f"{data.name} {data.split} has {len(data.examples):,} questions here, {usual:,} in the official files"
             )
-        if hasattr(benchmark, "unpack"):
-            problems = benchmark.unpack(root) or []
-            for words in problems[:_PROBLEMS_TOLD]:
-                reporter.warn(words)
-            if (rest := len(problems) - _PROBLEMS_TOLD) > 0:
-                reporter.warn(f"and {rest} more pictures like these")
+        problems = benchmark.unpack(root) or ()
+        for words in problems[:_PROBLEMS_TOLD]:
+            reporter.warn(words)
+        if (rest := len(problems) - _PROBLEMS_TOLD) > 0:
+            reporter.warn(f"and {rest} more pictures like these")
     return _Loaded(name, benchmark, data)
 
 
@@ -243,9 +242,11 @@ def _score(suite: Suite, each: _Loaded, arm: str, reporter: Reporter) -> Scored:
     if folder is not None:
         reporter.note(summary(manifest, folder))
     upload = None
-    if suite.submissions and folder is not None and hasattr(each.benchmark, "submission"):
-        upload = folder / f"{each.data.name}-{each.data.split}-submission{getattr(each.benchmark, 'upload', '.json')}"
-        evaluate.submission(config, upload)
+    if suite.submissions and folder is not None:
+        upload = folder / f"{each.data.name}-{each.data.split}-submission{each.benchmark.upload}"
+        if not evaluate.submission(config, upload):
+            reporter.note(f"{each.data.name} {each.data.split} is scored here; it has no submission file")
+            upload = None
     return Scored(each.data.name, arm if suite.model or len(suite.arms) > 1 else None, manifest, folder, upload)
 
 

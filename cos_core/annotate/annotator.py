@@ -1,6 +1,6 @@
 """How the region of a question is found: by relevance, or as another row of CoS Table 3a says.
 
-Nothing here knows of stores or files of questions: examples with their pictures go in, regions and reasons come out.
+Examples with their pictures go in, regions and reasons come out. Stores and files of questions are not known here.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cos_core.annotate.config import AnnotateConfig
-from cos_core.annotate.pictures import Opened
 from cos_core.backbones._each import relevance_of_each
 from cos_core.errors import InputError
 from cos_core.files import manifest, plug
 from cos_core.files.images import ImageSource
 from cos_core.files.jsonl import utf8
 from cos_core.files.picture_files import Root
+from cos_core.files.read_ahead import Pictures
 from cos_core.geometry import Box, SquarePad
 from cos_core.interfaces import Backbone, Detector, Policy, Relevance
 from cos_core.models import llava
@@ -36,9 +36,9 @@ NO_GOLD = "the data set names no gold region"
 
 @dataclass(frozen=True, slots=True)
 class RegionResult:
-    """What became of one example: its region (perhaps none, with a reason), or a failure to be tried again.
+    """The result of one example: its region (perhaps none, with a reason), or a failure to be tried again.
 
-    `heat`: what the region was chosen from as a map over the square frame, where it is to be kept and a model told.
+    `heat`: the map over the square frame that a model's region was chosen from, where maps are kept.
     """
 
     example: Example
@@ -72,19 +72,19 @@ class Annotator:
             return [group[0].image or "" for group in groups if self._asked(group)[0]]
         return [] if self.candidates is None or self.policy.source == "gold" else [group[0].image or "" for group in groups]
 
-    def outcomes(self, groups: Sequence[Sequence[Example]], pictures: ImageSource | Opened | None = None) -> list[RegionResult]:
-        """One outcome an example, in order; `pictures` come from the folder `images` when nothing else is given."""
+    def outcomes(self, groups: Sequence[Sequence[Example]], pictures: Pictures | None = None) -> list[RegionResult]:
+        """One result an example, in order; `pictures` None: from the folder `images`."""
         pictures = pictures or ImageSource(self.images)
         if self.policy.source == "model":
             return self._by_relevance(groups, pictures)
-        return [outcome for group in groups for outcome in self._given(group, pictures)]
+        return [result for group in groups for result in self._without_model(group, pictures)]
 
-    def _given(self, group: Sequence[Example], pictures: ImageSource | Opened) -> list[RegionResult]:
+    def _without_model(self, group: Sequence[Example], pictures: Pictures) -> list[RegionResult]:
         """Policies that need no model: the data set's own region, a fixed one, or (control) a random candidate."""
         if self.policy.source == "gold":
             boxes = [example.meta.get("gold") for example in group]
-            found = [None if b is None else roi.Roi(Box.from_json(b)) for b in boxes]
-            return [RegionResult(e, b, None, None if b else NO_GOLD) for e, b in zip(group, found, strict=True)]
+            rois = [None if b is None else roi.Roi(Box.from_json(b)) for b in boxes]
+            return [RegionResult(e, r, None, None if r else NO_GOLD) for e, r in zip(group, rois, strict=True)]
         if self.candidates is None:
             return [RegionResult(e, roi.Roi(self.policy.fixed_box(e, self.seed))) for e in group]
         image = _opened(group, pictures)
@@ -103,7 +103,7 @@ class Annotator:
         index = int.from_bytes(digest[:8], "big") % len(regions.boxes)
         return roi.Roi(regions.boxes[index].extended(self.rule.extend), 0.0, (index,))
 
-    def _by_relevance(self, groups: Sequence[Sequence[Example]], pictures: ImageSource | Opened) -> list[RegionResult]:
+    def _by_relevance(self, groups: Sequence[Sequence[Example]], pictures: Pictures) -> list[RegionResult]:
         failures: dict[str, str] = {}
         work: list[tuple[Image, list[Example]]] = []
         owners: list[Sequence[Example]] = []
@@ -116,21 +116,21 @@ class Annotator:
             else:
                 work.append((image, asked))
                 owners.append(group)
-        found: dict[str, tuple[roi.Roi, Heat | None]] = {}
+        chosen: dict[str, tuple[roi.Roi, Heat | None]] = {}
         relevant = relevance_of_each(self.backbone, work) if self.backbone is not None else []
         for (image, asked), group, relevances in zip(work, owners, relevant, strict=True):
             pad = SquarePad(*image.size)
             usable = {e.id: r for e, r in zip(asked, relevances, strict=True) if isinstance(r, Relevance)}
             failures.update({e.id: r for e, r in zip(asked, relevances, strict=True) if isinstance(r, str)})
             if self.policy.asks == "single":
-                found.update({name: self._choose(relevance, pad) for name, relevance in usable.items()})
+                chosen.update({name: self._choose(relevance, pad) for name, relevance in usable.items()})
             elif usable:
                 shared = self._choose(merged(list(usable.values())), pad)
-                found.update({e.id: shared for e in group})
+                chosen.update({e.id: shared for e in group})
             else:
                 failures.update({e.id: failures[asked[0].id] for e in group})
         return [
-            RegionResult(e, *found[e.id]) if e.id in found else RegionResult(e, None, None, failures[e.id])
+            RegionResult(e, *chosen[e.id]) if e.id in chosen else RegionResult(e, None, None, failures[e.id])
             for group in groups
             for e in group
         ]
@@ -149,19 +149,19 @@ class Annotator:
         """The region, and the map it was chosen from when that is to be kept."""
         regions, heat = relevance.regions, relevance.heat
         if regions is not None:
-            found = roi.from_regions(regions, self.rule)
+            region = roi.from_regions(regions, self.rule)
             if heat is None and self.keep_heat:
                 heat = painted(regions.boxes, regions.scores or (), pad)
         elif heat is not None:
-            found = roi.from_heat(heat, pad, self.rule)
+            region = roi.from_heat(heat, pad, self.rule)
         else:
             raise InputError("the backbone gave neither regions nor a heat map")
-        if found.reason is None and relevance.note is not None:
-            found = replace(found, reason=relevance.note)
-        return found, heat if self.keep_heat else None
+        if region.reason is None and relevance.note is not None:
+            region = replace(region, reason=relevance.note)
+        return region, heat if self.keep_heat else None
 
 
-def _opened(group: Sequence[Example], pictures: ImageSource | Opened) -> Image | str:
+def _opened(group: Sequence[Example], pictures: Pictures) -> Image | str:
     """The group's picture, or why it cannot be used."""
     try:
         return pictures.open(group[0].image or "")
@@ -171,8 +171,8 @@ def _opened(group: Sequence[Example], pictures: ImageSource | Opened) -> Image |
 
 def shares_region(policy: str) -> bool:
     """Whether the policy finds one region for all questions of a picture."""
-    found: Policy = plug.load("policies", policy)
-    return found.source == "model" and found.asks != "single"
+    rules: Policy = plug.load("policies", policy)
+    return rules.source == "model" and rules.asks != "single"
 
 
 def merged(relevances: Sequence[Relevance]) -> Relevance:
@@ -206,7 +206,7 @@ def build(config: AnnotateConfig) -> Annotator:
             options["target"] = config.target
         where = {"model": config.model, "device": config.device, "dtype": config.dtype}
         backbone = plug.load("backbones", config.backbone, detector=_detector(config), **options, **where)
-        rule = config.rule(getattr(backbone, "roi", rule))
+        rule = config.rule(backbone.roi or rule)
         settings |= {"backbone": backbone.settings, "rule": rule}
     elif policy.name == "random":
         candidates = _detector(config) or plug.load("detectors", "grid")
@@ -215,14 +215,14 @@ def build(config: AnnotateConfig) -> Annotator:
         settings |= {"seed": config.seed}
     plain: dict[str, Any] = manifest.plain(settings)
     mark = manifest.fingerprint(plain)
-    notes: tuple[str, ...] = getattr(getattr(backbone, "detector", candidates), "notes", ())
+    notes: tuple[str, ...] = candidates.notes if candidates is not None else ()
     if backbone is not None:
         # Told, but no setting: a moved folder is the same model, whose weights the backbone's fingerprint knows.
         plain["model"] = config.model
         plain["annotator"] = tuned = annotator_provenance(config.model)
         remark = llava.dtype_remark(config.device, config.dtype)
         tuned_otherwise = _differences(tuned, backbone.settings) if tuned else ()
-        notes = (*notes, *([remark] if remark else ()), *getattr(backbone, "notes", ()), *tuned_otherwise)
+        notes = (*([remark] if remark else ()), *backbone.notes, *tuned_otherwise)
     return Annotator(
         policy,
         rule,

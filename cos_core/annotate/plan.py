@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cos_core.annotate import annotator as finding
+from cos_core.annotate import annotator as regions
 from cos_core.annotate import stage, work
 from cos_core.annotate.annotator import Annotator, RegionResult
 from cos_core.annotate.config import AnnotateConfig
@@ -58,8 +58,8 @@ class AnnotationPlan:
         time = f"{self.seconds / 3600:.1f} hours" if self.seconds > 5400 else f"{self.seconds / 60:.1f} minutes"
         return [
             f"{self.questions} questions on {self.pictures} pictures{bad}{text}",
-            *_told(self.missing, "every picture's file is there", "pictures cannot be found"),
-            *_told(
+            *_listed(self.missing, "every picture's file is there", "pictures cannot be found"),
+            *_listed(
                 self.broken,
                 f"the {self.decoded} pictures decoded{sample} are whole",
                 f"of {self.decoded} decoded{sample} are broken",
@@ -74,7 +74,7 @@ class AnnotationPlan:
         return plain
 
 
-def _told(items: Sequence[str], none: str, some: str) -> list[str]:
+def _listed(items: Sequence[str], none: str, some: str) -> list[str]:
     if not items:
         return [none]
     shown = [f"  {item}" for item in items[:_SHOWN]]
@@ -145,39 +145,40 @@ def _evenly(items: Sequence[Any], most: int) -> list[Any]:
 
 
 def _broken(images: Root, names: Sequence[str], reporter: Reporter) -> list[str]:
-    found = []
+    broken = []
     for done, name in enumerate(names, 1):
         try:
             open_image(images, name)
         except InputError as error:
-            found.append(str(error))
-        reporter.progress("pictures", done, len(names), f"{len(found)} broken" if found else "")
-    return found
+            broken.append(str(error))
+        reporter.progress("pictures", done, len(names), f"{len(broken)} broken" if broken else "")
+    return broken
 
 
 def _probe(config: AnnotateConfig, survey: stage.Survey, reporter: Reporter) -> tuple[float, list[RegionResult], Annotator]:
-    """(seconds, what came of them) of a few windows, and the annotator."""
-    annotator = finding.build(config)
-    chosen = set(_evenly(range(survey.windows), PROBED))
+    """(seconds, results) of a few windows, and the annotator."""
+    annotator = regions.build(config)
+    numbers = set(_evenly(range(survey.windows), PROBED))
     everything = replace(config, shard=None)
-    windows = [window for number, window in enumerate(stage.windows(everything, survey.snapshot)) if number in chosen]
+    windows = [window for number, window in enumerate(stage.windows(everything, survey.snapshot)) if number in numbers]
     worker = work.AnnotateWorker(annotator, config)
     annotator.outcomes(windows[0])  # the first call allocates and compiles
     outcomes: list[RegionResult] = []
     start = time.monotonic()
-    for done, found in enumerate(worker.outcomes([work.WindowBatch([work.WindowRequest(window) for window in windows])]), 1):
-        outcomes += found
+    batch = work.WindowBatch([work.WindowRequest(window) for window in windows])
+    for done, results in enumerate(worker.outcomes([batch]), 1):
+        outcomes += results
         reporter.progress("probe", done, len(windows))
     return time.monotonic() - start, outcomes, annotator
 
 
 def _bytes(outcomes: Sequence[RegionResult], annotator: Annotator, questions: int) -> int:
     """What a store of `questions` annotations like these takes on disk: measured on a small one, page overhead included."""
-    found = [o for o in outcomes if o.roi is not None]
-    if not found:
+    whole = [o for o in outcomes if o.roi is not None]
+    if not whole:
         return 0
     copies = min(questions, _COPIES)
-    like = [found[i % len(found)] for i in range(copies)]
+    like = [whole[i % len(whole)] for i in range(copies)]
     named = [replace(o, example=replace(o.example, id=f"{i:07d}{o.example.id}")) for i, o in enumerate(like)]
     annotations = [work.annotation(o.example, o.roi, annotator) for o in named if o.roi is not None]
     heats = {o.example.id: o.heat for o in named if o.heat is not None}

@@ -1,4 +1,4 @@
-"""One annotation job, whoever does the work: this process alone reads the questions and writes the store.
+"""One annotation job: this process reads the questions and writes the store; workers, wherever they run, find the regions.
 
 Pictures go to the workers in windows of `batch_images`, cut from the data file in its order. A window's annotations are
 committed together, and a window of which nothing is stored yet is always computed whole: so a job that was killed and started
@@ -59,8 +59,12 @@ class AnnotationCounts:
             self.ok += 1
 
     def counts(self) -> dict[str, int]:
-        own = {"ok": self.ok, "no_region": self.no_region, "skipped": self.skipped, "new": self.new}
-        return {**own, "failed": self.failed}
+        counts = {"ok": self.ok, "no_region": self.no_region, "skipped": self.skipped, "new": self.new}
+        return {**counts, "failed": self.failed}
+
+    def words(self) -> str:
+        """For a line of progress."""
+        return f"{self.ok} regions, {self.failed} failed"
 
 
 def run(config: AnnotateConfig, reporter: Reporter) -> RunManifest:
@@ -71,7 +75,7 @@ def run(config: AnnotateConfig, reporter: Reporter) -> RunManifest:
     pictures = (group[0].image or "" for window in windows(config, survey.snapshot) for group in window)
     job = AnnotateJob(config, picture_files.witness(config.pictures, pictures))
     needs_model = load("policies", config.policy).source == "model"
-    with runners.build(config.scale, job, config.device, reporter, model=needs_model) as runner:
+    with runners.build(config.scale, job, config.device, reporter, config.model if needs_model else None) as runner:
         about = runner.about
         for note in (*about["notes"], filesystems.warning(config.out)):
             if note is not None:
@@ -88,16 +92,15 @@ def run(config: AnnotateConfig, reporter: Reporter) -> RunManifest:
             questions = _Questions(config, survey.snapshot, store, tally)
             ledger = _Ledger(store, tally)
             with closing(runner.map(questions.portions())) as results:
-                for found in results:
-                    ledger.add(found)
+                for result in results:
+                    ledger.add(result)
                     if stops(tally.failed, config):
                         break
                     if ledger.commit(when_due=True):
-                        told = f"{tally.ok} regions, {tally.failed} failed"
-                        reporter.progress("annotate", questions.known + ledger.done, survey.questions, told)
-            told_all = not ledger.commit() and ledger.done > 0
-            if not (stops(tally.failed, config) or told_all):
-                reporter.progress("annotate", survey.questions, survey.questions, f"{tally.ok} regions, {tally.failed} failed")
+                        reporter.progress("annotate", questions.known + ledger.done, survey.questions, tally.words())
+            shown_all = not ledger.commit() and ledger.done > 0
+            if not (stops(tally.failed, config) or shown_all):
+                reporter.progress("annotate", survey.questions, survey.questions, tally.words())
             failed = verdict(tally, config)
             status: Literal["complete", "failed"] = "complete" if failed is None else "failed"
             finished = begun.finish(tally.counts(), status, {"rule": about["rule"]})
@@ -155,9 +158,7 @@ def survey_of(config: AnnotateConfig, reporter: Reporter, each: Callable[[Exampl
     problems: list[Problem] = []
     text_only: list[Problem] = []
     questions = pictures = number = 0
-    found = False
     for number, window in enumerate(_windows(config, problems, text_only), 1):
-        found = True
         if config.shard is not None and not config.shard.has(number - 1):
             continue
         pictures += len(window)
@@ -166,7 +167,7 @@ def survey_of(config: AnnotateConfig, reporter: Reporter, each: Callable[[Exampl
             for group in window:
                 each(group[0])
     snapshot.check()
-    if not found:
+    if not number:
         tell(config.data, problems, len(text_only), reporter)
         raise InputError(f"{spoken(config.data)} holds no question about a picture")
     if config.shard is not None and config.shard.index > 1:
@@ -222,15 +223,15 @@ class _Questions:
 
     def portions(self) -> Iterator[WindowBatch]:
         """In the order of the data; read only as far as the runner asks."""
-        asks = self._asks()
-        while some := list(islice(asks, PORTION)):
+        requests = self._requests()
+        while batch := list(islice(requests, PORTION)):
             files = None
             if self.config.scale.ship_images:
-                names = dict.fromkeys(group[0].image or "" for ask in some for group in ask.groups)
+                names = dict.fromkeys(group[0].image or "" for request in batch for group in request.groups)
                 files = picture_files.shipped(self.config.pictures, names)
-            yield WindowBatch(some, files)
+            yield WindowBatch(batch, files)
 
-    def _asks(self) -> Iterator[WindowRequest]:
+    def _requests(self) -> Iterator[WindowRequest]:
         resumed = self.store.info()["annotations"] > 0
         for window in windows(self.config, self.snapshot):
             known = {e.id: a for group in window for e in group if (a := self.store.get(e.id)) is not None} if resumed else {}
@@ -257,14 +258,14 @@ class _Ledger:
     _cost: float = 0.0
     _last: float = field(default_factory=time.monotonic)
 
-    def add(self, found: WindowResult) -> None:
-        self._waiting.append(found)
-        self._size += len(found.annotations) + len(found.failures)
-        self.tally.errors += len(found.failures)
-        for _, reason in found.failures:
+    def add(self, result: WindowResult) -> None:
+        self._waiting.append(result)
+        self._size += len(result.annotations) + len(result.failures)
+        self.tally.errors += len(result.failures)
+        for _, reason in result.failures:
             self.tally.reasons.add(reason)
-        self.tally.new += len(found.annotations)
-        for annotation in found.annotations:
+        self.tally.new += len(result.annotations)
+        for annotation in result.annotations:
             self.tally.add(annotation)
 
     def commit(self, when_due: bool = False) -> bool:
@@ -274,9 +275,9 @@ class _Ledger:
         if not self._waiting or early:
             return False
         self.store.commit(
-            [annotation for found in self._waiting for annotation in found.annotations],
-            {name: heat for found in self._waiting for name, heat in found.heats.items()},
-            [failure for found in self._waiting for failure in found.failures],
+            [annotation for result in self._waiting for annotation in result.annotations],
+            {name: heat for result in self._waiting for name, heat in result.heats.items()},
+            [failure for result in self._waiting for failure in result.failures],
         )
         self._last = time.monotonic()
         self._cost = self._last - start

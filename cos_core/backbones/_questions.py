@@ -81,7 +81,9 @@ class Asker:
                     found[i] = row
         return [row for row in found if row is not None]
 
-    def _rows(self, units: list[list[int]], questions: Sequence[Question], settings: SweepSettings) -> list[list[torch.Tensor]]:
+    def _rows(
+        self, units: Sequence[Sequence[int]], questions: Sequence[Question], settings: SweepSettings
+    ) -> list[list[torch.Tensor]]:
         """As propagation.explain. Where memory runs out: fewer pictures at once, then fewer questions on one, then streamed."""
         config, dtype = self.model.model.config.text_config, self.model.model.dtype
         tokens = len(units) * max(_tokens(unit, questions) for unit in units)
@@ -100,12 +102,10 @@ class Asker:
         if alone:
             return self._rows(units, questions, replace(settings, stream_layers=True))
         if len(units) > 1:
-            half = (len(units) + 1) // 2
-            return [row for part in (units[:half], units[half:]) for row in self._rows(part, questions, settings)]
+            return [row for part in memory.halves(units) for row in self._rows(part, questions, settings)]
         (unit,) = units
         self.asked.ran_out(len(unit))
-        half = (len(unit) + 1) // 2
-        return [[row for part in (unit[:half], unit[half:]) for row in self._rows([part], questions, settings)[0]]]
+        return [[row for part in memory.halves(unit) for row in self._rows([part], questions, settings)[0]]]
 
     def _within(self, settings: SweepSettings) -> SweepSettings:
         """The settings with what a sweep may keep now: less than they say once memory has run out."""

@@ -20,7 +20,7 @@ from cos_core.errors import InputError, MissingError
 from cos_core.files import plug
 from cos_core.files.jsonl import decode
 from cos_core.files.manifest import fingerprint
-from cos_core.interfaces import Detector, Relevance
+from cos_core.interfaces import Backbone, Detector, Relevance
 from cos_core.models import checkpoint_files, hub, llava, pretrained
 from cos_core.relevance import coattention
 from cos_core.relevance.propagation import SweepSettings, TargetKind
@@ -45,7 +45,7 @@ _KEPT_VECTORS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class LxmertBackbone:
+class LxmertBackbone(Backbone):
     """Made by `build`. `labels`: the model's answers, in the order of its outputs; empty when nobody named them."""
 
     model: Any
@@ -57,6 +57,11 @@ class LxmertBackbone:
     roi: RoiRule = ROI
     together: memory.Allowance = field(default_factory=memory.Allowance, repr=False)
     """Questions at once, when memory has run out for more."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See interfaces.Backbone."""
+        return self.detector.notes
 
     def relevance(self, groups: Sequence[tuple[Image, Sequence[Example]]]) -> list[list[Relevance]]:
         """See interfaces.Backbone. An image in which the detector finds nothing gives regions without boxes.
@@ -280,10 +285,10 @@ def _read_labels(path: Path) -> list[str]:
 
 def _check_features(detector: Detector, wanted: int) -> None:
     """Raises MissingError for a detector known to give other features, before the first picture is looked at."""
-    size = getattr(detector, "feature_size", wanted)
-    if not size:
+    size = detector.feature_size
+    if size == 0:
         raise _no_features(detector)
-    if size != wanted:
+    if size not in (None, wanted):
         raise MissingError(
             f"the detector gives features of {size} numbers, but this LXMERT needs {wanted}; use a C4 configuration, or read "
             "them from files (detector 'precomputed')"

@@ -25,7 +25,7 @@ from cos_core.backbones._ahead import Ahead
 from cos_core.errors import InputError
 from cos_core.files.plug import described
 from cos_core.geometry import SquarePad
-from cos_core.interfaces import Detector, Relevance
+from cos_core.interfaces import Backbone, Detector, Relevance
 from cos_core.models.llava import Llava
 from cos_core.relevance import heat
 from cos_core.relevance.propagation import SweepSettings, TargetKind
@@ -62,7 +62,7 @@ class MapOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class PatchesBackbone:
+class PatchesBackbone(Backbone):
     """Made by `build`. `roi`: the component around the hottest patch, sides extended by a tenth (the paper's "slightly"); with
     a `detector` its best box.
     """
@@ -77,7 +77,7 @@ class PatchesBackbone:
     @property
     def notes(self) -> tuple[str, ...]:
         """See interfaces.Backbone."""
-        return self.asker.notes
+        return (*(self.detector.notes if self.detector else ()), *self.asker.notes)
 
     def relevance(self, groups: Sequence[tuple[Image, Sequence[Example]]]) -> list[list[Relevance]]:
         """See interfaces.Backbone; with a detector both its boxes with scores and the map they were scored on."""

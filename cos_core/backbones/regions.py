@@ -20,10 +20,11 @@ from torch.nn import functional
 
 from cos_core.backbones import _questions
 from cos_core.backbones._ahead import Ahead
+from cos_core.dialogue.cropping import crop_region
 from cos_core.errors import InputError
-from cos_core.files import images, plug
+from cos_core.files import plug
 from cos_core.geometry import Box
-from cos_core.interfaces import Detector, Relevance
+from cos_core.interfaces import Backbone, Detector, Relevance
 from cos_core.relevance.propagation import SweepSettings, TargetKind
 from cos_core.relevance.roi import RoiRule
 from cos_core.system import bounds
@@ -40,7 +41,7 @@ ROI = RoiRule("union", threshold=0.3, extend=0.0)
 
 
 @dataclass(frozen=True, slots=True)
-class RegionsBackbone:
+class RegionsBackbone(Backbone):
     """Made by `build`.
 
     `tokens`: visual tokens a region along each side of a small grid (1: one token a region, 2: four); its score is their sum.
@@ -58,7 +59,7 @@ class RegionsBackbone:
     @property
     def notes(self) -> tuple[str, ...]:
         """See interfaces.Backbone."""
-        return self.asker.notes
+        return (*self.detector.notes, *self.asker.notes)
 
     def relevance(self, groups: Sequence[tuple[Image, Sequence[Example]]]) -> list[list[Relevance]]:
         """See interfaces.Backbone. An image in which the detector finds nothing gives regions without boxes."""
@@ -76,7 +77,7 @@ class RegionsBackbone:
 
     def prepare(self, image: Image, path: str) -> None:
         """See interfaces.Backbone: cuts and resizes the candidates, where the detector may be asked in any thread."""
-        if not getattr(self.detector, "parallel", False):
+        if not self.detector.parallel:
             return
         try:
             found = self.detector.detect(image, path)
@@ -95,7 +96,7 @@ class RegionsBackbone:
 
     def _pixels(self, image: Image, box: Box) -> torch.Tensor:
         model = self.asker.model
-        return _questions.pixels(model, images.crop_region(image, box, model.profile.crop_from, model.fill))
+        return _questions.pixels(model, crop_region(image, box, model.profile.crop_from, model.fill))
 
     def _scores(self, row: torch.Tensor) -> tuple[float, ...]:
         """Relevance of token positions, region after region, to one score a region."""

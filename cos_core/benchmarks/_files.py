@@ -5,41 +5,24 @@ from __future__ import annotations
 import codecs
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cos_core.errors import InputError
 from cos_core.files.jsonl import decode, open_input, read_lines
 from cos_core.files.text import read_text
+from cos_core.interfaces import Benchmark, Need
 
 SUMS = "SHA256SUMS"
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
-    """One thing to download: a file or folder below the data folder (any of `names`), and where it comes from.
-
-    `split`: only this split needs it; `optional`: scoring works without it; `md5` of the file, where one is published.
-    """
-
-    names: tuple[str, ...]
-    source: str
-    split: str | None = None
-    optional: bool = False
-    md5: str | None = None
-
-    def found(self, root: Path) -> Path | None:
-        """The first of `names` that is there."""
-        return next((root / name for name in self.names if (root / name).exists()), None)
-
-    def other(self, root: Path) -> str | None:
-        """Words for a file that is there and is not the published one. Raises InputError when it cannot be read."""
-        path = self.found(root)
-        if self.md5 is None or path is None:
-            return None
-        found = _digest(path, "md5")
-        return None if found == self.md5 else f"{path} has the MD5 {found}, the published file {self.md5}: another version"
+def other_version(need: Need, root: Path) -> str | None:
+    """A sentence for a file that is there and is not the published one. Raises InputError when it cannot be read."""
+    path = need.path(root)
+    if need.md5 is None or path is None:
+        return None
+    digest = _digest(path, "md5")
+    return None if digest == need.md5 else f"{path} has the MD5 {digest}, the published file {need.md5}: another version"
 
 
 def _digest(path: Path, method: str) -> str:
@@ -92,12 +75,12 @@ def _begins(path: Path, mark: bytes) -> bool:
         return False  # whoever reads it says why it cannot be read
 
 
-def home(data: Path, name: str, benchmark: Any) -> Path:
+def home(data: Path, name: str, benchmark: Benchmark) -> Path:
     """The folder of one benchmark's files: the one of its name below `data`, else `data` itself.
 
     `benchmark.folders`: what others call it (LLaVA's `playground/data/eval` has `MME`, `seed_bench`, `mm-vet`).
     """
-    names = dict.fromkeys((name, *getattr(benchmark, "folders", ())))
+    names = dict.fromkeys((name, *benchmark.folders))
     return next((data / each for each in names if (data / each).is_dir()), data)
 
 

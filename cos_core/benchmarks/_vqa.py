@@ -1,4 +1,4 @@
-"""What the VQA-accuracy benchmarks share: the choice of scorer, percentages, and LLaVA's question texts.
+"""What the VQA-accuracy benchmarks share: their scorers, the official layout, and LLaVA's question texts.
 
 Scorers: "official" is vqaEval.py on the answers as they are; "m4c" is LLaVA's TextVQA scorer; "llava" is what a test server
 makes of LLaVA's submissions, the official scorer on predictions that went through the m4c processor first; "vizwiz" is the
@@ -7,33 +7,25 @@ rule of that challenge (vizwiz.py); "lmms-eval" and "vlmevalkit" are what these 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
 from cos_core.benchmarks import _files
 from cos_core.benchmarks._harness import LMMS, VLM
+from cos_core.benchmarks._sliced import SlicedBenchmark, percentage_estimates
 from cos_core.errors import InputError
 from cos_core.files.big_json import read_listed
 from cos_core.interfaces import BenchmarkData
-from cos_core.scoring import answers, columns, metrics
+from cos_core.scoring import answers, metrics
 from cos_core.scoring.columns import Examples
 from cos_core.scoring.metrics import Estimate, Verdict
 from cos_core.types import Example, Prediction, Score
 
 SCORERS = ("llava", "official", "m4c", LMMS)
-
-
-def chosen(benchmark: str, kind: str, value: str | None, known: Sequence[str]) -> str:
-    """The split or scorer asked for, else the first known. Raises InputError for an unknown one."""
-    if value is not None and value not in known:
-        harness = {LMMS: "lmms-eval", VLM: "VLMEvalKit"}.get(value)
-        why = f"{harness} has no scorer of its own for {benchmark}; " if harness and kind == "scorer" else ""
-        raise InputError(f"{why}{benchmark} has the {kind}s {', '.join(known)}, not {value!r}")
-    return value or known[0]
 
 
 def rule(scorer: str, lmms: answers.VqaRule = "m4c") -> metrics.Rule:
@@ -62,63 +54,28 @@ def _commonest(example: Example) -> str:
 
 
 @dataclass(frozen=True)
-class VqaScores:
-    """Scoring by VQA accuracy in percent, overall and by the groups named in `slices` (with intervals for the first).
+class VqaBenchmark(SlicedBenchmark):
+    """Scoring by VQA accuracy in percent, overall and by the groups in `slices` (with intervals for the first)."""
 
-    The splits in `unlabelled` are scored by a server.
-    """
-
-    name: str
     split: str
     scorer: str
-    summary: str
-    slices: tuple[str, ...] = ()
-    unlabelled: tuple[str, ...] = ()
-    scorers: tuple[str, ...] = SCORERS
-    lmms: answers.VqaRule = "m4c"
-    headline: str = "accuracy"
-    unit: str = "percent"
-    needs: tuple[_files.Need, ...] = ()
-    counts: Mapping[str, int] = field(default_factory=dict)
-    load: Callable[[Path], BenchmarkData] = field(kw_only=True)
-    submission: Callable[[Path, BenchmarkData, Mapping[str, Prediction]], str] | None = None
+    scorers: Sequence[str] = SCORERS
+    unlabelled: ClassVar[tuple[str, ...]] = ()
+    """The splits that a server scores."""
+    lmms: ClassVar[answers.VqaRule] = "m4c"
+    """What lmms-eval does for this benchmark."""
+
+    def rule(self) -> metrics.Rule:
+        return rule(self.scorer, self.lmms)
 
     def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
-        if self.split in self.unlabelled:
-            return []
-        slices = self.slices
-        return metrics.judge(
-            data.examples, predictions, rule(self.scorer, self.lmms), lambda e: {key: e.meta[key] for key in slices}
-        )
+        return [] if self.split in self.unlabelled else super().score(data, predictions)
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
-        if self.split in self.unlabelled:
-            return {"server_scored": True}
-        return percentages(columns.held(scores), self.slices)
+        return {"server_scored": True} if self.split in self.unlabelled else super().metrics(data, scores)
 
-    def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
+    def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> Sequence[Estimate] | None:
         return percentage_estimates(scores, self.slices[:1])
-
-    def protocol(self, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
-        return {"scorer": self.scorer}
-
-
-def percentages(scores: Sequence[Score], slices: Iterable[str] = ()) -> dict[str, Any]:
-    """`accuracy`, and for each slice its groups' accuracies, in percent with two decimals; `samples`."""
-    table: dict[str, Any] = {"samples": len(scores), "accuracy": metrics.percent(scores)}
-    for key in slices:
-        groups = metrics.by_group(scores, key)
-        table[key] = {name: metrics.percent(groups[name]) for name in sorted(groups)}
-    return table
-
-
-def percentage_estimates(scores: Sequence[Score], slices: Iterable[str] = ()) -> list[Estimate]:
-    """The estimates behind `percentages`."""
-    result = [metrics.mean_estimate("accuracy", scores, scale=100.0)]
-    for key in slices:
-        for name in sorted(metrics.by_group(scores, key)):
-            result.append(metrics.mean_estimate(f"{key}.{name}", scores, metrics.in_group(key, name), scale=100.0))
-    return result
 
 
 def ten(found: object, where: str) -> tuple[str, ...]:
@@ -192,12 +149,3 @@ def asked_texts(path: Path | None) -> dict[str, dict[str, Any]]:
     """Rows of LLaVA's ready-made question file by question id; empty without one."""
     rows = _files.rows(path, ("question_id", "image", "text")) if path else []
     return {str(row["question_id"]): row for _, row in rows}
-
-
-def complete(data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[tuple[Example, str]]:
-    """Each example with its answer, in order. Raises InputError when one is missing: a server scores it as wrong."""
-    pairs = [(example, predictions.get(example.id)) for example in data.examples]
-    gaps = [example.id for example, prediction in pairs if prediction is None or prediction.answer is None]
-    if gaps:
-        raise InputError(f"a {data.name} submission needs every answer; {len(gaps)} are missing, the first is {gaps[0]!r}")
-    return [(example, prediction.answer or "") for example, prediction in pairs if prediction is not None]

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cos_core.benchmarks import _files, _vqa
 from cos_core.benchmarks._harness import HARNESSES, LMMS, OFFICIAL, VLM, lmms_words
-from cos_core.interfaces import BenchmarkData
+from cos_core.benchmarks._sliced import SlicedBenchmark, choice, complete, percentage_estimates, percentages
+from cos_core.interfaces import BenchmarkData, Need
 from cos_core.scoring import answers, metrics
 from cos_core.scoring.metrics import Estimate, Verdict
 from cos_core.types import Example, Prediction, Score
@@ -27,9 +28,9 @@ QUESTIONS = tuple(
     for folder in ("", "questions/", "questions1.2/", "data/", "data/questions/", "data/questions1.2/")
 )
 NEEDS = (
-    _files.Need(QUESTIONS, SOURCE),
-    _files.Need(("llava_gqa_testdev_balanced.jsonl",), "LLaVA's evaluation files (eval.zip)", optional=True),
-    _files.Need(("images", "data/images"), "images.zip of GQA; only to run a model", optional=True),
+    Need(QUESTIONS, SOURCE),
+    Need(("llava_gqa_testdev_balanced.jsonl",), "LLaVA's evaluation files (eval.zip)", optional=True),
+    Need(("images", "data/images"), "images.zip of GQA; only to run a model", optional=True),
 )
 COUNTS = {"testdev-balanced": 12_578}
 SLICES = ("structural", "semantic", "length", "steps")
@@ -38,17 +39,16 @@ _NO_STEP = ("exist", "query: name", "choose name")
 
 
 @dataclass(frozen=True)
-class Gqa:
+class Gqa(SlicedBenchmark):
     """Questions that are not balanced are left out, as in the official accuracy."""
 
     scorer: str = OFFICIAL
-    name: str = "gqa"
-    summary: str = "GQA testdev balanced: exact match, with binary and open questions apart"
-    headline: str = "accuracy"
-    unit: str = "percent"
-    scorers: tuple[str, ...] = HARNESSES
-    needs: tuple[_files.Need, ...] = NEEDS
-    counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
+    name = "gqa"
+    summary = "GQA testdev balanced: exact match, with binary and open questions apart"
+    slices = ("kind", "group", *SLICES)
+    scorers = HARNESSES
+    needs = NEEDS
+    counts = COUNTS
 
     def load(self, root: Path) -> BenchmarkData:
         path = _files.require(root, *QUESTIONS, source=f"take it from {SOURCE}")
@@ -57,35 +57,31 @@ class Gqa:
         examples = [_example(key, row, f"{path}: question {key}", prepared) for key, row in rows if _balanced(row)]
         return BenchmarkData(self.name, "testdev-balanced", examples, _files.image_root(root, "images", "data/images"))
 
-    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
-        keys = ("kind", "group", *SLICES)
-        return metrics.judge(data.examples, predictions, _rule(self.scorer), lambda e: {key: e.meta[key] for key in keys})
+    def rule(self) -> metrics.Rule:
+        return _rule(self.scorer)
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
         scores = list(scores)
         kinds = metrics.by_group(scores, "kind")
-        table = {**_vqa.percentages(scores, SLICES), **{kind: metrics.percent(group) for kind, group in sorted(kinds.items())}}
+        table = {**percentages(scores, SLICES), **{kind: metrics.percent(group) for kind, group in sorted(kinds.items())}}
         chi_square = _distribution(scores)
         return table if chi_square is None else {**table, "distribution": round(chi_square / 100, 2)}
 
     def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
         kinds = sorted(metrics.by_group(scores, "kind"))
         each = [metrics.mean_estimate(kind, scores, metrics.in_group("kind", kind), scale=100.0) for kind in kinds]
-        return [*_vqa.percentage_estimates(scores, ("structural", "semantic")), *each]
-
-    def protocol(self, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
-        return {"scorer": self.scorer}
+        return [*percentage_estimates(scores, ("structural", "semantic")), *each]
 
     def submission(self, root: Path, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
         """The predictions file that GQA's `eval.py` reads."""
-        pairs = _vqa.complete(data, predictions)
+        pairs = complete(data, predictions)
         return json.dumps([{"questionId": example.id, "prediction": _cleaned(answer)} for example, answer in pairs])
 
 
 def build(split: str | None = None, scorer: str | None = None) -> Gqa:
     """`split`: only "testdev-balanced"; `scorer`: "official" (the default), "lmms-eval" or "vlmevalkit"."""
-    _vqa.chosen("gqa", "split", split, ("testdev-balanced",))
-    return Gqa(_vqa.chosen("gqa", "scorer", scorer, HARNESSES))
+    choice("gqa", "split", split, ("testdev-balanced",))
+    return Gqa(choice("gqa", "scorer", scorer, HARNESSES))
 
 
 def _balanced(row: Any) -> bool:

@@ -7,39 +7,37 @@ judge; the authors ask a judge where rules do not decide.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from cos_core.benchmarks import _files, _tsv, _vqa
+from cos_core.benchmarks import _files, _tsv
 from cos_core.benchmarks._harness import option_rule
+from cos_core.benchmarks._sliced import SlicedBenchmark, choice
 from cos_core.errors import InputError
-from cos_core.interfaces import BenchmarkData
+from cos_core.interfaces import BenchmarkData, Need
 from cos_core.scoring import answers, metrics
-from cos_core.scoring.metrics import Estimate
-from cos_core.types import Example, Prediction, Score
+from cos_core.types import Example
 
 SPLITS = ("4k", "8k")
 SOURCE = "DreamMr/HR-Bench on the Hugging Face hub"
 # pragma: allowlist nextline secret
 MD5 = {"4k": "f6b041b03d49543494b8a56d2e35be65", "8k": "274c9c7f89329b804a4723178a00219c"}
 """Of the two tables, as VLMEvalKit checks them."""
-NEEDS = tuple(_files.Need((f"hr_bench_{split}.tsv",), SOURCE, split=split, md5=MD5[split]) for split in SPLITS)
+NEEDS = tuple(Need((f"hr_bench_{split}.tsv",), SOURCE, split=split, md5=MD5[split]) for split in SPLITS)
 COUNTS = {"4k": 800, "8k": 800}
 
 
 @dataclass(frozen=True)
-class HrBench:
+class HrBench(SlicedBenchmark):
     """`split` "4k" or "8k". Pictures stand inside the table; `unpack` writes them where a run finds them."""
 
     split: str
-    name: str = "hrbench"
-    summary: str = "HR-Bench 4K and 8K: option letters on high-resolution pictures, single and cross"
-    headline: str = "accuracy"
-    unit: str = "percent"
-    needs: tuple[_files.Need, ...] = NEEDS
-    counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
+    name = "hrbench"
+    summary = "HR-Bench 4K and 8K: option letters on high-resolution pictures, single and cross"
+    slices = ("category",)
+    needs = NEEDS
+    counts = COUNTS
 
     def load(self, root: Path) -> BenchmarkData:
         path, shown = self._file(root), _tsv.Pictures(str)
@@ -50,14 +48,8 @@ class HrBench:
         examples = [replace(example, image=shown.file(example.id)) for example in examples]
         return BenchmarkData(self.name, self.split, examples, root / "images" / self.split)
 
-    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
-        return metrics.judge(data.examples, predictions, _rule, lambda e: {"category": e.meta["category"]})
-
-    def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
-        return _vqa.percentages(list(scores), ("category",))
-
-    def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
-        return _vqa.percentage_estimates(scores, ("category",))
+    def rule(self) -> metrics.Rule:
+        return option_rule(answers.option_letter)
 
     def unpack(self, root: Path) -> list[str]:
         """Writes each row's picture as images/<split>/<index>.jpg."""
@@ -69,7 +61,7 @@ class HrBench:
 
 def build(split: str | None = None) -> HrBench:
     """`split`: "4k" (the default) or "8k"."""
-    return HrBench(_vqa.chosen("hrbench", "split", split, SPLITS))
+    return HrBench(choice("hrbench", "split", split, SPLITS))
 
 
 def _example(row: Mapping[str, str], where: str) -> Example:
@@ -82,6 +74,3 @@ def _example(row: Mapping[str, str], where: str) -> Example:
     if not _tsv.LETTERS.startswith(letters := "".join(options)):
         meta["letters"] = letters
     return Example(index, "hrbench", f"{index}.jpg", "\n".join(lines), (answer,), tuple(options.values()), meta)
-
-
-_rule = option_rule(answers.option_letter)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cos_core.benchmarks import _files, _tsv, _vqa
+from cos_core.benchmarks import _files, _tsv
 from cos_core.benchmarks._harness import (
     HARNESSES,
     LMMS,
@@ -27,8 +27,9 @@ from cos_core.benchmarks._harness import (
     option_rule,
     vlm_option_letter,
 )
+from cos_core.benchmarks._sliced import SlicedBenchmark, choice, complete, percentages
 from cos_core.errors import InputError, MissingError
-from cos_core.interfaces import BenchmarkData
+from cos_core.interfaces import BenchmarkData, Need
 from cos_core.scoring import answers, metrics
 from cos_core.scoring.metrics import Estimate
 from cos_core.system.extras import install
@@ -37,7 +38,7 @@ from cos_core.types import Example, Prediction, Score
 FILES = {"en": "mmbench_dev_20230712.tsv", "cn": "mmbench_dev_cn_20231003.tsv"}
 SUFFIXES = {"en": answers.OPTION_LETTER, "cn": "请直接回答选项字母。"}
 SOURCE = "LLaVA's or OpenCompass's evaluation files"
-NEEDS = tuple(_files.Need((name,), SOURCE, split=split) for split, name in FILES.items())
+NEEDS = tuple(Need((name,), SOURCE, split=split) for split, name in FILES.items())
 ROUND = 10**6
 _SHEET: tuple[str, ...] = ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
 _UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
@@ -45,18 +46,17 @@ _SLICES = ("l2_category", "category")
 
 
 @dataclass(frozen=True)
-class MmBench:
+class MmBench(SlicedBenchmark):
     """`split` "en" or "cn". Pictures stand inside the TSV; `unpack` writes them where a run finds them."""
 
     split: str
     scorer: str = OFFICIAL
-    name: str = "mmbench"
-    summary: str = "MMBench dev (2023-07-12 EN, 2023-10-03 CN): CircularEval accuracy, without a judge"
-    headline: str = "accuracy"
-    unit: str = "percent"
-    upload: str = ".xlsx"
-    scorers: tuple[str, ...] = HARNESSES
-    needs: tuple[_files.Need, ...] = NEEDS
+    name = "mmbench"
+    summary = "MMBench dev (2023-07-12 EN, 2023-10-03 CN): CircularEval accuracy, without a judge"
+    slices = ("circle", *_SLICES)
+    upload = ".xlsx"
+    scorers = HARNESSES
+    needs = NEEDS
 
     def load(self, root: Path) -> BenchmarkData:
         path, shown = self._file(root), _tsv.Pictures(_stem)
@@ -70,13 +70,11 @@ class MmBench:
         protocol = {"labels": labelled, **({"options_hidden": hidden} if hidden else {})}
         return BenchmarkData(self.name, self.split, examples, _images(root, self.split), protocol)
 
+    def rule(self) -> metrics.Rule:
+        return option_rule(_READERS[self.scorer])
+
     def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
-        if not data.protocol["labels"]:
-            return []
-        keys = ("circle", *_SLICES)
-        return metrics.judge(
-            data.examples, predictions, option_rule(_READERS[self.scorer]), lambda e: {key: e.meta[key] for key in keys}
-        )
+        return super().score(data, predictions) if data.protocol["labels"] else []
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
         scores = list(scores)
@@ -85,7 +83,7 @@ class MmBench:
         circles = _circles(scores)
         return {
             "questions": len(circles),
-            **_vqa.percentages(circles, _SLICES),
+            **percentages(circles, _SLICES),
             "samples": len(scores),
             "one_round": _vanilla(scores),
             **({"options_hidden": data.protocol["options_hidden"]} if "options_hidden" in data.protocol else {}),
@@ -102,9 +100,6 @@ class MmBench:
         units = [score.groups["circle"] for score in scores]
         return [Estimate("accuracy", columns, scale=100.0, units=units)] if scores else []
 
-    def protocol(self, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
-        return {"scorer": self.scorer}
-
     def unpack(self, root: Path) -> list[str]:
         """Writes the pictures as images/<split>/<index modulo 10^6>.jpg; one that only a rotation shows under its own index."""
         return _tsv.unpack(self._file(root), _images(root, self.split), _stem)
@@ -119,7 +114,7 @@ class MmBench:
             from openpyxl.cell import WriteOnlyCell
         except ModuleNotFoundError:
             raise MissingError(f"an MMBench submission is an xlsx file; {install('sheets')}") from None
-        said = {example.id: answer for example, answer in _vqa.complete(data, predictions)}
+        said = {example.id: answer for example, answer in complete(data, predictions)}
         book = Workbook(write_only=True)
         sheet = book.create_sheet("Sheet1")
         sheet.append(list(_SHEET))
@@ -140,8 +135,8 @@ class MmBench:
 def build(split: str | None = None, scorer: str | None = None) -> MmBench:
     """`split`: "en" (the default) or "cn"; `scorer`: "official" (the default), "lmms-eval" (its `mmbench_en_dev_static`) or
     "vlmevalkit" (without its judge)."""
-    split = _vqa.chosen("mmbench", "split", split, tuple(FILES))
-    return MmBench(split, _vqa.chosen("mmbench", "scorer", scorer, HARNESSES))
+    split = choice("mmbench", "split", split, tuple(FILES))
+    return MmBench(split, choice("mmbench", "scorer", scorer, HARNESSES))
 
 
 def _images(root: Path, split: str) -> Path:

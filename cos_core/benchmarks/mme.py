@@ -14,21 +14,22 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cos_core.benchmarks import _files, _vqa
+from cos_core.benchmarks import _files
 from cos_core.benchmarks._harness import HARNESSES, LMMS, OFFICIAL, VLM, lmms_mme_label, vlm_yes_no
+from cos_core.benchmarks._sliced import SlicedBenchmark, choice
 from cos_core.errors import InputError
 from cos_core.files import text
-from cos_core.interfaces import BenchmarkData
+from cos_core.interfaces import BenchmarkData, Need
 from cos_core.scoring import answers, metrics
 from cos_core.scoring.metrics import Estimate, Verdict
 from cos_core.scoring.statistics import Floats
-from cos_core.types import Example, Prediction, Score
+from cos_core.types import Example, Score
 
 PERCEPTION = (
     "existence",
@@ -47,10 +48,10 @@ FOLDERS = ("MME", "mme")
 RELEASES = ("MME_Benchmark_release_version/MME_Benchmark", "MME_Benchmark_release_version", "MME_Benchmark")
 SOURCE = "take the 14 folders of MME_Benchmark_release_version from the MME authors"
 NEEDS = (
-    _files.Need(
+    Need(
         ("MME_Benchmark_release_version", "MME_Benchmark", PERCEPTION[0]), "the MME authors, on request; questions and pictures"
     ),
-    _files.Need(("llava_mme.jsonl",), "LLaVA's evaluation files (eval.zip)", optional=True),
+    Need(("llava_mme.jsonl",), "LLaVA's evaluation files (eval.zip)", optional=True),
 )
 COUNTS = {"all": 2_374}
 _CLOSING = "Please answer yes or no."
@@ -62,18 +63,19 @@ _LABELLED = re.compile(
 
 
 @dataclass(frozen=True)
-class Mme:
+class Mme(SlicedBenchmark):
     """Reads the official folders (questions beside the pictures, or in questions_answers_YN/ with images/)."""
 
     scorer: str = OFFICIAL
-    name: str = "mme"
-    summary: str = "MME: perception and cognition points, accuracy and accuracy+ of 14 subtasks"
-    headline: str = "perception"
-    unit: str = "points"
-    scorers: tuple[str, ...] = HARNESSES
-    needs: tuple[_files.Need, ...] = NEEDS
-    folders: tuple[str, ...] = FOLDERS
-    counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
+    name = "mme"
+    summary = "MME: perception and cognition points, accuracy and accuracy+ of 14 subtasks"
+    headline = "perception"
+    unit = "points"
+    slices = ("category",)
+    scorers = HARNESSES
+    needs = NEEDS
+    folders = FOLDERS
+    counts = COUNTS
 
     def load(self, root: Path) -> BenchmarkData:
         top = _files.image_root(root, *RELEASES)
@@ -87,8 +89,8 @@ class Mme:
         missing = sorted(set(PERCEPTION + COGNITION) - set(found))
         return BenchmarkData(self.name, "all", examples, top, {"missing_categories": missing} if missing else {})
 
-    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
-        return metrics.judge(data.examples, predictions, _rule(self.scorer), lambda e: {"category": e.meta["category"]})
+    def rule(self) -> metrics.Rule:
+        return _rule(self.scorer)
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
         scores = list(scores)
@@ -115,9 +117,6 @@ class Mme:
         result += [Estimate(f"{category}.score", _columns(scores, category), _points) for category in present]
         return result
 
-    def protocol(self, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
-        return {"scorer": self.scorer}
-
     def same_question(self, question_id: str) -> str:
         """`category/stem` of a question id or of one of our example ids (with its number), whatever stands between."""
         name, mark, number = question_id.partition("#")
@@ -131,8 +130,8 @@ class Mme:
 
 def build(split: str | None = None, scorer: str | None = None) -> Mme:
     """`split`: only "all"; `scorer`: "official" (the default), "lmms-eval" or "vlmevalkit" (without its judge)."""
-    _vqa.chosen("mme", "split", split, ("all",))
-    return Mme(_vqa.chosen("mme", "scorer", scorer, HARNESSES))
+    choice("mme", "split", split, ("all",))
+    return Mme(choice("mme", "scorer", scorer, HARNESSES))
 
 
 def _category(top: Path, category: str, names: Mapping[str, str]) -> list[Example]:

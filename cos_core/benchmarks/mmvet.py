@@ -15,22 +15,23 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cos_core.benchmarks import _files, _vqa
+from cos_core.benchmarks import _files
+from cos_core.benchmarks._sliced import choice, complete
 from cos_core.errors import InputError
 from cos_core.files import assets
-from cos_core.interfaces import BenchmarkData
+from cos_core.interfaces import BenchmarkData, JudgedBenchmark, Need
 from cos_core.scoring import metrics
 from cos_core.scoring.metrics import Estimate, Verdict
 from cos_core.types import Example, Prediction, Score
 
 SOURCE = "mm-vet.zip of yuweihao/MM-Vet"
 NEEDS = (
-    _files.Need(("mm-vet.json", "mm-vet/mm-vet.json"), SOURCE),
-    _files.Need(("images", "mm-vet/images"), f"{SOURCE}; only to run a model", optional=True),
+    Need(("mm-vet.json", "mm-vet/mm-vet.json"), SOURCE),
+    Need(("images", "mm-vet/images"), f"{SOURCE}; only to run a model", optional=True),
 )
 COUNTS = {"v1": 218}
 SCORERS = ("forms", "official")
@@ -47,18 +48,18 @@ _MORE = re.compile(r"[0-9]|\bpercent\b")
 
 
 @dataclass(frozen=True)
-class MmVet:
+class MmVet(JudgedBenchmark):
     """Reads `mm-vet.json`; questions are asked as they are, without a format suffix."""
 
-    name: str = "mmvet"
-    summary: str = "MM-Vet: open answers for a judge; graded through an endpoint, or exported"
-    headline: str = "total"
-    unit: str = "percent"
+    name = "mmvet"
+    summary = "MM-Vet: open answers for a judge; graded through an endpoint, or exported"
+    headline = "total"
+    unit = "percent"
     reading: str = SCORERS[0]
-    scorers: tuple[str, ...] = SCORERS
-    needs: tuple[_files.Need, ...] = NEEDS
-    folders: tuple[str, ...] = ("mm-vet", "MM-Vet", "mmvet")
-    counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
+    scorers = SCORERS
+    needs = NEEDS
+    folders = ("mm-vet", "MM-Vet", "mmvet")
+    counts = COUNTS
 
     def load(self, root: Path) -> BenchmarkData:
         path = _files.require(root, "mm-vet.json", "mm-vet/mm-vet.json", source=f"take {SOURCE}")
@@ -149,7 +150,7 @@ class MmVet:
 
     def submission(self, root: Path, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
         """The results file of `mm-vet_evaluator.py`: question key -> answer."""
-        pairs = _vqa.complete(data, predictions)
+        pairs = complete(data, predictions)
         return json.dumps({example.id: answer for example, answer in pairs}, indent=2)
 
 
@@ -176,7 +177,7 @@ def _official(reply: str) -> float | None:
 
 def build(split: str | None = None, scorer: str | None = None) -> MmVet:
     """`split`: only "v1"; `scorer`: how a judge's reply is read, "forms" (the default) or "official"."""
-    _vqa.chosen("mmvet", "split", split, ("v1",))
+    choice("mmvet", "split", split, ("v1",))
     if scorer not in (None, *SCORERS):
         raise InputError(
             f"mmvet's grades are a judge's, and its prompt is the official one, not {scorer!r}'s; harnesses differ most in the "

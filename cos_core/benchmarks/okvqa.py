@@ -10,27 +10,34 @@ from __future__ import annotations
 from pathlib import Path
 
 from cos_core.benchmarks import _files, _vqa
-from cos_core.interfaces import BenchmarkData
+from cos_core.benchmarks._sliced import choice
+from cos_core.interfaces import BenchmarkData, Need
 
 FILES = ("OpenEnded_mscoco_val2014_questions.json", "mscoco_val2014_annotations.json")
 
 NEEDS = (
-    *(_files.Need((name,), "okvqa.allenai.org, version 1.1") for name in FILES),
-    _files.Need(("val2014",), "images.cocodataset.org/zips/val2014.zip; only to run a model", optional=True),
+    *(Need((name,), "okvqa.allenai.org, version 1.1") for name in FILES),
+    Need(("val2014",), "images.cocodataset.org/zips/val2014.zip; only to run a model", optional=True),
 )
 COUNTS = {"val": 5_046}
 
 
-def build(split: str | None = None, scorer: str | None = None) -> _vqa.VqaScores:
-    """`split`: only "val"; `scorer`: "llava" (the default), "official", "m4c" or "lmms-eval" (its scoring is m4c's)."""
-    split = _vqa.chosen("okvqa", "split", split, ("val",))
-    scorer = _vqa.chosen("okvqa", "scorer", scorer, _vqa.SCORERS)
+class OkVqa(_vqa.VqaBenchmark):
+    """One split."""
+
+    name = "okvqa"
     summary = "OKVQA val2014: VQA accuracy, questions that need outside knowledge"
-    return _vqa.VqaScores("okvqa", split, scorer, summary, slices=("question_type",), needs=NEEDS, counts=COUNTS, load=_load)
+    slices = ("question_type",)
+    needs = NEEDS
+    counts = COUNTS
+
+    def load(self, root: Path) -> BenchmarkData:
+        source = "take both files of OK-VQA v1.1 from okvqa.allenai.org"
+        questions, annotations = (_files.require(root, name, source=source) for name in FILES)
+        examples = _vqa.official_examples(questions, annotations, self.name)
+        return BenchmarkData(self.name, "val", examples, _files.image_root(root, "val2014"))
 
 
-def _load(root: Path) -> BenchmarkData:
-    source = "take both files of OK-VQA v1.1 from okvqa.allenai.org"
-    questions, annotations = (_files.require(root, name, source=source) for name in FILES)
-    examples = _vqa.official_examples(questions, annotations, "okvqa")
-    return BenchmarkData("okvqa", "val", examples, _files.image_root(root, "val2014"))
+def build(split: str | None = None, scorer: str | None = None) -> OkVqa:
+    """`split`: only "val"; `scorer`: "llava" (the default), "official", "m4c" or "lmms-eval" (its scoring is m4c's)."""
+    return OkVqa(choice("okvqa", "split", split, ("val",)), choice("okvqa", "scorer", scorer, _vqa.SCORERS))

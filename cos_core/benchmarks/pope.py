@@ -15,24 +15,25 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cos_core.benchmarks import _files, _vqa
+from cos_core.benchmarks import _files
 from cos_core.benchmarks._harness import HARNESSES, LMMS, OFFICIAL, VLM, vlm_yes_no
+from cos_core.benchmarks._sliced import SlicedBenchmark, choice
 from cos_core.errors import InputError
 from cos_core.files.big_json import read_json_list
 from cos_core.files.jsonl import open_input, read_lines
-from cos_core.interfaces import BenchmarkData
+from cos_core.interfaces import BenchmarkData, Need
 from cos_core.scoring import answers, columns, metrics
 from cos_core.scoring.columns import Examples, Texts
 from cos_core.scoring.metrics import Estimate, Verdict
 from cos_core.scoring.statistics import Floats
-from cos_core.types import Example, Prediction, Score
+from cos_core.types import Example, Score
 
 CATEGORIES = ("adversarial", "popular", "random")
 SETS = ("coco", "gqa", "aokvqa")
@@ -64,15 +65,11 @@ PICTURES = {
     "aokvqa": ("val2014", "aokvqa/val2014", "coco/val2014"),
 }
 NEEDS = (
-    *(_files.Need(_names("coco", c), "AoiDragon/POPE, commit e3e3926, output/coco") for c in CATEGORIES),
-    *(
-        _files.Need(_names(s, c), f"AoiDragon/POPE, output/seem/{s}", split=s, optional=True)
-        for s in SETS[1:]
-        for c in CATEGORIES
-    ),
-    _files.Need((QUESTIONS,), "LLaVA's evaluation files (eval.zip)", optional=True),
-    _files.Need(PICTURES["coco"], "images.cocodataset.org/zips/val2014.zip; only to run a model (coco, aokvqa)", optional=True),
-    _files.Need(PICTURES["gqa"][:-1], "images.zip of GQA; only to run a model", split="gqa", optional=True),
+    *(Need(_names("coco", c), "AoiDragon/POPE, commit e3e3926, output/coco") for c in CATEGORIES),
+    *(Need(_names(s, c), f"AoiDragon/POPE, output/seem/{s}", split=s, optional=True) for s in SETS[1:] for c in CATEGORIES),
+    Need((QUESTIONS,), "LLaVA's evaluation files (eval.zip)", optional=True),
+    Need(PICTURES["coco"], "images.cocodataset.org/zips/val2014.zip; only to run a model (coco, aokvqa)", optional=True),
+    Need(PICTURES["gqa"][:-1], "images.zip of GQA; only to run a model", split="gqa", optional=True),
 )
 COUNTS = {"coco": 8_910, "gqa": 9_000, "aokvqa": 9_000}
 _YES = re.compile(r"\byes\b", re.IGNORECASE)
@@ -80,7 +77,7 @@ _OBJECT = re.compile(r"is there an? (.+?) in the im", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Pope:
+class Pope(SlicedBenchmark):
     """Reads the labels of one data set (`coco/coco_pope_*.json`, `gqa/gqa_pope_seem_*.json`, ...), with LLaVA's question file
     where it is there; images in `val2014/` (GQA's in `images/`).
 
@@ -89,13 +86,14 @@ class Pope:
 
     split: str = "coco"
     scorer: str = OFFICIAL
-    name: str = "pope"
-    summary: str = "POPE on COCO, GQA or A-OKVQA: object hallucination, yes/no, mean F1 of three splits"
+    name = "pope"
+    summary = "POPE on COCO, GQA or A-OKVQA: object hallucination, yes/no, mean F1 of three splits"
     headline: str = "mean_f1"
     unit: str = "fraction"
-    scorers: tuple[str, ...] = HARNESSES
-    needs: tuple[_files.Need, ...] = NEEDS
-    counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
+    scorers = HARNESSES
+    needs = NEEDS
+    slices = ("category",)
+    counts = COUNTS
 
     def load(self, root: Path) -> BenchmarkData:
         labels = {category: _Labels(root, self.split, category) for category in CATEGORIES}
@@ -105,9 +103,8 @@ class Pope:
         protocol = {"labels": {category: len(known) for category, known in labels.items()}}
         return BenchmarkData(self.name, self.split, examples, _files.image_root(root, *PICTURES[self.split]), protocol)
 
-    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
-        rule = _rule(self.scorer)
-        return metrics.judge(data.examples, predictions, rule, lambda example: {"category": example.meta["category"]})
+    def rule(self) -> metrics.Rule:
+        return _rule(self.scorer)
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
         scores = columns.held(scores)
@@ -116,9 +113,6 @@ class Pope:
         groups = metrics.by_group(scores, "category")
         result: dict[str, Any] = {category: _confusion(groups[category]) for category in CATEGORIES if category in groups}
         return {**result, "mean_f1": sum(table["f1"] for table in result.values()) / len(result)}
-
-    def protocol(self, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
-        return {"scorer": self.scorer}
 
     def asked(self, prompt: str) -> str:
         """The question of a recorded prompt: question ids begin anew in each split."""
@@ -139,8 +133,8 @@ class Pope:
 def build(split: str | None = None, scorer: str | None = None) -> Pope:
     """`split`: "coco" (the default), "gqa" or "aokvqa"; `scorer`: "official" (the default), "lmms-eval" or "vlmevalkit"
     (without its judge)."""
-    split = _vqa.chosen("pope", "split", split, SETS)
-    scorer = _vqa.chosen("pope", "scorer", scorer, HARNESSES)
+    split = choice("pope", "split", split, SETS)
+    scorer = choice("pope", "scorer", scorer, HARNESSES)
     if scorer == LMMS:
         return Pope(split, scorer, headline="pope_f1_score")
     return Pope(split, scorer, headline="Overall", unit="percent") if scorer == VLM else Pope(split)

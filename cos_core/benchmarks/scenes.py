@@ -13,25 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from cos_core.benchmarks import _files
+from cos_core.benchmarks._sliced import SlicedBenchmark
 from cos_core.data import datasets
 from cos_core.errors import InputError
 from cos_core.interfaces import BenchmarkData
 from cos_core.scoring import answers, metrics
 from cos_core.scoring.metrics import Estimate, Verdict
-from cos_core.types import Example, Prediction, Score
+from cos_core.types import Example, Score
 
 FILES = ("questions.jsonl", "questions.json")
 
 
 @dataclass(frozen=True)
-class Scenes:
+class Scenes(SlicedBenchmark):
     """`split` "val" reads val.jsonl (or .json) instead of questions.jsonl."""
 
     split: str | None = None
     name: str = "scenes"
-    summary: str = "exact match per question kind, with region statistics, on questions.jsonl of a folder"
-    headline: str = "accuracy"
-    unit: str = "fraction"
+    summary = "exact match per question kind, with region statistics, on questions.jsonl of a folder"
+    unit = "fraction"
 
     def load(self, root: Path) -> BenchmarkData:
         names = FILES if self.split is None else (f"{self.split}.jsonl", f"{self.split}.json")
@@ -39,8 +39,11 @@ class Scenes:
         examples = [_labelled(example, file) for example in datasets.read_examples(file)]
         return BenchmarkData(self.name, self.split or file.stem, examples, _files.image_root(file.parent, "images"))
 
-    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
-        return metrics.judge(data.examples, predictions, _rule, lambda example: {"kind": _kind(example)})
+    def rule(self) -> metrics.Rule:
+        return _rule
+
+    def groups(self, example: Example) -> Mapping[str, str]:
+        return {"kind": str(example.meta.get("kind", "any"))}
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
         scores = list(scores)
@@ -50,7 +53,7 @@ class Scenes:
             "kinds": {kind: {"accuracy": metrics.mean(group), "n": len(group)} for kind, group in sorted(kinds.items())},
         }
 
-    def estimates(self, data: BenchmarkData, scores: list[Score]) -> list[Estimate]:
+    def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
         kinds = sorted(metrics.by_group(scores, "kind"))
         each = [metrics.mean_estimate(f"kinds.{k}.accuracy", scores, metrics.in_group("kind", k)) for k in kinds]
         return [metrics.mean_estimate("accuracy", scores), *each]
@@ -67,10 +70,6 @@ def _labelled(example: Example, file: Path) -> Example:
     if not example.answers:
         raise InputError(f"{file}: the question {example.id!r} has no answer to score against")
     return example
-
-
-def _kind(example: Example) -> str:
-    return str(example.meta.get("kind", "any"))
 
 
 def _rule(example: Example, answer: str) -> Verdict:

@@ -8,11 +8,11 @@ such marks (ours), the problem's own picture decides.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cos_core.benchmarks import _files, _vqa
+from cos_core.benchmarks import _files
 from cos_core.benchmarks._harness import (
     HARNESSES,
     LMMS,
@@ -23,19 +23,20 @@ from cos_core.benchmarks._harness import (
     option_rule,
     vlm_option_letter,
 )
+from cos_core.benchmarks._sliced import SlicedBenchmark, choice
 from cos_core.errors import InputError
 from cos_core.files.big_json import read_json_list
-from cos_core.interfaces import BenchmarkData
+from cos_core.interfaces import BenchmarkData, Need
 from cos_core.scoring import answers, metrics
 from cos_core.scoring.metrics import Estimate
 from cos_core.types import Example, Prediction, Score
 
 SOURCE = "take problems.json and pid_splits.json from lupantech/ScienceQA"
 NEEDS = (
-    _files.Need(("problems.json",), "lupantech/ScienceQA, data/scienceqa"),
-    _files.Need(("pid_splits.json",), "lupantech/ScienceQA, data/scienceqa"),
-    _files.Need(("llava_test_CQM-A.json",), "LLaVA's evaluation files (eval.zip)", optional=True),
-    _files.Need(("images/test", "test"), "test.zip of ScienceQA's pictures; only to run a model", optional=True),
+    Need(("problems.json",), "lupantech/ScienceQA, data/scienceqa"),
+    Need(("pid_splits.json",), "lupantech/ScienceQA, data/scienceqa"),
+    Need(("llava_test_CQM-A.json",), "LLaVA's evaluation files (eval.zip)", optional=True),
+    Need(("images/test", "test"), "test.zip of ScienceQA's pictures; only to run a model", optional=True),
 )
 COUNTS = {"test": 4_241, "test-image": 2_017}
 PICTURES = "-image"
@@ -43,18 +44,17 @@ _MARK = "<image>"
 
 
 @dataclass(frozen=True)
-class ScienceQa:
+class ScienceQa(SlicedBenchmark):
     """`split`: a key of pid_splits.json, with "-image" for its questions with a picture only."""
 
     split: str
     scorer: str = OFFICIAL
-    name: str = "scienceqa"
-    summary: str = "ScienceQA test: option letters; image accuracy is the published figure"
-    headline: str = "image_accuracy"
-    unit: str = "percent"
-    scorers: tuple[str, ...] = HARNESSES
-    needs: tuple[_files.Need, ...] = NEEDS
-    counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
+    name = "scienceqa"
+    summary = "ScienceQA test: option letters; image accuracy is the published figure"
+    headline = "image_accuracy"
+    scorers = HARNESSES
+    needs = NEEDS
+    counts = COUNTS
 
     def load(self, root: Path) -> BenchmarkData:
         part = self.split.removesuffix(PICTURES)
@@ -69,6 +69,9 @@ class ScienceQa:
             examples = [example for example in examples if example.image is not None]
         return BenchmarkData(self.name, self.split, examples, _files.image_root(root, f"images/{part}", part))
 
+    def rule(self) -> metrics.Rule:
+        return option_rule(_READERS[self.scorer], lambda letter: letter or "FAILED")
+
     def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
         marked = any(_MARK in (prediction.question or "") for prediction in predictions.values())
 
@@ -77,9 +80,7 @@ class ScienceQa:
             shown = _MARK in ((prediction.question if prediction else None) or "") if marked else example.image is not None
             return {"modality": "image" if shown else "text", "subject": example.meta["subject"]}
 
-        return metrics.judge(
-            data.examples, predictions, option_rule(_READERS[self.scorer], lambda letter: letter or "FAILED"), modality
-        )
+        return metrics.judge(data.examples, predictions, self.rule(), modality)
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
         scores = list(scores)
@@ -94,9 +95,6 @@ class ScienceQa:
             "per_question": {score.example_id: [score.extracted or "FAILED", score.value == 1.0] for score in scores},
         }
 
-    def protocol(self, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
-        return {"scorer": self.scorer}
-
     def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
         pictures = metrics.in_group("modality", "image")
         return [
@@ -110,7 +108,7 @@ def build(split: str | None = None, scorer: str | None = None) -> ScienceQa:
     "vlmevalkit" (without its judge)."""
     if split is not None and not split.replace("-", "").isalnum():
         raise InputError(f"scienceqa has splits like 'test' and 'test-image', not {split!r}")
-    return ScienceQa(split or "test", _vqa.chosen("scienceqa", "scorer", scorer, HARNESSES))
+    return ScienceQa(split or "test", choice("scienceqa", "scorer", scorer, HARNESSES))
 
 
 def _texts(path: Path | None) -> dict[str, str]:

@@ -26,36 +26,37 @@ from cos_core.benchmarks._harness import (
     option_rule,
     vlm_option_letter,
 )
+from cos_core.benchmarks._sliced import SlicedBenchmark, choice, complete
 from cos_core.errors import InputError
-from cos_core.interfaces import BenchmarkData
+from cos_core.interfaces import BenchmarkData, Need
 from cos_core.scoring import answers, metrics
 from cos_core.scoring.metrics import Estimate
 from cos_core.types import Example, Prediction, Score
 
 SOURCE = "take SEED-Bench.json from AILab-CVC/SEED-Bench (the version before 2023-11-30 for LLaVA's question file)"
 NEEDS = (
-    _files.Need(("SEED-Bench.json",), "AILab-CVC/SEED-Bench, the version before 2023-11-30"),
-    _files.Need(("llava-seed-bench.jsonl",), "LLaVA's evaluation files (eval.zip)", optional=True),
-    _files.Need(("SEED-Bench-image",), "SEED-Bench-image.zip; only to run a model", optional=True),
-    _files.Need(("SEED-Bench-video-image",), "middle frames, by LLaVA's extract_video_frames.py", split="video", optional=True),
+    Need(("SEED-Bench.json",), "AILab-CVC/SEED-Bench, the version before 2023-11-30"),
+    Need(("llava-seed-bench.jsonl",), "LLaVA's evaluation files (eval.zip)", optional=True),
+    Need(("SEED-Bench-image",), "SEED-Bench-image.zip; only to run a model", optional=True),
+    Need(("SEED-Bench-video-image",), "middle frames, by LLaVA's extract_video_frames.py", split="video", optional=True),
 )
 SPLITS = ("all", "image", "video")
 
 
 @dataclass(frozen=True)
-class Seed:
+class Seed(SlicedBenchmark):
     """`split`: "all", or the questions on images or videos only. Question texts are LLaVA's where its file is there."""
 
     split: str
     scorer: str = OFFICIAL
-    name: str = "seed"
-    summary: str = "SEED-Bench v1: option letters; total, image and video accuracy"
-    headline: str = "Total"
-    unit: str = "percent"
-    upload: str = ".jsonl"
-    scorers: tuple[str, ...] = HARNESSES
-    folders: tuple[str, ...] = ("seed_bench", "SEED-Bench", "seed")
-    needs: tuple[_files.Need, ...] = NEEDS
+    name = "seed"
+    summary = "SEED-Bench v1: option letters; total, image and video accuracy"
+    headline = "Total"
+    slices = ("type", "data_type")
+    upload = ".jsonl"
+    scorers = HARNESSES
+    folders = ("seed_bench", "SEED-Bench", "seed")
+    needs = NEEDS
 
     def load(self, root: Path) -> BenchmarkData:
         path = _files.require(root, "SEED-Bench.json", source=SOURCE)
@@ -71,13 +72,8 @@ class Seed:
             examples = [example for example in examples if example.meta["data_type"] == self.split]
         return BenchmarkData(self.name, self.split, examples, root)
 
-    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
-        return metrics.judge(
-            data.examples,
-            predictions,
-            option_rule(_READERS[self.scorer]),
-            lambda e: {key: e.meta[key] for key in ("type", "data_type")},
-        )
+    def rule(self) -> metrics.Rule:
+        return option_rule(_READERS[self.scorer])
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
         scores = list(scores)
@@ -86,17 +82,14 @@ class Seed:
 
     def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
         result = [metrics.mean_estimate("Total", scores, scale=100.0)]
-        for key in ("type", "data_type"):
+        for key in self.slices:
             for name in metrics.by_group(scores, key):
                 result.append(metrics.mean_estimate(name, scores, metrics.in_group(key, name), scale=100.0))
         return result
 
-    def protocol(self, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
-        return {"scorer": self.scorer}
-
     def submission(self, root: Path, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
         """The leaderboard's JSON lines: question id and the answer as it was given."""
-        pairs = _vqa.complete(data, predictions)
+        pairs = complete(data, predictions)
         rows = ({"question_id": example.meta.get("repeats", example.id), "prediction": said} for example, said in pairs)
         return "".join(json.dumps(row) + "\n" for row in rows)
 
@@ -104,8 +97,8 @@ class Seed:
 def build(split: str | None = None, scorer: str | None = None) -> Seed:
     """`split`: "all" (the default), "image" or "video"; `scorer`: "official" (LLaVA's, the default), "lmms-eval" or
     "vlmevalkit", which knows the images only."""
-    split = _vqa.chosen("seed", "split", split, SPLITS)
-    scorer = _vqa.chosen("seed", "scorer", scorer, HARNESSES)
+    split = choice("seed", "split", split, SPLITS)
+    scorer = choice("seed", "scorer", scorer, HARNESSES)
     if scorer == VLM and split != "image":
         raise InputError("VLMEvalKit scores SEED-Bench's images only; take the split 'image'")
     return Seed(split, scorer)

@@ -7,21 +7,21 @@ the recorded prompts had them. LLaVA's answers name the image, not the question,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cos_core.benchmarks import _files, _vqa
 from cos_core.benchmarks._harness import LMMS, VLM
-from cos_core.interfaces import BenchmarkData
+from cos_core.benchmarks._sliced import choice
+from cos_core.interfaces import BenchmarkData, Need
 from cos_core.scoring import answers
 from cos_core.types import Example, Prediction
 
 SOURCE = "take TextVQA_0.5.1_val.json from the TextVQA site, llava_textvqa_val_v051_ocr.jsonl from LLaVA's evaluation files"
 NEEDS = (
-    _files.Need(("TextVQA_0.5.1_val.json",), "textvqa.org/dataset"),
-    _files.Need(("llava_textvqa_val_v051_ocr.jsonl",), "LLaVA's evaluation files (eval.zip): the OCR tokens", optional=True),
-    _files.Need(("train_images",), "train_val_images.zip of TextVQA; only to run a model", optional=True),
+    Need(("TextVQA_0.5.1_val.json",), "textvqa.org/dataset"),
+    Need(("llava_textvqa_val_v051_ocr.jsonl",), "LLaVA's evaluation files (eval.zip): the OCR tokens", optional=True),
+    Need(("train_images",), "train_val_images.zip of TextVQA; only to run a model", optional=True),
 )
 COUNTS = {"val": 5_000, "val-plain": 5_000}
 SPLITS = ("val", "val-plain")
@@ -29,50 +29,45 @@ SCORERS = ("m4c", "llava", "official", LMMS, VLM)
 _OCR_MARKS = ("Reference OCR token: ", "OCR tokens: ")
 
 
-@dataclass(frozen=True)
-class TextVqa(_vqa.VqaScores):
+class TextVqa(_vqa.VqaBenchmark):
     """`split` "val-plain" asks without OCR tokens even where LLaVA's question file is there."""
+
+    name = "textvqa"
+    summary = "TextVQA val 0.5.1: VQA accuracy, with OCR tokens when LLaVA's question file is there"
+    scorers = SCORERS
+    needs = NEEDS
+    counts = COUNTS
+
+    def load(self, root: Path) -> BenchmarkData:
+        path = _files.require(root, "TextVQA_0.5.1_val.json", source=SOURCE)
+        prepared = _files.optional(root, "llava_textvqa_val_v051_ocr.jsonl") if self.split == "val" else None
+        prompts = _prompts(prepared) if prepared else {}
+        examples = []
+        for place, row in enumerate(_files.listed(path, "data")):
+            where = f"{path}: question {place}"
+            _files.demand(row, ("question_id", "question", "image_id", "answers"), where)
+            question, image = row["question"], row["image_id"]
+            text = prompts.get((image, question.lower()), f"{question}\n{answers.SHORT_ANSWER}")
+            meta = {"question_id": image, "asked": question}
+            ten = _vqa.ten(row["answers"], where)
+            examples.append(Example(str(row["question_id"]), self.name, f"{image}.jpg", text, ten, meta=meta))
+        return BenchmarkData(self.name, self.split, examples, _files.image_root(root, "train_images"))
 
     def asked(self, prompt: str) -> str | None:
         """The lower-case question inside a recorded prompt."""
         return answers.textvqa_question(prompt)
 
-    def protocol(self, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
+    def protocol(self, predictions: Mapping[str, Prediction]) -> Mapping[str, Any]:
         prompts = [p.question for p in predictions.values() if p.question is not None]
         with_tokens = sum(any(mark in prompt for mark in _OCR_MARKS) for prompt in prompts)
-        said = "unknown" if not prompts else {0: "no", len(prompts): "yes"}.get(with_tokens, "mixed")
-        return {**super().protocol(predictions), "ocr_tokens": said}
+        tokens = "unknown" if not prompts else {0: "no", len(prompts): "yes"}.get(with_tokens, "mixed")
+        return {**super().protocol(predictions), "ocr_tokens": tokens}
 
 
 def build(split: str | None = None, scorer: str | None = None) -> TextVqa:
     """`split`: "val" or "val-plain"; `scorer`: "m4c" (LLaVA's, the default), "llava", "official", "lmms-eval" (its scoring is
     m4c's) or "vlmevalkit"."""
-    split = _vqa.chosen("textvqa", "split", split, SPLITS)
-    scorer = _vqa.chosen("textvqa", "scorer", scorer, SCORERS)
-    summary = "TextVQA val 0.5.1: VQA accuracy, with OCR tokens when LLaVA's question file is there"
-    return TextVqa(
-        *("textvqa", split, scorer, summary),
-        scorers=SCORERS,
-        needs=NEEDS,
-        counts=COUNTS,
-        load=lambda root: _load(root, split),
-    )
-
-
-def _load(root: Path, split: str) -> BenchmarkData:
-    path = _files.require(root, "TextVQA_0.5.1_val.json", source=SOURCE)
-    prepared = _files.optional(root, "llava_textvqa_val_v051_ocr.jsonl") if split == "val" else None
-    prompts = _prompts(prepared) if prepared else {}
-    examples = []
-    for place, row in enumerate(_files.listed(path, "data")):
-        where = f"{path}: question {place}"
-        _files.demand(row, ("question_id", "question", "image_id", "answers"), where)
-        question, image = row["question"], row["image_id"]
-        text = prompts.get((image, question.lower()), f"{question}\n{answers.SHORT_ANSWER}")
-        meta = {"question_id": image, "asked": question}
-        ten = _vqa.ten(row["answers"], where)
-        examples.append(Example(str(row["question_id"]), "textvqa", f"{image}.jpg", text, ten, meta=meta))
-    return BenchmarkData("textvqa", split, examples, _files.image_root(root, "train_images"))
+    return TextVqa(choice("textvqa", "split", split, SPLITS), choice("textvqa", "scorer", scorer, SCORERS))
 
 
 def _prompts(path: Path) -> dict[tuple[str, str], str]:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from cos_core.benchmarks import _files, _vqa
 from cos_core.benchmarks._harness import LMMS, VLM
+from cos_core.benchmarks._sliced import choice, complete
 from cos_core.files.big_json import read_json_list
-from cos_core.interfaces import BenchmarkData
+from cos_core.interfaces import BenchmarkData, Need
 from cos_core.scoring import answers
 from cos_core.types import Example, Prediction
 
@@ -23,62 +24,64 @@ SUFFIX = f"{answers.UNANSWERABLE}\n{answers.SHORT_ANSWER}"
 SOURCE = "take val.json (or test.json) from vizwiz.org"
 
 NEEDS = (
-    _files.Need(("val.json", "Annotations/val.json"), "vizwiz.org, VQA annotations", split="val"),
-    _files.Need(("llava_test.jsonl", "test.json", "Annotations/test.json"), "LLaVA's files, or vizwiz.org", split="test"),
-    _files.Need(("val",), "val.zip of VizWiz; only to run a model", split="val", optional=True),
-    _files.Need(("test",), "test.zip of VizWiz; only to run a model", split="test", optional=True),
+    Need(("val.json", "Annotations/val.json"), "vizwiz.org, VQA annotations", split="val"),
+    Need(("llava_test.jsonl", "test.json", "Annotations/test.json"), "LLaVA's files, or vizwiz.org", split="test"),
+    Need(("val",), "val.zip of VizWiz; only to run a model", split="val", optional=True),
+    Need(("test",), "test.zip of VizWiz; only to run a model", split="test", optional=True),
 )
 SCORERS = ("vizwiz", "m4c", "llava", "official", LMMS, VLM)
 COUNTS = {"val": 4_319, "test": 8_000}
 
 
-def build(split: str | None = None, scorer: str | None = None) -> _vqa.VqaScores:
+class VizWiz(_vqa.VqaBenchmark):
+    """`split` "val" or "test"."""
+
+    name = "vizwiz"
+    summary = "VizWiz: VQA accuracy on val; test by submission"
+    slices = ("answer_type",)
+    unlabelled = ("test",)
+    scorers = SCORERS
+    needs = NEEDS
+    counts = COUNTS
+
+    def load(self, root: Path) -> BenchmarkData:
+        examples = _labelled(root) if self.split == "val" else _unlabelled(root)
+        return BenchmarkData(self.name, self.split, examples, _files.image_root(root, self.split))
+
+    def submission(self, root: Path, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str | None:
+        """The challenge's JSON list of image and processed answer."""
+        if self.split == "val":
+            return None
+        pairs = complete(data, predictions)
+        return json.dumps([{"image": example.image, "answer": answers.vqa_m4c(answer)} for example, answer in pairs])
+
+
+def build(split: str | None = None, scorer: str | None = None) -> VizWiz:
     """`split`: "val" or "test"; `scorer`: "vizwiz" (the challenge's own, the default), "m4c", "llava", "official", "lmms-eval"
     (its scoring is m4c's) or "vlmevalkit"."""
-    split = _vqa.chosen("vizwiz", "split", split, ("val", "test"))
-    scorer = _vqa.chosen("vizwiz", "scorer", scorer, SCORERS)
-    return _vqa.VqaScores(
-        "vizwiz",
-        split,
-        scorer,
-        "VizWiz: VQA accuracy on val; test by submission",
-        slices=("answer_type",),
-        unlabelled=("test",),
-        scorers=SCORERS,
-        needs=NEEDS,
-        counts=COUNTS,
-        load=_load_val if split == "val" else _load_test,
-        submission=_submission if split == "test" else None,
-    )
+    return VizWiz(choice("vizwiz", "split", split, ("val", "test")), choice("vizwiz", "scorer", scorer, SCORERS))
 
 
-def _load_val(root: Path) -> BenchmarkData:
+def _labelled(root: Path) -> list[Example]:
     path = _files.require(root, "val.json", "Annotations/val.json", source=SOURCE)
     examples = []
     for line, _, row in read_json_list(path):
         where = f"{path}:{line}"
         _files.demand(row, ("image", "question", "answers"), where)
-        said = _vqa.ten([a.get("answer") if isinstance(a, dict) else None for a in row["answers"]], where)
+        ten = _vqa.ten([a.get("answer") if isinstance(a, dict) else None for a in row["answers"]], where)
         meta = {"asked": row["question"], "answer_type": str(row.get("answer_type", "other"))}
-        examples.append(Example(row["image"], "vizwiz", row["image"], f"{row['question']}\n{SUFFIX}", said, meta=meta))
-    return BenchmarkData("vizwiz", "val", examples, _files.image_root(root, "val"))
+        examples.append(Example(row["image"], "vizwiz", row["image"], f"{row['question']}\n{SUFFIX}", ten, meta=meta))
+    return examples
 
 
-def _load_test(root: Path) -> BenchmarkData:
+def _unlabelled(root: Path) -> list[Example]:
     """LLaVA's question file where it is there, else the official list."""
     prepared = _files.optional(root, "llava_test.jsonl")
     if prepared:
-        examples = [Example(key, "vizwiz", row["image"], row["text"]) for key, row in _vqa.asked_texts(prepared).items()]
-    else:
-        path = _files.require(root, "test.json", "Annotations/test.json", source=SOURCE)
-        examples = []
-        for line, _, row in read_json_list(path):
-            _files.demand(row, ("image", "question"), f"{path}:{line}")
-            examples.append(Example(row["image"], "vizwiz", row["image"], f"{row['question']}\n{SUFFIX}"))
-    return BenchmarkData("vizwiz", "test", examples, _files.image_root(root, "test"))
-
-
-def _submission(root: Path, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
-    """The challenge's JSON list of image and processed answer."""
-    pairs = _vqa.complete(data, predictions)
-    return json.dumps([{"image": example.image, "answer": answers.vqa_m4c(answer)} for example, answer in pairs])
+        return [Example(key, "vizwiz", row["image"], row["text"]) for key, row in _vqa.asked_texts(prepared).items()]
+    path = _files.require(root, "test.json", "Annotations/test.json", source=SOURCE)
+    examples = []
+    for line, _, row in read_json_list(path):
+        _files.demand(row, ("image", "question"), f"{path}:{line}")
+        examples.append(Example(row["image"], "vizwiz", row["image"], f"{row['question']}\n{SUFFIX}"))
+    return examples

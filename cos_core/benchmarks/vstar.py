@@ -8,58 +8,49 @@ answer freely are their own protocol.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cos_core.benchmarks import _files, _vqa
+from cos_core.benchmarks import _files
 from cos_core.benchmarks._harness import option_rule
+from cos_core.benchmarks._sliced import SlicedBenchmark, choice
 from cos_core.errors import InputError
-from cos_core.interfaces import BenchmarkData
+from cos_core.interfaces import BenchmarkData, Need
 from cos_core.scoring import answers, metrics
-from cos_core.scoring.metrics import Estimate
-from cos_core.types import Example, Prediction, Score
+from cos_core.types import Example
 
 SOURCE = "craigwu/vstar_bench on the Hugging Face hub"
 NEEDS = (
-    _files.Need(("test_questions.jsonl",), SOURCE),
-    _files.Need(("direct_attributes",), f"{SOURCE}; only to run a model", optional=True),
-    _files.Need(("relative_position",), f"{SOURCE}; only to run a model", optional=True),
+    Need(("test_questions.jsonl",), SOURCE),
+    Need(("direct_attributes",), f"{SOURCE}; only to run a model", optional=True),
+    Need(("relative_position",), f"{SOURCE}; only to run a model", optional=True),
 )
 COUNTS = {"test": 191}
 _OPTION = re.compile(r"^\(([A-D])\)\s*(.+)$", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class VStar:
+class VStar(SlicedBenchmark):
     """One split."""
 
-    name: str = "vstar"
-    summary: str = "V*Bench: small objects in large pictures, option letters by category"
-    headline: str = "accuracy"
-    unit: str = "percent"
-    needs: tuple[_files.Need, ...] = NEEDS
-    counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
+    name = "vstar"
+    summary = "V*Bench: small objects in large pictures, option letters by category"
+    slices = ("category",)
+    needs = NEEDS
+    counts = COUNTS
 
     def load(self, root: Path) -> BenchmarkData:
         path = _files.require(root, "test_questions.jsonl", source=f"take it from {SOURCE}")
         rows = _files.rows(path, ("question_id", "image", "text", "label", "category"))
         return BenchmarkData(self.name, "test", [_example(row, f"{path}:{line}") for line, row in rows], root)
 
-    def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
-        return metrics.judge(data.examples, predictions, _rule, lambda e: {"category": e.meta["category"]})
-
-    def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
-        return _vqa.percentages(list(scores), ("category",))
-
-    def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
-        return _vqa.percentage_estimates(scores, ("category",))
+    def rule(self) -> metrics.Rule:
+        return option_rule(answers.option_letter)
 
 
 def build(split: str | None = None) -> VStar:
     """`split`: only "test"."""
-    _vqa.chosen("vstar", "split", split, ("test",))
+    choice("vstar", "split", split, ("test",))
     return VStar()
 
 
@@ -70,6 +61,3 @@ def _example(row: Mapping[str, Any], where: str) -> Example:
     text = row["text"] if answers.OPTION_LETTER in row["text"] else f"{row['text']}\n{answers.OPTION_LETTER}"
     meta = {"asked": row["text"].split("\n")[0], "category": row["category"]}
     return Example(str(row["question_id"]), "vstar", row["image"], text, (row["label"],), tuple(options.values()), meta)
-
-
-_rule = option_rule(answers.option_letter)

@@ -12,6 +12,7 @@ import numpy as np
 
 from cos_core.errors import InputError
 from cos_core.geometry import Box, clipped
+from cos_core.interfaces import Detector
 from cos_core.types import Regions
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Components:
+class Components(Detector):
     """`side`: the longer side of the reduced picture that is looked at, in pixels; `contrast`: how far (0-255) a colour channel
     must lie from the border's median; `least`: the smallest area, in reduced pixels; `margin`: added on each side, as a
     fraction of the picture; `most`: how many areas are kept, the largest first.

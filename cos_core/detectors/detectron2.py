@@ -35,6 +35,7 @@ import torch
 from cos_core.errors import InputError, MissingError
 from cos_core.files.manifest import file_digest, fingerprint
 from cos_core.geometry import Box
+from cos_core.interfaces import Detector
 from cos_core.models import llava
 from cos_core.types import Regions
 
@@ -108,7 +109,7 @@ class BoxSelection:
 
 
 @dataclass(frozen=True, slots=True)
-class FasterRcnn:
+class FasterRcnn(Detector):
     """Made by `build`. `settings`: for fingerprints; `feature_size`: numbers a box, 0 when no features are given."""
 
     model: Any

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cos_core.errors import InputError
 from cos_core.geometry import Box
+from cos_core.interfaces import Detector
 from cos_core.types import Regions
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class Grid(Detector):
     """`windows`: (side as a fraction of the shorter side, windows along it) for each size; `most`: along the longer side.
 
     The default, 5x5 windows of side 0.3 and 2x2 of side 0.5, gives 29 windows on a square picture.

@@ -32,6 +32,7 @@ import numpy as np
 from cos_core.errors import InputError
 from cos_core.files.jsonl import open_input
 from cos_core.geometry import Box, clipped
+from cos_core.interfaces import Detector
 from cos_core.types import Regions
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class FeatureTable:
 
 
 @dataclass(frozen=True, slots=True)
-class Precomputed:
+class Precomputed(Detector):
     """Made by `build`."""
 
     source: Folder | FeatureTable

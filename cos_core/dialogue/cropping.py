@@ -1,26 +1,52 @@
-"""From the text of a first pass to the pixels of the second: what is cut, the same for a model and for a report."""
+"""The crop: which region a box text names, and its pixels. Training, answering, annotating and reports all cut here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from PIL import Image
 
 from cos_core.dialogue.box_text import read_box
 from cos_core.dialogue.prompts import Profile
 from cos_core.errors import InputError
-from cos_core.files.images import FILL, crop_region
-from cos_core.geometry import Box, SquarePad, full_box
+from cos_core.files.images import FILL, MAX_PIXELS, reduced
+from cos_core.geometry import Box, SquarePad, central_box, full_box
 from cos_core.types import BoxStatus, Prediction
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
+CropFrom = Literal["image", "canvas"]
 OnBadBox = Literal["full", "center", "skip"]
-CENTRE = Box(0.25, 0.25, 0.75, 0.75, "image")
-"""What `on_bad_box="center"` looks at: the central quarter of the area, as the policy center_crop."""
-FALLBACKS: Mapping[OnBadBox, Box | None] = {"full": full_box("image"), "center": CENTRE, "skip": None}
-"""What is looked at when a text names no usable box; None: nothing, the question is left out."""
+FALLBACKS: Mapping[OnBadBox, Box | None] = {"full": full_box("image"), "center": central_box("image"), "skip": None}
+"""The region that stands in for a text without a usable box; None: none does, the question is left out."""
+
+
+def crop_region(picture: Image.Image, box: Box, crop_from: CropFrom, fill: tuple[int, int, int]) -> Image.Image:
+    """The pixels of a region at full resolution: whole pixels, at least one on each side, not yet padded to a square.
+
+    `box` may be in either frame. `crop_from` is the profile's, `fill` the colour (RGB, 0-255) in which the checkpoint pads its
+    pictures (`checkpoint_info.fill_of`). crop_from "image": the part of the box that lies on the picture, cut from the original
+    pixels; "canvas": cut from the padded square, so that padding inside the box is kept in the colour `fill` (the released
+    code's inference); cut from the `reduced` picture where it would have more than MAX_PIXELS pixels. Raises InputError for
+    "image" and a box that lies wholly in the padding.
+    """
+    pad = SquarePad(*picture.size)
+    if crop_from == "image":
+        inside = box if box.frame == "image" else pad.to_image(box)
+        return picture.crop(inside.pixels(*picture.size))
+    if crop_from != "canvas":
+        raise InputError(f"crop_from is 'image' or 'canvas', got {crop_from!r}")
+    on_canvas = box if box.frame == "square" else pad.to_square(box)
+    left, top, right, bottom = on_canvas.pixels(pad.side, pad.side)
+    if (right - left) * (bottom - top) > MAX_PIXELS:
+        return crop_region(reduced(picture, MAX_PIXELS), on_canvas, crop_from, fill)
+    dx, dy = pad.offset
+    # Only the crop is made, never the whole canvas: a panorama's square would be a hundred times the picture.
+    canvas = Image.new("RGB", (right - left, bottom - top), fill)
+    visible = (max(left - dx, 0), max(top - dy, 0), min(right - dx, picture.width), min(bottom - dy, picture.height))
+    if visible[0] < visible[2] and visible[1] < visible[3]:
+        canvas.paste(picture.crop(visible), (visible[0] + dx - left, visible[1] + dy - top))
+    return canvas
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,30 +73,38 @@ def region_of(text: str, size: tuple[int, int], profile: Profile, on_bad_box: On
 
 @dataclass(frozen=True, slots=True)
 class CropSettings:
-    """How the regions of some answers were cut: under which profile, in which padding colour (RGB), with which fallback."""
+    """How the regions of some answers are cut: under which profile, in which padding colour (RGB), with which fallback."""
 
     profile: Profile
     fill: tuple[int, int, int]
-    on_bad_box: OnBadBox
+    on_bad_box: OnBadBox = "full"
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> CropSettings | None:
         """What the settings of a run of `cos infer` say (its manifest's `results["settings"]`); None where they do not."""
         try:
             red, green, blue = (int(value) for value in settings["fill"])
-            found = cls(Profile.from_json(settings["profile"]), (red, green, blue), settings["on_bad_box"])
+            crops = cls(Profile.from_json(settings["profile"]), (red, green, blue), settings["on_bad_box"])
         except (KeyError, TypeError, ValueError, InputError):
             return None
-        return found if found.on_bad_box in FALLBACKS and all(0 <= value <= 255 for value in found.fill) else None
+        return crops if crops.on_bad_box in FALLBACKS and all(0 <= value <= 255 for value in crops.fill) else None
 
-    def crop(self, picture: Image, prediction: Prediction) -> Image | None:
-        """The region that the second pass of `prediction` saw, not yet padded to a square; None where it saw none."""
+    def region(self, text: str, picture: Image.Image) -> Region:
+        """See `region_of`."""
+        return region_of(text, picture.size, self.profile, self.on_bad_box)
+
+    def cut(self, picture: Image.Image, area: Box) -> Image.Image:
+        """See `crop_region`."""
+        return crop_region(picture, area, self.profile.crop_from, self.fill)
+
+    def crop(self, picture: Image.Image, prediction: Prediction) -> Image.Image | None:
+        """The region that the second pass of `prediction` saw; None where it saw none."""
         if prediction.box_text is None or prediction.box is None:
             return None
-        area = region_of(prediction.box_text, picture.size, self.profile, self.on_bad_box).area
-        return None if area is None else crop_region(picture, area, self.profile.crop_from, self.fill)
+        area = self.region(prediction.box_text, picture).area
+        return None if area is None else self.cut(picture, area)
 
 
-def assumed_crop(picture: Image, box: Box) -> Image:
+def assumed_crop(picture: Image.Image, box: Box) -> Image.Image:
     """The region of an answer that does not say how it was cut: the part of the picture that its box names."""
     return crop_region(picture, box, "image", FILL)

@@ -45,34 +45,35 @@ class BatchRow:
     def shown(self, size: int) -> list[tuple[Image, int]]:
         """Pictures that are not stored whole, each with how many of its `size` positions are."""
         starts = np.flatnonzero(self.keys < 0)[::size]
-        begun = [(image, max(0, self.match.length - int(start))) for image, start in zip(self.images, starts, strict=True)]
-        return [(image, stored) for image, stored in begun if stored < size]
+        counts = [(image, max(0, self.match.length - int(start))) for image, start in zip(self.images, starts, strict=True)]
+        return [(image, stored) for image, stored in counts if stored < size]
 
 
 @dataclass(slots=True)
 class GenerationJob:
-    """A request made ready, and what has been generated for it."""
+    """An encoded request, and what has been generated for it."""
 
     place: int
     request: Request
     encoded: Encoded
     row: BatchRow
     grammar: TokenGrammar | None
-    given: int = 0
-    """How many of `ids` the grammar had forced before the model was asked: they stand at the end of `row`."""
+    forced_first: int = 0
+    """How many of `ids` the grammar forces before the model is asked: they stand at the end of `row`."""
     ids: list[int] = field(default_factory=list)
     margins: list[float] = field(default_factory=list)
     pending: list[int] = field(default_factory=list)
     steps: int = 0
     cached: int = 0
-    heard: int = 0
+    streamed: int = 0
+    """Characters of the text that `request.listen` has been called with."""
     done: bool = False
     failure: str | None = None
     """Why it has no answer, although it was run."""
 
     def restart(self) -> None:
         """As it was before anything ran: nothing generated, no hold on a stored prefix."""
-        self.ids, self.margins = self.ids[: self.given], self.margins[: self.given]
+        self.ids, self.margins = self.ids[: self.forced_first], self.margins[: self.forced_first]
         self.pending, self.steps, self.cached, self.done, self.failure = [], 0, 0, False, None
         self.row.match = Match()
 
@@ -132,7 +133,7 @@ def token_bytes(config: Any, dtype: torch.dtype) -> int:
 
 
 def usual_budget(device: torch.device) -> int:
-    """Bytes of keys and values where nobody says how many: 70 % of a GPU's available memory, a quarter of the system's."""
+    """Bytes of keys and values by default: 70 % of a GPU's available memory, a quarter of the system's."""
     room = memory.available(device)
     return int(0.7 * room) if device.type == "cuda" else max(2**28, room // 4)
 
@@ -160,22 +161,21 @@ def choices(rows: Sequence[GenerationJob], logits: torch.Tensor) -> list[tuple[i
             tables[name] = scores.sort(dim=-1, descending=True, stable=True)
     parts = [part for table in tables.values() for part in table]
     # Exact: indices and float32 numbers fit in float64.
-    here = iter(torch.cat([part.double() for part in parts], dim=1).cpu().split([part.shape[1] for part in parts], dim=1))
-    told = {name: (next(here).tolist(), next(here).tolist()) for name in tables}
-    found: list[tuple[int, float] | None] = []
-    for place, job in enumerate(rows):
+    on_cpu = iter(torch.cat([part.double() for part in parts], dim=1).cpu().split([part.shape[1] for part in parts], dim=1))
+    numbers = {name: (next(on_cpu).tolist(), next(on_cpu).tolist()) for name in tables}
+
+    def choice(place: int, job: GenerationJob) -> tuple[int, float] | None:
         if job.done:
-            found.append(None)
-        elif job.grammar is None:
-            (best,), (first, second) = (numbers[place] for numbers in told[None])
-            found.append((int(best), first - second) if math.isfinite(first) else NOT_FINITE)
-        else:
-            ordered, order = (numbers[place] for numbers in told[id(job.grammar)])
-            if not ordered or not math.isfinite(ordered[0]):
-                found.append(NOT_FINITE)
-                continue
-            found.append(job.grammar.choose(job.ids, [int(i) for i in order], ordered))
-    return found
+            return None
+        if job.grammar is None:
+            (best,), (first, second) = (table[place] for table in numbers[None])
+            return (int(best), first - second) if math.isfinite(first) else NOT_FINITE
+        scores, order = (table[place] for table in numbers[id(job.grammar)])
+        if not scores or not math.isfinite(scores[0]):
+            return NOT_FINITE
+        return job.grammar.choose(job.ids, [int(i) for i in order], scores)
+
+    return [choice(place, job) for place, job in enumerate(rows)]
 
 
 def stop_ids(llava: loader.Llava) -> frozenset[int]:

@@ -33,7 +33,7 @@ class TokenGrammar:
     candidates: list[int] = field(default_factory=list)
     """Ids of every token that is made of the grammar's characters."""
     index: Any = None
-    """`candidates` as a tensor where the model is, made once by whoever runs it."""
+    """`candidates` as a tensor on the model's device, made once by the engine."""
     _role: list[int] = field(default_factory=list)
     _texts: dict[int, str] = field(default_factory=dict)
     _forced: dict[str, list[int]] = field(default_factory=dict)

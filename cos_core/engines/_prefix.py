@@ -133,15 +133,15 @@ class Prefix:
 
     def segments(self, layer: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """The first `length` positions in one layer, in order, as views."""
-        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        segments: list[tuple[torch.Tensor, torch.Tensor]] = []
         node: Prefix | None = self
         while node is not None and length:
             if length > node.start:
                 keys, values = node.layers[layer]
-                found.append((keys[:, : length - node.start], values[:, : length - node.start]))
+                segments.append((keys[:, : length - node.start], values[:, : length - node.start]))
                 length = node.start
             node = node.parent
-        return found[::-1]
+        return segments[::-1]
 
 
 @dataclass(slots=True)
@@ -200,7 +200,7 @@ class PrefixStore:
 
     def forget(self, picture: int) -> None:
         """Drops every prefix that shows the picture."""
-        # A continuation shows all that its parent shows: leaves go first.
+        # A continuation shows all that its parent shows: leaves are dropped first.
         for entry in sorted((e for e in self._entries if picture in e.pictures), key=lambda e: -len(e.keys)):
             self._drop(entry)
 

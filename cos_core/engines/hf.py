@@ -6,7 +6,7 @@ A picture that several requests share, or that returns in a later call, is encod
 earlier one did continues its keys and values (_prefix.py), for as long as the caller holds the picture. Where a first-pass text
 comes back in other tokens than were generated, what stands before the first difference is still used.
 
-The decoding loop is this module's own, around the model's ordinary forward: the checkpoint's sampling settings (Vicuna ships
+The decoding loop stands here, around the model's ordinary forward: the checkpoint's sampling settings (Vicuna ships
 temperature 0.9) cannot leak in, each request has its own token budget, and finished rows leave the batch. A test compares its
 token ids with `transformers`' `generate`.
 """
@@ -23,7 +23,6 @@ import torch
 from transformers.cache_utils import Cache
 
 from cos_core.dialogue.encoding import detokenize
-from cos_core.engines._attention import cpu_attention
 from cos_core.engines._batch import (
     NOT_FINITE,
     BatchRow,
@@ -41,9 +40,8 @@ from cos_core.engines._batch import (
 from cos_core.engines._constrain import TokenGrammar
 from cos_core.engines._features import Features
 from cos_core.engines._prefix import Match, PartLayer, PrefixStore, buffer, common_length
-from cos_core.engines._products import cpu_products
 from cos_core.errors import InputError
-from cos_core.interfaces import Grammar, Reply, Request
+from cos_core.interfaces import Engine, Grammar, Reply, Request
 from cos_core.models import hub
 from cos_core.models import llava as loader
 from cos_core.system import memory
@@ -62,7 +60,7 @@ PREFILL_TOKENS = (1024, 4096)
 """Positions that are computed at once at most, on a CPU and on a GPU, save for one longer dialogue: what bounds activations."""
 
 
-class HfEngine:
+class HfEngine(Engine):
     """Turns dialogues into text with one loaded model. Not for use from several threads at once, `prepare` excepted.
 
     `reuse` False computes every dialogue from its start. `kv_budget`: bytes that keys and values may take, those of the running
@@ -78,7 +76,7 @@ class HfEngine:
     ) -> None:
         self.llava = llava
         self._stop = stop_ids(llava)
-        self._unspoken = torch.tensor(llava.unspoken, device=llava.device) if llava.unspoken else None
+        self._excluded = torch.tensor(llava.unspoken, device=llava.device) if llava.unspoken else None
         text = llava.model.config.get_text_config()
         self._rows = int(text.vocab_size)
         self._context = llava.context
@@ -87,12 +85,12 @@ class HfEngine:
         self._token_bytes = token_bytes(text, llava.model.dtype)
         self.reuse = reuse
         self.kv_budget = kv_budget or usual_budget(llava.device)
-        self._budget_given = kv_budget is not None
+        self._budget_is_set = kv_budget is not None
         self.kv_peak = 0
         """Most bytes of keys and values ever held at once."""
         self._store = PrefixStore(self.kv_budget // 2) if store is None else store
-        # What does not reuse puts nothing into a store, and its numbers of pictures mean nothing there.
-        self._features = Features(llava, gone=self._store.forget if reuse else lambda _: None)
+        # Without reuse nothing is put into the store, and the numbers of pictures mean nothing there.
+        self._features = Features(llava, on_drop=self._store.forget if reuse else lambda _: None)
         self._grammars: dict[Grammar, TokenGrammar] = {}
         self._prefill = PREFILL_TOKENS[llava.device.type == "cuda"]
         self.rows = memory.Allowance()
@@ -103,20 +101,20 @@ class HfEngine:
         return HfEngine(self.llava, reuse=False, kv_budget=self.kv_budget, store=self._store)
 
     def make_room(self, wanted: int) -> int:
-        """Leaves memory to whoever else computes with these weights while the engine rests; how many bytes, at most `wanted`.
+        """Leaves memory to another user of these weights, while the engine rests; how many bytes, at most `wanted`.
 
-        That is what stays available when the budget is used up. Where this is less than `wanted`, a budget that nobody named
-        gives way, down to half of it.
+        That is what stays available when the budget is used up. Where this is less than `wanted`, a budget that the user did
+        not set is reduced, down to half of it.
         """
         room = memory.available(self.llava.device) - max(0, self.kv_budget - self._store.held)
-        if room < wanted and not self._budget_given:
-            given = min(wanted - room, self.kv_budget // 2)
-            self.kv_budget, room = self.kv_budget - given, room + given
+        if room < wanted and not self._budget_is_set:
+            reduction = min(wanted - room, self.kv_budget // 2)
+            self.kv_budget, room = self.kv_budget - reduction, room + reduction
             self._store.shrink(self.kv_budget)
         return max(0, min(room, wanted))
 
     def release(self) -> None:
-        """Lets go of all that is kept for later: keys and values of former dialogues, features of pictures."""
+        """Drops all that is kept for later: keys and values of former dialogues, features of pictures."""
         self._store.clear()
         self._features.release()
 
@@ -135,16 +133,16 @@ class HfEngine:
                 replies[place] = Reply("", error=str(error))
         while todo:
             part = todo[: self._fitting(todo)]
-            answered = self._unless_out_of_memory(part)
-            if isinstance(answered, str):
+            outcome = self._unless_out_of_memory(part)
+            if isinstance(outcome, str):
                 self.rows.ran_out(len(part))
                 if len(part) > 1:
                     continue
-                failure = f"out of memory for a single request: {answered}"
-                answered = [Reply("", tokens_in=len(part[0].encoded), error=failure, transient=True)]
+                failure = f"out of memory for a single request: {outcome}"
+                outcome = [Reply("", tokens_in=len(part[0].encoded), error=failure, transient=True)]
             else:
                 self.rows.fitted(len(part))
-            replies.update(zip((job.place for job in part), answered, strict=True))
+            replies.update(zip((job.place for job in part), outcome, strict=True))
             todo = todo[len(part) :]
         return [replies[place] for place in range(len(requests))]
 
@@ -164,18 +162,18 @@ class HfEngine:
                 f"{len(encoded)} tokens and {request.max_new_tokens} new ones exceed the model's context of {self._context}"
             )
         grammar = self._grammar(request.grammar)
-        given = grammar.forced([])[: request.max_new_tokens] if grammar else []
+        forced = grammar.forced([])[: request.max_new_tokens] if grammar else []
         images = tuple(request.images[slot] for slot in encoded.slots)
         numbers = tuple(self._features.number(image) for image in images)
-        ids = np.array([*encoded.ids, *given], dtype=np.int64)
+        ids = np.array([*encoded.ids, *forced], dtype=np.int64)
         if ids.max(initial=0) >= self._rows:
             raise InputError(f"the tokenizer gives the id {ids.max()}, and the model's vocabulary has {self._rows} rows")
         keys = ids.copy()
         keys[ids == self.llava.image_token_id] = np.repeat([-1 - n for n in numbers], self.llava.image_tokens)
         job = GenerationJob(
-            place, request, encoded, BatchRow(ids, keys, images, numbers, Match()), grammar, len(given), list(given)
+            place, request, encoded, BatchRow(ids, keys, images, numbers, Match()), grammar, len(forced), list(forced)
         )
-        job.margins = [math.inf] * len(given)
+        job.margins = [math.inf] * len(forced)
         if job.columns * self._token_bytes > self.kv_budget:
             raise InputError(
                 f"one dialogue needs {job.columns * self._token_bytes / 2**20:.0f} MiB of keys and values, "
@@ -187,8 +185,9 @@ class HfEngine:
         if grammar is None:
             return None
         if grammar not in self._grammars:
-            made = self._grammars[grammar] = TokenGrammar(grammar, self.llava.tokenizer, self.llava.profile)
-            made.index = torch.tensor(made.candidates, dtype=torch.long, device=self.llava.device)
+            tokens = TokenGrammar(grammar, self.llava.tokenizer, self.llava.profile)
+            tokens.index = torch.tensor(tokens.candidates, dtype=torch.long, device=self.llava.device)
+            self._grammars[grammar] = tokens
         return self._grammars[grammar]
 
     def _fitting(self, jobs: Sequence[GenerationJob]) -> int:
@@ -202,9 +201,9 @@ class HfEngine:
         return rows
 
     def _unless_out_of_memory(self, jobs: Sequence[GenerationJob]) -> list[Reply] | str:
-        """The replies; or, when memory ran out, the words that said so, everything being let go and the jobs as before."""
+        """The replies; or, when memory ran out, the error's words, after everything was freed and the jobs were reset."""
         try:
-            self._greedy(jobs)
+            self._run(jobs)
             return [self._reply(job) for job in jobs]
         except (RuntimeError, MemoryError, OSError) as error:
             if not memory.is_out_of_memory(error):
@@ -218,12 +217,11 @@ class HfEngine:
     def _reply(self, job: GenerationJob) -> Reply:
         if job.failure is not None:
             return Reply("", tokens_in=len(job.encoded), steps=job.steps, error=job.failure)
-        finished = job.grammar.complete(job.ids) if job.grammar else bool(job.ids) and job.ids[-1] in self._stop
         return Reply(
             self._text(job).strip(),
             tokens_in=len(job.encoded),
             tokens_out=len(job.ids),
-            finished=finished,
+            finished=self._has_ended(job),
             cached=job.cached,
             steps=job.steps,
             ids=tuple(job.ids),
@@ -236,18 +234,16 @@ class HfEngine:
         ids = job.ids[:-1] if job.ids and job.ids[-1] in self._stop else job.ids
         return detokenize(ids, self.llava.tokenizer)
 
-    def _greedy(self, jobs: Sequence[GenerationJob]) -> list[list[int]]:
-        """The most likely continuation of each job, its end mark included when it came before the budget was spent."""
+    def _run(self, jobs: Sequence[GenerationJob]) -> None:
+        """Gives each job its most likely continuation, the end mark included when it came before the budget was spent."""
         working = max(job.columns for job in jobs) * len(jobs) * self._token_bytes
         self._store.limit = max(0, self.kv_budget - working)
         self._store.shrink(self._store.limit)
-        decoder, head = self.llava.model.model.language_model, self.llava.model.lm_head
-        with torch.inference_mode(), cpu_attention(decoder), cpu_products(decoder, head):
+        with torch.inference_mode():
             self._share([job.row for job in jobs])
             for batch in by_length(jobs, lambda job: len(job.row.ids)):
                 self._answer(sorted(batch, key=lambda job: job.row.fresh))
                 self.kv_peak = max(self.kv_peak, self._store.held + working)
-        return [job.ids for job in jobs]
 
     def _share(self, rows: Sequence[BatchRow]) -> None:
         """Computes what the questions of one picture have in common once, before the questions themselves."""
@@ -284,10 +280,10 @@ class HfEngine:
         while True:
             self._choose(rows, state.logits)
             for place, job in enumerate(rows):
-                if not job.done and self._over(job):
+                if not job.done and (len(job.ids) >= job.request.max_new_tokens or self._has_ended(job)):
                     job.done = True
                     if self.reuse and len(job.row.numbers) == 1:
-                        fed = job.ids[job.given : len(job.ids) - len(job.pending)]
+                        fed = job.ids[job.forced_first : len(job.ids) - len(job.pending)]
                         self._keep(state, place, job.row, np.concatenate([job.row.keys, np.array(fed, dtype=np.int64)]))
             alive = [place for place, job in enumerate(rows) if not job.done]
             if not alive:
@@ -302,12 +298,12 @@ class HfEngine:
 
     def _choose(self, rows: Sequence[GenerationJob], logits: torch.Tensor) -> None:
         """Each unfinished row's next token, and those that its grammar then leaves no choice about."""
-        for job, chosen in zip(rows, choices(rows, logits), strict=True):
-            if chosen is None:
+        for job, choice in zip(rows, choices(rows, logits), strict=True):
+            if choice is None:
                 continue
             job.steps += 1
-            token, lead = chosen
-            if chosen is NOT_FINITE:
+            token, lead = choice
+            if choice is NOT_FINITE:
                 job.failure, job.done = f"{_NOT_FINITE} in {str(self.llava.model.dtype).removeprefix('torch.')}", True
                 continue
             forced = job.grammar.forced([*job.ids, token]) if job.grammar else []
@@ -316,18 +312,18 @@ class HfEngine:
             job.ids += job.pending
             job.margins += [lead, *(math.inf for _ in forced)][:room]
             if job.request.listen is not None:
-                self._tell(job, job.request.listen)
+                self._stream(job, job.request.listen)
 
-    def _tell(self, job: GenerationJob, listen: Callable[[str], None]) -> None:
+    def _stream(self, job: GenerationJob, listen: Callable[[str], None]) -> None:
+        """Calls `listen` with the text that is new."""
         text = self._text(job).lstrip()
         # A character of several tokens shows as a replacement mark until its last token is there.
-        if not text.endswith("\N{REPLACEMENT CHARACTER}") and len(text) > job.heard:
-            listen(text[job.heard :])
-            job.heard = len(text)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}") and len(text) > job.streamed:
+            listen(text[job.streamed :])
+            job.streamed = len(text)
 
-    def _over(self, job: GenerationJob) -> bool:
-        if len(job.ids) >= job.request.max_new_tokens:
-            return True
+    def _has_ended(self, job: GenerationJob) -> bool:
+        """Whether the text is whole: it has its end mark, or all that its grammar asks for."""
         return job.grammar.complete(job.ids) if job.grammar else bool(job.ids) and job.ids[-1] in self._stop
 
     def _prompts(self, rows: Sequence[BatchRow], room: int) -> State:
@@ -378,7 +374,7 @@ class HfEngine:
         logits: torch.Tensor = self.llava.model(
             **inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
         ).logits[:, -1]
-        return logits if self._unspoken is None else logits.index_fill_(-1, self._unspoken, -math.inf)
+        return logits if self._excluded is None else logits.index_fill_(-1, self._excluded, -math.inf)
 
     def _keep(self, state: State, place: int, row: BatchRow, keys: np.ndarray) -> None:
         """Stores what the row has computed, so that a later one that begins alike continues it."""
@@ -388,11 +384,11 @@ class HfEngine:
 
     def _shown(self, rows: Sequence[BatchRow]) -> torch.Tensor | None:
         """Features of every image position that is not stored, in order: (positions, hidden)."""
-        wanted = [each for row in rows for each in row.shown(self.llava.image_tokens)]
-        if not wanted:
+        shown = [each for row in rows for each in row.shown(self.llava.image_tokens)]
+        if not shown:
             return None
-        features = self._features.of([image for image, _ in wanted])
-        return torch.cat([found[skip:] for found, (_, skip) in zip(features, wanted, strict=True)])
+        features = self._features.of([image for image, _ in shown])
+        return torch.cat([whole[stored:] for whole, (_, stored) in zip(features, shown, strict=True)])
 
 
 def build(

@@ -20,7 +20,7 @@ from cos_core.engines import _served
 from cos_core.engines._messages import ServedDialogue
 from cos_core.errors import InputError
 from cos_core.files.text import one_line
-from cos_core.interfaces import Grammar, Reply, Request
+from cos_core.interfaces import Engine, Grammar, Reply, Request
 from cos_core.web import chat_completions as completions
 from cos_core.web.client import PAUSES_SECONDS, Client, Patience, ServerError, payload
 
@@ -47,7 +47,7 @@ class ServerSettings:
     pauses: float = PAUSES_SECONDS
 
 
-class OpenAIEngine:
+class OpenAIEngine(Engine):
     """Greedy chat completions; knows no token ids. `generate` may be called from several threads at once.
 
     `concurrency`: requests that are under way at once at most, whoever calls.

@@ -8,7 +8,7 @@ from typing import Any
 
 from cos_core.errors import InputError
 from cos_core.files.jsonl import decode
-from cos_core.interfaces import Reply, Request
+from cos_core.interfaces import Engine, Reply, Request
 from cos_core.types import ImageSlot
 
 Answer = Callable[[Request], "str | Reply"]
@@ -19,7 +19,7 @@ def last_user_text(request: Request) -> str:
     return "".join("<image>" if isinstance(part, ImageSlot) else part for part in request.turns[-1].parts)
 
 
-class ScriptedEngine:
+class ScriptedEngine(Engine):
     """Looks the last user turn up in a table, or asks a function; an unknown text is answered with `default`, or fails."""
 
     name = "scripted"
@@ -34,14 +34,14 @@ class ScriptedEngine:
 
     def _reply(self, request: Request) -> Reply:
         text = last_user_text(request)
-        found = self._table(request) if callable(self._table) else self._table.get(text, self._default)
-        if isinstance(found, Reply):
-            return found
-        if found is None:
+        answer = self._table(request) if callable(self._table) else self._table.get(text, self._default)
+        if isinstance(answer, Reply):
+            return answer
+        if answer is None:
             return Reply("", error=f"the scripted engine has no answer to {text[:80]!r}")
         if request.listen is not None:
-            request.listen(found)
-        return Reply(found, tokens_in=len(text.split()), tokens_out=len(found.split()))
+            request.listen(answer)
+        return Reply(answer, tokens_in=len(text.split()), tokens_out=len(answer.split()))
 
 
 def build(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -195,25 +196,32 @@ class _Finder:
 
     def __init__(self, data: BenchmarkData, benchmark: Benchmark | None) -> None:
         self.examples, self.ids = data.examples, columns.ids_of(data.examples)
-        self._asked = getattr(benchmark, "asked", None) or (lambda prompt: prompt)
-        respelt = getattr(benchmark, "same_question", None)
-        self._same = respelt or (lambda question_id: question_id)
-        self._spelt = {respelt(name): place for place, name in enumerate(self.ids.names)} if respelt else {}
+        self._benchmark = benchmark
         keys = data.examples.meta_keys if isinstance(data.examples, columns.Examples) else None
         self._may_repeat = keys is None or "repeats" in keys
         self._official = keys is None or "question_id" in keys or self._may_repeat
         self._by_question: dict[str, int | list[int]] | None = None
 
+    @cached_property
+    def _respelt(self) -> dict[str, int]:
+        """The places of ids by their one spelling (Benchmark.same_question), where that is not the id itself."""
+        spelt = ((self._same(name), place) for place, name in enumerate(self.ids.names))
+        return {name: place for name, place in spelt if name != self.ids.names[place]}
+
+    def _same(self, question_id: str) -> str:
+        return question_id if self._benchmark is None else self._benchmark.same_question(question_id)
+
     def named(self, prediction: Prediction) -> Sequence[int]:
         """The places of the questions that the prediction's id may mean."""
         own = self.ids.places().get(prediction.example_id)
-        if own is None and self._spelt:
-            own = self._spelt.get(self._same(prediction.example_id))
+        if own is None:
+            spelt = self._same(prediction.example_id)
+            own = self._respelt.get(spelt, self.ids.places().get(spelt))
         if own is not None:
             return (own,)
         if self._by_question is None:
             self._by_question = self._questions()
-        found = self._by_question.get(self._same(prediction.example_id), ())
+        found = self._by_question.get(spelt, ())
         return (found,) if isinstance(found, int) else found
 
     def _questions(self) -> dict[str, int | list[int]]:
@@ -233,7 +241,9 @@ class _Finder:
     def chosen(self, prediction: Prediction, named: Sequence[int], answers: Answers) -> int | None:
         """The place of the one question that is answered; None when the prediction asks another, or nothing known."""
         if len(named) > 1:
-            said = _words(self._asked(prediction.question or "") or "")
+            prompt = prediction.question or ""
+            question = prompt if self._benchmark is None else self._benchmark.asked(prompt)
+            said = _words(question or "")
             named = [place for place in named if _words(self.asked_at(place)) == said]
             # The same question twice on one image: answers go to them in turn.
             named = [place for place in named if not answers.given(place)][:1] or named[-1:]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from cos_core.errors import InputError, MissingError
 from cos_core.files import jsonl
-from cos_core.interfaces import BenchmarkData, Reporter
+from cos_core.interfaces import BenchmarkData, JudgedBenchmark, Reporter
 from cos_core.types import Example, Prediction
 from cos_core.web import chat_completions as completions
 from cos_core.web.addresses import check_key, judge_address
@@ -49,14 +49,18 @@ Key = tuple[str, str, int]
 """(example id, hash of the answer, run from 0)."""
 
 
-def protocol(config: EvalConfig, benchmark: Any) -> dict[str, Any]:
+def protocol(config: EvalConfig, benchmark: JudgedBenchmark) -> dict[str, Any]:
     """What two judged scores must share."""
     made = {"model": config.judge_model, "prompt_sha256": _digest(benchmark.judge_prompt()), "runs": config.judge_runs}
-    return {**made, "reading": getattr(benchmark, "reading", "official")}
+    return {**made, "reading": benchmark.reading}
 
 
 def grades(
-    config: EvalConfig, benchmark: Any, data: BenchmarkData, predictions: Mapping[str, Prediction], reporter: Reporter
+    config: EvalConfig,
+    benchmark: JudgedBenchmark,
+    data: BenchmarkData,
+    predictions: Mapping[str, Prediction],
+    reporter: Reporter,
 ) -> dict[str, list[float]] | None:
     """Each answered question's grades, one a run (nan for one not read); None where nobody has graded and none is asked to.
 
@@ -105,7 +109,7 @@ class Asked:
 class _GradingJob:
     """What grades depend on beside the answer: the benchmark, which words requests and reads replies, and the judge's name."""
 
-    benchmark: Any
+    benchmark: JudgedBenchmark
     prompt: str
     model: str
 
@@ -116,8 +120,7 @@ class _GradingJob:
 
     def unread(self, replies: Sequence[str]) -> float | None:
         """The grade of replies that hold none: 0 by a rule that says so after the last try, else none."""
-        last: float | None = getattr(self.benchmark, "unread_grade", None)
-        return last if len(replies) >= len(TEMPERATURES) else None
+        return self.benchmark.unread_grade if len(replies) >= len(TEMPERATURES) else None
 
 
 def _kept(file: Path, work: _GradingJob) -> dict[Key, float | None]:

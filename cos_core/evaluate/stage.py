@@ -30,7 +30,7 @@ from cos_core.evaluate.joining import NAMED, Answers, Joined, check, join, read_
 from cos_core.files import jsonl, manifest, plug
 from cos_core.files.locks import FileLock
 from cos_core.files.text import one_line
-from cos_core.interfaces import Benchmark, BenchmarkData, Reporter, SilentReporter
+from cos_core.interfaces import Benchmark, BenchmarkData, JudgedBenchmark, Reporter, SilentReporter
 from cos_core.scoring import columns, metrics, statistics
 from cos_core.scoring.columns import IdColumn, Scores
 from cos_core.scoring.metrics import RegionScore
@@ -95,13 +95,12 @@ def _run(config: EvalConfig, reporter: Reporter, loaded: Loaded | None) -> RunMa
     if doubt is not None and not config.partial_join:
         raise InputError(f"{doubt}. --partial-join scores them nevertheless")
     whole, data = data, first(data, config.limit)
-    by_judge = getattr(benchmark, "judged", None)
-    grades = judge.grades(config, benchmark, data, joined.predictions, reporter) if by_judge else None
-    if by_judge is not None and grades is not None:
-        judged = by_judge(data, joined.predictions, grades)
+    grades = _grades(config, benchmark, data, joined.predictions, reporter)
+    if isinstance(benchmark, JudgedBenchmark) and grades is not None:
+        rows = benchmark.judged(data, joined.predictions, grades)
     else:
-        judged = benchmark.score(data, joined.predictions)
-    scores = Scores.of(judged, joined.predictions.ids)
+        rows = benchmark.score(data, joined.predictions)
+    scores = Scores.of(rows, joined.predictions.ids)
     regions = metrics.region_scores(data.examples, joined.predictions, _Groups(scores))
     joined.predictions.ids.forget()
     results = summarise(benchmark, data, scores, regions, replicates=config.replicates, seed=config.seed)
@@ -116,7 +115,7 @@ def _run(config: EvalConfig, reporter: Reporter, loaded: Loaded | None) -> RunMa
     if (rule := plug.source(config.benchmark)) is not None:
         # A benchmark of one's own counts by its content: an edited rule makes other scores.
         results["protocol"]["rule"] = rule
-    if grades is not None:
+    if isinstance(benchmark, JudgedBenchmark) and grades is not None:
         results["protocol"]["judge"] = judge.protocol(config, benchmark)
     results["problems"] = joined.named()
     counts = _counts(len(data.examples), joined)
@@ -133,6 +132,13 @@ def _run(config: EvalConfig, reporter: Reporter, loaded: Loaded | None) -> RunMa
     if config.out is not None:
         _write(config.out, scores, regions, joined, finished)
     return finished
+
+
+def _grades(
+    config: EvalConfig, benchmark: Benchmark, data: BenchmarkData, predictions: Answers, reporter: Reporter
+) -> dict[str, list[float]] | None:
+    """The judge's grades; None for a benchmark that needs no judge, or where none has graded."""
+    return judge.grades(config, benchmark, data, predictions, reporter) if isinstance(benchmark, JudgedBenchmark) else None
 
 
 def load(name: str, data: Path, split: str | None = None, scorer: str | None = None) -> tuple[Benchmark, BenchmarkData]:
@@ -160,27 +166,30 @@ def check_data(benchmark: Benchmark, data: BenchmarkData, root: Path, reporter: 
     checked = _files.check_sums(root)
     if checked:
         reporter.note(f"{data.name}: {checked} files are as {root / _files.SUMS} says")
-    for need in getattr(benchmark, "needs", ()):
-        if need.split in (None, data.split) and (other := need.other(root)):
+    for need in benchmark.needs:
+        if need.split in (None, data.split) and (other := _files.other_version(need, root)):
             reporter.warn(other)
 
 
 def other_count(benchmark: Benchmark, data: BenchmarkData) -> int | None:
     """How many questions the official split has, where that is known and these are not as many."""
-    usual: int | None = getattr(benchmark, "counts", {}).get(data.split)
+    usual = benchmark.counts.get(data.split)
     return usual if usual != len(data.examples) else None
 
 
-def submission(config: EvalConfig, path: Path) -> None:
-    """Writes the file that the benchmark's server takes. Raises InputError when it takes none, or when answers are missing."""
+def submission(config: EvalConfig, path: Path) -> bool:
+    """Writes the file that the benchmark's server takes; False for a benchmark that is scored here and has none.
+
+    Raises InputError when answers are missing.
+    """
     benchmark, data = load(config.benchmark, config.data, config.split, config.scorer)
-    make = getattr(benchmark, "submission", None)
-    if make is None:
-        raise InputError(f"{data.name} {data.split} is scored here; it has no submission file")
     if config.limit is not None:
         raise InputError("a submission holds every question; leave --limit out")
     joined = join(data, read_predictions(_predictions_file(config.predictions)), benchmark)
-    manifest.atomic_write(path, make(config.data, data, joined.predictions))
+    content = benchmark.submission(config.data, data, joined.predictions)
+    if content is not None:
+        manifest.atomic_write(path, content)
+    return content is not None
 
 
 def write_records(records: Iterable[Any], path: Path) -> None:
@@ -217,8 +226,9 @@ def summarise(
     """
     table = _finite(benchmark.metrics(data, scores))
     clusters = metrics.pictures(scores)
-    make = getattr(benchmark, "estimates", None)
-    estimates = make(data, scores) if make else [metrics.mean_estimate("accuracy", scores)]
+    estimates = benchmark.estimates(data, scores)
+    if estimates is None:
+        estimates = [metrics.mean_estimate("accuracy", scores)]
     found = metrics.measured(estimates, clusters, replicates=replicates, seed=seed)
     results: dict[str, Any] = {"benchmark": data.name, "metrics": table, "n": len(scores)}
     if regions:
@@ -260,12 +270,12 @@ def _finite(metrics: Any) -> Any:
 
 
 def _headline(benchmark: Benchmark, table: Mapping[str, Any], found: Mapping[str, list[float]]) -> dict[str, Any]:
-    name = getattr(benchmark, "headline", "accuracy")
+    name = benchmark.headline
     value: Any = table
     for key in name.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
     low, high = found.get(name, (None, None))
-    return {"metric": name, "value": value, "unit": getattr(benchmark, "unit", "fraction"), "low": low, "high": high}
+    return {"metric": name, "value": value, "unit": benchmark.unit, "low": low, "high": high}
 
 
 def protocol(benchmark: Benchmark, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
@@ -273,7 +283,6 @@ def protocol(benchmark: Benchmark, data: BenchmarkData, predictions: Mapping[str
 
     A run of several profiles or policies lists them all.
     """
-    own = getattr(benchmark, "protocol", None)
     made = predictions.made() if isinstance(predictions, Answers) else [(p.profile, p.policy) for p in predictions.values()]
     return {
         "benchmark": data.name,
@@ -281,7 +290,7 @@ def protocol(benchmark: Benchmark, data: BenchmarkData, predictions: Mapping[str
         "profile": _one_or_all(profile for profile, _ in made),
         "policy": _one_or_all(policy for _, policy in made),
         **data.protocol,
-        **(own(predictions) if own else {}),
+        **benchmark.protocol(predictions),
     }
 
 

@@ -1,4 +1,4 @@
-"""Pictures from untrusted files to upright 8-bit RGB, and the pixel side of the geometry: square padding and crops.
+"""Pictures from untrusted files to upright 8-bit RGB, and to padded squares.
 
 Colours follow LLaVA's `convert("RGB")` (transparency is dropped, not blended): a checkpoint sees what it was trained on. Two
 deliberate departures: EXIF orientation is applied, and 16-bit values are scaled to 8 bits instead of clipped.
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, sqrt
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from cos_core.errors import InputError, TransientError
 from cos_core.files.jsonl import LFS_POINTER
 from cos_core.files.picture_files import ImageFile, Root, Shipped, check_file, image_path, read_file, shown, unreadable
-from cos_core.geometry import Box, SquarePad
+from cos_core.geometry import SquarePad
 
 FILL = (122, 116, 104)
 """LLaVA's padding colour: 255 times the mean of the CLIP image normalisation, truncated (RGB, 0-255)."""
@@ -114,15 +114,11 @@ def _check_shape(image: Image.Image, path: Path) -> None:
 
 
 class ImageSource:
-    """Where a worker's pictures come from: a folder, or the files that came with its work (`take`)."""
+    """Where a worker's pictures come from: a folder, or the files that came with its work."""
 
-    def __init__(self, root: Root) -> None:
-        self._root = root
-        self._files: Shipped | None = None
-
-    def take(self, files: Shipped | None) -> None:
-        """From now on `open` knows these files alone, or the folder's for None; an error says why a file could not be read."""
-        self._files = files
+    def __init__(self, root: Root, files: Shipped | None = None) -> None:
+        """`files`: the only ones that are known, or None for the folder's; an error says why a file could not be read."""
+        self._root, self._files = root, files
 
     def open(self, name: str) -> Image.Image:
         """The picture of this name, as `open_image`. Raises InputError."""
@@ -269,39 +265,6 @@ def square_pad(image: Image.Image, fill: tuple[int, int, int] = FILL) -> Image.I
     pad = SquarePad(*image.size)
     canvas = Image.new("RGB", (pad.side, pad.side), fill)
     canvas.paste(image, pad.offset)
-    return canvas
-
-
-def crop_region(
-    image: Image.Image,
-    box: Box,
-    crop_from: Literal["image", "canvas"],
-    fill: tuple[int, int, int],
-) -> Image.Image:
-    """The region of interest at full resolution: whole pixels, at least one on each side, not yet padded to a square.
-
-    `box` may be in either frame. `crop_from` is the profile's, `fill` the colour in which the checkpoint pads its pictures
-    (`checkpoints.fill_of`). crop_from "image": the part of it that lies on the picture, cut from the original pixels;
-    "canvas": cut from the padded square, so padding inside the box is kept in the colour `fill` (the released code's
-    inference); cut from the `reduced` picture where it would have more than MAX_PIXELS pixels. Raises InputError for "image"
-    and a box that lies wholly in the padding.
-    """
-    pad = SquarePad(*image.size)
-    if crop_from == "image":
-        inside = box if box.frame == "image" else pad.to_image(box)
-        return image.crop(inside.pixels(*image.size))
-    if crop_from != "canvas":
-        raise InputError(f"crop_from is 'image' or 'canvas', got {crop_from!r}")
-    on_canvas = box if box.frame == "square" else pad.to_square(box)
-    left, top, right, bottom = on_canvas.pixels(pad.side, pad.side)
-    if (right - left) * (bottom - top) > MAX_PIXELS:
-        return crop_region(reduced(image, MAX_PIXELS), on_canvas, crop_from, fill)
-    dx, dy = pad.offset
-    # Only the crop is made, never the whole canvas: a panorama's square would be a hundred times the picture.
-    canvas = Image.new("RGB", (right - left, bottom - top), fill)
-    visible = (max(left - dx, 0), max(top - dy, 0), min(right - dx, image.width), min(bottom - dy, image.height))
-    if visible[0] < visible[2] and visible[1] < visible[3]:
-        canvas.paste(image.crop(visible), (visible[0] + dx - left, visible[1] + dy - top))
     return canvas
 
 

@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from cos_core.errors import InputError, MissingError
@@ -16,6 +17,8 @@ from cos_core.errors import InputError, MissingError
 KINDS = ("backbones", "benchmarks", "detectors", "engines", "policies", "runners")
 ROI_ALIASES = {"model": "from_single_question", "center": "center_crop"}
 """Short names of the option `--roi`; "relevance" (infer/heat.py) and the names of policies are the others."""
+_MOVED = {"answers": "scoring.answers", "metrics": "scoring.metrics"}
+"""Modules of cos_core that plug-in files written for 0.1.0 import, and where they stand now."""
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -28,8 +31,8 @@ def available(kind: str) -> list[str]:
 def load(kind: str, name: str, **options: Any) -> Any:
     """Builds the plug-in `name` of `kind`: calls its module's `build(**options)`.
 
-    Raises InputError for an unknown name or option (with the nearest one), a file that is not there, or a module without
-    `build`.
+    Raises InputError for an unknown name or option (with the nearest one), a file that is not there, a module without `build`,
+    or an object that is no plug-in of the kind: one that lacks a method, or has a misspelt one.
     """
     _check_kind(kind)
     path, _, function = name.partition(":")
@@ -43,7 +46,7 @@ def load(kind: str, name: str, **options: Any) -> Any:
     if not callable(build):
         raise InputError(f"the {kind} plug-in {name!r} has no function {function or 'build'!r}")
     _check_options(kind, name, build, options)
-    return build(**options)
+    return _checked(kind, name, build(**options))
 
 
 def source(name: str | None) -> str | None:
@@ -77,6 +80,41 @@ def described(plugin: Any) -> dict[str, Any]:
     return {"plugin": type(plugin).__module__.rpartition(".")[2], **settings}
 
 
+def _checked(kind: str, name: str, plugin: Any) -> Any:
+    """The plug-in, as an instance of its kind's base class.
+
+    The class of one that does not inherit (files written for 0.1.0) is extended by the base class's defaults.
+    """
+    from cos_core import interfaces
+
+    bases: dict[str, tuple[type[interfaces.Plugin], ...]] = {
+        "backbones": (interfaces.Backbone,),
+        "benchmarks": (interfaces.JudgedBenchmark, interfaces.Benchmark),
+        "detectors": (interfaces.Detector,),
+        "engines": (interfaces.Engine,),
+    }
+    if isinstance(plugin, bases.get(kind, object)):
+        return plugin
+    cls, base = type(plugin), bases[kind][-1]
+    for each in reversed(bases[kind]):
+        if all(hasattr(plugin, method) for method in each.__abstractmethods__):
+            base = each
+    if missing := sorted(method for method in base.__abstractmethods__ if not hasattr(plugin, method)):
+        raise InputError(f"the {kind} plug-in {name!r} gives a {cls.__name__}, which has no {missing[0]!r}; {_advice(base)}")
+    body = {"__slots__": (), "__module__": cls.__module__, "__doc__": cls.__doc__}
+    try:
+        object.__setattr__(
+            plugin, "__class__", types.new_class(cls.__name__, (cls, base), exec_body=lambda names: names.update(body))
+        )
+    except TypeError:
+        raise InputError(f"the {kind} plug-in {name!r} gives a {cls.__name__}; {_advice(base)}") from None
+    return plugin
+
+
+def _advice(base: type) -> str:
+    return f"let its class inherit from cos_core.interfaces.{base.__name__}"
+
+
 def _check_options(kind: str, name: str, build: Any, options: dict[str, Any]) -> None:
     import inspect
 
@@ -88,7 +126,7 @@ def _check_options(kind: str, name: str, build: Any, options: dict[str, Any]) ->
             raise InputError(f"the {kind} plug-in {name!r} has no option {option!r}{nearest(option, list(parameters))}")
 
 
-def _from_file(path: Path) -> ModuleType:
+def _from_file(path: Path) -> types.ModuleType:
     import importlib.util
 
     if not path.is_file():
@@ -98,9 +136,18 @@ def _from_file(path: Path) -> ModuleType:
         raise InputError(f"{path} cannot be imported as a plug-in")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except ImportError as error:
+            if (error.name or "").partition(".")[0] != "cos_core" or "cos_core.metrics" in sys.modules:
+                raise
+            for old, new in _MOVED.items():
+                sys.modules[f"cos_core.{old}"] = importlib.import_module(f"cos_core.{new}")
+            spec.loader.exec_module(module)
     except ModuleNotFoundError as error:
         raise MissingError(f"the plug-in {path} needs the package {error.name!r}, which is not installed") from error
+    except InputError as error:
+        raise InputError(f"the plug-in {path}: {error}") from None
     except (Exception, SystemExit) as error:
         # Whatever somebody else's code raises is no defect of ours; --traceback shows where.
         raise InputError(f"the plug-in {path} cannot be imported: {type(error).__name__}: {error}") from error

@@ -1,4 +1,4 @@
-"""One picture, many questions, one loaded model: the picture's keys and values stay warm between them."""
+"""Questions about one picture, and one loaded model: the picture's keys and values stay warm between them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Callable
 
 from cos_core.errors import InputError
 from cos_core.files.images import open_image
+from cos_core.infer.answers_file import was_skipped
 from cos_core.infer.passes import TwoPass
-from cos_core.infer.settings import InferConfig
-from cos_core.infer.stage import build_engine, finder, setting, tell_served
+from cos_core.infer.settings import InferConfig, build_engine, finder, note_dtype, setting, tell_served
 from cos_core.interfaces import Engine, Reporter
-from cos_core.types import Example, Prediction
+from cos_core.types import UNUSABLE_BOXES, Example, Prediction
 
 
 class Conversation:
-    """Answers questions about `config.image` one after the other, each on its own (no question hears of another).
+    """Answers questions about `config.image`, each independent of the others; writes nothing.
 
-    `listen` hears each answer as it comes. Raises InputError or MissingError when picture, model or settings cannot be used.
+    `listen` is called with each new piece of an answer. Raises InputError or MissingError when the picture, the model or the
+    settings cannot be used.
     """
 
     def __init__(
@@ -28,16 +29,37 @@ class Conversation:
     ) -> None:
         if config.image is None:
             raise InputError("a conversation needs an image")
-        self._name = config.image.name
+        self._image = config.image
+        resolved = setting(config)
+        note_dtype(config, reporter)
         # The engine keeps what it computed for as long as this picture lives.
         self._picture = open_image(None, str(config.image))
-        made = setting(config)
         if engine is None:
             tell_served(config, reporter)
+            if config.engine == "hf":
+                reporter.note(f"loading {config.model} ...")
         engine = engine or build_engine(config)
-        self._chain = TwoPass(engine, made, listen=listen, finder=finder(config, engine))
+        self._chain = TwoPass(engine, resolved, listen=listen, finder=finder(config, engine))
 
     def ask(self, question: str) -> Prediction:
         """The answer, or a Prediction with `error`."""
-        example = Example(id=self._name, dataset="chat", image=self._name, question=question)
+        example = Example(id=self._image.name, dataset="single", image=str(self._image), question=question)
         return self._chain.predict([(example, self._picture)])[0]
+
+
+def answer_one(
+    config: InferConfig, reporter: Reporter, engine: Engine | None = None, listen: Callable[[str], None] | None = None
+) -> Prediction:
+    """Answers `config.question` about `config.image`; as a Conversation of one question.
+
+    Raises InputError when the picture cannot be used or the model gave no answer; a question left unanswered because of its box
+    (`on_bad_box="skip"`) comes back with `error`.
+    """
+    if config.image is None or not config.question:
+        raise InputError("one answer needs an image and a question")
+    prediction = Conversation(config, reporter, engine, listen).ask(config.question)
+    if prediction.error is not None and not was_skipped(prediction):
+        raise InputError(prediction.error)
+    if prediction.box_status in UNUSABLE_BOXES and config.on_bad_box != "skip":
+        reporter.warn(f"the first pass named no usable region ({prediction.box_status}); looked at: {config.on_bad_box}")
+    return prediction

@@ -55,5 +55,5 @@ def build(model: str, device: str, dtype: str, engine: Engine | None = None) -> 
     """
     shared = engine if isinstance(engine, HoldsModel) else None
     options: dict[str, Any] = {"model": shared.llava, "room": shared.make_room} if shared else {"model": model}
-    backbone: Any = plug.load("backbones", "patches", device=device, dtype=dtype, **options)
-    return HeatFinder(backbone, getattr(backbone, "roi", roi.RoiRule()), shared.release if shared else None)
+    backbone: Backbone = plug.load("backbones", "patches", device=device, dtype=dtype, **options)
+    return HeatFinder(backbone, backbone.roi or roi.RoiRule(), shared.release if shared else None)

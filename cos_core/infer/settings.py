@@ -209,6 +209,14 @@ def setting(config: InferConfig) -> Setting:
     )
 
 
+def note_dtype(config: InferConfig, reporter: Reporter) -> None:
+    """Says which number format is taken where this machine's GPU lacks the usual one."""
+    if config.engine != "hf" or config.scale.chosen(list) == "ray":
+        return
+    if (remark := llava.dtype_remark(config.device, config.dtype)) is not None:
+        (reporter.note if config.dtype == "auto" else reporter.warn)(remark)
+
+
 def finder(config: InferConfig, engine: Engine) -> heat.HeatFinder | None:
     """What finds regions for `roi="relevance"`, with the engine's own model where it has one; None for every other choice."""
     if config.roi != heat.POLICY.name:

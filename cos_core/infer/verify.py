@@ -6,31 +6,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cos_core.files.images import ImageSource
 from cos_core.infer.passes import TwoPass
-from cos_core.infer.pictures import PictureReader
 from cos_core.infer.questions import questions
-from cos_core.infer.settings import InferConfig
-from cos_core.infer.stage import build_engine, finder, setting, tell_served
+from cos_core.infer.settings import InferConfig, build_engine, finder, setting, tell_served
+from cos_core.infer.work import QuestionBatch, answers
 from cos_core.interfaces import Engine, Reply, Reporter, Request
 
 
 @dataclass(slots=True)
-class _Both:
-    """An engine that asks two and hands on the first one's replies; notes where the second one's differ."""
+class _Compared(Engine):
+    """An engine that asks two, returns the replies of `reusing`, and notes where those of `plain` differ."""
 
     reusing: Engine
     plain: Engine
-    compared: int = 0
+    replies: int = 0
     flips: list[dict[str, Any]] = field(default_factory=list)
-    name: str = "both"
+    name: str = "compared"
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         ours = self.reusing.generate(requests)
         # One by one and from the start: neither neighbours nor stored keys can have a part in it.
         theirs = [self.plain.generate([request])[0] for request in requests]
         for a, b in zip(ours, theirs, strict=True):
-            self.compared += 1
+            self.replies += 1
             if a.ids != b.ids or a.error != b.error:
                 self.flips.append(_flip(a, b))
         return ours
@@ -49,17 +47,18 @@ def verify(config: InferConfig, count: int, reporter: Reporter) -> dict[str, Any
     Returns how many replies were compared (two a question) and every one whose token ids differ, with the place of the first
     difference and the lead of the best logit there: near 0, rounding decided. Raises InputError as a run does.
     """
-    made = setting(config)
+    resolved = setting(config)
     tell_served(config, reporter)
-    asked = questions(replace(config, limit=count), reporter)
+    data = questions(replace(config, limit=count), reporter)
+    examples, size = data.examples, config.batch_size
     reusing = build_engine(replace(config, reuse=True))
     # One set of weights, and one budget, serve both.
-    alone = getattr(reusing, "without_reuse", None)
-    both = _Both(reusing, alone() if alone else build_engine(replace(config, reuse=False)))
-    chain = TwoPass(both, made, asked.siblings, finder=finder(config, reusing))
-    with PictureReader(ImageSource(config.pictures)) as pictures:
-        for start in range(0, len(asked.examples), config.batch_size):
-            batch = asked.examples[start : start + config.batch_size]
-            chain.predict(pictures.beside(batch))
-            reporter.progress("verify", start + len(batch), len(asked.examples), f"{len(both.flips)} differ")
-    return {"questions": len(asked.examples), "replies": both.compared, "flips": both.flips}
+    plain = reusing.without_reuse() or build_engine(replace(config, reuse=False))
+    engine = _Compared(reusing, plain)
+    chain = TwoPass(engine, resolved, data.siblings, finder=finder(config, reusing))
+    portions = [QuestionBatch(config, examples[start : start + size]) for start in range(0, len(examples), size)]
+    done = 0
+    for predictions in answers(chain, portions, engine):
+        done += len(predictions)
+        reporter.progress("verify", done, len(examples), f"{len(engine.flips)} differ")
+    return {"questions": len(examples), "replies": engine.replies, "flips": engine.flips}

@@ -1,7 +1,7 @@
 """What a worker of the two-pass stage does: questions in portions through one model. Runs wherever a runner puts it.
 
-Questions go in portions, whole pictures at a time, so that the prefix cache keeps its use; what a portion's answers are does
-not depend on who gave them, so neither do the bytes of a run on the number of its workers.
+A portion holds whole pictures, so that the prefix cache keeps its use. Its answers do not depend on the worker that gave them,
+so the bytes of a run do not depend on the number of its workers.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from typing import Any
 from cos_core.files import picture_files
 from cos_core.files.images import ImageSource
 from cos_core.files.picture_files import Shipped
-from cos_core.infer.passes import TwoPass
-from cos_core.infer.pictures import PictureReader
+from cos_core.files.read_ahead import OpenPictures, PictureReader, one_ahead
+from cos_core.infer.passes import TwoPass, failed_prediction
 from cos_core.infer.relevance_regions import HeatFinder
 from cos_core.infer.settings import InferConfig, build_engine, finder, model_fingerprint, setting, tell_served
 from cos_core.infer.side_by_side import SharedPictures, side_by_side
-from cos_core.interfaces import Engine, Reporter, Runner
+from cos_core.interfaces import Engine, Reporter, Runner, Worker
 from cos_core.models import llava
 from cos_core.runners import build
 from cos_core.runners.local import Local
+from cos_core.system import memory
 from cos_core.types import Example, Prediction
 
 PORTION = 4
@@ -35,28 +36,32 @@ PORTION = 4
 class QuestionBatch:
     """Questions under the settings of their run; `siblings`: all questions of their pictures, for the policy that asks them.
 
-    `files`: the pictures, where those are shipped; `witness`: one that is seen where the run was started.
+    `files`: the pictures, where those are shipped; `known_picture`: one that the process which started the run can read.
     """
 
     config: InferConfig
     examples: Sequence[Example]
     siblings: Mapping[str, Sequence[str]] = field(default_factory=dict)
     files: Shipped | None = None
-    witness: str | None = None
+    known_picture: str | None = None
+
+    @property
+    def source(self) -> ImageSource:
+        return ImageSource(self.config.pictures, self.files)
 
 
 def portions(
     config: InferConfig, examples: Sequence[Example], siblings: Mapping[str, Sequence[str]], *, here: bool
 ) -> Iterator[QuestionBatch]:
-    """The work of a run in order, as it is asked for; `here`: in this process, so neither siblings nor pictures travel."""
-    seen = None if here else picture_files.witness(config.pictures, (e.image or "" for e in examples))
+    """The work of a run in order, made as it is asked for; `here`: it stays in this process, with all siblings and no files."""
+    known = None if here else picture_files.witness(config.pictures, (e.image or "" for e in examples))
     # A worker that asks a server begins each portion with no request under way: portions are not to be small beside that.
     size = config.batch_size if config.engine == "hf" else max(config.batch_size, config.concurrency)
     for part in cut(examples, size):
         names = dict.fromkeys(e.image or "" for e in part)
         files = picture_files.shipped(config.pictures, names) if config.scale.ship_images and not here else None
-        own = siblings if here else {name: siblings[name] for name in names if name in siblings}
-        yield QuestionBatch(config, part, own, files, seen)
+        related = siblings if here else {name: siblings[name] for name in names if name in siblings}
+        yield QuestionBatch(config, part, related, files, known)
 
 
 def cut(examples: Sequence[Example], batch_size: int) -> Iterator[list[Example]]:
@@ -80,7 +85,7 @@ def batches(portion: Sequence[Example], batch_size: int) -> list[Sequence[Exampl
 
 @dataclass(frozen=True, slots=True)
 class InferJob:
-    """A Job; `config` says the model. Each portion says the rest, so that one team serves several runs."""
+    """A Job; `config` names the model. Each portion brings its other settings, so that one team serves several runs."""
 
     config: InferConfig
 
@@ -88,35 +93,19 @@ class InferJob:
         return InferWorker(replace(self.config, device=device))
 
     def split(self, portion: QuestionBatch) -> list[QuestionBatch]:
-        half = (len(portion.examples) + 1) // 2
-        return [replace(portion, examples=part) for part in (portion.examples[:half], portion.examples[half:]) if part]
+        return [replace(portion, examples=part) for part in memory.halves(portion.examples)]
 
     def lost(self, portion: QuestionBatch, why: str) -> list[Prediction]:
-        made = setting(portion.config)
-        return [
-            Prediction(
-                example_id=e.id,
-                answer=None,
-                box=None,
-                box_text=None,
-                box_status="skipped",
-                policy=made.policy.name,
-                profile=made.profile.name,
-                question=e.question,
-                image=e.image,
-                fingerprint=made.fingerprint,
-                error=why,
-            )
-            for e in portion.examples
-        ]
+        resolved = setting(portion.config)
+        return [failed_prediction(example, resolved, why) for example in portion.examples]
 
 
-class InferWorker:
+class InferWorker(Worker):
     """A Worker: one model over questions, a batch's answers at a time. The model is loaded by the first question."""
 
     def __init__(self, config: InferConfig, engine: Engine | None = None) -> None:
-        self._config, self._given = config, engine
-        self._found: dict[str, HeatFinder | None] = {}
+        self._config, self._loaded_engine = config, engine
+        self._finders: dict[str, HeatFinder | None] = {}
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -129,7 +118,7 @@ class InferWorker:
 
     @cached_property
     def _engine(self) -> Engine:
-        return self._given or build_engine(self._config)
+        return self._loaded_engine or build_engine(self._config)
 
     def work(self, portions: Iterable[QuestionBatch]) -> Iterator[list[Prediction]]:
         """The portions of one call are of one run: their settings are those of the first."""
@@ -139,46 +128,50 @@ class InferWorker:
             return
         config = replace(first.config, device=self._config.device)
         if first.files is None:
-            picture_files.check_seen(config.pictures, first.witness)
-        engine, pictures = self._engine, ImageSource(config.pictures)
+            picture_files.check_seen(config.pictures, first.known_picture)
+        engine = self._engine
         chain = TwoPass(engine, setting(config), first.siblings, finder=self._finder(config))
-        if (at_once := getattr(engine, "concurrency", 1)) > 1:
-            everything = itertools.chain([first], source)
-            yield from ([prediction] for prediction in side_by_side(chain, _asked(everything), at_once))
+        everything = itertools.chain([first], source)
+        if engine.concurrency > 1:
+            yield from ([prediction] for prediction in side_by_side(chain, _one_by_one(everything), engine.concurrency))
             return
-        with PictureReader(pictures, getattr(engine, "prepare", None)) as reader:
-            now: Sequence[Example] = ()
-            for batch in self._batches(itertools.chain([first], source), pictures):
-                if now:
-                    yield chain.predict(reader.beside(now, batch))
-                now = batch
-            yield chain.predict(reader.beside(now))
-
-    @staticmethod
-    def _batches(portions: Iterable[QuestionBatch], pictures: ImageSource) -> Iterator[Sequence[Example]]:
-        for portion in portions:
-            pictures.take(portion.files)
-            yield from batches(portion.examples, portion.config.batch_size)
+        yield from answers(chain, everything, engine)
 
     def _finder(self, config: InferConfig) -> HeatFinder | None:
-        if config.roi not in self._found:
-            self._found[config.roi] = finder(config, self._engine)
-        return self._found[config.roi]
+        if config.roi not in self._finders:
+            self._finders[config.roi] = finder(config, self._engine)
+        return self._finders[config.roi]
 
 
-def _asked(portions: Iterable[QuestionBatch]) -> Iterator[tuple[Example, SharedPictures]]:
+def answers(chain: TwoPass, portions: Iterable[QuestionBatch], engine: Engine) -> Iterator[list[Prediction]]:
+    """The predictions of one batch after another; `engine` prepares the pictures of the next one meanwhile, in a thread."""
+    with PictureReader(lambda image, _name: engine.prepare([image])) as reader:
+        for examples, pictures in one_ahead(_in_batches(portions, reader)):
+            yield chain.predict([(example, pictures.outcome(example.image or "")) for example in examples])
+
+
+def _in_batches(portions: Iterable[QuestionBatch], reader: PictureReader) -> Iterator[tuple[Sequence[Example], OpenPictures]]:
+    """The batches of all portions in order, the pictures of each being read from the moment it is asked for."""
+    pictures: OpenPictures | None = None
+    for portion in portions:
+        source = portion.source
+        for examples in batches(portion.examples, portion.config.batch_size):
+            pictures = reader.begin((example.image or "" for example in examples), source, pictures)
+            yield examples, pictures
+
+
+def _one_by_one(portions: Iterable[QuestionBatch]) -> Iterator[tuple[Example, SharedPictures]]:
     """The questions of all portions in order, each with where its picture comes from."""
     for portion in portions:
-        source = ImageSource(portion.config.pictures)
-        source.take(portion.files)
-        pictures = SharedPictures(source)
+        pictures = SharedPictures(portion.source)
         yield from ((example, pictures) for example in portion.examples)
 
 
 def start(config: InferConfig, reporter: Reporter) -> Runner:
     """Workers for the runs of `config`'s model, not yet begun: use it as a context manager."""
     tell_served(config, reporter)
-    return build(config.scale, InferJob(config), config.device, reporter, model=config.engine == "hf")
+    model = str(config.model) if config.engine == "hf" else None
+    return build(config.scale, InferJob(config), config.device, reporter, model)
 
 
 def around(engine: Engine, config: InferConfig) -> Runner:

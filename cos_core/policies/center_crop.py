@@ -4,13 +4,13 @@ The paper gives no size for it. The box is half as wide and half as high as the 
 the paper's own regions have (Appendix B).
 """
 
-from cos_core.geometry import Box
+from cos_core.geometry import Box, central_box
 from cos_core.interfaces import Policy
 from cos_core.types import Example
 
 
 def _centre(_example: Example, _seed: int) -> Box:
-    return Box(0.25, 0.25, 0.75, 0.75, "image")
+    return central_box("image")
 
 
 def build() -> Policy:

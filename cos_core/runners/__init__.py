@@ -1,7 +1,7 @@
-"""Who does the work of a stage: one file each. The stage maps portions through a runner and never learns which one it has.
+"""Where the work of a stage is done: one file each. A stage maps portions through a runner, the same way through all of them.
 
-A stage brings a Job (interfaces.py): what a worker is made of, and how its portions are cut. Results come back in the order of
-the portions, and the one who asked is the only one who writes. `_dealer` is what the runners with several workers share.
+A stage brings a Job (interfaces.py): how a worker is made, and how its portions are divided. Results come back in the order of
+the portions, and only the process of the stage writes. `_dealer` is what the runners with several workers share.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from cos_core.models import llava
 from cos_core.runners._config import RunnerConfig
 
 
-def build(config: RunnerConfig, job: Job, device: str, reporter: Reporter, *, model: bool = True) -> Runner:
-    """The runner that `config` means, not yet started: use it as a context manager.
+def build(config: RunnerConfig, job: Job, device: str, reporter: Reporter, model: str | None) -> Runner:
+    """The runner that `config` names, not yet started: use it as a context manager.
 
-    `device`: as the user wrote it; `model`: whether workers run one (without, devices do not matter). Raises InputError for an
-    unknown runner, MissingError when its package or a device is not there.
+    `device`: as the user wrote it; `model`: the name of the model that workers run; None for none, so that devices do not
+    matter. Raises InputError for an unknown runner, MissingError when its package or a device is not there.
     """
 
     @lru_cache(maxsize=1)
@@ -27,8 +27,8 @@ def build(config: RunnerConfig, job: Job, device: str, reporter: Reporter, *, mo
         every = device == "cuda" and (config.workers or 1) > 1
         return llava.devices("auto" if every else device) if model else ["cpu"]
 
-    if model and (name := getattr(getattr(job, "config", None), "model", None)):
-        reporter.note(f"loading {name} ...")
+    if model:
+        reporter.note(f"loading {model} ...")
     runner: Runner = plug.load(
         "runners", config.chosen(devices), config=config, job=job, device=device, devices=devices, reporter=reporter
     )

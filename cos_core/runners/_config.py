@@ -1,4 +1,4 @@
-"""Where the work of a stage is done, as the user says it."""
+"""The settings that say where the work of a stage is done."""
 
 from __future__ import annotations
 

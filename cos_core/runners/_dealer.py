@@ -1,8 +1,8 @@
-"""Portions to several workers and their results back in order, whoever dies meanwhile.
+"""Distributes portions over several workers and returns their results in order, also when workers die.
 
-At most QUEUE portions lie with a worker and AHEAD a worker are read before the first unfinished one is done, so memory is
-bounded by both. A worker that dies is started again and its portions are done again. A portion under which DEATHS workers
-died is cut in halves, down to single examples; one that still kills is given up and recorded (Job.lost).
+At most QUEUE portions lie with a worker, and AHEAD a worker are read before the first unfinished one is done: both bound the
+memory. A worker that dies is started again, and its portions are done again. A portion at which DEATHS workers died is divided
+in halves, down to single examples; an example at which that many died again fails and is recorded (Job.lost).
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ AHEAD = 4
 DEATHS = 2
 STARTS = 3
 """Times that a worker may die before it is ready."""
-GIVEN_UP = 3
-"""Examples that may be given up before any portion is finished: then it is not the examples."""
+FAILED = 3
+"""Examples that may fail so before any portion is finished; then the run ends, since the cause is not in the examples."""
 
-_HERE = "of this machine"
+_LOCAL = "of this machine"
 DECIDING = ("torch", "transformers", "tokenizers", "numpy", "pillow")
 """Packages whose versions may change a result."""
 
 
 def versions() -> Mapping[str, str]:
-    """Of cos and of the packages that may change a result, as far as they are installed: part of what a worker is."""
-    found = {"cos": cos_core.__version__}
+    """Package -> version, for cos and for those of DECIDING that are installed; must be equal on all workers of a run."""
+    installed = {"cos": cos_core.__version__}
     for name in DECIDING:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A worker has started; `about`: what it is (Worker.about); `where`: its node, "" on this machine."""
+    """A worker has started. `about`: its Worker.about and `versions`; `where`: its node, "" on this machine."""
 
     about: Mapping[str, Any]
     where: str = ""
@@ -59,7 +59,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A worker raised an error that is the user's to mend; one that could not start says its `versions` too."""
+    """A worker raised an error that the user can mend; one that could not start sends its `versions`, too."""
 
     error: CosError
     where: str = ""
@@ -68,27 +68,27 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """A worker is gone, with all that lay with it."""
+    """A worker ended, and what lay with it is lost. `why`: the rest of a sentence that begins with the worker."""
 
     why: str
 
 
-Said = Ready | Done | Refused | Died
+WorkerEvent = Ready | Done | Refused | Died
 
 
 class Team(Protocol):
-    """Workers by number, from 0, wherever they live."""
+    """Workers by number, from 0, wherever they run."""
 
     size: int
 
     def begin(self, place: int) -> None:
-        """Starts the worker of this place, also again after it died; it will say Ready, Refused or Died."""
+        """Starts the worker of this number, also again after it died; a Ready, Refused or Died of it follows."""
 
     def send(self, place: int, portion: Any) -> None:
-        """Gives a portion to a worker that is ready; it will say Done, Refused or Died."""
+        """Gives a portion to a worker that is ready; a Done, Refused or Died of it follows."""
 
-    def listen(self) -> Sequence[tuple[int, Said]]:
-        """What was said, (place, what); waits until there is something."""
+    def listen(self) -> Sequence[tuple[int, WorkerEvent]]:
+        """(number of the worker, event) in the order of their coming; waits until there is one."""
 
     def close(self) -> None:
         """Ends all workers; `begin` may follow."""
@@ -96,22 +96,23 @@ class Team(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Piece:
-    """A portion, or a part of one that was cut; `slot` holds the pieces of one portion in order."""
+    """A portion, or a part of one that was divided; `siblings` holds the pieces of one portion in order, itself included."""
 
     portion: Any
-    slot: list[_Piece]
+    siblings: list[_Piece]
     deaths: int = 0
     results: list[Any] | None = None
 
 
 @dataclass(slots=True)
-class _State:
-    """What the dealer knows of one worker."""
+class _WorkerState:
+    """What the dealer knows of one worker. `starts`: failed ones in a row; `given_up`: it is not started again."""
 
     ready: bool = False
     starts: int = 0
-    gone: bool = False
-    held: deque[_Piece] = field(default_factory=deque)
+    given_up: bool = False
+    pieces: deque[_Piece] = field(default_factory=deque)
+    """What lies with it, oldest first."""
 
 
 class Dealer:
@@ -119,11 +120,11 @@ class Dealer:
 
     def __init__(self, job: Job, team: Team, reporter: Reporter) -> None:
         self._job, self._team, self._reporter = job, team, reporter
-        self._states: list[_State] = []
+        self._workers: list[_WorkerState] = []
         self._waiting: deque[_Piece] = deque()
         self._about: Mapping[str, Any] | None = None
-        self._first = ""
-        self._finished = self._given_up = 0
+        self._first_node = ""
+        self._finished = self._failed = 0
 
     def __enter__(self) -> Dealer:
         return self
@@ -134,127 +135,131 @@ class Dealer:
     def close(self) -> None:
         """Ends the workers; a later `map` starts new ones."""
         self._team.close()
-        self._states, self._about = [], None
+        self._workers, self._about = [], None
         self._waiting.clear()
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """What every worker is; waits for the first. Raises what starting a worker raises."""
+        """Worker.about, equal for all workers; waits for the first. Raises what starting a worker raises."""
         self._begin()
         while self._about is None:
-            self._listen()
+            self._handle_events()
         return self._about
 
     def map(self, portions: Iterable[Any]) -> Generator[Any]:
-        """The results of every portion, in order. Raises what a worker refuses with, and CosError when none can live."""
+        """The results of every portion, in order. Raises what a worker refuses with, CosError when none can live."""
         self._begin()
         source = iter(portions)
-        slots: deque[list[_Piece]] = deque()
+        unfinished: deque[list[_Piece]] = deque()
         done = False
         try:
             while not done:
-                for portion in itertools.islice(source, max(0, AHEAD * self._team.size - len(slots))):
-                    slot: list[_Piece] = []
-                    slot.append(_Piece(portion, slot))
-                    slots.append(slot)
-                    self._waiting.append(slot[0])
-                done = not slots
+                for portion in itertools.islice(source, max(0, AHEAD * self._team.size - len(unfinished))):
+                    pieces: list[_Piece] = []
+                    pieces.append(_Piece(portion, pieces))
+                    unfinished.append(pieces)
+                    self._waiting.append(pieces[0])
+                done = not unfinished
                 if not done:
                     self._deal()
-                    self._listen()
-                while slots and all(piece.results is not None for piece in slots[0]):
-                    for piece in slots.popleft():
+                    self._handle_events()
+                while unfinished and all(piece.results is not None for piece in unfinished[0]):
+                    for piece in unfinished.popleft():
                         yield from piece.results or ()
         finally:
             # Stopped in the middle: what is still under way would answer the next call.
-            if slots:
+            if unfinished:
                 self.close()
 
     def _begin(self) -> None:
-        if not self._states:
-            self._states = [_State() for _ in range(self._team.size)]
+        if not self._workers:
+            self._workers = [_WorkerState() for _ in range(self._team.size)]
             for place in range(self._team.size):
                 self._team.begin(place)
 
     def _deal(self) -> None:
+        """Gives waiting pieces to the workers with the least to do."""
         while self._waiting:
-            free = [p for p, state in enumerate(self._states) if state.ready and len(state.held) < QUEUE]
+            free = [place for place, worker in enumerate(self._workers) if worker.ready and len(worker.pieces) < QUEUE]
             if not free:
                 return
-            place = min(free, key=lambda p: len(self._states[p].held))
+            place = min(free, key=lambda place: len(self._workers[place].pieces))
             piece = self._waiting.popleft()
-            self._states[place].held.append(piece)
+            self._workers[place].pieces.append(piece)
             self._team.send(place, piece.portion)
 
-    def _listen(self) -> None:
-        for place, said in self._team.listen():
-            state = self._states[place]
-            if isinstance(said, Done):
-                state.held.popleft().results = said.results
+    def _handle_events(self) -> None:
+        for place, event in self._team.listen():
+            worker = self._workers[place]
+            if isinstance(event, Done):
+                worker.pieces.popleft().results = event.results
                 self._finished += 1
-            elif isinstance(said, Ready):
-                self._compare(said)
-                state.ready, state.starts = True, 0
-            elif isinstance(said, Refused):
-                # A worker of other versions may fail in any way; then that is what there is to say.
-                self._compare_versions(said.versions, said.where)
-                raise type(said.error)(f"{said.error} (on the worker {said.where})") if said.where else said.error
+            elif isinstance(event, Ready):
+                self._check_same(event)
+                worker.ready, worker.starts = True, 0
+            elif isinstance(event, Refused):
+                # A worker of other versions may fail in any way; then the versions are what the user can mend.
+                self._check_versions(event.versions, event.where)
+                error = event.error
+                raise type(error)(f"{error} (on the worker {event.where})") if event.where else error
             else:
-                self._bury(place, said.why)
+                self._replace_worker(place, event.why)
 
-    def _compare(self, said: Ready) -> None:
-        """Every worker must be what the first one is, and what this process is; else results would depend on who made them."""
-        self._compare_versions(said.about.get("versions", {}), said.where)
+    def _check_same(self, event: Ready) -> None:
+        """Raises InputError unless a worker is as the first one and this process are: its results would be others."""
+        self._check_versions(event.about.get("versions", {}), event.where)
         if self._about is None:
-            self._about, self._first = said.about, said.where
-        elif said.about != self._about:
-            differ = ", ".join(sorted(n for n in self._about if said.about.get(n) != self._about[n]))
+            self._about, self._first_node = event.about, event.where
+        elif event.about != self._about:
+            differ = ", ".join(sorted(n for n in self._about if event.about.get(n) != self._about[n]))
             raise InputError(
-                f"the worker {said.where or _HERE} is not what the one {self._first or _HERE} is: other {differ}; "
+                f"the worker {event.where or _LOCAL} is not what the one {self._first_node or _LOCAL} is: other {differ}; "
                 "give every node the same model and files"
             )
 
-    def _compare_versions(self, theirs: Mapping[str, str], where: str) -> None:
+    def _check_versions(self, theirs: Mapping[str, str], where: str) -> None:
         ours = versions() if self._about is None else self._about.get("versions", {})
         # A driver may lack what only workers need.
-        asked = set(ours) if self._about is None else ours.keys() | theirs.keys()
-        if other := [n for n in sorted(asked) if theirs and ours.get(n) != theirs.get(n)]:
-            here = "here" if self._about is None else self._first or _HERE
-            told = ", ".join(f"{n} {theirs.get(n, 'missing')} there and {ours.get(n, 'missing')} {here}" for n in other)
-            raise InputError(f"the worker {where or _HERE} has other versions: {told}; install the same everywhere")
+        names = set(ours) if self._about is None else ours.keys() | theirs.keys()
+        if other := [n for n in sorted(names) if theirs and ours.get(n) != theirs.get(n)]:
+            here = "here" if self._about is None else self._first_node or _LOCAL
+            pairs = ", ".join(f"{n} {theirs.get(n, 'missing')} there and {ours.get(n, 'missing')} {here}" for n in other)
+            raise InputError(f"the worker {where or _LOCAL} has other versions: {pairs}; install the same everywhere")
 
-    def _bury(self, place: int, why: str) -> None:
-        state = self._states[place]
-        if not state.ready:
-            state.starts += 1
-            if state.starts >= STARTS:
-                state.gone = True
-                if all(each.gone for each in self._states):
+    def _replace_worker(self, place: int, why: str) -> None:
+        """Starts a dead worker again, unless it died too often before it was ready, and queues its pieces again, first."""
+        worker = self._workers[place]
+        if not worker.ready:
+            worker.starts += 1
+            if worker.starts >= STARTS:
+                worker.given_up = True
+                if all(each.given_up for each in self._workers):
                     raise CosError(f"no worker lives long enough to begin: it {why}; what was finished is kept")
                 self._reporter.warn(f"worker {place + 1} died {STARTS} times before it could begin ({why}); the others go on")
                 return
-        elif state.held:
+        elif worker.pieces:
             self._reporter.warn(f"worker {place + 1} {why}; what lay with it is done again")
-        state.ready = False
-        guilty = state.held[0] if state.held else None
-        self._waiting.extendleft(reversed(state.held))
-        state.held.clear()
-        if guilty is not None:
-            guilty.deaths += 1
-            if guilty.deaths >= DEATHS:
-                self._isolate(guilty, why)
+        worker.ready = False
+        suspect = worker.pieces[0] if worker.pieces else None
+        self._waiting.extendleft(reversed(worker.pieces))
+        worker.pieces.clear()
+        if suspect is not None:
+            suspect.deaths += 1
+            if suspect.deaths >= DEATHS:
+                self._divide(suspect, why)
         self._team.begin(place)
 
-    def _isolate(self, guilty: _Piece, why: str) -> None:
-        self._waiting.remove(guilty)
-        parts = self._job.split(guilty.portion)
+    def _divide(self, suspect: _Piece, why: str) -> None:
+        """Queues the parts of a piece instead of it; records one that has no parts as failed."""
+        self._waiting.remove(suspect)
+        parts = self._job.split(suspect.portion)
         if len(parts) > 1:
-            pieces = [_Piece(part, guilty.slot) for part in parts]
-            at = guilty.slot.index(guilty)
-            guilty.slot[at : at + 1] = pieces
+            pieces = [_Piece(part, suspect.siblings) for part in parts]
+            at = suspect.siblings.index(suspect)
+            suspect.siblings[at : at + 1] = pieces
             self._waiting.extendleft(reversed(pieces))
             return
-        guilty.results = [self._job.lost(guilty.portion, f"the worker {why} on it, {DEATHS} times")]
-        self._given_up += 1
-        if self._given_up >= GIVEN_UP and not self._finished:
+        suspect.results = [self._job.lost(suspect.portion, f"the worker {why} on it, {DEATHS} times")]
+        self._failed += 1
+        if self._failed >= FAILED and not self._finished:
             raise CosError(f"every worker dies at its work: it {why}; what was finished is kept")

@@ -14,7 +14,7 @@ from typing import Any
 from cos_core.errors import CosError
 from cos_core.interfaces import Job, Reporter, Runner
 from cos_core.runners._config import RunnerConfig
-from cos_core.runners._dealer import Dealer, Died, Done, Ready, Refused, Said, versions
+from cos_core.runners._dealer import Dealer, Died, Done, Ready, Refused, WorkerEvent, versions
 from cos_core.system import memory, streams, worker_process
 
 
@@ -33,7 +33,7 @@ class ProcessTeam:
         ours, theirs = context.Pipe()
         threads, device = max(1, worker_process.cores() // self.size), self._devices[place]
         arguments = (theirs, threads, self._job, device, self._devices.count(device))
-        process = context.Process(target=_live, args=arguments, daemon=True)
+        process = context.Process(target=_run_worker, args=arguments, daemon=True)
         process.start()
         theirs.close()
         self._members[place] = (ours, process)
@@ -42,23 +42,22 @@ class ProcessTeam:
         try:
             self._members[place][0].send(portion)
         except OSError:
-            # Its death is heard next.
-            return
+            return  # it is dead; `listen` reports that next
 
-    def listen(self) -> list[tuple[int, Said]]:
+    def listen(self) -> list[tuple[int, WorkerEvent]]:
         by_pipe: dict[Any, int] = {pipe: place for place, (pipe, _) in self._members.items()}
-        return [(by_pipe[pipe], self._said(by_pipe[pipe])) for pipe in wait(list(by_pipe))]
+        return [(by_pipe[pipe], self._received(by_pipe[pipe])) for pipe in wait(list(by_pipe))]
 
-    def _said(self, place: int) -> Said:
+    def _received(self, place: int) -> WorkerEvent:
         pipe, process = self._members[place]
         try:
-            said: Said = pipe.recv()
+            event: WorkerEvent = pipe.recv()
         except (EOFError, OSError):
             pipe.close()
             process.join(timeout=10)
             del self._members[place]
             return Died(f"on {self._devices[place]} died (exit code {process.exitcode})")
-        return said
+        return event
 
     def close(self) -> None:
         for pipe, process in self._members.values():
@@ -68,18 +67,18 @@ class ProcessTeam:
         self._members.clear()
 
 
-def _live(pipe: Connection, threads: int, job: Job, device: str, sharers: int) -> None:
-    """A worker's life: started, then portions until the other end is closed. `sharers`: workers that were given the device."""
+def _run_worker(pipe: Connection, threads: int, job: Job, device: str, sharers: int) -> None:
+    """A worker process: starts, then does portions until the other end is closed. `sharers`: workers on the same device."""
     worker_process.begin_worker(threads)
     memory.share_device(sharers)
-    # Ctrl-C reaches the whole group: the run that is told to stop stops its workers. Libraries print; stdout is the run's.
+    # Ctrl-C reaches the whole group; the run stops its workers itself. Libraries print; stdout is the run's.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     streams.guard()
     sys.stdout = sys.stderr
     inbox = _Inbox(pipe)
     try:
         worker = job.start(device)
-        inbox.expect = getattr(worker, "expect", None)
+        inbox.expect = worker.expect
         pipe.send(Ready({**worker.about, "versions": versions()}))
         while (message := inbox.portions.get()) is not None:
             pipe.send(Done(list(worker.work([message[0]]))))
@@ -90,9 +89,9 @@ def _live(pipe: Connection, threads: int, job: Job, device: str, sharers: int) -
 
 
 class _Inbox:
-    """Portions as they come, each in a tuple, None at the end; `expect` hears of each before it can be taken.
+    """Portions as they come, each in a tuple, None at the end; `expect` is called with each before it can be taken.
 
-    They are read at once, in a thread, so that a large portion never stops the sender, nor a large result both.
+    A thread reads them at once, so that a large portion never blocks the sender, nor a large result both sides.
     """
 
     def __init__(self, pipe: Connection) -> None:
@@ -121,5 +120,4 @@ def build(config: RunnerConfig, job: Job, device: str, devices: Callable[[], Seq
         if count > len(names):
             reporter.note(f"one worker a GPU: {count} were asked for, {len(names)} hold a model each, with all of its memory")
         count = min(count, len(names))
-    given = [names[i % len(names)] for i in range(count)]
-    return Dealer(job, ProcessTeam(job, given), reporter)
+    return Dealer(job, ProcessTeam(job, [names[i % len(names)] for i in range(count)]), reporter)

@@ -1,6 +1,6 @@
 """Workers as Ray actors, on a running cluster or on one that is started for the run (extra `scale`).
 
-Ray places them, tells who died, and carries portions and results; dealing, order and repetition are ours (_dealer.py).
+Ray places them, reports deaths, and carries portions and results; dealing, order and repetition are in _dealer.py.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from typing import Any
 from cos_core.errors import CosError, InputError, MissingError
 from cos_core.interfaces import Job, Reporter, Runner
 from cos_core.runners._config import RunnerConfig
-from cos_core.runners._dealer import Dealer, Died, Done, Ready, Refused, Said, versions
+from cos_core.runners._dealer import Dealer, Died, Done, Ready, Refused, WorkerEvent, versions
 from cos_core.system import memory, worker_process
 from cos_core.system.extras import install
 
-REACHED = 10.0
-"""Seconds in which a cluster's address must answer."""
-PATIENCE = 1800.0
-"""Seconds without one living worker after which a run gives up: a queue, or a model that takes this long to load."""
-_TOLD = 30.0
+CONNECT_SECONDS = 10.0
+"""Time in which a cluster's address must answer."""
+PATIENCE_SECONDS = 1800.0
+"""Time without one living worker after which a run gives up: a queue, or a model that takes this long to load."""
+_NOTE_SECONDS = 30.0
+"""Time between two notes that the run still waits."""
 
 
 class Member:
@@ -39,10 +40,10 @@ class Member:
         self._feeders, self._sharers = feeders, sharers
         self._worker: Any = None
 
-    def start(self) -> Said:
+    def start(self) -> WorkerEvent:
         worker_process.begin_worker(1, self._feeders)
         memory.share_device(self._sharers)
-        # Relative paths mean what they mean where the run was started; what is not there is missed by the job itself.
+        # Relative paths mean what they mean where the run was started; the job reports what is missing there.
         with suppress(OSError):
             os.chdir(self._folder)
         try:
@@ -51,7 +52,7 @@ class Member:
         except CosError as error:
             return Refused(error, _here(), versions())
 
-    def work(self, portion: Any) -> Said:
+    def work(self, portion: Any) -> WorkerEvent:
         try:
             return Done(list(self._worker.work([portion])))
         except CosError as error:
@@ -68,8 +69,8 @@ class RayTeam:
     def __init__(self, job: Job, device: str, config: RunnerConfig, reporter: Reporter) -> None:
         self._ray = _package()
         self._job, self._device, self._reporter = job, device, reporter
-        self._ours = not self._ray.is_initialized()
-        if self._ours:
+        self._connected_here = not self._ray.is_initialized()
+        if self._connected_here:
             _connect(self._ray, config)
         try:
             self.size, self._options = self._room(config)
@@ -120,41 +121,41 @@ class RayTeam:
     def send(self, place: int, portion: Any) -> None:
         self._places[self._actors[place].work.remote(portion)] = place
 
-    def listen(self) -> list[tuple[int, Said]]:
-        start = told = time.monotonic()
+    def listen(self) -> list[tuple[int, WorkerEvent]]:
+        start = noted = time.monotonic()
         while True:
             ready, _ = self._ray.wait(list(self._places), num_returns=1, timeout=1.0)
             if ready:
                 break
             now = time.monotonic()
-            if not self._living and now - told > _TOLD:
-                told = now
+            if not self._living and now - noted > _NOTE_SECONDS:
+                noted = now
                 self._reporter.note("waiting for the cluster to start a worker")
-            if not self._living and now - start > PATIENCE:
-                raise MissingError(f"no worker started on the Ray cluster in {PATIENCE / 60:.0f} minutes")
+            if not self._living and now - start > PATIENCE_SECONDS:
+                raise MissingError(f"no worker started on the Ray cluster in {PATIENCE_SECONDS / 60:.0f} minutes")
         # Everything else that is there already, in the order of asking: an actor answers in it too.
         ready, _ = self._ray.wait(list(self._places), num_returns=len(self._places), timeout=0)
         answered = set(ready)
-        heard: list[tuple[int, Said]] = []
+        events: list[tuple[int, WorkerEvent]] = []
         for reference in [r for r in self._places if r in answered]:
             place = self._places.pop(reference, None)
             if place is not None:
-                heard.append((place, self._said(reference, place)))
-        return heard
+                events.append((place, self._event(reference, place)))
+        return events
 
-    def _said(self, reference: Any, place: int) -> Said:
+    def _event(self, reference: Any, place: int) -> WorkerEvent:
         errors = self._ray.exceptions
         try:
-            said: Said = self._ray.get(reference)
+            event: WorkerEvent = self._ray.get(reference)
         except (errors.RayActorError, errors.RayTaskError, errors.RaySystemError, errors.ObjectLostError) as error:
-            for other in [r for r, whose in self._places.items() if whose == place]:
+            for other in [r for r, asked in self._places.items() if asked == place]:
                 del self._places[other]
             self._living.discard(place)
             self._ray.kill(self._actors.pop(place))
             return Died(f"died ({_reason(error)})")
-        if isinstance(said, Ready):
+        if isinstance(event, Ready):
             self._living.add(place)
-        return said
+        return event
 
     def close(self) -> None:
         for actor in self._actors.values():
@@ -169,7 +170,7 @@ class RayTeam:
         self._disconnect()
 
     def _disconnect(self) -> None:
-        if self._ours:
+        if self._connected_here:
             self._ray.shutdown()
 
 
@@ -189,17 +190,17 @@ class OnRay(Dealer):
     def __init__(self, job: Job, team: RayTeam, reporter: Reporter) -> None:
         super().__init__(job, team, reporter)
         self._cluster = team
-        # Ray tells of deaths on stdout, which is the run's.
-        self._told = redirect_stdout(sys.stderr)
+        # Ray reports deaths on stdout, which is the run's.
+        self._redirected = redirect_stdout(sys.stderr)
 
     def __enter__(self) -> OnRay:
-        self._told.__enter__()
+        self._redirected.__enter__()
         return self
 
     def __exit__(self, *_error: object) -> None:
         self.close()
         self._cluster.end()
-        self._told.__exit__(None, None, None)
+        self._redirected.__exit__(None, None, None)
 
 
 def build(config: RunnerConfig, job: Job, device: str, devices: Callable[[], Sequence[str]], reporter: Reporter) -> Runner:
@@ -208,7 +209,7 @@ def build(config: RunnerConfig, job: Job, device: str, devices: Callable[[], Seq
 
 
 def _package() -> Any:
-    # Nothing that is run here is told to anybody.
+    # No usage report is sent.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -222,35 +223,38 @@ def _connect(ray: Any, config: RunnerConfig) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         count = config.workers or worker_process.cores()
-        own: dict[str, Any] = {"address": "local", "num_cpus": count, "include_dashboard": False}
+        options: dict[str, Any] = {"address": "local", "num_cpus": count, "include_dashboard": False}
     else:
-        _knock(address)
-        own = {"address": address}
+        _check_address(address)
+        options = {"address": address}
     try:
         with _signals_kept():
-            ray.init(**own, **quiet)
+            ray.init(**options, **quiet)
     except (ConnectionError, TimeoutError) as error:
         why = str(error).splitlines()[0]
         hint = "`ray status` there tells; if it was started with a token, set RAY_AUTH_MODE=token"
         raise MissingError(f"there is no Ray cluster at {address}: {why}; {hint}") from None
     except RuntimeError as error:
         if "ersion mismatch" in str(error):
-            told = " ".join(str(error).split())
-            raise InputError(f"the Ray cluster at {address} has other versions than this machine: {told[:300]}") from None
+            words = " ".join(str(error).split())
+            raise InputError(f"the Ray cluster at {address} has other versions than this machine: {words[:300]}") from None
         raise MissingError(f"Ray cannot be started: {str(error).splitlines()[0][:200]}") from None
     except ValueError as error:
         raise InputError(f"the Ray address {address!r} cannot be used: {str(error).splitlines()[0][:200]}") from None
 
 
-def _knock(address: str) -> None:
-    """Ray tries for a long time, and may end the process, where nothing listens. Raises MissingError, InputError."""
+def _check_address(address: str) -> None:
+    """Raises InputError for an address that is none, MissingError where nothing listens.
+
+    Ray itself tries for a long time there, and may end the process.
+    """
     if address in ("auto", "local") or "://" in address:
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise InputError(f"a Ray address is HOST:PORT (or 'auto' for this machine's cluster), got {address!r}")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise MissingError(f"there is no Ray cluster at {address}: {error}; `ray status` there tells") from None
 

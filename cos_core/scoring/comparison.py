@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -267,14 +267,13 @@ def _estimates(run: ScoredRun, first: Sequence[Score], second: Sequence[Score], 
     benchmark = _benchmark(run)
     if isinstance(benchmark, str):
         return benchmark
-    make = getattr(benchmark, "estimates", None)
-    if make is None:
-        return metrics.mean_estimate(name, first), metrics.mean_estimate(name, second)
     data = BenchmarkData(run.benchmark, str(run.protocol.get("split", "")), (), Path(), dict(run.protocol))
     both: list[Estimate] = []
     for side, scores in (("A", first), ("B", second)):
-        found: Iterable[Estimate] = make(data, scores)
-        estimate = next((each for each in found if each.name == name), None)
+        estimates = benchmark.estimates(data, scores)
+        if estimates is None:
+            estimates = [metrics.mean_estimate(name, scores)]
+        estimate = next((each for each in estimates if each.name == name), None)
         if estimate is None:
             return f"{side} has no {name} over the questions that both runs scored"
         both.append(estimate)

@@ -125,6 +125,12 @@ def in_parts(items: Sequence[T], run: Callable[[Sequence[T]], Sequence[R]], most
     return found
 
 
+def halves(items: Sequence[T]) -> list[Sequence[T]]:
+    """The items in two parts, the first at most one longer; fewer than two items are not divided."""
+    middle = (len(items) + 1) // 2
+    return [part for part in (items[:middle], items[middle:]) if part]
+
+
 # --- how much there is ---
 
 _sharers = 1

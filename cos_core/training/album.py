@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from cos_core.dialogue.cropping import CropFrom, crop_region
 from cos_core.errors import InputError
-from cos_core.files.images import crop_region
 from cos_core.interfaces import Detector
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ class RegionCrops:
         """A guess at the number of regions a picture, for plans."""
         return _ABOUT
 
-    def crops(
-        self, picture: Image, path: str, crop_from: Literal["image", "canvas"], fill: tuple[int, int, int]
-    ) -> tuple[Image, ...]:
+    def crops(self, picture: Image, path: str, crop_from: CropFrom, fill: tuple[int, int, int]) -> tuple[Image, ...]:
         """The regions of a picture as the backbone cuts them, under the profile's `crop_from` and the checkpoint's `fill`.
 
         Raises InputError when the detector finds none.

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cos_core.data.released import Square
 from cos_core.dialogue.box_text import read_box, write_box
+from cos_core.dialogue.cropping import crop_region
 from cos_core.dialogue.encoding import IGNORE, Encoded, encode
 from cos_core.dialogue.prompts import Profile, dialogue, text_dialogue
 from cos_core.errors import InputError
-from cos_core.files.images import crop_region, open_image
+from cos_core.files.images import open_image
 from cos_core.files.jsonl import utf8
 from cos_core.files.picture_files import Root
 from cos_core.geometry import Box, SquarePad, full_box

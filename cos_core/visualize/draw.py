@@ -14,6 +14,7 @@ from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
+from cos_core.dialogue.cropping import CropFrom, crop_region
 from cos_core.errors import InputError
 from cos_core.files import images
 from cos_core.files.text import printable
@@ -21,7 +22,6 @@ from cos_core.geometry import Box, SquarePad
 
 RGB = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]
-CropFrom = Literal["image", "canvas"]
 MarkKind = Literal["predicted", "gold", "annotated", "region", "fallback"]
 
 # Okabe and Ito's palette: told apart with any of the common colour vision deficiencies. The strokes differ by dash as well.
@@ -131,7 +131,7 @@ class EncoderView:
 
         Bicubic as CLIP's processor; the normalisation that follows there changes no visible detail.
         """
-        region = picture if box is None else images.crop_region(picture, box, self.crop_from, self.fill)
+        region = picture if box is None else crop_region(picture, box, self.crop_from, self.fill)
         if max(region.size) > _LARGE:
             # A panorama's square would be a hundred times the picture; reduced first, the view differs by less than is seen.
             region = _fitted(region, _LARGE)
