@@ -6,7 +6,7 @@ A comment on the line before a fence says what the block is:
     <!-- run: newcomer -->             one that test_newcomer.py runs, in the order of the pages
     <!-- not run: why -->              one that no test runs
     <!-- file: NAME -->                what the reader writes to NAME
-    <!-- shows -->                     what the shell block before it prints; "..." stands for anything
+    <!-- shows -->                     what the shell block before it prints (its test compares); "..." stands for anything
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import typer
-from documents import ROOT, Block, blocks
+from documents import DOCUMENTS, ROOT, Block, blocks
 
 from cos_cli import main
 from cos_cli.commands import Command, commands
@@ -21,6 +22,7 @@ from cos_cli.reference import reference
 from cos_core import errors
 
 COMMANDS = list(commands(main.app))
+NAMING = [*DOCUMENTS, ROOT / "SECURITY.md", *sorted((ROOT / "docs" / "pictures").glob("*.svg"))]
 
 
 def test_the_reference_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +96,28 @@ def test_every_exit_code_is_explained() -> None:
     explained = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
     raised = {each.exit_code for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.CosError)}
     assert explained == raised | {0, 2, main.BUG, main.BAD_INPUT, main.MISSING, main.INTERRUPTED, main.PIPE_CLOSED}
+
+
+_PATH = re.compile(r"(?<![\w/.])(?:cos_core|cos_cli|benchmarks|scripts|tests|templates|completions)/[\w./-]*\w")
+_MODULE = re.compile(r"(?<![\w/.])cos_(?:core|cli)(?:\.\w+)+")
+_MADE_BY_THE_READER = re.compile(r"cos_core/_templates|.*/(quiz|yesno|constant)(\.py)?")
+
+
+@pytest.mark.parametrize("page", NAMING, ids=[str(page.relative_to(ROOT)) for page in NAMING])
+def test_paths_and_modules_that_the_documents_name_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    paths = {path for path in _PATH.findall(text) if not _MADE_BY_THE_READER.fullmatch(path)}
+    assert not [path for path in sorted(paths) if not (ROOT / path).exists()]
+    assert not [module for module in sorted(set(_MODULE.findall(text))) if not _resolves(module)]
+
+
+def _resolves(dotted: str) -> bool:
+    """Whether a dotted name is a module, or an attribute of one."""
+    module, _, attribute = dotted.rpartition(".")
+    try:
+        return importlib.util.find_spec(dotted) is not None
+    except ModuleNotFoundError:  # the part before the last dot is no package
+        return hasattr(importlib.import_module(module), attribute)
 
 
 class _Loads(HTMLParser):

@@ -1,18 +1,28 @@
 """Every shell block of the documents is run here, or by test_newcomer.py, or says why not (the marks are documents.py's).
 
-Blocks run as written, with `bash -e`, in a folder that has what the text speaks of: the demo's scenes (a few), a photo, and the
-tests' golden files.
+Blocks run as written, with `bash -e`, in a folder that has what the text speaks of: as many records as the demo's, a photo, and
+the tests' golden files.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from documents import DOCUMENTS, ROOT, Block, blocks, run
+from documents import DOCUMENTS, ROOT, Block, blocks, run, shown
 
+from cos_cli.demo.arms import FULL
+from cos_core.data.datasets import read_examples
+from cos_core.geometry import Box
+from cos_core.store.annotations import Store
+from cos_core.types import Annotation
+
+README = ROOT / "README.md"
 BLOCKS = blocks()
 RUN = [
     pytest.param(block, id=str(block), marks=[pytest.mark.slow] if block.mark == "run: slow" else [])
@@ -35,22 +45,30 @@ def test_every_block_is_marked(block: Block) -> None:
     )
 
 
+DRAWN = 24
+"""Scenes that are drawn; the fixture's further records show these pictures again."""
+
+
+def _like_the_demo(split: Path, count: int, seed: int, per_image: int) -> None:
+    """A data set with as many records as the demo's and few pictures: record N shows the picture N modulo DRAWN."""
+    from cos_core.miniature.scenes import write_dataset
+
+    questions = write_dataset(split, DRAWN, seed, per_image)
+    drawn = [json.loads(line) for line in questions.read_text(encoding="utf-8").splitlines()]
+    records = [{**drawn[number % DRAWN], "id": f"{seed}-{number:05d}"} for number in range(count)]
+    questions.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like a checkout in which the demo has run, with a photo; more scenes than any block asks for."""
+    """A folder like a checkout in which `make demo` has run, with a photo: as many questions and labels as the demo has."""
     from PIL import Image
-
-    from cos_core.data.datasets import read_examples
-    from cos_core.geometry import Box
-    from cos_core.miniature.scenes import write_dataset
-    from cos_core.store.annotations import Store
-    from cos_core.types import Annotation
 
     folder = tmp_path_factory.mktemp("readme")
     Image.effect_noise((320, 240), 60).convert("RGB").save(folder / "photo.jpg")
-    for split, seed in (("train", 1), ("test", 2)):
-        write_dataset(folder / "runs" / "demo" / "scenes" / split, 24, seed, 3, 0.0)
     demo = folder / "runs" / "demo"
+    _like_the_demo(demo / "scenes" / "train", FULL.train_scenes, 1, FULL.questions)
+    _like_the_demo(demo / "scenes" / "test", FULL.test_scenes, 2, FULL.questions)
     with Store.create_or_resume(demo / "labels" / "from_single_question", "f", {}) as store:
         store.put_many(
             Annotation(example.id, Box.from_json(example.meta["gold"]), 1.0, "from_single_question", "f")
@@ -60,9 +78,32 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_no_limit_of_the_documents_reaches_the_whole_data() -> None:
+    """A block that works only because --limit covers all questions would fail after the real demo."""
+    run_blocks = [block for block in BLOCKS if block.mark in ("run", "run: slow")]
+    limits = [int(limit) for block in run_blocks for limit in re.findall(r"--limit (\d+)", block.text)]
+    assert limits
+    assert max(limits) < FULL.test_scenes
+
+
 @pytest.mark.parametrize("block", RUN)
 def test_block(block: Block, place: Path) -> None:
-    run(block, place)
+    printed = run(block, place, HF_HUB_OFFLINE="1")
+    following = BLOCKS[BLOCKS.index(block) + 1 : BLOCKS.index(block) + 2]
+    for shows in following:
+        if shows.mark == "shows" and shows.path == block.path:
+            assert shown(shows, printed), f"{shows} is not what was printed:\n{printed}"
+
+
+@pytest.mark.slow
+def test_the_readme_has_the_arithmetic_of_a_real_run() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "real_run.py")]
+    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert table in README.read_text(encoding="utf-8")
+
+
+def test_the_readme_stays_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 120
 
 
 def test_links_lead_somewhere() -> None:

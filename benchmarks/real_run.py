@@ -1,0 +1,111 @@
+"""What annotating, training and answering take with LLaVA-1.5-7B and 13B, by arithmetic: the table of the README.
+
+    python benchmarks/real_run.py
+
+No weights are read and nothing is run: the model's shape gives operations and bytes, and hours are operations over 40 % of an
+A100's peak. Memory and disk of training are `cos train --dry-run`'s, by the same functions. Samples and lengths are those of
+LLaVA-665k by the paper's and this project's count; a sample's 1,300 positions are two pictures of 576 and their words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+from cos_core.relevance.propagation import sweep_memory
+from cos_core.training import bill
+from cos_core.training.config import TrainConfig
+from cos_core.training.flops import ModelSize, peak_flops, size_of
+
+SAMPLES, QUESTIONS, PICTURES = 665_000, 3_300_000, 625_000
+POSITIONS = 1_300
+"""Positions of a training sample: two pictures and the dialogue."""
+REGION_POSITIONS, WINDOWS = 100, 30
+"""`annotate --backbone regions`: positions of a question, and windows of a picture that go through the vision tower."""
+ANSWERED = 12_578
+"""Questions of GQA's test-dev split, the largest of the usual benchmarks with one short answer each."""
+STORE_BYTES = 148
+_FLOPS = 0.4 * (peak_flops("A100") or 0.0)
+"""What a second of a GPU is taken to do: 40 % of the peak."""
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage with one model: GiB on a GPU, GPU hours, what is written to the disk."""
+
+    stage: str
+    model: str
+    memory: float
+    hours: float
+    disk: str
+
+
+def llava(layers: int, hidden: int, wide: int, heads: int) -> LlavaConfig:
+    """LLaVA-1.5's published shape: CLIP ViT-L/14 at 336 pixels in front of Vicuna."""
+    text = LlamaConfig(
+        vocab_size=32064, hidden_size=hidden, intermediate_size=wide, num_hidden_layers=layers, num_attention_heads=heads
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14
+    )
+    return LlavaConfig(text_config=text, vision_config=vision)
+
+
+MODELS = {"7B": llava(32, 4096, 11008, 32), "13B": llava(40, 5120, 13824, 40)}
+
+
+def rows(name: str) -> list[Row]:
+    """The stages with one model."""
+    size = size_of(MODELS[name])
+    dense, weights = size.language - size.embedding, 2 * size.total / GIB
+    tower = 2 * size.vision * size.vision_positions * WINDOWS * PICTURES
+    annotate = (4 * dense * REGION_POSITIONS * QUESTIONS + tower) / _FLOPS / 3600
+    answer = 2 * dense * POSITIONS * ANSWERED / _FLOPS / 3600
+    keys = 2 * size.layers * size.hidden * 2 * POSITIONS / GIB
+    batch = 8 if name == "13B" else 16
+    whole, adapters = _config(batch, deepspeed="zero3"), _config(batch, lora=128)
+    return [
+        Row("annotate", name, weights + sweep_memory.wanted_bytes() / GIB, annotate, _gib(STORE_BYTES * QUESTIONS / GIB)),
+        _training("train --deepspeed zero3", name, size, whole, devices=8),
+        _training("train --lora 128", name, size, adapters, devices=1),
+        Row("infer", name, weights + 8 * keys, answer, _gib(600 * ANSWERED / GIB)),
+    ]
+
+
+def _training(stage: str, name: str, size: ModelSize, config: TrainConfig, devices: int) -> Row:
+    """One epoch over LLaVA-665k. Memory is that of one of `devices` GPUs, hours are those of one alone."""
+    machine = bill.Machine(devices, "A100", 3 if config.deepspeed else 0, offload=False, half=True, recompute=True)
+    memory = sum(bill.memory(size, machine, config, POSITIONS).values())
+    operations = size.step_flops(SAMPLES * POSITIONS, SAMPLES * POSITIONS**2, PICTURES * 2, config.lora is not None)
+    return Row(stage, name, memory, operations / _FLOPS / 3600, _gib(bill.disk(size, config, half=True)))
+
+
+def _config(batch: int, **options: Any) -> TrainConfig:
+    here = Path()
+    return TrainConfig(data=(here,), images=here, model="", out=here, batch_size=batch, **options)
+
+
+def _gib(value: float) -> str:
+    return f"{value:.0f} GiB" if value >= 1 else f"{max(value, 0.1):.1f} GiB"
+
+
+def _hours(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def table() -> list[str]:
+    """The lines of the README's table."""
+    lines = ["| `cos` | model | memory of a GPU | hours, 1 A100 | hours, 8 A100 | disk |", "|---|---|---|---|---|---|"]
+    by_stage = zip(*(rows(name) for name in MODELS), strict=True)
+    for row in (row for pair in by_stage for row in pair):
+        alone = "does not fit" if "zero3" in row.stage else _hours(row.hours)
+        lines.append(f"| `{row.stage}` | {row.model} | {row.memory:.0f} GiB | {alone} | {_hours(row.hours / 8)} | {row.disk} |")
+    return lines
+
+
+if __name__ == "__main__":
+    print("\n".join(table()))
