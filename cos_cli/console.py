@@ -12,12 +12,12 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
-from cos_core.files.text import Lines, escaped, escaped_json, message
+from cos_core.files.text import Lines, duration, escaped, escaped_json, message
 from cos_core.interfaces import Reporter, SilentReporter
 from cos_core.system.streams import behind
 from cos_core.types import RunManifest
@@ -26,13 +26,20 @@ LINE_EVERY_SECONDS = 15.0
 """Off a terminal (a log file, a scheduler) one progress line is written this often, and one at the end."""
 DRAW_EVERY_SECONDS = 0.1
 
+C = TypeVar("C")
+
 
 @dataclass
 class Session:
-    """The switches of one call of `cos`, set by options and read by commands and by `main`."""
+    """The switches of one call of `cos`, set by options and read by commands and by `main`.
+
+    `tree`: the commands that there are, for commands about commands.
+    """
 
     quiet: bool = False
     traceback: bool = False
+    json: bool = False
+    tree: Sequence[Any] = ()
 
 
 @contextmanager
@@ -53,6 +60,18 @@ def reporting(session: Session, stream: TextIO | None = None) -> Iterator[Report
                 reporter.close()
         else:
             yield LineReporter(stream)
+
+
+def run_stage(session: Session, run: Callable[[C, Reporter], RunManifest], config: C, out: object) -> RunManifest:
+    """Runs a stage: progress and a sentence at its end on stderr, the manifest on stdout where --json asks for it."""
+    from cos_core.files.manifest import summary
+
+    with reporting(session) as reporter:
+        manifest = run(config, reporter)
+        reporter.note(summary(manifest, out))
+    if session.json:
+        emit_json(manifest.to_json())
+    return manifest
 
 
 class QuietReporter(SilentReporter):
@@ -205,23 +224,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def summary(manifest: RunManifest, out: object) -> str:
-    """One sentence about a finished stage: counts, time, where the result lies."""
-    counts = ", ".join(f"{n} {name}" for name, n in manifest.counts.items() if n or name in ("ok", "failed"))
-    return f"{manifest.stage} {manifest.status}: {counts} in {duration(manifest.seconds)} -> {out}"
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min 20 s`, `2 h 05 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s" if whole else f"{seconds:.1f} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def columns(rows: Sequence[tuple[str, ...]]) -> Lines:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from cos_cli import options
-from cos_cli.console import emit, emit_json
+from cos_cli.command import command
+from cos_cli.console import Session, emit, emit_json
+from cos_core import options
 from cos_core.errors import MissingError
+from cos_core.options import CHECKS, OUTPUT, SERVER, option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,23 +21,21 @@ if TYPE_CHECKING:
     from cos_core.doctor import MachineFinding
 
 
-def doctor(
-    task: Annotated[
-        Literal["annotate", "train", "infer", "eval", "visualize"] | None,
-        typer.Option("--for", help="Examine for this task: imports its libraries, ends with 4 when one is missing."),
-    ] = None,
-    folder: Annotated[Path, typer.Option(help="Where stores and checkpoints are to be written.")] = Path(),
-    json: options.Json = False,
-    server: Annotated[
-        str | None, typer.Option(help="Examine a served model instead: the server's address, up to /v1.", show_default=False)
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="With --server: the model, as the server calls it.", show_default=False)
-    ] = None,
-    profile: options.Profile = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only what is wrong.")] = False,
-    traceback: options.Traceback = False,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class DoctorOptions:
+    """What is examined."""
+
+    task: Literal["annotate", "train", "infer", "eval", "visualize"] | None = option(
+        None, "Examine for this task: imports its libraries, ends with 4 when one is missing.", CHECKS, flag="--for"
+    )
+    folder: Path = option(Path(), "Where stores and checkpoints are to be written.", OUTPUT)
+    server: str | None = option(None, "Examine a served model instead: the server's address, up to /v1.", SERVER)
+    model: str | None = option(None, "With --server: the model, as the server calls it.", SERVER)
+    profile: str | None = options.profile_option()
+
+
+@command("doctor", DoctorOptions, leaves_out=("config_file",))
+def doctor(session: Session, at: DoctorOptions) -> None:
     """Examine this machine: packages, GPUs, compilers, file systems, limits.
 
     Each finding is one line, with what to do. Without --for nothing heavy is imported.
@@ -49,23 +50,25 @@ def doctor(
     """
     from cos_core.doctor import examine
 
-    if (server is None) != (model is None) or (server is None and profile is not None):
+    if (at.server is None) != (at.model is None) or (at.server is None and at.profile is not None):
         raise typer.BadParameter("--server and --model belong together, and --profile to them")
     findings = []
-    about: list[Iterable[MachineFinding]] = [] if server is not None and task is None else [examine(task, folder)]
-    if server is not None and model is not None:
+    about: list[Iterable[MachineFinding]] = [] if at.server is not None and at.task is None else [examine(at.task, at.folder)]
+    if at.server is not None and at.model is not None:
         from cos_core.doctor.server import ServerConfig, examine_server
 
-        about.append(examine_server(ServerConfig(server, model, profile)))
+        about.append(examine_server(ServerConfig(at.server, at.model, at.profile)))
     for finding in itertools.chain.from_iterable(about):
         findings.append(finding)
-        if not json and not (quiet and finding.level in ("ok", "note")):
+        if not session.json and not (session.quiet and finding.level in ("ok", "note")):
             todo = f"  ->  {finding.todo}" if finding.todo else ""
             emit(f"{finding.level:<8}  {finding.check:<13}  {finding.said}{todo}")
     missing = sorted({finding.check for finding in findings if finding.level == "missing"})
-    if json:
-        emit_json({"task": task, "missing": missing, "findings": [finding.to_json() for finding in findings]})
-    if missing and server is not None and task is None:
-        raise MissingError(f"{model!r} at {server} does not answer as the local engine would; wrong: {', '.join(missing)}")
-    if missing and task is not None:
-        raise MissingError(f"{task} is not possible here yet; missing or broken: {', '.join(missing)}")
+    if session.json:
+        emit_json({"task": at.task, "missing": missing, "findings": [finding.to_json() for finding in findings]})
+    if missing and at.server is not None and at.task is None:
+        raise MissingError(
+            f"{at.model!r} at {at.server} does not answer as the local engine would; wrong: {', '.join(missing)}"
+        )
+    if missing and at.task is not None:
+        raise MissingError(f"{at.task} is not possible here yet; missing or broken: {', '.join(missing)}")

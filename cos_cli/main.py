@@ -7,6 +7,7 @@ than allowed · 6 regression · 75 locked by another run · 130 interrupted · 1
 from __future__ import annotations
 
 import errno
+import inspect
 import io
 import os
 import signal
@@ -18,10 +19,9 @@ from typing import Annotated, Any
 
 import typer
 
-from cos_cli import annotate, config, doctor, evaluate, infer, model, once, store, train, visualize
-from cos_cli.completion import command as completion
+from cos_cli import annotate, config, demo, doctor, evaluate, infer, model, shells, store, train, visualize
+from cos_cli.command import CONTEXT, Command, Group, OrderedGroup, register
 from cos_cli.console import Session
-from cos_cli.demo import command as demo
 from cos_core import __version__
 from cos_core.errors import CosError
 from cos_core.files.text import MESSAGE, message, one_line, words_of
@@ -63,26 +63,31 @@ OPERATING_SYSTEM = {
 }
 """Errors of files that are the machine's or the caller's affair, not a bug."""
 
+TREE: tuple[Command | Group, ...] = (
+    demo.demo,
+    annotate.annotate,
+    train.train,
+    infer.infer,
+    evaluate.group,
+    visualize.group,
+    store.group,
+    model.group,
+    config.group,
+    doctor.doctor,
+    shells.group,
+)
+"""Every command, in the order of `cos --help`: the demo, then the pipeline's, then those about files and this machine."""
+
 app = typer.Typer(
     name="cos",
+    cls=OrderedGroup,
     no_args_is_help=True,
     add_completion=False,  # completion/ answers a press of TAB without loading Typer
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=CONTEXT,
 )
-app.command("annotate")(annotate.annotate)
-app.command("train")(train.train)
-app.command("infer")(infer.infer)
-app.add_typer(evaluate.app, name="eval")
-app.add_typer(visualize.app, name="visualize")
-app.add_typer(store.app, name="store")
-app.add_typer(model.app, name="model")
-app.command("demo")(demo.demo)
-app.add_typer(config.app, name="config")
-app.command("doctor")(doctor.doctor)
-app.add_typer(completion.app, name="completion")
-once.refuse_repeats(app)
+register(app, TREE)
 
 
 def _version(value: bool) -> None:
@@ -146,7 +151,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    session = Session()
+    session = Session(tree=TREE)
     try:
         ended = app(args=list(arguments), prog_name="cos", obj=session, standalone_mode=False)
     except _CLICK_EXCEPTION as error:
@@ -181,12 +186,24 @@ def _wrong_use(error: Any) -> int:
     """Typer's own sentence and exit code; what it quotes of the command line stays on one line."""
     if type(error).__name__ != "NoArgsIsHelpError":  # whose message is the whole help
         error.message = message(error.message)
+        if (ours := _ours(error)) is not None:
+            error.message, error.possibilities = f"{error.message.rstrip('.')}. {ours}", None
         many = getattr(getattr(error, "param", None), "nargs", 1)
         if many > 1:
             # A number too few takes the next option for one.
             error.message = f"it takes {many} values: {error.message}"
     error.show(file=sys.stderr)
     return int(error.exit_code)
+
+
+def _ours(error: Any) -> str | None:
+    """For an option that another tool has: what it is called here."""
+    from cos_cli import foreign
+
+    name, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    function: Any = getattr(getattr(context, "command", None), "callback", None)
+    command = getattr(inspect.unwrap(function), "command", None) if function is not None else None
+    return foreign.answer(command.options, str(name)) if name and command is not None else None
 
 
 def _exit_code(end: SystemExit) -> int:

@@ -1,63 +1,57 @@
-"""An option that takes one value is given once: the command line would keep the last value and say nothing of the others."""
+"""The words of a command line before Typer reads them: spellings of earlier versions, and options that are given twice."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-import typer
-from typer.core import TyperCommand
-
-from cos_cli.commands import Parameter, parameters
+from cos_core.options import Option
 
 
-class _Once(TyperCommand):
-    """A command that refuses an option given twice, and a switch set both on and off."""
+def renamed(known: Sequence[Option], words: Sequence[str]) -> list[str]:
+    """The words with each option's earlier spelling replaced by the one it has now; values stay as they are."""
+    spelled = {name: each for each in known for name in (*each.names, *each.off)}
+    old = {f"--{word}": each for each in known for word in each.declared.formerly if f"--{word}" not in spelled}
+    result: list[str] = []
+    values = 0
+    for place, word in enumerate(words):
+        if values:
+            values -= 1
+        elif word == "--":
+            return [*result, *words[place:]]
+        else:
+            name, equals, value = word.partition("=")
+            option = old.get(name) or spelled.get(name)
+            values = option.values if option is not None and not equals else 0
+            word = old[name].names[0] + equals + value if name in old else word
+        result.append(word)
+    return result
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        function: Any = self.callback
-        repeated = find_repeated(parameters(inspect.unwrap(function)), args, ctx.allow_interspersed_args)
-        if repeated is not None:
-            raise typer.BadParameter(repeated)
-        rest: list[str] = super().parse_args(ctx, args)
-        return rest
 
-
-def refuse_repeats(app: typer.Typer) -> None:
-    """Makes every command below `app` refuse options that are given twice."""
-    for command in app.registered_commands:
-        command.cls = _Once
-    for group in app.registered_groups:
-        if group.typer_instance is not None:
-            refuse_repeats(group.typer_instance)
-
-
-def find_repeated(known: Sequence[Parameter], words: Sequence[str], interspersed: bool = True) -> str | None:
+def find_repeated(known: Sequence[Option], words: Sequence[str], interspersed: bool = True) -> str | None:
     """What is wrong with a command line that gives an option twice which may be given once; None when nothing is.
 
     `interspersed`: options may follow arguments. An equal switch given twice says one thing, and is no mistake.
     """
-    spelled = {name: parameter for parameter in known for name in (*parameter.names, *parameter.off)}
+    spelled = {name: option for option in known for name in (*option.names, *option.off)}
     seen: dict[str, str] = {}
     rest = list(words)
     while rest:
         word = rest.pop(0)
         if word == "--" or (not interspersed and not word.startswith("-")):
             break
-        for parameter, name, inline in _options(word, spelled):
+        for option, name, inline in _options(word, spelled):
             if not inline:
-                del rest[: parameter.values]
-            before = seen.get(parameter.name)
-            if before is not None and parameter.values and not parameter.many:
+                del rest[: option.values]
+            before = seen.get(option.name)
+            if before is not None and option.values and not option.many:
                 return f"{name} is given twice, and takes one value"
-            if before is not None and not parameter.values and (before in parameter.off) != (name in parameter.off):
+            if before is not None and not option.values and (before in option.off) != (name in option.off):
                 return f"{before} and {name} exclude each other"
-            seen[parameter.name] = name
+            seen[option.name] = name
     return None
 
 
-def _options(word: str, spelled: Mapping[str, Parameter]) -> Iterator[tuple[Parameter, str, bool]]:
+def _options(word: str, spelled: Mapping[str, Option]) -> Iterator[tuple[Option, str, bool]]:
     """(option, its spelling, whether its value stands in the same word) of what a word sets; `-qv` sets two switches."""
     if word.startswith("--"):
         name, inline, _ = word.partition("=")
@@ -65,9 +59,9 @@ def _options(word: str, spelled: Mapping[str, Parameter]) -> Iterator[tuple[Para
             yield spelled[name], name, bool(inline)
     elif word.startswith("-"):
         for place, letter in enumerate(word[1:], 2):
-            parameter = spelled.get(f"-{letter}")
-            if parameter is None:
+            option = spelled.get(f"-{letter}")
+            if option is None:
                 return
-            yield parameter, f"-{letter}", place < len(word)
-            if parameter.values:
+            yield option, f"-{letter}", place < len(word)
+            if option.values:
                 return

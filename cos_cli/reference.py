@@ -8,8 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from cos_cli.commands import commands, groups
-from cos_cli.main import app, run
+from cos_cli.command import Group
+from cos_cli.main import TREE, run
 
 _HEAD = """\
 # Commands
@@ -21,15 +21,14 @@ codes mean that commands end with: [exit codes](exit-codes.md).
 
 def reference() -> str:
     """The whole page: `cos` itself, then each group with its commands, in the order of `cos --help`."""
-    opened = {name for name, _ in groups(app)}
     parts = [_HEAD, _section(())]
-    for command in commands(app):
-        name = command.words[0]
-        if name in opened:
-            opened.remove(name)
-            if not command.usual:  # else the group's own help is this command's
-                parts.append(_section((name,)))
-        parts.append(_section(command.words[:-1] if command.usual else command.words))
+    for member in TREE:
+        if not isinstance(member, Group):
+            parts.append(_section(member.words))
+            continue
+        if not any(command.usual for command in member.commands):  # else the group's own help is that command's
+            parts.append(_section((member.name,)))
+        parts.extend(_section(command.table) for command in member.commands)
     return "\n".join(parts)
 
 

@@ -16,14 +16,18 @@ from __future__ import annotations
 import inspect
 import math
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from cos_cli import foreign
+from cos_cli.console import Session
 from cos_core.errors import InputError
 from cos_core.files import plug
 from cos_core.files.text import one_line, read_text
+from cos_core.options import Option
 
 _WORDS: dict[type, str] = {
     bool: "true or false",
@@ -35,11 +39,9 @@ _WORDS: dict[type, str] = {
 MAX_BYTES = 2**20
 """A longer settings file is taken for something else."""
 
-_NOT_IN_FILES = ("config", "help")
 
-
-def _use(ctx: typer.Context, path: Path | None) -> Path | None:
-    """Makes the file's values the defaults of this call."""
+def use(ctx: typer.Context, path: Path | None) -> Path | None:
+    """The callback of --config: makes the file's values the defaults of this call."""
     if path is not None and not ctx.resilient_parsing:
         ctx.default_map = {**(ctx.default_map or {}), **read(ctx, path)}
     return path
@@ -51,8 +53,6 @@ def read(ctx: typer.Context, path: Path) -> dict[str, Any]:
     Raises InputError for a file that cannot be read, a table or key that means nothing (with the nearest name), and a value
     that the option does not take.
     """
-    from cos_cli.commands import parameters
-
     try:
         is_there = path.exists()
     except (OSError, ValueError):  # a name that no file can have, a folder that may not be entered
@@ -68,114 +68,98 @@ def read(ctx: typer.Context, path: Path) -> dict[str, Any]:
         raise InputError(f"the settings {path} cannot be read: {one_line(error)}") from None
     table, below = _table(ctx, path, data)
     function: Any = ctx.command.callback
-    mine = {p.key: p for p in parameters(inspect.unwrap(function)) if p.key not in _NOT_IN_FILES}
-    found = {}
+    mine = {each.key: each for each in inspect.unwrap(function).command.options if each.key != "config"}
+    earlier = {old.replace("-", "_"): each for each in mine.values() for old in each.declared.formerly}
+    values = {}
     for key, value in table.items():
         if key in below and isinstance(value, dict):
             continue
-        parameter = mine.get(key.replace("-", "_"))
+        name = key.replace("-", "_")
+        parameter = mine.get(name) or earlier.get(name)
+        if parameter is not None and parameter.name in values:
+            raise InputError(f"{path}: {key} of {_spoken(ctx)} stands there twice; it is {parameter.key!r} now")
         if parameter is None:
-            raise InputError(f"{path}: {_spoken(ctx)} has no option {key!r}{plug.nearest(key, list(mine))}")
+            ours = foreign.answer(mine.values(), name)
+            advice = f"; {ours[0].lower()}{ours[1:].rstrip('.')}" if ours else plug.nearest(key, list(mine))
+            raise InputError(f"{path}: {_spoken(ctx)} has no option {key!r}{advice}")
         wanted = _unfit(parameter, value)
         if wanted is not None:
             raise InputError(f"{path}: {key} of {_spoken(ctx)} is {wanted}, not {one_line(repr(value), 80)}")
         try:
-            found[parameter.name] = _as_given(parameter, value)
-        except (typer.BadParameter, ValueError) as error:
+            values[parameter.name] = _as_given(parameter, value)
+        except (InputError, ValueError) as error:
             raise InputError(f"{path}: {key} of {_spoken(ctx)}: {error}") from None
-    return found
+    return values
 
 
-def _table(ctx: typer.Context, path: Path, data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _table(ctx: typer.Context, path: Path, data: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
     """The command's own table, and the names of the commands below it, which have tables of their own in there."""
-    names = _words(ctx)
-    group: Any = ctx.find_root().command
-    for place, name in enumerate(names):
-        commands = sorted(getattr(group, "commands", {}))
-        for key, value in data.items():
-            if place == 0 and (key not in commands or not isinstance(value, dict)):
-                raise InputError(f"{path}: {key!r} is no table of a command's options{plug.nearest(key, commands)}")
-        if not isinstance(data.get(name), dict):
-            whole = ".".join(names)
-            raise InputError(f"{path} has no table [{whole}] with options of {_spoken(ctx)}")
-        data, group = data[name], group.commands[name]
-    return data, sorted(getattr(group, "commands", {}))
+    session = ctx.find_object(Session) or Session()
+    commands = [each.words for member in session.tree for each in getattr(member, "commands", (member,))]
+    names, first = _words(ctx), sorted({words[0] for words in commands})
+    for key, value in data.items():
+        if key not in first or not isinstance(value, dict):
+            raise InputError(f"{path}: {key!r} is no table of a command's options{plug.nearest(key, first)}")
+    table = data
+    for name in names:
+        if not isinstance(table.get(name), dict):
+            raise InputError(f"{path} has no table [{'.'.join(names)}] with options of {_spoken(ctx)}")
+        table = table[name]
+    depth = len(names)
+    return table, {words[depth] for words in commands if len(words) > depth and list(words[:depth]) == names}
 
 
 def _words(ctx: typer.Context) -> list[str]:
     """The names of the command's table: those it is called by, without the usual one of a group."""
-    from cos_cli.evaluate.group import DEFAULT, WithDefault
-
-    names: list[str] = []
-    at: Any = ctx
-    while at.parent is not None:
-        if not (isinstance(at.parent.command, WithDefault) and at.info_name == DEFAULT):
-            names.insert(0, str(at.info_name))
-        at = at.parent
-    return names
+    function: Any = ctx.command.callback
+    return list(inspect.unwrap(function).command.table)
 
 
 def _spoken(ctx: typer.Context) -> str:
     return "cos " + " ".join(_words(ctx))
 
 
-def _unfit(parameter: Any, value: Any) -> str | None:
+def _unfit(option: Option, value: Any) -> str | None:
     """What the option takes, in words, when `value` is not that. Files may be one path or a list."""
-    from cos_cli.commands import path_like
-
-    single = parameter.many and path_like(parameter) and not isinstance(value, list)
-    if (parameter.many and not single) or parameter.values > 1:
+    single = option.many and option.kind is Path and not isinstance(value, list)
+    if (option.many and not single) or option.values > 1:
         items = value if isinstance(value, list) else [None]
-        count = f"{parameter.values} " if parameter.values > 1 else ""
-        short = parameter.values > 1 and len(items) != parameter.values
-        wrong = next((w for item in items if (w := _unfit_one(parameter, item)) is not None), None)
-        return f"a list of {count}values, each {_wording(parameter)}" if wrong or short else None
-    return _unfit_one(parameter, value)
+        count = f"{option.values} " if option.values > 1 else ""
+        short = option.values > 1 and len(items) != option.values
+        wrong = next((words for item in items if (words := _unfit_one(option, item)) is not None), None)
+        return f"a list of {count}values, each {_wording(option)}" if wrong or short else None
+    return _unfit_one(option, value)
 
 
-def _unfit_one(parameter: Any, value: Any) -> str | None:
-    kinds: tuple[type, ...] = {bool: (bool,), int: (int,), float: (int, float), object: (str, int, float)}.get(
-        parameter.kind, (str,)
-    )
-    fits = isinstance(value, kinds) and (parameter.kind is bool or not isinstance(value, bool))
-    if fits and parameter.choices:
-        fits = value in parameter.choices
-    if fits and parameter.kind in (int, float):
-        low, high = (-math.inf if parameter.low is None else parameter.low), parameter.high
+def _unfit_one(option: Option, value: Any) -> str | None:
+    kinds: Mapping[Any, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), object: (str, int, float)}
+    fits = isinstance(value, kinds.get(option.kind, (str,))) and (option.kind is bool or not isinstance(value, bool))
+    if fits and option.choices:
+        fits = value in option.choices
+    if fits and option.kind in (int, float):
+        low, high = (-math.inf if option.low is None else option.low), option.high
         fits = low <= value <= (math.inf if high is None else high)  # NaN lies between no bounds
-    return None if fits else _wording(parameter)
+    return None if fits else _wording(option)
 
 
-def _wording(parameter: Any) -> str:
-    if parameter.choices:
-        return "one of " + ", ".join(map(repr, parameter.choices))
-    word = _WORDS.get(parameter.kind, "a text in quotes")
-    ends = [f"{side} {end:,}" for side, end in (("at least", parameter.low), ("at most", parameter.high)) if end is not None]
+def _wording(option: Option) -> str:
+    if option.choices:
+        return "one of " + ", ".join(map(repr, option.choices))
+    word = _WORDS.get(option.kind, "a text in quotes")
+    ends = [f"{side} {end:,}" for side, end in (("at least", option.low), ("at most", option.high)) if end is not None]
     return " ".join([word, " and ".join(ends)]).strip()
 
 
-def _as_given(parameter: Any, value: Any) -> Any:
+def _as_given(option: Option, value: Any) -> Any:
     """The value as the command line would have it: `~` as the shell reads it, and text for an option with its own parser.
 
     Raises what the parser raises.
     """
-    if parameter.kind is Path:
+    if option.kind is Path:
         several = isinstance(value, list)
         paths = [str(Path(each).expanduser()) for each in (value if several else [value])]
-        return paths if several or parameter.many else paths[0]
-    if parameter.parser is not None and not isinstance(value, list):
-        parameter.parser(str(value))
+        return paths if several or option.many else paths[0]
+    if option.declared.parser is not None and not isinstance(value, list):
+        option.declared.parser(str(value))
         return str(value)
     return value
-
-
-Config = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        help="Options from a TOML file, in a table named after the command; the command line wins. See `cos config init`.",
-        callback=_use,
-        is_eager=True,
-        show_default=False,
-    ),
-]

@@ -3,57 +3,67 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cos_cli import options
-from cos_cli.console import Session, columns, emit, emit_json, reporting, summary
+from cos_cli.command import Group, command
+from cos_cli.console import Session, columns, emit, emit_json, reporting, run_stage
+from cos_core import options
 from cos_core.files.text import Lines, escaped
-from cos_core.system import bounds
+from cos_core.options import INPUT, OUTPUT, REQUIRED, SELECTION, option
 
 if TYPE_CHECKING:
+    from cos_core.data.formats.config import StoreExportConfig, StoreImportConfig
     from cos_core.store.annotations import Store
+    from cos_core.store.merge import MergeConfig
     from cos_core.types import Annotation
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-
-Folder = Annotated[
-    Path,
-    typer.Argument(
-        help="Store of `cos annotate`.", metavar="STORE", show_default=False, autocompletion=options.complete("store")
-    ),
-]
-FormatOption = Annotated[
-    Literal["jsonl", "chain-of-spot", "coco", "visual-cot"],
-    typer.Option(help="jsonl loses nothing; chain-of-spot is the authors' released file of squares."),
-]
-Images = Annotated[
-    Path | None, typer.Option(help="Folder that the image paths start from: pixels need picture sizes.", show_default=False)
-]
+HELP = """\
+Look into annotation stores, check, merge, export and import them.
+\b
+Examples:
+  cos store info rois
+  cos store export rois --format coco --images pictures --out rois.json
+"""
 _REASONS = 5
 
 
-@app.callback()
-def store() -> None:
-    """Look into annotation stores, check, merge, export and import them.
+@dataclass(frozen=True, slots=True)
+class StorePath:
+    """The store that is looked into."""
 
-    \b
-    Examples:
-      cos store info rois
-      cos store export rois --format coco --images pictures --out rois.json
-    """
+    store: Path = option(REQUIRED, "Store of `cos annotate`.", INPUT, argument=True, metavar="STORE", completes="store")
 
 
-@app.command()
-def info(
-    ctx: typer.Context,
-    store: Folder,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    traceback: options.Traceback = False,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class ListingOptions(StorePath):
+    """Which examples are listed."""
+
+    failures: bool = option(False, "The examples that failed, with the reasons.", SELECTION)
+    no_region: bool = option(False, "Only annotations without a box, with the reasons.", SELECTION)
+    prefix: str = option("", "Only ids that begin so.", SELECTION, completes="example")
+    limit: int | None = option(None, "At most so many.", SELECTION, low=1, high=options.COUNT, shown_default="all")
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleOptions(StorePath):
+    """Which example is shown."""
+
+    example: str = option(REQUIRED, "The example's id.", INPUT, argument=True, metavar="ID", completes="example")
+    heat: Path | None = option(
+        None, "Also write the relevance map, .json or .npy, as `cos visualize overlay --heat` reads it.", OUTPUT
+    )
+
+
+def _command(name: str, *sources: type | str) -> Any:
+    return command(f"store {name}", *sources, leaves_out=("config_file",))
+
+
+@_command("info", StorePath)
+def info(session: Session, at: StorePath) -> None:
     """Say what a store is: schema, settings, counts, bytes.
 
     \b
@@ -63,30 +73,20 @@ def info(
     from cos_core.files.filesystems import network_type
     from cos_core.store.annotations import Store
 
-    with reporting(ctx.ensure_object(Session)), Store.read(store) as opened:
-        found = {"path": str(store), **opened.info()}
-    if (kind := network_type(store)) is not None:
-        found["network_file_system"] = kind
-    if json:
-        emit_json(found)
+    with reporting(session), Store.read(at.store) as opened:
+        facts = {"path": str(at.store), **opened.info()}
+    if (kind := network_type(at.store)) is not None:
+        facts["network_file_system"] = kind
+    if session.json:
+        emit_json(facts)
         return
-    settings = found.pop("provenance")
-    rows = [(name.replace("_", " "), _plain(value)) for name, value in found.items()]
+    settings = facts.pop("provenance")
+    rows = [(name.replace("_", " "), _plain(value)) for name, value in facts.items()]
     emit(columns([*rows, *((f"  {name}", _plain(value)) for name, value in settings.items())]))
 
 
-@app.command()
-def ls(
-    ctx: typer.Context,
-    store: Folder,
-    failures: Annotated[bool, typer.Option("--failures", help="The examples that failed, with the reasons.")] = False,
-    no_region: Annotated[bool, typer.Option("--no-region", help="Only annotations without a box, with the reasons.")] = False,
-    prefix: Annotated[str, typer.Option(help="Only ids that begin so.", autocompletion=options.complete("example"))] = "",
-    limit: Annotated[int | None, typer.Option(min=1, max=bounds.COUNT, help="At most so many.", show_default="all")] = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    traceback: options.Traceback = False,
-) -> None:
+@_command("ls", ListingOptions)
+def ls(session: Session, at: ListingOptions) -> None:
     """List example ids, sorted, one a line; reasons behind a tab.
 
     \b
@@ -98,16 +98,16 @@ def ls(
 
     from cos_core.store.annotations import Store
 
-    if failures and no_region:
+    if at.failures and at.no_region:
         raise typer.BadParameter("--failures and --no-region exclude each other")
-    with Store.read(store) as opened:
-        rows = opened.failures(prefix) if failures else _listed(opened, prefix, no_region)
-        shown = islice(rows, limit)
-        if not json:
+    with Store.read(at.store) as opened:
+        rows = opened.failures(at.prefix) if at.failures else _listed(opened, at.prefix, at.no_region)
+        shown = islice(rows, at.limit)
+        if not session.json:
             sys.stdout.writelines(escaped(name) + (f"\t{escaped(reason)}" if reason else "") + "\n" for name, reason in shown)
             return
-        found = [{"example_id": name, "reason": reason} if reason else {"example_id": name} for name, reason in shown]
-    emit_json({"examples": found})
+        examples = [{"example_id": name, "reason": reason} if reason else {"example_id": name} for name, reason in shown]
+    emit_json({"examples": examples})
 
 
 def _listed(opened: Store, prefix: str, no_region: bool) -> Any:
@@ -118,22 +118,8 @@ def _listed(opened: Store, prefix: str, no_region: bool) -> Any:
             yield annotation.example_id, annotation.reason
 
 
-@app.command()
-def get(
-    ctx: typer.Context,
-    store: Folder,
-    example: Annotated[
-        str,
-        typer.Argument(help="The example's id.", metavar="ID", show_default=False, autocompletion=options.complete("example")),
-    ],
-    heat: Annotated[
-        Path | None,
-        typer.Option(help="Also write the relevance map, .json or .npy, as `cos visualize overlay --heat` reads it."),
-    ] = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    traceback: options.Traceback = False,
-) -> None:
+@_command("get", ExampleOptions)
+def get(session: Session, at: ExampleOptions) -> None:
     """Show one example's region, score and relevance map, or why it failed.
 
     \b
@@ -144,21 +130,23 @@ def get(
     from cos_core.errors import InputError
     from cos_core.store.annotations import Store
 
-    with reporting(ctx.ensure_object(Session)) as reporter, Store.read(store) as opened:
-        annotation, failure = opened.get(example), opened.failure(example)
-        cells = opened.heat(example)
+    with reporting(session) as reporter, Store.read(at.store) as opened:
+        annotation, failure = opened.get(at.example), opened.failure(at.example)
+        cells = opened.heat(at.example)
         if annotation is None and failure is None:
-            raise InputError(f"the store {store} has neither an annotation nor a failure of {example!r}")
-        if heat is not None:
+            raise InputError(f"the store {at.store} has neither an annotation nor a failure of {at.example!r}")
+        if at.heat is not None:
             if cells is None:
-                raise InputError(f"the store {store} has no relevance map of {example!r}")
-            _write_heat(heat, cells)
-            reporter.note(f"relevance map -> {heat}")
-    if json:
-        record = {"example_id": example, "failure": failure} if annotation is None else annotation.to_json()
+                raise InputError(f"the store {at.store} has no relevance map of {at.example!r}")
+            from cos_core.visualize.relevance_maps import write_heat
+
+            write_heat(at.heat, cells)
+            reporter.note(f"relevance map -> {at.heat}")
+    if session.json:
+        record = {"example_id": at.example, "failure": failure} if annotation is None else annotation.to_json()
         emit_json(record | ({"heat": cells} if cells is not None else {}))
         return
-    rows = [("id", example), ("failed", failure or "")] if annotation is None else _described(annotation)
+    rows = [("id", at.example), ("failed", failure or "")] if annotation is None else _described(annotation)
     emit(columns(rows))
     if cells is not None:
         emit(_drawn(cells))
@@ -176,12 +164,6 @@ def _described(annotation: Annotation) -> list[tuple[str, str]]:
     return [*rows, ("regions used", used), ("fingerprint", annotation.fingerprint)]
 
 
-def _write_heat(path: Path, cells: tuple[tuple[float, ...], ...]) -> None:
-    from cos_core.visualize.relevance_maps import write_heat
-
-    write_heat(path, cells)
-
-
 def _drawn(cells: tuple[tuple[float, ...], ...]) -> Lines:
     """The map in letters, two a cell since letters are twice as high as wide."""
     from cos_cli.preview import RAMP
@@ -191,14 +173,8 @@ def _drawn(cells: tuple[tuple[float, ...], ...]) -> Lines:
     return Lines([f"relevance over the padded square, {len(cells)} x {len(cells[0])} cells, highest {top:.4g}:", *rows])
 
 
-@app.command()
-def stats(
-    ctx: typer.Context,
-    store: Folder,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    traceback: options.Traceback = False,
-) -> None:
+@_command("stats", StorePath)
+def stats(session: Session, at: StorePath) -> None:
     """Count and measure regions: policies, failures, sizes, shapes, scores.
 
     `cos visualize stats` draws them, tells data sets apart and measures against a reference.
@@ -209,23 +185,23 @@ def stats(
     """
     from cos_core.store.statistics import statistics
 
-    with reporting(ctx.ensure_object(Session)) as reporter:
-        found = statistics(store, reporter)
-    if json:
-        emit_json(found)
+    with reporting(session) as reporter:
+        measured = statistics(at.store, reporter)
+    if session.json:
+        emit_json(measured)
         return
-    rows = [("examples", f"{found['examples']:,}")]
-    rows += [(f"  {name}", f"{part['count']:,} ({part['share']:.1%})") for name, part in found["status"].items()]
-    rows += [(f"policy {name}", f"{count:,}") for name, count in found["policies"].items()]
-    for status, reasons in found["reasons"].items():
+    rows = [("examples", f"{measured['examples']:,}")]
+    rows += [(f"  {name}", f"{part['count']:,} ({part['share']:.1%})") for name, part in measured["status"].items()]
+    rows += [(f"policy {name}", f"{count:,}") for name, count in measured["policies"].items()]
+    for status, reasons in measured["reasons"].items():
         rows += [(status, f"{count:,}: {reason}") for reason, count in list(reasons.items())[:_REASONS]]
         rows += [(status, f"... {len(reasons) - _REASONS} more reasons")] if len(reasons) > _REASONS else []
     for name, words in (("area", "share of the picture"), ("aspect", "width / height, fractions"), ("centre_offset", "")):
-        rows.append((name.replace("_", " "), _measured(found[name]) + (f"  ({words})" if words else "")))
-    if found["boxes"]:
-        rows.append(("hold the centre", f"{found['covers_picture_centre']:.1%}"))
-        rows.append(("score", "  ".join(f"{name} {value:.4g}" for name, value in found["score"].items())))
-    emit(columns([*rows, ("relevance maps", f"{found['heats']:,}"), ("bytes", f"{found['bytes']:,}")]))
+        rows.append((name.replace("_", " "), _measured(measured[name]) + (f"  ({words})" if words else "")))
+    if measured["boxes"]:
+        rows.append(("hold the centre", f"{measured['covers_picture_centre']:.1%}"))
+        rows.append(("score", "  ".join(f"{name} {value:.4g}" for name, value in measured["score"].items())))
+    emit(columns([*rows, ("relevance maps", f"{measured['heats']:,}"), ("bytes", f"{measured['bytes']:,}")]))
 
 
 def _measured(part: dict[str, Any]) -> str:
@@ -234,14 +210,8 @@ def _measured(part: dict[str, Any]) -> str:
     return "  ".join(f"{name} {part[name]:.4g}" for name in ("mean", "sd", "q25", "median", "q75"))
 
 
-@app.command()
-def verify(
-    ctx: typer.Context,
-    store: Folder,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    traceback: options.Traceback = False,
-) -> None:
+@_command("verify", StorePath)
+def verify(session: Session, at: StorePath) -> None:
     """Read every record and say what is damaged; exit code 3 if anything is.
 
     \b
@@ -251,36 +221,23 @@ def verify(
     from cos_core.errors import InputError
     from cos_core.store.check import check
 
-    with reporting(ctx.ensure_object(Session)) as reporter:
-        found = check(store, reporter)
-        for words in found.first:
+    with reporting(session) as reporter:
+        report = check(at.store, reporter)
+        for words in report.first:
             reporter.warn(words)
-    if json:
-        emit_json(found.to_json())
-    if found.faults:
-        more = f" (the first {len(found.first)} are named)" if found.faults > len(found.first) else ""
-        raise InputError(f"the store {store} has {found.faults} faults{more}; annotate these examples again into a new store")
-    if not json:
-        emit(f"{store} is sound: " + ", ".join(f"{count:,} {table}" for table, count in found.counts.items()))
+    if session.json:
+        emit_json(report.to_json())
+    if report.faults:
+        more = f" (the first {len(report.first)} are named)" if report.faults > len(report.first) else ""
+        raise InputError(
+            f"the store {at.store} has {report.faults} faults{more}; annotate these examples again into a new store"
+        )
+    if not session.json:
+        emit(f"{at.store} is sound: " + ", ".join(f"{count:,} {table}" for table, count in report.counts.items()))
 
 
-@app.command()
-def merge(
-    ctx: typer.Context,
-    parts: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Stores of one job.",
-            metavar="PART [PART...]",
-            show_default=False,
-            autocompletion=options.complete("store"),
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="Store to write or to continue.", show_default=False)],
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    traceback: options.Traceback = False,
-) -> None:
+@_command("merge", "cos_core.store.merge:MergeConfig")
+def merge(session: Session, config: MergeConfig) -> None:
     """Join the parts of one job into one store, whatever their order.
 
     Killed and started again, it ends the same.
@@ -289,34 +246,13 @@ def merge(
     Example:
       cos store merge part0 part1 --out rois
     """
-    from cos_core.store.merge import MergeConfig, run
+    from cos_core.store.merge import run
 
-    with reporting(ctx.ensure_object(Session)) as reporter:
-        manifest = run(MergeConfig(tuple(parts), out), reporter)
-        reporter.note(summary(manifest, out))
-    if json:
-        emit_json(manifest.to_json())
+    run_stage(session, run, config, config.out)
 
 
-@app.command()
-def export(
-    ctx: typer.Context,
-    store: Folder,
-    out: Annotated[Path, typer.Option(help="File to write.", show_default=False)],
-    format: FormatOption = "jsonl",
-    data: Annotated[
-        Path | None,
-        typer.Option(help="The questions' file; needed by chain-of-spot and visual-cot.", show_default=False),
-    ] = None,
-    images: Images = None,
-    follow_links: options.FollowLinks = False,
-    failures: Annotated[bool, typer.Option("--failures", help="With the failures (jsonl).")] = False,
-    heats: Annotated[bool, typer.Option("--heats", help="With the relevance maps (jsonl).")] = False,
-    max_failures: options.MaxFailures = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    traceback: options.Traceback = False,
-) -> None:
+@_command("export", "cos_core.data.formats.config:StoreExportConfig")
+def export(session: Session, config: StoreExportConfig) -> None:
     """Write a store's regions as JSON Lines or in another format.
 
     \b
@@ -324,36 +260,13 @@ def export(
       cos store export rois --out rois.jsonl --failures --heats
       cos store export rois --format chain-of-spot --data questions.json --images pictures --out chain-of-spot.json
     """
-    from cos_core.data.formats.exchange import StoreExportConfig
     from cos_core.data.formats.exchange import export as run
 
-    with reporting(ctx.ensure_object(Session)) as reporter:
-        manifest = run(
-            StoreExportConfig(store, out, format, data, images, failures, heats, max_failures, follow_links), reporter
-        )
-        reporter.note(summary(manifest, out))
-    if json:
-        emit_json(manifest.to_json())
+    run_stage(session, run, config, config.out)
 
 
-@app.command("import")
-def import_(
-    ctx: typer.Context,
-    source: Annotated[Path, typer.Argument(help="File to read.", metavar="FILE", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Store to write or to continue.", show_default=False)],
-    format: FormatOption = "jsonl",
-    data: Annotated[
-        Path | None,
-        typer.Option(help="The questions' file; needed by chain-of-spot, else other ids are refused.", show_default=False),
-    ] = None,
-    images: Images = None,
-    follow_links: options.FollowLinks = False,
-    questions: Annotated[Path | None, typer.Option(help="File for the questions that come along (visual-cot).")] = None,
-    max_failures: options.MaxFailures = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    traceback: options.Traceback = False,
-) -> None:
+@_command("import", "cos_core.data.formats.config:StoreImportConfig")
+def import_(session: Session, config: StoreImportConfig) -> None:
     """Read regions of another format, or exported ones, into a store.
 
     \b
@@ -361,13 +274,9 @@ def import_(
       cos store import chain-of-spot.json --format chain-of-spot --data questions.json --images pictures --out rois
       cos store import viscot.jsonl --format visual-cot --questions questions.jsonl --out rois
     """
-    from cos_core.data.formats.exchange import StoreImportConfig, load
+    from cos_core.data.formats.exchange import load
 
-    with reporting(ctx.ensure_object(Session)) as reporter:
-        manifest = load(StoreImportConfig(source, out, format, data, images, questions, max_failures, follow_links), reporter)
-        reporter.note(summary(manifest, out))
-    if json:
-        emit_json(manifest.to_json())
+    run_stage(session, load, config, config.out)
 
 
 def _plain(value: object) -> str:
@@ -376,3 +285,6 @@ def _plain(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return value if isinstance(value, str) else json.dumps(value)
+
+
+group = Group("store", HELP, (info, ls, get, stats, verify, merge, export, import_))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cos_cli import main
-from cos_cli.commands import commands
+from cos_cli.command import all_commands
 from cos_core.system import extras
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,12 +52,12 @@ def test_there_is_advice() -> None:
 @pytest.mark.parametrize("line", advised())
 def test_a_command_named_in_a_message_is_one(line: str) -> None:
     words = shlex.split(line)[1:]
-    known = {command.words: command for command in commands(main.app)}
+    known = {command.words: command for command in all_commands(main.TREE)}
     names = next((tuple(words[:n]) for n in range(len(words), 0, -1) if tuple(words[:n]) in known), None)
     if names is None:
         assert any(each[: len(words)] == tuple(words) for each in known), line  # a group, such as `cos eval`
         return
-    options = {flag for parameter in known[names].parameters for flag in (*parameter.names, *parameter.off)}
+    options = {flag for parameter in known[names].options for flag in (*parameter.names, *parameter.off)}
     for word in words[len(names) :]:
         if word.startswith("--"):
             assert word.partition("=")[0] in options, line

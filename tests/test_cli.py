@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
-import inspect
 import io
 import json
 import os
@@ -16,16 +14,17 @@ import typing
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image
 
-from cos_cli import annotate as annotate_command
-from cos_cli import evaluate, infer, main, train, visualize
-from cos_cli.commands import commands
-from cos_cli.once import find_repeated
+from cos_cli import infer, main
+from cos_cli.command import Command, all_commands
+from cos_cli.console import Session
+from cos_cli.once import find_repeated, renamed
 from cos_core import __version__
 from cos_core.errors import FailuresError, InputError, LockedError, MissingError
 from cos_core.geometry import Box
-from cos_core.runners import RunnerConfig
+from cos_core.options import PANELS, REQUIRED, RUN, Files, check, check_number, option
 from cos_core.system.extras import install
 from cos_core.types import Prediction
 
@@ -262,44 +261,111 @@ def test_what_one_answer_looks_like() -> None:
     assert failed.splitlines() == ["box     none", "status  unparsable ('over there')", "answer  none (no usable box)"]
 
 
-ENGINE_DETAILS = {"box_decode", "reuse", "kv_budget", "server", "concurrency", "timeout"}
-"""Settings of a run of its own (`cos infer`), which a scoring run leaves at their defaults."""
-
-CONFIGS = [
-    (annotate_command.annotate, "cos_core.annotate", "AnnotateConfig", set()),
-    (train.train, "cos_core.training", "TrainConfig", set()),
-    (infer.infer, "cos_core.infer", "InferConfig", set()),
-    (evaluate.evaluate, "cos_core.evaluate", "EvalConfig", {"replicates", "benchmark"}),
-    (
-        evaluate.evaluate,
-        "cos_core.infer",
-        "InferConfig",
-        {"image", "images", "question", "data", "limit", "retry_failed"} | ENGINE_DETAILS,
-    ),
-    (visualize.overlay, "cos_core.visualize.overlay", "OverlayConfig", {"box_status"}),
-    (visualize.stats, "cos_core.visualize.boxes", "BoxStatsConfig", set()),
-    (visualize.report, "cos_core.visualize.run_report", "ReportConfig", {"selection"}),
-    (visualize.report, "cos_core.visualize.select", "Selection", set()),
-    (visualize.compare, "cos_core.visualize.contact_sheets", "CompareConfig", {"selection"}),
-    (visualize.compare, "cos_core.visualize.select", "Selection", set()),
-    (visualize.export, "cos_core.visualize.export", "RunExportConfig", {"selection"}),
-    (visualize.export, "cos_core.visualize.select", "Selection", {"flipped"}),
-]
+def test_every_option_says_what_it_is() -> None:
+    """Help, a panel that there is, and bounds where it is a number; its default is one that its own bounds let pass."""
+    wrong = []
+    for command in all_commands(main.TREE):
+        for each in command.options:
+            number = each.kind in (int, float) and each.values == 1
+            if not each.help or each.declared.panel not in PANELS or (number and None in (each.low, each.high)):
+                wrong.append((command.words, each.name))
+            if number and each.default is not None:
+                check_number(each.name, each.default, each.low or 0, each.high or 0)
+    assert wrong == []
 
 
-@pytest.mark.parametrize(("command", "module", "name", "left_out"), CONFIGS, ids=lambda v: v if isinstance(v, str) else "")
-def test_options_and_configs_agree(command: typing.Any, module: str, name: str, left_out: set[str]) -> None:
-    """Every field has its option (or is left out on purpose), and the default in the help is the stage's own."""
-    options = inspect.signature(command).parameters
-    own = dataclasses.fields(getattr(importlib.import_module(module), name))
-    # Where the work is done is a group of options.
-    for field in [f for each in own for f in (dataclasses.fields(RunnerConfig) if each.name == "scale" else [each])]:
-        if field.name in left_out:
-            continue
-        assert field.name in options, f"{name}.{field.name} has no option"
-        default = options[field.name].default
-        if default is not inspect.Parameter.empty and field.default is not dataclasses.MISSING:
-            assert default == field.default, f"--{field.name} has another default than {name}"
+def test_a_command_is_made_of_its_configs() -> None:
+    """Typer's own tree is the reference: names, switches, arguments, and which values a mention takes."""
+    for command in all_commands(main.TREE):
+        leaf = command.typer()
+        made = {each.name: each for each in leaf.params if each.name != "help"}
+        assert list(made) == [each.name for each in command.options]
+        for each in command.options:
+            theirs = made[each.name]
+            assert theirs.required == each.required
+            if each.declared.argument:
+                assert theirs.param_type_name == "argument"
+                continue
+            assert (set(each.names), set(each.off)) == (set(theirs.opts), set(theirs.secondary_opts))
+            assert each.many == theirs.multiple
+            assert each.values == (0 if theirs.is_flag else theirs.nargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    size: int = option(3, "How large.", RUN, low=1, high=9)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Config:
+    out: Path = option(REQUIRED, "Where to.", RUN)
+    files: Files | None = option(None, "From where.", RUN)
+    kind: typing.Literal["a", "b"] = option("a", "Which.", RUN, aliases={"bee": "b"}, flag="--sort", formerly=("type",))
+    settings: typing.Mapping[str, typing.Any] = option(dict, "More.", RUN, flag="--set", metavar="NAME=VALUE")
+    fast: bool = option(True, "Quickly.", RUN)
+    note: str = "no option"
+    group: _Group = dataclasses.field(default_factory=_Group)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def test_a_line_in_a_config_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    command = Command(("try",), lambda _session, config: found.append(config), (_Config,))
+    leaf: typing.Any = command.typer()
+
+    def called(*words: str) -> _Config:
+        leaf.main(list(words), standalone_mode=False, obj=Session())
+        return found[-1]
+
+    assert called("--out", "o") == _Config(Path("o"))
+    many = called("--out", "o", "--files", "x", "--files", "y", "--type", "bee", "--set", "a=1", "--no-fast", "--size", "4")
+    assert many == _Config(Path("o"), (Path("x"), Path("y")), "b", {"a": 1}, False, group=_Group(4))
+    with pytest.raises(typer.BadParameter):
+        called("--out", "o", "--size", "10")
+    with pytest.raises(InputError, match="size"):
+        check(_Group(10))
+    with pytest.raises(InputError, match="kind"):
+        _Config(Path("o"), kind="c")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("line", "ours"),
+    [
+        ("train --lr 1", "--learning-rate"),
+        ("train --output_dir o", "--out"),
+        ("train --model_name_or_path m", "--model"),
+        ("train --per_device_train_batch_size 2", "--batch-size"),
+        ("train --gradient-accumulation-steps 2", "--global-batch"),
+        ("train --num-train-epochs 2", "--epochs"),
+        ("train --bits 4", "--qlora"),
+        ("train --policy-name x --max_steps 2", None),
+        ("train --max_steps 2", "--max-steps"),
+        ("infer --load-4bit", "--dtype"),
+        ("infer --temperature 0", "greedy"),
+        ("infer --conv-template v1", "--profile"),
+        ("infer --prompt p", "--question"),
+        ("infer --image-folder i", "--images"),
+        ("infer --question-file q", "--data"),
+        ("infer --answers-file a", "--out"),
+        ("eval --answers-file a", "--predictions"),
+        ("eval --tasks pope", "cos eval pope"),
+        ("eval --log-samples", "scores.jsonl"),
+        ("infer --overwrite", "--out"),
+    ],
+)
+def test_names_of_other_tools_are_answered_with_ours(line: str, ours: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(line.split()) == 2
+    said = capsys.readouterr().err
+    assert line.split()[1] in said
+    assert ours is None or ours in said
+
+
+def test_spellings_of_earlier_versions_are_accepted() -> None:
+    known = next(command for command in all_commands(main.TREE) if command.words == ("train",)).options
+    given = ["--policy", "none", "--workers=2", "--out", "--policy", "--", "--workers"]
+    assert renamed(known, given) == ["--roi", "none", "--num-workers=2", "--out", "--policy", "--", "--workers"]
 
 
 def scripted(tmp_path: Path) -> list[str]:
@@ -362,8 +428,8 @@ def one_valued() -> list[tuple[tuple[str, ...], str, int]]:
     """(command, option, words it takes) of every option that takes one value."""
     return [
         (command.words, parameter.names[0], parameter.values)
-        for command in commands(main.app)
-        for parameter in command.parameters
+        for command in all_commands(main.TREE)
+        for parameter in command.options
         if parameter.names and parameter.values and not parameter.many
     ]
 
@@ -374,19 +440,19 @@ def test_an_option_given_twice_is_refused_by_every_command(capsys: pytest.Captur
     assert {words[0] for words, _, _ in found} == {
         "annotate", "train", "infer", "eval", "visualize", "store", "model", "demo", "config", "doctor",
     }  # fmt: skip
-    for words, option, count in found:
-        known = next(c for c in commands(main.app) if c.words == words).parameters
+    for words, name, count in found:
+        known = next(c for c in all_commands(main.TREE) if c.words == words).options
         values = ["1"] * count
-        assert find_repeated(known, [option, *values]) is None
+        assert find_repeated(known, [name, *values]) is None
         for given in (
-            [option, *values, "x", option, *values],
-            [f"{option}=1", f"{option}=1"] if count == 1 else [option, *values] * 2,
+            [name, *values, "x", name, *values],
+            [f"{name}=1", f"{name}=1"] if count == 1 else [name, *values] * 2,
         ):
             said = find_repeated(known, given)
-            assert said == f"{option} is given twice, and takes one value", (words, option)
-    for words, option, count in {one[0][0]: one for one in found}.values():
-        assert main.run([*words, option, *["1"] * count, option, *["1"] * count]) == 2, words
-        assert f"{option} is given twice" in capsys.readouterr().err
+            assert said == f"{name} is given twice, and takes one value", (words, name)
+    for words, name, count in {one[0][0]: one for one in found}.values():
+        assert main.run([*words, name, *["1"] * count, name, *["1"] * count]) == 2, words
+        assert f"{name} is given twice" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -404,7 +470,7 @@ def test_an_option_given_twice_is_refused_by_every_command(capsys: pytest.Captur
 )
 def test_what_counts_as_given_twice(line: str, refused: str | None) -> None:
     name, *words = line.split()
-    known = next(c for c in commands(main.app) if c.words[0] == name).parameters
+    known = next(c for c in all_commands(main.TREE) if c.words[0] == name).options
     found = find_repeated(known, words, interspersed=name != "config")
     assert found == refused or (refused is not None and found is not None and found.startswith(refused))
 

@@ -13,7 +13,6 @@ from official_files import GOLDEN, mmbench_layout, mme_layout
 from scored_runs import folder, scored
 
 from cos_cli import main
-from cos_cli.evaluate.suite import Scored, below
 from cos_core.errors import FailuresError
 from cos_core.evaluate import EvalConfig, paper
 from cos_core.evaluate import stage as evaluate
@@ -22,6 +21,8 @@ from cos_core.interfaces import SilentReporter
 from cos_core.scoring import comparison
 from cos_core.scoring.comparison import Comparison, ScoredRun
 from cos_core.scoring.statistics import AggregateDifference
+from cos_core.suite.gates import below
+from cos_core.suite.scored import Scored
 from cos_core.types import RunManifest
 from cos_core.visualize.run_report import ReportConfig
 from cos_core.visualize.run_report import run as report

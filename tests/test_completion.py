@@ -19,9 +19,9 @@ from shells import Shell, there
 from cos_cli import main
 from cos_cli.completion import table, values
 from cos_cli.completion.answer import PATH, answer
-from cos_cli.completion.command import FILES
 from cos_cli.completion.prefixes import SortedKeys, offers
 from cos_cli.completion.words import Line, quoted
+from cos_cli.shells import FILES
 from cos_core.geometry import Box
 from cos_core.store.annotations import Store
 from cos_core.store.ids import StoreIds

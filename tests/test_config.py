@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from cos_cli import config, main, settings
-from cos_cli.commands import commands, parameters
+from cos_cli.command import all_commands
 from cos_core.files import assets
 
 ROOT = Path(__file__).resolve().parent.parent
 POPE = ROOT / "tests" / "golden" / "pope"
 STAGES = {"annotate", "train", "infer", "demo", "eval run", "eval compare", "eval report"}
 STAGES |= {f"visualize {name}" for name in ("overlay", "stats", "report", "compare", "export")}
-COMMANDS = [command for command in commands(main.app) if config.takes_settings(command)]
+COMMANDS = [command for command in all_commands(main.TREE) if config.takes_settings(command)]
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, tuple[object, str]]:
@@ -42,7 +42,7 @@ def test_where_each_setting_comes_from(
     assert found["images"] == ("i", "flag")
     assert found["data"] == ("d.json", "file")
     assert found["extend"] == (1, "file")
-    assert found["policy"] == ("center_crop", "file"), "read as on the command line"
+    assert found["roi"] == ("center_crop", "file"), "by its name of 0.1.0, and read as on the command line"
     assert found["detector_option"] == (["a=1", "b=2"], "file")
     assert found["threshold"] == (0.25, "file"), "an option with a parser of its own"
     assert found["traceback"] == (True, "environment")
@@ -81,6 +81,9 @@ def test_a_home_in_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 @pytest.mark.parametrize(
     ("command", "text", "said"),
     [
+        ("annotate", "[annotate]\npolicy = 'none'\nroi = 'none'", "'roi'"),
+        ("train", "[train]\nworkers = -1", "at least 0"),
+        ("train", "[train]\nlr = 1e-4", "--learning-rate"),
         ("annotate", "[annotate]\nlimits = 3", "no option 'limits'; did you mean 'limit'?"),
         (
             "annotate",
@@ -124,7 +127,7 @@ def test_a_written_file_with_every_line_on_is_accepted(command, tmp_path: Path, 
     file = tmp_path / "all.toml"
     text = config.template(command)
     # "..." is no sample of what has a grammar of its own (the shard "2/8"); prose has no key before an equals sign.
-    own = tuple(f'# {p.key} = "..."' for p in config.settable(command) if p.parser is not None)
+    own = tuple(f'# {p.key} = "..."' for p in config.settable(command) if p.declared.parser is not None)
     if command.words != ("train",):
         assert tomllib.loads(text)
         on = [line.removeprefix("# ") if " = " in line and not line.startswith(own) else line for line in text.splitlines()]
@@ -135,8 +138,8 @@ def test_a_written_file_with_every_line_on_is_accepted(command, tmp_path: Path, 
     if command.words != ("train",):
         assert sum(source != "file" for _, source in found.values()) == sum(line.startswith(own) for line in on if own)
         for parameter in config.settable(command):
-            if parameter.default not in (None, []):
-                assert found[parameter.key][0] == config._plain(parameter.default), parameter.key
+            if parameter.default not in (None, ()):
+                assert found[parameter.key][0] == config.plain(parameter.default), parameter.key
 
 
 def test_what_init_writes_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,33 +162,6 @@ def test_commands_without_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'annotate'?" in capsys.readouterr().err
     assert main.run(["config", "init", "infer", "extra"]) == 2
     assert main.run(["config", "show", "infer", "--nonsense"]) == 2
-
-
-def test_the_reading_of_options_agrees_with_typers() -> None:
-    """Names and switches, for every option of every command: Typer's own tree is the reference."""
-    import inspect
-
-    import typer
-
-    root = typer.main.get_command(main.app)
-    for command in commands(main.app):
-        leaf = root
-        for name in command.words:
-            leaf = leaf.commands[name]
-        mine = {p.name: p for p in parameters(command.function)}
-        assert inspect.unwrap(leaf.callback) is command.function
-        assert [p.name for p in leaf.params if p.name in mine] == list(mine)
-        for theirs in leaf.params:
-            if theirs.name not in mine:
-                assert theirs.name == "help"
-                continue
-            own = mine[theirs.name]
-            assert own.required == theirs.required
-            if theirs.param_type_name == "option":
-                assert (set(own.names), set(own.off)) == (set(theirs.opts), set(theirs.secondary_opts))
-                assert (own.values == 0) == theirs.is_flag
-                assert own.many == theirs.multiple
-                assert own.values == (0 if theirs.is_flag else theirs.nargs)
 
 
 @pytest.mark.parametrize(
@@ -235,5 +211,5 @@ def test_pipes_and_devices_are_no_settings_files(tmp_path: Path, capsys: pytest.
 
 def test_short_names_of_number_formats(tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text('[infer]\ndtype = "bf16"\n')
-    command, rest = config.find(["infer", "--config", str(tmp_path / "own.toml")])
-    assert config.effective(command, rest)["dtype"]["value"] == "bfloat16"
+    command, rest = config.find(main.TREE, ["infer", "--config", str(tmp_path / "own.toml")])
+    assert config.effective(main.TREE, command, rest)["dtype"]["value"] == "bfloat16"

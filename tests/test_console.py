@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from cos_cli.console import LineReporter, Pace, QuietReporter, Session, columns, duration, emit, emit_json, reporting, summary
-from cos_core.files.text import Lines
+from cos_cli.console import LineReporter, Pace, QuietReporter, Session, columns, emit, emit_json, reporting
+from cos_core.files.manifest import summary
+from cos_core.files.text import Lines, duration
 from cos_core.system.streams import Screen, guarded
 from cos_core.types import RunManifest
 

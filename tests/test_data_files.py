@@ -20,7 +20,7 @@ from cos_core.data.datasets import Problem, RecordFiles, Snapshot, read_examples
 from cos_core.errors import CosError, InputError
 from cos_core.files import big_json, json_window, jsonl, manifest
 from cos_core.infer import run
-from cos_core.infer.settings import InferConfig
+from cos_core.infer.config import InferConfig
 from cos_core.interfaces import Engine, Reply, Request, SilentReporter
 from cos_core.training.samples import key_of
 from cos_core.types import Example

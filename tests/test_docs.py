@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from documents import DOCUMENTS, ROOT, Block, blocks
 
 from cos_cli import main
-from cos_cli.commands import Command, commands
+from cos_cli.command import Command, all_commands
 from cos_cli.reference import reference
 from cos_core import errors
 
-COMMANDS = list(commands(main.app))
+COMMANDS = list(all_commands(main.TREE))
 NAMING = [*DOCUMENTS, ROOT / "SECURITY.md", *sorted((ROOT / "docs" / "pictures").glob("*.svg"))]
 
 
@@ -38,7 +37,7 @@ def test_the_reference_has_every_command_and_option() -> None:
     assert len(COMMANDS) > 15
     for command in COMMANDS:
         text = sections[" ".join(command.table)]
-        for parameter in command.parameters:
+        for parameter in command.options:
             assert all(name in text for name in (*parameter.names, *parameter.off)), f"{command.words}: {parameter.name}"
 
 
@@ -65,9 +64,7 @@ def _named(words: list[str]) -> Command:
 def _left_over(named: Command, words: list[str]) -> list[str]:
     """What the command line's parser has no use for: a word behind a flag, say. It raises for a value that is missing."""
     spelt = named.words if tuple(words[: len(named.words)]) == named.words else named.table
-    command: Any = typer.main.get_command(main.app)
-    for word in named.words:
-        command = command.commands[word]
+    command: Any = named.typer()
     _, left, _ = command.make_parser(command.context_class(command)).parse_args(words[len(spelt) :])
     return list(left)
 
@@ -81,13 +78,13 @@ def test_commands_that_no_test_runs_are_true_to_the_cli(block: Block) -> None:
         if words[0].startswith("-") or words[0] in ("config", "completion"):
             continue  # what they are given belongs to other commands
         command = _named(words)
-        known = {name: parameter for parameter in command.parameters for name in (*parameter.names, *parameter.off)}
+        known = {name: parameter for parameter in command.options for name in (*parameter.names, *parameter.off)}
         given = [word for word in words if word.startswith("--")]
         assert not [word for word in given if word.partition("=")[0] not in known], f"{block}: cos {' '.join(words)}"
         if not {"...", "$settings"} & set(words):
             assert _left_over(command, words) == [], f"{block}: cos {' '.join(words)}"
         if "--config" not in given and "..." not in words and "$settings" not in words:
-            needed = [parameter for parameter in command.parameters if parameter.required and parameter.names]
+            needed = [parameter for parameter in command.options if parameter.required and parameter.names]
             assert all(set(parameter.names) & set(given) for parameter in needed), f"{block}: cos {' '.join(words)}"
 
 

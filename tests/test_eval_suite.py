@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 
 from cos_cli import main
-from cos_cli.evaluate import command, suite
 from cos_core.benchmarks import _files
 from cos_core.errors import InputError, LockedError
 from cos_core.files import manifest
 from cos_core.files.locks import FileLock
 from cos_core.interfaces import Need
+from cos_core.suite import gates
+from cos_core.suite.config import seconds
 from cos_core.types import Example
 
 QUESTIONS = 12
@@ -97,10 +98,10 @@ def test_time_is_up_and_the_next_call_goes_on(tmp_path: Path, model: str, capsys
     assert not (out / "manifest.json").exists()
     assert call(*arguments, "--max-runtime", "1h") == 0
     assert manifest.read(out).counts["ok"] == QUESTIONS
-    assert [command.seconds(text) for text in ("90", "90s", "30m", "2h", "1h30m")] == [90, 90, 1800, 7200, 5400]
+    assert [seconds(text) for text in ("90", "90s", "30m", "2h", "1h30m")] == [90, 90, 1800, 7200, 5400]
     for text in ("", "soon", "-3"):
         with pytest.raises(InputError, match="a time is written"):
-            command.seconds(text)
+            seconds(text)
 
 
 def test_parts_give_one_score_when_all_are_there(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,7 +185,7 @@ def test_latest_is_a_link_that_moves_in_one_step(tmp_path: Path, model: str) -> 
         assert manifest.read(latest).status == "complete"
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is no link"):
-        suite.link(tmp_path / "file", out)
+        gates.link(tmp_path / "file", out)
 
 
 def test_what_is_missing_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -217,7 +217,7 @@ def _dialogues(profile: prompts.Profile) -> list[Any]:
 
 OTHER_TRAIN: dict[str, Any] = {
     "epochs": 2, "learning_rate": 1e-3, "warmup_ratio": 0.1, "weight_decay": 0.1, "global_batch": 2048, "max_length": 99,
-    "max_length_counts": "text",
+    "max_length_counts": "text", "limit": 5,
     "max_steps": 7, "extra_turns": True, "train_projector": True, "seed": 3, "dtype": "bfloat16", "group_by_length": True,
     "crop_of": "region", "on_no_region": "skip", "annotator": "patches", "region_tokens": 2, "lora": 8, "qlora": True,
     "profile": "repo-2024", "policy": "center_crop",

@@ -9,13 +9,13 @@ import typer
 from bad.run import run
 
 from cos_cli import main
-from cos_cli.commands import Command, Parameter, commands
+from cos_cli.command import Command, all_commands
 from cos_core.annotate import AnnotateConfig
 from cos_core.errors import InputError
 from cos_core.evaluate import EvalConfig
 from cos_core.infer import InferConfig
+from cos_core.options import Option, check_number
 from cos_core.runners import RunnerConfig
-from cos_core.system import bounds
 from cos_core.training.config import TrainConfig
 
 EXTREMES = (
@@ -36,8 +36,8 @@ EXTREMES = (
 )
 
 
-def numbers() -> list[tuple[Command, Parameter]]:
-    return [(c, p) for c in commands(main.app) for p in c.parameters if p.kind in (int, float) and p.names]
+def numbers() -> list[tuple[Command, Option]]:
+    return [(c, p) for c in all_commands(main.TREE) for p in c.options if p.kind in (int, float) and p.names]
 
 
 def test_every_number_has_bounds() -> None:
@@ -49,12 +49,11 @@ def test_every_number_has_bounds() -> None:
 
 def test_every_number_beyond_its_bounds_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     """In process and without the rest of the command line: options are read before what is missing is found."""
-    root: Any = typer.main.get_command(main.app)
     wrong = []
+    leaves = {command.words: command.typer() for command, _ in numbers()}
     for command, parameter in numbers():
-        leaf, context = root, root.make_context("cos", [], resilient_parsing=True)
-        for word in command.words:
-            leaf = leaf.commands[word]
+        leaf = leaves[command.words]
+        context = leaf.make_context("cos", [], resilient_parsing=True)
         option = next(p for p in leaf.params if p.name == parameter.name)
         for text in EXTREMES:
             words = tuple([text] * parameter.values) if parameter.values > 1 else text
@@ -112,11 +111,11 @@ def test_a_config_checks_its_own_bounds(make: Any, name: str) -> None:
 
 def test_bounds_are_named() -> None:
     with pytest.raises(InputError, match="x must lie between 1 and 5, got nan"):
-        bounds.check("x", NAN, 1, 5)
+        check_number("x", NAN, 1, 5)
     with pytest.raises(InputError) as told:
-        bounds.check("x", 10**3000, 1, 5)
+        check_number("x", 10**3000, 1, 5)
     assert len(str(told.value)) < 120
-    bounds.check("x", None, 1, 5)
+    check_number("x", None, 1, 5)
 
 
 ADDRESSES = [

@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cos_cli import launcher
-from cos_cli.evaluate.command import seconds
 from cos_core.benchmarks import _files
 from cos_core.data.formats import chain_of_spot, coco, lines, viscot
 from cos_core.data.formats.records import ImportSource, Sizes
@@ -24,6 +23,7 @@ from cos_core.files import jsonl, manifest
 from cos_core.files.shard import Shard
 from cos_core.models import checkpoint_files
 from cos_core.store import codec
+from cos_core.suite.config import seconds
 from cos_core.types import Annotation, Prediction, RunManifest, Score
 from cos_core.visualize.relevance_maps import read_heat
 

@@ -68,7 +68,6 @@ def test_a_card_shows_everything_about_its_question(two: tuple[Path, Path], tmp_
     assert card["r"] == [
         ["answer", "0", "right", 0, ""],
         ["first pass", "[0.200, 0.400, 0.600, 0.900]", "", 1, ""],
-        ["asked", "model, paper", "", 0, ""],
         ["gold", "0", "", 0, ""],
     ]
     assert [view[1] for view in card["v"]] == ["region", "relevance"]
@@ -103,7 +102,7 @@ def test_two_runs_side_by_side(two: tuple[Path, Path], tmp_path: Path) -> None:
     data, text = page(ReportConfig(two, tmp_path / "r.html"))
     assert [card["o"] for card in data["cards"]] == ["both", "gained", "lost", "neither"]
     assert [row[:3] for row in data["cards"][1]["r"] if row[2]] == [["before", "x", "wrong"], ["after", "1", "right"]]
-    for words in ("after − before", "+0.000", "1 / 1", "after against before"):
+    for words in ("after − before", "+0.0", "1 / 1", "after against before"):
         assert words in text, words
     # Two pictures for four questions, and one crop of each.
     assert len(data["pictures"]) == 4

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from cos_cli.commands import Parameter, commands, first_sentence, groups, path_like
-from cos_cli.main import app
+from cos_cli.command import Command, Group, all_commands, first_sentence
+from cos_cli.main import TREE
+from cos_core.options import Option
 
 FILE = "commands.tsv"
 _WIDTH = 70
@@ -25,36 +26,44 @@ def table() -> str:
 
 def _rows() -> Iterator[tuple[str, ...]]:
     yield ("", "--version", "0", "", "flag", "Print the version")
-    for name, words in groups(app):
-        yield ("", name, "0", "", "command", _short(words))
-    for command in commands(app):
+    for member in TREE:
+        yield _named(member)
+    for group in (member for member in TREE if isinstance(member, Group)):
+        yield from map(_named, group.commands)
+    for command in all_commands(TREE):
         path = " ".join(command.words)
-        parent = " ".join(command.words[:-1])
-        yield (parent, command.words[-1], "0", "", "usual" if command.usual else "command", _short(command.help))
         place = 0
-        for parameter in command.parameters:
-            if parameter.names:
-                yield from _option(path, parameter)
+        for option in command.options:
+            if option.names:
+                yield from _spelled(path, option)
             else:
                 place += 1
-                repeated = "+" if parameter.many else ""
-                yield (path, str(place), str(parameter.values), repeated, _values(parameter), _short(parameter.help))
+                yield _row(path, str(place), option)
         yield (path, "--help", "0", "", "flag", "Show the options and examples")
 
 
-def _option(path: str, parameter: Parameter) -> Iterator[tuple[str, ...]]:
-    for name in (*parameter.names, *parameter.off):
+def _named(member: Command | Group) -> tuple[str, ...]:
+    words = (member.name,) if isinstance(member, Group) else member.words
+    value = "usual" if isinstance(member, Command) and member.usual else "command"
+    return (" ".join(words[:-1]), words[-1], "0", "", value, _short(member.help))
+
+
+def _spelled(path: str, option: Option) -> Iterator[tuple[str, ...]]:
+    for name in (*option.names, *option.off):
         if name.startswith("--"):
-            repeated = "+" if parameter.many else ""
-            yield (path, name, str(parameter.values), repeated, _values(parameter), _short(parameter.help))
+            yield _row(path, name, option)
 
 
-def _values(parameter: Parameter) -> str:
-    if parameter.values == 0:
+def _row(path: str, name: str, option: Option) -> tuple[str, ...]:
+    return (path, name, str(option.values), "+" if option.many else "", _values(option), _short(option.help))
+
+
+def _values(option: Option) -> str:
+    if option.values == 0:
         return "flag"
-    if parameter.choices:
-        return "=" + " ".join(parameter.choices)
-    return parameter.completes or ("path" if path_like(parameter) else "text")
+    if option.choices:
+        return "=" + " ".join(option.choices)
+    return option.declared.completes or ("path" if option.kind is Path else "text")
 
 
 def _short(text: str) -> str:

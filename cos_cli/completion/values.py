@@ -6,7 +6,7 @@ Imports stay light: this runs at every press of TAB.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,9 +31,9 @@ def values(kind: str, typed: str, words: Sequence[str]) -> list[str] | None:
     if kind in plug.KINDS or kind == "roi":
         # Several with commas: the last one is being typed, and none is wanted twice.
         head, comma, tail = typed.rpartition(",")
-        given = {plug.ROI_ALIASES.get(name, name) if kind == "roi" else name for name in head.replace("-", "_").split(",")}
-        known = _regions(given) if kind == "roi" else [name for name in plug.available(kind) if name not in given]
-        return [head + comma + name for name in known if name.startswith(tail.replace("-", "_"))]
+        given = {_plain(name) for name in head.split(",")}
+        begun = tail.replace("-", "_")
+        return [head + comma + name for name in _names(kind) if _plain(name) not in given and name.startswith(begun)]
     if kind == "profile":
         from cos_core.files.assets import profile_names
 
@@ -47,11 +47,18 @@ def values(kind: str, typed: str, words: Sequence[str]) -> list[str] | None:
     return folders(typed, {"run": is_run, "store": is_store}[kind]) or None
 
 
-def _regions(given: Collection[str]) -> list[str]:
-    """What `--roi` takes besides the `given` policies: short names stand for theirs."""
-    short = {name: alias for alias, name in plug.ROI_ALIASES.items()}
-    known = [*plug.available("policies"), "relevance"]
-    return sorted(short.get(name, name) for name in known if name not in given)
+def _names(kind: str) -> list[str]:
+    """The plug-ins of a kind, sorted; policies by their short names, with "relevance" where it is one of their places."""
+    short = {name: alias for alias, name in plug.ROI_ALIASES.items()} if kind in ("roi", "policies") else {}
+    known = plug.available("policies" if kind == "roi" else kind) + (["relevance"] if kind == "roi" else [])
+    return sorted(short.get(name, name) for name in known)
+
+
+def _plain(name: str) -> str:
+    """One name of a plug-in that has several."""
+    name = name.replace("-", "_")
+    name = plug.SPELLINGS.get(name, name)
+    return plug.ROI_ALIASES.get(name, name)
 
 
 def is_run(path: Path) -> bool:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cos_cli import options, settings
+from cos_cli.command import command
 from cos_cli.console import Session, columns, emit, emit_json, reporting
-from cos_cli.evaluate.tables import WIDTH, interval, number
+from cos_cli.evaluate.figures import WIDTH, interval, number
+from cos_core import options
 from cos_core.files.text import Lines, escaped
-from cos_core.system import bounds
+from cos_core.options import CHECKS, INPUT, OUTPUT, REQUIRED, SCORING, option
 
 if TYPE_CHECKING:
     from cos_core.evaluate.compare_runs import RunComparison
@@ -23,29 +25,29 @@ _LONGEST = 24
 """Characters of an answer that the list of flipped questions shows."""
 
 
-def compare(
-    ctx: typer.Context,
-    runs: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Folders of finished runs; the first is the reference.",
-            metavar="RUN RUN...",
-            autocompletion=options.complete("run"),
-        ),
-    ],
-    despite: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FIELD", help="Warn where this field of the protocol differs ('all': any)."),
-    ] = None,
-    flips: Annotated[int, typer.Option(min=0, max=bounds.BATCH, help="Flipped questions to name, of each kind.")] = 5,
-    out: Annotated[Path | None, typer.Option(help="JSON Lines file for every flipped question.", show_default="none")] = None,
-    replicates: Annotated[int, typer.Option(min=100, max=bounds.REPLICATES, help="Bootstrap samples.")] = 2000,
-    seed: options.Seed = 0,
-    config_file: settings.Config = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    traceback: options.Traceback = False,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class CompareOptions:
+    """Which runs are compared, and what is shown of them."""
+
+    runs: tuple[Path, ...] = option(
+        REQUIRED,
+        "Folders of finished runs; the first is the reference.",
+        INPUT,
+        argument=True,
+        metavar="RUN RUN...",
+        completes="run",
+    )
+    despite: tuple[str, ...] = option(
+        (), "Warn where this field of the protocol differs ('all': any).", CHECKS, metavar="FIELD"
+    )
+    flips: int = option(5, "Flipped questions to name, of each kind.", OUTPUT, low=0, high=options.BATCH)
+    out: Path | None = option(None, "JSON Lines file for every flipped question.", OUTPUT, shown_default="none")
+    replicates: int = option(2000, "Bootstrap samples.", SCORING, low=100, high=options.REPLICATES)
+    seed: int = options.seed_option()
+
+
+@command("eval compare", CompareOptions)
+def compare(session: Session, config: CompareOptions) -> None:
     """Compare finished runs: paired differences with intervals and tests, and the questions that flipped.
 
     Runs are paired question by question; images are resampled, not questions; p-values are Holm's over all benchmarks.
@@ -61,23 +63,23 @@ def compare(
     from cos_core.evaluate import stage as evaluate
     from cos_core.files import outputs
 
-    if len(runs) < 2:
+    if len(config.runs) < 2:
         raise typer.BadParameter("give at least two runs")
-    if out is not None:
-        outputs.check_file(out, "eval compare", runs, outputs.records_with("benchmark|run|flip", "run", "flip"))
-    with reporting(ctx.ensure_object(Session)) as reporter:
-        outcome = comparing.compare(runs, despite=despite or (), replicates=replicates, seed=seed)
+    if config.out is not None:
+        outputs.check_file(config.out, "eval compare", config.runs, outputs.records_with("benchmark|run|flip", "run", "flip"))
+    with reporting(session) as reporter:
+        outcome = comparing.compare(config.runs, despite=config.despite, replicates=config.replicates, seed=config.seed)
         for each in outcome.comparisons:
             if each.differs:
                 reporter.warn(f"{each.benchmark}: {each.b} differs from {each.a} in {', '.join(each.differs)}")
         for words in outcome.skipped:
             reporter.note(f"not compared: {words}")
-    if out is not None:
-        evaluate.write_records(outcome.flips(), out)
-    if json:
+    if config.out is not None:
+        evaluate.write_records(outcome.flips(), config.out)
+    if session.json:
         emit_json({"comparisons": [each.to_json() for each in outcome.comparisons], "skipped": outcome.skipped})
     else:
-        emit(describe(outcome, list(outcome.flips(flips)), flips))
+        emit(describe(outcome, list(outcome.flips(config.flips)), config.flips))
     undefined = [f"{each.benchmark}: {each.undefined}" for each in outcome.comparisons if each.undefined]
     if undefined:
         raise UndefinedError(

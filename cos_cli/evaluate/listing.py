@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cos_cli.console import emit, emit_json
-from cos_cli.evaluate.suite import short
-from cos_cli.evaluate.tables import WIDTH
+from cos_cli.evaluate.figures import WIDTH
 from cos_core.benchmarks import _files
 from cos_core.files import plug
 from cos_core.files.text import Lines
@@ -55,7 +54,7 @@ def _described(name: str, data: Path | None) -> dict[str, Any]:
 
 def _root(data: Path, name: str, benchmark: Benchmark, needs: Sequence[Need]) -> Path | None:
     """The benchmark's own folder, else `data` if it holds a file to score by: a folder `images` alone may be anybody's."""
-    own = _files.home(data, short(name), benchmark)
+    own = _files.home(data, plug.short(name), benchmark)
     if own != data:
         return own
     return data if any(not need.optional and need.path(data) for need in needs) else None

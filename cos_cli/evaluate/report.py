@@ -3,42 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from cos_cli import options, settings
+from cos_cli.command import command
 from cos_cli.console import Session, columns, emit, emit_json, reporting
+from cos_core import options
 from cos_core.errors import InputError
 from cos_core.files.text import Lines
-from cos_core.system import bounds
+from cos_core.options import INPUT, OUTPUT, REQUIRED, SCORING, option
 
 if TYPE_CHECKING:
     from cos_core.evaluate.paper import PaperCell
 
 
-def report(
-    ctx: typer.Context,
-    runs: Annotated[
-        list[str],
-        typer.Argument(
-            help="Runs by the row they stand for: cos-13b=FOLDER, base-13b=FOLDER, none=FOLDER, ...", metavar="ROW=RUN..."
-        ),
-    ],
-    paper: Annotated[
-        bool, typer.Option("--paper", help="Tables 1, 2, 3(a) and 3(b) of the paper (the only report so far).")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for paper.md, .csv, .json and .html.", show_default="print only")
-    ] = None,
-    replicates: Annotated[int, typer.Option(min=100, max=bounds.REPLICATES, help="Bootstrap samples.")] = 2000,
-    config_file: settings.Config = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    traceback: options.Traceback = False,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class ReportOptions:
+    """Which runs stand for which rows of the paper."""
+
+    runs: tuple[str, ...] = option(
+        REQUIRED,
+        "Runs by the row they stand for: cos-13b=FOLDER, base-13b=FOLDER, none=FOLDER, ...",
+        INPUT,
+        argument=True,
+        metavar="ROW=RUN...",
+    )
+    paper: bool = option(False, "Tables 1, 2, 3(a) and 3(b) of the paper (the only report so far).", INPUT)
+    out: Path | None = option(None, "Folder for paper.md, .csv, .json and .html.", OUTPUT, shown_default="print only")
+    replicates: int = option(2000, "Bootstrap samples.", SCORING, low=100, high=options.REPLICATES)
+
+
+@command("eval report", ReportOptions)
+def report(session: Session, config: ReportOptions) -> None:
     """Set the paper's tables beside finished runs: ours, theirs, the difference, its interval, a verdict.
 
     Rows: base-7b, cos-7b, base-13b, cos-13b (Tables 1 and 2); none, center_crop, from_image, from_questions,
@@ -51,22 +50,22 @@ def report(
     from cos_core.evaluate import paper as papers
     from cos_core.files import outputs
 
-    if not paper:
+    if not config.paper:
         raise typer.BadParameter("say which report: --paper")
     named: dict[str, Path] = {}
-    for text in runs:
+    for text in config.runs:
         row, mark, folder = text.partition("=")
         if not mark or not folder:
             raise InputError(f"a run is given as ROW=FOLDER, such as cos-13b=runs/cos, not {text!r}")
         named[row] = Path(folder)
-    if out is not None:
-        outputs.check_folder(out, "eval report", named.values(), papers.OURS)
-    with reporting(ctx.ensure_object(Session)) as reporter:
-        cells = papers.report(named, replicates=replicates)
-        if out is not None:
-            for path in papers.write(cells, out):
+    if config.out is not None:
+        outputs.check_folder(config.out, "eval report", named.values(), papers.OURS)
+    with reporting(session) as reporter:
+        cells = papers.report(named, replicates=config.replicates)
+        if config.out is not None:
+            for path in papers.write(cells, config.out):
                 reporter.note(f"written: {path}")
-    if json:
+    if session.json:
         emit_json({"cells": [asdict(cell) for cell in cells]})
     else:
         emit(describe([cell for cell in cells if cell.verdict != papers.ABSENT]))

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cos_cli.console import columns
+from cos_cli.evaluate.figures import WIDTH, interval, number
 from cos_core.files.text import Lines, escaped
-
-WIDTH = 80
-"""Words are broken here; a table is as wide as what it holds."""
+from cos_core.suite.scored import Scored, flat
 
 if TYPE_CHECKING:
-    from cos_cli.evaluate.suite import Scored
     from cos_core.types import RunManifest
 
 
@@ -85,29 +82,3 @@ def overview(runs: Sequence[Scored]) -> Lines:
             (each.benchmark, each.arm or "", str(head.get("metric", "")), shown, between, counts, str(unread or ""), boxes)
         )
     return columns(rows)
-
-
-def number(value: object, unit: str, sign: str = "") -> str:
-    """Four decimals of a fraction, two of a percentage or of points, two digits of a p; "undefined" for nan and None."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "undefined"
-    if not isinstance(value, float):
-        return str(value)
-    if unit == "p":
-        return f"{value:.2g}"
-    digits = 2 if unit == "percent" or (unit == "points" and abs(value) > 1) else 4
-    return f"{value:{sign}.{digits}f}"
-
-
-def interval(ends: Sequence[float] | None, unit: str, sign: str = "") -> str:
-    """`0.6555 to 0.8098`; nothing of None."""
-    return f"{number(ends[0], unit, sign)} to {number(ends[1], unit, sign)}" if ends else ""
-
-
-def flat(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """`{"a": {"b": 1}}` as ("a.b", 1)."""
-    for key, value in results.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from cos_core.data.datasets import Files
+from cos_core import options
 from cos_core.errors import InputError
 from cos_core.files import picture_files
 from cos_core.files.picture_files import PictureFolder
 from cos_core.files.shard import Shard
-from cos_core.relevance.roi import RegionKind, RoiRule
+from cos_core.options import CHECKS, INPUT, OUTPUT, REGION, REQUIRED, SPEED, Files, option
 from cos_core.runners import RunnerConfig
-from cos_core.system import bounds
+
+if TYPE_CHECKING:
+    from cos_core.relevance.roi import RoiRule
 
 TargetKind = Literal["log-odds", "logit", "logprob", "argmax"]
 
@@ -37,58 +39,104 @@ NOT_IN_FINGERPRINT: Mapping[str, str] = {
 backbone's settings (with the content of the model), the rule, the detector, the policy (see annotator.build)."""
 
 
+def _threshold(text: str) -> float | Literal["otsu"]:
+    if text == "otsu":
+        return "otsu"
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{text!r} is neither a number nor 'otsu'") from None
+
+
 @dataclass(frozen=True, slots=True)
 class AnnotateConfig:
-    """Settings of one job.
+    """Settings of one job; each field says what it is.
 
-    `data`, `images`: questions (a file, or several in order) and the folder their image paths start from; `follow_links`:
-    whether links in that folder may lead out of it; `out`: the store. `model`: the checkpoint that the `backbone` runs, built
-    with `backbone_options`; `detector` (None: the backbone's own choice) proposes regions to it, built with `detector_options`.
-    `policy`: a row of CoS Table 3a or a control ("random" takes a random candidate of the detector, so that its sizes are those
-    of real labels). `target` (None: the backbone's own), `last_layers`: relevance.SweepSettings.
-    `threshold`, `keep_mass`, `region`, `extend`, `finer`: what the user sets of roi.RoiRule; the rest is the backbone's.
-    `keep_heat`: relevance maps are stored beside the annotations.
-
-    `shard`: annotate this part of the pictures only; `scale`: where the work is done. `limit`: stop after the image with which
-    this many questions are reached; `max_failures`: stop once more questions than this have no region; `dry_run`: count, look
-    at pictures and estimate, write nothing.
+    `roi` on the command line is `policy` here: a row of CoS Table 3a or a control ("random" takes a random candidate of the
+    detector, so that its sizes are those of real labels). `detector`, `target`, and what the user sets of roi.RoiRule
+    (`threshold`, `keep_mass`, `region`, `extend`, `finer`) are the backbone's own choice when they are None. With `limit` a job
+    ends after the image with which this many questions are reached.
     """
 
-    data: Files
-    images: Path
-    model: str
-    out: Path
-    backbone: str = "regions"
-    backbone_options: Mapping[str, Any] = field(default_factory=dict)
-    detector: str | None = None
-    detector_options: Mapping[str, Any] = field(default_factory=dict)
-    policy: str = "from_single_question"
-    target: TargetKind | None = None
-    last_layers: int | None = None
-    threshold: float | Literal["otsu"] | None = None
-    keep_mass: float | None = None
-    region: RegionKind | None = None
-    extend: float | None = None
-    finer: int | None = None
-    keep_heat: bool = False
-    seed: int = 0
-    batch_images: int = 8
-    shard: Shard | None = None
+    data: Files = options.data_option()
+    images: Path = options.images_option()
+    model: str = options.model_option()
+    out: Path = option(REQUIRED, "Store to write or to continue: a folder with an LMDB database.", OUTPUT)
+    backbone: str = option(
+        "regions",
+        "How relevance is measured: 'regions', 'patches' or 'lxmert'.",
+        REGION,
+        parser=options.plugin_name,
+        metavar="NAME",
+        completes="backbones",
+    )
+    backbone_options: Mapping[str, Any] = options.settings_option("backbone")
+    detector: str | None = options.detector_option()
+    detector_options: Mapping[str, Any] = options.settings_option("detector")
+    policy: str = options.policy_option()
+    target: TargetKind | None = option(
+        None,
+        "What is explained: a score of the gold answer, or the model's own choice ('argmax').",
+        REGION,
+        shown_default="log-odds; logit with lxmert",
+    )
+    last_layers: int | None = option(
+        None, "Use the last K layers only.", REGION, low=1, high=options.TOKENS, shown_default="all layers"
+    )
+    threshold: float | Literal["otsu"] | None = option(
+        None,
+        "Share of the range of relevance above which areas count; 'otsu' finds it in each picture.",
+        REGION,
+        parser=_threshold,
+        metavar="SHARE|otsu",
+        shown_default="0.3; 0.5 with patches",
+    )
+    keep_mass: float | None = option(
+        None, "Instead of a threshold: the best areas that hold this share of the relevance.", REGION, low=0, high=1
+    )
+    region: Literal["top1", "component", "union"] | None = option(
+        None, "How scores become one box.", REGION, shown_default="union; component with patches"
+    )
+    extend: float | None = option(
+        None,
+        "Each side moves outwards by this share of its length.",
+        REGION,
+        low=0,
+        high=10,
+        shown_default="0; 0.1 with patches",
+    )
+    finer: int | None = option(
+        None,
+        "Interpolate maps to this many times as many cells a side.",
+        REGION,
+        low=1,
+        high=options.FINER,
+        shown_default="1; 4 with patches",
+    )
+    keep_heat: bool = option(False, "Keep the relevance maps in the store.", OUTPUT)
+    seed: int = options.seed_option()
+    batch_images: int = option(8, "Pictures that go through the model together.", SPEED, low=1, high=options.BATCH)
+    shard: Shard | None = option(
+        None,
+        "Only this part of the pictures, for 'cos store merge'.",
+        INPUT,
+        parser=Shard.parse,
+        metavar="I/N",
+        shown_default="all",
+    )
     scale: RunnerConfig = field(default_factory=RunnerConfig)
-    limit: int | None = None
-    max_failures: int | None = None
-    dry_run: bool = False
-    device: str = "auto"
-    dtype: str = "auto"
-    follow_links: bool = False
+    limit: int | None = options.limit_option()
+    max_failures: int | None = options.max_failures_option()
+    dry_run: bool = option(False, "Count, look at the pictures, estimate time and size, and stop.", CHECKS)
+    device: str = options.device_option()
+    dtype: str = options.dtype_option(("float32", "bfloat16", "float16"), "Number format of the weights.")
+    follow_links: bool = options.follow_links_option()
 
     def __post_init__(self) -> None:
+        from cos_core.relevance.roi import RoiRule
+
+        options.check(self)
         self.rule(RoiRule())
-        bounds.check("batch_images", self.batch_images, 1, bounds.BATCH)
-        bounds.check("limit", self.limit, 1, bounds.COUNT)
-        bounds.check("max_failures", self.max_failures, 0, bounds.COUNT)
-        bounds.check("seed", self.seed, 0, bounds.SEED)
-        bounds.check("last_layers", self.last_layers, 1, bounds.TOKENS)
         if self.detector_options and self.detector is None:
             raise InputError("detector options need a detector")
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
+from cos_core import options
 from cos_core.backbones import _questions
 from cos_core.backbones._ahead import Ahead
 from cos_core.dialogue.cropping import crop_region
@@ -27,7 +28,6 @@ from cos_core.geometry import Box
 from cos_core.interfaces import Backbone, Detector, Relevance
 from cos_core.relevance.propagation import SweepSettings, TargetKind
 from cos_core.relevance.roi import RoiRule
-from cos_core.system import bounds
 from cos_core.types import Example, Regions
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def build(
     """
     if type(tokens) is not int:
         raise InputError(f"tokens of a region is a whole number, got {tokens!r}")
-    bounds.check("tokens of a region", tokens, 1, bounds.REGION_SIDE)
+    options.check_number("tokens of a region", tokens, 1, options.REGION_SIDE)
     asker = _questions.load(model, device, dtype, SweepSettings(target, last_layers, stream_layers))
     proposer: Detector = detector or plug.load("detectors", "grid")
     own = {"name": "regions", "centre": CENTRE, "tokens": tokens, "detector": plug.described(proposer)}

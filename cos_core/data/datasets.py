@@ -21,6 +21,7 @@ from cos_core.errors import CosError, InputError
 from cos_core.files.big_json import Records
 from cos_core.files.jsonl import OnProblem, Place, Problem, decode, open_input, report
 from cos_core.interfaces import Reporter
+from cos_core.options import Files
 from cos_core.types import Example
 
 __all__ = [
@@ -39,8 +40,6 @@ __all__ = [
     "tell",
 ]
 
-Files = Path | tuple[Path, ...]
-"""One data set: a file, or several in their order."""
 _SHOWN = 5
 """How many problems of a file are shown one by one."""
 _SNIFFED = 4096

@@ -126,11 +126,11 @@ def shared_memory() -> MachineFinding:
     """What processes that load data pass pictures through."""
     place = Path("/dev/shm")  # noqa: S108 (looked at, not written)
     if not place.is_dir():
-        return MachineFinding("shared memory", "note", "no /dev/shm", "train with --workers 0")
+        return MachineFinding("shared memory", "note", "no /dev/shm", "train with --num-workers 0")
     size = shutil.disk_usage(place)
     words = f"{size.free / GIB:.1f} of {size.total / GIB:.1f} GiB free in /dev/shm"
     if size.free < GIB:
-        return MachineFinding("shared memory", "warning", words, "in a container: --shm-size 8g; or train with --workers 0")
+        return MachineFinding("shared memory", "warning", words, "in a container: --shm-size 8g; or train with --num-workers 0")
     return MachineFinding("shared memory", "ok", words)
 
 

@@ -22,6 +22,7 @@ from cos_core.errors import InputError
 from cos_core.files.atomic import atomic_file as atomic_file
 from cos_core.files.atomic import atomic_write as atomic_write
 from cos_core.files.jsonl import decode, open_input
+from cos_core.files.text import duration
 from cos_core.types import RunManifest
 
 FILE = "manifest.json"
@@ -281,3 +282,9 @@ def _commit(root: Path) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def summary(manifest: RunManifest, out: object) -> str:
+    """One sentence about a finished stage: counts, time, where the result lies."""
+    counts = ", ".join(f"{n} {name}" for name, n in manifest.counts.items() if n or name in ("ok", "failed"))
+    return f"{manifest.stage} {manifest.status}: {counts} in {duration(manifest.seconds)} -> {out}"

@@ -15,6 +15,8 @@ from typing import Any
 from cos_core.errors import InputError, MissingError
 
 KINDS = ("backbones", "benchmarks", "detectors", "engines", "policies", "runners")
+SPELLINGS = {"centre": "center", "centre_crop": "center_crop"}
+"""Other spellings of values of `--roi`."""
 ROI_ALIASES = {"model": "from_single_question", "center": "center_crop"}
 """Short names of the option `--roi`; "relevance" (infer/heat.py) and the names of policies are the others."""
 _MOVED = {"answers": "scoring.answers", "metrics": "scoring.metrics"}
@@ -47,6 +49,11 @@ def load(kind: str, name: str, **options: Any) -> Any:
         raise InputError(f"the {kind} plug-in {name!r} has no function {function or 'build'!r}")
     _check_options(kind, name, build, options)
     return _checked(kind, name, build(**options))
+
+
+def short(name: str) -> str:
+    """A plug-in's name in paths: a file's stem."""
+    return Path(name.partition(":")[0]).stem
 
 
 def source(name: str | None) -> str | None:

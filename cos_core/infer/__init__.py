@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from cos_core.infer.settings import InferConfig
+from cos_core.infer.config import AnsweringOptions, InferConfig
 from cos_core.interfaces import Engine, Reporter, Runner
 from cos_core.types import RunManifest
 
-__all__ = ["InferConfig", "run"]
+__all__ = ["AnsweringOptions", "InferConfig", "run"]
 
 
 def run(config: InferConfig, reporter: Reporter, engine: Engine | None = None, workers: Runner | None = None) -> RunManifest:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from cos_core.errors import InputError
 from cos_core.files.images import open_image
 from cos_core.infer.answers_file import was_skipped
+from cos_core.infer.config import InferConfig
 from cos_core.infer.passes import TwoPass
-from cos_core.infer.settings import InferConfig, build_engine, finder, note_dtype, setting, tell_served
+from cos_core.infer.settings import build_engine, finder, note_dtype, setting, tell_served
 from cos_core.interfaces import Engine, Reporter
 from cos_core.types import UNUSABLE_BOXES, Example, Prediction
 

@@ -11,7 +11,7 @@ from cos_core.errors import InputError
 from cos_core.files.images import is_picture
 from cos_core.files.picture_files import listed
 from cos_core.files.text import one_line
-from cos_core.infer.settings import InferConfig
+from cos_core.infer.config import InferConfig
 from cos_core.interfaces import Reporter
 from cos_core.types import Example
 

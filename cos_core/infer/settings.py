@@ -1,113 +1,31 @@
-"""What a run of the two passes is told, and what is built from it: the setting that decides answers, the engine, the finder."""
+"""What is built from an InferConfig: the setting that decides answers, the engine, the finder of regions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from cos_core.data.datasets import Files
-from cos_core.dialogue.cropping import OnBadBox
 from cos_core.dialogue.prompts import DIALOGUE_VERSION, Profile, checkpoint_profile
 from cos_core.engines._served import Served, of_model
 from cos_core.errors import InputError
-from cos_core.files import manifest, picture_files, plug
+from cos_core.files import manifest, plug
 from cos_core.files.images import FILL
-from cos_core.files.picture_files import PictureFolder
 from cos_core.files.plug import ROI_ALIASES
 from cos_core.infer import relevance_regions as heat
-from cos_core.infer.passes import BoxDecode, Setting
+from cos_core.infer.config import InferConfig
+from cos_core.infer.passes import Setting
 from cos_core.interfaces import Engine, Policy, Reporter
 from cos_core.models import hub, llava
 from cos_core.models.checkpoint_info import fill_of
-from cos_core.runners import RunnerConfig
-from cos_core.system import bounds
-from cos_core.web.addresses import MAX_CONNECTIONS, MAX_TIMEOUT, MIN_TIMEOUT, checked_address
-
-
-@dataclass(frozen=True, slots=True)
-class InferConfig:
-    """Settings of one run: questions in a file or several (`data`, `images`, `out`), or one `image` with one `question`.
-
-    `roi`: a policy, "model" or "center" for short, or "relevance" (heat.py: no training needed); `on_bad_box`: what to look at
-    when there is no usable region: the whole image again, its centre, or nothing (the question is left unanswered and counted
-    as skipped).
-    `question` with `images` and no `data`: the same question about every picture of the folder. `follow_links`: links in that
-    folder may lead out of it.
-    `box_tokens`: budget of the first pass; three decimals take 29 tokens in LLaVA's tokenizer, six take 41, and a few words may
-    stand around them. `max_new_tokens`: budget of the answer. `max_failures`: stop once more items than this have failed;
-    `retry_failed`: ask again what a former run recorded as failed. `box_decode`: "grammar" lets the first pass write only
-    boxes. `reuse`: the second pass continues the first, and questions on one picture share its beginning; `kv_budget` (GiB)
-    bounds the keys and values of both (None: a quarter of the free memory, 70 % on a GPU); beside them stand the weights and
-    the activations of a bounded number of positions (engines/hf.py), which it does not count.
-    `device`: "auto" is every GPU that can be seen, else the CPU; several names with commas between them run a model each.
-    `scale`: where the work is done, when it is not one answer alone.
-    `server`, `concurrency`, `timeout` (seconds): the engine openai's address up to /v1, requests at once, patience with one.
-    """
-
-    model: str | Path
-    out: Path | None = None
-    data: Files | None = None
-    images: Path | None = None
-    image: Path | None = None
-    question: str | None = None
-    roi: str = "model"
-    batch_size: int = 16
-    max_new_tokens: int = 128
-    box_tokens: int = 48
-    box_decode: BoxDecode = "free"
-    on_bad_box: OnBadBox = "full"
-    profile: str | None = None
-    limit: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "auto"
-    engine: str = "hf"
-    max_failures: int | None = None
-    retry_failed: bool = False
-    reuse: bool = True
-    kv_budget: float | None = None
-    server: str | None = None
-    concurrency: int = 8
-    timeout: float = 120.0
-    follow_links: bool = False
-    scale: RunnerConfig = field(default_factory=RunnerConfig)
-
-    def __post_init__(self) -> None:
-        if self.box_decode not in get_args(BoxDecode):
-            raise InputError(f"box_decode is one of {', '.join(get_args(BoxDecode))}, got {self.box_decode!r}")
-        if self.on_bad_box not in get_args(OnBadBox):
-            raise InputError(f"on_bad_box is one of {', '.join(get_args(OnBadBox))}, got {self.on_bad_box!r}")
-        for name, low, high in _BOUNDS:
-            bounds.check(name, getattr(self, name), low, high)
-        if self.server is not None:
-            checked_address(self.server)
-
-    @property
-    def pictures(self) -> PictureFolder | None:
-        """The folder of pictures with what is thought of its links."""
-        return picture_files.folder(self.images, self.follow_links)
-
-
-_BOUNDS = (
-    ("batch_size", 1, bounds.BATCH),
-    ("max_new_tokens", 1, bounds.TOKENS),
-    ("box_tokens", 1, bounds.TOKENS),
-    ("limit", 0, bounds.COUNT),
-    ("max_failures", 0, bounds.COUNT),
-    ("seed", 0, bounds.SEED),
-    ("kv_budget", 1e-6, bounds.GIB),
-    ("concurrency", 1, MAX_CONNECTIONS),
-    ("timeout", MIN_TIMEOUT, MAX_TIMEOUT),
-)
-"""Field -> smallest and largest value."""
+from cos_core.options import policy_name
 
 
 def _policy(roi: str) -> Policy:
     if roi == heat.POLICY.name:
         return heat.POLICY
-    name = ROI_ALIASES.get(roi, roi)
+    name = policy_name(roi)
     known = plug.available("policies")
     if name.replace("-", "_") not in known and not name.partition(":")[0].endswith(".py"):
         raise InputError(f"there is no roi {roi!r}{plug.nearest(roi, [*ROI_ALIASES, heat.POLICY.name, *known])}")
@@ -190,7 +108,7 @@ def setting(config: InferConfig) -> Setting:
         "dtype": llava.dtype_name(config.device, config.dtype) if config.engine == "hf" else None,
         "profile": profile.to_json(),
         "policy": {"name": policy.name, "source": policy.source, "asks": policy.asks},
-        "plugins": plug.sources(config.engine, ROI_ALIASES.get(config.roi, config.roi)),
+        "plugins": plug.sources(config.engine, policy_name(config.roi)),
         "fill": fill,
         "dialogue": DIALOGUE_VERSION,
     }

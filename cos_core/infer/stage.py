@@ -23,9 +23,10 @@ from cos_core.files import failures, manifest, outputs, picture_files
 from cos_core.files.jsonl import DurableWriter
 from cos_core.infer import answers_file
 from cos_core.infer.answers_file import AnswerCounts, AnswerLine, FormerAnswers
+from cos_core.infer.config import InferConfig
 from cos_core.infer.passes import Setting
 from cos_core.infer.questions import Questions, problems_file, questions
-from cos_core.infer.settings import InferConfig, model_fingerprint, note_dtype, setting
+from cos_core.infer.settings import model_fingerprint, note_dtype, setting
 from cos_core.infer.work import around, portions, start
 from cos_core.interfaces import Engine, Reporter, Runner
 from cos_core.runners.local import Local

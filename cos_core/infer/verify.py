@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from cos_core.infer.config import InferConfig
 from cos_core.infer.passes import TwoPass
 from cos_core.infer.questions import questions
-from cos_core.infer.settings import InferConfig, build_engine, finder, setting, tell_served
+from cos_core.infer.settings import build_engine, finder, setting, tell_served
 from cos_core.infer.work import QuestionBatch, answers
 from cos_core.interfaces import Engine, Reply, Reporter, Request
 

@@ -17,9 +17,10 @@ from cos_core.files import picture_files
 from cos_core.files.images import ImageSource
 from cos_core.files.picture_files import Shipped
 from cos_core.files.read_ahead import OpenPictures, PictureReader, one_ahead
+from cos_core.infer.config import InferConfig
 from cos_core.infer.passes import TwoPass, failed_prediction
 from cos_core.infer.relevance_regions import HeatFinder
-from cos_core.infer.settings import InferConfig, build_engine, finder, model_fingerprint, setting, tell_served
+from cos_core.infer.settings import build_engine, finder, model_fingerprint, setting, tell_served
 from cos_core.infer.side_by_side import SharedPictures, side_by_side
 from cos_core.interfaces import Engine, Reporter, Runner, Worker
 from cos_core.models import llava

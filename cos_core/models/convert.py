@@ -30,27 +30,13 @@ from cos_core.files.locks import FileLock
 from cos_core.files.text import one_line
 from cos_core.models import hub, layout, pretrained
 from cos_core.models.checkpoint_files import settings
+from cos_core.models.convert_config import ConvertConfig
 from cos_core.models.layout import families, hub_name
 
 _MOST_LAYERS = 1000
 PROJECTOR = {"0": "linear_1", "2": "linear_2"}
 _DROPPED = re.compile(r"rotary_emb\.inv_freq$|position_ids$|^(text_model|text_projection|visual_projection|logit_scale)")
 _INSIDE = "model.vision_tower.vision_tower."
-
-
-@dataclass(frozen=True, slots=True)
-class ConvertConfig:
-    """`source`: an original checkpoint, a folder or a hub id, as `base` and `vision_tower` are; `base`: the language model that
-    it was trained from, when `source` holds only a projector or a LoRA adapter; `vision_tower`: the CLIP checkpoint, when it is
-    not where `mm_vision_tower` says; `profile`: wording to keep with the checkpoint ("repo-2024" for a name with "cos" in it,
-    else "paper").
-    """
-
-    source: Path
-    out: Path
-    base: Path | None = None
-    vision_tower: Path | None = None
-    profile: str | None = None
 
 
 @dataclass(slots=True)

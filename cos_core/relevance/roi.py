@@ -12,10 +12,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from cos_core import options
 from cos_core.errors import InputError
 from cos_core.geometry import Box, SquarePad, bounding
 from cos_core.relevance.heat import as_grid, finer, picture_part
-from cos_core.system import bounds
 from cos_core.types import Regions
 
 RegionKind = Literal["top1", "component", "union"]
@@ -52,10 +52,10 @@ class RoiRule:
             raise InputError(f"unknown region rule {self.region!r}; one of {', '.join(REGION_KINDS)}")
         if self.threshold != OTSU and (isinstance(self.threshold, str) or not 0.0 <= self.threshold <= 1.0):
             raise InputError(f"threshold must lie in [0, 1] or be 'otsu', got {self.threshold}")
-        bounds.check("extend", self.extend, 0, 10)
+        options.check_number("extend", self.extend, 0, 10)
         if self.keep_mass is not None and not 0.0 < self.keep_mass <= 1.0:
             raise InputError(f"keep_mass must lie in (0, 1], got {self.keep_mass}")
-        bounds.check("finer", self.finer, 1, bounds.FINER)
+        options.check_number("finer", self.finer, 1, options.FINER)
 
 
 @dataclass(frozen=True, slots=True)

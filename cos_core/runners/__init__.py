@@ -10,7 +10,6 @@ from functools import lru_cache
 
 from cos_core.files import plug
 from cos_core.interfaces import Job, Reporter, Runner
-from cos_core.models import llava
 from cos_core.runners._config import RunnerConfig
 
 
@@ -23,6 +22,8 @@ def build(config: RunnerConfig, job: Job, device: str, reporter: Reporter, model
 
     @lru_cache(maxsize=1)
     def devices() -> list[str]:
+        from cos_core.models import llava
+
         # Several workers on "cuda" are not meant to share the first GPU.
         every = device == "cuda" and (config.workers or 1) > 1
         return llava.devices("auto" if every else device) if model else ["cpu"]

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cos_core.errors import InputError
+from cos_core.scoring import REPLICATES as REPLICATES
 
 LEVEL = 0.95
-REPLICATES = 2000
 FLIPS = 10_000
 _CACHED = 1 << 15
 """Random numbers held at a time, so that they stay in the processor's cache."""

@@ -17,6 +17,7 @@ from cos_core.files import filesystems, manifest
 from cos_core.files.locks import FileLock
 from cos_core.files.manifest import canonical
 from cos_core.interfaces import Reporter
+from cos_core.options import INPUT, OUTPUT, REQUIRED, option
 from cos_core.store import codec
 from cos_core.store.annotations import BATCH, LOCK_FILE, Store, is_store
 from cos_core.types import RunManifest
@@ -30,8 +31,10 @@ _FILES_A_PART, _FILES_BESIDE = 4, 64
 class MergeConfig:
     """`parts`: stores of one job, that is of one fingerprint; `out`: the store to write or to continue."""
 
-    parts: tuple[Path, ...]
-    out: Path
+    parts: tuple[Path, ...] = option(
+        REQUIRED, "Stores of one job.", INPUT, argument=True, metavar="PART [PART...]", completes="store"
+    )
+    out: Path = option(REQUIRED, "Store to write or to continue.", OUTPUT)
 
 
 def run(config: MergeConfig, reporter: Reporter) -> RunManifest:

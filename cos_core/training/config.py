@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cos_core.data.datasets import Files
+from cos_core import options
 from cos_core.errors import InputError
-from cos_core.system import bounds
+from cos_core.options import CHECKS, INPUT, MODEL, OUTPUT, REGION, REQUIRED, SPEED, TRAINING, Files, option
 
 if TYPE_CHECKING:
     from cos_core.training.order import BatchSizes
@@ -23,149 +23,151 @@ _NOT_IN_FINGERPRINT = (
 _LORA_ALPHA = 2
 _RATE, _ADAPTERS_RATE = 2e-5, 2e-4
 """Peak learning rates: the paper's (CoS §4.1) for whole weights, that of LLaVA's own LoRA recipe for adapters."""
-_COUNTS = {
-    "epochs": bounds.BATCH,
-    "batch_size": bounds.BATCH,
-    "max_length": bounds.BATCH,
-    "global_batch": bounds.BATCH,
-    "max_steps": bounds.COUNT,
-    "save_every": bounds.COUNT,
-    "lora": bounds.RANK,
-    "processes": bounds.PROCESSES,
-    "region_tokens": bounds.REGION_SIDE,
-}
-"""Whole numbers from 1, each with its largest value."""
-_CHOICES: dict[str, tuple[str | None, ...]] = {
-    "check": ("sample", "full", "off"),
-    "crop_of": ("text", "region"),
-    "max_length_counts": ("positions", "text"),
-    "on_no_region": ("full", "skip"),
-    "annotator": (None, "regions", "patches"),
-}
 
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """One training run. Raises InputError for values that cannot be meant.
+    """One training run; each field says what it is. Raises InputError for values that cannot be meant.
 
-    data, images         samples (see datasets.py; several files are one data set) and the folder that their image paths
-                         start from
-    follow_links         links in that folder may lead out of it
-    model, out           start checkpoint (directory, hub id or `miniature`); directory of the finished one
-    store                annotations of `cos annotate`, or the released region file (.json); needed by policies whose box the
-                         model writes
-    profile              wording and box text (see templates/prompts); None: the checkpoint's own, else "paper"
-    policy               how the region is chosen, a row of CoS Table 3a (see policies/)
-    learning_rate        peak, per AdamW step, reached after `warmup_ratio` of all steps, then cosine to 0; None: 2e-5, or 2e-4
-                         for adapters (see `rate`)
-    batch_size           samples that one device holds at once
-    global_batch         samples per optimiser step over all devices, by accumulation; None: batch_size x devices
-    max_length           tokens of one sample
-    max_length_counts    what max_length counts: "positions", each picture with all of its own, or "text", each picture as one
-                         token, as the released code cuts (2048 are 3198 positions with two pictures of 576)
-    max_steps            optimiser steps; overrides `epochs`
-    extra_turns          the image's other questions follow, supervised, as the released code trains (upstream §1.5)
-    train_projector      the projector is trained too, as the released code does; the paper freezes it
-    on_no_region         a question for which no region was found: trained on the "full" picture and counted, or "skip"
-    max_no_region        share of the questions about pictures that may be without a region before the check calls it a fault
-    annotator            fine-tune the annotator instead, on plain questions and answers as this backbone shows them to it:
-                         "regions" (the regions of a detector, a few tokens each) or "patches" (the picture); takes no store
-    detector, detector_options, region_tokens   of the annotator "regions", as its backbone takes them
-    dtype                arithmetic: auto is bfloat16 on a GPU (float16 on one without), float32 on a CPU; what is trained is
-                         kept in float32 whatever it is
-    workers              data loading processes; None is 0 on a CPU, 4 on a GPU
-    save_every           optimiser steps between checkpoints to resume from; None leaves it to the time
-    save_minutes         minutes between checkpoints at least, more where writing one takes long; None leaves it to the steps
-    resume               go on from the last whole checkpoint of an interrupted run in `out`
-    deepspeed            zero2, zero3, zero3_offload (see templates/deepspeed), or a DeepSpeed JSON file for the Trainer
-    gradient_checkpointing   recompute activations to save memory; None: on a GPU only
-    group_by_length      global batches of samples of like length: less padding, but batches are no longer drawn at random
-    crop_of              the crop that training shows: of the box as its "text" says, as inference will cut it, or of the
-                         annotated "region" itself, as the released code trains
-    lora, qlora          rank of low-rank adapters on the language model (None: all weights); over 4-bit weights
-    liger                Liger's fused kernels (GPU, package liger-kernel)
-    report_to            where the Trainer reports: none, tensorboard, wandb
-    check, check_only    the data doctor before training: on a sample, in full, or off; stop after it
-    max_faults           faulty samples that the check lets pass; they are left out
+    On the command line `policy` is --roi and `workers` --num-workers. What the help of a field leaves out:
+
+    learning_rate        peak, per AdamW step, reached after `warmup_ratio` of all steps, then cosine to 0 (see `rate`)
+    global_batch         over all devices; None: batch_size x devices
+    max_length_counts    "positions": each picture with all of its own; "text": each picture as one token, as the released code
+                         cuts (2048 are 3198 positions with two pictures of 576)
+    limit                the run is marked as partial: `limit` is part of what is learnt, and of the manifest
+    extra_turns          supervised, as the released code trains (upstream §1.5)
+    detector, region_tokens   of the annotator "regions", as its backbone takes them
+    dtype                auto is bfloat16 on a GPU (float16 on one without), float32 on a CPU
+    group_by_length      batches are then no longer drawn at random
+    max_faults           the faulty samples are left out
     processes            how many a launcher will start, which the bill is made out for; None: as many as there are
-    dry_run, mfu         print the bill and stop; share of a GPU's peak assumed where no GPU can be probed
     """
 
-    data: Files
-    images: Path
-    model: str
-    out: Path
-    store: Path | None = None
-    profile: str | None = None
-    policy: str = "from_single_question"
-    epochs: int = 1
-    learning_rate: float | None = None
-    warmup_ratio: float = 0.03
-    weight_decay: float = 0.0
-    batch_size: int = 16
-    global_batch: int | None = 1024
-    max_length: int = 2048
-    max_length_counts: Literal["positions", "text"] = "positions"
-    max_steps: int | None = None
-    extra_turns: bool = False
-    train_projector: bool = False
-    seed: int = 0
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: str = "auto"
-    workers: int | None = None
-    save_every: int | None = None
-    save_minutes: float | None = 30.0
-    resume: bool = True
-    deepspeed: str | None = None
-    gradient_checkpointing: bool | None = None
-    group_by_length: bool = False
-    crop_of: Literal["text", "region"] = "text"
-    on_no_region: Literal["full", "skip"] = "full"
-    max_no_region: float = 0.1
-    annotator: Literal["regions", "patches"] | None = None
-    detector: str | None = None
-    detector_options: Mapping[str, Any] = field(default_factory=dict)
-    region_tokens: int = 1
-    lora: int | None = None
-    qlora: bool = False
-    liger: bool = False
-    report_to: Literal["none", "tensorboard", "wandb"] = "none"
-    check: Literal["sample", "full", "off"] = "sample"
-    check_only: bool = False
-    max_faults: int = 0
-    processes: int | None = None
-    dry_run: bool = False
-    mfu: float = 0.4
-    follow_links: bool = False
+    data: Files = options.data_option()
+    images: Path = options.images_option()
+    model: str = options.model_option()
+    out: Path = option(REQUIRED, "Folder for checkpoints and the trained model.", OUTPUT)
+    store: Path | None = option(
+        None,
+        "Store that `cos annotate` wrote, or the released region file (.json).",
+        INPUT,
+        completes="store",
+        shown_default="no regions",
+    )
+    profile: str | None = options.profile_option()
+    policy: str = options.policy_option()
+    epochs: int = option(1, "Passes over the data.", TRAINING, low=1, high=options.BATCH)
+    learning_rate: float | None = option(
+        None,
+        "Highest learning rate; cosine decay after warm-up.",
+        TRAINING,
+        low=0,
+        high=10,
+        shown_default="2e-5; 2e-4 for adapters",
+    )
+    warmup_ratio: float = option(0.03, "Share of the steps that warm up.", TRAINING, low=0, high=1)
+    weight_decay: float = option(0.0, "AdamW weight decay.", TRAINING, low=0, high=10)
+    batch_size: int = option(16, "Samples a device sees at once.", TRAINING, low=1, high=options.BATCH)
+    global_batch: int | None = option(
+        1024, "Samples an optimiser step (the paper: 1024), by accumulation.", TRAINING, low=1, high=options.BATCH
+    )
+    max_length: int = option(2048, "Longest sample, in tokens.", TRAINING, low=1, high=options.BATCH)
+    max_length_counts: Literal["positions", "text"] = option(
+        "positions", "In --max-length, a picture counts all its positions, or one token, as the released code cuts.", TRAINING
+    )
+    max_steps: int | None = option(
+        None, "Stop after this many steps.", TRAINING, low=1, high=options.COUNT, shown_default="epochs decide"
+    )
+    limit: int | None = option(
+        None,
+        "Train on the first so many samples only, as a trial; the run is marked as partial.",
+        INPUT,
+        low=1,
+        high=options.COUNT,
+        shown_default="all",
+    )
+    extra_turns: bool = option(False, "Append the picture's other questions, as the released code does.", TRAINING)
+    train_projector: bool = option(False, "Train the projector too, as the released code does.", TRAINING)
+    seed: int = options.seed_option()
+    dtype: Literal["auto", "float32", "bfloat16"] = options.dtype_option(
+        ("float32", "bfloat16"), "Arithmetic; what is trained stays float32."
+    )
+    device: str = options.device_option()
+    workers: int | None = option(
+        None,
+        "Processes that load data.",
+        SPEED,
+        flag="--num-workers",
+        formerly=("workers",),
+        low=0,
+        high=options.PROCESSES,
+        shown_default="0 on a CPU, 4 on a GPU",
+    )
+    save_every: int | None = option(
+        None, "Steps between checkpoints.", OUTPUT, low=1, high=options.COUNT, shown_default="by time only"
+    )
+    save_minutes: float | None = option(
+        30.0, "Minutes between checkpoints; more where one takes long to write.", OUTPUT, low=0, high=options.BATCH
+    )
+    resume: bool = option(True, "Continue from the last whole checkpoint in --out.", OUTPUT)
+    deepspeed: str | None = option(None, "zero2, zero3, zero3_offload, or a DeepSpeed JSON file.", SPEED, shown_default="none")
+    gradient_checkpointing: bool | None = option(
+        None, "Recompute activations to save memory.", SPEED, shown_default="on a GPU only"
+    )
+    group_by_length: bool = option(False, "Make batches of samples of like length: less padding.", SPEED)
+    crop_of: Literal["text", "region"] = option(
+        "text", "Crop what the box text says, as inference will, or the annotated region, as the released code.", REGION
+    )
+    on_no_region: Literal["full", "skip"] = option(
+        "full", "A question without a region: train it on the whole picture, and count it, or leave it out.", REGION
+    )
+    max_no_region: float = option(0.1, "Share of questions without a region that the check lets pass.", CHECKS, low=0, high=1)
+    annotator: Literal["regions", "patches"] | None = option(
+        None,
+        "Fine-tune the annotator instead: plain answers, with pictures as this backbone shows them; no --store.",
+        MODEL,
+        shown_default="no",
+    )
+    detector: str | None = options.detector_option()
+    detector_options: Mapping[str, Any] = options.settings_option("detector")
+    region_tokens: int = option(
+        1, "Visual tokens a region, along each side (annotator 'regions').", REGION, low=1, high=options.REGION_SIDE
+    )
+    lora: int | None = option(
+        None, "Train adapters of this rank, merged at the end.", MODEL, low=1, high=options.RANK, shown_default="all weights"
+    )
+    qlora: bool = option(False, "Adapters over 4-bit weights (GPU, with --lora).", MODEL)
+    liger: bool = option(False, "Liger's fused kernels (GPU).", SPEED)
+    report_to: Literal["none", "tensorboard", "wandb"] = option("none", "Where the Trainer reports to.", OUTPUT)
+    check: Literal["sample", "full", "off"] = option(
+        "sample", "Examine the data first: some samples closely, all, or none.", CHECKS
+    )
+    check_only: bool = option(False, "Examine the data and stop.", CHECKS)
+    max_faults: int = option(0, "Faulty samples to pass over instead of stopping.", CHECKS, low=0, high=options.COUNT)
+    processes: int | None = option(
+        None,
+        "Processes (GPUs) on this machine, by DeepSpeed's launcher.",
+        SPEED,
+        low=1,
+        high=options.PROCESSES,
+        shown_default="one",
+    )
+    dry_run: bool = option(False, "Print the bill (steps, memory, disk, hours) and stop.", CHECKS)
+    mfu: float = option(0.4, "Share of a GPU's peak that the bill assumes.", CHECKS, low=0.01, high=1)
+    follow_links: bool = options.follow_links_option()
 
     def __post_init__(self) -> None:
-        for name, high in _COUNTS.items():
-            bounds.check(name, getattr(self, name), 1, high)
-        bounds.check("workers", self.workers, 0, bounds.PROCESSES)
-        bounds.check("max_faults", self.max_faults, 0, bounds.COUNT)
-        bounds.check("weight_decay", self.weight_decay, 0, 10)
-        bounds.check("learning_rate", self.learning_rate, 0, 10)
-        bounds.check("save_minutes", self.save_minutes, 0, bounds.BATCH)
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise InputError(f"{name} is {' or '.join(map(str, choices))}, got {getattr(self, name)!r}")
+        options.check(self)
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
-        if not 0 <= self.warmup_ratio < 1:
+        if self.warmup_ratio >= 1:
             raise InputError(f"warmup_ratio is a share of all steps in [0, 1), got {self.warmup_ratio}")
         if self.save_minutes is not None and self.save_minutes <= 0:
             raise InputError(f"save_minutes must be positive, got {self.save_minutes}")
         if self.qlora and self.lora is None:
             raise InputError("qlora needs the rank of its adapters: give lora, too")
-        if not 0 <= self.max_no_region <= 1:
-            raise InputError(f"max_no_region is a share in [0, 1], got {self.max_no_region}")
         self._check_annotator()
-        if not 0 < self.mfu <= 1:
-            raise InputError(f"mfu is a share of the peak in (0, 1], got {self.mfu}")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed must lie in [0, 2**32), got {self.seed}")
-        if self.dtype not in ("auto", "float32", "bfloat16"):
-            raise InputError(f"cannot train in dtype {self.dtype!r}; use auto, float32 or bfloat16")
         if self.device not in ("auto", "cpu", "cuda"):
             raise InputError(f"cannot train on device {self.device!r}; use auto, cpu or cuda (CUDA_VISIBLE_DEVICES chooses)")
 
@@ -234,9 +236,10 @@ class TrainConfig:
     def learnt(self, devices: int) -> dict[str, Any]:
         """The settings that decide what is learnt, for the run's fingerprint; `global_batch` as it comes out."""
         kept = {key: value for key, value in self.to_json().items() if key not in _NOT_IN_FINGERPRINT}
-        if kept["max_length_counts"] == "positions":
-            # Runs that were begun before there was a choice go on.
-            del kept["max_length_counts"]
+        # Runs that were begun before there was a choice go on.
+        for name, default in (("max_length_counts", "positions"), ("limit", None)):
+            if kept[name] == default:
+                del kept[name]
         return {**kept, "global_batch": self.batch_size * devices * self.accumulation(devices)}
 
 

@@ -43,7 +43,7 @@ def read(config: TrainConfig, policy: Policy) -> Iterator[Data]:
             table.build(place, config.data, rules, regions)
 
     with shared.folder(f"samples-{_mark(config)}", fill) as place:
-        yield table.opened(place)
+        yield table.opened(place, config.limit)
 
 
 @contextmanager

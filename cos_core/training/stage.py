@@ -162,6 +162,8 @@ def _finish(
         "questions_without_region": len(data.lacking),
         "fallbacks": sum(record["fallbacks"] for record in log),
     }
+    if len(data.samples) < data.samples.total:
+        results["partial"] = {"limit": config.limit, "samples_in_data": data.samples.total}
     done: RunManifest = started.finish(counts, results=results)
 
     def write() -> None:

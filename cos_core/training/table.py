@@ -89,15 +89,19 @@ class Data:
 class SampleTable(Sequence[Sample]):
     """The samples of a data set. Equal, sample by sample, to the list of what `collect` yields."""
 
-    def __init__(self, folder: Path, data: Files, found: Sequence[Stamp]) -> None:
-        """`folder`: as `build` filled it; `found`: the stamps of the data files when they were read.
+    def __init__(self, folder: Path, data: Files, found: Sequence[Stamp], limit: int | None = None) -> None:
+        """`folder`: as `build` filled it; `found`: the stamps of the data files when they were read; `limit`: the first so many
+        samples only.
 
         Raises CosError when a data file was changed since, or cannot be read.
         """
-        self._origin = folder, data, found
+        self._origin = folder, data, found, limit
         self._files = RecordFiles(data, found)
         self._records = _mapped(folder / "records", _RECORD)
-        self._samples = _mapped(folder / "samples", _SAMPLE)
+        samples = _mapped(folder / "samples", _SAMPLE)
+        self.total = len(samples)
+        """Samples of the whole data set."""
+        self._samples = samples[:limit]
         self._questions = _mapped(folder / "questions", _QUESTION)
         self._ids = _mapped(folder / "ids", np.dtype("u1"))
 
@@ -215,12 +219,12 @@ def build(folder: Path, data: Files, rules: Rules, annotations: Annotations | Re
         ) from None
 
 
-def opened(folder: Path) -> Data:
-    """What `build` left in `folder`. Raises CosError when the data file was changed since."""
+def opened(folder: Path, limit: int | None = None) -> Data:
+    """What `build` left in `folder`, at most `limit` samples. Raises CosError when the data file was changed since."""
     summary = json.loads((folder / _SUMMARY).read_text())
     logs = {name: ReasonFile(folder / name, SkipReasons(**summary["logs"][name])) for name in _LOGS}
     files, regions = tuple(map(Path, summary["data"])), summary["regions"]
-    samples = SampleTable(folder, files, [(size, changed) for size, changed in summary["stamps"]])
+    samples = SampleTable(folder, files, [(size, changed) for size, changed in summary["stamps"]], limit)
     return Data(files, samples, asked=summary["asked"], mixed=summary["mixed"], regions=regions and Path(regions), **logs)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from cos_core.interfaces import Reporter
 from cos_core.scoring.box_tally import BoxTally
 from cos_core.types import RunManifest
 from cos_core.visualize import plots, source
+from cos_core.visualize.config import BoxStatsConfig
 from cos_core.visualize.plots import unread
 
 MOST_SETS, OTHERS = 100, "(others)"
@@ -25,23 +25,6 @@ MOST_SETS, OTHERS = 100, "(others)"
 _CSV = outputs.beginning(b"low,high,count", b"status,count", b"x0,", b"data_set,examples")
 _TABLES = ("area", "aspect", "offset", "overlap", "status", "centre_bias", "data_sets")
 _OURS = {"boxes.json": outputs.beginning(b"{\n  "), **{f"{name}.csv": _CSV for name in _TABLES}}
-
-
-@dataclass(frozen=True, slots=True)
-class BoxStatsConfig:
-    """`source`: a store, a predictions file, or a directory with predictions.jsonl; `out`: a directory.
-
-    `reference`: what to measure the regions against (IoU, centre held): a store, predictions, or a questions' file with gold
-    regions. Data sets are told apart by the first folder of the image paths, as LLaVA's mixture has them.
-    `images`: the root of the image paths, needed only to give aspect ratios in pixels; without it they are in fractions of the
-    picture (1: the picture's own shape). `follow_links`: links in that folder may lead out of it.
-    """
-
-    source: Path
-    out: Path
-    images: Path | None = None
-    reference: Path | None = None
-    follow_links: bool = False
 
 
 def run(config: BoxStatsConfig, reporter: Reporter) -> RunManifest:

@@ -6,10 +6,8 @@ One drawing serves every format: in a PDF the boxes and words are vectors, and e
 from __future__ import annotations
 
 import io
-import random
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
@@ -26,10 +24,10 @@ from cos_core.geometry import Box
 from cos_core.interfaces import Reporter
 from cos_core.types import RunManifest
 from cos_core.visualize import runs, select
+from cos_core.visualize.config import CompareConfig
 from cos_core.visualize.draw import COLOURS, font_at, wrap
-from cos_core.visualize.overlay import FORMATS, mark
+from cos_core.visualize.overlay import mark
 from cos_core.visualize.runs import FinishedRun, RunQuestion
-from cos_core.visualize.select import Selection
 
 OTHER = (0, 158, 115)
 """The earlier run's boxes: bluish green of the same colour-blind safe palette."""
@@ -37,36 +35,6 @@ CELL_INCHES = (2.5, 3.0)
 _WORDS_PX = 9
 _PICTURE_PX = 700
 _DPI = 160
-
-
-@dataclass(frozen=True, slots=True)
-class CompareConfig:
-    """`runs`: one run or more, the last is the one looked at; `out`: .pdf (vector, all sheets), or .png or .webp (further
-    sheets are numbered); `grid`: columns x rows of a sheet. Without `selection.sample` one sheet is filled, drawn at random
-    from what fits; the table beside it, `<out>.csv`, names everything that fits. `follow_links`: links in the
-    picture folder may lead out of it."""
-
-    runs: tuple[Path, ...]
-    out: Path
-    data: Path | None = None
-    images: Path | None = None
-    grid: str = "4x3"
-    selection: Selection = field(default_factory=Selection)
-    follow_links: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.runs:
-            raise InputError("a comparison needs at least one run")
-        if self.out.suffix.lower() not in FORMATS:
-            raise InputError(f"{self.out}: contact sheets are written as {', '.join(FORMATS)}")
-        self.shape()
-
-    def shape(self) -> tuple[int, int]:
-        """(columns, rows). Raises InputError."""
-        found = re.fullmatch(r"(\d{1,2})x(\d{1,2})", self.grid)
-        if found is None or not all(1 <= int(n) <= 20 for n in found.groups()):
-            raise InputError(f"a grid is columns x rows, like 4x3, each 1 to 20; got {self.grid!r}")
-        return int(found[1]), int(found[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +56,7 @@ def run(config: CompareConfig, reporter: Reporter) -> RunManifest:
     if not everything:
         raise InputError(f"no question of {' and '.join(r.name for r in found)} fits: {config.selection.words()}")
     columns, rows = config.shape()
-    want = config.selection.sample or columns * rows
-    ids = everything
-    if len(ids) > want:
-        kept = set(random.Random(config.selection.seed).sample(ids, want))
-        ids = [i for i in ids if i in kept]
+    ids = select.drawn(everything, config.selection.sample or columns * rows, config.selection.seed)
     cells = [_cell(found, example_id) for example_id in ids]
     config.out.parent.mkdir(parents=True, exist_ok=True)
     sheets = [sheet(cells[i : i + columns * rows], columns, rows, found) for i in range(0, len(cells), columns * rows)]
@@ -118,7 +82,7 @@ def table(found: Sequence[FinishedRun], ids: Sequence[str]) -> Iterator[list[str
     """A row a question: id, question, gold answer, and for each run answer, verdict, box status and box."""
     for example_id in ids:
         items = [run.item(example_id) for run in found]
-        row = [example_id, items[-1].question, next((item.truth for item in items if item.truth), "")]
+        row = [example_id, items[-1].question, runs.gold_answer(items)]
         for item in items:
             score = "" if item.score is None else f"{item.score.value:g}"
             box = "" if item.box is None else " ".join(f"{v:.4f}" for v in item.box.corners)
@@ -128,9 +92,8 @@ def table(found: Sequence[FinishedRun], ids: Sequence[str]) -> Iterator[list[str
 
 def _cell(found: Sequence[FinishedRun], example_id: str) -> SheetCell:
     items = [run.item(example_id) for run in found]
-    name = next((item.image for item in items if item.image), None)
-    root = next((run.images for run in found if run.images is not None), None)
-    picture, problem = None, "asked without an image"
+    name, root = runs.image_name(items), runs.picture_root(found)
+    picture, problem = None, runs.NO_IMAGE
     if name is not None:
         try:
             picture = images.open_image(root, name)
@@ -138,10 +101,10 @@ def _cell(found: Sequence[FinishedRun], example_id: str) -> SheetCell:
         except InputError as error:
             problem = str(error)
     boxes = [(OTHER, "--", item.box) for item in items[:-1] if item.box is not None]
-    gold = next((item.gold for item in items if item.gold is not None), None)
+    gold = runs.gold_region(items)
     boxes += [(COLOURS["gold"], ":", gold)] if gold is not None else []
     boxes += [(COLOURS["predicted"], "-", items[-1].box)] if items[-1].box is not None else []
-    truth = next((item.truth for item in items if item.truth), "")
+    truth = runs.gold_answer(items)
     lines = [(items[-1].question, True)]
     lines += [(_said(run, item, len(items) > 1), False) for run, item in zip(found, items, strict=True)]
     lines += [(f"gold: {truth}", False)] if truth else []

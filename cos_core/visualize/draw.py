@@ -112,6 +112,11 @@ def zoom(picture: Image.Image, longest: int) -> Image.Image:
     return _fitted(picture, longest)
 
 
+def reduced(picture: Image.Image, longest: int) -> Image.Image:
+    """`picture` itself when its longer side is at most `longest` pixels, else a smaller copy."""
+    return picture if max(picture.size) <= longest else _fitted(picture, longest)
+
+
 def _fitted(picture: Image.Image, longest: int) -> Image.Image:
     scale = longest / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
@@ -132,10 +137,8 @@ class EncoderView:
         Bicubic as CLIP's processor; the normalisation that follows there changes no visible detail.
         """
         region = picture if box is None else crop_region(picture, box, self.crop_from, self.fill)
-        if max(region.size) > _LARGE:
-            # A panorama's square would be a hundred times the picture; reduced first, the view differs by less than is seen.
-            region = _fitted(region, _LARGE)
-        return images.square_pad(region, self.fill).resize((self.side, self.side), Image.Resampling.BICUBIC)
+        # A panorama's square would be a hundred times the picture; reduced first, the view differs by less than is seen.
+        return images.square_pad(reduced(region, _LARGE), self.fill).resize((self.side, self.side), Image.Resampling.BICUBIC)
 
 
 def draw_marks(shown: Shown, marks: Sequence[Mark]) -> Marked:

@@ -14,8 +14,8 @@ import shutil
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -28,35 +28,13 @@ from cos_core.geometry import Box
 from cos_core.interfaces import Reporter
 from cos_core.types import RunManifest
 from cos_core.visualize import runs, select
+from cos_core.visualize.config import Format, RunExportConfig
 from cos_core.visualize.runs import FinishedRun, RunQuestion
-from cos_core.visualize.select import Selection
 
-Format = Literal["coco", "fiftyone", "label-studio", "lmms-eval"]
-FORMATS: tuple[Format, ...] = ("coco", "fiftyone", "label-studio", "lmms-eval")
 _OURS: Mapping[str, outputs.IsOurs] = {"lmms-eval": outputs.records_with("doc_id", "doc_hash")}
 _CATEGORIES = {"predicted": 1, "gold": 2}
 _TOLD = 5
 """Of what is left out, so many are said one by one."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunExportConfig:
-    """`source`: an eval folder or a predictions file; `out`: the file to write; `format`: one of FORMATS; `data`, `images`:
-    where questions and pictures are, when the run does not say; `image_prefix` stands before image paths (label-studio);
-    `follow_links`: links in the picture folder may lead out of it."""
-
-    source: Path
-    out: Path
-    format: Format
-    data: Path | None = None
-    images: Path | None = None
-    image_prefix: str = ""
-    selection: Selection = field(default_factory=Selection)
-    follow_links: bool = False
-
-    def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise InputError(f"no export format is called {self.format!r}; there are: {', '.join(FORMATS)}")
 
 
 @dataclass(slots=True)

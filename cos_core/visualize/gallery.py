@@ -32,6 +32,7 @@ EMBED_BYTES = 30_000_000
 """Pictures up to this many bytes together stay inside the page (base64 adds a third)."""
 
 BoxKind = Literal["predicted", "other", "gold", "annotated"]
+Mark = Literal["right", "wrong", ""]
 _OWN_FILE = re.compile(r"[0-9a-f]{32}\.(png|webp|jpeg)")
 
 
@@ -165,7 +166,7 @@ class CardLine:
 
     term: str
     text: str
-    mark: Literal["right", "wrong", ""] = ""
+    mark: Mark = ""
     code: bool = False
     note: str = ""
 

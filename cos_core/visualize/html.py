@@ -12,6 +12,9 @@ from PIL import Image, features
 
 from cos_core.files import assets, manifest, pages
 
+Section = tuple[str, str, "Html"]
+"""(anchor, title, content) of a part of a page; empty content leaves it out."""
+
 
 class Html(str):
     """Text that is HTML already. Everything else that reaches a page is escaped."""
@@ -100,7 +103,7 @@ def uri(kind: str, data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def page(title: str, sections: Sequence[tuple[str, str, Html]], *, first: Html, banner: Html, in_folder: bool = False) -> Html:
+def page(title: str, sections: Sequence[Section], *, first: Html, banner: Html, in_folder: bool = False) -> Html:
     """The whole page: `first` on top, then (anchor, title, content) sections that hold something, with a way to each.
 
     Nothing leaves it: the Content-Security-Policy takes our own style and script, embedded pictures, and (`in_folder`) pictures

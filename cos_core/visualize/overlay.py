@@ -20,6 +20,7 @@ from cos_core.interfaces import Reporter
 from cos_core.scoring.metrics import usable_box
 from cos_core.store.annotations import Store
 from cos_core.types import Annotation, Example, Prediction, RunManifest
+from cos_core.visualize.config import PICTURES, OverlayConfig
 from cos_core.visualize.draw import (
     HAIRLINE,
     INK,
@@ -37,7 +38,6 @@ from cos_core.visualize.relevance_maps import Grid, blend, read_heat, stored_hea
 from cos_core.visualize.runs import fallback_words
 from cos_core.visualize.source import PREDICTIONS, Cuts, read_predictions
 
-FORMATS = (".png", ".webp", ".pdf")
 _GAP = 20
 _TEXT_PX = 17
 _LINES_PER_NOTE = 4
@@ -46,42 +46,6 @@ _MIN_WIDTH = 560  # narrower sheets would break the question into slivers
 
 _SOFTWARE = 0x0131
 """The EXIF tag that names the program."""
-
-
-@dataclass(frozen=True, slots=True)
-class OverlayConfig:
-    """A prediction of a recorded file, an annotation of a store, or one picture with what is to be said about it.
-
-    predictions  a predictions file (JSONL, or a directory that holds predictions.jsonl) and `example`, the id of the one to
-                 draw (None: the first that has a box); `images` is the root of its image paths, and `follow_links` says that
-                 links in it may lead out of it.
-    store        a store of annotations. With `predictions` it adds the annotated region; by itself its annotation `example` is
-                 drawn (None: the first that has a box). Its relevance map is drawn, too, where it keeps one.
-    data         optional, with `predictions` or `store`: the questions' file adds the truth and the gold region.
-    image        a picture, with `box` (x0, y0, x1, y1: fractions of the picture) and `question`, `answer`, `box_status`.
-    heat         optional: a relevance map (heat.read_heat), drawn as a panel of its own with its colour bar, instead of the
-                 store's; `heat_frame` says whether its cells divide the padded square, as a vision encoder's patches and the
-                 store's maps do, or the picture itself.
-    detector     optional: a detector plug-in that needs no model; its candidate regions are drawn, thin.
-    out          .png, .webp or .pdf; `longest` is the longer side of the drawn picture, in pixels.
-    """
-
-    out: Path
-    predictions: Path | None = None
-    example: str | None = None
-    images: Path | None = None
-    data: Path | None = None
-    store: Path | None = None
-    image: Path | None = None
-    box: tuple[float, float, float, float] | None = None
-    question: str | None = None
-    answer: str | None = None
-    box_status: str | None = None
-    heat: Path | None = None
-    heat_frame: Frame = "square"
-    detector: str | None = None
-    longest: int = 640
-    follow_links: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +65,8 @@ def run(config: OverlayConfig, reporter: Reporter) -> RunManifest:
 
     Raises InputError: no source or two given, no such example, an unreadable picture, an unknown picture format.
     """
-    if config.out.suffix.lower() not in FORMATS:
-        raise InputError(f"{config.out}: an overlay is written as {', '.join(FORMATS)}")
+    if config.out.suffix.lower() not in PICTURES:
+        raise InputError(f"{config.out}: an overlay is written as {', '.join(PICTURES)}")
     if config.predictions is not None and config.image is not None:
         raise InputError("give either a predictions file or an image to draw")
     if config.predictions is None and config.image is None and config.store is None:
@@ -135,7 +99,7 @@ def mark() -> Image.Exif:
 
 
 def write_picture(out: Path, sheet: Image.Image) -> None:
-    """Writes `sheet` as the format that `out` ends in (FORMATS), whole or not at all. WebP is lossless: text stays sharp."""
+    """Writes `sheet` as the format that `out` ends in (PICTURES), whole or not at all. WebP is lossless: text stays sharp."""
     data = io.BytesIO()
     options: dict[str, Any] = {"lossless": True} if out.suffix.lower() == ".webp" else {}
     if out.suffix.lower() == ".pdf":

@@ -27,18 +27,19 @@ def amount(value: object, unit: str = "") -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
 
 
-def runs_table(runs: Sequence[FinishedRun]) -> Html:
-    """A row a run: headline with its interval, questions, how its boxes were read, how it was asked."""
-    rows = [element("tr", joined(_run_cells(run)), class_="method" if run is runs[-1] else "arm") for run in runs]
-    head = ["FinishedRun", "Score", "with 95 % interval", "Answered", "Region hits", "Box not usable", "Policy, profile"]
+def runs_table(runs: Sequence[FinishedRun], looked_at: FinishedRun) -> Html:
+    """One row for each run: headline with its interval, questions, how its boxes were read, how it was asked."""
+    roles = ["method" if run is looked_at else "arm" for run in runs]
+    rows = [element("tr", joined(_run_cells(run, role)), class_=role) for run, role in zip(runs, roles, strict=True)]
+    head = ["Run", "Score", "with 95 % interval", "Answered", "Region hits", "Box not usable", "Policy, profile"]
     caption = (
         "Every run as cos eval scored it; a dash where a run does not say. “Region hits”: the region holds the centre of the "
-        "right object."
+        "right object; below it the regions' mean share of the picture, as a large region hits easily."
     )
     return table(caption, head, rows, numbers=(2, 3, 4, 5))
 
 
-def _run_cells(run: FinishedRun) -> list[Html]:
+def _run_cells(run: FinishedRun, role: str) -> list[Html]:
     headline: Mapping[str, Any] = run.results.get("headline", {})
     unit, value = str(headline.get("unit", "")), headline.get("value")
     low, high = headline.get("low"), headline.get("high")
@@ -48,7 +49,7 @@ def _run_cells(run: FinishedRun) -> list[Html]:
         scale = _FULL_SCALE[unit]
         whisker = None if low is None or high is None else (low / scale, high / scale)
         words = f"{headline.get('metric')}: {amount(value, unit)}{f', 95 % interval {ends}' if ends else ''}"
-        chart = share_bar(value / scale, whisker, "method", words)
+        chart = share_bar(value / scale, whisker, role, words)
     counts = run.manifest.counts if run.manifest else {}
     answered = run.summary.answered
     total = len(run.scores) or len(run.predictions)
@@ -61,14 +62,21 @@ def _run_cells(run: FinishedRun) -> list[Html]:
     regions: Mapping[str, Any] = run.results.get("regions", {})
     how = [_listed(run.protocol.get(key)) or _said(run, key) for key in ("policy", "profile")]
     return [
-        element("th", joined([run.name, element("small", run.benchmark or "not scored")]), scope="row"),
+        element("th", joined([run.name, element("small", run.about or run.benchmark or "not scored")]), scope="row"),
         element("td", chart, class_="chart"),
         _cell(amount(value, unit), ends or ""),
         _cell(f"{answered:,} / {total:,}", below),
-        _cell(percent(regions.get("hit")), f"{regions['usable']:,} of {regions['n']:,} usable" if "usable" in regions else ""),
+        _cell(percent(regions.get("hit")), "; ".join(_region_words(regions))),
         _cell(percent(unused / asked) if asked else "–", f"{unused:,} of {asked:,}" if asked else ""),
         element("td", ", ".join(words for words in how if words) or "–"),
     ]
+
+
+def _region_words(regions: Mapping[str, Any]) -> Iterator[str]:
+    if regions.get("area") is not None:
+        yield f"{percent(regions['area'])} of the picture"
+    if regions.get("usable", 0) < regions.get("n", 0):
+        yield f"{regions['usable']:,} of {regions['n']:,} usable"
 
 
 def metrics_table(runs: Sequence[FinishedRun]) -> Html | None:
@@ -117,9 +125,13 @@ def differences_table(compared: Sequence[Comparison], refused: Sequence[str]) ->
         found, unit = each.found, each.unit
         sign = {"better": "yes", "worse": "no"}.get(each.verdict, "same")
         only = f"{each.only_a + each.only_b:,} in one run only" if each.only_a + each.only_b else ""
+        words = f"{each.metric}, {'points' if unit in _FULL_SCALE else unit}"
         cells = [
-            element("th", joined([f"{each.b} − {each.a}", element("small", f"{each.metric}, {unit}")]), scope="row"),
-            _cell(element("span", _signed(found.difference), class_=sign), f"{_signed(found.low)} to {_signed(found.high)}"),
+            element("th", joined([f"{each.b} − {each.a}", element("small", words)]), scope="row"),
+            _cell(
+                element("span", signed(found.difference, unit), class_=sign),
+                f"{signed(found.low, unit)} to {signed(found.high, unit)}",
+            ),
             _cell(f"{len(each.won):,} / {len(each.lost):,}"),
             _cell(_two_digits(each.p_holm), f"{_two_digits(each.p)} before Holm, {each.test}"),
             element("td", joined([each.verdict, element("small", each.undefined)]) if each.undefined else each.verdict),
@@ -136,8 +148,8 @@ def differences_table(compared: Sequence[Comparison], refused: Sequence[str]) ->
     if not rows:
         return listed
     caption = (
-        "The benchmark's own headline, later run minus first, on the questions that both scored, with its 95 % interval: the "
-        "figures of cos eval compare. Images are resampled, p-values are Holm's over this table."
+        "The benchmark's own headline, the run named first minus the other, on the questions that both scored, with its 95 % "
+        "interval: the figures of cos eval compare. Images are resampled, p-values are Holm's over this table."
     )
     head = ["Difference", "of the headline", "Gained / lost questions", "p", "Verdict", "Questions"]
     made = table(caption, head, rows, (1, 2, 3, 5))
@@ -172,8 +184,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + key, value
 
 
-def _signed(value: float) -> str:
-    return "undefined" if math.isnan(value) else f"{value:+.3f}".replace("-", "−")
+def signed(value: float, unit: str = "fraction") -> str:
+    """A difference for a person: of shares and percentages in points, "+51.1"; of anything else with three decimals."""
+    if math.isnan(value):
+        return "undefined"
+    words = f"{100 * value / _FULL_SCALE[unit]:+.1f}" if unit in _FULL_SCALE else f"{value:+.3f}"
+    return words.replace("-", "−")
 
 
 def _two_digits(value: float) -> str:

@@ -29,6 +29,8 @@ from cos_core.types import UNUSABLE_BOXES, Example, Prediction, RunManifest, Sco
 from cos_core.visualize import source
 
 SCORES = "scores.jsonl"
+NO_IMAGE = "asked without an image"
+"""What stands where the picture of a question without one would be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,11 @@ class Summary:
     silent: int = 0
     said: dict[str, set[str]] = field(default_factory=lambda: {"policy": set(), "profile": set()})
 
+    @property
+    def mixed(self) -> bool:
+        """Whether the answers differ in policy or profile."""
+        return any(len(values) > 1 for values in self.said.values())
+
     def add(self, prediction: Prediction, cuts: source.Cuts) -> None:
         self.boxes.add(usable_box(prediction), "failed" if prediction.error else prediction.box_status)
         self.answered += prediction.answer is not None
@@ -70,7 +77,10 @@ class Summary:
 
 @dataclass(slots=True)
 class FinishedRun:
-    """One run. `scores` is empty for answers that were never scored; ids are example ids, in the data's order where known."""
+    """One run. `scores` is empty for answers that were never scored; ids are example ids, in the data's order where known.
+
+    `about`: a few words on the run that stand below its name in a table; empty: its benchmark.
+    """
 
     name: str
     path: Path
@@ -85,6 +95,7 @@ class FinishedRun:
     remarks: list[str] = field(default_factory=list)
     cuts: source.Cuts | None = None
     questions: tuple[str, str, str] | None = None
+    about: str = ""
 
     @property
     def results(self) -> Mapping[str, Any]:
@@ -199,20 +210,42 @@ class RunQuestion:
         return self.prediction is not None and self.prediction.box_status in UNUSABLE_BOXES
 
 
+def image_name(items: Sequence[RunQuestion]) -> str | None:
+    """The image path of a question, from the first run that has one."""
+    return next((item.image for item in items if item.image), None)
+
+
+def gold_region(items: Sequence[RunQuestion]) -> Box | None:
+    """The data's own region for a question, from the first run that has one."""
+    return next((item.gold for item in items if item.gold is not None), None)
+
+
+def gold_answer(items: Sequence[RunQuestion]) -> str:
+    """The accepted answers to a question, from the first run that has them; empty without any."""
+    return next((item.truth for item in items if item.truth), "")
+
+
+def picture_root(runs: Sequence[FinishedRun]) -> Root:
+    """The root of the image paths, from the first run that has one."""
+    return next((run.images for run in runs if run.images is not None), None)
+
+
 def fallback_words(box: Box) -> str:
     """What stands where a region would, when none could be read."""
     return "fallback: whole picture" if box.area == 1.0 else "fallback: a fixed region"
 
 
-def load(paths: Sequence[Path], sources: RunSources, reporter: Reporter) -> list[FinishedRun]:
-    """The runs at `paths`, with names that differ; remarks go to the reporter, too.
+def load(
+    paths: Sequence[Path], sources: RunSources, reporter: Reporter, names: Sequence[str] | None = None
+) -> list[FinishedRun]:
+    """The runs at `paths`, with `names` or the shortest ends of the paths that differ; remarks go to the reporter, too.
 
     Raises InputError when a path holds neither scores nor predictions, or one that is empty.
     """
     if len({os.path.realpath(path) for path in paths}) < len(paths):
         raise InputError("the same run is named twice")
     runs: list[FinishedRun] = []
-    for path, name in zip(paths, _names(paths), strict=True):
+    for path, name in zip(paths, names or _names(paths), strict=True):
         runs.append(_load(path, name, sources, runs))
     for run in runs:
         for remark in run.remarks:

@@ -5,53 +5,10 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from cos_core.errors import InputError
+from cos_core.visualize.config import Selection
 from cos_core.visualize.runs import FinishedRun, RunQuestion
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Filters, all of which must hold; None and False ask for nothing.
-
-    flipped   the verdicts of the first two runs differ
-    wrong     the last run's answer is wrong
-    fallback  in a run, a box was asked for and could not be used
-    min_area  the last run's box covers at least this share of the picture
-    question  a regular expression found in the question, cases ignored
-    sample    so many of them, drawn with `seed`, order kept
-    """
-
-    flipped: bool = False
-    wrong: bool = False
-    fallback: bool = False
-    min_area: float | None = None
-    question: str | None = None
-    sample: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.min_area is not None and not 0.0 <= self.min_area <= 1.0:
-            raise InputError(f"an area is a share of the picture, in [0, 1], got {self.min_area}")
-        if self.sample is not None and self.sample < 1:
-            raise InputError(f"a sample holds at least one question, got {self.sample}")
-        self.pattern()
-
-    def pattern(self) -> re.Pattern[str] | None:
-        """The expression of `question`, cases ignored. Raises InputError when it is none."""
-        try:
-            return None if self.question is None else re.compile(self.question, re.IGNORECASE)
-        except re.error as error:
-            raise InputError(f"--question {self.question!r} is not a regular expression: {error}") from None
-
-    def words(self) -> str:
-        """What was asked for, in a few words; empty for everything."""
-        parts = [name for name in ("flipped", "wrong", "fallback") if getattr(self, name)]
-        parts += [f"area ≥ {self.min_area:g}"] if self.min_area is not None else []
-        parts += [f"question ~ {self.question}"] if self.question is not None else []
-        parts += [f"sample of {self.sample}, seed {self.seed}"] if self.sample is not None else []
-        return ", ".join(parts)
 
 
 def shared_ids(runs: Sequence[FinishedRun]) -> list[str]:
@@ -77,10 +34,15 @@ def chosen(runs: Sequence[FinishedRun], selection: Selection) -> list[str]:
         ids = [i for i in ids if runs[-1].right(i) is False]
     if selection.fallback or selection.min_area is not None or pattern:
         ids = [i for i in ids if _fits([run.item(i) for run in runs], selection, pattern)]
-    if selection.sample is not None and selection.sample < len(ids):
-        drawn = set(random.Random(selection.seed).sample(ids, selection.sample))
-        ids = [i for i in ids if i in drawn]
-    return ids
+    return ids if selection.sample is None else drawn(ids, selection.sample, selection.seed)
+
+
+def drawn(ids: Sequence[str], most: int, seed: int) -> list[str]:
+    """At most `most` of `ids`, drawn at random, in their own order."""
+    if len(ids) <= most:
+        return list(ids)
+    sample = set(random.Random(seed).sample(list(ids), most))
+    return [i for i in ids if i in sample]
 
 
 def _fits(items: Sequence[RunQuestion], selection: Selection, pattern: re.Pattern[str] | None) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cos_core.data.datasets import ProblemLogger, read_examples
-from cos_core.data.formats import FORMATS, Format, chain_of_spot, coco, lines, viscot
+from cos_core.data.formats import Format, chain_of_spot, coco, lines, viscot
+from cos_core.data.formats.config import StoreExportConfig, StoreImportConfig
 from cos_core.data.formats.records import ImportSource, Incoming, Outgoing, Sizes
 from cos_core.errors import FailuresError, InputError
 from cos_core.files import filesystems, jsonl, manifest, outputs
@@ -23,64 +23,6 @@ from cos_core.store.annotations import BATCH, Store
 from cos_core.types import Annotation, Example, RunManifest
 
 _OURS = {"jsonl": outputs.records_with("box|example_id", "example_id", "regions_used|failure")}
-
-
-@dataclass(frozen=True, slots=True)
-class StoreExportConfig:
-    """`store` is written to the file `out` as `format`.
-
-    `data`: the questions' file, needed by chain-of-spot and visual-cot; the order is then the file's. `images`: where picture
-    sizes are read from; without it, as `data` states them. `follow_links`: links in that folder may lead out of it.
-    `failures`, `heats`: more lines and keys of jsonl.
-    """
-
-    store: Path
-    out: Path
-    format: Format
-    data: Path | None = None
-    images: Path | None = None
-    failures: bool = False
-    heats: bool = False
-    max_failures: int | None = None
-    follow_links: bool = False
-
-    def __post_init__(self) -> None:
-        _check_format(self.format)
-        if self.format in ("chain-of-spot", "visual-cot") and self.data is None:
-            raise InputError(f"the format {self.format} needs the questions' file (--data)")
-        if self.format == "coco" and self.images is None and self.data is None:
-            raise InputError("COCO boxes are in pixels; give the picture folder (--images) or data that states sizes (--data)")
-        if self.format != "jsonl" and (self.failures or self.heats):
-            raise InputError(f"the format {self.format} has no place for failures and maps; jsonl has")
-        out = Path(os.path.realpath(self.out))  # not resolve(): links in a circle are told when the file is written
-        if Path(os.path.realpath(self.store)) in (out, out.parent):
-            raise InputError(f"{self.out} lies in the store itself; name a file outside {self.store}")
-
-
-@dataclass(frozen=True, slots=True)
-class StoreImportConfig:
-    """`source`, a file in `format`, is read into the store `out`.
-
-    `data`: the questions' file, needed by chain-of-spot; else examples that it does not have are refused. `images`: where
-    picture sizes are read from, and compared with those that the file states. `follow_links`: links in that folder may lead out
-    of it. `questions`: the file to which visual-cot's questions go.
-    """
-
-    source: Path
-    out: Path
-    format: Format
-    data: Path | None = None
-    images: Path | None = None
-    questions: Path | None = None
-    max_failures: int | None = None
-    follow_links: bool = False
-
-    def __post_init__(self) -> None:
-        _check_format(self.format)
-        if self.format == "chain-of-spot" and (self.data is None or self.images is None):
-            raise InputError("the format chain-of-spot needs the questions' file and the picture folder (--data, --images)")
-        if self.questions is not None and self.format != "visual-cot":
-            raise InputError(f"the format {self.format} holds no questions; --questions belongs to visual-cot")
 
 
 # --- export ---
@@ -265,8 +207,3 @@ def _close(problems: ProblemLogger, allowed: int | None) -> None:
     problems.rest()
     if allowed is not None and problems.count > allowed:
         raise FailuresError(f"{problems.count} records of {problems.data} could not be used, more than the {allowed} allowed")
-
-
-def _check_format(name: str) -> None:
-    if name not in FORMATS:
-        raise InputError(f"no format is called {name!r}; there are: {', '.join(FORMATS)}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from cos_cli.demo.arms import ARMS, LABELS, DemoConfig, arm
+from cos_core.demo.config import ARMS, LABELS, DemoConfig, arm
 from cos_core.files import manifest
 from cos_core.interfaces import Reporter
 from cos_core.types import RunManifest
@@ -24,20 +25,22 @@ class Task:
 
 
 def make_scenes(config: DemoConfig, split: str, reporter: Reporter) -> None:
-    """Draws one split. The test seed is not used for anything else in this project."""
+    """Draws one split. Nothing else in this project uses the test seed."""
     from cos_core.miniature.scenes import write_dataset
 
     out = config.out / "scenes" / split
     seed = config.seed + 1 if split == "train" else config.test_seed
     count = config.size.train_scenes if split == "train" else config.size.test_scenes
     settings = {"seed": seed, "count": count, "questions": config.size.questions, "centre_bias": config.centre_bias}
-    print_of = manifest.fingerprint(settings)
-    done = out / manifest.FILE
-    if done.is_file() and manifest.read(done).fingerprint == print_of:
+    fingerprint = manifest.fingerprint(settings)
+    file = out / manifest.FILE
+    if file.is_file() and manifest.read(file).fingerprint == fingerprint:
         return
     write_dataset(out, count, seed, config.size.questions, config.centre_bias)
     counts = {"ok": count, "failed": 0, "skipped": 0}
-    manifest.write(done, RunManifest("scenes", "complete", settings, print_of, counts, seed=seed, versions=manifest.versions()))
+    manifest.write(
+        file, RunManifest("scenes", "complete", settings, fingerprint, counts, seed=seed, versions=manifest.versions())
+    )
 
 
 def annotate(config: DemoConfig, policy: str, reporter: Reporter) -> None:
@@ -67,7 +70,7 @@ def train(config: DemoConfig, name: str, reporter: Reporter) -> None:
             data=data / "questions.jsonl",
             images=data / "images",
             model=config.model,
-            out=config.weights(this),
+            out=Path(config.checkpoint(this)),
             store=config.labels(this.labels) if this.labels else None,
             policy=this.policy,
             learning_rate=size.learning_rate,
@@ -88,12 +91,13 @@ def infer(config: DemoConfig, name: str, reporter: Reporter) -> None:
     config.predictions(this).parent.mkdir(parents=True, exist_ok=True)
     run(
         InferConfig(
-            model=str(config.weights(this)),
+            model=config.checkpoint(this),
             out=config.predictions(this),
             data=data / "questions.jsonl",
             images=data / "images",
             roi=this.policy,
             batch_size=64,
+            box_decode=this.box_decode,
             max_new_tokens=12,
             seed=config.seed,
         ),
@@ -123,9 +127,10 @@ def plan(config: DemoConfig) -> list[Task]:
         cost = 1 if policy in ("random", "gold") else 40
         tasks.append(Task(f"annotate {policy}", annotate, policy, ("scenes train",), cost))
     for row in ARMS:
-        if row.weights is None:
+        if row.trained and row.weights is None:
             needs = ("scenes train", *([f"annotate {row.labels}"] if row.labels else []))
             tasks.append(Task(f"train {row.name}", train, row.name, needs, 25))
-        tasks.append(Task(f"infer {row.name}", infer, row.name, (f"train {row.weights or row.name}", "scenes test"), 5))
+        weights = [f"train {row.weights or row.name}"] if row.trained else []
+        tasks.append(Task(f"infer {row.name}", infer, row.name, (*weights, "scenes test"), 5))
         tasks.append(Task(f"score {row.name}", score, row.name, (f"infer {row.name}",)))
     return tasks

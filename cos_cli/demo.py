@@ -4,50 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from cos_cli import options, settings
+from cos_cli.command import command
 from cos_cli.console import Session, emit_json, reporting
-from cos_cli.demo.arms import MAIN
 from cos_core.files.text import escaped
-from cos_core.system import bounds
 from cos_core.system.streams import behind
+
+if TYPE_CHECKING:
+    from cos_core.demo import DemoConfig
 
 _SHORT = {"reading": "read", "colour": "col.", "relation": "rel."}
 """Column heads that would not fit."""
 
 
-def demo(
-    ctx: typer.Context,
-    out: Annotated[Path, typer.Option(help="Folder for the run: data, labels, models, answers, scores, index.html.")] = Path(
-        "runs/demo"
-    ),
-    quick: Annotated[
-        bool, typer.Option("--quick", help="The same stages on little data, in two minutes; proves nothing.")
-    ] = False,
-    model: options.Model = "miniature",
-    seed: options.Seed = 0,
-    test_seed: Annotated[int, typer.Option(min=0, max=bounds.SEED, help="Seed of the held-out scenes.")] = 7001,
-    centre_bias: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            callback=options.finite,
-            help="Ask about the most central object this often (Appendix B of the paper).",
-        ),
-    ] = 0.0,
-    jobs: Annotated[
-        int, typer.Option(min=0, max=bounds.PROCESSES, help="Processes at a time, one core each.", show_default="one a core")
-    ] = 0,
-    config_file: settings.Config = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    traceback: options.Traceback = False,
-) -> None:
+@command("demo", "cos_core.demo.config:DemoConfig")
+def demo(session: Session, config: DemoConfig) -> None:
     """Show Chain-of-Spot at work, from drawn scenes to a results table, on a CPU.
 
     Makes scenes, annotates them, trains the rows of the paper's Table 3(a) from one small model, and answers held-out questions
@@ -58,14 +30,11 @@ def demo(
       cos demo
       cos demo --quick --out /tmp/demo
     """
-    from cos_cli.demo.arms import DemoConfig
-    from cos_cli.demo.work import run
+    from cos_core.demo import run
 
-    target = out if not quick or out != Path("runs/demo") else Path("runs/demo-quick")
-    config = DemoConfig(target, model, seed, test_seed, quick, centre_bias, jobs)
-    with reporting(ctx.ensure_object(Session)) as reporter:
+    with reporting(session) as reporter:
         results = run(config, reporter)
-    if json:
+    if session.json:
         emit_json(results)
         return
     _show(config, results)
@@ -75,13 +44,18 @@ def _show(config: Any, results: Mapping[str, Any]) -> None:
     """The table on stdout, as a person reads it."""
     from rich.console import Console
 
-    from cos_cli.demo.results import next_steps
+    from cos_core.demo.results import next_steps
 
     console = Console(file=behind(sys.stdout), highlight=False, soft_wrap=True)
     if config.quick:
         console.print("Quick run: every stage ran, on too little data to prove anything.\n", style="bold yellow")
     console.print(_arms(results))
     console.print(_differences(results))
+    if not config.quick:
+        console.print(f"\n{results['headline']}.", style="bold", markup=False)
+        for figure, words in results["effects"]:
+            console.print(f"  {figure} {words}", markup=False)
+        console.print(results["caveat"], markup=False)
     page, figures = (escaped(config.out / name) for name in ("index.html", "results.json"))
     console.print(f"\nThe page: {page}   the figures: {figures}", markup=False)
     console.print("\nWhat to try next:", style="bold")
@@ -93,6 +67,8 @@ def _arms(results: Mapping[str, Any]) -> Any:
     """Percentages; fits eighty columns."""
     from rich import box
     from rich.table import Table
+
+    from cos_core.demo.config import MAIN
 
     kinds = list(results["arms"][0]["kinds"])
     table = Table(
@@ -115,7 +91,10 @@ def _arms(results: Mapping[str, Any]) -> Any:
         interval = f"{100 * row['low']:.0f}-{100 * row['high']:.0f}"
         style = "bold" if row["name"] == MAIN else None
         table.add_row(row["title"], f"{100 * row['accuracy']:.1f}", interval, *shares, hit, area, boxes, style=style)
-    table.caption = "hit: the region holds the right object's centre; area: of the picture; box: could be read"
+    table.caption = (
+        "hit: the region holds the right object's centre; area: of the picture; box: could be read\n"
+        "untrained: the start checkpoint in two passes; grammar: its first pass can write only boxes"
+    )
     table.caption_justify = "left"
     return table
 

@@ -3,49 +3,47 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import typer
-
-from cos_cli import options
+from cos_cli.command import Group, command
 from cos_cli.console import Session, emit_text, reporting
 from cos_core.errors import InputError
 from cos_core.files import assets
-
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+from cos_core.options import INPUT, option
 
 FILES = {"bash": "cos.bash", "zsh": "_cos", "fish": "cos.fish"}
-Shell = Annotated[
-    Literal["bash", "zsh", "fish"] | None, typer.Argument(help="The shell.", show_default="the one that $SHELL names")
-]
+HELP = """\
+Complete commands, options, names, runs and ids with TAB.
+\b
+Example:
+  cos completion install
+"""
 
 
-@app.callback()
-def completion() -> None:
-    """Complete commands, options, names, runs and ids with TAB.
+@dataclass(frozen=True, slots=True)
+class ShellOptions:
+    """The shell that is to complete."""
 
-    \b
-    Example:
-      cos completion install
-    """
+    shell: Literal["bash", "zsh", "fish"] | None = option(
+        None, "The shell.", INPUT, argument=True, shown_default="the one that $SHELL names"
+    )
 
 
-@app.command()
-def show(shell: Shell = None) -> None:
+@command("completion show", ShellOptions, leaves_out=("config_file", "json", "quiet", "traceback"))
+def show(_session: Session, which: ShellOptions) -> None:
     """Print the completion script.
 
     \b
     Example:
       cos completion show bash > /etc/bash_completion.d/cos
     """
-    emit_text(script(shell or _own_shell()).rstrip("\n"))
+    emit_text(script(which.shell or _own_shell()).rstrip("\n"))
 
 
-@app.command()
-def install(
-    ctx: typer.Context, shell: Shell = None, quiet: options.Quiet = False, traceback: options.Traceback = False
-) -> None:
+@command("completion install", ShellOptions, leaves_out=("config_file", "json"))
+def install(session: Session, which: ShellOptions) -> None:
     """Put the completion script where the shell finds it.
 
     Writes it below ~/.local/share (fish: ~/.config/fish/completions); for bash and zsh adds one line to the shell's start-up
@@ -55,8 +53,8 @@ def install(
     Example:
       cos completion install zsh
     """
-    shell = shell or _own_shell()
-    with reporting(ctx.ensure_object(Session)) as reporter:
+    shell = which.shell or _own_shell()
+    with reporting(session) as reporter:
         for path in put(shell):
             reporter.note(f"written: {path}")
         reporter.note(f"open a new {shell}, or run: {activation(shell)}")
@@ -116,3 +114,6 @@ def _own_shell() -> Literal["bash", "zsh", "fish"]:
         if name == shell:
             return shell
     raise InputError(f"completion is for bash, zsh and fish, and $SHELL is {name or 'not set'}; name one of them")
+
+
+group = Group("completion", HELP, (show, install))

@@ -1,0 +1,94 @@
+"""Settings of a run of the two passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from cos_core import options
+from cos_core.files import picture_files
+from cos_core.files.picture_files import PictureFolder
+from cos_core.options import ANSWER, CHECKS, INPUT, MODEL, OUTPUT, REGION, SERVER, SPEED, Files, option
+from cos_core.runners import RunnerConfig
+from cos_core.web.addresses import MAX_CONNECTIONS, MAX_TIMEOUT, MIN_TIMEOUT, checked_address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnsweringOptions:
+    """How a model is run over questions: what `cos infer` and `cos eval --model` share; each field says what it is.
+
+    `box_tokens`: three decimals take 29 tokens in LLaVA's tokenizer, six take 41, and a few words may stand around them.
+    `kv_budget` bounds the keys and values of both passes; beside them stand the weights and the activations of a bounded
+    number of positions (engines/hf.py), which it does not count. `timeout` is in seconds.
+    """
+
+    on_bad_box: Literal["full", "center", "skip"] = option(
+        "full",
+        "When the box cannot be used: the full picture, the centre crop, or no second pass.",
+        REGION,
+        aliases={"centre": "center"},
+    )
+    profile: str | None = options.profile_option()
+    max_new_tokens: int = option(128, "Longest answer, in tokens.", ANSWER, low=1, high=options.TOKENS)
+    box_tokens: int = option(48, "Longest first-pass text, in tokens.", REGION, low=1, high=options.TOKENS)
+    box_decode: Literal["free", "grammar"] = option("free", "Let the first pass write anything, or nothing but a box.", REGION)
+    batch_size: int = option(16, "Questions that go through the model together.", SPEED, low=1, high=options.BATCH)
+    reuse: bool = option(True, "Continue the first pass's keys and values; share those of a picture.", SPEED)
+    kv_budget: float | None = option(
+        None,
+        "GiB for keys and values; a quarter of the free memory (GPU: 70 %) when not given.",
+        SPEED,
+        low=0.001,
+        high=options.GIB,
+    )
+    engine: str = option("hf", "What runs the model.", MODEL, parser=options.plugin_name, metavar="NAME", completes="engines")
+    server: str | None = option(None, "With --engine openai: the server's address, up to /v1.", SERVER)
+    concurrency: int = option(8, "With --engine openai: requests under way at once.", SERVER, low=1, high=MAX_CONNECTIONS)
+    timeout: float = option(
+        120.0, "Seconds that one request to a server or judge may take.", SERVER, low=MIN_TIMEOUT, high=MAX_TIMEOUT
+    )
+    retry_failed: bool = option(False, "Ask again what --out records as failed, whatever the reason.", CHECKS)
+    max_failures: int | None = options.max_failures_option()
+    seed: int = options.seed_option()
+    scale: RunnerConfig = field(default_factory=RunnerConfig)
+    follow_links: bool = options.follow_links_option()
+    device: str = options.device_option(
+        "'auto' (every GPU, else the CPU), 'cpu', 'cuda:1', or several with commas: a model on each."
+    )
+    dtype: str = options.dtype_option(("float32", "bfloat16", "float16"), "Number format of the weights.")
+
+    def __post_init__(self) -> None:
+        options.check(self)
+        if self.server is not None:
+            checked_address(self.server)
+
+
+@dataclass(frozen=True, slots=True)
+class InferConfig(AnsweringOptions):
+    """Settings of one run: questions in a file or several (`data`, `images`, `out`), or one `image` with one `question`.
+
+    `question` with `images` and no `data`: the same question about every picture of the folder. `roi`: a policy, "model" or
+    "center" for short, or "relevance" (relevance_regions.py: no training needed).
+    """
+
+    model: str | Path = options.model_option()
+    out: Path | None = option(None, "JSONL file of predictions to write or to continue.", OUTPUT)
+    data: Files | None = option(None, f"Many questions: {options.QUESTIONS}", INPUT)
+    images: Path | None = options.images_option(None)
+    image: Path | None = option(None, "One picture.", INPUT)
+    question: str | None = option(None, "The question on --image.", INPUT)
+    roi: str = option(
+        "model",
+        "Where the region comes from: 'model' (two passes), 'none' (one), 'relevance' (untrained), 'center', 'full', ...",
+        REGION,
+        parser=options.roi_name,
+        metavar="NAME",
+        completes="roi",
+    )
+    limit: int | None = options.limit_option()
+
+    @property
+    def pictures(self) -> PictureFolder | None:
+        """The folder of pictures with what is thought of its links."""
+        return picture_files.folder(self.images, self.follow_links)

@@ -1,0 +1,310 @@
+"""Several benchmarks, several arms, one model: what `cos eval` does once its options are read.
+
+Everything is decided from files, so that the same call goes on where a former one was stopped: questions that are answered are
+not asked again, and a score is written only for a whole set of answers (or, recorded answers, with what is missing named).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cos_core import options
+from cos_core.benchmarks import _files
+from cos_core.errors import FailuresError, InputError, RegressionError, TimeUpError, UndefinedError
+from cos_core.evaluate import EvalConfig
+from cos_core.evaluate import stage as evaluate
+from cos_core.files import manifest, outputs, plug
+from cos_core.files.locks import FileLock, identity
+from cos_core.files.picture_files import check_folder
+from cos_core.infer import InferConfig
+from cos_core.infer import stage as infer
+from cos_core.interfaces import Benchmark, BenchmarkData, Reporter, Runner
+from cos_core.suite import gates
+from cos_core.suite.config import Part, SuiteConfig
+from cos_core.suite.scored import Scored
+from cos_core.types import Example
+
+ANSWERS = "predictions.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """One call: its settings, and what each run says of itself in which most questions failed."""
+
+    config: SuiteConfig
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def data(self) -> Path:
+        return self.config.data or Path()
+
+    @property
+    def limit(self) -> int | None:
+        return self.config.scoring.limit
+
+    def root(self, name: str) -> Path:
+        """A benchmark's folder below `data`, else `data` itself (_files.home)."""
+        return _files.home(self.data, plug.short(name), plug.load("benchmarks", name))
+
+    def folder(self, name: str, arm: str) -> Path | None:
+        """Where one benchmark's run of one arm lies: `out` itself when there is only one."""
+        config = self.config
+        if config.out is None:
+            return None
+        pieces = [arm] if len(config.arms) > 1 else []
+        pieces += [plug.short(name)] if len(config.benchmarks) > 1 or len(config.arms) > 1 else []
+        return config.out.joinpath(*pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteResult:
+    """What was scored, what was missed, and in which runs most questions failed."""
+
+    runs: list[Scored]
+    missed: gates.Missed
+    failed: list[str]
+
+    def conclude(self) -> None:
+        """Raises what the call ends with: FailuresError, RegressionError, UndefinedError; nothing when all is well."""
+        dead = [each for each in self.runs if not each.manifest.counts.get("ok")]
+        if dead and dead[0].manifest.results.get("beside", {}).get("ungraded"):
+            raise FailuresError(f"no grade of {dead[0].benchmark} could be read from what the judge replied; there is no score")
+        if dead:
+            first = f"{dead[0].benchmark}{f' ({dead[0].arm})' if dead[0].arm else ''}"
+            raise FailuresError(
+                f"not one question of {first} was answered: all {dead[0].manifest.counts.get('total')} failed"
+                + (f"; {self.failed[0]}" if self.failed else "")
+            )
+        if self.failed:
+            raise FailuresError(self.failed[0])
+        unclear = f"undefined: {'; '.join(self.missed.undefined)}" if self.missed.undefined else ""
+        if self.missed.worse:
+            raise RegressionError(f"worse than allowed: {'; '.join(self.missed.worse)}{f'; {unclear}' if unclear else ''}")
+        if unclear:
+            raise UndefinedError(unclear)
+
+
+@dataclass(slots=True)
+class _Loaded:
+    name: str
+    benchmark: Benchmark
+    data: BenchmarkData
+
+
+def run(config: SuiteConfig, reporter: Reporter) -> SuiteResult:
+    """Answers, scores and holds against limits and baseline; no run is scored when one part of several has been answered.
+
+    With a limit the first questions of each benchmark are answered and scored, and the score is marked as partial.
+    Raises InputError before anything is run when a benchmark's files cannot be used, TimeUpError when `max_runtime` is over.
+    """
+    limits = gates.parsed_limits(config.fail_under)
+    suite = Suite(config)
+    runs = _run(suite, reporter)
+    below = gates.below(runs, limits)
+    against = gates.against(runs, config.baseline, reporter) if config.baseline and runs else gates.Missed([], [])
+    missed = gates.Missed([*below.worse, *against.worse], [*below.undefined, *against.undefined])
+    whole = bool(runs) and not suite.failed and all(each.manifest.counts.get("ok") for each in runs)
+    if whole and config.latest is not None and config.out is not None:
+        gates.link(config.latest, config.out)
+    return SuiteResult(runs, missed, suite.failed)
+
+
+def _run(suite: Suite, reporter: Reporter) -> list[Scored]:
+    config = suite.config
+    with _locked(config):
+        reporter = Until(reporter, config.max_runtime) if config.max_runtime is not None else reporter
+        loaded = [_load(suite, name, reporter) for name in config.benchmarks]
+        for each in loaded:
+            _check_places(suite, each)
+        if config.model is not None:
+            for each in loaded:
+                if any(example.image is not None for example in each.data.examples):
+                    check_folder(each.data.image_root)
+            settings = options.widened(InferConfig, config.answering, model=config.model)
+            with infer.start(settings, reporter) as workers:
+                for each in loaded:
+                    for arm in config.arms:
+                        _answer(suite, each, replace(settings, roi=arm), workers, reporter)
+        if config.part is not None and config.part.number is not None:
+            return []
+        return [_score(suite, each, arm, reporter) for arm in config.arms for each in loaded]
+
+
+_PROBLEMS_TOLD = 5
+
+
+def _load(suite: Suite, name: str, reporter: Reporter) -> _Loaded:
+    root = suite.root(name)
+    benchmark, data = evaluate.load(name, root, suite.config.scoring.split, suite.config.scoring.scorer)
+    evaluate.check_data(benchmark, data, root, reporter)
+    if suite.config.model is not None:
+        if suite.limit is None and (usual := evaluate.other_count(benchmark, data)) is not None:
+            reporter.warn(
+                f"{data.name} {data.split} has {len(data.examples):,} questions here, {usual:,} in the official files"
+            )
+        problems = benchmark.unpack(root) or ()
+        for words in problems[:_PROBLEMS_TOLD]:
+            reporter.warn(words)
+        if (rest := len(problems) - _PROBLEMS_TOLD) > 0:
+            reporter.warn(f"and {rest} more pictures like these")
+    return _Loaded(name, benchmark, data)
+
+
+def _check_places(suite: Suite, each: _Loaded) -> None:
+    """Raises InputError, before anything is written, for a folder with files that are not this run's: the data, others' files
+    of our names, the scores of another benchmark, answers of its own that are not the ones to score."""
+    asked = outputs.records_with("id", "dataset", "question")
+    answers = outputs.records_with("example_id|answer", "answer", "box_status|fingerprint")
+    files = {
+        "scores.jsonl": outputs.records_with("example_id", "value"),
+        "regions.jsonl": outputs.records_with("example_id"),
+        "problems.jsonl": outputs.records_with("kind", "line", "id"),
+        **({"questions.jsonl": asked, ANSWERS: answers} if suite.config.model else {}),
+    }
+    for arm in suite.config.arms:
+        folder = suite.folder(each.name, arm)
+        if folder is None:
+            continue
+        outputs.check_folder(folder, "eval", (suite.data, suite.root(each.name)), files)
+        own = folder / ANSWERS
+        if suite.config.predictions is not None and len(suite.config.benchmarks) == 1 and own.is_file():
+            recorded = suite.config.predictions / ANSWERS if suite.config.predictions.is_dir() else suite.config.predictions
+            if identity(recorded) != identity(own):
+                raise InputError(
+                    f"{folder} holds answers of its own, {recorded} are others; name another folder for their scores"
+                )
+        if (folder / manifest.FILE).is_file():
+            there = manifest.read(folder).results.get("benchmark", each.data.name)
+            if there != each.data.name:
+                raise InputError(f"{folder} holds scores of {there}; name another folder for those of {each.data.name}")
+
+
+def _answer(suite: Suite, each: _Loaded, settings: InferConfig, workers: Runner, reporter: Reporter) -> None:
+    """Runs `infer` over a benchmark's questions; they stand beside the answers."""
+    arm, part = settings.roi, suite.config.part
+    folder = suite.folder(each.name, arm)
+    if folder is None:
+        raise InputError("running a model needs a folder for its answers")
+    data = evaluate.first(each.data, suite.limit)
+    answers, asked = folder / ANSWERS, "questions.jsonl"
+    if part is not None:
+        examples = [example for example in data.examples if part.holds(example.image, example.id)]
+        answers, asked = folder / part.file(part.number or 0), f"questions.{part.number}-of-{part.of}.jsonl"
+        data = replace(data, examples=examples)
+        if not examples:
+            reporter.note(f"{data.name}: part {part.number} of {part.of} has no question")
+            return
+    # Questions about no picture (ScienceQA has them) are the data's, not the model's: infer counts them as skipped.
+    evaluate.write_questions(data, folder / asked)
+    reporter.note(f"{data.name}, --roi {arm}: {len(data.examples)} questions")
+    settings = replace(settings, data=folder / asked, images=data.image_root, out=answers)
+    try:
+        done = infer.run(settings, reporter, workers=workers)
+    except FailuresError as error:
+        if settings.max_failures is not None:
+            raise
+        # Scored all the same, with what is missing named; the run ends with its code.
+        reporter.warn(f"{data.name}, --roi {arm}: {error}")
+        suite.failed.append(f"{data.name}, --roi {arm}: {error}")
+        return
+    reporter.note(manifest.summary(done, answers))
+
+
+def _score(suite: Suite, each: _Loaded, arm: str, reporter: Reporter) -> Scored:
+    folder = suite.folder(each.name, arm)
+    predictions = suite.config.predictions if suite.config.predictions is not None else folder
+    if predictions is None:
+        raise InputError("nothing to score: neither recorded answers nor a folder with answers is given")
+    if suite.config.part is not None and folder is not None:
+        _collect(suite.config.part, evaluate.first(each.data, suite.limit), folder)
+    if suite.config.predictions is not None and len(suite.config.benchmarks) > 1:
+        predictions = _recorded(suite.config.predictions, each.name)
+    places = {"data": suite.root(each.name), "predictions": predictions, "out": folder}
+    config = options.widened(EvalConfig, suite.config.scoring, benchmark=each.name, **places)
+    scored = evaluate.run(config, reporter, (each.benchmark, each.data))
+    if folder is not None:
+        reporter.note(manifest.summary(scored, folder))
+    upload = None
+    if suite.config.submissions and folder is not None:
+        upload = folder / f"{each.data.name}-{each.data.split}-submission{each.benchmark.upload}"
+        if not evaluate.submission(config, upload):
+            reporter.note(f"{each.data.name} {each.data.split} is scored here; it has no submission file")
+            upload = None
+    return Scored(each.data.name, arm if suite.config.model or len(suite.config.arms) > 1 else None, scored, folder, upload)
+
+
+def _recorded(root: Path, name: str) -> Path:
+    """The answers to one of several benchmarks: ROOT/<name>.jsonl or ROOT/<name>/predictions.jsonl."""
+    for path in (root / f"{plug.short(name)}.jsonl", root / plug.short(name) / ANSWERS):
+        if path.is_file():
+            return path
+    raise InputError(f"{root} has neither {plug.short(name)}.jsonl nor {plug.short(name)}/{ANSWERS}")
+
+
+def _collect(part: Part, data: BenchmarkData, folder: Path) -> None:
+    """Joins the answers of all parts into one file, in the order of the data. Raises InputError that names absent parts."""
+
+    def questions(number: int) -> list[Example]:
+        mine = Part(part.of, number)
+        return [example for example in data.examples if mine.holds(example.image, example.id)]
+
+    files = {number: folder / part.file(number) for number in range(1, part.of + 1) if questions(number)}
+    absent = [str(number) for number, file in files.items() if not manifest.path_for(file).is_file()]
+    if absent:
+        raise InputError(f"{folder} lacks finished answers of part {', '.join(absent)} of {part.of}; no score is given")
+    made = {manifest.read(manifest.path_for(file)).fingerprint for file in files.values()}
+    if len(made) > 1:
+        raise InputError(f"the parts in {folder} were answered with different settings; answer them again")
+    given: dict[str, tuple[int, int]] = {}
+    parts = [evaluate.read_predictions(file) for file in files.values()]
+    for number, recorded in enumerate(parts):
+        for _, prediction in recorded.walk():
+            given[prediction.example_id] = (number, len(recorded) - 1)
+    places = (given[e.id] for e in data.examples if e.id in given)
+    evaluate.write_records((parts[number][row] for number, row in places), folder / ANSWERS)
+
+
+@contextmanager
+def _locked(config: SuiteConfig) -> Iterator[None]:
+    """The run's own lock: held until the call ends, and by nobody when its process dies. Parts do not exclude each other."""
+    if config.out is None:
+        lock: Any = nullcontext()
+    else:
+        part = config.part
+        name = f".part-{part.number}-of-{part.of}.lock" if part and part.number else ".run.lock"
+        try:
+            config.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{config.out} cannot be made: {error.strerror}") from None
+        lock = FileLock(config.out / name, what=config.out)
+    with lock as held:
+        yield
+        if held is not None:
+            held.check_place()
+
+
+class Until:
+    """A Reporter that ends the run at the first progress after `seconds`: batches are reported once they are on the disk."""
+
+    def __init__(self, reporter: Reporter, seconds: float) -> None:
+        self._reporter = reporter
+        self._seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    def note(self, text: str) -> None:
+        self._reporter.note(text)
+
+    def warn(self, text: str) -> None:
+        self._reporter.warn(text)
+
+    def progress(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
+        self._reporter.progress(stage, done, total, detail)
+        if time.monotonic() >= self._end and not (total is not None and done >= total):
+            raise TimeUpError(
+                f"time is up after {self._seconds:g} s with {done} of {total} questions answered; the same command continues"
+            )

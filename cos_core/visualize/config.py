@@ -1,0 +1,200 @@
+"""Settings of `cos visualize`: what is drawn, of which runs, and where it goes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from cos_core import options
+from cos_core.errors import InputError
+from cos_core.geometry import Frame
+from cos_core.options import INPUT, OUTPUT, REGION, REQUIRED, SELECTION, option
+
+PICTURES = (".png", ".webp", ".pdf")
+Format = Literal["coco", "fiftyone", "label-studio", "lmms-eval"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+
+def _runs() -> Any:
+    help = "Folders of `cos eval`; the last is the one looked at."
+    return option(REQUIRED, help, INPUT, argument=True, metavar="RUN [RUN...]", completes="run")
+
+
+def _data() -> Any:
+    return option(None, "The benchmark's folder or questions' file.", INPUT, shown_default="where the run found it")
+
+
+def _images() -> Any:
+    return option(None, "Folder that the image paths start from.", INPUT, shown_default="where the run found them")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Filters, all of which must hold; None and False ask for nothing. `sample` is drawn with `seed`, and its order kept."""
+
+    flipped: bool = option(False, "Only questions on which the first two runs' verdicts differ.", SELECTION)
+    wrong: bool = option(False, "Only questions that the last run got wrong.", SELECTION)
+    fallback: bool = option(False, "Only questions whose box could not be used.", SELECTION)
+    min_area: float | None = option(
+        None, "Only regions of at least this share of the picture.", SELECTION, low=0, high=1, shown_default="any"
+    )
+    question: str | None = option(None, "Only questions that match this regular expression.", SELECTION, shown_default="any")
+    sample: int | None = option(
+        None, "So many of them, drawn at random.", SELECTION, low=1, high=options.COUNT, shown_default="all"
+    )
+    seed: int = options.seed_option()
+
+    def __post_init__(self) -> None:
+        options.check(self)
+        self.pattern()
+
+    def pattern(self) -> re.Pattern[str] | None:
+        """The expression of `question`, cases ignored. Raises InputError when it is none."""
+        try:
+            return None if self.question is None else re.compile(self.question, re.IGNORECASE)
+        except re.error as error:
+            raise InputError(f"--question {self.question!r} is not a regular expression: {error}") from None
+
+    def words(self) -> str:
+        """What was asked for, in a few words; empty for everything."""
+        parts = [name for name in ("flipped", "wrong", "fallback") if getattr(self, name)]
+        parts += [f"area ≥ {self.min_area:g}"] if self.min_area is not None else []
+        parts += [f"question ~ {self.question}"] if self.question is not None else []
+        parts += [f"sample of {self.sample}, seed {self.seed}"] if self.sample is not None else []
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class ReportConfig:
+    """The page of runs. The first of `runs` is what the last is compared with; maps in `heat` come before the store's. At most
+    `cards` questions get a card, drawn at random with the selection's seed."""
+
+    runs: tuple[Path, ...] = _runs()
+    out: Path = option(REQUIRED, "Page to write, .html.", OUTPUT)
+    data: Path | None = _data()
+    images: Path | None = _images()
+    store: Path | None = option(
+        None, "A store of `cos annotate`: adds the annotated regions and its relevance maps.", INPUT, completes="store"
+    )
+    heat: Path | None = option(None, "Folder of relevance maps, EXAMPLE_ID.npy or .json; '/' is written '_'.", INPUT)
+    cards: int = option(2000, "Questions shown with their pictures, at most.", OUTPUT, low=0, high=options.BATCH)
+    embed_mb: float = option(30.0, "Megabytes of pictures inside the page; more go to a folder.", OUTPUT, low=0, high=100_000)
+    selection: Selection = field(default_factory=Selection)
+    follow_links: bool = options.follow_links_option()
+
+    def __post_init__(self) -> None:
+        options.check(self)
+        if not self.runs:
+            raise InputError("a report needs at least one run")
+        if self.out.suffix.lower() not in (".html", ".htm"):
+            raise InputError(f"{self.out}: a report is written as .html")
+        if self.cards < 0 or self.embed_mb < 0:
+            raise InputError("cards and embed_mb cannot be negative")
+
+
+@dataclass(frozen=True, slots=True)
+class CompareConfig:
+    """Contact sheets of runs. Further sheets of a .png or .webp are numbered; the table beside them names all that fits."""
+
+    runs: tuple[Path, ...] = _runs()
+    out: Path = option(REQUIRED, "Contact sheet to write: .pdf (vector), .png or .webp; OUT.csv has the table.", OUTPUT)
+    data: Path | None = _data()
+    images: Path | None = _images()
+    grid: str = option("4x3", "Columns x rows of a sheet; without --sample one sheet is filled.", OUTPUT)
+    selection: Selection = field(default_factory=Selection)
+    follow_links: bool = options.follow_links_option()
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise InputError("a comparison needs at least one run")
+        if self.out.suffix.lower() not in PICTURES:
+            raise InputError(f"{self.out}: contact sheets are written as {', '.join(PICTURES)}")
+        self.shape()
+
+    def shape(self) -> tuple[int, int]:
+        """(columns, rows). Raises InputError."""
+        found = re.fullmatch(r"(\d{1,2})x(\d{1,2})", self.grid)
+        if found is None or not all(1 <= int(n) <= 20 for n in found.groups()):
+            raise InputError(f"a grid is columns x rows, like 4x3, each 1 to 20; got {self.grid!r}")
+        return int(found[1]), int(found[2])
+
+
+@dataclass(frozen=True, slots=True)
+class RunExportConfig:
+    """A run for another viewer."""
+
+    source: Path = option(
+        REQUIRED, "Folder of `cos eval`, or a predictions file.", INPUT, argument=True, metavar="RUN", completes="run"
+    )
+    out: Path = option(REQUIRED, "File to write.", OUTPUT)
+    format: Format = option(REQUIRED, "What reads it.", OUTPUT)
+    data: Path | None = _data()
+    images: Path | None = _images()
+    image_prefix: str = option("", "What stands before a picture's path in label-studio.", OUTPUT)
+    selection: Selection = field(default_factory=Selection)
+    follow_links: bool = options.follow_links_option()
+
+    def __post_init__(self) -> None:
+        options.check(self)
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayConfig:
+    """A prediction of a recorded file, an annotation of a store, or one picture with what is to be said about it.
+
+    With `predictions`, `store` adds the annotated region; by itself its annotation `example` is drawn. `box_status` is said
+    beside `image`. `heat` is drawn instead of the store's map; `detector` needs no model.
+    """
+
+    out: Path = option(REQUIRED, "Picture to write: .png, .webp or .pdf.", OUTPUT)
+    predictions: Path | None = option(None, "Predictions file, or the folder that holds predictions.jsonl.", INPUT)
+    example: str | None = option(
+        None, "Id of the prediction or annotation to draw.", INPUT, shown_default="the first with a box", completes="example"
+    )
+    images: Path | None = option(None, "Folder that the image paths in --predictions or --store start from.", INPUT)
+    data: Path | None = option(None, "The questions' file: adds the true answer and the gold region.", INPUT)
+    store: Path | None = option(
+        None,
+        "A store of `cos annotate`: adds the annotated region and relevance map, or is drawn by itself.",
+        INPUT,
+        completes="store",
+    )
+    image: Path | None = option(None, "A picture, instead of --predictions.", INPUT)
+    box: tuple[float, float, float, float] | None = option(
+        None, "Its box: left, top, right, bottom as fractions of the picture.", REGION
+    )
+    question: str | None = option(None, "The question on --image.", INPUT)
+    answer: str | None = option(None, "The answer to it.", INPUT)
+    box_status: str | None = None
+    heat: Path | None = option(None, "A relevance map to lay over the picture: .npy, or rows of numbers as JSON.", REGION)
+    heat_frame: Frame = option("square", "What the map's cells divide: the padded square, or the picture.", REGION)
+    detector: str | None = option(
+        None,
+        "Also draw the candidate regions of this detector.",
+        REGION,
+        parser=options.plugin_name,
+        metavar="NAME",
+        completes="detectors",
+        shown_default="none",
+    )
+    longest: int = option(640, "Longer side of the drawn picture, in pixels.", OUTPUT, low=64, high=options.LONGEST_PX)
+    follow_links: bool = options.follow_links_option()
+
+
+@dataclass(frozen=True, slots=True)
+class BoxStatsConfig:
+    """Statistics of boxes. Data sets are told apart by the first folder of the image paths, as LLaVA's mixture has them."""
+
+    source: Path = option(
+        REQUIRED, "Store of `cos annotate`, or a predictions file.", INPUT, argument=True, metavar="SOURCE", completes="store"
+    )
+    out: Path = option(REQUIRED, "Folder for the plots and the numbers beside them.", OUTPUT)
+    images: Path | None = option(
+        None, "Picture folder, for aspect ratios in pixels.", INPUT, shown_default="fractions of the picture"
+    )
+    reference: Path | None = option(
+        None, "Regions to measure against: a store, predictions, or questions with gold regions.", INPUT
+    )
+    follow_links: bool = options.follow_links_option()
