@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from documents import DOCUMENTS, ROOT, Block, blocks, run, shown
 
-from cos_cli.demo.arms import FULL
 from cos_core.data.datasets import read_examples
+from cos_core.demo.config import FULL
 from cos_core.geometry import Box
 from cos_core.store.annotations import Store
 from cos_core.types import Annotation
