@@ -268,7 +268,7 @@ class Policy:
     """How the region of interest is chosen (the rows of CoS Table 3a, and controls).
 
     source    "none": one pass, no region; "model": the model writes the box, supervised in training by the store's labels;
-              "fixed": `fixed_box(example, seed)` gives it; "gold": the data set's own region (`example.meta["gold"]`).
+              "fixed": `fixed_box(example, seed)` gives it; "gold": the data set's own region (`Example.gold`).
     asks      which questions stand in Inst.1: the example's own ("single"), all of its image's ("all"), or none ("image").
     """
 

@@ -34,9 +34,11 @@ class Example:
     """One question on one image.
 
     `id` is unique and stable in its data set; `image` is a path relative to the image root, None for text-only samples;
-    `answers` are the accepted answers (one for training data); `meta` holds what only one data set knows
-    (`gold`: the gold region, `kind`: the question's kind, `turn`: its place in the conversation...). `line` and `file`: where
-    it was read, for messages; no part of the record.
+    `answers` are the accepted answers (one for training data); `meta` names the slices that the question belongs to (`kind`,
+    `category`, `split`...). `line` and `file`: where it was read, for messages; no part of the record.
+
+    The fields from `sample` on steer what is done with the question. On disk they stand in `meta`; from a `meta` that is given
+    here (plug-ins written for 0.1.0) they are moved to the fields.
     """
 
     id: str
@@ -48,27 +50,68 @@ class Example:
     meta: Mapping[str, Any] = field(default_factory=dict)
     line: int | None = field(default=None, compare=False)
     file: str | None = field(default=None, compare=False)
+    sample: str | None = None
+    """The id of the conversation or record that the question was read from."""
+    turn: int | None = None
+    """The question's place in its conversation, from 0."""
+    question_id: str | int | None = None
+    """The official id, where it is not `id`."""
+    index: int | None = None
+    """The row of its record in the data set, from 0."""
+    record_id: str | int | None = None
+    """The id that the record has in its file, where another record had it before."""
+    asked: str | None = None
+    """The question without its format suffix, where `question` has one."""
+    suffix: str | None = None
+    """A format suffix that is not part of `question`: the prompt profile says where it stands."""
+    gold: Box | None = None
+    """The data set's own region, frame "image"."""
+    targets: tuple[tuple[float, float], ...] | None = None
+    """(x, y) of the centres of the objects that the question is about, frame "image"."""
+    letters: str | None = None
+    """The letters of `choices`, where they are not A, B, C..."""
+    repeats: str | None = None
+    """The id of the example whose official row this one is, once more."""
 
     def __post_init__(self) -> None:
         if not self.id:
             raise InputError("an example needs an id")
+        if not STEERING.isdisjoint(self.meta):
+            steering, slices = _split(self.meta, self.id)
+            for name, value in (*steering.items(), ("meta", slices)):
+                object.__setattr__(self, name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Example, _EXAMPLE(self)
 
+    def steering(self) -> dict[str, Any]:
+        """The fields from `sample` on that are set, as plain JSON."""
+        values = {name: value for name, value in zip(STEERING_NAMES, steering_of(self), strict=True) if value is not None}
+        if self.gold is not None:
+            values["gold"] = list(self.gold.corners)
+        if self.targets is not None:
+            values["targets"] = [list(each) for each in self.targets]
+        return values
+
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON, without `line` and `file`."""
-        record = {**_shallow(self), "answers": list(self.answers), "choices": list(self.choices), "meta": dict(self.meta)}
-        del record["line"], record["file"]
-        return record
+        """Plain JSON, without `line` and `file`; the fields from `sample` on stand in `meta`."""
+        return {
+            "id": self.id,
+            "dataset": self.dataset,
+            "image": self.image,
+            "question": self.question,
+            "answers": list(self.answers),
+            "choices": list(self.choices),
+            "meta": {**self.steering(), **self.meta},
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Example:
-        """The inverse of `to_json`; a `line` or `file` is passed over. Raises InputError for an object that is no example."""
+        """The inverse of `to_json`; other keys are passed over. Raises InputError for an object that is no example."""
         data = _known(cls, data)
-        for name in ("line", "file"):
-            data.pop(name, None)
-        return cls(**{**data, "answers": tuple(data.get("answers", ())), "choices": tuple(data.get("choices", ()))})
+        record = {name: data[name] for name in ("id", "dataset", "image", "question", "meta") if name in data}
+        answers, choices = (tuple(data.get(name, ())) for name in ("answers", "choices"))
+        return cls(**record, answers=answers, choices=choices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +297,65 @@ class RunManifest:
         """The inverse of `to_json`. Raises InputError for an object that is no manifest."""
         return cls(**_known(cls, data))
 
+
+def _split(meta: Mapping[str, Any], example_id: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        return split_meta(meta)
+    except InputError as error:
+        raise InputError(f"the example {example_id!r}: {error}") from None
+
+
+def split_meta(meta: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of an Example that its `meta` on disk holds, and the rest: its slices.
+
+    A value of another kind than the field's stays a slice. Raises InputError for a gold region or targets that are none.
+    """
+    steering: dict[str, Any] = {}
+    slices: dict[str, Any] = {}
+    for key, value in meta.items():
+        if key in STEERING and value is None:
+            continue
+        if key == "gold":
+            steering[key] = _gold(value)
+        elif key == "targets":
+            steering[key] = _targets(value)
+        elif key in _STEERING_KINDS and isinstance(value, _STEERING_KINDS[key]) and not isinstance(value, bool):
+            steering[key] = value
+        else:
+            slices[key] = value
+    return steering, slices
+
+
+def _gold(value: object) -> Box:
+    box = value if isinstance(value, Box) else Box.from_json(value)
+    if box.frame != "image":
+        raise InputError("`gold` must be a box in frame 'image'")
+    return box
+
+
+def _targets(value: Any) -> tuple[tuple[float, float], ...]:
+    try:
+        return tuple([(float(x), float(y)) for x, y in value])
+    except (TypeError, ValueError):
+        raise InputError(f"`targets` must be a list of [x, y], got {str(value)[:80]}") from None
+
+
+_STEERING_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "sample": str,
+    "turn": int,
+    "question_id": (str, int),
+    "index": int,
+    "record_id": (str, int),
+    "asked": str,
+    "suffix": str,
+    "letters": str,
+    "repeats": str,
+}
+STEERING_NAMES = tuple(f.name for f in fields(Example))[9:]
+STEERING = frozenset(STEERING_NAMES)
+"""The fields of an Example that stand in `meta` on disk."""
+steering_of = attrgetter(*STEERING_NAMES)
+"""Their values, None where there is none."""
 
 # Pickled as the call that makes them: millions travel between processes, and a frozen dataclass's own way is ten times slower.
 _EXAMPLE = attrgetter(*(f.name for f in fields(Example)))

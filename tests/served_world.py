@@ -25,7 +25,6 @@ from cos_core.data.datasets import read_examples
 from cos_core.dialogue.prompts import dialogue, load_profile
 from cos_core.engines._messages import data_url, of_folder
 from cos_core.files.jsonl import read_lines
-from cos_core.geometry import Box
 from cos_core.infer import InferConfig
 from cos_core.interfaces import SilentReporter
 from cos_core.miniature import scenes
@@ -122,8 +121,7 @@ def train_a_little(root: Path, profile: Path, steps: int = 8) -> Path:
     data = write_questions(root / "lessons", 12 * steps, seed=6)
     with Store.create_or_resume(root / "regions", "f", {}) as store:
         store.put_many(
-            Annotation(example.id, Box(*example.meta["gold"], "image"), 1.0, "from_single_question", "f")
-            for example in read_examples(data)
+            Annotation(example.id, example.gold, 1.0, "from_single_question", "f") for example in read_examples(data)
         )
     config = TrainConfig(
         data=data,

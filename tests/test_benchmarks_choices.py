@@ -78,7 +78,7 @@ def test_mmbench_counts_circles(tmp_path: Path) -> None:
     _, data = evaluate.load("mmbench", tmp_path)
     third = next(example for example in data.examples if example.id == "3")
     assert third.question == "A hint.\nWhich of 3?\nA. red\nB. blue"
-    assert third.meta["suffix"] == f"\n{LETTER}"
+    assert third.suffix == f"\n{LETTER}"
     assert data.examples[1].image == "1.jpg"
 
 
@@ -120,7 +120,7 @@ def test_mmbench_without_labels_and_in_chinese(tmp_path: Path) -> None:
     answers = mmbench_layout(tmp_path / "mmbench_dev_cn_20231003.tsv", labels=False)
     assert results("mmbench", tmp_path, answers, split="cn")["metrics"] == {"server_scored": True}
     _, data = evaluate.load("mmbench", tmp_path, "cn")
-    assert data.examples[0].meta["suffix"] == "\n请直接回答选项字母。"
+    assert data.examples[0].suffix == "\n请直接回答选项字母。"
 
 
 def test_mmbench_unpacks_its_pictures(tmp_path: Path) -> None:

@@ -37,9 +37,7 @@ def test_prepared_textvqa_questions(tmp_path: Path) -> None:
     shutil.copy(GOLDEN / "textvqa" / "TextVQA_0.5.1_val.json", tmp_path)
     _, data = evaluate.load("textvqa", tmp_path)
     below = f"Reference OCR token: A, B\n{SHORT}"
-    prepared = [
-        {"question_id": e.meta["question_id"], "image": e.image, "text": f"{e.meta['asked']}\n{below}"} for e in data.examples
-    ]
+    prepared = [{"question_id": e.question_id, "image": e.image, "text": f"{e.asked}\n{below}"} for e in data.examples]
     prompts = check_prepared("textvqa", tmp_path, "llava_textvqa_val_v051_ocr.jsonl", prepared, "x")
     assert prompts == [row["text"] for row in prepared]
     found = results("textvqa", tmp_path, [said(row["question_id"], "x", row["text"]) for row in prepared])
@@ -67,7 +65,7 @@ def test_prepared_scienceqa_questions(tmp_path: Path) -> None:
     asked = evaluate.load("scienceqa", tmp_path)[1].examples
     assert [(e.id, e.question) for e in asked] == [(e.id, f"Text of {e.id}") for e in data.examples]
     # Apart from the question: the profile says where it stands.
-    assert {e.meta["suffix"] for e in asked} == {f"\n{LETTER}"}
+    assert {e.suffix for e in asked} == {f"\n{LETTER}"}
 
 
 def check_prepared(name: str, root: Path, file: str, prepared: list[dict[str, Any]], text: str) -> list[str]:

@@ -185,8 +185,8 @@ def test_vizwiz_submission(tmp_path: Path) -> None:
     evaluate.submission(config("vizwiz", tmp_path, answers, split="test"), tmp_path / "out.json")
     assert json.loads((tmp_path / "out.json").read_text()) == [{"image": row["image"], "answer": "2 dogs"} for row in rows]
     dump(tmp_path / "val.json", [{**rows[0], "answers": [{"answer": "x"}] * 10}])
-    assert not evaluate.submission(config("vizwiz", tmp_path, answers), tmp_path / "val.json")
-    assert not (tmp_path / "val.json").exists()
+    assert not evaluate.submission(config("vizwiz", tmp_path, answers), tmp_path / "none.json")
+    assert not (tmp_path / "none.json").exists()
 
 
 # --- GQA -------------------------------------------------------------------------------------------------------------

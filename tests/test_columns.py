@@ -16,6 +16,7 @@ from cos_core.benchmarks import _vqa
 from cos_core.errors import InputError
 from cos_core.evaluate import EvalConfig
 from cos_core.files.big_json import read_listed
+from cos_core.geometry import Box
 from cos_core.interfaces import SilentReporter
 from cos_core.scoring import columns
 from cos_core.scoring.columns import ById, Examples, Following, IdColumn, Scores
@@ -27,20 +28,44 @@ from cos_core.visualize.export import run as export
 
 TEXTS = st.text(st.characters(), max_size=8)
 NUMBERS = st.floats(allow_nan=False) | st.integers(-(2**70), 2**70)
+STEERING = st.fixed_dictionaries(
+    {},
+    optional={
+        "sample": TEXTS,
+        "turn": st.integers(0, 9),
+        "question_id": TEXTS | st.integers(0, 2**70),
+        "suffix": TEXTS,
+        "asked": TEXTS,
+        "gold": st.just(Box(0.1, 0.25, 0.5, 1.0)),
+        "targets": st.just(((0.5, 0.25), (0.0, 1.0))),
+    },
+)
 META = st.dictionaries(TEXTS, TEXTS | NUMBERS | st.none() | st.booleans() | st.lists(NUMBERS, max_size=3), max_size=3)
 GROUPS = st.dictionaries(st.sampled_from(["image", "kind", "box_status", "x"]), TEXTS, max_size=3)
 
 
-@given(
-    st.lists(st.builds(Example, TEXTS.filter(bool), TEXTS, st.none() | TEXTS, TEXTS, st.tuples(TEXTS), meta=META), max_size=6)
+EXAMPLES = st.builds(
+    lambda steering, *parts, meta: Example(*parts, meta=meta, **steering),
+    STEERING,
+    TEXTS.filter(bool),
+    TEXTS,
+    st.none() | TEXTS,
+    TEXTS,
+    st.tuples(TEXTS),
+    meta=META,
 )
+
+
+@given(st.lists(EXAMPLES, max_size=6))
 def test_packed_questions_are_the_questions(given: list[Example]) -> None:
     packed = Examples(given)
     assert list(packed) == given
     assert packed == given
     assert packed[1:] == given[1:]
-    assert packed.meta_keys == {key for each in given for key in each.meta}
+    assert packed.steering == {name for each in given for name in each.steering()}
     assert [name for name, *_ in packed.asked()] == packed.ids.names == [each.id for each in given]
+    assert [suffix for *_, suffix in packed.asked()] == [each.suffix for each in given]
+    assert [Example.from_json(each.to_json()) for each in given] == given
 
 
 @given(st.lists(st.builds(Score, TEXTS, NUMBERS, st.none() | TEXTS, st.none() | TEXTS, GROUPS, st.none() | TEXTS), max_size=8))

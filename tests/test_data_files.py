@@ -46,7 +46,7 @@ def pretty(*names: object) -> str:
 def read(data: Any) -> tuple[list[str], list[Problem]]:
     problems: list[Problem] = []
     examples = list(read_examples(data, text_only="keep", on_problem=problems.append))
-    return [str(e.meta["sample"]) for e in examples], problems
+    return [str(e.sample) for e in examples], problems
 
 
 # --- text behind the end of a document -------------------------------------------------------------------------------

@@ -68,7 +68,8 @@ def test_question_files_keep_the_type_of_the_id(tmp_path: Path) -> None:
     examples, problems = read(tmp_path / "pope.jsonl", text, text_only="keep")
     assert not problems
     assert examples[0].id == "0"
-    assert examples[0].meta == {"sample": "0", "question_id": 0, "index": 0, "category": "random"}
+    assert examples[0].meta == {"category": "random"}
+    assert examples[0].steering() == {"sample": "0", "question_id": 0, "index": 0}
     assert examples[0].answers == ()
     assert examples[1].image is None
     assert [e.id for e in read(tmp_path / "pope.jsonl", text)[0]] == ["0"]
@@ -150,7 +151,7 @@ def test_a_broken_sample_is_named_and_the_rest_goes_on(name: str, lines: bool, t
 def test_an_empty_turn_costs_its_pair_only(tmp_path: Path) -> None:
     sample = {"id": "x", "image": "x", "conversations": talk("q", "a", "r", "", "s", "c")}
     examples, problems = read(tmp_path / "x.json", [sample])
-    assert [(e.id, e.meta["turn"]) for e in examples] == [("x#q0", 0), ("x#q2", 2)]
+    assert [(e.id, e.turn) for e in examples] == [("x#q0", 0), ("x#q2", 2)]
     assert problems[0].example_id == "x"
     assert "turn 3 is empty; this question is left out" in problems[0].reason
 

@@ -195,7 +195,7 @@ def test_unusable_inputs_are_one_sentence(tmp_path: Path) -> None:
 def test_malformed_regions_name_their_question() -> None:
     for meta in ({"gold": [0.3, 0.1, 0.2, 0.4]}, {"targets": [1, 2]}, {"targets": [[1]]}):
         with pytest.raises(InputError, match="'a'"):
-            metrics.region_score(Example("a", "s", None, "?", meta=meta), Box(0, 0, 1, 1))
+            Example("a", "s", None, "?", meta=meta)
 
 
 def test_an_outsiders_benchmark_in_one_file(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_the_released_layout(world: Path) -> None:
         size = SIZES[other.image]  # type: ignore[index]
         assert one.box == Square.around(other.box, *size).box(*size)  # type: ignore[arg-type]
     regions = ReleasedRegions(world / "file")
-    renamed = next(e for e in read_examples(world / "data.json") if e.meta.get("record_id"))
+    renamed = next(e for e in read_examples(world / "data.json") if e.record_id)
     assert regions.find(renamed)[0] == "000003_x_2_q0", "found by the id that stands in the file"  # type: ignore[index]
 
 
@@ -218,7 +218,7 @@ def test_visual_cot_as_its_authors_publish_it(world: Path) -> None:
     assert set(asked) == set(by_id), "questions and regions go together"
     assert asked["vsr_val_0"].question == "What animal?"
     assert asked["vsr_val_0"].answers == ("dog",)
-    assert Box.from_json(asked["vsr_val_0"].meta["gold"]) == by_id["vsr_val_0"].box
+    assert asked["vsr_val_0"].gold == by_id["vsr_val_0"].box
 
 
 def test_visual_cot_converted_conversations(world: Path) -> None:

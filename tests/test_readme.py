@@ -18,7 +18,6 @@ from documents import DOCUMENTS, ROOT, Block, blocks, run, shown
 
 from cos_core.data.datasets import read_examples
 from cos_core.demo.config import FULL
-from cos_core.geometry import Box
 from cos_core.store.annotations import Store
 from cos_core.types import Annotation
 
@@ -71,7 +70,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _like_the_demo(demo / "scenes" / "test", FULL.test_scenes, 2, FULL.questions)
     with Store.create_or_resume(demo / "labels" / "from_single_question", "f", {}) as store:
         store.put_many(
-            Annotation(example.id, Box.from_json(example.meta["gold"]), 1.0, "from_single_question", "f")
+            Annotation(example.id, example.gold, 1.0, "from_single_question", "f")
             for example in read_examples(demo / "scenes" / "train" / "questions.jsonl")
         )
     shutil.copytree(ROOT / "tests" / "golden", folder / "tests" / "golden")

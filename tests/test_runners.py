@@ -27,7 +27,7 @@ PORTIONS = [list(range(k, k + 3)) for k in range(0, 60, 3)]
 
 
 def mapped(job: ToyJob, config: RunnerConfig, portions: Sequence[Any] = PORTIONS, told: Told | None = None) -> list[Any]:
-    with runners.build(config, job, "cpu", told or SilentReporter(), model=False) as runner:
+    with runners.build(config, job, "cpu", told or SilentReporter()) as runner:
         return list(runner.map(portions))
 
 
@@ -72,7 +72,7 @@ class TestProcesses:
         assert [len(result[0]) for result in found] == [len(str(n)) * 2**20 for n in range(12)]
 
     def test_stopped_in_the_middle_and_asked_again(self, tmp_path: Path) -> None:
-        with runners.build(TWO, ToyJob(tmp_path), "cpu", SilentReporter(), model=False) as runner:
+        with runners.build(TWO, ToyJob(tmp_path), "cpu", SilentReporter()) as runner:
             first = runner.map(PORTIONS)
             assert next(first) == SQUARES[0]
             first.close()

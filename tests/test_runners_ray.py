@@ -166,7 +166,7 @@ def test_what_a_worker_lacks_is_one_sentence_and_nothing_is_written(job: Annotat
         run(absent, Told())
     blind = ToyJob(job.out.parent, fails="a worker cannot see the image folder /data")
     with (
-        runners.build(scale, blind, "cpu", SilentReporter(), model=False) as runner,
+        runners.build(scale, blind, "cpu", SilentReporter()) as runner,
         pytest.raises(InputError, match="/data"),
     ):
         list(runner.map([[1]]))
@@ -194,9 +194,9 @@ def test_a_node_with_another_version_is_refused(
 def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
     for address in ("127.0.0.1:1", "no-such-host.invalid:6379"):
         with pytest.raises(MissingError, match=address):
-            runners.build(RunnerConfig(ray_address=address), ToyJob(tmp_path), "cpu", SilentReporter(), model=False)
+            runners.build(RunnerConfig(ray_address=address), ToyJob(tmp_path), "cpu", SilentReporter())
     with pytest.raises(InputError, match="HOST:PORT"):
-        runners.build(RunnerConfig(ray_address="head"), ToyJob(tmp_path), "cpu", SilentReporter(), model=False)
+        runners.build(RunnerConfig(ray_address="head"), ToyJob(tmp_path), "cpu", SilentReporter())
 
 
 WITHOUT_RAY = """

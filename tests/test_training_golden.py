@@ -81,7 +81,7 @@ def samples(policy: str) -> dict[int, Sample]:
     examples = list(read_examples(EXPECTED / "ef_data.json", text_only="keep", on_problem=problems.append))
     regions = ReleasedRegions(EXPECTED / "ef_chain-of-spot.json")
     found = collected(examples, plug.load("policies", policy), regions).samples
-    return {int(sample.questions[0].meta["index"]): sample for sample in found}
+    return {int(sample.questions[0].index): sample for sample in found}
 
 
 def collapsed(ids: tuple[int, ...], labels: tuple[int, ...]) -> tuple[list[int], list[int]]:

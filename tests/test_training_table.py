@@ -168,7 +168,7 @@ def test_regions_as_released(tmp_path: Path) -> None:
     listed = list(read_examples(data, text_only="keep", on_problem=lambda _: None))
     expected = collected(listed, plug.load("policies", "from_single_question"), regions)
     equal(built(tmp_path / "table", data, "from_single_question", regions), expected)
-    shifted = {f"{(i + 7) * (i % 2) + i:06d}_{e.meta['sample']}_q{e.meta['turn']}": [1, 2, 30] for i, e in enumerate(listed)}
+    shifted = {f"{(i + 7) * (i % 2) + i:06d}_{e.sample}_q{e.turn}": [1, 2, 30] for i, e in enumerate(listed)}
     other = tmp_path / "shifted.json"
     other.write_text(json.dumps({**{key: {"params": value} for key, value in shifted.items()}, "junk": 1}))
     expected = collected(listed, plug.load("policies", "from_single_question"), ReleasedRegions(other))

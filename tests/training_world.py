@@ -69,7 +69,7 @@ def make_scenes(root: Path) -> Path:
             file.write(json.dumps({"id": f"t{i}", "conversations": turns}) + "\n")
     with Store.create_or_resume(root / "store", "f", {}) as store:
         for example in list(read_examples(root / "questions.jsonl"))[1:]:
-            store.put_many([Annotation(example.id, Box.from_json(example.meta["gold"]), 1.0, "p", "f")])
+            store.put_many([Annotation(example.id, example.gold, 1.0, "p", "f")])
     return root
 
 

@@ -18,7 +18,7 @@ from cos_core.files.images import ImageSource
 from cos_core.files.jsonl import utf8
 from cos_core.files.picture_files import Root
 from cos_core.files.read_ahead import Pictures
-from cos_core.geometry import Box, SquarePad
+from cos_core.geometry import SquarePad
 from cos_core.interfaces import Backbone, Detector, Policy, Relevance
 from cos_core.models import llava
 from cos_core.models.checkpoint_info import annotator_differences, annotator_provenance
@@ -82,9 +82,7 @@ class Annotator:
     def _without_model(self, group: Sequence[Example], pictures: Pictures) -> list[RegionResult]:
         """Policies that need no model: the data set's own region, a fixed one, or (control) a random candidate."""
         if self.policy.source == "gold":
-            boxes = [example.meta.get("gold") for example in group]
-            rois = [None if b is None else roi.Roi(Box.from_json(b)) for b in boxes]
-            return [RegionResult(e, r, None, None if r else NO_GOLD) for e, r in zip(group, rois, strict=True)]
+            return [RegionResult(e, roi.Roi(e.gold) if e.gold else None, None, None if e.gold else NO_GOLD) for e in group]
         if self.candidates is None:
             return [RegionResult(e, roi.Roi(self.policy.fixed_box(e, self.seed))) for e in group]
         image = _opened(group, pictures)

@@ -158,7 +158,7 @@ def option_rule(read: Reader, shown: Callable[[str | None], str | None] = lambda
     says was extracted."""
 
     def judged(example: Example, answer: str) -> Verdict:
-        options, expected = by_letter(example.choices, example.meta.get("letters", LETTERS)), example.answers[0]
+        options, expected = by_letter(example.choices, example.letters or LETTERS), example.answers[0]
         letter = read(answer, options)
         return Verdict(float(letter == expected), shown(letter), expected, letter in options)
 

@@ -110,9 +110,11 @@ def official_examples(questions: Path, annotations: Path, dataset: str) -> Examp
         said = tuple([answer.answer for answer in label.answers])
         if len(said) != 10:
             raise InputError(f"{annotations}: question {row.question_id}: expected ten answers, found {len(said)}")
-        meta = {"asked": row.question, "answer_type": label.answer_type, "question_type": label.question_type}
+        meta = {"answer_type": label.answer_type, "question_type": label.question_type}
         image = f"COCO_val2014_{row.image_id:012d}.jpg"
-        examples.append(Example(str(row.question_id), dataset, image, row.question + suffix, said, meta=meta))
+        examples.append(
+            Example(str(row.question_id), dataset, image, row.question + suffix, said, meta=meta, asked=row.question)
+        )
     return examples
 
 

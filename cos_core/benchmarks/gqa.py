@@ -94,7 +94,6 @@ def _example(key: str, row: Any, where: str, prepared: Mapping[str, dict[str, An
     own = {"image": f"{row['imageId']}.jpg", "text": f"{row['question']}\n{answers.SHORT_ANSWER}"} | prepared.get(key, {})
     structural = row["types"]["structural"]
     meta = {
-        "asked": row["question"],
         "kind": "open" if structural == "query" else "binary",
         "structural": structural,
         "semantic": row["types"]["semantic"],
@@ -102,7 +101,7 @@ def _example(key: str, row: Any, where: str, prepared: Mapping[str, dict[str, An
         "length": f"{len(row['question'].split()):02d}",
         "steps": str(_steps(row.get("semantic"))),
     }
-    return Example(key, "gqa", own["image"], own["text"], (row["answer"],), meta=meta)
+    return Example(key, "gqa", own["image"], own["text"], (row["answer"],), meta=meta, asked=row["question"])
 
 
 def _steps(operations: Any) -> int:

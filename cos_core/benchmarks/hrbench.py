@@ -70,7 +70,14 @@ def _example(row: Mapping[str, str], where: str) -> Example:
     if answer not in options:
         raise InputError(f"{where}: the answer {answer!r} is not one of the options {', '.join(options)}")
     lines = [row["question"], *(f"{letter}. {option}" for letter, option in options.items()), answers.OPTION_LETTER]
-    meta = {"asked": row["question"], "category": row.get("category", "")}
-    if not _tsv.LETTERS.startswith(letters := "".join(options)):
-        meta["letters"] = letters
-    return Example(index, "hrbench", f"{index}.jpg", "\n".join(lines), (answer,), tuple(options.values()), meta)
+    return Example(
+        index,
+        "hrbench",
+        f"{index}.jpg",
+        "\n".join(lines),
+        (answer,),
+        tuple(options.values()),
+        {"category": row.get("category", "")},
+        asked=row["question"],
+        letters=None if _tsv.LETTERS.startswith(letters := "".join(options)) else letters,
+    )

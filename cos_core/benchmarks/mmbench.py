@@ -152,16 +152,26 @@ def _example(row: Mapping[str, str], where: str, suffix: str) -> Example:
     text = "\n".join([*hint, row["question"], *(f"{letter}. {option}" for letter, option in shown.items())])
     circle = _stem(row["index"])
     meta = {
-        "asked": row["question"],
-        "suffix": f"\n{suffix}",  # where it stands is the prompt profile's word
         "circle": circle,
         "category": row.get("category", ""),
         "l2_category": row.get("l2-category", ""),
     }
+    letters = None
     if list(options) != list(shown):
         # LLaVA's reader stops at the first option that reads "None", "nan" or "NA"; what stands there may be the answer.
-        meta |= {"letters": "".join(options), "hidden": "".join(letter for letter in options if letter not in shown)}
-    return Example(row["index"], "mmbench", f"{circle}.jpg", text, (answer,) if answer else (), tuple(options.values()), meta)
+        letters, meta["hidden"] = "".join(options), "".join(letter for letter in options if letter not in shown)
+    return Example(
+        row["index"],
+        "mmbench",
+        f"{circle}.jpg",
+        text,
+        (answer,) if answer else (),
+        tuple(options.values()),
+        meta,
+        asked=row["question"],
+        suffix=f"\n{suffix}",
+        letters=letters,
+    )
 
 
 def _stem(index: str) -> str:

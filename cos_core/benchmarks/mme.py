@@ -175,7 +175,9 @@ def _pair(path: Path, key: str, image: str, category: str) -> list[Example]:
             image,
             f"{_bare(question)}\n{answers.SHORT_ANSWER}",
             (answer.strip().lower(),),
-            meta={"question_id": key, "asked": _bare(question), "category": category},
+            meta={"category": category},
+            question_id=key,
+            asked=_bare(question),
         )
         for number, (question, answer) in enumerate(pairs)
     ]

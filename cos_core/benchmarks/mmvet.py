@@ -66,8 +66,9 @@ class MmVet(JudgedBenchmark):
         examples = []
         for key, row in _files.read_object(path).items():
             _files.demand(row, ("imagename", "question", "answer", "capability"), f"{path}: question {key}")
-            meta = {"question_id": key.removeprefix("v1_"), "capability": list(row["capability"])}
-            examples.append(Example(key, "mmvet", row["imagename"], row["question"], (row["answer"],), meta=meta))
+            meta, official = {"capability": list(row["capability"])}, key.removeprefix("v1_")
+            texts = row["imagename"], row["question"], (row["answer"],)
+            examples.append(Example(key, "mmvet", *texts, meta=meta, question_id=official))
         return BenchmarkData(self.name, "v1", examples, _files.image_root(path.parent, "images"))
 
     def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:

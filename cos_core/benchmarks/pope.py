@@ -220,8 +220,9 @@ def _plain(labels: Mapping[str, _Labels]) -> Examples:
 
 
 def _example(example_id: str, row: Mapping[str, Any], category: str, label: str) -> Example:
-    meta = {"category": category, "question_id": str(row["question_id"]), "asked": row["text"].split("\n")[0]}
-    return Example(example_id, "pope", row["image"], row["text"], (label,), meta=meta)
+    official, asked = str(row["question_id"]), row["text"].split("\n")[0]
+    meta = {"category": category}
+    return Example(example_id, "pope", row["image"], row["text"], (label,), meta=meta, question_id=official, asked=asked)
 
 
 def _object(text: str) -> str:

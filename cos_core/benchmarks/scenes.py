@@ -1,7 +1,7 @@
 """Exact match on a folder of our own: drawn scenes of the demo, or any questions with answers in LLaVA's conversation format.
 
 `questions.jsonl` (or .json) holds conversations or Example lines (datasets.read_examples); per question `meta` may have `kind`,
-`gold` (the gold region) and `targets` (centres of the objects asked about), see metrics.region_score. The score is ours: 1 when
+`gold` and `targets` (types.Example; metrics.region_score). The score is ours: 1 when
 the answer equals one of the accepted answers after answers.plain, else 0.
 """
 

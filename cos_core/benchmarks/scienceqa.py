@@ -136,8 +136,9 @@ def _example(pid: str, problem: Any, path: Path, texts: Mapping[str, str]) -> Ex
         body,
         (answers.LETTERS[problem["answer"]],),
         choices,
-        # Where the request for a letter stands is the prompt profile's word.
-        {"asked": problem["question"], "suffix": f"\n{answers.OPTION_LETTER}", "subject": str(problem.get("subject", ""))},
+        {"subject": str(problem.get("subject", ""))},
+        asked=problem["question"],
+        suffix=f"\n{answers.OPTION_LETTER}",
     )
 
 

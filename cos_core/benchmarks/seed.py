@@ -90,7 +90,7 @@ class Seed(SlicedBenchmark):
     def submission(self, root: Path, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
         """The leaderboard's JSON lines: question id and the answer as it was given."""
         pairs = complete(data, predictions)
-        rows = ({"question_id": example.meta.get("repeats", example.id), "prediction": said} for example, said in pairs)
+        rows = ({"question_id": example.repeats or example.id, "prediction": said} for example, said in pairs)
         return "".join(json.dumps(row) + "\n" for row in rows)
 
 
@@ -110,8 +110,7 @@ def _numbered(examples: Iterable[Example]) -> Iterator[Example]:
     for example in examples:
         seen[example.id] += 1
         if (times := seen[example.id]) > 1:
-            meta = {**example.meta, "repeats": example.id, "question_id": example.id}
-            example = replace(example, id=f"{example.id}#{times}", meta=meta)
+            example = replace(example, id=f"{example.id}#{times}", repeats=example.id, question_id=example.id)
         yield example
 
 
@@ -128,8 +127,8 @@ def _example(row: Any, where: str, names: Mapping[int, str], prepared: Mapping[s
     image = f"SEED-Bench-video-image/{key}.png" if video else f"SEED-Bench-image/{row['data_id']}"
     text = f"{row['question']}\n{options}\n{answers.OPTION_LETTER}"
     own = prepared.get(key, {"image": image, "text": text})
-    meta = {"asked": row["question"], "type": names[row["question_type_id"]], "data_type": row["data_type"]}
-    return Example(key, "seed", own["image"], own["text"], (row["answer"],), choices, meta)
+    meta = {"type": names[row["question_type_id"]], "data_type": row["data_type"]}
+    return Example(key, "seed", own["image"], own["text"], (row["answer"],), choices, meta, asked=row["question"])
 
 
 _READERS: Mapping[str, Reader] = {

@@ -48,9 +48,9 @@ class TextVqa(_vqa.VqaBenchmark):
             _files.demand(row, ("question_id", "question", "image_id", "answers"), where)
             question, image = row["question"], row["image_id"]
             text = prompts.get((image, question.lower()), f"{question}\n{answers.SHORT_ANSWER}")
-            meta = {"question_id": image, "asked": question}
             ten = _vqa.ten(row["answers"], where)
-            examples.append(Example(str(row["question_id"]), self.name, f"{image}.jpg", text, ten, meta=meta))
+            own = str(row["question_id"])
+            examples.append(Example(own, self.name, f"{image}.jpg", text, ten, question_id=image, asked=question))
         return BenchmarkData(self.name, self.split, examples, _files.image_root(root, "train_images"))
 
     def asked(self, prompt: str) -> str | None:

@@ -69,8 +69,9 @@ def _labelled(root: Path) -> list[Example]:
         where = f"{path}:{line}"
         _files.demand(row, ("image", "question", "answers"), where)
         ten = _vqa.ten([a.get("answer") if isinstance(a, dict) else None for a in row["answers"]], where)
-        meta = {"asked": row["question"], "answer_type": str(row.get("answer_type", "other"))}
-        examples.append(Example(row["image"], "vizwiz", row["image"], f"{row['question']}\n{SUFFIX}", ten, meta=meta))
+        meta = {"answer_type": str(row.get("answer_type", "other"))}
+        text = f"{row['question']}\n{SUFFIX}"
+        examples.append(Example(row["image"], "vizwiz", row["image"], text, ten, meta=meta, asked=row["question"]))
     return examples
 
 

@@ -59,5 +59,13 @@ def _example(row: Mapping[str, Any], where: str) -> Example:
     if row["label"] not in options:
         raise InputError(f"{where}: the label {row['label']!r} is not one of the options {', '.join(options) or '(none)'}")
     text = row["text"] if answers.OPTION_LETTER in row["text"] else f"{row['text']}\n{answers.OPTION_LETTER}"
-    meta = {"asked": row["text"].split("\n")[0], "category": row["category"]}
-    return Example(str(row["question_id"]), "vstar", row["image"], text, (row["label"],), tuple(options.values()), meta)
+    return Example(
+        str(row["question_id"]),
+        "vstar",
+        row["image"],
+        text,
+        (row["label"],),
+        tuple(options.values()),
+        {"category": row["category"]},
+        asked=row["text"].split("\n")[0],
+    )

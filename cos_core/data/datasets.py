@@ -65,10 +65,10 @@ def read_examples(
 ) -> Iterator[Example]:
     """The examples of a file, or of several, in their order.
 
-    A conversation with k questions gives k examples `<id>#q<turn>`, turn from 0, with `meta` `{"sample": id, "turn": turn,
-    "index": place of the sample in the data set}`; its optional `meta` list, one object a question, is merged in (`gold`, a box
-    in frame "image"; `kind`; ...). `<image>` marks are taken out of questions, as LLaVA's preprocessing does. An id used again
-    with other content becomes `<id>~<8 hexadecimal digits of its content>`, and `meta` keeps the file's own as `record_id`;
+    A conversation with k questions gives k examples `<id>#q<turn>`, turn from 0, with `sample`, `turn` and `index`;
+    its optional list `meta`, one object a question, gives the other fields and the slices (types.split_meta). `<image>` marks
+    are taken out of questions, as LLaVA's preprocessing does. An id used again
+    with other content becomes `<id>~<8 hexadecimal digits of its content>`, and keeps the file's own as `record_id`;
     with equal content it is dropped as a Problem.
 
     What cannot be used goes to `on_problem` with its line and the rest goes on; without `on_problem` the first raises
@@ -207,7 +207,7 @@ def _stamp(status: os.stat_result) -> Stamp:
 
 def by_image(examples: Iterable[Example]) -> Iterator[list[Example]]:
     """Consecutive examples on one image as lists, order kept; text-only examples are grouped by their sample."""
-    for _, group in groupby(examples, key=lambda e: (e.image, None if e.image is not None else e.meta.get("sample", e.id))):
+    for _, group in groupby(examples, key=lambda e: (e.image, None if e.image is not None else e.sample or e.id)):
         yield list(group)
 
 

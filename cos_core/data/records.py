@@ -20,8 +20,7 @@ from typing import Any
 from cos_core.errors import InputError
 from cos_core.files.jsonl import OnProblem, Problem, report
 from cos_core.files.text import one_line
-from cos_core.geometry import Box
-from cos_core.types import Example
+from cos_core.types import Example, split_meta
 
 IMAGE_MARK = "<image>"
 IMAGE_KEYS = (
@@ -135,17 +134,18 @@ def _conversation(record: dict[str, Any], name: str, source: RecordSource) -> li
     dataset = _dataset(record, source)
     if len(turns) % 2:
         source.problem(f"an odd number of turns ({len(turns)}): the last question has no answer and is left out")
-    renamed = {"record_id": record["id"]} if str(record["id"]) != name else {}
+    renamed = record["id"] if str(record["id"]) != name else None
     found = []
-    for k, meta in enumerate(metas):
+    for k, (steering, slices) in enumerate(metas):
         try:
             question = _text(turns[2 * k]["value"], f"turn {2 * k}")
             answer = _unmarked(turns[2 * k + 1]["value"], f"turn {2 * k + 1}")
         except InputError as error:
             source.problem(f"{error}; this question is left out")
             continue
-        place_meta = {"sample": name, "turn": k, "index": source.index, **renamed, **meta}
-        found.append(Example(f"{name}#q{k}", dataset, image, question, (answer,), (), place_meta, source.line, source.file))
+        place = {"sample": name, "turn": k, "index": source.index, "record_id": renamed, **steering}
+        example_id = f"{name}#q{k}"
+        found.append(Example(example_id, dataset, image, question, (answer,), (), slices, source.line, source.file, **place))
     return found
 
 
@@ -163,20 +163,20 @@ def _check_turns(turns: object) -> None:
 
 
 def _question(record: dict[str, Any], name: str, source: RecordSource) -> list[Example]:
-    meta = {"sample": name, "question_id": record["question_id"], "index": source.index}
-    if "category" in record:
-        meta["category"] = record["category"]
+    meta = {"category": record["category"]} if "category" in record else {}
     image = _image(record, ({"value": record["text"]},))
     question = _text(record["text"], "`text`")
-    return [Example(name, _dataset(record, source), image, question, (), (), meta, source.line, source.file)]
+    place = {"sample": name, "question_id": record["question_id"], "index": source.index}
+    return [Example(name, _dataset(record, source), image, question, (), (), meta, source.line, source.file, **place)]
 
 
 def _own(record: dict[str, Any], name: str, source: RecordSource) -> list[Example]:
     answers, choices = (_texts(record, key) for key in ("answers", "choices"))
-    (meta,) = _metas([record.get("meta", {})], 1)
+    ((steering, slices),) = _metas([record.get("meta", {})], 1)
     image = _image(record, ({"value": record["question"]},))
     question = _text(record["question"], "`question`")
-    return [Example(name, _dataset(record, source), image, question, answers, choices, meta, source.line, source.file)]
+    dataset = _dataset(record, source)
+    return [Example(name, dataset, image, question, answers, choices, slices, source.line, source.file, **steering)]
 
 
 def _name(record: Mapping[str, Any], key: str) -> str:
@@ -287,10 +287,13 @@ def _texts(record: Mapping[str, Any], key: str) -> tuple[str, ...]:
     return tuple(_unmarked(value, f"`{key}`") for value in values)
 
 
-def _metas(metas: object, count: int, unanswered: int = 0) -> list[dict[str, Any]]:
-    """One checked object a question; no `meta` at all gives empty ones. It may have more for `unanswered` questions."""
+def _metas(metas: object, count: int, unanswered: int = 0) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The steering fields and the slices of each question (types.split_meta); no `meta` at all gives empty ones.
+
+    It may have more objects for `unanswered` questions.
+    """
     if metas is None:
-        return [{} for _ in range(count)]
+        return [({}, {}) for _ in range(count)]
     if isinstance(metas, list) and len(metas) == count + unanswered:
         metas = metas[:count]
     if not isinstance(metas, list) or len(metas) != count:
@@ -298,11 +301,8 @@ def _metas(metas: object, count: int, unanswered: int = 0) -> list[dict[str, Any
     for meta in metas:
         if not isinstance(meta, dict):
             raise InputError("`meta` must hold objects")
-        gold = meta.get("gold")
-        if gold is not None and Box.from_json(gold).frame != "image":
-            raise InputError("`gold` must be a box in frame 'image'")
         _check_values(meta)
-    return [dict(meta) for meta in metas]
+    return [split_meta(meta) for meta in metas]
 
 
 def _check_values(value: object) -> None:

@@ -33,20 +33,15 @@ def key_of(example: Example) -> str:
 
     Raises InputError for an example that does not say its row.
     """
-    row = example.meta.get("index")
-    if not isinstance(row, int):
+    if example.index is None:
         raise InputError(f"the example {example.id!r} does not say its row in the data")
-    return _key(row, _name(example), _question(example))
+    return _key(example.index, _name(example), example.turn or 0)
 
 
 def _name(example: Example) -> str:
     # A sample whose id another had before has a name of its own here, but not in the file.
-    name = example.meta.get("record_id", example.meta.get("sample", example.id))
+    name = next(name for name in (example.record_id, example.sample, example.id) if name is not None)
     return str(name).replace("/", "_")
-
-
-def _question(example: Example) -> int:
-    return int(example.meta.get("turn", 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +141,9 @@ class ReleasedRegions:
 
     def find(self, example: Example) -> tuple[str, int, Square] | None:
         """(key, row in the key, square) of an example; where several rows share the id, the one at the sample's own row."""
-        name, k = _name(example), _question(example)
+        name, k = _name(example), example.turn or 0
         first, second = _digest(name, k)
-        index = example.meta.get("index")
+        index = example.index
         found: int | None = None
         for place in range(bisect_left(self._digests, first), len(self._digests)):
             if self._digests[place] != first:
@@ -169,8 +164,7 @@ class ReleasedRegions:
 
 def shifted_from(example: Example, key: str, row: int) -> Shifted | None:
     """The key that was found for an example, when its row is another than the one the example stands in."""
-    index = example.meta.get("index")
-    return None if index is None or row == index else Shifted(key, row, int(index))
+    return None if example.index is None or row == example.index else Shifted(key, row, example.index)
 
 
 def _key(row: int, name: str, question: int) -> str:

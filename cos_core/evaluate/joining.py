@@ -15,7 +15,7 @@ from cos_core.interfaces import Benchmark, BenchmarkData
 from cos_core.scoring import columns, metrics
 from cos_core.scoring.columns import IdColumn, Texts
 from cos_core.scoring.recorded import Recorded
-from cos_core.types import BoxStatus, Prediction
+from cos_core.types import STEERING, BoxStatus, Prediction
 
 _SHORT = 40
 """Answers of so many characters are kept in memory."""
@@ -156,7 +156,7 @@ def join(data: BenchmarkData, recorded: Recorded, benchmark: Benchmark | None = 
     The last of several answers to one question counts, as in the official scripts that join by id; a failure never replaces
     an answer, and an answer after a failure is a repair, not counted as doubled. A prediction whose prompt asks another
     question than the example is "unknown". The order of the file plays no part. A benchmark that has `same_question` (id ->
-    id) says which official ids are spellings of one. An example with `meta["repeats"]` is a row that the official files hold
+    id) says which official ids are spellings of one. An example with `repeats` is a row that the official files hold
     twice: without an answer of its own it has the one of the example named there.
     `limit`: only the data's first questions count, and answers to later ones are passed over.
     Raises InputError when the file holds no answer at all, or none that belongs to the data.
@@ -197,9 +197,9 @@ class _Finder:
     def __init__(self, data: BenchmarkData, benchmark: Benchmark | None) -> None:
         self.examples, self.ids = data.examples, columns.ids_of(data.examples)
         self._benchmark = benchmark
-        keys = data.examples.meta_keys if isinstance(data.examples, columns.Examples) else None
-        self._may_repeat = keys is None or "repeats" in keys
-        self._official = keys is None or "question_id" in keys or self._may_repeat
+        names = data.examples.steering if isinstance(data.examples, columns.Examples) else STEERING
+        self._may_repeat = "repeats" in names
+        self._official = "question_id" in names or self._may_repeat
         self._by_question: dict[str, int | list[int]] | None = None
 
     @cached_property
@@ -227,10 +227,13 @@ class _Finder:
     def _questions(self) -> dict[str, int | list[int]]:
         found: dict[str, int | list[int]] = {}
         for place, name in enumerate(self.ids.names):
-            meta = self.examples[place].meta if self._official else {}
-            if "repeats" in meta:
-                continue
-            key = self._same(str(meta.get("question_id", name)))
+            official: str | int = name
+            if self._official:
+                example = self.examples[place]
+                if example.repeats is not None:
+                    continue
+                official = name if example.question_id is None else example.question_id
+            key = self._same(str(official))
             known = found.setdefault(key, place)
             if isinstance(known, list):
                 known.append(place)
@@ -255,13 +258,12 @@ class _Finder:
         if isinstance(self.examples, columns.Examples):
             return self.examples.question(place)
         example = self.examples[place]
-        asked: str = example.meta.get("asked", example.question)
-        return asked
+        return example.question if example.asked is None else example.asked
 
     def repeats(self) -> Iterator[tuple[int, int]]:
         """(place, place of the question that it repeats)."""
         for place, example in enumerate(self.examples if self._may_repeat else ()):
-            other = self.ids.places().get(example.meta["repeats"]) if "repeats" in example.meta else None
+            other = self.ids.places().get(example.repeats) if example.repeats is not None else None
             if other is not None:
                 yield place, other
 

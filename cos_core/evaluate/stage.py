@@ -338,10 +338,9 @@ def data_digest(data: BenchmarkData) -> str:
     if isinstance(data.examples, columns.Examples):
         parts = data.examples.asked()
     else:
-        parts = ((e.id, e.image, e.question, e.answers, e.meta) for e in data.examples)
-    for name, image, question, answers, meta in parts:
-        suffix = (meta["suffix"],) if "suffix" in meta else ()
-        row = (name, image, question, answers, *suffix)
+        parts = ((e.id, e.image, e.question, e.answers, e.suffix) for e in data.examples)
+    for name, image, question, answers, suffix in parts:
+        row = (name, image, question, answers, *(() if suffix is None else (suffix,)))
         try:
             digest.update(encode(row))
         except UnicodeEncodeError:

@@ -230,7 +230,7 @@ class TwoPass:
 
     def _first_turns(self, example: Example) -> dict[str, Any]:
         """What Inst.1 asks about, as keyword arguments of `dialogue`, the same for both passes."""
-        suffix = {"suffix": str(example.meta.get("suffix", ""))}
+        suffix = {"suffix": example.suffix or ""}
         if self._policy.asks != "all":
             return {"asks": self._policy.asks, **suffix}
         return {"asks": "all", "all_questions": self._siblings.get(example.image or "", ()), **suffix}

@@ -13,7 +13,7 @@ from cos_core.interfaces import Job, Reporter, Runner
 from cos_core.runners._config import RunnerConfig
 
 
-def build(config: RunnerConfig, job: Job, device: str, reporter: Reporter, model: str | None) -> Runner:
+def build(config: RunnerConfig, job: Job, device: str, reporter: Reporter, model: str | None = None) -> Runner:
     """The runner that `config` names, not yet started: use it as a context manager.
 
     `device`: as the user wrote it; `model`: the name of the model that workers run; None for none, so that devices do not

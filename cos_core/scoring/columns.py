@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 import msgspec
 import numpy as np
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from cos_core.errors import InputError
 from cos_core.files.jsonl import OnProblem, Problem, encode_line, object_of, raw_lines, report
-from cos_core.types import Example, Score
+from cos_core.geometry import Box
+from cos_core.types import STEERING, STEERING_NAMES, Example, Score, steering_of
 
 T = TypeVar("T")
 _TEXTS = 1 << 17
@@ -158,8 +159,9 @@ class _Sequence(Sequence[T]):
 
 
 _new = object.__new__
+_SET = {name: getattr(Example, name).__set__ for name in Example.__slots__}
 _set_id, _set_dataset, _set_image, _set_question, _set_answers, _set_choices, _set_meta, _set_line, _set_file = (
-    getattr(Example, name).__set__ for name in Example.__slots__
+    each for name, each in _SET.items() if name not in STEERING
 )
 
 
@@ -195,30 +197,54 @@ class Packed:
         return found
 
 
-_Shape = tuple[str, str | None, tuple[str, ...]]
-"""What many questions share: data set, file, keys of `meta`."""
+_Shape = tuple[str, str | None, tuple[str, ...], tuple[bool, ...]]
+"""What many questions share: data set, file, keys of `meta`, and which of the steering fields are not set."""
+
+
+class _Layout(NamedTuple):
+    """A shape, and how the fields of its rows are set: the row's steering values, those before `meta`'s, have these setters."""
+
+    dataset: str
+    file: str | None
+    keys: tuple[str, ...]
+    steering: tuple[str, ...]
+    set_values: tuple[Callable[[Example, Any], None], ...]
+    set_none: tuple[Callable[[Example, Any], None], ...]
+
+    @classmethod
+    def of(cls, shape: _Shape) -> _Layout:
+        dataset, file, keys, unset = shape
+        steering = tuple(name for name, none in zip(STEERING_NAMES, unset, strict=True) if not none)
+        absent = tuple(_SET[name] for name, none in zip(STEERING_NAMES, unset, strict=True) if none)
+        return cls(dataset, file, keys, steering, tuple(_SET[name] for name in steering), absent)
+
+
+_FIRST = 6
+"""Where a row's steering values begin."""
 
 
 class Examples(_Sequence[Example]):
-    """Questions, packed. `meta_keys`: every key that occurs in a question's `meta`, whose values must be plain JSON."""
+    """Questions, packed; the values of `meta` must be plain JSON. `steering`: the fields of types.STEERING that any has."""
 
     def __init__(self, examples: Iterable[Example] = ()) -> None:
         self._names: list[str] = []
         self._rows = Packed()
         self._layouts: dict[_Shape, int] = {}
-        self._shapes: list[_Shape] = []
+        self._shapes: list[_Layout] = []
         self._ids: IdColumn | None = None
         for example in examples:
             self.append(example)
 
     def append(self, example: Example) -> None:
-        shape = (example.dataset, example.file, tuple(example.meta))
+        steering = steering_of(example)
+        shape = (example.dataset, example.file, tuple(example.meta), tuple([value is None for value in steering]))
         layout = self._layouts.get(shape)
         if layout is None:
             layout = self._layouts[shape] = len(self._shapes)
-            self._shapes.append(shape)
+            self._shapes.append(_Layout.of(shape))
         parts = (layout, example.image, example.question, example.answers, example.choices, example.line)
-        self._rows.append((*parts, *example.meta.values()))
+        values = [value for value in steering if value is not None]
+        self._rows.append((*parts, *values, *example.meta.values()))
         self._names.append(example.id)
         self._ids = None
 
@@ -229,40 +255,54 @@ class Examples(_Sequence[Example]):
         return self._ids
 
     @property
-    def meta_keys(self) -> frozenset[str]:
-        return frozenset(key for *_, keys in self._shapes for key in keys)
+    def steering(self) -> frozenset[str]:
+        return frozenset(name for layout in self._shapes for name in layout.steering)
 
     def __len__(self) -> int:
         return len(self._names)
 
     def _row(self, place: int) -> Example:
-        layout, image, question, answers, choices, line, *values = self._rows[place]
-        dataset, file, keys = self._shapes[layout]
+        number, image, question, answers, choices, line, *values = self._rows[place]
+        layout = self._shapes[number]
         # Field by field: the frozen dataclass's own way takes twice the time, and these fields were checked once.
         example = _new(Example)
         _set_id(example, self._names[place])
-        _set_dataset(example, dataset)
+        _set_dataset(example, layout.dataset)
         _set_image(example, image)
         _set_question(example, question)
         _set_answers(example, tuple(answers))
         _set_choices(example, tuple(choices) if choices else ())
-        _set_meta(example, dict(zip(keys, values, strict=True)))
+        _set_meta(example, dict(zip(layout.keys, values[len(layout.steering) :], strict=True)))
         _set_line(example, line)
-        _set_file(example, file)
+        _set_file(example, layout.file)
+        for put in layout.set_none:
+            put(example, None)
+        for put, value in zip(layout.set_values, values, strict=False):
+            put(example, value)
+        if example.gold is not None:
+            _SET["gold"](example, _box(example.gold))
+        if example.targets is not None:
+            _SET["targets"](example, tuple([(x, y) for x, y in example.targets]))
         return example
 
-    def asked(self) -> Iterator[tuple[str, str | None, str, Sequence[str], Mapping[str, Any]]]:
-        """(id, image, question, answers, meta) of each, without the record around it."""
-        shapes = [keys for *_, keys in self._shapes]
+    def asked(self) -> Iterator[tuple[str, str | None, str, Sequence[str], str | None]]:
+        """(id, image, question, answers, suffix) of each, without the record around it."""
+        suffixes = [_FIRST + each.steering.index("suffix") if "suffix" in each.steering else None for each in self._shapes]
         for place, name in enumerate(self._names):
-            layout, image, question, answers, _, _, *values = self._rows[place]
-            yield name, image, question, answers, dict(zip(shapes[layout], values, strict=True))
+            row = self._rows[place]
+            at = suffixes[row[0]]
+            yield name, row[1], row[2], row[3], None if at is None else row[at]
 
     def question(self, place: int) -> str:
-        """What the question at `place` asks: its `meta["asked"]`, else its text."""
+        """What the question at `place` asks: its `asked`, else its text."""
         row = self._rows[place]
-        keys = self._shapes[row[0]][2]
-        return str(row[6 + keys.index("asked")] if "asked" in keys else row[2])
+        names = self._shapes[row[0]].steering
+        return str(row[_FIRST + names.index("asked")] if "asked" in names else row[2])
+
+
+def _box(value: Any) -> Box:
+    """A box that was packed (as an object of its fields), or was kept."""
+    return value if isinstance(value, Box) else Box(**value)
 
 
 def ids_of(examples: Sequence[Example]) -> IdColumn:

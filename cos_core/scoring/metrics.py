@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cos_core.errors import InputError
 from cos_core.geometry import Box
 from cos_core.scoring import columns, statistics
 from cos_core.scoring.columns import Examples, Scores
@@ -290,11 +289,10 @@ def region_score(example: Example, box: Box | None, groups: Mapping[str, str] | 
     """The fit of `box` for an example; None when the example names neither a gold box nor targets, or when its gold box is the
     whole picture (there is nowhere to look).
 
-    `meta["gold"]`: [x0, y0, x1, y1]; `meta["targets"]`: list of [x, y], the centres of the objects that the question is about
-    (without it, the gold box's own centre). Both in frame "image". Raises InputError when they are malformed.
+    The targets of an example without any are its gold box's centre.
     """
-    gold = _gold(example)
-    targets = _targets(example) or ([gold.centre] if gold and gold.area < 1.0 else [])
+    gold = example.gold
+    targets: Sequence[tuple[float, float]] = example.targets or ((gold.centre,) if gold and gold.area < 1.0 else ())
     if not targets:
         return None
     hits = [box is not None and box.contains(x, y) for x, y in targets]
@@ -310,7 +308,7 @@ def region_scores(
     A question whose box is missing or was not usable counts as no hit, whatever was looked at instead (`--on-bad-box`).
     `groups`: the scores' groups by example id.
     """
-    if isinstance(examples, Examples) and not examples.meta_keys & {"gold", "targets"}:
+    if isinstance(examples, Examples) and not examples.steering & {"gold", "targets"}:
         return []
     if not any(prediction.box is not None for prediction in predictions.values()):
         return []
@@ -348,21 +346,3 @@ def region_estimates(regions: Sequence[RegionScore]) -> list[Estimate]:
         if len(columns) and columns[:, 1].any():
             estimates.append(Estimate(f"regions.{name}", columns))
     return estimates
-
-
-def _gold(example: Example) -> Box | None:
-    gold = example.meta.get("gold")
-    if gold is None:
-        return None
-    try:
-        return Box.from_json(gold)
-    except InputError as error:
-        raise InputError(f"the gold region of {example.id!r} cannot be used: {error}") from None
-
-
-def _targets(example: Example) -> list[tuple[float, float]]:
-    targets = example.meta.get("targets") or []
-    try:
-        return [(float(x), float(y)) for x, y in targets]
-    except (TypeError, ValueError):
-        raise InputError(f"the targets of {example.id!r} must be a list of [x, y], got {str(targets)[:80]}") from None

@@ -153,7 +153,7 @@ def collect(
 
 
 def _grouped(examples: Iterable[Example]) -> Iterator[tuple[str, list[Example]]]:
-    """Consecutive examples of one conversation (`meta["sample"]`), else of one image; text without either stands alone."""
+    """Consecutive examples of one conversation (`Example.sample`), else of one image; text without either stands alone."""
     group: list[Example] = []
     current: str | None = None
     for example in examples:
@@ -169,7 +169,7 @@ def _grouped(examples: Iterable[Example]) -> Iterator[tuple[str, list[Example]]]
 
 def key_of(example: Example) -> str:
     """The id of the sample that an example belongs to."""
-    return str(example.meta.get("sample") or example.image or example.id)
+    return example.sample or example.image or example.id
 
 
 @dataclass(frozen=True, slots=True)

@@ -279,7 +279,8 @@ def _lmms_eval(job: _Job, file: BinaryIO) -> None:
 
 
 def _meta(item: RunQuestion) -> Mapping[str, Any]:
-    return {key: value for key, value in (item.example.meta if item.example else {}).items() if key not in ("id", "question")}
+    meta = {} if item.example is None else {**item.example.steering(), **item.example.meta}
+    return {key: value for key, value in meta.items() if key not in ("id", "question")}
 
 
 _WRITERS: Mapping[Format, Callable[[_Job, BinaryIO], None]] = {

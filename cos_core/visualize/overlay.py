@@ -191,8 +191,8 @@ def _known_marks(config: OverlayConfig, picture: Image.Image, example: Example |
     marks: list[Mark] = []
     if config.detector is not None:
         marks += [Mark(box, "", "region") for box in plug.load("detectors", config.detector).detect(picture).boxes]
-    if example is not None and example.meta.get("gold") is not None:
-        marks.append(Mark(Box.from_json(example.meta["gold"]), "gold", "gold"))
+    if example is not None and example.gold is not None:
+        marks.append(Mark(example.gold, "gold", "gold"))
     return marks
 
 

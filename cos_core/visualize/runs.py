@@ -183,12 +183,8 @@ class RunQuestion:
 
     @property
     def gold(self) -> Box | None:
-        """The data's own region. A malformed one counts as none: the run's scores have said so."""
-        value = self.example.meta.get("gold") if self.example else None
-        try:
-            return None if value is None else Box.from_json(value)
-        except InputError:
-            return None
+        """The data's own region."""
+        return self.example.gold if self.example else None
 
     @property
     def image(self) -> str | None:
@@ -395,7 +391,7 @@ def _rename(run: FinishedRun) -> None:
         return
     by_question: dict[str, list[str]] = {}
     for example in run.examples.values():
-        by_question.setdefault(str(example.meta.get("question_id", example.id)), []).append(example.id)
+        by_question.setdefault(str(example.id if example.question_id is None else example.question_id), []).append(example.id)
     renamed = {}
     for example_id in run.predictions:
         candidates = by_question.get(example_id, [])

@@ -110,7 +110,7 @@ def _held(path: Path) -> dict[str, Box]:
     if path.is_dir() or _holds_predictions(path):
         return {p.example_id: box for p in read_predictions(path) if (box := metrics.usable_box(p)) is not None}
     examples = datasets.read_examples(path, text_only="keep")
-    return {e.id: Box.from_json(e.meta["gold"]) for e in examples if e.meta.get("gold") is not None}
+    return {e.id: e.gold for e in examples if e.gold is not None}
 
 
 def _holds_predictions(path: Path) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 from cos_core.data.formats.records import IMPORTED, ImportSource, Incoming, Outgoing, from_pixels
@@ -73,16 +74,7 @@ def read(source: ImportSource) -> Iterator[Incoming]:
             if name is not None:
                 yield Incoming(name, failure=f"{source.path.name}:{line}: {error}")
             continue
-        asked = Example(
-            name,
-            example.dataset,
-            example.image,
-            example.question,
-            example.answers,
-            (),
-            {**example.meta, "gold": list(box.corners)},
-        )
-        yield Incoming(name, found, example=asked)
+        yield Incoming(name, found, example=replace(example, gold=box))
 
 
 def _records(source: ImportSource) -> Iterator[tuple[int, int, dict[str, Any]]]:
