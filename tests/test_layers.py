@@ -39,6 +39,7 @@ WITH_TORCH = (
     "engines._features",
     "engines._prefix",
     "engines._batch",
+    "engines._constrain",
     "detectors.detectron2",
     "training",
     "miniature",

@@ -129,13 +129,13 @@ def test_batches_are_cut_until_they_fit_and_grow_back(name: str, error: Exceptio
         found = backbone.relevance(groups())
     assert short.failed > 3
     assert flat(found) == pytest.approx(expected, rel=1e-9, abs=1e-12)
-    limit = backbone.asker.kept.limit
+    limit = backbone.asker.bytes_allowed.limit
     assert limit is not None
     with short_of_memory(decoder_layer(backbone), lambda entered: entered.shape[0] > 1, error) as again:
         backbone.relevance(groups()[:1])
     assert again.failed == 0
-    assert backbone.asker.asked.limit == 1
-    backbone.asker.kept.patience = backbone.asker.asked.patience = 1
+    assert backbone.asker.questions_allowed.limit == 1
+    backbone.asker.bytes_allowed.patience = backbone.asker.questions_allowed.patience = 1
     for _ in range(4):
         backbone.relevance(groups())
     sizes: list[int] = []

@@ -62,7 +62,7 @@ class Annotator:
     settings: dict[str, Any]
     fingerprint: str
     backbone: Backbone | None = None
-    candidates: Any = field(default=None, repr=False)
+    candidates: Detector | None = field(default=None, repr=False)
     keep_heat: bool = False
     notes: tuple[str, ...] = ()
 
@@ -196,8 +196,8 @@ def build(config: AnnotateConfig) -> Annotator:
     files = plug.sources(config.policy, config.backbone if policy.source == "model" else None, config.detector)
     settings: dict[str, Any] = {"policy": policy.name, **({"plugins": files} if files else {})}
     rule = config.rule(roi.RoiRule("top1"))
-    backbone: Any = None
-    candidates: Any = None
+    backbone: Backbone | None = None
+    candidates: Detector | None = None
     if policy.source == "model":
         options = {"last_layers": config.last_layers, **config.backbone_options}
         if config.target is not None:

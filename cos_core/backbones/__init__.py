@@ -1,1 +1,1 @@
-"""Which model tells how relevant each area is to an answer: one module each. See interfaces.Backbone."""
+"""Models that compute how relevant each area of a picture is to an answer: one module each. See interfaces.Backbone."""

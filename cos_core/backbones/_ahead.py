@@ -1,4 +1,4 @@
-"""What a backbone made of pictures before it was asked about them, in other threads than the model's."""
+"""What a backbone computes from pictures before they are needed, in other threads than the model's."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ AHEAD_BYTES = 2**30
 
 
 class Ahead(Generic[T]):
-    """Values by picture, each kept until it is taken or its picture is gone. For use from any thread."""
+    """Values by picture, each kept until it is taken or its picture ends. For use from any thread."""
 
     def __init__(self, most: int = AHEAD_BYTES) -> None:
         self._most = most
         self._kept: dict[int, tuple[T, int]] = {}
         self._lock = threading.Lock()
         self.held = 0
-        """Bytes that lie ready, and those that are being made."""
+        """Bytes of the values that are kept or being made."""
 
     def put(self, image: Image, size: int, make: Callable[[], T]) -> None:
-        """Keeps what `make` gives, of `size` bytes, for the picture; makes nothing where there is no room for it."""
+        """Keeps the value of `make()`, of `size` bytes, for the picture; does nothing where there is no room for it."""
         key = id(image)
         with self._lock:
             if key in self._kept or self.held + size > self._most:
@@ -44,7 +44,7 @@ class Ahead(Generic[T]):
         weakref.finalize(image, _forget, weakref.ref(self), key)
 
     def take(self, image: Image) -> T | None:
-        """What was made of the picture, which is then no longer kept here; None where nothing was."""
+        """The picture's value, which is then no longer kept here; None where there is none."""
         return self._pop(id(image))
 
     def _pop(self, key: int) -> T | None:

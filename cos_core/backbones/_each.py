@@ -19,9 +19,9 @@ Groups = Sequence[tuple["Image", Sequence[Example]]]
 def relevance_of_each(
     backbone: Backbone, groups: Groups, release: Callable[[], None] | None = None
 ) -> list[list[Relevance | str]]:
-    """What the backbone finds for each question, grouped as given; where it cannot be used, or memory runs out for it, why.
+    """The relevance of each question, grouped as given; where the backbone cannot be used, or memory runs out, the reason.
 
-    Groups that fail together are asked one by one, then their questions. `release`: frees memory that somebody else keeps for
+    Groups that fail together are asked one by one, then their questions. `release`: frees memory that an engine keeps for
     later; what failed is then tried once more as it was.
     """
     if not groups:
@@ -39,8 +39,8 @@ def relevance_of_each(
             release()
             return relevance_of_each(backbone, groups)
     if len(groups) > 1:
-        return [found for group in groups for found in relevance_of_each(backbone, [group])]
-    ((image, asked),) = groups
-    if len(asked) > 1:
-        return [[found for e in asked for ((found,),) in (relevance_of_each(backbone, [(image, [e])]),)]]
-    return [[why for _ in asked]]
+        return [relevance for group in groups for relevance in relevance_of_each(backbone, [group])]
+    ((image, examples),) = groups
+    if len(examples) > 1:
+        return [[relevance for e in examples for ((relevance,),) in (relevance_of_each(backbone, [(image, [e])]),)]]
+    return [[why for _ in examples]]

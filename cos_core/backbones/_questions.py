@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Room = Callable[[int], int]
-"""Asked by how many bytes a sweep could use, says how many it may: of whoever shares the model and its memory."""
+"""How many bytes a sweep may use, of those that it could; answered by the engine that shares the model and its memory."""
 Pixels = torch.Tensor | Callable[[], torch.Tensor]
 """A picture as the model sees it, (3, side, side) on the CPU, or what makes it."""
 
@@ -36,15 +36,15 @@ MOST_TOGETHER = 8
 class Asker:
     """A LLaVA model with frozen weights that explains its answers.
 
-    What memory allows, once it has run out for more: `kept`, the bytes of activations that a sweep may keep; `asked`, questions
-    on one picture that share a sweep; `together`, pictures that go through the vision tower at once.
+    What memory allows, once it has run out for more: `bytes_allowed`, the activations that a sweep may keep;
+    `questions_allowed`, on one picture, in one sweep; `pictures_allowed`, through the vision tower at once.
     """
 
     model: llava.Llava
     settings: SweepSettings
-    kept: memory.Allowance = field(default_factory=memory.Allowance)
-    asked: memory.Allowance = field(default_factory=memory.Allowance)
-    together: memory.Allowance = field(default_factory=memory.Allowance)
+    bytes_allowed: memory.Allowance = field(default_factory=memory.Allowance)
+    questions_allowed: memory.Allowance = field(default_factory=memory.Allowance)
+    pictures_allowed: memory.Allowance = field(default_factory=memory.Allowance)
 
     def question(self, example: Example, features: torch.Tensor) -> Question:
         """The plain dialogue with the answer; without a question, Inst.1 about the image alone (policy from_image).
@@ -67,19 +67,19 @@ class Asker:
     def explain(self, examples: Sequence[Example], questions: Sequence[Question]) -> list[torch.Tensor]:
         """(image positions,) relevance for each; for an example without a question that of the model's own first word.
 
-        Questions with the same `features` (one object) are on the same picture and share what it costs. Raises what said that
+        Questions with the same `features` (one object) are on the same picture and share what it costs. Raises the error that
         memory ran out where it does so for one question alone.
         """
-        found: list[torch.Tensor | None] = [None] * len(questions)
+        relevances: list[torch.Tensor | None] = [None] * len(questions)
         own_choice = replace(self.settings, target="argmax")
         for settings, kind in ((own_choice, False), (self.settings, True)):
-            chosen = [i for i, example in enumerate(examples) if bool(example.question) == kind]
-            most = min(MOST_TOGETHER, self.asked.limit or MOST_TOGETHER)
-            for batch in self._batches(_units(chosen, questions, most), questions):
+            places = [i for i, example in enumerate(examples) if bool(example.question) == kind]
+            most = min(MOST_TOGETHER, self.questions_allowed.limit or MOST_TOGETHER)
+            for batch in self._batches(_units(places, questions, most), questions):
                 rows = self._rows(batch, questions, settings)
                 for i, row in zip(chain(*batch), chain(*rows), strict=True):
-                    found[i] = row
-        return [row for row in found if row is not None]
+                    relevances[i] = row
+        return [row for row in relevances if row is not None]
 
     def _rows(
         self, units: Sequence[Sequence[int]], questions: Sequence[Question], settings: SweepSettings
@@ -90,29 +90,29 @@ class Asker:
         size = propagation.sweep_bytes(config, dtype, self.settings, tokens)
         try:
             rows = propagation.explain(self.model, [[questions[i] for i in unit] for unit in units], self._within(settings))
-            self.kept.fitted(size)
-            self.asked.fitted(len(units[0]))
+            self.bytes_allowed.fitted(size)
+            self.questions_allowed.fitted(len(units[0]))
             return rows
         except (RuntimeError, MemoryError, OSError) as error:
             alone = len(units) == 1 and len(units[0]) == 1
             if not memory.is_out_of_memory(error) or (alone and settings.stream_layers):
                 raise
             memory.let_go(error)
-            self.kept.ran_out(size)
+            self.bytes_allowed.ran_out(size)
         if alone:
             return self._rows(units, questions, replace(settings, stream_layers=True))
         if len(units) > 1:
             return [row for part in memory.halves(units) for row in self._rows(part, questions, settings)]
         (unit,) = units
-        self.asked.ran_out(len(unit))
+        self.questions_allowed.ran_out(len(unit))
         return [[row for part in memory.halves(unit) for row in self._rows([part], questions, settings)[0]]]
 
     def _within(self, settings: SweepSettings) -> SweepSettings:
         """The settings with what a sweep may keep now: less than they say once memory has run out."""
-        if self.kept.limit is None:
+        if self.bytes_allowed.limit is None:
             return settings
         allowed = settings.activation_bytes or propagation.ACTIVATION_BYTES
-        return replace(settings, activation_bytes=min(allowed, self.kept.limit))
+        return replace(settings, activation_bytes=min(allowed, self.bytes_allowed.limit))
 
     def _batches(self, units: list[list[int]], questions: Sequence[Question]) -> Iterator[list[list[int]]]:
         """Units of one size and like length together, as many as memory allows for (at least one)."""
@@ -148,16 +148,16 @@ class Asker:
         return () if why is None else (f"{why}: relevance is read from its own attention maps where need be, which is slow",)
 
 
-def _units(chosen: Sequence[int], questions: Sequence[Question], most: int = MOST_TOGETHER) -> list[list[int]]:
+def _units(places: Sequence[int], questions: Sequence[Question], most: int = MOST_TOGETHER) -> list[list[int]]:
     """The questions on one picture, `most` at most, in parts of like size."""
     pictures: dict[int, list[int]] = {}
-    for i in chosen:
+    for i in places:
         pictures.setdefault(id(questions[i].features), []).append(i)
     units = []
-    for asked in pictures.values():
-        parts = -(-len(asked) // most)
-        edges = [len(asked) * k // parts for k in range(parts + 1)]
-        units += [asked[low:high] for low, high in pairwise(edges)]
+    for on_picture in pictures.values():
+        parts = -(-len(on_picture) // most)
+        edges = [len(on_picture) * k // parts for k in range(parts + 1)]
+        units += [on_picture[low:high] for low, high in pairwise(edges)]
     return units
 
 
@@ -167,7 +167,7 @@ def _tokens(unit: Sequence[int], questions: Sequence[Question]) -> int:
 
 
 def load(model: str | llava.Llava, device: str, dtype: str, settings: SweepSettings, room: Room | None = None) -> Asker:
-    """The checkpoint with frozen weights; a model that somebody has loaded already is used as it is, and shared.
+    """The checkpoint with frozen weights; a model that is loaded already is used as it is, and shared.
 
     `room`: see Room; None: what is available on the device now.
     """
@@ -193,13 +193,13 @@ def encoded(
 ) -> list[torch.Tensor]:
     """What `read` takes from the features (n, image tokens, hidden) of pictures, one result a picture.
 
-    As many go through the vision tower together as `pixels_per_call` says, or fewer where memory runs out. Pixels that are
-    still to be made are made in threads: those of the next call while the model computes.
+    As many go through the vision tower together as `pixels_per_call` says, or fewer where memory runs out. Pixels are
+    made in threads where need be: those of the next call while the model computes.
     """
     model, step = asker.model, pixels_per_call(_side(asker.model))
     making: dict[int, Future[torch.Tensor]] = {}
 
-    def made(place: int) -> torch.Tensor:
+    def pixels_of(place: int) -> torch.Tensor:
         one = pictures[place]
         return one if isinstance(one, torch.Tensor) else making[place].result()
 
@@ -208,13 +208,13 @@ def encoded(
             one = pictures[place]
             if place not in making and not isinstance(one, torch.Tensor):
                 making[place] = pool.submit(one)
-        found = read(model.image_features(torch.stack([made(place) for place in part]).to(model.device)))
+        results = read(model.image_features(torch.stack([pixels_of(place) for place in part]).to(model.device)))
         for place in part:
             making.pop(place, None)
-        return found
+        return results
 
     with ThreadPoolExecutor(worker_process.feeders(), thread_name_prefix="crops") as pool:
-        return memory.in_parts(range(len(pictures)), run, step, asker.together)
+        return memory.in_parts(range(len(pictures)), run, step, asker.pictures_allowed)
 
 
 def _side(model: llava.Llava) -> int:

@@ -31,6 +31,7 @@ from cos_core.types import Example, Regions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from transformers import LxmertForQuestionAnswering, PreTrainedConfig, PreTrainedTokenizerBase
 
 ROI = RoiRule("component", threshold=0.5, extend=0.1)
 """Boxes at least half as relevant as the best, as far as they touch it: one far second box would stretch a union over the whole
@@ -46,10 +47,10 @@ _KEPT_VECTORS = 16
 
 @dataclass(frozen=True, slots=True)
 class LxmertBackbone(Backbone):
-    """Made by `build`. `labels`: the model's answers, in the order of its outputs; empty when nobody named them."""
+    """Made by `build`. `labels`: the model's answers, in the order of its outputs; empty when no file names them."""
 
-    model: Any
-    tokenizer: Any
+    model: LxmertForQuestionAnswering
+    tokenizer: PreTrainedTokenizerBase
     detector: Detector
     labels: Labels
     rules: SweepSettings
@@ -68,49 +69,56 @@ class LxmertBackbone(Backbone):
 
         Where the gold answer is none of the model's, the model's own choice is explained instead, and the Relevance says so.
         """
-        regions = [self._detected(image, asked) for image, asked in groups]
-        work = [(e, found) for (_, asked), found in zip(groups, regions, strict=True) for e in asked if found.boxes]
+        regions = [self._detected(image, examples) for image, examples in groups]
+        work = [
+            (e, candidates)
+            for (_, examples), candidates in zip(groups, regions, strict=True)
+            for e in examples
+            if candidates.boxes
+        ]
         explained = iter(self._explained(work))
         return [
-            [next(explained) if found.boxes else Relevance(_scored(found, ())) for _ in asked]
-            for (_, asked), found in zip(groups, regions, strict=True)
+            [next(explained) if candidates.boxes else Relevance(_scored(candidates, ())) for _ in examples]
+            for (_, examples), candidates in zip(groups, regions, strict=True)
         ]
 
-    def _detected(self, image: Image, asked: Sequence[Example]) -> Regions:
+    def _detected(self, image: Image, examples: Sequence[Example]) -> Regions:
         """The detector's regions with features that fit this model. Raises MissingError for a detector that gives none."""
-        path = next((e.image for e in asked), None) or ""
-        found = self.detector.detect(image, path)
-        if not found.boxes:
-            return found
-        if found.features is None:
+        path = next((e.image for e in examples), None) or ""
+        regions = self.detector.detect(image, path)
+        if not regions.boxes:
+            return regions
+        if regions.features is None:
             raise _no_features(self.detector)
-        shape, wanted = np.shape(found.features), (len(found.boxes), int(self.model.config.visual_feat_dim))
+        shape, wanted = np.shape(regions.features), (len(regions.boxes), int(self.model.config.visual_feat_dim))
         if shape != wanted:
             raise InputError(
                 f"the detector's features of the image {path!r} have shape {shape}, but this LXMERT needs {wanted[1]} numbers "
                 f"for each of the {wanted[0]} boxes"
             )
-        if not np.isfinite(found.features).all():
+        if not np.isfinite(regions.features).all():
             raise InputError(f"the detector's features of the image {path!r} are not finite")
-        return found
+        return regions
 
     def _explained(self, work: Sequence[tuple[Example, Regions]]) -> list[Relevance]:
         expected = [self._expected(example) for example, _ in work]
         ids = [self._ids(example.question) for example, _ in work]
-        found: list[Relevance | None] = [None] * len(work)
+        results: list[Relevance | None] = [None] * len(work)
 
         def rows_and_answers(batch: Sequence[int]) -> list[tuple[list[float], int]]:
             pairs = self._pairs([(ids[i], work[i][1], expected[i]) for i in batch])
-            rows, chosen = coattention.explain(self.model, pairs, self.rules)
-            return list(zip(rows.tolist(), chosen.tolist(), strict=True))
+            rows, explained = coattention.explain(self.model, pairs, self.rules)
+            return list(zip(rows.tolist(), explained.tolist(), strict=True))
 
         for batch in self._batches([(len(row), len(regions.boxes)) for row, (_, regions) in zip(ids, work, strict=True)]):
             for i, (row, answer) in zip(
                 batch, memory.in_parts(batch, rows_and_answers, len(batch), self.together), strict=True
             ):
                 example, regions = work[i]
-                found[i] = Relevance(_scored(regions, row[: len(regions.boxes)]), note=self._note(example, expected[i], answer))
-        return [relevance for relevance in found if relevance is not None]
+                results[i] = Relevance(
+                    _scored(regions, row[: len(regions.boxes)]), note=self._note(example, expected[i], answer)
+                )
+        return [relevance for relevance in results if relevance is not None]
 
     def _expected(self, example: Example) -> int:
         """Index of the answer to explain, -1 for the model's own choice. Raises InputError without an answer."""
@@ -143,16 +151,16 @@ class LxmertBackbone(Backbone):
         if batch:
             yield batch
 
-    def _pairs(self, asked: Sequence[tuple[list[int], Regions, int]]) -> coattention.Pairs:
+    def _pairs(self, questions: Sequence[tuple[list[int], Regions, int]]) -> coattention.Pairs:
         """Questions (ids, regions, expected answer), padded."""
         device, dtype = self.model.device, self.model.dtype
-        count, text = len(asked), max(len(ids) for ids, _, _ in asked)
-        most = max(len(regions.boxes) for _, regions, _ in asked)
+        count, text = len(questions), max(len(ids) for ids, _, _ in questions)
+        most = max(len(regions.boxes) for _, regions, _ in questions)
         ids = torch.zeros(count, text, dtype=torch.long)
         features = torch.zeros(count, most, int(self.model.config.visual_feat_dim), dtype=torch.float64)
         places = torch.zeros(count, most, 4, dtype=torch.float64)
         text_mask, region_mask = torch.zeros(count, text, dtype=torch.bool), torch.zeros(count, most, dtype=torch.bool)
-        for k, (row, regions, _) in enumerate(asked):
+        for k, (row, regions, _) in enumerate(questions):
             boxes = len(regions.boxes)
             ids[k, : len(row)], text_mask[k, : len(row)], region_mask[k, :boxes] = torch.tensor(row), True, True
             features[k, :boxes] = torch.as_tensor(np.asarray(regions.features, np.float64))
@@ -163,7 +171,7 @@ class LxmertBackbone(Backbone):
             features=features.to(device, dtype),
             places=places.to(device, dtype),
             region_mask=region_mask.to(device),
-            answers=torch.tensor([expected for _, _, expected in asked], device=device),
+            answers=torch.tensor([expected for _, _, expected in questions], device=device),
         )
 
 
@@ -228,7 +236,7 @@ class Labels:
         return self._exact.get(answers.plain(answer), self._normal.get(answers.vqa_official(answer), -1))
 
 
-def _loaded(model: str, device: str, dtype: str) -> tuple[Any, Any]:
+def _loaded(model: str, device: str, dtype: str) -> tuple[LxmertForQuestionAnswering, PreTrainedTokenizerBase]:
     """(model with frozen weights in eval mode, tokenizer)."""
     target, kind = llava.placement(device, dtype)
     config = checkpoint_files.settings(Path(model), checkpoint_files.CONFIG)
@@ -251,15 +259,15 @@ def _loaded(model: str, device: str, dtype: str) -> tuple[Any, Any]:
     return net.to(target).eval().requires_grad_(False), tokenizer
 
 
-def _labels(model: str, config: Any, given: str | None) -> Labels:
+def _labels(model: str, config: PreTrainedConfig, file: str | None) -> Labels:
     size = int(config.num_qa_labels)
     names = [str(config.id2label.get(i, "LABEL_")) for i in range(size)]
     beside = [path for name in LABEL_FILES if (path := Path(model) / name).is_file()]
-    if given is None and not any(name.startswith("LABEL_") for name in names):
+    if file is None and not any(name.startswith("LABEL_") for name in names):
         return Labels(names)
-    if given is None and not beside:
+    if file is None and not beside:
         return Labels(())
-    path = Path(given) if given is not None else beside[0]
+    path = Path(file) if file is not None else beside[0]
     names = _read_labels(path)
     if len(names) != size:
         raise InputError(f"{path} names {len(names)} answers, but the checkpoint {model} has {size}")
@@ -304,11 +312,11 @@ def _no_features(detector: Detector) -> MissingError:
 
 
 def _scored(regions: Regions, scores: Sequence[float]) -> Regions:
-    """With scores, and without features, which nobody needs any more."""
+    """The regions with scores, and without features, which are not needed any more."""
     return replace(regions, scores=tuple(scores), features=None)
 
 
-def _pair_bytes(model: Any, tokens: int, regions: int) -> int:
+def _pair_bytes(model: LxmertForQuestionAnswering, tokens: int, regions: int) -> int:
     """What one question keeps for the backward pass, about."""
     config = model.config
     cross = 2 * int(config.x_layers)

@@ -84,17 +84,17 @@ class PatchesBackbone(Backbone):
         if not groups:
             return []
         features = self._features([image for image, _ in groups])
-        examples = [e for _, asked in groups for e in asked]
-        places = [g for g, (_, asked) in enumerate(groups) for _ in asked]
+        examples = [e for _, group in groups for e in group]
+        places = [g for g, (_, group) in enumerate(groups) for _ in group]
         if self.options.contrast:
             # One more for each picture that is asked about: the question that asks nothing.
-            examples += [replace(asked[0], question="", answers=()) for _, asked in groups if asked]
-            places += [g for g, (_, asked) in enumerate(groups) if asked]
+            examples += [replace(group[0], question="", answers=()) for _, group in groups if group]
+            places += [g for g, (_, group) in enumerate(groups) if group]
         questions = [self.asker.question(e, features[g]) for e, g in zip(examples, places, strict=True)]
         maps = [heat_map(row) for row in self.asker.explain(examples, questions)]
-        count = sum(len(asked) for _, asked in groups)
+        count = sum(len(group) for _, group in groups)
         own, empty = iter(maps[:count]), iter(maps[count:])
-        return [self._finished(image, asked, own, empty) for image, asked in groups]
+        return [self._finished(image, group, own, empty) for image, group in groups]
 
     def prepare(self, image: Image, path: str) -> None:
         """See interfaces.Backbone: pads and resizes."""
@@ -104,27 +104,27 @@ class PatchesBackbone(Backbone):
         """For each picture (image positions, hidden), one tensor a picture: by it questions know that they share a picture."""
         model = self.asker.model
         ready = [self.ahead.take(picture) for picture in pictures]
-        made = [
+        pictures_or_pixels = [
             partial(_questions.pixels, model, picture) if one is None else one
             for picture, one in zip(pictures, ready, strict=True)
         ]
-        return _questions.encoded(self.asker, made)
+        return _questions.encoded(self.asker, pictures_or_pixels)
 
     def _finished(
-        self, image: Image, asked: Sequence[Example], own: Iterator[np.ndarray], empty: Iterator[np.ndarray]
+        self, image: Image, group: Sequence[Example], maps: Iterator[np.ndarray], empty: Iterator[np.ndarray]
     ) -> list[Relevance]:
         """The next maps, one for each question on the picture, as results."""
-        if not asked:
+        if not group:
             return []
         pad = SquarePad(*image.size)
         nothing = next(empty) if self.options.contrast else None
-        found = self.detector.detect(image, asked[0].image or "") if self.detector else None
+        candidates = self.detector.detect(image, group[0].image or "") if self.detector else None
         results = []
-        for _ in asked:
-            grid = self._treated(next(own), nothing, pad)
+        for _ in group:
+            grid = self._treated(next(maps), nothing, pad)
             regions = None
-            if found is not None:
-                regions = replace(found, scores=heat.box_scores(grid, found.boxes, pad, self.options.score))
+            if candidates is not None:
+                regions = replace(candidates, scores=heat.box_scores(grid, candidates.boxes, pad, self.options.score))
             results.append(Relevance(regions, tuple(tuple(row) for row in grid.tolist())))
         return results
 
@@ -155,10 +155,10 @@ def build(
 
     `contrast`, `clip`, `smooth`, `score`: see MapOptions; `room`: who shares the model's memory, see _questions.Room.
     """
-    chosen = MapOptions(contrast, clip, smooth, score)
+    options = MapOptions(contrast, clip, smooth, score)
     asker = _questions.load(model, device, dtype, SweepSettings(target, last_layers, stream_layers), room)
-    own = {"name": "patches", **asdict(chosen), "detector": detector and described(detector)}
-    return PatchesBackbone(asker, {**own, **asker.described()}, detector, chosen, BOX_ROI if detector else ROI)
+    settings = {"name": "patches", **asdict(options), "detector": detector and described(detector)}
+    return PatchesBackbone(asker, {**settings, **asker.described()}, detector, options, BOX_ROI if detector else ROI)
 
 
 def heat_map(row: torch.Tensor) -> np.ndarray:

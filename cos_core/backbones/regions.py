@@ -33,6 +33,7 @@ from cos_core.types import Example, Regions
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+
 CENTRE = 0.6
 """Share of a region's token grid, along each side, that its tokens are pooled from: things at the border are cut in half."""
 
@@ -63,16 +64,16 @@ class RegionsBackbone(Backbone):
 
     def relevance(self, groups: Sequence[tuple[Image, Sequence[Example]]]) -> list[list[Relevance]]:
         """See interfaces.Backbone. An image in which the detector finds nothing gives regions without boxes."""
-        proposals = [self._proposed(image, next((e.image for e in asked), None) or "") for image, asked in groups]
-        regions = [found for found, _ in proposals]
+        proposals = [self._proposed(image, next((e.image for e in group), None) or "") for image, group in groups]
+        regions = [candidates for candidates, _ in proposals]
         features = self._features(proposals)
         places = [g for g, (_, examples) in enumerate(groups) for _ in examples if regions[g].boxes]
-        examples = [e for g, (_, asked) in enumerate(groups) for e in asked if regions[g].boxes]
+        examples = [e for g, (_, group) in enumerate(groups) for e in group if regions[g].boxes]
         questions = [self.asker.question(e, features[g]) for e, g in zip(examples, places, strict=True)]
         rows = iter(self.asker.explain(examples, questions))
         return [
-            [Relevance(replace(found, scores=self._scores(next(rows)) if found.boxes else ())) for _ in asked]
-            for (_, asked), found in zip(groups, regions, strict=True)
+            [Relevance(replace(candidates, scores=self._scores(next(rows)) if candidates.boxes else ())) for _ in group]
+            for (_, group), candidates in zip(groups, regions, strict=True)
         ]
 
     def prepare(self, image: Image, path: str) -> None:
@@ -80,19 +81,19 @@ class RegionsBackbone(Backbone):
         if not self.detector.parallel:
             return
         try:
-            found = self.detector.detect(image, path)
+            candidates = self.detector.detect(image, path)
         except InputError:
-            return  # `relevance` will hear it again
-        size = len(found.boxes) * _questions.pixel_bytes(self.asker.model)
-        self.ahead.put(image, size, lambda: (found, [self._pixels(image, box) for box in found.boxes]))
+            return  # `relevance` raises it again
+        size = len(candidates.boxes) * _questions.pixel_bytes(self.asker.model)
+        self.ahead.put(image, size, lambda: (candidates, [self._pixels(image, box) for box in candidates.boxes]))
 
     def _proposed(self, image: Image, path: str) -> tuple[Regions, Sequence[_questions.Pixels]]:
         """The candidates on a picture, and their pixels or what makes them."""
         ready = self.ahead.take(image)
         if ready is not None:
             return ready
-        found = self.detector.detect(image, path)
-        return found, [partial(self._pixels, image, box) for box in found.boxes]
+        candidates = self.detector.detect(image, path)
+        return candidates, [partial(self._pixels, image, box) for box in candidates.boxes]
 
     def _pixels(self, image: Image, box: Box) -> torch.Tensor:
         model = self.asker.model
@@ -109,10 +110,10 @@ class RegionsBackbone(Backbone):
         def read(features: torch.Tensor) -> Sequence[torch.Tensor]:
             return centre_tokens(features, model, self.tokens).split(self.tokens**2)
 
-        tokens = _questions.encoded(self.asker, [one for _, made in proposals for one in made], read)
+        tokens = _questions.encoded(self.asker, [one for _, pixels in proposals for one in pixels], read)
         if not tokens:
             return [torch.empty(0) for _ in proposals]
-        return list(torch.cat(tokens).split([len(found.boxes) * self.tokens**2 for found, _ in proposals]))
+        return list(torch.cat(tokens).split([len(candidates.boxes) * self.tokens**2 for candidates, _ in proposals]))
 
 
 def build(
@@ -134,8 +135,8 @@ def build(
     options.check_number("tokens of a region", tokens, 1, options.REGION_SIDE)
     asker = _questions.load(model, device, dtype, SweepSettings(target, last_layers, stream_layers))
     proposer: Detector = detector or plug.load("detectors", "grid")
-    own = {"name": "regions", "centre": CENTRE, "tokens": tokens, "detector": plug.described(proposer)}
-    return RegionsBackbone(asker, proposer, {**own, **asker.described()}, tokens)
+    settings = {"name": "regions", "centre": CENTRE, "tokens": tokens, "detector": plug.described(proposer)}
+    return RegionsBackbone(asker, proposer, {**settings, **asker.described()}, tokens)
 
 
 def centre_tokens(features: torch.Tensor, model: Any, side: int = 1) -> torch.Tensor:

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from cos_core.system import memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from transformers import PreTrainedConfig
+    from transformers.cache_utils import Cache
 
 T = TypeVar("T")
 
@@ -87,7 +89,7 @@ class GenerationJob:
 class State:
     """A batch under way: keys and values, which columns count, the last position and the last logits of each row."""
 
-    cache: Any
+    cache: Cache
     mask: torch.Tensor
     positions: torch.Tensor
     logits: torch.Tensor
@@ -120,13 +122,13 @@ def by_length(items: Sequence[T], length: Callable[[T], int]) -> list[list[T]]:
     return batches
 
 
-def key_heads(config: Any) -> tuple[int, int]:
+def key_heads(config: PreTrainedConfig) -> tuple[int, int]:
     """How many heads the keys have, and the width of one."""
     heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     return heads, int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def token_bytes(config: Any, dtype: torch.dtype) -> int:
+def token_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
     """Bytes of keys and values that one position takes in all layers."""
     heads, width = key_heads(config)
     return 2 * int(config.num_hidden_layers) * heads * width * dtype.itemsize

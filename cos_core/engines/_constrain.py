@@ -9,12 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cos_core.dialogue.encoding import tokenize
 from cos_core.dialogue.prompts import Profile
 from cos_core.errors import InputError
 from cos_core.interfaces import Grammar
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
 
 KNOWN_TEXTS = 20_000
 """How many beginnings are remembered with what they force; a long run meets millions."""
@@ -28,11 +32,11 @@ class TokenGrammar:
     """
 
     grammar: Grammar
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     profile: Profile
     candidates: list[int] = field(default_factory=list)
     """Ids of every token that is made of the grammar's characters."""
-    index: Any = None
+    index: torch.Tensor = field(init=False, repr=False)
     """`candidates` as a tensor on the model's device, made once by the engine."""
     _role: list[int] = field(default_factory=list)
     _texts: dict[int, str] = field(default_factory=dict)

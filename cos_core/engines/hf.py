@@ -343,7 +343,7 @@ class HfEngine(Engine):
         mask = (torch.arange(end) >= end - lengths).long().to(device)
         return State(cache, mask, (lengths - 1).to(device), torch.cat(logits))
 
-    def _chunk(self, cache: Any, rows: Sequence[BatchRow], first: int, last: int) -> torch.Tensor:
+    def _chunk(self, cache: Cache, rows: Sequence[BatchRow], first: int, last: int) -> torch.Tensor:
         """Runs rows [first, last) and returns the logits behind each, (rows, vocabulary)."""
         device, part = self.llava.device, rows[first:last]
         width, longest = max(row.fresh for row in part), max(len(row.ids) for row in part)
@@ -369,7 +369,7 @@ class HfEngine(Engine):
         state.mask = torch.cat([state.mask, mask], dim=1)
         state.logits = self._forward(state.cache, state.mask, state.positions, input_ids=ids.to(state.mask.device))
 
-    def _forward(self, cache: Any, mask: torch.Tensor, positions: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+    def _forward(self, cache: Cache, mask: torch.Tensor, positions: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """Logits behind each row, (rows, vocabulary); what no answer can hold is minus infinity."""
         logits: torch.Tensor = self.llava.model(
             **inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1

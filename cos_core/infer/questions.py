@@ -1,4 +1,4 @@
-"""What a run asks: a file of questions, or one question about every picture of a folder."""
+"""The questions of a run: those of files, or one question about every picture of a folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cos_core.types import Example
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """What is asked; `problems` are the records that cannot be used, `text_only` counts those without a picture."""
+    """The questions of a run; `problems` are records that cannot be used, `text_only` counts those without a picture."""
 
     examples: list[Example]
     siblings: Mapping[str, Sequence[str]]
@@ -30,25 +30,25 @@ class Questions:
 
 
 def questions(config: InferConfig, reporter: Reporter) -> Questions:
-    """What a run asks: one picture's questions side by side. Raises InputError when there is none."""
+    """The questions of a run, those on one picture side by side. Raises InputError when there is none."""
     if config.data is None:
         return _same_question(config, reporter)
     snapshot = Snapshot(config.data)
     problems: list[Problem] = []
     text_only = 0
-    found = []
+    examples = []
     siblings: dict[str, list[str]] = {}
     for example in read_examples(config.data, text_only="keep", on_problem=problems.append):
         if example.image is None:
             text_only += 1
             continue
-        found.append(example)
+        examples.append(example)
         siblings.setdefault(example.image, []).append(example.question)
     snapshot.check()
     tell(config.data, problems, text_only, reporter, f"all are named in {problems_file(config.out)}" if config.out else None)
-    if not found:
+    if not examples:
         raise InputError(f"{spoken(config.data)} holds no question about a picture")
-    return Questions(_grouped(found[: config.limit]), siblings, problems, text_only, snapshot)
+    return Questions(_grouped(examples[: config.limit]), siblings, problems, text_only, snapshot)
 
 
 def problems_file(out: Path) -> Path:
@@ -67,29 +67,29 @@ def _grouped(examples: Sequence[Example]) -> list[Example]:
 def _same_question(config: InferConfig, reporter: Reporter) -> Questions:
     """`config.question` about every picture in the folder `config.images` and the folders in it, by name.
 
-    What the content or the name calls a picture is asked about, whether it opens or not. Hidden files are passed over; what
-    else lies there is named.
+    A file counts as a picture by its content or its name, whether it opens or not. Hidden files are passed over; a warning
+    names what else lies there.
     """
     folder = Path(config.images or "")
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
-    found = listed(folder, config.follow_links, own=config.out)
-    names = [name for name in found.files if _pictured(folder / name)]
+    listing = listed(folder, config.follow_links, own=config.out)
+    names = [name for name in listing.files if _pictured(folder / name)]
     pictures = set(names)
-    _tell(reporter, "files are no pictures and were left out", [name for name in found.files if name not in pictures])
-    _tell(reporter, "folders are links and were left out (--follow-links reads them)", found.links)
-    _tell(reporter, "files have a name that is no UTF-8, which no answer can record; rename them", found.unnameable)
-    _tell(reporter, "folders cannot be read", found.closed)
+    _warn_of(reporter, "files are no pictures and were left out", [name for name in listing.files if name not in pictures])
+    _warn_of(reporter, "folders are links and were left out (--follow-links reads them)", listing.links)
+    _warn_of(reporter, "files have a name that is no UTF-8, which no answer can record; rename them", listing.unnameable)
+    _warn_of(reporter, "folders cannot be read", listing.closed)
     if not names:
         raise InputError(f"the folder {folder} holds no picture")
     if deeper := sum("/" in name for name in names):
         reporter.note(f"{len(names)} pictures in {folder}, {deeper} of them in folders in it")
-    asked = [Example(id=name, dataset="folder", image=name, question=config.question or "") for name in names]
-    problems = [Problem(folder, None, None, f"{one_line(name)} is no UTF-8") for name in found.unnameable]
-    return Questions(asked[: config.limit], {}, problems)
+    examples = [Example(id=name, dataset="folder", image=name, question=config.question or "") for name in names]
+    problems = [Problem(folder, None, None, f"{one_line(name)} is no UTF-8") for name in listing.unnameable]
+    return Questions(examples[: config.limit], {}, problems)
 
 
-def _tell(reporter: Reporter, what: str, names: Sequence[str]) -> None:
+def _warn_of(reporter: Reporter, what: str, names: Sequence[str]) -> None:
     if names:
         few = ", ".join(one_line(name) for name in names[:_NAMED])
         reporter.warn(f"{len(names)} {what}: {few}{', ...' if len(names) > _NAMED else ''}")

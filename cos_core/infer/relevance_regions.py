@@ -31,25 +31,24 @@ class HeatFinder:
     rule: roi.RoiRule
     release: Callable[[], None] | None = None
 
-    def find(self, asked: Sequence[tuple[Example, Image, str]]) -> list[Box | str | None]:
-        """For each (example, picture, plain answer) the region in frame "image", None where nothing stands out.
-
-        A text says why an answer cannot be explained.
+    def find(self, answers: Sequence[tuple[Example, Image, str]]) -> list[Box | str | None]:
+        """For each (example, picture, plain answer) the region in frame "image", None where nothing stands out, or a text that
+        says why the answer cannot be explained.
         """
-        groups = [(image, [replace(example, answers=(answer,))]) for example, image, answer in asked]
-        found: list[Box | str | None] = []
+        groups = [(image, [replace(example, answers=(answer,))]) for example, image, answer in answers]
+        boxes: list[Box | str | None] = []
         for (image, _), (relevance,) in zip(groups, relevance_of_each(self.backbone, groups, self.release), strict=True):
             if isinstance(relevance, str):
-                found.append(relevance)
+                boxes.append(relevance)
             elif relevance.regions is not None:
-                found.append(roi.from_regions(relevance.regions, self.rule).box)
+                boxes.append(roi.from_regions(relevance.regions, self.rule).box)
             else:
-                found.append(roi.from_heat(relevance.heat or (), SquarePad(*image.size), self.rule).box)
-        return found
+                boxes.append(roi.from_heat(relevance.heat or (), SquarePad(*image.size), self.rule).box)
+        return boxes
 
 
 def build(model: str, device: str, dtype: str, engine: Engine | None = None) -> HeatFinder:
-    """Around the model that `engine` has loaded, whose memory both then share; of another engine, the model is loaded here.
+    """A finder on the model that `engine` has loaded, whose memory both then share; for any other engine it is loaded here.
 
     Raises what `llava.load` raises.
     """

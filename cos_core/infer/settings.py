@@ -41,7 +41,7 @@ NOT_IN_FINGERPRINT: Mapping[str, str] = {
     "image": "one picture, of which nothing is written",
     "question": "compared with the one that an answer names",
     "limit": "how many of the questions are asked",
-    "batch_size": "who stands beside a question does not change its answer",
+    "batch_size": "the other questions of a batch do not change an answer",
     "device": "where the model runs",
     "max_failures": "when a run is given up",
     "retry_failed": "which questions are asked again",
@@ -136,7 +136,7 @@ def note_dtype(config: InferConfig, reporter: Reporter) -> None:
 
 
 def finder(config: InferConfig, engine: Engine) -> heat.HeatFinder | None:
-    """What finds regions for `roi="relevance"`, with the engine's own model where it has one; None for every other choice."""
+    """The HeatFinder for `roi="relevance"`, on the engine's model where it has one; None for every other choice."""
     if config.roi != heat.POLICY.name:
         return None
     return heat.build(str(config.model), config.device.partition(",")[0], config.dtype, engine)
@@ -144,7 +144,7 @@ def finder(config: InferConfig, engine: Engine) -> heat.HeatFinder | None:
 
 def build_engine(config: InferConfig) -> Engine:
     """The engine that the settings name, loaded, on the first of its devices. Raises InputError or MissingError."""
-    made: Engine = plug.load(
+    engine: Engine = plug.load(
         "engines",
         config.engine,
         model=config.model,
@@ -157,4 +157,4 @@ def build_engine(config: InferConfig) -> Engine:
         timeout=config.timeout,
         kv_budget=None if config.kv_budget is None else int(config.kv_budget * 2**30),
     )
-    return made
+    return engine

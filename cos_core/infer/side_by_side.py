@@ -1,4 +1,4 @@
-"""Many questions at once against an engine that takes them so: each goes its own way, and its second pass waits for no other.
+"""Many questions at once against an engine that can answer them so: no question's second pass waits for another question.
 
 A thread takes a question from its picture to its answer. The engine bounds the requests under way; some more threads than that
 decode pictures meanwhile. Predictions come back in the order of the questions.
@@ -37,7 +37,7 @@ class SharedPictures:
 
     @contextmanager
     def held(self, name: str) -> Iterator[Image | InputError]:
-        """The picture, or why there is none; let go of when no question holds it."""
+        """The picture, or why there is none; dropped when no question holds it."""
         with self._lock:
             known = self._open.get(name)
             image, holders = known or (Future(), 0)
@@ -58,15 +58,15 @@ class SharedPictures:
         except InputError as error:
             image.set_result(error)
         except BaseException as error:
-            # Whoever waits for it hears it, too.
+            # The threads that wait for the picture raise it, too.
             image.set_exception(error)
 
 
-def side_by_side(chain: TwoPass, asked: Iterable[tuple[Example, SharedPictures]], at_once: int) -> Iterator[Prediction]:
+def side_by_side(chain: TwoPass, questions: Iterable[tuple[Example, SharedPictures]], at_once: int) -> Iterator[Prediction]:
     """The predictions of all questions in order; `at_once`: how many requests the engine has under way.
 
-    Questions are read no further ahead than AHEAD times `at_once`. Closed in the middle, it begins no further request and waits
-    for none that is under way. Raises what the engine raises.
+    Questions are read no further ahead than AHEAD times `at_once`. Closed in the middle, the iterator begins no further request
+    and waits for none that is under way. Raises what the engine raises.
     """
     tasks: queue.SimpleQueue[tuple[Future[Prediction], Example, SharedPictures] | None] = queue.SimpleQueue()
     stop = threading.Event()
@@ -82,11 +82,11 @@ def side_by_side(chain: TwoPass, asked: Iterable[tuple[Example, SharedPictures]]
 
     threads = at_once + max(2, at_once // 4)
     for number in range(threads):
-        # Daemons: a run that is told to stop does not wait for a server that is silent.
+        # Daemons: a run that stops does not wait for a server that is silent.
         threading.Thread(target=work, name=f"question-{number}", daemon=True).start()
     waiting: deque[Future[Prediction]] = deque()
     try:
-        for example, pictures in asked:
+        for example, pictures in questions:
             waiting.append(Future())
             tasks.put((waiting[-1], example, pictures))
             while waiting and (waiting[0].done() or len(waiting) >= AHEAD * at_once):

@@ -27,11 +27,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cos_core.relevance.propagation import Readings, SweepSettings, mean_positive, target_score
+
+if TYPE_CHECKING:
+    from transformers import LxmertForQuestionAnswering
+    from transformers.models.lxmert.modeling_lxmert import LxmertAttention, LxmertEncoder
 
 CLS = 0
 """Position of the text token from which the answer is read."""
@@ -139,7 +143,7 @@ def propagated(maps: Maps, text_tokens: int, regions: int, like: torch.Tensor) -
     return state
 
 
-def explain(model: Any, pairs: Pairs, settings: SweepSettings) -> tuple[torch.Tensor, torch.Tensor]:
+def explain(model: LxmertForQuestionAnswering, pairs: Pairs, settings: SweepSettings) -> tuple[torch.Tensor, torch.Tensor]:
     """Relevance of the answer to each region, (batch, I), and the index of the answer that was explained, (batch,).
 
     `model`: an unmodified `LxmertForQuestionAnswering` of transformers in eval mode. Padding regions score 0. One forward and
@@ -170,11 +174,11 @@ def explain(model: Any, pairs: Pairs, settings: SweepSettings) -> tuple[torch.Te
 
 # --- the model's attention maps ---
 
-_Kept = dict[Any, list[torch.Tensor]]
+_Kept = dict["LxmertAttention", list[torch.Tensor]]
 
 
 @contextmanager
-def _kept_attention(model: Any) -> Iterator[_Kept]:
+def _kept_attention(model: LxmertForQuestionAnswering) -> Iterator[_Kept]:
     """Keeps, per attention module, its maps (batch, heads, queries, keys) in the order in which they were computed.
 
     `output_attentions` gives neither the self-attentions of the cross layers nor their vision-to-language maps. In eval mode
@@ -198,7 +202,7 @@ def _kept_attention(model: Any) -> Iterator[_Kept]:
             hook.remove()
 
 
-def _attentions(encoder: Any) -> list[Any]:
+def _attentions(encoder: LxmertEncoder) -> list[LxmertAttention]:
     own = [layer.attention.self for layer in (*encoder.layer, *encoder.r_layers)]
     cross = [
         attention
@@ -208,19 +212,19 @@ def _attentions(encoder: Any) -> list[Any]:
     return own + cross
 
 
-def _averaged(model: Any, kept: _Kept, score: torch.Tensor) -> Maps:
+def _averaged(model: LxmertForQuestionAnswering, kept: _Kept, score: torch.Tensor) -> Maps:
     """Rule 5 for every map. A cross layer asks with one module twice: first text to regions, then regions to text."""
     encoder = model.lxmert.encoder
     flat = [map_ for maps in kept.values() for map_ in maps]
     gradients = iter(torch.autograd.grad(score, flat, allow_unused=True))
-    found: dict[Any, list[torch.Tensor | None]] = {
-        attention: [_rule_5(map_, next(gradients), score.dtype) for map_ in maps] for attention, maps in kept.items()
+    maps: dict[LxmertAttention, list[torch.Tensor | None]] = {
+        attention: [_rule_5(map_, next(gradients), score.dtype) for map_ in own] for attention, own in kept.items()
     }
     cross = tuple(
-        CrossLayer(*found[layer.visual_attention.att], *found[layer.lang_self_att.self], *found[layer.visn_self_att.self])
+        CrossLayer(*maps[layer.visual_attention.att], *maps[layer.lang_self_att.self], *maps[layer.visn_self_att.self])
         for layer in encoder.x_layers
     )
-    text, region = (tuple(found[layer.attention.self][0] for layer in layers) for layers in (encoder.layer, encoder.r_layers))
+    text, region = (tuple(maps[layer.attention.self][0] for layer in layers) for layers in (encoder.layer, encoder.r_layers))
     return Maps(text, region, cross)
 
 

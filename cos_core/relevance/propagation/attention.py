@@ -12,12 +12,15 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
 
 from cos_core.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ATTENTION = "cos_relevance"
 """The name under which this attention is registered with `transformers`; also the argument in which a Tape travels."""
@@ -27,7 +30,7 @@ _BLOCK_ENTRIES = {"cpu": 2**19, "cuda": 2**24}
 
 
 @contextmanager
-def relevance_attention(decoder: Any) -> Iterator[None]:
+def relevance_attention(decoder: PreTrainedModel) -> Iterator[None]:
     """Lets a decoder compute its attention by `_attention` for a while; the implementation used before is restored.
 
     Outside of a sweep the decoder works as with "sdpa".
@@ -43,7 +46,7 @@ def relevance_attention(decoder: Any) -> Iterator[None]:
 
 
 @contextmanager
-def implementation(decoder: Any, name: str) -> Iterator[None]:
+def implementation(decoder: PreTrainedModel, name: str) -> Iterator[None]:
     """Sets a decoder's attention implementation for a while."""
     before = decoder.config._attn_implementation
     decoder.set_attn_implementation(name)
@@ -53,7 +56,7 @@ def implementation(decoder: Any, name: str) -> Iterator[None]:
         decoder.set_attn_implementation(before)
 
 
-def unknown_attention(decoder: Any, length: int | None = None) -> str | None:
+def unknown_attention(decoder: PreTrainedModel, length: int | None = None) -> str | None:
     """Why the fused sweep cannot be used on sequences of `length` positions (None: of any), or None where it can.
 
     It knows softmax attention under a causal mask (Eq. 4) that runs through the attention interface of `transformers`. A
@@ -177,7 +180,7 @@ def _off(option: Any) -> bool:
 
 
 def _attention(
-    module: Any,
+    module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

@@ -6,7 +6,7 @@ Layers are streamed, so the maps of one layer are alive at a time: (batch, heads
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,8 +16,14 @@ from cos_core.relevance.propagation.layers import DecoderPass
 from cos_core.relevance.propagation.rules import Readings, SweepSettings, initial_rows, mean_positive, propagate_rows
 from cos_core.relevance.propagation.sweep import end_gradient, walked_layers
 
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
 
-def sweep_maps(decoder: Any, head: Any, embeddings: torch.Tensor, readings: Readings, settings: SweepSettings) -> torch.Tensor:
+
+def sweep_maps(
+    decoder: PreTrainedModel, head: nn.Module, embeddings: torch.Tensor, readings: Readings, settings: SweepSettings
+) -> torch.Tensor:
     """As sweep.sweep, (batch, 1, length), from the attention maps of the decoder's "eager" implementation.
 
     They are what the model multiplies its values by, so windows, caps and biases are in them. Raises InputError when a layer

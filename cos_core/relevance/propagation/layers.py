@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cos_core.errors import InputError
 from cos_core.relevance.propagation.attention import ATTENTION, Attended, Tape
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class DecoderPass:
     which the sequences continue. `keep_last`: the last layer's graph is kept even when streaming, being the first one wanted.
     """
 
-    decoder: Any
+    decoder: PreTrainedModel
     count: int
     streamed: bool
     tape: Tape | None
@@ -86,7 +90,7 @@ class DecoderPass:
             self._pieces[number] = Piece(entered, left, self._taken())
         return self._pieces.pop(number)
 
-    def _hooked(self, number: int, layer: Any) -> list[Any]:
+    def _hooked(self, number: int, layer: nn.Module) -> list[Any]:
         walked, last = number in self.walked, number == len(self.decoder.layers) - 1
         keep = walked and (not self.streamed or (last and self.keep_last))
         given: list[torch.Tensor] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,6 +14,11 @@ from cos_core.relevance.propagation.attention import relevance_attention, unknow
 from cos_core.relevance.propagation.fallback import sweep_maps
 from cos_core.relevance.propagation.rules import Readings, SweepSettings
 from cos_core.relevance.propagation.sweep import sweep, sweep_continuations
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from cos_core.models.llava import Llava
 
 _Way = Callable[[torch.Tensor, Readings], torch.Tensor]
 _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
@@ -41,7 +46,7 @@ class _Cut:
     features: torch.Tensor
 
 
-def explain(llava: Any, groups: Sequence[Sequence[Question]], settings: SweepSettings) -> list[list[torch.Tensor]]:
+def explain(llava: Llava, groups: Sequence[Sequence[Question]], settings: SweepSettings) -> list[list[torch.Tensor]]:
     """For each question the relevance of its answer to its image positions, (image positions,), on the CPU.
 
     `groups`: for each of some pictures its questions, as many for each picture; all go through the model together, those on one
@@ -72,7 +77,7 @@ def explain(llava: Any, groups: Sequence[Sequence[Question]], settings: SweepSet
     ]
 
 
-def may_share(config: Any) -> bool:
+def may_share(config: PreTrainedConfig) -> bool:
     """Whether a prefix's keys are the same whatever follows: not where rotary frequencies depend on the sequence's length."""
     return (getattr(config, "rope_parameters", None) or {}).get("rope_type") not in _LENGTH_DEPENDENT_ROPE
 
@@ -90,7 +95,7 @@ def _common(group: Sequence[_Cut]) -> int:
     return most
 
 
-def _plain(llava: Any, cuts: Sequence[Sequence[_Cut]], way: _Way) -> list[list[torch.Tensor]]:
+def _plain(llava: Llava, cuts: Sequence[Sequence[_Cut]], way: _Way) -> list[list[torch.Tensor]]:
     """Every question a sequence of its own, padded on the right."""
     flat = [cut for group in cuts for cut in group]
     ids, readings = _padded(llava, flat, 0)
@@ -100,7 +105,7 @@ def _plain(llava: Any, cuts: Sequence[Sequence[_Cut]], way: _Way) -> list[list[t
     return [[next(rows) for _ in group] for group in cuts]
 
 
-def _continued(llava: Any, cuts: Sequence[Sequence[_Cut]], shared: int, settings: SweepSettings) -> list[list[torch.Tensor]]:
+def _continued(llava: Llava, cuts: Sequence[Sequence[_Cut]], shared: int, settings: SweepSettings) -> list[list[torch.Tensor]]:
     """The first `shared` positions once a picture, and what follows a question."""
     asked = len(cuts[0])
     by_turn = [group[i] for i in range(asked) for group in cuts]
@@ -116,7 +121,7 @@ def _continued(llava: Any, cuts: Sequence[Sequence[_Cut]], shared: int, settings
     return [[rows[i * len(cuts) + g] for i in range(asked)] for g in range(len(cuts))]
 
 
-def _padded(llava: Any, cuts: Sequence[_Cut], start: int) -> tuple[torch.Tensor, Readings]:
+def _padded(llava: Llava, cuts: Sequence[_Cut], start: int) -> tuple[torch.Tensor, Readings]:
     """Token ids from `start` on, (sequences, longest), and where they are read."""
     device = llava.device
     length, most = max(len(cut.ids) for cut in cuts) - start, max(len(cut.positions) for cut in cuts)
@@ -131,7 +136,7 @@ def _padded(llava: Any, cuts: Sequence[_Cut], start: int) -> tuple[torch.Tensor,
     return wide([cut.ids[start:] for cut in cuts], length, filler), readings
 
 
-def _cut(question: Question, llava: Any, settings: SweepSettings) -> _Cut:
+def _cut(question: Question, llava: Llava, settings: SweepSettings) -> _Cut:
     if settings.target == "argmax":
         last = next((i for i, label in enumerate(question.labels) if label != IGNORE), len(question.ids)) - 1
         # The model's own choice is explained: which token stands there is not looked at.

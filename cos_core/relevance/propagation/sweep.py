@@ -6,7 +6,7 @@ r <- r + r Abar_l. A backward pass visits the layers in just that order, and hol
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,10 +16,14 @@ from cos_core.relevance.propagation.attention import Attended, Gradients, Tape, 
 from cos_core.relevance.propagation.layers import DecoderPass, Piece
 from cos_core.relevance.propagation.rules import Readings, SweepSettings, initial_rows, target_score
 
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
 
 def sweep(
-    decoder: Any,
-    head: Any,
+    decoder: PreTrainedModel,
+    head: nn.Module,
     embeddings: torch.Tensor,
     readings: Readings,
     settings: SweepSettings,
@@ -54,8 +58,8 @@ def sweep(
 
 
 def sweep_continuations(
-    decoder: Any,
-    head: Any,
+    decoder: PreTrainedModel,
+    head: nn.Module,
     prefix: torch.Tensor,
     suffixes: torch.Tensor,
     readings: Readings,
@@ -157,7 +161,7 @@ def _through_projections(
 
 
 def end_gradient(
-    run: DecoderPass, head: Any, hidden: torch.Tensor, readings: Readings, settings: SweepSettings
+    run: DecoderPass, head: nn.Module, hidden: torch.Tensor, readings: Readings, settings: SweepSettings
 ) -> torch.Tensor:
     """dy/d(what the last layer gave), (batch, n, hidden)."""
     with torch.enable_grad():
@@ -169,16 +173,16 @@ def end_gradient(
     return gradient
 
 
-def walked_layers(decoder: Any, settings: SweepSettings) -> int:
+def walked_layers(decoder: PreTrainedModel, settings: SweepSettings) -> int:
     layers = len(decoder.layers)
     return min(settings.last_layers or layers, layers)
 
 
-def _streams(decoder: Any, embeddings: torch.Tensor, settings: SweepSettings, tokens: int) -> bool:
+def _streams(decoder: PreTrainedModel, embeddings: torch.Tensor, settings: SweepSettings, tokens: int) -> bool:
     return memory.streams(decoder.config, embeddings.dtype, settings, tokens)
 
 
-def _cut(piece: Piece, decoder: Any) -> Attended:
+def _cut(piece: Piece, decoder: PreTrainedModel) -> Attended:
     if piece.attended is None:
         raise InputError(
             f"{type(decoder).__name__} does not run its attention through the attention interface of transformers; "

@@ -5,11 +5,14 @@ The same on every machine on which ACTIVATION_BYTES can be had, and so are the b
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from cos_core.relevance.propagation.rules import SweepSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 ACTIVATION_BYTES = 2**32
 """Activations that a sweep may keep before its layers are streamed: 4 GiB, on top of the weights, where there is room."""
@@ -36,14 +39,14 @@ def wanted_bytes() -> int:
     return int(ACTIVATION_BYTES * _SPARE)
 
 
-def layer_bytes(config: Any, dtype: torch.dtype) -> int:
+def layer_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
     """What one token of one layer takes while the layer's graph is alive."""
     hidden = int(config.hidden_size)
     wide = int(getattr(config, "intermediate_size", 4 * hidden))
     return (_VECTORS * hidden + _WIDE_VECTORS * wide) * dtype.itemsize
 
 
-def token_bytes(config: Any, dtype: torch.dtype, settings: SweepSettings, streamed: bool) -> int:
+def token_bytes(config: PreTrainedConfig, dtype: torch.dtype, settings: SweepSettings, streamed: bool) -> int:
     """What one token takes over the layers walked: their graphs, or when streamed their inputs and one graph."""
     layers = int(config.num_hidden_layers)
     walked = min(settings.last_layers or layers, layers)
@@ -52,14 +55,14 @@ def token_bytes(config: Any, dtype: torch.dtype, settings: SweepSettings, stream
     return walked * layer_bytes(config, dtype)
 
 
-def streams(config: Any, dtype: torch.dtype, settings: SweepSettings, tokens: int) -> bool:
+def streams(config: PreTrainedConfig, dtype: torch.dtype, settings: SweepSettings, tokens: int) -> bool:
     """Whether a sweep over `tokens` positions in all streams its layers: as told, or when the graph would be too large."""
     if settings.stream_layers is not None:
         return settings.stream_layers
     return tokens * token_bytes(config, dtype, settings, streamed=False) > _allowed(settings)
 
 
-def sweep_bytes(config: Any, dtype: torch.dtype, settings: SweepSettings, tokens: int) -> int:
+def sweep_bytes(config: PreTrainedConfig, dtype: torch.dtype, settings: SweepSettings, tokens: int) -> int:
     """What a sweep over `tokens` positions keeps, streamed only if it is told to: what `tokens_per_call` reckons with."""
     return tokens * token_bytes(config, dtype, settings, streamed=bool(settings.stream_layers))
 
@@ -68,7 +71,7 @@ def _allowed(settings: SweepSettings) -> int:
     return settings.activation_bytes or ACTIVATION_BYTES
 
 
-def tokens_per_call(config: Any, dtype: torch.dtype, settings: SweepSettings, most: int) -> int:
+def tokens_per_call(config: PreTrainedConfig, dtype: torch.dtype, settings: SweepSettings, most: int) -> int:
     """How many tokens one sweep may hold so that its activations stay within what is allowed; between 1 and `most`."""
     a_token = token_bytes(config, dtype, settings, streamed=bool(settings.stream_layers))
     return max(1, min(most, _allowed(settings) // a_token))
