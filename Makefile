@@ -115,4 +115,4 @@ docs: $(STAMP)
 
 clean:
 	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
-	find cos_cli cos_core tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find cos_cli cos_core tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -200,7 +200,7 @@ def annotate(plan: Plan, backbone: str) -> dict[str, Any]:
 def train(plan: Plan, way: str, layers: int, batch: int) -> dict[str, Any]:
     """Tokens a second and MFU from the log of a `cos train` that is stopped before it saves; the first steps do not count."""
     from cos_core import training
-    from cos_core.training.folder import LOG_FILE
+    from cos_core.training.run_folder import LOG_FILE
 
     shorter = way != "LoRA" and layers < plan.shape.layers
     config = training.TrainConfig(

@@ -46,12 +46,13 @@ from PIL import Image
 
 from cos_core.dialogue.encoding import IGNORE, encode
 from cos_core.dialogue.prompts import load_profile
-from cos_core.files import plug
+from cos_core.files import assets, plug
 from cos_core.files.images import reuse_memory
 from cos_core.geometry import Box, SquarePad
+from cos_core.models import pretrained
 from cos_core.training.collate import Collator
-from cos_core.training.data import Recipe, TrainData, as_written, make_turns
-from cos_core.training.order import BatchSizes, Order
+from cos_core.training.dataset import Recipe, TrainDataset, as_written, make_turns
+from cos_core.training.sample_order import BatchSizes, SampleOrder
 from cos_core.training.samples import Sample
 from cos_core.types import Example
 
@@ -100,10 +101,8 @@ def samples(names: Sequence[str]) -> list[Sample]:
 def recipe(folder: Path) -> tuple[Recipe, Any]:
     from transformers import CLIPImageProcessorPil
 
-    from cos_core.miniature.vocabulary import make_tokenizer
-
     profile = load_profile("paper")
-    tokenizer = make_tokenizer(load_profile("miniature"))
+    tokenizer = pretrained.tokenizer(str(assets.miniature_checkpoint()))
     made = Recipe(
         policy=plug.load("policies", "from_single_question"),
         profile=profile,
@@ -116,13 +115,13 @@ def recipe(folder: Path) -> tuple[Recipe, Any]:
     return made, CLIPImageProcessorPil(**CLIP)
 
 
-def ours(data: TrainData, processor: Any) -> list[Batch]:
+def ours(data: TrainDataset, processor: Any) -> list[Batch]:
     """What `cos train` does in a data loading process."""
     collate = Collator(processor, PAD, data.recipe.fill)
     return [collate([data[index] for index in range(i, i + BATCH)]) for i in range(0, SAMPLES, BATCH)]
 
 
-def twice(data: TrainData, processor: Any) -> list[Batch]:
+def twice(data: TrainDataset, processor: Any) -> list[Batch]:
     """A loader that reads, decodes and pads the picture once for each view."""
 
     def views(path: Path, box: Box, fill: Colour) -> list[Any]:
@@ -135,7 +134,7 @@ def twice(data: TrainData, processor: Any) -> list[Batch]:
     return plain_batches(data, views)
 
 
-def released(data: TrainData, processor: Any) -> list[Batch]:
+def released(data: TrainDataset, processor: Any) -> list[Batch]:
     """The released code's loader."""
 
     def views(path: Path, box: Box, fill: Colour) -> list[Any]:
@@ -166,7 +165,7 @@ def expand2square(picture: Image.Image, fill: Colour) -> Image.Image:
     return canvas
 
 
-def plain_batches(data: TrainData, views: Callable[[Path, Box, Colour], list[Any]]) -> list[Batch]:
+def plain_batches(data: TrainDataset, views: Callable[[Path, Box, Colour], list[Any]]) -> list[Batch]:
     """Batches as LLaVA's collator makes them: tokens padded to the longest, both views of a sample as six channels."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
@@ -205,7 +204,7 @@ def worker(name: str, folder: Path, pipe: Connection) -> None:
 
     torch.set_num_threads(1)
     made, processor = recipe(folder)
-    data = TrainData(samples([f"{i}.jpg" for i in range(SAMPLES)]), made)
+    data = TrainDataset(samples([f"{i}.jpg" for i in range(SAMPLES)]), made)
     load = LOADERS[name][0]
     if load is ours:
         reuse_memory()
@@ -255,13 +254,13 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 def padding(made: Recipe) -> None:
     """The share of positions that pad, under each order."""
-    many = TrainData(samples([f"{i}.jpg" for i in range(4096)]), made)
+    many = TrainDataset(samples([f"{i}.jpg" for i in range(4096)]), made)
     for label, length, grouped in (
         ("order as drawn", None, False),
         ("by length inside a global batch (default)", many.length, False),
         ("--group-by-length", many.length, True),
     ):
-        order = Order(4096, 0, BatchSizes(16, 128, 1024), length, grouped).indices(0)
+        order = SampleOrder(4096, 0, BatchSizes(16, 128, 1024), length, grouped).indices(0)
         lengths = [many.length(index, 0) for index in order]
         grid = sum(max(lengths[i : i + 16]) * 16 for i in range(0, 4096, 16))
         print(f"padding, {label:35}{100 * (1 - sum(lengths) / grid):8.1f} %")

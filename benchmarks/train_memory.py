@@ -36,10 +36,10 @@ from cos_core.files import plug
 from cos_core.geometry import Box
 from cos_core.interfaces import Policy
 from cos_core.store.annotations import Store
-from cos_core.training import parts
+from cos_core.training import inputs
 from cos_core.training.config import TrainConfig
-from cos_core.training.data import Recipe, TrainData, chosen_of, make_turns
-from cos_core.training.order import BatchSizes, Order
+from cos_core.training.dataset import Recipe, TrainDataset, make_turns, question_of
+from cos_core.training.sample_order import BatchSizes, SampleOrder
 from cos_core.training.samples import Account, Rules, Sample, Samples, collect
 from cos_core.types import Annotation
 
@@ -101,7 +101,7 @@ def _annotations(samples: int, dice: np.random.Generator) -> Iterator[Annotation
 class Dialogues:
     """A data set for torch: the dialogue of each sample, as many characters as it has."""
 
-    def __init__(self, data: TrainData) -> None:
+    def __init__(self, data: TrainDataset) -> None:
         self.data = data
 
     def __len__(self) -> int:
@@ -109,7 +109,7 @@ class Dialogues:
 
     def __getitem__(self, index: int) -> int:
         sample = self.data.samples[index]
-        turns = make_turns(sample, chosen_of(sample, 0, self.data.recipe), SOME_BOX, self.data.recipe)
+        turns = make_turns(sample, question_of(sample, 0, self.data.recipe), SOME_BOX, self.data.recipe)
         return sum(len(part) for turn in turns for part in turn.parts if isinstance(part, str))
 
 
@@ -139,10 +139,10 @@ def rank(way: str, place: Place, readings: int, pipe: Connection) -> None:
         if way == "list":
             samples: Samples = former(config, policy)
         else:
-            samples = stack.enter_context(parts.read(config, policy)).samples
+            samples = stack.enter_context(inputs.read(config, policy)).samples
         opened = {"seconds": time.perf_counter() - start, "peak": peak() - before}
-        trained = TrainData(samples, recipe)
-        order = Order(len(trained), 0, BatchSizes(16, 16, 128), trained.length)
+        trained = TrainDataset(samples, recipe)
+        order = SampleOrder(len(trained), 0, BatchSizes(16, 16, 128), trained.length)
         keys: Any = array("l", islice(cycle(order), readings))
         loader: Any = torch.utils.data.DataLoader(
             Dialogues(trained),
@@ -165,7 +165,7 @@ def rank(way: str, place: Place, readings: int, pipe: Connection) -> None:
 def former(config: TrainConfig, policy: Policy) -> list[Sample]:
     """All samples as Python objects, as every rank kept them before there was a table."""
     examples = read_examples(config.data, text_only="keep")
-    with parts.regions_of(config, policy) as regions:
+    with inputs.regions_of(config, policy) as regions:
         return [sample for _, sample in collect(examples, Rules(policy, 0), regions, Account([], [], []))]
 
 

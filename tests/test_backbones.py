@@ -22,7 +22,7 @@ from cos_core.errors import InputError
 from cos_core.files import images, plug
 from cos_core.geometry import SquarePad
 from cos_core.interfaces import Detector
-from cos_core.models import llava
+from cos_core.models import pixels
 from cos_core.relevance import heat, propagation
 from cos_core.relevance.propagation import Readings, SweepSettings
 from cos_core.types import Example, Regions
@@ -305,8 +305,8 @@ def test_an_unusual_processor_is_left_to_itself(by_regions: regions.RegionsBackb
         do_resize = do_rescale = True
         do_normalize = False
 
-    assert llava.square_side(Unusual()) is None
-    assert llava.square_side(by_regions.asker.model.image_processor) == 56
+    assert pixels.square_side(Unusual()) is None
+    assert pixels.square_side(by_regions.asker.model.image_processor) == 56
 
 
 @pytest.mark.parametrize(("grid", "kept"), [(5, 3), (4, 2), (24, 14), (2, 2), (1, 1)])

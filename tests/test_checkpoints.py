@@ -10,7 +10,7 @@ import transformers
 
 from cos_core.errors import InputError
 from cos_core.files import assets
-from cos_core.models import checkpoint_info, llava
+from cos_core.models import checkpoint_info, pixels
 
 CLIP = (122, 116, 104)
 
@@ -46,7 +46,7 @@ def test_the_padding_colour_is_what_the_loaded_processor_gives(tmp_path: Path, f
         )
     folder = folder_with(tmp_path / "m", config={"model_type": "llava"}, **files)
     assert checkpoint_info.fill_of(folder) == colour
-    assert llava.padding_colour(transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")) == colour
+    assert pixels.padding_colour(transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")) == colour
 
 
 def test_the_miniature_pads_with_its_own_grey():

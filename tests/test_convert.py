@@ -200,8 +200,8 @@ def test_the_row_of_the_image_mark_takes_no_probability(main: Path, loaded: llav
     from cos_core.training import loss
 
     spare = llava.load(main, device="cpu", dtype="float32")
-    assert spare.unspoken == (loaded.image_token_id,)
-    loss.leave_out(spare.model, spare.unspoken)
+    assert spare.unused_rows == (loaded.image_token_id,)
+    loss.mask_rows(spare.model, spare.unused_rows)
     for case in expected("c_logits.json"):
         ids = torch.tensor([[t for t in case["input_ids"] if t != -200]])
         logits = loaded.model(input_ids=ids).logits[0, :-1, : loaded.image_token_id]

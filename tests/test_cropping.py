@@ -16,7 +16,7 @@ from cos_core.files import manifest, plug
 from cos_core.files.images import open_image
 from cos_core.geometry import Box
 from cos_core.infer import InferConfig, run
-from cos_core.training.album import RegionCrops
+from cos_core.training.region_crops import RegionCrops
 from cos_core.visualize import run_report
 from cos_core.visualize.overlay import OverlayConfig
 from cos_core.visualize.overlay import run as overlay

@@ -119,7 +119,7 @@ def test_equals_transformers_generate(engine: HfEngine) -> None:
                 attention_mask=mask,
                 do_sample=False,
                 max_new_tokens=request.max_new_tokens,
-                suppress_tokens=list(engine.llava.unspoken),
+                suppress_tokens=list(engine.llava.unused_rows),
             )[0].tolist()
         )
     assert_same(engine, asked, ids_of(engine, asked), theirs)
@@ -134,7 +134,7 @@ def test_the_forward_from_pixels_gives_the_same_first_token(engine: HfEngine) ->
         theirs = engine.llava.model(input_ids=torch.tensor([job.encoded.ids]), pixel_values=pixels).logits[0, -1]
         ours = engine._prompts([job.row], 0).logits[0]
     spoken = torch.isfinite(ours)
-    assert (~spoken).nonzero().flatten().tolist() == list(engine.llava.unspoken)
+    assert (~spoken).nonzero().flatten().tolist() == list(engine.llava.unused_rows)
     assert torch.allclose(ours[spoken], theirs[spoken], atol=1e-5)
 
 

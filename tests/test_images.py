@@ -23,7 +23,7 @@ from cos_core.files import images
 from cos_core.files.images import FILL, MAX_PIXELS, open_image, picture_size, reduced, reuse_memory, square_pad
 from cos_core.files.picture_files import image_path
 from cos_core.geometry import Box, SquarePad, full_box
-from cos_core.models.llava import square_resized
+from cos_core.models.pixels import square_resized
 
 GOLDEN = Path(__file__).parent / "golden" / "images"
 
@@ -244,14 +244,14 @@ def test_a_square_is_resized_in_bands_bit_for_bit(size: tuple[int, int], monkeyp
     bicubic = Image.Resampling.BICUBIC
     expected = square_pad(picture, (9, 8, 7)).resize((24, 24), bicubic).tobytes()
     for band in (2**24, 1, 700, 5000):
-        monkeypatch.setattr("cos_core.models.llava._BAND_PIXELS", band)
+        monkeypatch.setattr("cos_core.models.pixels._BAND_PIXELS", band)
         assert square_resized(picture, 24, bicubic, (9, 8, 7)).tobytes() == expected, band
 
 
 @pytest.mark.parametrize("size", [(1, 65_535), (65_535, 1), (8, 65_535), (262_144, 1)])
 def test_the_encoder_sees_absurd_shapes_in_bounded_memory(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cos_core.models.llava._BAND_PIXELS", 2**20)
-    monkeypatch.setattr("cos_core.models.llava._TALLEST", 2**11)
+    monkeypatch.setattr("cos_core.models.pixels._BAND_PIXELS", 2**20)
+    monkeypatch.setattr("cos_core.models.pixels._TALLEST", 2**11)
     picture = Image.new("RGB", size, (255, 0, 0))
     made = pixels_made(monkeypatch)
     seen = square_resized(picture, 56, Image.Resampling.BICUBIC, (0, 0, 255))

@@ -30,7 +30,10 @@ WITH_TORCH = (
     "relevance.propagation",
     "relevance.coattention",
     "system.memory",
+    "models.devices",
     "models.llava",
+    "models.pixels",
+    "models.vocabulary",
     "models.convert",
     "models.pretrained",
     "models.layout",
@@ -42,7 +45,6 @@ WITH_TORCH = (
     "engines._constrain",
     "detectors.detectron2",
     "training",
-    "miniature",
     "doctor.probe",
 )
 HOMES: dict[str, tuple[str, ...]] = {
@@ -186,7 +188,7 @@ def test_no_module_and_no_folder_imports_in_a_circle() -> None:
         ("cos_core.policies.none", "cos_core.engines.hf", True),
         ("cos_core.policies.none", "cos_core.policies.gold", True),
         ("cos_core.policies.none", "cos_core.policies._boxes.middle", False),
-        ("cos_core.training.run", "cos_core.training.data", False),
+        ("cos_core.training.run", "cos_core.training.dataset", False),
         ("cos_core.relevance.roi", "torch", True),
         ("cos_core.engines.hf", "torch.nn", False),
         ("cos_core.engines.openai", "torch", True),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from miniature_model import CARD, ModelShape, image_processor
 from PIL import Image
 from safetensors.torch import load_file
 from served_world import ORIGINAL
@@ -26,8 +27,7 @@ from cos_core.engines._messages import ServedDialogue, of_folder
 from cos_core.files import assets
 from cos_core.files.images import square_pad
 from cos_core.interfaces import SilentReporter
-from cos_core.miniature.model import CARD, ModelShape, image_processor
-from cos_core.models import layout, llava
+from cos_core.models import layout, llava, pixels
 from cos_core.models.convert import ConvertConfig, convert
 from cos_core.models.layout.template import chat_template
 from cos_core.models.layout.tokens import whole_text
@@ -232,11 +232,11 @@ def test_tokenizers_of_another_kind_stay_and_what_no_rule_can_say_is_said(tmp_pa
 def test_the_processor_pads_as_cos_does(written: dict[str, Path], writer: str) -> None:
     """Bit for bit: a plain user who sends any picture has it padded, and what `cos` pads itself is left alone."""
     loaded = transformers.AutoImageProcessor.from_pretrained(written[writer], backend="pil")
-    fill = llava.padding_colour(loaded)
+    fill = pixels.padding_colour(loaded)
     rng = np.random.default_rng(0)
     for width, height in ((100, 60), (61, 100), (7, 50), (800, 37), (64, 64)):
         picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        ours = llava.processed(loaded, [picture], fill)
+        ours = pixels.processed(loaded, [picture], fill)
         theirs = loaded([picture], return_tensors="pt")["pixel_values"]
         padded = loaded([square_pad(picture, fill)], return_tensors="pt")["pixel_values"]
         assert torch.equal(ours, theirs)

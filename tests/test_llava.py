@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cos_core.errors import InputError, MissingError
-from cos_core.models import hub, llava
+from cos_core.models import devices, hub, llava
 
 
 def checkpoint(folder: Path, weights: bytes) -> Path:
@@ -65,19 +65,19 @@ def test_a_hub_that_cannot_be_reached_is_said_at_once(tmp_path: Path, monkeypatc
 
 
 def test_devices_and_number_formats(monkeypatch: pytest.MonkeyPatch):
-    assert llava.devices("cpu, cpu") == ["cpu", "cpu"]
-    assert llava.dtype_name("cpu", "auto") == "float32"
-    assert llava.dtype_name("cuda", "float16") == "float16"
+    assert devices.devices("cpu, cpu") == ["cpu", "cpu"]
+    assert devices.dtype_name("cpu", "auto") == "float32"
+    assert devices.dtype_name("cuda", "float16") == "float16"
     with pytest.raises(InputError, match="unknown device 'gpu'"):
-        llava.devices("cpu,gpu")
+        devices.devices("cpu,gpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert llava.devices("auto") == ["cuda:0", "cuda:1", "cuda:2"]
-    assert llava.dtype_name("auto", "auto") == "bfloat16"
+    assert devices.devices("auto") == ["cuda:0", "cuda:1", "cuda:2"]
+    assert devices.dtype_name("auto", "auto") == "bfloat16"
     with pytest.raises(MissingError, match="'cuda:3' was asked for, but torch sees 3 of them"):
-        llava.devices("cuda:2,cuda:3")
+        devices.devices("cuda:2,cuda:3")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert llava.devices("auto") == ["cpu"]
+    assert devices.devices("auto") == ["cpu"]
 
 
 @pytest.mark.parametrize(
@@ -98,12 +98,12 @@ def test_a_gpu_without_bfloat16_gets_float16_and_a_word(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
-    assert llava.dtype_name("auto", "auto") == auto
+    assert devices.dtype_name("auto", "auto") == auto
     # What is loaded is what the fingerprint says.
-    assert llava.placement("cuda", "auto") == (torch.device("cuda"), getattr(torch, auto))
-    assert llava.placement("cuda", "bfloat16")[1] == torch.bfloat16
+    assert devices.placement("cuda", "auto") == (torch.device("cuda"), getattr(torch, auto))
+    assert devices.placement("cuda", "bfloat16")[1] == torch.bfloat16
     lacks = auto == "float16"
     for dtype, told in (("auto", lacks), ("bfloat16", lacks), ("float16", False), ("float32", False)):
-        assert (llava.dtype_remark("auto", dtype) is not None) == told
-    assert llava.dtype_remark("cpu", "auto") is None
-    assert llava.dtype_name("cpu", "auto") == "float32"
+        assert (devices.dtype_remark("auto", dtype) is not None) == told
+    assert devices.dtype_remark("cpu", "auto") is None
+    assert devices.dtype_name("cpu", "auto") == "float32"

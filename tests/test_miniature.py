@@ -6,18 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import miniature_lessons as lessons
 import numpy as np
 import pytest
 import torch
+from miniature_tokenizer import make_tokenizer, phrases
 from PIL import Image
 
 from cos_core.dialogue.encoding import IGNORE
 from cos_core.dialogue.prompts import FULL, dialogue, load_profile
 from cos_core.files import assets
-from cos_core.miniature import lessons, scenes
-from cos_core.miniature.vocabulary import make_tokenizer, phrases
+from cos_core.miniature import scenes
 from cos_core.models import llava
 from cos_core.types import Turn
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,7 @@ def test_shipped_checkpoint_is_small_and_says_how_it_was_made():
     folder = assets.miniature_checkpoint()
     assert sum(p.stat().st_size for p in folder.iterdir()) <= 10_000_000
     record = json.loads((folder / "pretrain.json").read_text())
-    assert record["command"].startswith("python -m cos_core.miniature.pretrain")
+    assert record["command"].startswith("python scripts/pretrain_miniature.py")
     assert record["plan"]["seed"] == 0
     assert {"torch", "transformers"} <= set(record["versions"])
     stages = [json.loads(line)["stage"] for line in (folder / "pretrain_log.jsonl").read_text().splitlines()]
@@ -124,7 +127,16 @@ def test_it_reads_digits_in_a_crop_and_not_in_the_whole_scene(mini: llava.Llava)
 
 def test_pretraining_runs_from_random_weights_to_a_checkpoint_that_loads(tmp_path: Path):
     """The whole script on a few steps; the shipped checkpoint took the same path with all of them."""
-    command = [sys.executable, "-m", "cos_core.miniature.pretrain", "--out", str(tmp_path), "--seed", "3", "--scale", "0.002"]
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "pretrain_miniature.py"),
+        "--out",
+        str(tmp_path),
+        "--seed",
+        "3",
+        "--scale",
+        "0.002",
+    ]
     subprocess.run(command, check=True, capture_output=True, timeout=900)
     made = llava.load(tmp_path, device="cpu")
     assert made.profile.name == "miniature"

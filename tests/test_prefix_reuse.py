@@ -21,6 +21,7 @@ from cos_core.engines._prefix import Match, PrefixStore
 from cos_core.engines.hf import HfEngine
 from cos_core.interfaces import Reply, Request
 from cos_core.models import llava
+from cos_core.models.vocabulary import unused_rows
 
 PROFILE = prompts.load_profile("paper")
 BRIEF = replace(PROFILE, system="", inst1='{image}\n"{question}", where?', inst2='See {image}\n. "{question}"')
@@ -127,7 +128,7 @@ def greedy_flips(model: llava.Llava, asked: Sequence[Request], replies: Sequence
             written = model.model.get_input_embeddings()(torch.tensor(chosen)[:, :-1])
             whole = torch.cat([model.embed(torch.tensor(ids), features), written], dim=1)
             logits = model.model(inputs_embeds=whole, logits_to_keep=count).logits
-            logits[..., list(llava.unspoken_rows(model.tokenizer, model.image_token_id, logits.shape[-1]))] = -torch.inf
+            logits[..., list(unused_rows(model.tokenizer, model.image_token_id, logits.shape[-1]))] = -torch.inf
             behind = logits.max(-1).values - logits.gather(-1, torch.tensor(chosen)[..., None])[..., 0]  # (rows, count)
             found += [next(value for value in row if value > 0) for row in behind.tolist() if any(row)]
     return found

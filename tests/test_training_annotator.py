@@ -17,7 +17,7 @@ from cos_core.files.images import open_image
 from cos_core.interfaces import Detector, SilentReporter
 from cos_core.models import checkpoint_info
 from cos_core.training import TrainConfig
-from cos_core.training.data import TrainData, draw
+from cos_core.training.dataset import TrainDataset, draw
 from cos_core.types import Regions
 
 FEW = {"windows": [[0.5, 2], [0.8, 1]]}
@@ -44,19 +44,19 @@ def test_training_shows_what_the_backbone_shows(world: Path, tokens: int) -> Non
     """Ids, labels and visual features of a training batch are those of the backbone, whose own forward gives the same loss."""
     import torch
 
-    from cos_core.training.album import RegionCrops, regions_as_tokens
     from cos_core.training.collate import Collator
+    from cos_core.training.region_crops import RegionCrops, regions_as_tokens
 
     detector = plug.load("detectors", "grid", **FEW)
     backbone = plug.load("backbones", "regions", model=str(world / "model"), detector=detector, device="cpu", tokens=tokens)
     model = backbone.asker.model
-    made = recipe(world, "none", album=RegionCrops(detector, tokens))
-    data = TrainData(collected(read_examples(world / "data.json"), made.policy, None).samples, made)
+    made = recipe(world, "none", region_crops=RegionCrops(detector, tokens))
+    data = TrainDataset(collected(read_examples(world / "data.json"), made.policy, None).samples, made)
     items = [data[key] for key in range(len(SIZES))]
     batch = Collator(model.image_processor, 0, model.fill)(items)
     assert batch["about"].pictures == sum(len(item.pictures) for item in items) == len(batch["pixel_values"])
     del batch["about"]
-    with torch.no_grad(), regions_as_tokens(model, made.album):
+    with torch.no_grad(), regions_as_tokens(model, made.region_crops):
         found = model.model(**batch)
     losses = []
     for row, (sample, item) in enumerate(zip(data.samples, items, strict=True)):
@@ -125,14 +125,14 @@ def test_an_annotator_of_patches_learns_the_plain_dialogue(world: Path, tmp_path
 
 
 def test_a_picture_without_regions_is_skipped_and_named(world: Path) -> None:
-    from cos_core.training.album import RegionCrops
+    from cos_core.training.region_crops import RegionCrops
 
     class Blind(Detector):
         def detect(self, image: object, path: str = "") -> Regions:
             return Regions((BOX,), (1.0,)) if path == "1.png" else Regions((), ())
 
-    made = recipe(world, "none", album=RegionCrops(Blind()))
-    data = TrainData(collected(read_examples(world / "data.json"), made.policy, None).samples, made)
+    made = recipe(world, "none", region_crops=RegionCrops(Blind()))
+    data = TrainDataset(collected(read_examples(world / "data.json"), made.policy, None).samples, made)
     item = data[0]
     assert (item.id, len(item.pictures)) == (data.samples[1].id, 1)
     assert "proposes no region" in item.skipped[0].reason

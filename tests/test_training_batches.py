@@ -15,7 +15,7 @@ from training_world import (
 )
 
 from cos_core.dialogue.encoding import IGNORE
-from cos_core.training.data import TrainData
+from cos_core.training.dataset import TrainDataset
 
 
 @pytest.fixture(scope="module")
@@ -24,37 +24,37 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_permutation_an_epoch() -> None:
-    from cos_core.training.order import BatchSizes, Order
+    from cos_core.training.sample_order import BatchSizes, SampleOrder
 
-    order = Order(100, 3, BatchSizes(1, 1, 1))
+    order = SampleOrder(100, 3, BatchSizes(1, 1, 1))
     first = list(order)
-    order.epoch = 1
+    order.set_epoch(1)
     second = list(order)
     assert sorted(first) == list(range(100))
     assert sorted(second) == list(range(100, 200))
     assert [k - 100 for k in second] != first
-    assert list(Order(100, 3, BatchSizes(1, 1, 1))) == first
-    assert list(Order(100, 4, BatchSizes(1, 1, 1))) != first
+    assert list(SampleOrder(100, 3, BatchSizes(1, 1, 1))) == first
+    assert list(SampleOrder(100, 4, BatchSizes(1, 1, 1))) != first
 
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_the_order_depends_on_the_global_batch_alone(grouped: bool) -> None:
     """Eight samples a step on one device or on four: the same in every step, sorted inside it; fillers only at the end."""
-    from cos_core.training.order import BatchSizes, Order
+    from cos_core.training.sample_order import BatchSizes, SampleOrder
 
     def length(index: int, _epoch: int) -> int:
         return 100 + index * 37 % 50
 
     one, four = BatchSizes(2, 2, 8), BatchSizes(2, 8, 8)
-    alone = list(Order(45, 0, one, length, grouped))
-    together = list(Order(45, 0, four, length, grouped))
+    alone = list(SampleOrder(45, 0, one, length, grouped))
+    together = list(SampleOrder(45, 0, four, length, grouped))
     assert sorted(alone) == list(range(45))
     assert together[:45] == alone
-    assert len(together) == len(Order(45, 0, four, length, grouped)) == 48
+    assert len(together) == len(SampleOrder(45, 0, four, length, grouped)) == 48
     assert all(key < 0 and 0 <= -key - 1 < 45 for key in together[45:])
     steps = [[length(key, 0) for key in alone[i : i + 8]] for i in range(0, 45, 8)]
     assert all(step == sorted(step, reverse=True) for step in steps)
-    plain = list(Order(45, 0, one))
+    plain = list(SampleOrder(45, 0, one))
     if not grouped:
         assert [set(alone[i : i + 8]) for i in range(0, 45, 8)] == [set(plain[i : i + 8]) for i in range(0, 45, 8)]
     else:
@@ -68,7 +68,7 @@ def test_batches_are_padded_on_the_right(world: Path) -> None:
     from cos_core.training.collate import Collator
 
     model = llava.load(world / "model", device="cpu")
-    data = TrainData(samples(world, "from_single_question"), recipe(world))
+    data = TrainDataset(samples(world, "from_single_question"), recipe(world))
     collate = Collator(model.image_processor, 0, model.fill)
     items = [data[0], data[4], data[2]]
     batch = collate(items)
@@ -95,7 +95,7 @@ def test_quick_pixels_are_the_processors_to_the_bit() -> None:
     from transformers import CLIPImageProcessorPil
 
     from cos_core.files.images import square_pad
-    from cos_core.models.llava import processed
+    from cos_core.models.pixels import processed
 
     random = np.random.default_rng(0)
     sizes = [(97, 61), (61, 97), (53, 53), (500, 3), (3, 500), (336, 200), (1001, 337), (1, 1), (2, 1)]

@@ -24,7 +24,7 @@ from cos_core.dialogue.prompts import load_profile
 from cos_core.files import plug
 from cos_core.files.images import open_image, square_pad
 from cos_core.geometry import SquarePad
-from cos_core.training.data import Recipe, as_written, make_item
+from cos_core.training.dataset import Recipe, as_written, make_item
 from cos_core.training.samples import Sample
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "original"
@@ -98,7 +98,7 @@ def collapsed(ids: tuple[int, ...], labels: tuple[int, ...]) -> tuple[list[int],
 
 def made(sample: Sample, question: int, setting: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The item of a sample, its draw fixed to the question that the original's seed chose."""
-    monkeypatch.setattr("cos_core.training.data.draw", lambda *_: sample.usable.index(question))
+    monkeypatch.setattr("cos_core.training.dataset.draw", lambda *_: sample.usable.index(question))
     item = make_item(sample, 0, recipe(setting))
     return item.encoded, item.pictures
 
@@ -141,7 +141,7 @@ def test_plain_samples_equal_the_original(setting: str, monkeypatch: pytest.Monk
             continue
         sample = samples("none")[case["sample"]]
         plain = replace(recipe(setting, "none"), profile=replace(recipe(setting).profile, extra_turn_prefix=""))
-        monkeypatch.setattr("cos_core.training.data.draw", lambda *_: 0)
+        monkeypatch.setattr("cos_core.training.dataset.draw", lambda *_: 0)
         encoded = make_item(sample, 0, plain).encoded
         assert collapsed(encoded.ids, encoded.labels) == (case["input_ids"], case["labels"]), case["sample"]
         compared += 1

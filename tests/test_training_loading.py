@@ -14,7 +14,7 @@ from training_worker import watched
 from training_world import config, log_of, make_world
 
 from cos_core.errors import CosError, InputError, MissingError
-from cos_core.training import engine, loading
+from cos_core.training import inputs, loading, runtime
 from cos_core.training.config import TrainConfig
 
 MEBI = 2**20
@@ -25,6 +25,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
+def loaded(made: TrainConfig) -> Any:
+    return loading.load(made, inputs.start_checkpoint(made)).model
+
+
 def types(model: Any, learnt: bool) -> set[str]:
     return {str(weight.dtype).removeprefix("torch.") for weight in model.parameters() if weight.requires_grad == learnt}
 
@@ -33,9 +37,9 @@ def types(model: Any, learnt: bool) -> set[str]:
 def test_a_frozen_base_is_in_the_arithmetics_numbers_and_what_is_trained_in_float32(
     world: Path, tmp_path: Path, dtype: str
 ) -> None:
-    whole = loading.load(config(world, tmp_path, dtype=dtype)).model
+    whole = loaded(config(world, tmp_path, dtype=dtype))
     assert types(whole, learnt=True) == types(whole, learnt=False) == {"float32"}
-    adapted = loading.load(config(world, tmp_path, dtype=dtype, lora=4, train_projector=True)).model
+    adapted = loaded(config(world, tmp_path, dtype=dtype, lora=4, train_projector=True))
     assert types(adapted, learnt=False) == {dtype}
     assert types(adapted, learnt=True) == {"float32"}
     learnt = {name.split(".")[-3] for name, weight in adapted.named_parameters() if weight.requires_grad}
@@ -52,7 +56,7 @@ def test_deepspeed_gets_the_numbers_that_it_casts_to(world: Path, tmp_path: Path
         (str(tmp_path / "own.json"), "bfloat16", "float32"),
         (None, "bfloat16", "float32"),
     ):
-        assert engine.weights(config(world, tmp_path, deepspeed=deepspeed, dtype=dtype)) == held
+        assert runtime.weights(config(world, tmp_path, deepspeed=deepspeed, dtype=dtype)) == held
 
 
 def test_qlora_builds_no_float32_model(world: Path, tmp_path: Path) -> None:
@@ -62,7 +66,7 @@ def test_qlora_builds_no_float32_model(world: Path, tmp_path: Path) -> None:
     loads: list[dict[str, int]] = []
     moves: list[str] = []
     with watched(moves, loads):
-        adapted = loading.load(config(world, tmp_path, lora=4, qlora=True)).model
+        adapted = loaded(config(world, tmp_path, lora=4, qlora=True))
     assert [set(count) for count in loads] == [{"torch.bfloat16", "torch.uint8"}], "read once, and never in float32"
     packed = [name for name, weight in adapted.named_parameters() if weight.dtype == torch.uint8]
     assert len(packed) == 2 * 7, "seven linear layers in each of two blocks"
@@ -261,12 +265,12 @@ class Card:
 def test_arithmetic_on_a_gpu(monkeypatch: pytest.MonkeyPatch, major: int, dtype: Any, arithmetic: str) -> None:
     Card(monkeypatch, major)
     made = TrainConfig(Path("d"), Path("i"), "m", Path("o"), dtype=dtype)
-    assert engine.arithmetic(made) == arithmetic
+    assert runtime.arithmetic(made) == arithmetic
     on_cpu = TrainConfig(Path("d"), Path("i"), "m", Path("o"), dtype=dtype, device="cpu")
-    assert engine.arithmetic(on_cpu) == ("bfloat16" if dtype == "bfloat16" else "float32")
+    assert runtime.arithmetic(on_cpu) == ("bfloat16" if dtype == "bfloat16" else "float32")
 
 
 def test_bfloat16_asked_for_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     Card(monkeypatch, 7)
     with pytest.raises(MissingError, match="Tesla V100 has no bfloat16; dtype 'auto' takes float16"):
-        engine.require(TrainConfig(Path("d"), Path("i"), "m", Path("o"), dtype="bfloat16"))
+        runtime.require(TrainConfig(Path("d"), Path("i"), "m", Path("o"), dtype="bfloat16"))

@@ -31,8 +31,8 @@ from cos_core.files import manifest, plug
 from cos_core.files.jsonl import read_lines
 from cos_core.interfaces import SilentReporter
 from cos_core.store.annotations import Store
-from cos_core.training import engine
-from cos_core.training.data import TrainData
+from cos_core.training import runtime
+from cos_core.training.dataset import TrainDataset
 from cos_core.training.samples import NO_ANNOTATION
 from cos_core.types import Annotation
 
@@ -101,8 +101,8 @@ def test_workers_and_accumulation_change_nothing(world: Path, tmp_path: Path) ->
     training.run(config(world, tmp_path / "one", batch_size=4, max_steps=3), SilentReporter())
     parts = config(world, tmp_path / "parts", batch_size=2, global_batch=4, max_steps=3, workers=2)
     training.run(parts, SilentReporter())
-    whole, cut_up = log_of(tmp_path / "one"), log_of(tmp_path / "parts")
-    assert [r["loss"] for r in cut_up] == pytest.approx([r["loss"] for r in whole], rel=1e-4)
+    whole, sharded = log_of(tmp_path / "one"), log_of(tmp_path / "parts")
+    assert [r["loss"] for r in sharded] == pytest.approx([r["loss"] for r in whole], rel=1e-4)
     assert manifest.read(tmp_path / "one").fingerprint == manifest.read(tmp_path / "parts").fingerprint
 
 
@@ -145,7 +145,7 @@ def test_questions_without_region_and_broken_images_are_counted(world: Path, tmp
     assert any("1 of 12 questions about pictures have no region" in text and NO_ANNOTATION in text for text in ears.warnings)
     with Store.read(tmp_path / "store") as store:
         read = read_examples(tmp_path / "data.json", text_only="keep", on_problem=lambda _: None)
-        data = TrainData(collected(read, plug.load("policies", "from_single_question"), store).samples, recipe(world))
+        data = TrainDataset(collected(read, plug.load("policies", "from_single_question"), store).samples, recipe(world))
     expected = [sum(data[key].fallback for key in range(5 * epoch, 5 * epoch + 5)) for epoch in range(6)]
     steps = log_of(tmp_path / "out")
     assert [sum(r["fallbacks"] for r in steps[i : i + 3]) for i in range(0, 18, 3)] == expected
@@ -218,7 +218,7 @@ def test_the_project_of_weights_and_biases(
         (tmp_path / "wandb").mkdir()
         (tmp_path / "wandb" / "settings").write_text(f"[default]\nproject = {file}\n")
     wandb.teardown()
-    assert engine.reporters(config(world, tmp_path / "out", report_to="wandb"), main=True) == []
+    assert runtime.reporters(config(world, tmp_path / "out", report_to="wandb"), main=True) == []
     assert os.environ["WANDB_PROJECT"] == project
     wandb.teardown()
 

@@ -32,7 +32,7 @@ from cos_core.files import plug
 from cos_core.files.images import open_image, square_pad
 from cos_core.geometry import Box, SquarePad, full_box
 from cos_core.store.annotations import Store
-from cos_core.training.data import CUT_IMAGE, CUT_LABELS, TrainData, as_written, cut, draw, limit, make_item
+from cos_core.training.dataset import CUT_IMAGE, CUT_LABELS, TrainDataset, as_written, cut, draw, limit, make_item
 from cos_core.training.samples import NO_ANSWER, OTHER_IMAGE
 from cos_core.types import Annotation, Example
 
@@ -174,7 +174,7 @@ def test_draw_is_a_pure_function_with_fixed_values() -> None:
 
 def test_items_depend_on_the_key_alone(world: Path) -> None:
     data = samples(world, "from_single_question")
-    forwards, backwards = TrainData(data, recipe(world)), TrainData(data, recipe(world))
+    forwards, backwards = TrainDataset(data, recipe(world)), TrainDataset(data, recipe(world))
     keys = range(3 * len(data))
     first = {key: forwards[key].encoded for key in keys}
     assert first == {key: backwards[key].encoded for key in reversed(keys)}
@@ -182,7 +182,7 @@ def test_items_depend_on_the_key_alone(world: Path) -> None:
 
 
 def test_a_filler_is_its_sample_without_labels(world: Path) -> None:
-    data = TrainData(samples(world, "from_single_question"), recipe(world))
+    data = TrainDataset(samples(world, "from_single_question"), recipe(world))
     item, filler = data[2], data[-3]
     assert filler.filler
     assert filler.encoded.ids == item.encoded.ids
@@ -210,7 +210,7 @@ def test_questions_without_box_or_answer_are_named(world: Path) -> None:
     lacking = [("b#q0", "annotating failed: the image is torn"), ("c#q0", "no relevance")]
     for found in (left_out, whole):
         assert [(s.id, s.reason) for s in found.lacking] == lacking
-        assert found.asked == 5, "all questions about pictures"
+        assert found.region_questions == 5, "all questions about pictures"
     assert [(s.id, s.usable) for s in left_out.samples] == [("a", (0,)), ("t", (0,))]
     assert [(s.id, s.reason) for s in left_out.skipped] == [("a#q1", NO_ANSWER), *lacking, ("d#q0", OTHER_IMAGE)]
     assert [(s.id, s.usable, s.fallbacks) for s in whole.samples] == [
@@ -222,7 +222,7 @@ def test_questions_without_box_or_answer_are_named(world: Path) -> None:
     assert [(s.id, s.reason) for s in whole.skipped] == [("a#q1", NO_ANSWER), ("d#q0", OTHER_IMAGE)]
     without_gold = collected(made, plug.load("policies", "gold"), None)
     assert {s.id for s in without_gold.skipped} == {"a#q0", "a#q1", "b#q0", "c#q0", "d#q0"}
-    assert (without_gold.lacking, without_gold.asked) == ([], 0)
+    assert (without_gold.lacking, without_gold.region_questions) == ([], 0)
 
 
 @pytest.mark.parametrize("crop_from", ["image", "canvas"])
@@ -231,7 +231,7 @@ def test_a_question_without_a_region_sees_the_whole_picture(world: Path, crop_fr
     with Store.create_or_resume(world / f"empty-{crop_from}", "f", {}) as store:
         data = collected(examples(world), recipe_.policy, store).samples
     assert [sample.fallbacks for sample in data] == [(0, 1, 2)] * len(SIZES) + [()]
-    items = TrainData(data, recipe_)
+    items = TrainDataset(data, recipe_)
     for key, size in enumerate(SIZES):
         item = items[key]
         assert supervised(item.encoded, recipe_.tokenizer)[0] == "[0.000, 0.000, 1.000, 1.000]</s>"
@@ -257,13 +257,13 @@ def test_the_end_of_a_long_answer_is_cut_and_the_rest_learnt(world: Path) -> Non
 def test_a_broken_image_is_replaced_and_named(world: Path) -> None:
     data = samples(world, "from_single_question")
     broken = replace(data[1], questions=tuple(replace(q, image="nowhere.png") for q in data[1].questions))
-    found = TrainData([data[0], broken, data[2]], recipe(world))
+    found = TrainDataset([data[0], broken, data[2]], recipe(world))
     item = found[1]
     assert item.encoded in [found[0].encoded, found[2].encoded]
     assert [s.id for s in item.skipped] == [broken.id]
     assert found[1].encoded == item.encoded
     with pytest.raises(InputError, match=r"1 samples in a row cannot be trained on; the first, s1: .*nowhere\.png"):
-        TrainData([broken], recipe(world))[0]
+        TrainDataset([broken], recipe(world))[0]
 
 
 def test_the_released_length_limit_counts_a_picture_as_one_token(world: Path) -> None:

@@ -26,7 +26,7 @@ from cos_core.errors import InputError, MissingError
 from cos_core.files import plug
 from cos_core.interfaces import SilentReporter
 from cos_core.training import TrainConfig
-from cos_core.training.data import TrainData
+from cos_core.training.dataset import TrainDataset
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_adapters_have_a_learning_rate_of_their_own() -> None:
 def test_the_shipped_settings_are_settings() -> None:
     """The paper's file says what the defaults are; the released one names where the two differ."""
     from cos_core.files import assets
-    from cos_core.training.engine import deepspeed_settings, stage_of
+    from cos_core.training.runtime import deepspeed_settings, zero_stage
 
     places = {"data": Path("d"), "images": Path("i"), "out": Path("o"), "store": Path("s")}
     made = {}
@@ -66,7 +66,7 @@ def test_the_shipped_settings_are_settings() -> None:
     assert (released.global_batch, released.extra_turns, released.train_projector) == (128, True, True)
     assert load_profile(str(released.profile)).inst1.count("where")
     stages = {
-        name: stage_of(deepspeed_settings(replace(paper, deepspeed=name))) for name in ("zero2", "zero3", "zero3_offload")
+        name: zero_stage(deepspeed_settings(replace(paper, deepspeed=name))) for name in ("zero2", "zero3", "zero3_offload")
     }
     assert stages == {"zero2": 2, "zero3": 3, "zero3_offload": 3}
 
@@ -117,7 +117,7 @@ def test_the_bill_needs_no_model(world: Path, tmp_path: Path) -> None:
     assert bill["steps"] == 4, "5 samples, 4 a step, 2 epochs"
     assert bill["samples"] == 5
     assert bill["pictures"] == 8
-    data = TrainData(samples(world, "from_single_question"), recipe(world))
+    data = TrainDataset(samples(world, "from_single_question"), recipe(world))
     exact = sum(len(data[key].encoded) for key in range(5))
     assert bill["tokens"] == pytest.approx(exact, rel=0.02)
     assert bill["hours"] > 0
@@ -130,12 +130,13 @@ def test_the_bill_needs_no_model(world: Path, tmp_path: Path) -> None:
 
 
 def test_the_probe_takes_real_steps(world: Path, tmp_path: Path) -> None:
-    from cos_core.training import parts, plan
+    from cos_core.training import inputs, plan
 
     made = config(world, tmp_path / "out", dry_run=True)
     policy = plug.load("policies", made.rule)
-    with parts.read(made, policy) as data:
-        assert plan._probe(made, parts.light(made, policy), data, SilentReporter()) > 0
+    metadata = inputs.checkpoint_metadata(made, policy, inputs.start_checkpoint(made))
+    with inputs.read(made, policy) as data:
+        assert plan._probe(made, metadata, data, SilentReporter()) > 0
     assert not (tmp_path / "out").exists()
 
 

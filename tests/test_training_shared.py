@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cos_core.errors import InputError
-from cos_core.training import shared
+from cos_core.training import shared_folder
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def use(started: Any, go: Any, results: Any, seconds: float = 0.3) -> None:
         time.sleep(seconds)
         (place / "who").write_text(str(os.getpid()))
 
-    with shared.folder("x", fill) as place:
+    with shared_folder.folder("x", fill) as place:
         results.put((os.getpid(), int((place / "who").read_text())))
         started.release()
         go.wait()
@@ -62,7 +62,7 @@ def test_one_of_many_fills_it_and_the_last_removes_it(own_root: Path) -> None:
 
 
 def test_a_child_that_lives_on_does_not_hold_it(own_root: Path) -> None:
-    with shared.folder("x", lambda place: (place / "a").touch()):
+    with shared_folder.folder("x", lambda place: (place / "a").touch()):
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
         child.start()
     assert list(own_root.iterdir()) == []
@@ -77,7 +77,7 @@ def test_what_the_killed_left_is_removed_and_not_used(own_root: Path) -> None:
         os.kill(process.pid, signal.SIGKILL)
         process.join(900)
     assert (own_root / "x" / "who").exists()
-    with shared.folder("y", lambda place: None):
+    with shared_folder.folder("y", lambda place: None):
         assert sorted(path.name for path in own_root.iterdir()) == ["y", "y.lock"]
     made, go, results, _ = processes(1)
     assert results.get(timeout=900)[1] not in dead
@@ -89,19 +89,19 @@ def test_when_filling_fails_the_next_one_tries(own_root: Path) -> None:
     def fail(_place: Path) -> None:
         raise InputError("no data")
 
-    with pytest.raises(InputError, match="no data"), shared.folder("x", fail):
+    with pytest.raises(InputError, match="no data"), shared_folder.folder("x", fail):
         pytest.fail("there is nothing to use")
     assert list(own_root.iterdir()) == []
-    with shared.folder("x", lambda place: (place / "a").touch()) as place:
+    with shared_folder.folder("x", lambda place: (place / "a").touch()) as place:
         assert (place / "a").exists()
 
 
 def test_a_place_that_others_can_write_is_refused(own_root: Path) -> None:
     own_root.mkdir(mode=0o700)
     own_root.chmod(0o777)
-    with pytest.raises(InputError, match="TMPDIR"), shared.folder("x", lambda place: None):
+    with pytest.raises(InputError, match="TMPDIR"), shared_folder.folder("x", lambda place: None):
         pytest.fail("anybody could have put a table there")
     own_root.rmdir()
     own_root.symlink_to(own_root.parent)
-    with pytest.raises(InputError, match="TMPDIR"), shared.folder("x", lambda place: None):
+    with pytest.raises(InputError, match="TMPDIR"), shared_folder.folder("x", lambda place: None):
         pytest.fail("a link may lead anywhere")

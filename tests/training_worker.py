@@ -69,13 +69,13 @@ def slowed(seconds: float) -> Iterator[None]:
     """Every piece of work that one process does while the others wait takes so much longer: `seconds` 0 changes nothing."""
     from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
-    from cos_core.training import folder, parts, save
+    from cos_core.training import inputs, run_folder, save
     from cos_core.training.trainer import ChainTrainer
 
     rank = os.environ.get("RANK", "0")
     works: list[tuple[Any, str, str]] = [
-        (parts, "check", "0"),
-        (folder, "tidy", "0"),
+        (inputs, "check", "0"),
+        (run_folder, "tidy", "0"),
         (ChainTrainer, "_save", "0"),  # the model of a checkpoint
         (TorchCheckpointEngine, "save", "1"),  # DeepSpeed's part of the second process, two files
         (resume_points, "mark_whole", "0"),

@@ -20,9 +20,9 @@ from cos_core.interfaces import Policy, SilentReporter
 from cos_core.miniature.scenes import write_dataset
 from cos_core.store.annotations import Store
 from cos_core.training import TrainConfig
-from cos_core.training.data import Recipe
-from cos_core.training.reasons import Skipped
+from cos_core.training.dataset import Recipe
 from cos_core.training.samples import Account, Rules, Sample, collect
+from cos_core.training.skipped import Skipped
 from cos_core.types import Annotation, Example
 
 IMAGE_TOKENS = 16
@@ -99,14 +99,14 @@ class Collected:
     skipped: list[Skipped]
     lacking: list[Skipped]
     shifted: list[Skipped]
-    asked: int
+    region_questions: int
 
 
 def collected(found: Iterable[Example], policy: Policy, annotations: Any, on_no_region: Any = "full") -> Collected:
     skipped, lacking, shifted = [], [], []  # type: tuple[list[Skipped], list[Skipped], list[Skipped]]
     account = Account(skipped, lacking, shifted)
     listed = [sample for _, sample in collect(found, Rules(policy, 0, on_no_region), annotations, account)]
-    return Collected(listed, skipped, lacking, shifted, account.asked)
+    return Collected(listed, skipped, lacking, shifted, account.region_questions)
 
 
 def samples(world: Path, policy: str) -> list[Sample]:

@@ -20,7 +20,7 @@ from cos_core.files.picture_files import Root
 from cos_core.files.read_ahead import Pictures
 from cos_core.geometry import SquarePad
 from cos_core.interfaces import Backbone, Detector, Policy, Relevance
-from cos_core.models import llava
+from cos_core.models import devices
 from cos_core.models.checkpoint_info import annotator_differences, annotator_provenance
 from cos_core.relevance import roi
 from cos_core.relevance.heat import painted
@@ -218,7 +218,7 @@ def build(config: AnnotateConfig) -> Annotator:
         # Told, but no setting: a moved folder is the same model, whose weights the backbone's fingerprint knows.
         plain["model"] = config.model
         plain["annotator"] = tuned = annotator_provenance(config.model)
-        remark = llava.dtype_remark(config.device, config.dtype)
+        remark = devices.dtype_remark(config.device, config.dtype)
         tuned_otherwise = _differences(tuned, backbone.settings) if tuned else ()
         notes = (*([remark] if remark else ()), *backbone.notes, *tuned_otherwise)
     return Annotator(

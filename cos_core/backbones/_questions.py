@@ -14,6 +14,7 @@ from cos_core.dialogue import encoding
 from cos_core.dialogue.prompts import DIALOGUE_VERSION, dialogue
 from cos_core.errors import InputError
 from cos_core.models import llava
+from cos_core.models.pixels import processed
 from cos_core.relevance import propagation
 from cos_core.relevance.propagation import Question, SweepSettings
 from cos_core.system import memory, worker_process
@@ -180,7 +181,7 @@ def load(model: str | llava.Llava, device: str, dtype: str, settings: SweepSetti
 
 def pixels(model: llava.Llava, picture: Image) -> torch.Tensor:
     """As Llava.pixels for one picture, (3, side, side) in the model's dtype, but on the CPU; for use in any thread."""
-    return llava.processed(model.image_processor, [picture], model.fill)[0].to(model.model.dtype)
+    return processed(model.image_processor, [picture], model.fill)[0].to(model.model.dtype)
 
 
 def pixel_bytes(model: llava.Llava) -> int:

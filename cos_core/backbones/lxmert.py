@@ -20,8 +20,9 @@ from cos_core.errors import InputError, MissingError
 from cos_core.files import plug
 from cos_core.files.jsonl import decode
 from cos_core.files.manifest import fingerprint
+from cos_core.files.text import first_line
 from cos_core.interfaces import Backbone, Detector, Relevance
-from cos_core.models import checkpoint_files, hub, llava, pretrained
+from cos_core.models import checkpoint_files, devices, hub, pretrained
 from cos_core.relevance import coattention
 from cos_core.relevance.propagation import SweepSettings, TargetKind
 from cos_core.relevance.roi import RoiRule
@@ -238,7 +239,7 @@ class Labels:
 
 def _loaded(model: str, device: str, dtype: str) -> tuple[LxmertForQuestionAnswering, PreTrainedTokenizerBase]:
     """(model with frozen weights in eval mode, tokenizer)."""
-    target, kind = llava.placement(device, dtype)
+    target, kind = devices.placement(device, dtype)
     config = checkpoint_files.settings(Path(model), checkpoint_files.CONFIG)
     if config is None:
         raise InputError(f"{model} is not a checkpoint: it has no config.json")
@@ -255,7 +256,7 @@ def _loaded(model: str, device: str, dtype: str) -> tuple[LxmertForQuestionAnswe
             tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     except pickle.UnpicklingError:
         raise InputError(f"the weights of {model} hold more than tensors, which could run code; nothing was loaded") from None
-    llava.check_complete(model, info)
+    pretrained.check_complete(model, info)
     return net.to(target).eval().requires_grad_(False), tokenizer
 
 
@@ -279,7 +280,7 @@ def _read_labels(path: Path) -> list[str]:
     try:
         data: Any = decode(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise InputError(f"the labels {path} cannot be read: {llava.first_line(error)}") from None
+        raise InputError(f"the labels {path} cannot be read: {first_line(error)}") from None
     if isinstance(data, Mapping):
         try:
             by_index = {int(a): str(b) for a, b in data.items()} if "0" in data else {int(b): str(a) for a, b in data.items()}

@@ -34,9 +34,10 @@ import torch
 
 from cos_core.errors import InputError, MissingError
 from cos_core.files.manifest import file_digest, fingerprint
+from cos_core.files.text import first_line
 from cos_core.geometry import Box
 from cos_core.interfaces import Detector
-from cos_core.models import llava
+from cos_core.models import devices
 from cos_core.types import Regions
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def build(
             f"name the detector's weights: weights=FILE (.pth, .safetensors or .pkl), or weights={RANDOM} for a test"
         )
     cfg = _configuration(config, overrides or {})
-    cfg.MODEL.DEVICE = str(llava.placement(device, "float32")[0])
+    cfg.MODEL.DEVICE = str(devices.placement(device, "float32")[0])
     selection = BoxSelection(
         threshold, cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST if nms is None else nms, least, most, boxes, features
     )
@@ -224,9 +225,9 @@ def _import() -> None:
     except ModuleNotFoundError as error:
         if error.name == "detectron2":
             raise MissingError(f"the detector 'detectron2' needs the package detectron2; {INSTALL}") from None
-        raise MissingError(f"detectron2 is installed, but lacks something ({llava.first_line(error)}); {INSTALL}") from None
+        raise MissingError(f"detectron2 is installed, but lacks something ({first_line(error)}); {INSTALL}") from None
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
-        raise MissingError(f"detectron2 is installed, but does not work ({llava.first_line(error)}); {INSTALL}") from None
+        raise MissingError(f"detectron2 is installed, but does not work ({first_line(error)}); {INSTALL}") from None
 
 
 def _configuration(name: str, overrides: Mapping[str, Any]) -> Any:
@@ -246,7 +247,7 @@ def _configuration(name: str, overrides: Mapping[str, Any]) -> Any:
         settings = {**(_BOTTOM_UP_OVERRIDES if name == BOTTOM_UP else {}), **overrides}
         cfg.merge_from_list([item for pair in settings.items() for item in pair])
     except (OSError, RuntimeError, AssertionError, KeyError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise InputError(f"the detectron2 configuration {name} cannot be used: {llava.first_line(error)}") from None
+        raise InputError(f"the detectron2 configuration {name} cannot be used: {first_line(error)}") from None
     if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
         raise InputError(f"the detectron2 configuration {name} reads pictures as {cfg.INPUT.FORMAT}, neither BGR nor RGB")
     cfg.MODEL.WEIGHTS = ""
@@ -263,7 +264,7 @@ def _network(cfg: Any) -> Any:
         try:
             model = build_model(cfg)
         except (AssertionError, KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise InputError(f"detectron2 cannot build the configured network: {llava.first_line(error)}") from None
+            raise InputError(f"detectron2 cannot build the configured network: {first_line(error)}") from None
     heads = getattr(model, "roi_heads", None)
     if not isinstance(heads, Res5ROIHeads | StandardROIHeads) or not hasattr(heads.box_predictor, "cls_score"):
         raise InputError(
@@ -317,7 +318,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     except (pickle.UnpicklingError, SafetensorError):
         raise InputError(f"the weights {path} are broken, or hold more than arrays, which could run code") from None
     except _BROKEN as error:
-        raise InputError(f"the weights {path} cannot be read: {llava.first_line(error)}") from None
+        raise InputError(f"the weights {path} cannot be read: {first_line(error)}") from None
     if isinstance(data, Mapping):
         data = data.get("model", data)
     if not isinstance(data, Mapping):

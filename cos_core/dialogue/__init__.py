@@ -1,1 +1,1 @@
-"""What a model is told and what it says: prompts, boxes as text, token ids, and the crop of the second pass."""
+"""Dialogues with a model: prompts, boxes as text, token ids, and the crop of the second pass."""

@@ -161,18 +161,18 @@ def tokenize(text: str, tokenizer: Any, after_end: AfterEnd = "native", *, first
                 raise
             raise InputError(f"the tokenizer cannot read this text: {one_line(error)}") from error
         return [(int(t), *place) for t, place in zip(out["input_ids"], out["offset_mapping"], strict=True)]
-    found: list[tuple[int, int, int]] = []
+    tokens: list[tuple[int, int, int]] = []
     if first and tokenizer.bos_token_id is not None:
-        found.append((int(tokenizer.bos_token_id), 0, 0))
+        tokens.append((int(tokenizer.bos_token_id), 0, 0))
     marks = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
     at = 0
     for part in re.split(f"({'|'.join(map(re.escape, marks))})", text):
         if part in marks:
-            found.append((int(tokenizer.convert_tokens_to_ids(part)), at, at + len(part)))
+            tokens.append((int(tokenizer.convert_tokens_to_ids(part)), at, at + len(part)))
         elif part:
-            found += [(token, at + low, at + high) for token, low, high in _pieces(part, tokenizer, after_end, inner=at > 0)]
+            tokens += [(token, at + low, at + high) for token, low, high in _pieces(part, tokenizer, after_end, inner=at > 0)]
         at += len(part)
-    return found
+    return tokens
 
 
 SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"

@@ -140,19 +140,20 @@ def load_profile(name: str) -> Profile:
     return Profile.from_json(data, str(path))
 
 
-def checkpoint_profile(folder: str | Path | None, asked: str | Profile | None = None) -> Profile:
-    """The profile to use with a checkpoint in a local folder (hub.resolve): the one asked for, else its own, else "paper".
+def checkpoint_profile(folder: str | Path | None, profile: str | Profile | None = None) -> Profile:
+    """The profile to use with a checkpoint: the given one, else the one stored with the checkpoint, else "paper".
 
-    None: a checkpoint that is known by its name alone. A Profile was resolved for this checkpoint before, and stays as it is.
-    How text after the end mark is tokenised belongs to the checkpoint's tokenizer: the checkpoint's own word on it stays.
+    `folder`: the checkpoint's local folder (hub.resolve), None for a model that is known by its name alone. `profile`: a name
+    or a file; a Profile has been resolved before and is returned as it is. `after_end` depends on the checkpoint's tokenizer,
+    so the stored value stays.
     """
-    if isinstance(asked, Profile):
-        return asked
-    own = None if folder is None else Path(folder) / PROFILE_FILE
-    kept = load_profile(str(own)) if own is not None and own.is_file() else None
-    if not asked:
-        return kept or load_profile("paper")
-    return replace(load_profile(asked), after_end=kept.after_end) if kept else load_profile(asked)
+    if isinstance(profile, Profile):
+        return profile
+    path = None if folder is None else Path(folder) / PROFILE_FILE
+    stored = load_profile(str(path)) if path is not None and path.is_file() else None
+    if not profile:
+        return stored or load_profile("paper")
+    return replace(load_profile(profile), after_end=stored.after_end) if stored else load_profile(profile)
 
 
 def break_after_image(profile: Profile) -> bool:

@@ -22,7 +22,7 @@ from cos_core.dialogue.prompts import Profile, break_after_image, checkpoint_pro
 from cos_core.errors import InputError
 from cos_core.files.images import FILL, square_pad
 from cos_core.models.checkpoint_info import BICUBIC, fill_of, side_of
-from cos_core.models.llava import square_resized
+from cos_core.models.pixels import square_resized
 from cos_core.types import ImageSlot, Turn
 
 if TYPE_CHECKING:

@@ -44,6 +44,7 @@ from cos_core.errors import InputError
 from cos_core.interfaces import Engine, Grammar, Reply, Request
 from cos_core.models import hub
 from cos_core.models import llava as loader
+from cos_core.models.vocabulary import without_rows
 from cos_core.system import memory
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class HfEngine(Engine):
     ) -> None:
         self.llava = llava
         self._stop = stop_ids(llava)
-        self._excluded = torch.tensor(llava.unspoken, device=llava.device) if llava.unspoken else None
+        self._excluded = torch.tensor(llava.unused_rows, device=llava.device) if llava.unused_rows else None
         text = llava.model.config.get_text_config()
         self._rows = int(text.vocab_size)
         self._context = llava.context
@@ -374,7 +375,7 @@ class HfEngine(Engine):
         logits: torch.Tensor = self.llava.model(
             **inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
         ).logits[:, -1]
-        return logits if self._excluded is None else logits.index_fill_(-1, self._excluded, -math.inf)
+        return without_rows(logits, self._excluded)
 
     def _keep(self, state: State, place: int, row: BatchRow, keys: np.ndarray) -> None:
         """Stores what the row has computed, so that a later one that begins alike continues it."""

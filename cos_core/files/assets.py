@@ -51,5 +51,5 @@ def miniature_checkpoint() -> Path:
     """
     path = _PACKAGE / "miniature" / "checkpoint"
     if not (path / "config.json").exists():
-        raise InputError("the miniature checkpoint is missing; reinstall, or run python -m cos_core.miniature.pretrain")
+        raise InputError("the miniature checkpoint is missing; reinstall cos-toolkit")
     return path

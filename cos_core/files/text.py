@@ -110,3 +110,9 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception of another library, for a message."""
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

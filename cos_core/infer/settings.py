@@ -17,8 +17,9 @@ from cos_core.infer import relevance_regions as heat
 from cos_core.infer.config import InferConfig
 from cos_core.infer.passes import Setting
 from cos_core.interfaces import Engine, Policy, Reporter
-from cos_core.models import hub, llava
+from cos_core.models import devices, hub
 from cos_core.models.checkpoint_info import fill_of
+from cos_core.models.layout.check import check
 from cos_core.options import policy_name
 
 
@@ -98,14 +99,14 @@ def setting(config: InferConfig) -> Setting:
     """Resolves policy, profile and padding colour. Raises InputError for an unknown policy or profile."""
     policy, profile, folder = _policy(config.roi), resolved_profile(config), checkpoint_folder(config)
     if folder is not None and config.engine == "hf":
-        llava.check(folder)
+        check(folder)
     # A served model that is no folder here says nothing of its pictures; LLaVA's own colour is assumed for it.
     fill = FILL if folder is None else fill_of(folder)
     settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in NOT_IN_FINGERPRINT}
     settings |= {
         "model": model_fingerprint(config),
         # Rounding differs between number formats, and answers with it; where the model stands is no setting.
-        "dtype": llava.dtype_name(config.device, config.dtype) if config.engine == "hf" else None,
+        "dtype": devices.dtype_name(config.device, config.dtype) if config.engine == "hf" else None,
         "profile": profile.to_json(),
         "policy": {"name": policy.name, "source": policy.source, "asks": policy.asks},
         "plugins": plug.sources(config.engine, policy_name(config.roi)),
@@ -131,7 +132,7 @@ def note_dtype(config: InferConfig, reporter: Reporter) -> None:
     """Says which number format is taken where this machine's GPU lacks the usual one."""
     if config.engine != "hf" or config.scale.chosen(list) == "ray":
         return
-    if (remark := llava.dtype_remark(config.device, config.dtype)) is not None:
+    if (remark := devices.dtype_remark(config.device, config.dtype)) is not None:
         (reporter.note if config.dtype == "auto" else reporter.warn)(remark)
 
 

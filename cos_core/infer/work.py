@@ -23,7 +23,7 @@ from cos_core.infer.relevance_regions import HeatFinder
 from cos_core.infer.settings import build_engine, finder, model_fingerprint, setting, tell_served
 from cos_core.infer.side_by_side import SharedPictures, side_by_side
 from cos_core.interfaces import Engine, Reporter, Runner, Worker
-from cos_core.models import llava
+from cos_core.models import devices
 from cos_core.runners import build
 from cos_core.runners.local import Local
 from cos_core.system import memory
@@ -113,7 +113,7 @@ class InferWorker(Worker):
         """`dtype`: what "auto" is here; `model`: the checkpoint's fingerprint. Raises InputError for no checkpoint."""
         hf = self._config.engine == "hf"
         return {
-            "dtype": llava.dtype_name(self._config.device, self._config.dtype) if hf else None,
+            "dtype": devices.dtype_name(self._config.device, self._config.dtype) if hf else None,
             "model": model_fingerprint(self._config),
         }
 

@@ -1,6 +1,5 @@
 """A LLaVA small enough for two CPU cores, and scenes on which Chain-of-Spot shows.
 
-scenes.py       draws scenes and asks questions about them (no torch)
-vocabulary.py   the tokenizer
-pretrain.py     makes the checkpoint, from random weights; run once, its result ships in checkpoint/
+scenes.py     draws scenes and asks questions about them (no torch)
+checkpoint/   the model, made by scripts/pretrain_miniature.py of the source repository
 """

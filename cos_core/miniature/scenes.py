@@ -188,17 +188,17 @@ def _relations(a: Thing, b: Thing) -> Iterator[tuple[str, bool]]:
 def ask(scene: Scene, rng: random.Random, count: int, centre_bias: float = 0.0) -> list[SceneQuestion]:
     """`count` different questions on one scene, kinds drawn by SHARES (fewer when the scene has fewer)."""
     central = min(range(len(scene.things)), key=lambda i: (scene.things[i].x - 0.5) ** 2 + (scene.things[i].y - 0.5) ** 2)
-    asked: list[SceneQuestion] = []
+    chosen_questions: list[SceneQuestion] = []
     for _ in range(20 * count):
         kind = rng.choices(KINDS, [SHARES[k] for k in KINDS])[0]
-        pool = [q for q in questions(scene, kind) if q not in asked]
+        pool = [q for q in questions(scene, kind) if q not in chosen_questions]
         if centre_bias and rng.random() < centre_bias:
             pool = [q for q in pool if not q.about or q.about[0] == central]
         if pool:
-            asked.append(rng.choice(pool))
-        if len(asked) == count:
+            chosen_questions.append(rng.choice(pool))
+        if len(chosen_questions) == count:
             break
-    return asked
+    return chosen_questions
 
 
 def write_dataset(out: Path, count: int, seed: int, per_image: int = 1, centre_bias: float = 0.0) -> Path:
@@ -212,18 +212,18 @@ def write_dataset(out: Path, count: int, seed: int, per_image: int = 1, centre_b
     lines = []
     for number in range(count):
         scene = make_scene(rng)
-        asked = ask(scene, rng, per_image, centre_bias)
+        chosen_questions = ask(scene, rng, per_image, centre_bias)
         name = f"{seed}-{number:05d}"
         draw(scene).save(out / "images" / f"{name}.png", compress_level=1)
-        lines.append(json.dumps(_sample(name, scene, asked)))
+        lines.append(json.dumps(_sample(name, scene, chosen_questions)))
     path = out / "questions.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
-def _sample(name: str, scene: Scene, asked: Sequence[SceneQuestion]) -> dict[str, Any]:
+def _sample(name: str, scene: Scene, chosen_questions: Sequence[SceneQuestion]) -> dict[str, Any]:
     turns, meta = [], []
-    for number, question in enumerate(asked):
+    for number, question in enumerate(chosen_questions):
         mark = "<image>\n" if number == 0 else ""
         turns += [{"from": "human", "value": mark + question.text}, {"from": "gpt", "value": question.answer}]
         meta.append(

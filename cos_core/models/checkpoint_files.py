@@ -69,10 +69,10 @@ class Tensor:
 def state(folder: Path) -> tuple[object, ...]:
     """What changes when a file of the folder does: names, sizes and times of what lies in it. Raises InputError."""
     try:
-        found = [(entry.name, entry.stat()) for entry in os.scandir(folder) if Path(entry.path).exists()]
+        entries = [(entry.name, entry.stat()) for entry in os.scandir(folder) if Path(entry.path).exists()]
     except OSError as error:
         raise InputError(f"the checkpoint {folder} cannot be read: {error.strerror}") from None
-    return tuple(sorted((name, info.st_size, info.st_mtime_ns, info.st_ino, info.st_mode) for name, info in found))
+    return tuple(sorted((name, info.st_size, info.st_mtime_ns, info.st_ino, info.st_mode) for name, info in entries))
 
 
 def regular(folder: Path, name: str, limit: int | None = None) -> Path | None:
@@ -188,15 +188,15 @@ def header(path: Path) -> dict[str, Tensor]:
         raise _unreadable(path, f"its table is not valid JSON: {why(error)}") from None
     if not isinstance(entries, dict):
         raise _unreadable(path, "it does not begin with a table of types and shapes")
-    end, found = 0, {}
+    end, tensors = 0, {}
     for name, entry in entries.items():
         if name == "__metadata__":
             continue
-        found[name], stop = _tensor(path, name, entry)
+        tensors[name], stop = _tensor(path, name, entry)
         end = max(end, stop)
     if 8 + length + end != size:
         raise _unreadable(path, f"its table speaks of {8 + length + end:,} bytes, and it has {size:,}: cut off?")
-    return found
+    return tensors
 
 
 def _tensor(path: Path, name: str, entry: Any) -> tuple[Tensor, int]:
@@ -214,10 +214,10 @@ def _are_sizes(value: Any) -> TypeGuard[list[int]]:
 
 def tensors(folder: Path) -> dict[str, Tensor]:
     """All weights of a checkpoint by their name in its files. Raises InputError as `weight_files` and `header` do."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for path in weight_files(folder):
-        found |= header(path)
-    return found
+        tensors |= header(path)
+    return tensors
 
 
 def _no_pointer(path: Path, data: bytes) -> None:
@@ -233,5 +233,5 @@ def look_over(folder: Path) -> dict[str, Mapping[str, Any]]:
     """The settings files that the folder has, by name, each within its bounds. Raises InputError for what cannot be used."""
     for name, limit in PLAIN_LIMITS.items():
         regular(folder, name, limit)
-    found = {name: settings(folder, name) for name in LIMITS if name != CONFIG}
-    return {name: value for name, value in found.items() if value is not None}
+    files = {name: settings(folder, name) for name in LIMITS if name != CONFIG}
+    return {name: value for name, value in files.items() if value is not None}

@@ -20,7 +20,7 @@ from cos_core.models.layout import families
 from cos_core.models.layout.check import check, sizes
 
 ANNOTATOR_FILE = "cos_annotator.json"
-"""Beside an annotator's weights: what it was shown, of what it was made, and by how many steps."""
+"""The record beside an annotator's weights: its backbone and detector, its parent and data, and the steps of training."""
 _SHOWN = ("backbone", "detector", "region_tokens")
 
 
@@ -42,19 +42,19 @@ def annotator_provenance(model: str) -> dict[str, Any] | None:
 
 
 def annotator_differences(provenance: Mapping[str, Any], **shown: Any) -> list[str]:
-    """What an annotator is shown now and was not tuned with, a sentence each; none when all is as it was.
+    """The settings in which annotating differs from an annotator's training, a sentence each.
 
     `shown`: `backbone`, `detector` (plug.described) and `region_tokens`, those that apply.
     """
     now = plain({name: value for name, value in shown.items() if name in _SHOWN})
     return [
-        f"this annotator was tuned with {name} {_said(provenance[name])}, and now sees {_said(value)}"
+        f"this annotator was tuned with {name} {_quoted(provenance[name])}, and now sees {_quoted(value)}"
         for name, value in now.items()
         if provenance[name] != value
     ]
 
 
-def _said(value: Any) -> str:
+def _quoted(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -65,7 +65,7 @@ PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 def fill_of(folder: str | Path) -> tuple[int, int, int]:
     """The colour (RGB, 0-255) that pads a picture to a square for the checkpoint in `folder`, from its processor's file alone.
 
-    `int(255 * mean)` per channel of `image_mean`, as `llava.padding_colour` of the loaded processor gives: (122, 116, 104), of
+    `int(255 * mean)` per channel of `image_mean`, as `pixels.padding_colour` of the loaded processor gives: (122, 116, 104), of
     CLIP's mean, where the file names none. Needs neither torch nor transformers. Raises InputError when the folder holds no
     processor file, or one that cannot be read.
     """
@@ -129,7 +129,7 @@ def describe(model: str) -> tuple[dict[str, Any], str | None]:
         return _other(where, config)
     facts = sizes(where, config)
     profile = checkpoint_profile(where)
-    found = {
+    facts = {
         **_held(where, facts.weights),
         "layers": facts.layers,
         "hidden": facts.hidden,
@@ -143,12 +143,12 @@ def describe(model: str) -> tuple[dict[str, Any], str | None]:
     try:
         check(where)
     except InputError as error:
-        return found, str(error)
-    return found, None
+        return facts, str(error)
+    return facts, None
 
 
 def _other(where: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """What can be told of a folder that is no LLaVA-1.5, and the sentence that refuses it."""
+    """Facts of a folder that is no LLaVA-1.5, and the message that refuses it."""
     refusal = families.refusal(where, config)
     kind = config.get("model_type")
     if not isinstance(kind, str):
@@ -156,13 +156,13 @@ def _other(where: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], str]
     text = config.get("text_config")
     sections = [section for section in (text, config) if isinstance(section, Mapping)]
     names = {"layers": "num_hidden_layers", "hidden": "hidden_size", "vocabulary": "vocab_size"}
-    told = {name: next((s[key] for s in sections if isinstance(s.get(key), int)), None) for name, key in names.items()}
+    counts = {name: next((s[key] for s in sections if isinstance(s.get(key), int)), None) for name, key in names.items()}
     try:
         held = _held(where, files.tensors(where))
     except InputError:  # another family may keep its weights in another way
         held = {"model": str(where)}
-    found = {**held, "model_type": one_line(kind, 60), **{name: value for name, value in told.items() if value is not None}}
-    return found, f"{one_line(kind, 60)}: not usable by cos: {refusal}"
+    facts = {**held, "model_type": one_line(kind, 60), **{name: value for name, value in counts.items() if value is not None}}
+    return facts, f"{one_line(kind, 60)}: not usable by cos: {refusal}"
 
 
 def _held(where: Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ _INSIDE = "model.vision_tower.vision_tower."
 
 @dataclass(slots=True)
 class _Plan:
-    """What was found, and what is said about it."""
+    """The result of a conversion, and notes for the user."""
 
     config: dict[str, Any]
     language: Path
@@ -243,7 +243,7 @@ def _weights(config: ConvertConfig, plan: _Plan, out: Path, wanted: Mapping[str,
 
     Raises InputError that names missing or unknown ones.
     """
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     unknown: list[str] = []
     ignored = 0
     dtype = torch.float32
@@ -261,23 +261,23 @@ def _weights(config: ConvertConfig, plan: _Plan, out: Path, wanted: Mapping[str,
             if target not in wanted:
                 unknown.append(key)
                 continue
-            made = _grown(delta.merged(key, tensor) if delta else tensor, wanted[target])
-            if made.shape != wanted[target]:
+            weight = _grown(delta.merged(key, tensor) if delta else tensor, wanted[target])
+            if weight.shape != wanted[target]:
                 raise InputError(f"the weight {key} has shape {tuple(tensor.shape)}, expected {tuple(wanted[target])}")
-            tensors[target] = made.contiguous()
+            tensors[target] = weight.contiguous()
             if target == hub_name("lm_head.weight"):
-                dtype = made.dtype
+                dtype = weight.dtype
             # Later files win: a projector of its own stands for the one inside.
-            found[target] = name
+            files[target] = name
         save_file(tensors, out / name, metadata={"format": "pt"})
-    missing = sorted(set(wanted) - set(found))
+    missing = sorted(set(wanted) - set(files))
     if unknown or missing:
         what = [f"lacks {len(missing)} weights, first {missing[0]}"] if missing else []
         what += [f"holds {len(unknown)} unknown weights, first {unknown[0]}"] if unknown else []
         raise InputError(f"the checkpoint {config.source} {' and '.join(what)}")
     if ignored:
         plan.notes.append(f"{ignored} vision weights inside the checkpoint are ignored, as in the original; used: {plan.tower}")
-    index = json.dumps({"metadata": {}, "weight_map": found}, indent=2, sort_keys=True)
+    index = json.dumps({"metadata": {}, "weight_map": files}, indent=2, sort_keys=True)
     (out / "model.safetensors.index.json").write_text(index + "\n", encoding="utf-8")
     return dtype
 
@@ -309,7 +309,7 @@ def _target(key: str) -> str | None:
 def _grown(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """A vocabulary matrix with rows for added tokens: copies of the first, as good as any.
 
-    The row of `<image>` is never an answer (`llava.unspoken_rows`): no engine of `cos` generates it, and no loss counts it.
+    The row of `<image>` is never an answer (`vocabulary.unused_rows`): no engine of `cos` generates it, and no loss counts it.
     """
     missing = shape[0] - tensor.shape[0] if tensor.dim() == len(shape) == 2 and tensor.shape[1] == shape[1] else 0
     return torch.cat([tensor, tensor[:1].expand(missing, -1)]) if 0 < missing <= 64 else tensor
@@ -337,9 +337,9 @@ class _Lora:
 def _files(directory: Path) -> list[Path]:
     """The weight files of a checkpoint: safetensors before pickles; adapters and projectors are not among them."""
     for pattern in ("model*.safetensors", "pytorch_model*.bin"):
-        found = sorted(directory.glob(pattern))
-        if found:
-            return found
+        paths = sorted(directory.glob(pattern))
+        if paths:
+            return paths
     return []
 
 

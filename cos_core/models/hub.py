@@ -17,7 +17,7 @@ from typing import Any
 from cos_core.errors import InputError, MissingError
 from cos_core.files import assets
 from cos_core.files.jsonl import utf8
-from cos_core.files.text import one_line
+from cos_core.files.text import first_line, one_line
 from cos_core.models.checkpoint_files import weight_files
 from cos_core.system.extras import install
 
@@ -161,8 +161,7 @@ def _snapshot(name: str, pickles: bool, local_only: bool) -> str:
         advice = f"download it where there is a network: hf download {name.replace('@', ' --revision ')}"
         raise MissingError(f"there is no folder {name}{_meant(name)}, and {why}; give a folder, or {advice}") from None
     except (errors.HfHubHTTPError, OSError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MissingError(f"the model {name} could not be downloaded: {first}") from None
+        raise MissingError(f"the model {name} could not be downloaded: {first_line(error)}") from None
     except (ValueError, TypeError, KeyError, AssertionError):
         raise MissingError(
             f"the model {name} could not be downloaded: the hub's answer is not what its library expects"

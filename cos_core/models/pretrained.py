@@ -7,7 +7,7 @@ checkpoint is run, and nothing is fetched: everything is in the folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,8 +24,7 @@ _OWN_WORDS = 300
 def reading(where: Any, *, memory: bool = False, passed: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Inside the block, what a library raises over the files in `where` becomes an InputError that quotes it in one line.
 
-    `memory`: what says that memory ran out is let through, for whoever can do something about it (memory.py); `passed`: so are
-    these.
+    `memory`: out-of-memory errors pass unchanged, for callers that can react (memory.py); so do the classes in `passed`.
     """
     try:
         yield
@@ -79,17 +78,24 @@ def network(where: str, **options: Any) -> tuple[Any, dict[str, Any]]:
         return net.eval(), info
 
 
+def check_complete(where: str, info: Mapping[str, Any]) -> None:
+    """Raises InputError when `from_pretrained` left weights random; `info`: its loading info."""
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise InputError(f"the checkpoint {where} lacks {len(missing)} weights, first {missing[0]}")
+
+
 def tokenizer(where: str) -> Any:
     """A folder's tokenizer. Raises InputError where it cannot be read or has no fast version."""
     import transformers
 
     with reading(where):
-        made = transformers.AutoTokenizer.from_pretrained(where, **_HERE)
-    if not made.is_fast:
+        result = transformers.AutoTokenizer.from_pretrained(where, **_HERE)
+    if not result.is_fast:
         raise InputError(
             f"cannot load the checkpoint {where}: its tokenizer has no fast version; save it with a current transformers"
         )
-    return made
+    return result
 
 
 def image_processor(where: str) -> Any:

@@ -21,17 +21,17 @@ def build(config: RunnerConfig, job: Job, device: str, reporter: Reporter, model
     """
 
     @lru_cache(maxsize=1)
-    def devices() -> list[str]:
-        from cos_core.models import llava
+    def named_devices() -> list[str]:
+        from cos_core.models import devices
 
         # Several workers on "cuda" are not meant to share the first GPU.
         every = device == "cuda" and (config.workers or 1) > 1
-        return llava.devices("auto" if every else device) if model else ["cpu"]
+        return devices.devices("auto" if every else device) if model else ["cpu"]
 
     if model:
         reporter.note(f"loading {model} ...")
     runner: Runner = plug.load(
-        "runners", config.chosen(devices), config=config, job=job, device=device, devices=devices, reporter=reporter
+        "runners", config.chosen(named_devices), config=config, job=job, device=device, devices=named_devices, reporter=reporter
     )
     return runner
 

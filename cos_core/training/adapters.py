@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cos_core.models.llava import Llava
-from cos_core.training import engine
+from cos_core.training import runtime
 from cos_core.training.config import TrainConfig
 
 FOLDER = "adapter"
@@ -30,7 +30,7 @@ def base_dtype(config: TrainConfig) -> Any:
     """What 4-bit weights are unpacked to: the arithmetic's format, bfloat16 where that is float32."""
     import torch
 
-    half = engine.arithmetic(config)
+    half = runtime.arithmetic(config)
     return torch.bfloat16 if half == "float32" else getattr(torch, half)
 
 
@@ -60,7 +60,7 @@ def adapt(llava: Llava, config: TrainConfig) -> Any:
     # Adapters begin at random, before the Trainer sets the seed: unset, no two runs and no two processes would agree.
     set_seed(config.seed)
     # DeepSpeed wants all that is trained in one format; left to itself, peft makes adapters float32, and only these.
-    masters = engine.has_masters(config)
+    masters = runtime.has_master_weights(config)
     adapted = get_peft_model(model, lora_settings(config), autocast_adapter_dtype=not masters)
     if not masters:
         for weight in adapted.parameters():

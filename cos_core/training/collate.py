@@ -10,22 +10,22 @@ import numpy as np
 import torch
 
 from cos_core.dialogue.encoding import IGNORE
-from cos_core.models.llava import processed
-from cos_core.training.data import TrainingItem
-from cos_core.training.reasons import Skipped
+from cos_core.models.pixels import processed
+from cos_core.training.dataset import TrainingItem
+from cos_core.training.skipped import Skipped
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ABOUT = "about"
-"""The key of a batch's Contents, taken out before the model sees the batch."""
+CONTENTS = "contents"
+"""The key of a batch's BatchContents, which is taken out before the model sees the batch."""
 
 
 @dataclass(slots=True)
-class Contents:
+class BatchContents:
     """What a batch holds. `unlearnt`: samples without a label; `squares`: the sum of the squared lengths (attention).
 
-    `fallbacks`: samples whose region is the whole picture for want of another.
+    `fallbacks`: samples whose region is the whole picture because they have none.
     """
 
     ids: list[str] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Collator:
             batch["pixel_values"] = self._pixels(pictures)
         elif hidden is not None:
             batch["pixel_values"] = self._pixels([_grey(self.fill)])
-        batch[ABOUT] = _contents(items, length, len(pictures))
+        batch[CONTENTS] = _contents(items, length, len(pictures))
         return batch
 
     def _pixels(self, pictures: Sequence[Image]) -> torch.Tensor:
@@ -97,10 +97,10 @@ def _grey(fill: tuple[int, int, int]) -> Image:
     return Image.new("RGB", (32, 32), fill)
 
 
-def _contents(items: Sequence[TrainingItem], length: int, pictures: int) -> Contents:
+def _contents(items: Sequence[TrainingItem], length: int, pictures: int) -> BatchContents:
     real = [item for item in items if not item.filler]
     sizes = [len(item.encoded) for item in items]
-    return Contents(
+    return BatchContents(
         ids=[item.id for item in real],
         skipped=[skipped for item in items for skipped in item.skipped],
         unlearnt=[item.id for item in real if all(label == IGNORE for label in item.encoded.labels[1:])],

@@ -12,7 +12,7 @@ from cos_core.errors import InputError
 from cos_core.options import CHECKS, INPUT, MODEL, OUTPUT, REGION, REQUIRED, SPEED, TRAINING, Files, option
 
 if TYPE_CHECKING:
-    from cos_core.training.order import BatchSizes
+    from cos_core.training.sample_order import BatchSizes
 
 # Settings that do not change what is learnt: where things lie and how the work is cut up. A detector counts as it is built.
 _NOT_IN_FINGERPRINT = (
@@ -223,7 +223,7 @@ class TrainConfig:
 
     def cut(self, devices: int) -> BatchSizes:
         """How an epoch is cut into batches, micro-steps and optimiser steps on `devices`."""
-        from cos_core.training.order import BatchSizes
+        from cos_core.training.sample_order import BatchSizes
 
         together = self.batch_size * devices
         return BatchSizes(self.batch_size, together, together * self.accumulation(devices))

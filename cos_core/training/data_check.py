@@ -1,8 +1,8 @@
-"""The data doctor: proves a data set before a model is loaded or a GPU is taken.
+"""The check of the training data before a model is loaded or a GPU is taken.
 
 Records and the joining of regions are checked for every sample; pictures, tokens and labels for a sample of them or for all
-(`check = "full"`), through the very functions that training uses. A fault is what training could not use; a remark is what it
-can, but a person should know. Each is named with the file and line of its sample.
+(`check = "full"`), through the very functions that training uses. Training cannot use
+a fault; it can use what a remark names, but the user should know. Each finding names the file and line of its sample.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from cos_core.files.jsonl import encode_line
 from cos_core.files.picture_files import Root, image_path
 from cos_core.geometry import Box, SquarePad
 from cos_core.interfaces import Reporter
-from cos_core.training.data import Recipe, draw, encode_sample, limit, outside
+from cos_core.training.dataset import Recipe, draw, encode_sample, limit, outside
+from cos_core.training.sample_table import SampleSet, SampleTable
 from cos_core.training.samples import OTHER_IMAGE, Sample
-from cos_core.training.table import Data, SampleTable
 
 SAMPLE = 256
 """Samples whose pictures and tokens are checked when not all are."""
@@ -46,7 +46,7 @@ _FRAME_ASPECT = 1.2
 
 @dataclass(frozen=True, slots=True)
 class DataFinding:
-    """One thing found: where, of which sample, what; `kind` groups them, `fault` when training cannot use it."""
+    """A fault or remark about a sample: place, id, reason. `kind` groups findings; `fault`: training cannot use the sample."""
 
     kind: str
     path: Path
@@ -101,7 +101,7 @@ class Findings:
 
 @dataclass(slots=True)
 class Report:
-    """What the doctor saw. `tokens`: lengths of the checked samples; `samples`: all there are, `checked`: looked at closely."""
+    """The result of a check. `samples`: how many there are; `checked`: how many were encoded; `tokens`: their lengths."""
 
     samples: int = 0
     checked: int = 0
@@ -127,8 +127,8 @@ class Report:
                 f"tokens a sample: {sum(lengths) / len(lengths):.0f} on average, {lengths[len(lengths) // 2]} in the middle, "
                 f"{lengths[-1]} at most; {sum(self.supervised) / len(self.supervised):.0f} of them learnt",
             )
-        found = plural(findings.faults, "fault") if findings.faults else "no faults"
-        yield False, f"checked {self.checked} of {plural(self.samples, 'sample')} closely: {found}"
+        faults = plural(findings.faults, "fault") if findings.faults else "no faults"
+        yield False, f"checked {self.checked} of {plural(self.samples, 'sample')} closely: {faults}"
 
 
 def plural(number: int, noun: str) -> str:
@@ -138,149 +138,149 @@ def plural(number: int, noun: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CheckInput:
-    """What is examined: the samples with their boxes, and what was left out and why.
+    """What is checked: the samples with their regions, what was left out and why, and the recipe.
 
     `max_no_region`: share of the questions about pictures that may be without a region of their own.
     """
 
-    found: Data
+    data: SampleSet
     recipe: Recipe
     max_no_region: float
 
     @property
     def samples(self) -> SampleTable:
-        return self.found.samples
+        return self.data.samples
 
     def finding(self, kind: str, sample: Sample, reason: str, which: int = 0, fault: bool = True) -> DataFinding:
         """One about a question of a sample."""
         question = sample.questions[which]
-        return DataFinding(kind, self.found.where(question.file), question.line, question.id, reason, fault)
+        return DataFinding(kind, self.data.where(question.file), question.line, question.id, reason, fault)
 
 
-def examine(patient: CheckInput, *, full: bool, reporter: Reporter) -> Report:
-    """All findings; `full` decodes and encodes every question of every sample, else one question of SAMPLE samples."""
-    report = Report(samples=len(patient.samples))
+def examine(source: CheckInput, *, full: bool, reporter: Reporter) -> Report:
+    """Checks `source`; `full` decodes and encodes every question of every sample, else one question of SAMPLE samples."""
+    report = Report(samples=len(source.samples))
     findings = report.findings
-    for finding in _joined(patient):
+    for finding in _join_findings(source):
         findings.add(finding)
-    chosen = _chosen(patient, full)
-    report.checked = len(chosen)
+    indices = _indices(source, full)
+    report.checked = len(indices)
     done = 0
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        # Some at a time: the pool would queue all of millions at once.
-        for low in range(0, len(chosen), _AT_ONCE):
-            some = chosen[low : low + _AT_ONCE]
-            for found, counted in pool.map(lambda index: _closely(patient.samples[index], patient, full), some):
-                for finding in found:
+        # In parts: the pool would queue millions of samples at once.
+        for low in range(0, len(indices), _AT_ONCE):
+            part = indices[low : low + _AT_ONCE]
+            for sample_findings, counted in pool.map(lambda index: _examine(source.samples[index], source, full), part):
+                for finding in sample_findings:
                     findings.add(finding)
                 report.tokens.extend(tokens for tokens, _ in counted)
                 report.supervised.extend(learnt for _, learnt in counted)
                 done += 1
-                reporter.progress("check", done, len(chosen), plural(findings.faults, "fault") if findings.faults else "")
-    for finding in (*_too_few(patient, report), *_frame(patient, chosen)):
+                reporter.progress("check", done, len(indices), plural(findings.faults, "fault") if findings.faults else "")
+    for finding in (*_too_few(source, report), *_frame_finding(source, indices)):
         findings.add(finding)
     return report
 
 
-def _joined(patient: CheckInput) -> Iterator[DataFinding]:
+def _join_findings(source: CheckInput) -> Iterator[DataFinding]:
     """Records that cannot be read, questions left without a region, regions of another picture or of another sample's row."""
-    found = patient.found
-    for problem in found.named_problems():
+    data = source.data
+    for problem in data.named_problems():
         fault = "was there before" not in problem.reason
         yield DataFinding(
             "record" if fault else "repeated", problem.path, problem.line, problem.example_id, problem.reason, fault
         )
-    for kind, unused in (("no region", found.lacking), ("left out", found.skipped)):
+    for kind, unused in (("no region", data.lacking), ("left out", data.skipped)):
         for skipped in unused:
             foreign = skipped.reason == OTHER_IMAGE
             if not (skipped.lacking and kind == "left out"):
                 what = "region of another image" if foreign else kind
-                yield DataFinding(what, found.where(skipped.file), skipped.line, skipped.id, skipped.reason, fault=foreign)
-    for skipped in found.unusable:
-        yield DataFinding("unusable region", found.regions or found.files[0], None, skipped.id, skipped.reason)
-    for skipped in found.shifted:
-        yield DataFinding("row of another sample", found.where(skipped.file), skipped.line, skipped.id, skipped.reason)
+                yield DataFinding(what, data.where(skipped.file), skipped.line, skipped.id, skipped.reason, fault=foreign)
+    for skipped in data.unusable:
+        yield DataFinding("unusable region", data.regions or data.files[0], None, skipped.id, skipped.reason)
+    for skipped in data.shifted:
+        yield DataFinding("row of another sample", data.where(skipped.file), skipped.line, skipped.id, skipped.reason)
 
 
-def _too_few(patient: CheckInput, report: Report) -> Iterator[DataFinding]:
-    """Some questions without a region are to be expected; when many are, the store is hardly that of the data.
+def _too_few(source: CheckInput, report: Report) -> Iterator[DataFinding]:
+    """A finding when the share of questions without a region is too large: the store is probably that of other questions.
 
-    A region outside its picture is none; of these the pictures that were looked at tell the share.
+    A region outside its picture counts as none; their share is taken over the pictures that were opened.
     """
-    found, allowed = patient.found, patient.max_no_region
+    data, allowed = source.data, source.max_no_region
     let_pass = f"more than the {allowed:.3g} of them that max_no_region lets pass"
-    if too_few(found, allowed):
+    if too_few(data, allowed):
         reason = (
-            f"{len(found.lacking)} of {found.asked} questions about pictures have no region, {let_pass} "
-            f"({found.lacking.reasons}); is this the store of these questions?"
+            f"{len(data.lacking)} of {data.region_questions} questions about pictures have no region, {let_pass} "
+            f"({data.lacking.reasons}); is this the store of these questions?"
         )
-        yield DataFinding(TOO_FEW, found.files[0], None, None, reason)
+        yield DataFinding(TOO_FEW, data.files[0], None, None, reason)
     outside = report.findings.counts[OUTSIDE]
     looked = outside + len(report.tokens)
     if outside > allowed * looked:
         reason = f"{outside} of {looked} regions looked at lie outside their pictures, {let_pass}; are these the pictures?"
-        yield DataFinding(TOO_FEW, found.files[0], None, None, reason)
+        yield DataFinding(TOO_FEW, data.files[0], None, None, reason)
 
 
-def too_few(data: Data, allowed: float) -> bool:
-    """Whether more than a share of the questions about pictures have no region."""
-    return len(data.lacking) > allowed * data.asked
+def too_few(data: SampleSet, allowed: float) -> bool:
+    """Whether more than the share `allowed` of the questions about pictures have no region."""
+    return len(data.lacking) > allowed * data.region_questions
 
 
-def _chosen(patient: CheckInput, full: bool) -> Sequence[int]:
-    """The samples that are looked at closely, by number."""
-    samples, every = patient.samples, range(len(patient.samples))
+def _indices(source: CheckInput, full: bool) -> Sequence[int]:
+    """The samples whose pictures and tokens are checked, by number."""
+    samples, every = source.samples, range(len(source.samples))
     if full or len(every) <= SAMPLE:
         return every
     # By a hash of the id: the same samples every time, from all over the file.
-    return heapq.nsmallest(SAMPLE, every, key=lambda index: draw(patient.recipe.seed, samples.id(index), -1, 2**63))
+    return heapq.nsmallest(SAMPLE, every, key=lambda index: draw(source.recipe.seed, samples.id(index), -1, 2**63))
 
 
-def _closely(sample: Sample, patient: CheckInput, full: bool) -> tuple[list[DataFinding], list[tuple[int, int]]]:
-    """Findings about one sample's picture, boxes and tokens, and (tokens, learnt tokens) of each question looked at."""
-    recipe = patient.recipe
+def _examine(sample: Sample, source: CheckInput, full: bool) -> tuple[list[DataFinding], list[tuple[int, int]]]:
+    """Findings about one sample's picture, boxes and tokens, and (tokens, learnt tokens) of each question that was encoded."""
+    recipe = source.recipe
     findings: list[DataFinding] = []
     picture = None
     if sample.image is not None:
         try:
             picture = open_image(recipe.images, sample.image)
         except InputError as error:
-            return [patient.finding("image", sample, str(error))], []
+            return [source.finding("image", sample, str(error))], []
         reason = _misnamed(recipe.images, sample.image)
         if reason:
-            findings.append(patient.finding("extension", sample, reason, fault=False))
+            findings.append(source.finding("extension", sample, reason, fault=False))
     counted = []
     for i in sample.usable if full else sample.usable[:1]:
         marks = _marks(sample, i, recipe)
         if marks:
             reason = f"its text holds {', '.join(map(repr, marks))}, which the dialogue uses: the model learns it as such"
-            findings.append(patient.finding("mark of the dialogue", sample, reason, i, fault=False))
+            findings.append(source.finding("mark of the dialogue", sample, reason, i, fault=False))
         region = sample.boxes[i]
         reason = None if picture is None else outside(region, picture)
         if reason is not None:
             treated = "the whole picture is trained" if recipe.on_no_region == "full" else "the question is left out"
-            findings.append(patient.finding(OUTSIDE, sample, f"{reason}; {treated}", i, fault=False))
+            findings.append(source.finding(OUTSIDE, sample, f"{reason}; {treated}", i, fault=False))
             continue
         if isinstance(region, Square) and picture is not None and not region.inside(*picture.size):
             at = f"top {region.top:g}, left {region.left:g}, side {region.side:g}"
             reason = f"its region ({at}) does not lie in the {picture.width}x{picture.height} picture"
-            findings.append(patient.finding("box outside the picture", sample, reason, i))
+            findings.append(source.finding("box outside the picture", sample, reason, i))
             continue
         try:
             encoded, _ = encode_sample(sample, i, picture, recipe)
         except InputError as error:
-            findings.append(patient.finding("tokens", sample, str(error), i))
+            findings.append(source.finding("tokens", sample, str(error), i))
             continue
         learnt = sum(label >= 0 for label in encoded.labels)
         counted.append((len(encoded), learnt))
         if len(encoded) == limit(encoded, recipe):
             reason = f"cut to max_length {recipe.max_length}: the end is not learnt"
-            findings.append(patient.finding("cut", sample, reason, i, fault=False))
+            findings.append(source.finding("cut", sample, reason, i, fault=False))
     return findings, counted
 
 
 def _marks(sample: Sample, which: int, recipe: Recipe) -> list[str]:
-    """Words of a question and its answer that the tokenizer or the profile takes for the dialogue's own: `</s>`, `USER:`."""
+    """Special tokens and role names in a question and its answer, which the model takes for the dialogue's: `</s>`, `USER:`."""
     question = sample.questions[which]
     texts = (question.question, *question.answers[:1])
     roles = (recipe.profile.user.strip(), recipe.profile.assistant.strip())
@@ -289,7 +289,7 @@ def _marks(sample: Sample, which: int, recipe: Recipe) -> list[str]:
 
 
 def _misnamed(root: Root, relative: str) -> str | None:
-    """What is wrong with a file's extension, or None: the content decides, but other tools go by the name."""
+    """What is wrong with a file's extension, or None. Reading goes by the content, but other tools go by the name."""
     path = image_path(root, relative)
     with Image.open(path) as image:
         actual = "JPEG" if image.format == "MPO" else image.format
@@ -298,7 +298,7 @@ def _misnamed(root: Root, relative: str) -> str | None:
     return None if named == actual else f"{relative} is a {actual} picture, whatever its name says"
 
 
-def _frame(patient: CheckInput, chosen: Sequence[int]) -> list[DataFinding]:
+def _frame_finding(source: CheckInput, indices: Sequence[int]) -> list[DataFinding]:
     """Boxes that claim frame "image", but look as if measured in the padded square (or the other way round).
 
     In the padded square of a picture that is not square, every box stays inside the picture's band on the short axis. Boxes
@@ -306,8 +306,8 @@ def _frame(patient: CheckInput, chosen: Sequence[int]) -> list[DataFinding]:
     """
     short, long = Counter[bool](), Counter[bool]()
     first: Sample | None = None
-    for sample in map(patient.samples.__getitem__, chosen):
-        size = _size(patient.recipe.images, sample.image)
+    for sample in map(source.samples.__getitem__, indices):
+        size = _size(source.recipe.images, sample.image)
         if size is None or max(size) / min(size) < _FRAME_ASPECT:
             continue
         pad = SquarePad(*size)
@@ -332,7 +332,7 @@ def _frame(patient: CheckInput, chosen: Sequence[int]) -> list[DataFinding]:
         f"boxes look measured in the padded square, not in the picture: {short[True]} of {total} keep off the margins that "
         f"padding would take on the short side, only {long[True]} do on the long side"
     )
-    return [patient.finding("frame", first, reason)]
+    return [source.finding("frame", first, reason)]
 
 
 def _fractions(square: Square, size: tuple[int, int]) -> Box | None:

@@ -1,4 +1,4 @@
-"""The start checkpoint, as training takes it: in which numbers, where, and what of it is learnt."""
+"""Loading the start checkpoint for training: number formats, devices, and which weights are trained."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cos_core.errors import InputError
-from cos_core.models import hub
+from cos_core.files.text import first_line
 from cos_core.system.memory import is_out_of_memory
-from cos_core.training import engine
+from cos_core.training import runtime
 from cos_core.training.config import TrainConfig
+from cos_core.training.inputs import StartCheckpoint
 
 if TYPE_CHECKING:
     from cos_core.models.llava import Llava
 
 
-def load(config: TrainConfig, device: Any = None, last: Path | None = None) -> Llava:
-    """The start checkpoint with what is not trained frozen, or with adapters.
+def load(config: TrainConfig, checkpoint: StartCheckpoint, device: Any = None, last: Path | None = None) -> Llava:
+    """The start checkpoint with the untrained weights frozen, or with adapters.
 
-    Each weight is read from its file to where it is trained, in the format in which it is held (`engine.weights`), and moved
-    nowhere: to `device` when that is a GPU; under ZeRO-3 to wherever DeepSpeed keeps its part. `last`: the checkpoint that an
-    interrupted run goes on from; where it holds the model whole, the weights are read from there instead.
+    Each weight is read from its file to the device on which it is trained, in its final format (`runtime.weights`): to `device`
+    when that is a GPU; under ZeRO-3 to wherever DeepSpeed keeps its shard. `last`: the checkpoint that an interrupted run is
+    resumed from; where it holds the whole model, the weights are read from there instead.
     """
     import torch
 
     from cos_core.models import llava
     from cos_core.training import adapters, loss
 
-    where = hub.resolve(config.model)
     whole = last is not None and config.lora is None and config.deepspeed is None
-    cut_up = engine.stage_of(engine.deepspeed_settings(config)) == 3
+    sharded = runtime.zero_stage(runtime.deepspeed_settings(config)) == 3
     network = llava.read_network(
-        str(last) if whole else where,
-        dtype=adapters.base_dtype(config) if config.qlora else getattr(torch, engine.weights(config)),
-        device=device if device is not None and device.type != "cpu" and not cut_up else None,
+        str(last) if whole else checkpoint.folder,
+        dtype=adapters.base_dtype(config) if config.qlora else getattr(torch, runtime.weights(config)),
+        device=device if device is not None and device.type != "cpu" and not sharded else None,
         quantization=adapters.four_bits(config) if config.qlora else None,
     )
-    loaded = llava.equipped(network, where, name=config.model, profile=config.profile)
-    loss.leave_out(network, loaded.unspoken)
+    loaded = llava.equipped(network, checkpoint.folder, name=config.model, profile=checkpoint.profile)
+    loss.mask_rows(network, loaded.unused_rows)
     if config.lora is not None:
         return replace(loaded, model=adapters.adapt(loaded, config))
     freeze(loaded, config.train_projector)
@@ -57,18 +57,16 @@ def freeze(llava: Llava, train_projector: bool) -> None:
 
 @contextmanager
 def advice(config: TrainConfig, devices: int, doing: str) -> Iterator[None]:
-    """Where memory runs out inside, raises InputError with what to change; `doing`: what is done there, for its sentence."""
+    """When memory runs out inside the block, raises InputError with options that need less; `doing`: words for its sentence."""
     try:
         yield
     except Exception as error:
         # No narrower class: torch, the system and NVIDIA's libraries each raise their own.
         if not is_out_of_memory(error):
             raise
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         less = ", ".join(_smaller(config, devices))
-        raise InputError(
-            f"memory ran out while {doing} ({first[:160].rstrip('. ')}); it takes less with {less}. Checkpoints are kept"
-        ) from None
+        reason = first_line(error)[:160].rstrip(". ")
+        raise InputError(f"memory ran out while {doing} ({reason}); it takes less with {less}. Checkpoints are kept") from None
 
 
 def _smaller(config: TrainConfig, devices: int) -> list[str]:
@@ -76,15 +74,15 @@ def _smaller(config: TrainConfig, devices: int) -> list[str]:
     options = []
     if config.batch_size > 1:
         half = config.batch_size // 2 if config.batch_size % 2 == 0 else 1
-        kept = config.batch_size * devices * config.accumulation(devices)
-        step = f" --global-batch {kept}" if config.global_batch is None else ""
-        options.append(f"--batch-size {half}{step} (a step stays {kept} samples)")
-    if not engine.recomputes(config):
+        samples = config.batch_size * devices * config.accumulation(devices)
+        step = f" --global-batch {samples}" if config.global_batch is None else ""
+        options.append(f"--batch-size {half}{step} (a step stays {samples} samples)")
+    if not runtime.recomputes(config):
         options.append("--gradient-checkpointing")
-    settings = engine.deepspeed_settings(config)
+    settings = runtime.deepspeed_settings(config)
     if settings is None and not config.qlora:
         options.append("--deepspeed zero3" if devices > 1 else "--deepspeed zero3_offload")
-    elif settings is not None and engine.stage_of(settings) < 3:
+    elif settings is not None and runtime.zero_stage(settings) < 3:
         options.append("--deepspeed zero3")
     elif settings is not None and "offload_optimizer" not in settings.get("zero_optimization", {}):
         options.append("--deepspeed zero3_offload")
@@ -92,6 +90,6 @@ def _smaller(config: TrainConfig, devices: int) -> list[str]:
         options.append("--lora 128 (adapters only)")
     elif not config.qlora and settings is None:
         options.append("--qlora (4-bit weights below the adapters)")
-    if engine.on_gpu(config) and not config.liger:
+    if runtime.on_gpu(config) and not config.liger:
         options.append("--liger")
     return options or ["a smaller --max-length"]

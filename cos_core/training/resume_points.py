@@ -27,14 +27,14 @@ _RANK = re.compile(r"rng_state_(\d+)\.pth|.*zero_pp_rank_(\d+)_mp_rank_\d+_(?:mo
 
 
 def owner(name: str, processes: int) -> int:
-    """Which of the processes sees a file of a checkpoint onto the disk: the one whose rank its name holds, else the first."""
+    """The rank of the process that flushes a file of a checkpoint to the disk: the rank in its name, else 0."""
     match = _RANK.fullmatch(Path(name).name)
     rank = int(match[1] or match[2]) if match else 0
     return rank if rank < processes else 0
 
 
 def flush(folder: Path, rank: int, processes: int) -> dict[str, int]:
-    """Waits until this process's files are on the disk; their sizes by name. Those of all processes together are all files."""
+    """Flushes this process's files to the disk; returns their sizes by name. All processes together flush all files."""
     sizes = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != WHOLE and owner(path.name, processes) == rank:
@@ -45,7 +45,7 @@ def flush(folder: Path, rank: int, processes: int) -> dict[str, int]:
 
 
 def mark_whole(folder: Path, files: Sequence[Mapping[str, int]]) -> None:
-    """Says that everything is written: the list of all files, from what `flush` gave in each process."""
+    """Writes the list of all files, which makes the checkpoint count, from the results of `flush` in all processes."""
     record = {
         "step": step_of(folder),
         "processes": len(files),

@@ -1,7 +1,7 @@
 """From examples and regions to samples: one conversation about a picture each, with the region of every question.
 
-A question that has no region is not an accident but part of every real data set: relevance finds none, or the annotator never
-saw it. It is trained on the whole picture and counted, or left out, as asked.
+Every real data set has questions without a region: relevance finds none, or the annotator did not process the question. Such a
+question is trained on the whole picture and counted, or left out (`on_no_region`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cos_core.data.released import ReleasedRegions, Shifted, Square, shifted_fro
 from cos_core.errors import InputError
 from cos_core.geometry import Box, full_box
 from cos_core.interfaces import Policy
-from cos_core.training.reasons import Skipped
+from cos_core.training.skipped import Skipped
 from cos_core.types import Annotation, Example
 
 NO_ANSWER = "no answer to learn"
@@ -26,7 +26,7 @@ Region = Box | Square
 
 
 class Annotations(Protocol):
-    """What is asked of a store."""
+    """The methods of a store that are used here."""
 
     def get(self, example_id: str) -> Annotation | None: ...
 
@@ -35,7 +35,7 @@ class Annotations(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What is known of a sample without its texts.
+    """A sample without its texts.
 
     `image`: whether it has one. Of each question: `boxed`, whether it has a region; `letters`, how many characters its question
     and its answer have.
@@ -80,28 +80,28 @@ class Samples(Protocol):
 
 
 class Log(Protocol):
-    """Takes what is left out: a list, or a ReasonFile."""
+    """A list, or a SkipFile."""
 
     def append(self, skipped: Skipped, /) -> None: ...
 
 
 @dataclass(slots=True)
 class Account:
-    """Who hears of the questions that are left out (`skipped`), have no region of their own (`lacking`), or whose region was
+    """Collects the questions that are left out (`skipped`), that have no region of their own (`lacking`), and whose region was
     made for another row of the data file (`shifted`).
 
-    `asked`: how many questions about a picture should have a region.
+    `region_questions`: how many questions about a picture should have a region.
     """
 
     skipped: Log
     lacking: Log
     shifted: Log
-    asked: int = 0
+    region_questions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What decides which samples there are.
+    """Settings that decide which samples there are.
 
     `on_no_region`: a question without a region is trained on the whole picture, with the box [0, 0, 1, 1] of the padded square,
     as the released code does in silence (upstream §1.6), or left out ("skip").
@@ -115,9 +115,9 @@ class Rules:
 def collect(
     examples: Iterable[Example], rules: Rules, annotations: Annotations | ReleasedRegions | None, account: Account
 ) -> Iterator[tuple[int, Sample]]:
-    """What can be trained on: each sample, and the place of its first question among the examples, from 0.
+    """Each sample that can be trained on, with the index of its first question among the examples, from 0.
 
-    `annotations` (a Store) is asked when the model writes the box; it may be None for other policies. A question without an
+    `annotations` is read when the model writes the box; it may be None for other policies. A question without an
     answer, or with another picture's region, is left out; a sample without any question left is left out whole. Text-only
     samples need no box.
     """
@@ -129,12 +129,12 @@ def collect(
         fallbacks: list[int] = []
         shifted: list[Skipped] = []
         for i, example in enumerate(questions):
-            found = _Found() if example.image is None else _box(example, rules, annotations)
-            if found.shifted is not None:
-                shifted.append(Skipped(example.id, str(found.shifted), line=example.line, file=example.file))
-            account.asked += example.image is not None and rules.policy.source == "model"
-            box, reason = found.box, found.reason
-            if found.lacking:
+            result = _RegionResult() if example.image is None else _box(example, rules, annotations)
+            if result.shifted is not None:
+                shifted.append(Skipped(example.id, str(result.shifted), line=example.line, file=example.file))
+            account.region_questions += example.image is not None and rules.policy.source == "model"
+            box, reason = result.box, result.reason
+            if result.lacking:
                 account.lacking.append(Skipped(example.id, str(reason), line=example.line, file=example.file))
                 if rules.on_no_region == "full":
                     box, reason = full_box("square"), None
@@ -145,7 +145,9 @@ def collect(
             if reason is None:
                 usable.append(i)
             else:
-                account.skipped.append(Skipped(example.id, reason, line=example.line, file=example.file, lacking=found.lacking))
+                account.skipped.append(
+                    Skipped(example.id, reason, line=example.line, file=example.file, lacking=result.lacking)
+                )
         if usable:
             for skipped in shifted:
                 account.shifted.append(skipped)
@@ -173,8 +175,8 @@ def key_of(example: Example) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """A box, or why there is none; `lacking`: none was found for the question, which is no one's mistake.
+class _RegionResult:
+    """A box, or the reason why there is none; `lacking`: the question has no region, which is no fault of the data.
 
     `shifted`: the released region's key says the row of another sample.
     """
@@ -185,30 +187,30 @@ class _Found:
     shifted: Shifted | None = None
 
 
-def _box(example: Example, rules: Rules, annotations: Annotations | ReleasedRegions | None) -> _Found:
+def _box(example: Example, rules: Rules, annotations: Annotations | ReleasedRegions | None) -> _RegionResult:
     """Neither box nor reason when the policy has no chain."""
     policy = rules.policy
     if policy.source == "none":
-        return _Found()
+        return _RegionResult()
     if policy.source in ("fixed", "gold"):
         try:
-            return _Found(policy.fixed_box(example, rules.seed))
+            return _RegionResult(policy.fixed_box(example, rules.seed))
         except InputError as error:
-            return _Found(reason=str(error))
+            return _RegionResult(reason=str(error))
     if annotations is None:
         raise InputError(f"the policy {policy.name!r} needs annotations")
     if isinstance(annotations, ReleasedRegions):
         entry = annotations.find(example)
         if entry is None:
-            return _Found(reason=NO_ANNOTATION, lacking=True)
+            return _RegionResult(reason=NO_ANNOTATION, lacking=True)
         key, row, square = entry
-        return _Found(square, shifted=shifted_from(example, key, row))
-    found = annotations.get(example.id)
-    if found is None:
+        return _RegionResult(square, shifted=shifted_from(example, key, row))
+    annotation = annotations.get(example.id)
+    if annotation is None:
         failure = annotations.failure(example.id)
-        return _Found(reason=NO_ANNOTATION if failure is None else f"annotating failed: {failure}", lacking=True)
-    if found.image is not None and found.image != example.image:
-        return _Found(reason=OTHER_IMAGE)
-    if found.box is None:
-        return _Found(reason=found.reason or NO_ANNOTATION, lacking=True)
-    return _Found(found.box)
+        return _RegionResult(reason=NO_ANNOTATION if failure is None else f"annotating failed: {failure}", lacking=True)
+    if annotation.image is not None and annotation.image != example.image:
+        return _RegionResult(reason=OTHER_IMAGE)
+    if annotation.box is None:
+        return _RegionResult(reason=annotation.reason or NO_ANNOTATION, lacking=True)
+    return _RegionResult(annotation.box)

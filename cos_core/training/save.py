@@ -23,7 +23,7 @@ _STAGING = "saving"
 def gathered(trainer: Any, config: TrainConfig) -> dict[str, Any] | None:
     """The trained weights by name, on the main process; called by all, for ZeRO-3 gathers them from all. None elsewhere."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if not (trainer.is_world_process_zero() or trainer.cut_up):
+    if not (trainer.is_world_process_zero() or trainer.sharded):
         return None
     state = trainer.accelerator.get_state_dict(trainer.deepspeed) if trainer.is_deepspeed_enabled else model.state_dict()
     if not trainer.is_world_process_zero():
@@ -37,7 +37,7 @@ def gathered(trainer: Any, config: TrainConfig) -> dict[str, Any] | None:
 
 
 def save_checkpoint(llava: Llava, weights: dict[str, Any], config: TrainConfig, annotator: dict[str, Any] | None) -> list[str]:
-    """Model, tokenizer, processor, generation settings and profile, into `config.out`; of an annotator, what it was shown.
+    """Model, tokenizer, processor, generation settings and profile, into `config.out`; for an annotator its record, too.
 
     The start checkpoint is read anew, in the numbers that it is stored in, and only what was trained is put into it: frozen
     weights come out bit for bit as they went in, whatever arithmetic and however many processes trained. Everything is written
@@ -46,7 +46,7 @@ def save_checkpoint(llava: Llava, weights: dict[str, Any], config: TrainConfig, 
     """
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    # Otherwise ZeRO-3 would cut up this model, too.
+    # Otherwise ZeRO-3 would shard this model, too.
     unset_hf_deepspeed_config()
     staging = config.out / _STAGING
     shutil.rmtree(staging, ignore_errors=True)
@@ -84,7 +84,7 @@ def _write(staging: Path, llava: Llava, weights: dict[str, Any], config: TrainCo
 
 
 def _card(llava: Llava, config: TrainConfig) -> layout.ModelCard:
-    """Names alone: where files lay on this machine is nobody's affair."""
+    """The model card. It holds file names only, no paths of this machine."""
     base = layout.plain_name(config.model)
     learnt = f"adapters of rank {config.lora} on the language model, merged" if config.lora else "the language model"
     facts = {
@@ -99,13 +99,13 @@ def _card(llava: Llava, config: TrainConfig) -> layout.ModelCard:
         "seed": str(config.seed),
         "written by": f"cos {__version__}",
     }
-    made = "an annotator" if config.annotator else "a checkpoint"
-    origin = f"A LLaVA-1.5-layout model, tuned by `cos train` from {base}: {made} for Chain-of-Spot."
+    kind = "an annotator" if config.annotator else "a checkpoint"
+    origin = f"A LLaVA-1.5-layout model, tuned by `cos train` from {base}: {kind} for Chain-of-Spot."
     return layout.ModelCard(config.out.resolve().name, origin, base, facts, chain=config.rule != "none")
 
 
 def _move(staging: Path, out: Path) -> None:
-    # A folder without config.json is no checkpoint, so that comes last: nobody loads half of one.
+    # A folder without config.json is no checkpoint, so it is moved last: an incomplete checkpoint cannot be loaded.
     for path in sorted(staging.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
         target = out / path.name
         if target.is_dir():

@@ -71,14 +71,16 @@ def padding_processor(image_processor: Any) -> Any:
     """
     from transformers import LlavaImageProcessorPil
 
-    from cos_core.models.llava import square_side
+    from cos_core.models.pixels import square_side
 
     if square_side(image_processor) is None:
         return image_processor
     names = ("size", "crop_size", "resample", "image_mean", "image_std", "rescale_factor")
     steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
-    kept = {name: getattr(image_processor, name) for name in (*names, *steps) if hasattr(image_processor, name)}
-    return LlavaImageProcessorPil(**{k: dict(v) if isinstance(v, Mapping) else v for k, v in kept.items()}, do_pad=True)
+    settings_kept = {name: getattr(image_processor, name) for name in (*names, *steps) if hasattr(image_processor, name)}
+    return LlavaImageProcessorPil(
+        **{k: dict(v) if isinstance(v, Mapping) else v for k, v in settings_kept.items()}, do_pad=True
+    )
 
 
 def _begins_with_start(tokenizer: Any) -> bool:

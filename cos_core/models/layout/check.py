@@ -166,12 +166,12 @@ def _whole(where: Path, section: Mapping[str, Any], name: str, usual: int) -> in
 
 def _feature_layers(where: Path, config: Mapping[str, Any], layers: int) -> int:
     """How many layers' features the projector reads side by side."""
-    chosen = config.get("vision_feature_layer", -2)
-    wanted = chosen if isinstance(chosen, list) else [chosen]
+    selected = config.get("vision_feature_layer", -2)
+    wanted = selected if isinstance(selected, list) else [selected]
     if not wanted or not all(type(layer) is int and -layers - 1 <= layer <= layers for layer in wanted):
         raise InputError(
             f"{where}: `vision_feature_layer` must be one of the vision tower's {layers} layers, "
-            f"got {one_line(repr(chosen), 60)}"
+            f"got {one_line(repr(selected), 60)}"
         )
     return len(wanted)
 

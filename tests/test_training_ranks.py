@@ -15,19 +15,19 @@ import pytest
 from cos_core.errors import CosError, InputError
 from cos_core.interfaces import SilentReporter
 from cos_core.training import resume_points
-from cos_core.training.peers import Peers
+from cos_core.training.ranks import Ranks
 
 
-def together(size: int, act: Callable[[Peers, int], Any]) -> list[Any]:
+def together(size: int, act: Callable[[Ranks, int], Any]) -> list[Any]:
     """What each of `size` processes gives or raises."""
     from torch.distributed import HashStore
 
     store = HashStore()
 
     def one(rank: int) -> Any:
-        peers = Peers(store, rank, size)
+        ranks = Ranks(store, rank, size)
         try:
-            return act(peers, rank)
+            return act(ranks, rank)
         except CosError as error:
             return error
 
@@ -38,11 +38,11 @@ def together(size: int, act: Callable[[Peers, int], Any]) -> list[Any]:
 def test_all_wait_for_the_slowest_and_hear_what_each_brings() -> None:
     begun = time.monotonic()
 
-    def act(peers: Peers, rank: int) -> tuple[float, list[Any]]:
+    def act(ranks: Ranks, rank: int) -> tuple[float, list[Any]]:
         time.sleep(0.3 * (rank == 2))
-        peers.wait()
+        ranks.wait()
         here = time.monotonic() - begun
-        return here, peers.gather({"rank": rank})
+        return here, ranks.gather({"rank": rank})
 
     results = together(3, act)
     assert all(here >= 0.3 for here, _ in results)
@@ -61,10 +61,10 @@ def test_the_process_that_holds_the_store_leaves_last() -> None:
             users.append(self._rank)
             return getattr(self._store, name)
 
-    def act(peers: Peers, rank: int) -> None:
-        peers._store = Used(peers._store, rank)
+    def act(ranks: Ranks, rank: int) -> None:
+        ranks._store = Used(ranks._store, rank)
         time.sleep(0.2 * (rank == 0))
-        peers.wait()
+        ranks.wait()
 
     for _ in range(3):
         users.clear()
@@ -75,35 +75,35 @@ def test_the_process_that_holds_the_store_leaves_last() -> None:
 def test_the_first_works_while_the_others_wait() -> None:
     worked = threading.Event()
 
-    def act(peers: Peers, rank: int) -> bool:
+    def act(ranks: Ranks, rank: int) -> bool:
         def work() -> None:
             assert rank == 0
             time.sleep(0.1)
             worked.set()
 
-        peers.first(work)
+        ranks.first(work)
         return worked.is_set()
 
     assert together(3, act) == [True] * 3
 
 
 def test_a_failure_of_one_ends_all_with_its_sentence() -> None:
-    def first(peers: Peers, rank: int) -> None:
+    def first(ranks: Ranks, rank: int) -> None:
         def work() -> None:
             raise InputError("the data has 3 faults")
 
-        peers.first(work)
+        ranks.first(work)
 
     told = together(3, first)
     assert [type(error) for error in told] == [InputError] * 3
     assert [str(error) for error in told] == ["the data has 3 faults", *["process 0 ended: the data has 3 faults"] * 2]
 
-    def third(peers: Peers, rank: int) -> None:
+    def third(ranks: Ranks, rank: int) -> None:
         if rank == 2:
             error = OSError("the disk is full")
-            peers.failed(error)
+            ranks.failed(error)
             raise CosError(str(error))
-        peers.wait()
+        ranks.wait()
 
     assert [str(error) for error in together(3, third)] == [
         *["process 2 ended with OSError: the disk is full"] * 2,
@@ -112,42 +112,42 @@ def test_a_failure_of_one_ends_all_with_its_sentence() -> None:
 
 
 def test_a_broken_collective_is_told_from_its_cause() -> None:
-    def act(peers: Peers, rank: int) -> CosError | None:
+    def act(ranks: Ranks, rank: int) -> CosError | None:
         if rank == 0:
-            peers.failed(InputError("memory ran out"))
-            return peers.cause()
-        while (cause := peers.cause()) is None:
+            ranks.failed(InputError("memory ran out"))
+            return ranks.cause()
+        while (cause := ranks.cause()) is None:
             time.sleep(0.01)
-        peers.failed(RuntimeError("connection closed by peer"))
+        ranks.failed(RuntimeError("connection closed by peer"))
         return cause
 
     first, second = together(2, act)
     assert first is None, "the one that failed is the cause"
     assert isinstance(second, InputError)
     assert str(second) == "process 0 ended: memory ran out"
-    assert Peers.here(0, 1).cause() is None
+    assert Ranks.here(0, 1).cause() is None
 
 
 def test_one_that_fails_with_all_others_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bad data is found by every process at once."""
 
-    def act(peers: Peers, rank: int) -> None:
-        peers.failed(InputError("no"))
+    def act(ranks: Ranks, rank: int) -> None:
+        ranks.failed(InputError("no"))
 
-    monkeypatch.setattr("cos_core.training.peers._FAREWELL", 600.0)
+    monkeypatch.setattr("cos_core.training.ranks._NOTICE_SECONDS", 600.0)
     begun = time.monotonic()
     together(4, act)
     assert time.monotonic() - begun < 100
 
 
 def test_a_process_alone_waits_for_nobody() -> None:
-    peers = Peers.here(0, 1)
-    peers.wait()
-    assert peers.gather(3) == [3]
+    ranks = Ranks.here(0, 1)
+    ranks.wait()
+    assert ranks.gather(3) == [3]
     done: list[int] = []
-    peers.first(lambda: done.append(1))
+    ranks.first(lambda: done.append(1))
     assert done == [1]
-    peers.failed(CosError("no"))
+    ranks.failed(CosError("no"))
 
 
 # A checkpoint's files
@@ -225,34 +225,37 @@ def test_checkpoints_by_the_clock_take_no_more_than_their_share(
     """A clock of the test's own: when each save is asked for. Said once."""
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
+    from cos_core.training.callback import CallbackSettings, StopRequest, TrainingCallback
     from cos_core.training.flops import ModelSize
-    from cos_core.training.order import BatchSizes, Order
-    from cos_core.training.watch import StopRequest, TrainingCallback, WatchSettings
+    from cos_core.training.sample_order import BatchSizes, SampleOrder
 
     class Trainer:
         contents = ()
         skipped: dict[str, str] = {}  # noqa: RUF012
-        save_seconds = 0.0
+
+        def wait_in_deepspeed(self) -> None: ...
+
+        def finish_checkpoint(self) -> float:
+            return save_seconds
 
     now = 0.0
     ears = Warnings()
-    station = WatchSettings(tmp_path, ears, None, ModelSize(1, 0, 0, 0, 1, 1, 1, 1), None, 10.0, clock=lambda: now)
-    watch = TrainingCallback(Order(1, 0, BatchSizes(1, 1, 1)), station, StopRequest())
-    watch.trainer = trainer = Trainer()  # type: ignore[assignment]
+    settings = CallbackSettings(tmp_path, ears, None, ModelSize(1, 0, 0, 0, 1, 1, 1, 1), None, 10.0, clock=lambda: now)
+    callback = TrainingCallback(SampleOrder(1, 0, BatchSizes(1, 1, 1)), settings, StopRequest())
+    callback.trainer = Trainer()  # type: ignore[assignment]
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, max_steps=1000, report_to="none")
     state, control = TrainerState(max_steps=1000, is_world_process_zero=True), TrainerControl()
-    watch.on_train_begin(arguments, state, control)
+    callback.on_train_begin(arguments, state, control)
     asked: list[float] = []
     while len(asked) < 3:
         now += 100
         state.global_step += 1
         control.should_save = False
-        watch.on_step_end(arguments, state, control)
+        callback.on_step_end(arguments, state, control)
         if control.should_save:
             asked.append(now)
             now += save_seconds
-            trainer.save_seconds = save_seconds
-            watch.on_save(arguments, state, control)
+            callback.on_save(arguments, state, control)
     assert asked == expected
     assert len(ears.said) == warnings
     assert all("not 10: writing may take 5 % of the time" in text for text in ears.said)

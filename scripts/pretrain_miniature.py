@@ -1,4 +1,4 @@
-"""Makes the miniature checkpoint from random weights: `python -m cos_core.miniature.pretrain --out DIR --seed 0`.
+"""Makes the miniature checkpoint from random weights: `python scripts/pretrain_miniature.py --out DIR --seed 0`.
 
 Three stages, all on one core:
   tower   the vision tower learns what stands under each patch (a stand-in for CLIP's pre-training);
@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from miniature_lessons import Lesson, LessonPictures, LessonView, Teacher, patch_labels, views
+from miniature_model import IMAGE_MEAN, IMAGE_STD, ModelShape, build, save
+from miniature_tokenizer import box_marks, make_tokenizer, stand_ins
 
 from cos_core.backbones.regions import centre_tokens
 from cos_core.dialogue.encoding import IGNORE, Encoded
 from cos_core.dialogue.prompts import load_profile
-from cos_core.miniature.lessons import Lesson, LessonPictures, LessonView, Teacher, patch_labels, views
-from cos_core.miniature.model import IMAGE_MEAN, IMAGE_STD, ModelShape, build, save
 from cos_core.miniature.scenes import COLOURS, DIGITS, SHAPES
-from cos_core.miniature.vocabulary import box_marks, make_tokenizer, stand_ins
 
 Log = Callable[[dict[str, Any]], None]
 Loss = Callable[[random.Random, float], tuple[Any, dict[str, float]]]
@@ -149,8 +149,8 @@ class Miniature:
             each = torch.nn.functional.cross_entropy(scores.flatten(0, 1), wanted.flatten(), reduction="none")
             total = total + (each * weight.flatten()).sum() / weight.sum()
             right = scores.argmax(-1) == wanted
-            for side, chosen in (("wide", something & ~close), ("close", something & close)):
-                details[f"{name}_{side}"] = float(right[chosen].float().mean())
+            for side, patches in (("wide", something & ~close), ("close", something & close)):
+                details[f"{name}_{side}"] = float(right[patches].float().mean())
         return total, details
 
     # --- talk: conversations ---
@@ -167,10 +167,10 @@ class Miniature:
             places, where = self._talk_loss([teacher.place(rng) for _ in range(_between(self.plan.places, progress))])
             facts, what = self._talk_loss([teacher.fact(rng) for _ in range(_between(self.plan.facts, progress))])
             close, read = self._talk_loss([teacher.close(rng) for _ in range(self.plan.close)])
-            albums, found = self._album_loss([teacher.album(rng) for _ in range(self.plan.albums)])
+            albums, scores = self._album_loss([teacher.album(rng) for _ in range(self.plan.albums)])
             # Each sort has a mean of its own: the few tokens of one-word answers would drown among the boxes.
             loss = (0.5 - 0.2 * progress) * places + (0.1 + 0.25 * progress) * facts + 0.25 * close + 0.2 * albums
-            return loss, {**where, **what, **{f"{kind}_close": share for kind, share in read.items()}, **found}
+            return loss, {**where, **what, **{f"{kind}_close": share for kind, share in read.items()}, **scores}
 
         self.run_stage("talk", self.plan.talk_steps, [w for w in self.model.parameters() if w.requires_grad], loss)
         for weight in self.tower.parameters():
@@ -187,7 +187,7 @@ class Miniature:
 
         seen = self.model.get_image_features(pixel_values=self.pixels([part for a in albums for part in a.parts])).pooler_output
         tokens = centre_tokens(torch.stack(list(seen)), self).split([len(a.parts) for a in albums])
-        features = torch.cat([own for album, own in zip(albums, tokens, strict=True) for _ in album.conversations])
+        features = torch.cat([part for album, part in zip(albums, tokens, strict=True) for _ in album.conversations])
         ids, mask, labels = self._padded([c for album in albums for c in album.conversations])
         places = (ids == self.model.config.image_token_id)[..., None]
         embeddings = self.model.get_input_embeddings()(ids).masked_scatter(places, features)
@@ -230,21 +230,21 @@ def _between(ends: tuple[int, int], progress: float) -> int:
 
 def _right(logits: Any, labels: Any) -> np.ndarray:
     """For each learnt token, in order, whether it was predicted: (learnt tokens,) of 0 and 1."""
-    found = (logits.detach()[:, :-1].argmax(-1) == labels[:, 1:])[labels[:, 1:] != IGNORE]
-    result: np.ndarray = found.float().numpy()
+    scores = (logits.detach()[:, :-1].argmax(-1) == labels[:, 1:])[labels[:, 1:] != IGNORE]
+    result: np.ndarray = scores.float().numpy()
     return result
 
 
 def _accuracy_by_kind(lessons: Sequence[Lesson], right: np.ndarray) -> dict[str, float]:
     """Mean token accuracy of each kind of answer, end marks left out; boxes by their first two numbers."""
-    found: dict[str, list[float]] = {}
+    scores: dict[str, list[float]] = {}
     at = 0
     for lesson in lessons:
         for kind, tokens in lesson.kinds:
             answer = right[at : at + tokens - 1]
-            found.setdefault(kind, []).append(float(answer[:2].mean() if kind.startswith("where") else answer.mean()))
+            scores.setdefault(kind, []).append(float(answer[:2].mean() if kind.startswith("where") else answer.mean()))
             at += tokens
-    return {kind: float(np.mean(values)) for kind, values in found.items()}
+    return {kind: float(np.mean(values)) for kind, values in scores.items()}
 
 
 def pretrain(plan: PretrainSettings, out: Path, log: Log) -> None:
@@ -261,16 +261,16 @@ def pretrain(plan: PretrainSettings, out: Path, log: Log) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m cos_core.miniature.pretrain", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps to run (tests use a tiny one)")
-    asked = parser.parse_args(argv)
-    plan = PretrainSettings(seed=asked.seed)
-    steps = {k: max(1, round(asked.scale * getattr(plan, k))) for k in ("tower_steps", "align_steps", "talk_steps")}
+    arguments = parser.parse_args(argv)
+    plan = PretrainSettings(seed=arguments.seed)
+    steps = {k: max(1, round(arguments.scale * getattr(plan, k))) for k in ("tower_steps", "align_steps", "talk_steps")}
     plan = PretrainSettings(**{**asdict(plan), **steps})
-    asked.out.mkdir(parents=True, exist_ok=True)
-    with (asked.out / "pretrain_log.jsonl").open("w", encoding="utf-8") as file:
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with (arguments.out / "pretrain_log.jsonl").open("w", encoding="utf-8") as file:
 
         def log(row: dict[str, Any]) -> None:
             file.write(json.dumps(row) + "\n")
@@ -278,16 +278,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.stderr.write(json.dumps(row) + "\n")
 
         started = time.process_time()
-        pretrain(plan, asked.out, log)
+        pretrain(plan, arguments.out, log)
     from cos_core.files.manifest import versions
 
     record = {
-        "command": f"python -m cos_core.miniature.pretrain --out DIR --seed {asked.seed} --scale {asked.scale:g}",
+        "command": f"python scripts/pretrain_miniature.py --out DIR --seed {arguments.seed} --scale {arguments.scale:g}",
         "plan": asdict(plan),
         "cpu_seconds": round(time.process_time() - started, 1),
         "versions": versions(),
     }
-    (asked.out / "pretrain.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (arguments.out / "pretrain.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

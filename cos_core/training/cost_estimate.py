@@ -1,4 +1,4 @@
-"""The bill of a run before it is begun: samples, tokens, steps, memory, disk and hours (`--dry-run`)."""
+"""The estimated cost of a run: samples, tokens, steps, memory, disk and hours (`--dry-run`)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from cos_core.dialogue.encoding import encode
 from cos_core.training.config import TrainConfig
-from cos_core.training.data import TrainData, about_places, chosen_of, limit, make_turns
+from cos_core.training.dataset import TrainDataset, expected_picture_tokens, limit, make_turns, question_of
 from cos_core.training.flops import ModelSize, peak_flops
-from cos_core.training.order import Order
+from cos_core.training.sample_order import SampleOrder
 from cos_core.training.samples import Sample
 
 _ASSUMED = "A100"
@@ -22,8 +22,8 @@ _SOME_BOX = "[0.250, 0.250, 0.750, 0.750]"
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """What one epoch brings: sums over all samples, and the share of positions that is padding."""
+class EpochLoad:
+    """The size of one epoch: sums over all samples, and the share of positions that is padding."""
 
     samples: int
     tokens: int
@@ -33,14 +33,14 @@ class Load:
     longest: int
 
 
-def load_of(data: TrainData, order: Order, batch: int) -> Load:
+def epoch_load(data: TrainDataset, order: SampleOrder, batch: int) -> EpochLoad:
     """Counted on the first samples of the order without opening an image, batches cut as training cuts them."""
     seen = [data.samples[index] for index in islice(order.indices(0), _COUNTED)]
     lengths = [_tokens(data, sample) for sample in seen]
     grid = sum(max(part) * len(part) for part in _parts(lengths, batch))
     scale = len(data) / len(seen)
     pictures = sum(_pictures(data, sample) for sample in seen)
-    return Load(
+    return EpochLoad(
         samples=len(data),
         tokens=round(sum(lengths) * scale),
         squares=round(sum(n * n for n in lengths) * scale),
@@ -50,13 +50,13 @@ def load_of(data: TrainData, order: Order, batch: int) -> Load:
     )
 
 
-def _tokens(data: TrainData, sample: Sample) -> int:
-    """The length of a sample in the first epoch, with some box for its own."""
+def _tokens(data: TrainDataset, sample: Sample) -> int:
+    """The length of a sample in the first epoch, with a fixed box in place of its own."""
     recipe = data.recipe
-    chosen = chosen_of(sample, 0, recipe)
-    box = None if sample.boxes[chosen] is None else _SOME_BOX
-    turns = make_turns(sample, chosen, box, recipe)
-    encoded = encode(recipe.profile, turns, recipe.tokenizer, recipe.image_token_id, about_places(recipe))
+    which = question_of(sample, 0, recipe)
+    box = None if sample.boxes[which] is None else _SOME_BOX
+    turns = make_turns(sample, which, box, recipe)
+    encoded = encode(recipe.profile, turns, recipe.tokenizer, recipe.image_token_id, expected_picture_tokens(recipe))
     return min(len(encoded), limit(encoded, recipe))
 
 
@@ -64,17 +64,17 @@ def _parts(lengths: Sequence[int], batch: int) -> list[Sequence[int]]:
     return [lengths[i : i + batch] for i in range(0, len(lengths), batch)]
 
 
-def _pictures(data: TrainData, sample: Sample) -> int:
+def _pictures(data: TrainDataset, sample: Sample) -> int:
     if sample.image is None:
         return 0
-    if data.recipe.album is not None:
-        return data.recipe.album.about
+    if data.recipe.region_crops is not None:
+        return data.recipe.region_crops.expected_regions
     return 2 if any(box is not None for box in sample.boxes) else 1
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What it would run on: `device` as the driver names it, None for none; `zero`: DeepSpeed's stage."""
+    """The hardware of the run. `device`: the driver's name of the GPU, None without one; `zero`: DeepSpeed's stage."""
 
     devices: int
     device: str | None
@@ -85,7 +85,7 @@ class Machine:
 
 
 def memory(size: ModelSize, machine: Machine, config: TrainConfig, longest: int) -> dict[str, float]:
-    """GiB on one device: weights, gradients, optimiser, activations. A sum of what must be there; fragments come on top.
+    """GiB on one device: weights, gradients, optimiser, activations. Fragmentation comes on top.
 
     bfloat16 under DeepSpeed: 2 bytes a weight and a gradient, 12 in the optimiser (float32 weight and AdamW's two moments).
     Otherwise float32 weights (4), gradients (4) and moments (8). ZeRO-2 cuts gradients and optimiser by the number of devices,
@@ -109,10 +109,10 @@ def memory(size: ModelSize, machine: Machine, config: TrainConfig, longest: int)
     positions = config.batch_size * longest
     number = 2 if machine.half else 4
     # One hidden state a layer is kept when the rest is recomputed (and one layer's insides while it is); about 34 without.
-    kept = size.layers + 34 if machine.recompute else 34 * size.layers
-    activations = positions * size.hidden * number * kept
+    states = size.layers + 34 if machine.recompute else 34 * size.layers
+    activations = positions * size.hidden * number * states
     if not config.liger:
-        # Logits and their gradient, in float32: the largest single piece of a step.
+        # Logits and their gradient, in float32: the largest single part of a step.
         activations += positions * size.vocabulary * 4 * 2
     parts = {"weights": weights, "gradients": gradients, "optimiser": optimiser, "activations": activations}
     return {name: value / _GIB for name, value in parts.items()}
@@ -130,10 +130,10 @@ def disk(size: ModelSize, config: TrainConfig, half: bool) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Bill:
+class CostEstimate:
     """`hours` from `source`: a probe of real steps, or arithmetic at a stated share of a stated GPU's peak."""
 
-    load: Load
+    load: EpochLoad
     steps: int
     memory_gib: dict[str, float]
     disk_gib: float
@@ -158,7 +158,7 @@ class Bill:
         }
 
     def lines(self) -> list[str]:
-        """The bill for a person."""
+        """The estimate as lines of text."""
         load, total = self.load, sum(self.memory_gib.values())
         parts = ", ".join(f"{name} {value:.1f}" for name, value in self.memory_gib.items())
         return [
@@ -171,8 +171,10 @@ class Bill:
         ]
 
 
-def make(config: TrainConfig, size: ModelSize, load: Load, machine: Machine, seconds_a_step: float | None = None) -> Bill:
-    """The bill; `seconds_a_step` from a probe of real steps, None where none could be made."""
+def estimate(
+    config: TrainConfig, size: ModelSize, load: EpochLoad, machine: Machine, seconds_a_step: float | None = None
+) -> CostEstimate:
+    """The cost estimate; `seconds_a_step`: from a probe of real steps, None where none could be made."""
     step = config.batch_size * machine.devices * config.accumulation(machine.devices)
     steps = config.max_steps or config.epochs * -(-load.samples // step)
     epochs = steps * step / load.samples if config.max_steps else config.epochs
@@ -185,7 +187,7 @@ def make(config: TrainConfig, size: ModelSize, load: Load, machine: Machine, sec
         peak = peak_flops(name) or 312e12
         hours = flops / (peak * config.mfu * machine.devices) / 3600
         source = f"from arithmetic: {machine.devices} x {name} at {100 * config.mfu:.0f} % of {peak / 1e12:.0f} TFLOP/s"
-    return Bill(
+    return CostEstimate(
         load,
         steps,
         memory(size, machine, config, load.longest),

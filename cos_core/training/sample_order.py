@@ -14,28 +14,36 @@ _WINDOW = 16
 
 @dataclass(frozen=True, slots=True)
 class BatchSizes:
-    """How an epoch is cut up: `batch` samples a device, `together` a micro-step over all devices, `step` an optimiser step."""
+    """Samples of one device's batch, of a micro-batch over all devices, and of an optimiser step."""
 
-    batch: int
-    together: int
-    step: int
+    device: int
+    micro: int
+    optimizer: int
 
 
-class Order(torch.utils.data.Sampler[int]):
-    """A permutation of `size` samples for each epoch.
+class SampleOrder(torch.utils.data.Sampler[int]):
+    """A sampler: a permutation of `size` samples for each epoch.
 
-    Yields keys that carry the epoch, as TrainData reads them. Inside a global batch the samples stand by length, which changes
-    no gradient but saves padding; with `grouped`, whole global batches are made of samples of like length, too. The last
-    micro-step is filled up with fillers (negative keys), so that all devices have equally many batches and nothing is learnt
-    twice. `length(index, epoch)` gives tokens; the epoch is set from the Trainer's own state when one begins, resumed or not.
+    Yields keys that carry the epoch, as TrainDataset reads them. Inside a global batch the samples are sorted by length, which
+    changes no gradient but saves padding; with `grouped`, whole global batches hold samples of similar length, too. The last
+    micro-batch is filled up with fillers (negative keys), so that all devices have equally many batches and no sample is learnt
+    twice. `length(index, epoch)` gives tokens.
     """
 
     def __init__(
-        self, size: int, seed: int, cut: BatchSizes, length: Callable[[int, int], int] | None = None, grouped: bool = False
+        self, size: int, seed: int, batches: BatchSizes, length: Callable[[int, int], int] | None = None, grouped: bool = False
     ) -> None:
-        self._size, self._seed, self._cut = size, seed, cut
+        self._size, self._seed, self._batches = size, seed, batches
         self._length, self._grouped = length, grouped
-        self.epoch = 0
+        self._epoch, self._ended = 0, False
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch, from 0, that is iterated next."""
+        self._epoch = epoch
+
+    def end(self) -> None:
+        """Iterating yields nothing from here on."""
+        self._ended = True
 
     def __len__(self) -> int:
         return self._size + self._fillers
@@ -43,12 +51,14 @@ class Order(torch.utils.data.Sampler[int]):
     @property
     def _fillers(self) -> int:
         # One device needs none: its last batch may be short.
-        return -self._size % self._cut.together if self._cut.together > self._cut.batch else 0
+        return -self._size % self._batches.micro if self._batches.micro > self._batches.device else 0
 
     def __iter__(self) -> Iterator[int]:
-        start = self.epoch * self._size
+        if self._ended:
+            return
+        start = self._epoch * self._size
         keys: list[int] = []
-        for index in self.indices(self.epoch):
+        for index in self.indices(self._epoch):
             if len(keys) < self._fillers:
                 keys.append(start + index)
             yield start + index
@@ -56,22 +66,22 @@ class Order(torch.utils.data.Sampler[int]):
         yield from (-keys[i % len(keys)] - 1 for i in range(self._fillers))
 
     def indices(self, epoch: int) -> Iterator[int]:
-        """The samples of an epoch, in order, without fillers; lengths are asked for a window at a time."""
+        """The samples of an epoch, in order, without fillers. Lengths are computed one window at a time."""
         random = np.random.default_rng((self._seed, epoch))
         order = random.permutation(self._size)
         if self._length is None:
             yield from map(int, order)
             return
         length = self._length
-        size = self._cut.step * (_WINDOW if self._grouped else 1)
+        size = self._batches.optimizer * (_WINDOW if self._grouped else 1)
         for low in range(0, len(order), size):
-            # Longest first: a batch that does not fit into memory fails at once, not in the middle of the night.
+            # Longest first: a batch that does not fit into memory fails at the start of the run.
             window = sorted(order[low : low + size].tolist(), key=lambda index: (-length(index, epoch), index))
             yield from self._shuffled(window, random) if self._grouped else window
 
     def _shuffled(self, window: list[int], random: np.random.Generator) -> list[int]:
         """The global batches of a sorted window in random order; a short last one stays last."""
-        step = self._cut.step
+        step = self._batches.optimizer
         whole = len(window) // step
         batches = [window[i * step : (i + 1) * step] for i in random.permutation(whole)]
         return [index for batch in [*batches, window[whole * step :]] for index in batch]

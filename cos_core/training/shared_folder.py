@@ -1,8 +1,8 @@
-"""A temporary folder that processes of one machine share: the first to come fills it, the last to go removes it.
+"""A temporary folder that processes of one machine share: the first process fills it, the last one removes it.
 
-Processes of one user find each other by the folder's name alone, before a process group exists and whatever launched them. A
-lock that each of them holds says whether anybody is left: a folder whose users were killed is never used again, and the next
-process that comes here removes it.
+Processes of one user find each other by the folder's name alone, before a process group exists and with any launcher. Each of
+them holds a shared lock while it uses the folder. A folder whose processes were killed is never used again; the next process
+removes it.
 """
 
 from __future__ import annotations
@@ -31,21 +31,18 @@ def folder(name: str, fill: Callable[[Path], None]) -> Iterator[Path]:
     Lies below the system's temporary folder (TMPDIR). Raises what `fill` raises, InputError when the place cannot be used.
     """
     root = _root()
-    _sweep(root)
+    _remove_abandoned(root)
     place = root / name
     with _system_errors(place):
-        lock = _joined(place, fill)
+        lock = _acquired(place, fill)
     try:
         yield place
     finally:
-        _left(place, lock)
+        _release(place, lock)
 
 
 def _root() -> Path:
-    """A folder of this user's own, which nobody else can put anything into.
-
-    Of this machine's own, too: TMPDIR may lie on a file system of several, where a lock need not reach the others.
-    """
+    """A folder that only this user can write to, for this machine: TMPDIR may be shared by machines whose locks do not meet."""
     root = Path(tempfile.gettempdir()) / f"cos-{os.getuid()}-{platform.node()}"
     with _system_errors(root):
         with suppress(FileExistsError):
@@ -56,18 +53,18 @@ def _root() -> Path:
     return root
 
 
-def _joined(place: Path, fill: Callable[[Path], None]) -> int:
-    """The descriptor of a lock held together with all others that use the filled folder."""
+def _acquired(place: Path, fill: Callable[[Path], None]) -> int:
+    """The descriptor of a shared lock on the filled folder."""
     while True:
         lock = os.open(_lock_of(place), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            if _alone(lock):
+            if _try_exclusive(lock):
                 if is_current(lock, _lock_of(place)):
-                    _filled(place, lock, fill)
+                    _fill_first(place, lock, fill)
             else:
                 # Waits for the process that fills it.
                 fcntl.flock(lock, fcntl.LOCK_SH)
-            # Whoever was to fill it may have failed, or been the last to go: then this lock file is gone, too.
+            # The process that filled it may have failed or been the last to leave; then this lock file is gone, too.
             if is_current(lock, _lock_of(place)) and (place / _DONE).exists():
                 return lock
         except BaseException:
@@ -76,7 +73,7 @@ def _joined(place: Path, fill: Callable[[Path], None]) -> int:
         os.close(lock)
 
 
-def _filled(place: Path, lock: int, fill: Callable[[Path], None]) -> None:
+def _fill_first(place: Path, lock: int, fill: Callable[[Path], None]) -> None:
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(mode=0o700)
     try:
@@ -85,27 +82,27 @@ def _filled(place: Path, lock: int, fill: Callable[[Path], None]) -> None:
     except BaseException:
         _remove(place)
         raise
-    # Another process may come between the two locks and fill it anew, with the same; then this one waits for it.
+    # Another process may take the lock in between and fill the folder again, with the same; then this one waits for it.
     fcntl.flock(lock, fcntl.LOCK_SH)
 
 
-def _left(place: Path, lock: int) -> None:
-    """Removes the folder when nobody else uses it."""
-    if _alone(lock) and is_current(lock, _lock_of(place)):
+def _release(place: Path, lock: int) -> None:
+    """Removes the folder when no other process uses it, and closes the lock."""
+    if _try_exclusive(lock) and is_current(lock, _lock_of(place)):
         _remove(place)
     os.close(lock)
 
 
-def _sweep(root: Path) -> None:
-    """Removes what killed processes left behind."""
+def _remove_abandoned(root: Path) -> None:
+    """Removes the folders of processes that were killed."""
     for path in root.glob("*.lock"):
         with suppress(OSError):
             lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            _left(path.with_suffix(""), lock)
+            _release(path.with_suffix(""), lock)
 
 
-def _alone(lock: int) -> bool:
-    """Takes the lock for this process alone, if no other holds it."""
+def _try_exclusive(lock: int) -> bool:
+    """Takes the lock exclusively; False when another process holds it."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Reading what a run is made of: the samples with their regions, and everything of the checkpoint but its weights."""
+"""The inputs of a run: the samples with their regions, and everything of the start checkpoint but its weights."""
 
 from __future__ import annotations
 
@@ -11,26 +11,39 @@ from typing import Any
 from cos_core import __version__
 from cos_core.data.datasets import Snapshot, paths_of
 from cos_core.data.released import ReleasedRegions
-from cos_core.dialogue.prompts import DIALOGUE_VERSION, checkpoint_profile
+from cos_core.dialogue.prompts import DIALOGUE_VERSION, Profile, checkpoint_profile
 from cos_core.errors import InputError
 from cos_core.files import manifest, picture_files, plug
 from cos_core.interfaces import Policy, Reporter
 from cos_core.models import hub
 from cos_core.store.annotations import Store
-from cos_core.training import data_check as doctor
-from cos_core.training import shared, table
-from cos_core.training.album import RegionCrops
+from cos_core.training import data_check, sample_table, shared_folder
 from cos_core.training.config import TrainConfig
-from cos_core.training.data import Recipe
+from cos_core.training.dataset import Recipe
 from cos_core.training.flops import ModelSize, size_of
+from cos_core.training.region_crops import RegionCrops
+from cos_core.training.sample_table import SampleSet
 from cos_core.training.samples import Rules
-from cos_core.training.table import Data
 
 CHECK_FILE = "check.jsonl"
 
 
+@dataclass(frozen=True, slots=True)
+class StartCheckpoint:
+    """The local folder of the checkpoint that training starts from, and the prompt profile that training uses with it."""
+
+    folder: str
+    profile: Profile
+
+
+def start_checkpoint(config: TrainConfig) -> StartCheckpoint:
+    """Resolves model and profile once for the whole run. Raises InputError or MissingError as hub.resolve does."""
+    folder = hub.resolve(config.model)
+    return StartCheckpoint(folder, checkpoint_profile(folder, config.profile))
+
+
 @contextmanager
-def read(config: TrainConfig, policy: Policy) -> Iterator[Data]:
+def read(config: TrainConfig, policy: Policy) -> Iterator[SampleSet]:
     """Samples with their boxes, inside the block.
 
     Their table lies in the system's temporary folder. One process of each machine makes it, and all of the run map it. Raises
@@ -38,12 +51,12 @@ def read(config: TrainConfig, policy: Policy) -> Iterator[Data]:
     """
     rules = Rules(policy, config.seed, config.on_no_region)
 
-    def fill(place: Path) -> None:
+    def fill(folder: Path) -> None:
         with regions_of(config, policy) as regions:
-            table.build(place, config.data, rules, regions)
+            sample_table.build(folder, config.data, rules, regions)
 
-    with shared.folder(f"samples-{_mark(config)}", fill) as place:
-        yield table.opened(place, config.limit)
+    with shared_folder.folder(f"samples-{_table_key(config)}", fill) as folder:
+        yield sample_table.opened(folder, config.limit)
 
 
 @contextmanager
@@ -59,9 +72,9 @@ def regions_of(config: TrainConfig, policy: Policy) -> Iterator[Store | Released
             yield store
 
 
-def _mark(config: TrainConfig) -> str:
-    """Names the samples of a run: its processes agree on it, and no other run does."""
-    what = {
+def _table_key(config: TrainConfig) -> str:
+    """The name of a run's sample table: equal in all processes of the run, different in every other run."""
+    key = {
         "out": config.out.absolute(),
         "data": [path.absolute() for path in paths_of(config.data)],
         "stamps": Snapshot(config.data).stamps,
@@ -71,35 +84,36 @@ def _mark(config: TrainConfig) -> str:
         "on_no_region": config.on_no_region,
         "version": __version__,
     }
-    return manifest.fingerprint(what)
+    return manifest.fingerprint(key)
 
 
-def settings(config: TrainConfig, policy: Policy, devices: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """What decides the result (for the fingerprint), and the inputs as the manifest names them."""
-    where = hub.resolve(config.model)
+def settings(
+    config: TrainConfig, policy: Policy, devices: int, checkpoint: StartCheckpoint
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The settings that decide the result (for the fingerprint), and the inputs as the manifest names them."""
     inputs: dict[str, dict[str, Any]] = {
         "data": manifest.files_input(config.data),
-        "model": {"path": config.model, "fingerprint": hub.fingerprint(where)},
+        "model": {"path": config.model, "fingerprint": hub.fingerprint(checkpoint.folder)},
     }
     decisive = {
         **config.learnt(devices),
         "policy": [policy.name, policy.source, policy.asks],
         "plugins": plug.sources(config.rule, config.detector),
         "dialogue": DIALOGUE_VERSION,
-        "profile": checkpoint_profile(where, config.profile).to_json(),
+        "profile": checkpoint.profile.to_json(),
         "data": inputs["data"]["sha256"],
         "model": inputs["model"]["fingerprint"],
     }
-    shown = album(config)
-    if shown is not None:
-        decisive["detector"] = plug.described(shown.detector)
+    crops = region_crops(config)
+    if crops is not None:
+        decisive["detector"] = plug.described(crops.detector)
     if config.store is not None and config.store.suffix == ".json":
         inputs["store"] = manifest.file_input(config.store)
         decisive["store"] = inputs["store"]["sha256"]
     elif config.store is not None:
         with Store.read(config.store) as store:
             inputs["store"] = {"path": str(config.store), **store.info()}
-        # Times, failures and bytes differ between equal stores; what the job was told to do and how far it is do not.
+        # Times, failures and bytes differ between equal stores; the settings of the job and its progress do not.
         decisive["store"] = {key: inputs["store"][key] for key in ("fingerprint", "annotations")}
     return decisive, inputs
 
@@ -113,19 +127,22 @@ class CheckpointMetadata:
     size: ModelSize
 
 
-def light(config: TrainConfig, policy: Policy) -> CheckpointMetadata:
-    """The recipe under the checkpoint's own tokenizer and processor. Raises InputError when they cannot be read."""
+def checkpoint_metadata(config: TrainConfig, policy: Policy, checkpoint: StartCheckpoint) -> CheckpointMetadata:
+    """Configuration, size and recipe of the checkpoint. Raises InputError when its tokenizer or processor cannot be read."""
     from cos_core.models import pretrained
-    from cos_core.models.llava import check_pictures, check_tokens, image_tokens_of, quiet_libraries
+    from cos_core.models.devices import quiet_libraries
+    from cos_core.models.llava import image_tokens_of
+    from cos_core.models.pixels import check_pictures
+    from cos_core.models.vocabulary import check_tokens
 
-    where = hub.resolve(config.model)
+    where = checkpoint.folder
     quiet_libraries()
     settings, tokenizer = pretrained.configuration(where), pretrained.tokenizer(where)
     check_tokens(where, tokenizer, int(settings.text_config.vocab_size))
     fill = check_pictures(where, pretrained.image_processor(where), int(settings.vision_config.image_size))
     recipe = Recipe(
         policy=policy,
-        profile=checkpoint_profile(where, config.profile),
+        profile=checkpoint.profile,
         tokenizer=tokenizer,
         image_token_id=int(settings.image_token_id),
         image_tokens=image_tokens_of(settings),
@@ -137,30 +154,30 @@ def light(config: TrainConfig, policy: Policy) -> CheckpointMetadata:
         on_no_region=config.on_no_region,
         extra_turns=config.extra_turns,
         crop_of=config.crop_of,
-        album=album(config),
+        region_crops=region_crops(config),
     )
-    # Measured here, before ZeRO-3 is told to cut up every model that is built.
+    # Measured before ZeRO-3 is set up, which would shard this model, too.
     return CheckpointMetadata(settings, recipe, size_of(settings))
 
 
-def album(config: TrainConfig) -> RegionCrops | None:
-    """How the annotator sees a picture; None for anything but the annotator "regions". Raises InputError for the detector."""
+def region_crops(config: TrainConfig) -> RegionCrops | None:
+    """The crops that the annotator "regions" sees in place of a picture, else None. Raises InputError for the detector."""
     if config.annotator != "regions":
         return None
     return RegionCrops(plug.load("detectors", config.detector or "grid", **config.detector_options), config.region_tokens)
 
 
-def check(config: TrainConfig, data: Data, recipe: Recipe, reporter: Reporter) -> doctor.Report:
-    """The data doctor's report, said and kept in `check.jsonl` in the output folder.
+def check(config: TrainConfig, data: SampleSet, recipe: Recipe, reporter: Reporter) -> data_check.Report:
+    """Checks the data, reports the findings and writes them to `check.jsonl` in the output folder.
 
     Raises InputError when there are more faults than `max_faults`.
     """
-    patient = doctor.CheckInput(data, recipe, config.max_no_region)
-    report = doctor.examine(patient, full=config.check == "full", reporter=reporter)
+    source = data_check.CheckInput(data, recipe, config.max_no_region)
+    report = data_check.examine(source, full=config.check == "full", reporter=reporter)
     findings = report.findings
     refused = findings.faults > config.max_faults
     for serious, line in report.lines():
-        # What ends the run is said once, by the error.
+        # Faults that end the run are reported once, by the error.
         if not (serious and refused):
             (reporter.warn if serious else reporter.note)(line)
     if len(findings):
@@ -170,7 +187,7 @@ def check(config: TrainConfig, data: Data, recipe: Recipe, reporter: Reporter) -
         named = "; ".join(str(finding) for finding in findings.first_faults)
         kinds = ", ".join(f"{kind} ({findings.counts[kind]})" for kind, few in findings.first.items() if few[0].fault)
         raise InputError(
-            f"the data has {doctor.plural(findings.faults, 'fault')}, named in {config.out / CHECK_FILE}: {kinds}; "
+            f"the data has {data_check.plural(findings.faults, 'fault')}, named in {config.out / CHECK_FILE}: {kinds}; "
             f"the first: {named}. Mend the data, or let {findings.faults} pass with --max-faults"
         )
     return report

@@ -1,7 +1,6 @@
-"""What is not trained on, each with its reason: counted in memory, named one by one in a file.
+"""Samples and questions that are not trained on, each with its reason: counted in memory, listed in a file.
 
-Most of a file of millions can lack a region; memory grows with the number of different reasons only, and with no more than some
-hundred of these.
+Most of a file of millions can lack a region. Memory grows only with the number of different reasons, of which 200 are kept.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """One question, record or whole sample that is not trained on, and why; `training`: found only when its turn came.
+    """One question, record or whole sample that is not trained on, and why; `training`: seen only while training.
 
     `line`, `file`: where its record begins, from 1, and in which data file, where that is known. `lacking`: a question that is
     named among those without a region as well.
@@ -39,18 +38,18 @@ class Skipped:
 
 
 @dataclass(slots=True)
-class SkipReasons:
-    """How many there are of each reason, and the id of the first. Only 200 different reasons are told apart."""
+class SkipCounts:
+    """How many there are of each reason, and the id of the first. At most 200 different reasons are counted separately."""
 
     total: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, skipped: Iterable[Skipped]) -> SkipReasons:
+    def of(cls, skipped: Iterable[Skipped]) -> SkipCounts:
         reasons = cls()
-        for one in skipped:
-            reasons.add(one)
+        for each in skipped:
+            reasons.add(each)
         return reasons
 
     def add(self, skipped: Skipped) -> None:
@@ -74,13 +73,13 @@ class SkipReasons:
         return "; ".join(parts)
 
 
-class ReasonFile:
-    """Skipped, appended one by one to a file and read from it again as often as asked, in their order."""
+class SkipFile:
+    """A file of Skipped: appended to once, then iterated in the same order any number of times."""
 
-    def __init__(self, path: Path, reasons: SkipReasons | None = None) -> None:
+    def __init__(self, path: Path, reasons: SkipCounts | None = None) -> None:
         """`reasons`: the counts of a file that is already written, from `counted`; without them a new file is begun."""
         self.path = path
-        self.reasons = reasons or SkipReasons()
+        self.reasons = reasons or SkipCounts()
         self._file: BinaryIO | None = path.open("wb") if reasons is None else None
 
     def append(self, skipped: Skipped) -> None:

@@ -23,11 +23,11 @@ from cos_core.files import plug
 from cos_core.geometry import Box
 from cos_core.interfaces import SilentReporter
 from cos_core.store.annotations import Store
-from cos_core.training import table
-from cos_core.training.data import TrainData, TrainingItem
-from cos_core.training.reasons import ReasonFile, Skipped, SkipReasons
+from cos_core.training import sample_table
+from cos_core.training.dataset import TrainDataset, TrainingItem
+from cos_core.training.sample_table import SampleSet
 from cos_core.training.samples import Rules
-from cos_core.training.table import Data
+from cos_core.training.skipped import SkipCounts, SkipFile, Skipped
 from cos_core.types import Annotation, Example
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "original" / "expected"
@@ -38,13 +38,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-def built(place: Path, data: Path, policy: str = "none", annotations: Any = None, on_no_region: Any = "full") -> Data:
+def built(place: Path, data: Path, policy: str = "none", annotations: Any = None, on_no_region: Any = "full") -> SampleSet:
     place.mkdir()
-    table.build(place, data, Rules(plug.load("policies", policy), 0, on_no_region), annotations)
-    return table.opened(place)
+    sample_table.build(place, data, Rules(plug.load("policies", policy), 0, on_no_region), annotations)
+    return sample_table.opened(place)
 
 
-def equal(found: Data, expected: Collected) -> None:
+def equal(found: SampleSet, expected: Collected) -> None:
     """Samples with the lines of their questions, outlines, ids, and everything that was left out."""
     assert list(found.samples) == expected.samples
     lines = [[question.line for question in sample.questions] for sample in expected.samples]
@@ -55,7 +55,7 @@ def equal(found: Data, expected: Collected) -> None:
     assert list(found.skipped) == expected.skipped
     assert list(found.lacking) == expected.lacking
     assert list(found.shifted) == expected.shifted
-    assert (found.asked, len(found.lacking)) == (expected.asked, len(expected.lacking))
+    assert (found.region_questions, len(found.lacking)) == (expected.region_questions, len(expected.lacking))
     assert found.mixed == (len({sample.image is None for sample in expected.samples}) == 2)
 
 
@@ -203,7 +203,7 @@ def test_items_equal_those_of_the_list_in_every_epoch_and_process(world: Path, t
     broken = replace(listed.samples[1], questions=tuple(replace(q, image="gone.png") for q in listed.samples[1].questions))
     assert broken != listed.samples[1]
     made = recipe(world, policy)
-    plain, mapped = TrainData(listed.samples, made), TrainData(found.samples, made)
+    plain, mapped = TrainDataset(listed.samples, made), TrainDataset(found.samples, made)
     size = len(plain)
     keys = [*range(4 * size), *(-key - 1 for key in range(size))]
     expected = [seen(plain[key]) for key in keys]
@@ -238,11 +238,11 @@ def test_a_data_file_that_changes_is_an_error_and_no_other_sample(tmp_path: Path
     data = tmp_path / "data.json"
     data.write_bytes((world / "data.json").read_bytes())
     found = built(tmp_path / "table", data)
-    items = TrainData(found.samples, recipe(world, "none"))
+    items = TrainDataset(found.samples, recipe(world, "none"))
     assert items[0].id == "s0"
     before, times = data.read_bytes(), (data.stat().st_atime_ns, data.stat().st_mtime_ns)
     data.write_bytes(before + b"\n")
-    for act in (lambda: items[0], lambda: table.opened(tmp_path / "table")):
+    for act in (lambda: items[0], lambda: sample_table.opened(tmp_path / "table")):
         with pytest.raises(CosError, match=r"data\.json has changed since it was first read") as error:
             act()
         assert not isinstance(error.value, InputError), "that would be a sample to skip"
@@ -266,30 +266,30 @@ def test_a_data_file_that_changes_is_an_error_and_no_other_sample(tmp_path: Path
 def test_a_run_whose_data_changes_stops_with_a_sentence(
     world: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cos_core.training import engine
+    from cos_core.training import runtime
 
     data = tmp_path / "data.json"
     data.write_bytes((world / "data.json").read_bytes())
-    arguments = engine.arguments
+    arguments = runtime.arguments
 
     def changing(*given: Any) -> Any:
         with data.open("ab") as file:
             file.write(b"\n")
         return arguments(*given)
 
-    monkeypatch.setattr(engine, "arguments", changing)
+    monkeypatch.setattr(runtime, "arguments", changing)
     with pytest.raises(CosError) as error:
         training.run(config(world, tmp_path / "out", data=data, workers=workers), SilentReporter())
     assert str(error.value) == f"{data} has changed since it was first read; leave it as it is and run again"
 
 
 def test_a_full_disk_is_named(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "_ROWS", 1)
+    monkeypatch.setattr(sample_table, "_ROWS", 1)
 
     def full(*_: Any) -> bytes:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(table.np, "array", full)
+    monkeypatch.setattr(sample_table.np, "array", full)
     with pytest.raises(InputError, match=r"No space left on device; TMPDIR names another place"):
         built(tmp_path / "table", world / "data.json")
 
@@ -298,17 +298,17 @@ def test_a_full_disk_is_named(tmp_path: Path, world: Path, monkeypatch: pytest.M
 
 
 def test_reasons_are_counted_and_all_of_them_kept(tmp_path: Path) -> None:
-    log = ReasonFile(tmp_path / "log")
+    log = SkipFile(tmp_path / "log")
     every = [Skipped(f"e{i}", "common" if i % 2 else f"rare \udc80 {i}", line=i, lacking=i % 3 == 0) for i in range(1000)]
     for one in every:
         log.append(one)
     log.close()
-    again = ReasonFile(tmp_path / "log", log.reasons)
+    again = SkipFile(tmp_path / "log", log.reasons)
     assert (list(again), len(again)) == (every, 1000)
     assert len(log.reasons.counts) == 200, "memory does not grow with the number of different reasons"
     assert str(log.reasons).startswith("500 x common (first: e1); 1 x rare")
     assert str(log.reasons).endswith("and more than 197 further reasons")
-    few = SkipReasons.of([Skipped("a", "x"), Skipped("b", "y"), Skipped("c", "y"), Skipped("d", "z"), Skipped("e", "w")])
+    few = SkipCounts.of([Skipped("a", "x"), Skipped("b", "y"), Skipped("c", "y"), Skipped("d", "z"), Skipped("e", "w")])
     assert str(few) == "2 x y (first: b); 1 x x (first: a); 1 x z (first: d) and 1 further reasons"
 
 

@@ -94,13 +94,13 @@ def patch_labels(things: Sequence[Thing], grid: int, lines: int) -> np.ndarray:
 
 def views(rng: random.Random, scenes: int, side: int) -> list[LessonView]:
     """For each of `scenes` new scenes the wide view and a close view of up to four of its things."""
-    found = []
+    result = []
     for _ in range(scenes):
         scene = make_scene(rng)
         picture = draw(scene)
-        found.append(LessonView(_shrink(picture, side), scene.things, False))
-        found += [close_view(scene, picture, thing, rng, side) for thing in scene.things[:4]]
-    return found
+        result.append(LessonView(_shrink(picture, side), scene.things, False))
+        result += [close_view(scene, picture, thing, rng, side) for thing in scene.things[:4]]
+    return result
 
 
 # --- conversations (talk) ---

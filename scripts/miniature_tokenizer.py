@@ -38,28 +38,28 @@ def box_marks(profile: Profile) -> list[list[str]]:
 
 def phrases(profile: Profile) -> list[str]:
     """Every phrase token, in the order of their ids."""
-    found = [profile.system + profile.user, profile.assistant, "\n", " "]
+    entries = [profile.system + profile.user, profile.assistant, "\n", " "]
     for template in (profile.inst1, profile.inst1_all, profile.inst1_image, profile.inst2):
         before, after = template.split("{image}")
-        found.append(profile.user + before)
+        entries.append(profile.user + before)
         for part in after.split("{question}"):
             # The last part is followed by the assistant's role in every prompt.
-            found += [part, part + profile.assistant]
+            entries += [part, part + profile.assistant]
     words = [*COLOURS, *SHAPES, *DIGITS, *RELATIONS, "the", "yes", "no"]
-    found += [*QUESTION_PHRASES, *(f" {word}" for word in words)]
+    entries += [*QUESTION_PHRASES, *(f" {word}" for word in words)]
     for marks in box_marks(profile):
-        found += marks
-    return list(dict.fromkeys(f for f in found if f))
+        entries += marks
+    return list(dict.fromkeys(f for f in entries if f))
 
 
 def stand_ins(tokenizer: PreTrainedTokenizerFast, profile: Profile) -> dict[int, int]:
     """Ids of the phrases that only Chain-of-Spot dialogues hold -> ids of the plain dialogue's phrases in the same place."""
-    found: dict[int, int] = {}
+    entries: dict[int, int] = {}
 
     def stands(phrase: str, plain: str) -> None:
         ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (phrase, plain)]
         if all(len(x) == 1 for x in ids):
-            found[ids[0][0]] = ids[1][0]
+            entries[ids[0][0]] = ids[1][0]
 
     for template in (profile.inst1, profile.inst1_all, profile.inst1_image, profile.inst2):
         before, after = template.split("{image}")
@@ -67,7 +67,7 @@ def stand_ins(tokenizer: PreTrainedTokenizerFast, profile: Profile) -> dict[int,
         for part in after.split("{question}"):
             stands(part, "\n")
             stands(part + profile.assistant, profile.assistant)
-    return found
+    return entries
 
 
 def make_tokenizer(profile: Profile) -> PreTrainedTokenizerFast:

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, what it holds already, and how an interrupted run finds it again.
+"""The output folder of a run: which run it belongs to, what it holds, and resuming from it.
 
 `run.json` (fingerprint and settings, written first), `train_log.jsonl` (one line a step), `skipped.jsonl` (what was not trained
 on and why), `checkpoints/` (only while the run is not finished), the checkpoint, `manifest.json` (last).
@@ -16,22 +16,22 @@ from cos_core.files import manifest
 from cos_core.files.jsonl import decode, encode_line, read_lines
 from cos_core.training import resume_points
 from cos_core.training.config import TrainConfig
-from cos_core.training.reasons import Skipped
-from cos_core.training.table import Data
+from cos_core.training.sample_table import SampleSet
+from cos_core.training.skipped import Skipped
 
 RUN_FILE, LOG_FILE, SKIPPED_FILE = "run.json", "train_log.jsonl", "skipped.jsonl"
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 STOP_FILE = ".stop"
-"""A file of this name asks a run to write a checkpoint and stop; a launcher puts it there."""
+"""A file of this name makes a run write a checkpoint and stop; a launcher writes it."""
 
 
-def claim(out: Path, mark: str, settings: Mapping[str, Any]) -> None:
-    """Says whose folder this is."""
-    text = json.dumps({"fingerprint": mark, "settings": settings}, indent=1, ensure_ascii=False)
+def claim(out: Path, fingerprint: str, settings: Mapping[str, Any]) -> None:
+    """Writes run.json, by which the folder belongs to this run."""
+    text = json.dumps({"fingerprint": fingerprint, "settings": settings}, indent=1, ensure_ascii=False)
     manifest.atomic_write(out / RUN_FILE, text + "\n")
 
 
-def is_finished(out: Path, mark: str, settings: Mapping[str, Any]) -> bool:
+def is_finished(out: Path, fingerprint: str, settings: Mapping[str, Any]) -> bool:
     """Whether `out` holds the whole result of this run. Raises InputError when it belongs to another run."""
     path = out / RUN_FILE
     if not path.is_file():
@@ -39,11 +39,11 @@ def is_finished(out: Path, mark: str, settings: Mapping[str, Any]) -> bool:
             raise InputError(f"{out} holds a checkpoint that cos train did not write; choose another output directory")
         return False
     try:
-        there = decode(path.read_bytes())
-        other, before = there["fingerprint"], there["settings"]
+        record = decode(path.read_bytes())
+        other, before = record["fingerprint"], record["settings"]
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path} is not a run's settings; remove {out} or choose another output directory") from None
-    if other != mark:
+    if other != fingerprint:
         changed = [key for key in sorted({*before, *settings}) if before.get(key) != settings.get(key)]
         raise InputError(
             f"{out} belongs to a run with other settings ({', '.join(changed[:4]) or 'unknown'} differ); "
@@ -53,7 +53,7 @@ def is_finished(out: Path, mark: str, settings: Mapping[str, Any]) -> bool:
 
 
 def last_checkpoint(config: TrainConfig, processes: int) -> Path | None:
-    """Where to go on from. Raises InputError for a DeepSpeed checkpoint of another number of processes."""
+    """The checkpoint to resume from, or None. Raises InputError for a DeepSpeed checkpoint of another number of processes."""
     last = resume_points.last_whole(config.out / CHECKPOINTS) if config.resume else None
     record = resume_points.record_of(last) if last else None
     if record is not None and config.deepspeed is not None and record["processes"] != processes:
@@ -65,7 +65,7 @@ def last_checkpoint(config: TrainConfig, processes: int) -> Path | None:
 
 
 def tidy(out: Path, last: Path | None) -> None:
-    """Makes the folder as it was when `last` was written: later lines of the log, torn checkpoints and stop requests go."""
+    """Restores the folder to the state of `last`: removes later lines of the log, incomplete checkpoints and stop requests."""
     resume_points.prune(out / CHECKPOINTS, keep=last)
     _trim_log(out / LOG_FILE, resume_points.step_of(last) if last else 0)
     for path in (out / SKIPPED_FILE, out / STOP_FILE, *out.glob("skipped-*.jsonl")):
@@ -76,19 +76,19 @@ def _trim_log(path: Path, upto: int) -> None:
     """Drops lines of steps that will be done again, so that the log holds each step once."""
     if not path.is_file():
         return
-    kept = [record for _, record in read_lines(path, lambda _: None) if record.get("step", 0) <= upto]
-    manifest.atomic_write(path, b"".join(map(encode_line, kept)))
+    records = [record for _, record in read_lines(path, lambda _: None) if record.get("step", 0) <= upto]
+    manifest.atomic_write(path, b"".join(map(encode_line, records)))
 
 
 def skipped_before(out: Path) -> dict[str, Skipped]:
-    """What an interrupted run had to skip while it trained, in any process, by sample id."""
+    """The samples that an interrupted run skipped while training, in any process, by id."""
     paths = sorted(out.glob("skipped*.jsonl"))
     records = [record for path in paths for _, record in read_lines(path, lambda _: None) if record.get("training")]
     return {str(record["id"]): Skipped(str(record["id"]), str(record["reason"]), training=True) for record in records}
 
 
-def write_skipped(out: Path, data: Data, skipped: Mapping[str, Skipped]) -> None:
-    """One file of what all processes left out, in place of one a process."""
+def write_skipped(out: Path, data: SampleSet, skipped: Mapping[str, Skipped]) -> None:
+    """Writes one file of what all processes left out, in place of one file per process."""
     with manifest.atomic_file(out / SKIPPED_FILE) as file:
         for one in left_out(data, skipped.values()):
             file.write(encode_line(one.to_json()))
@@ -96,7 +96,7 @@ def write_skipped(out: Path, data: Data, skipped: Mapping[str, Skipped]) -> None
         path.unlink()
 
 
-def left_out(data: Data, skipped: Iterable[Skipped]) -> Iterator[Skipped]:
+def left_out(data: SampleSet, skipped: Iterable[Skipped]) -> Iterator[Skipped]:
     """Records that cannot be read, questions that were left out, then those of `skipped`, as `skipped.jsonl` has them."""
     for problem in data.named_problems():
         yield Skipped(problem.example_id or "", str(problem))

@@ -22,15 +22,15 @@ from cos_core.files.jsonl import utf8
 from cos_core.files.picture_files import Root
 from cos_core.geometry import Box, SquarePad, full_box
 from cos_core.interfaces import Policy
-from cos_core.training.reasons import Skipped
+from cos_core.training.sample_table import SampleTable
 from cos_core.training.samples import Outline, Region, Sample, Samples
-from cos_core.training.table import SampleTable
+from cos_core.training.skipped import Skipped
 from cos_core.types import Turn
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from cos_core.training.album import RegionCrops
+    from cos_core.training.region_crops import RegionCrops
 
 _ATTEMPTS = 64
 CUT_IMAGE = "longer than max_length: an image would be cut"
@@ -42,7 +42,7 @@ class TrainingItem:
     """One encoded sample: token ids, labels, and the pictures of its image slots in order of appearance.
 
     `filler`: nothing of it is learnt; it only makes a batch as large as its neighbours on other devices. `fallback`: its
-    region is the whole picture for want of another.
+    region is the whole picture because it has none of its own.
     """
 
     encoded: Encoded
@@ -55,9 +55,9 @@ class TrainingItem:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What turns a sample into an item, the same in every worker process.
+    """Everything that turns a sample into an item, equal in every worker process.
 
-    `album`: regions in the place of the picture, as an annotator sees them; None: the picture, and its region after the box.
+    `region_crops`: regions in place of the picture, as an annotator sees them; None: the picture, and its region after the box.
     """
 
     policy: Policy
@@ -73,7 +73,7 @@ class Recipe:
     extra_turns: bool = False
     crop_of: Literal["text", "region"] = "text"
     on_no_region: Literal["full", "skip"] = "full"
-    album: RegionCrops | None = None
+    region_crops: RegionCrops | None = None
 
 
 def draw(seed: int, sample_id: str, epoch: int, n: int) -> int:
@@ -84,11 +84,11 @@ def draw(seed: int, sample_id: str, epoch: int, n: int) -> int:
     return int.from_bytes(digest[:8], "big") % n
 
 
-class TrainData:
+class TrainDataset:
     """The data set that the Trainer indexes.
 
-    A key carries its epoch, `epoch * len(self) + index`, so nothing here has to be told when an epoch begins: worker processes
-    and resumed runs agree by construction. `-key - 1` is the same sample as a filler, with nothing to learn.
+    A key carries its epoch, `epoch * len(self) + index`, so the data set has no state of its own: worker processes and resumed
+    runs agree by construction. `-key - 1` is the same sample as a filler, with nothing to learn.
     """
 
     def __init__(self, samples: Samples, recipe: Recipe) -> None:
@@ -99,7 +99,7 @@ class TrainData:
         return len(self.samples)
 
     def __getitem__(self, key: int) -> TrainingItem:
-        """The item of a key. A sample that fails is replaced by another, drawn like a question, and named in `Item.skipped`.
+        """The item of a key. A sample that fails is replaced by another, drawn like a question, and is listed in `skipped`.
 
         Raises InputError when some dozens in a row fail.
         """
@@ -125,10 +125,10 @@ class TrainData:
         """About how many tokens a sample has in an epoch, without opening its image or, from a table, reading its texts."""
         samples = self.samples
         outline = samples.outline(index) if isinstance(samples, SampleTable) else samples[index].outline
-        return about_tokens(outline, epoch, self.recipe)
+        return expected_tokens(outline, epoch, self.recipe)
 
 
-def chosen_of(sample: Sample | Outline, epoch: int, recipe: Recipe) -> int:
+def question_of(sample: Sample | Outline, epoch: int, recipe: Recipe) -> int:
     """Which of its questions a sample trains on in an epoch."""
     return sample.usable[draw(recipe.seed, sample.id, epoch, len(sample.usable))]
 
@@ -140,19 +140,19 @@ def make_item(sample: Sample, epoch: int, recipe: Recipe) -> TrainingItem:
     question that has none (`recipe.on_no_region`). Raises InputError when it is left out, when the image cannot be read, or
     when the length limit cuts an image or every label.
     """
-    chosen = chosen_of(sample, epoch, recipe)
+    which = question_of(sample, epoch, recipe)
     picture = None if sample.image is None else open_image(recipe.images, sample.image)
-    reason = None if picture is None else outside(sample.boxes[chosen], picture)
+    reason = None if picture is None else outside(sample.boxes[which], picture)
     if reason is not None:
         if recipe.on_no_region == "skip":
             raise InputError(reason)
-        sample = with_whole_picture(sample, chosen)
-    encoded, pictures = encode_sample(sample, chosen, picture, recipe)
-    return TrainingItem(encoded, pictures, id=sample.id, fallback=chosen in sample.fallbacks)
+        sample = with_whole_picture(sample, which)
+    encoded, pictures = encode_sample(sample, which, picture, recipe)
+    return TrainingItem(encoded, pictures, id=sample.id, fallback=which in sample.fallbacks)
 
 
 def outside(region: Region | None, picture: Image) -> str | None:
-    """Why a region has no part on a picture; None when it has one, or is none."""
+    """Why a region lies outside a picture; None when it overlaps the picture, or is None."""
     if not isinstance(region, Square):
         return None
     try:
@@ -163,36 +163,36 @@ def outside(region: Region | None, picture: Image) -> str | None:
     return None
 
 
-def with_whole_picture(sample: Sample, chosen: int) -> Sample:
+def with_whole_picture(sample: Sample, which: int) -> Sample:
     """The sample with the whole picture in the place of one question's region."""
-    boxes = (*sample.boxes[:chosen], full_box("square"), *sample.boxes[chosen + 1 :])
-    return replace(sample, boxes=boxes, fallbacks=(*sample.fallbacks, chosen))
+    boxes = (*sample.boxes[:which], full_box("square"), *sample.boxes[which + 1 :])
+    return replace(sample, boxes=boxes, fallbacks=(*sample.fallbacks, which))
 
 
-def encode_sample(sample: Sample, chosen: int, picture: Image | None, recipe: Recipe) -> tuple[Encoded, tuple[Image, ...]]:
+def encode_sample(sample: Sample, which: int, picture: Image | None, recipe: Recipe) -> tuple[Encoded, tuple[Image, ...]]:
     """Tokens, labels and pictures of one question of a sample, and its decoded picture. Raises InputError."""
-    if picture is not None and recipe.album is not None:
-        return _album_sample(sample, chosen, picture, recipe, recipe.album)
+    if picture is not None and recipe.region_crops is not None:
+        return _encode_crops(sample, which, picture, recipe, recipe.region_crops)
     views: dict[str, Image] = {}
     box_text = None
     if picture is not None:
         views["full"] = picture
-        region = sample.boxes[chosen]
+        region = sample.boxes[which]
         if region is not None:
             box_text, views["roi"] = _zoom(picture, region, recipe)
-    turns = make_turns(sample, chosen, box_text, recipe)
+    turns = make_turns(sample, which, box_text, recipe)
     encoded = encode(recipe.profile, turns, recipe.tokenizer, recipe.image_token_id, recipe.image_tokens)
     encoded = cut(encoded, limit(encoded, recipe), recipe.image_token_id)
     return encoded, tuple(views[slot] for slot in encoded.slots)
 
 
-def _album_sample(
-    sample: Sample, chosen: int, picture: Image, recipe: Recipe, album: RegionCrops
+def _encode_crops(
+    sample: Sample, which: int, picture: Image, recipe: Recipe, region_crops: RegionCrops
 ) -> tuple[Encoded, tuple[Image, ...]]:
-    """The plain dialogue about a picture whose regions stand in its place."""
-    crops = album.crops(picture, str(sample.image), recipe.profile.crop_from, recipe.fill)
-    turns = make_turns(sample, chosen, None, recipe)
-    encoded = encode(recipe.profile, turns, recipe.tokenizer, recipe.image_token_id, len(crops) * album.positions)
+    """The plain dialogue about a picture, with its regions in place of the picture."""
+    crops = region_crops.crops(picture, str(sample.image), recipe.profile.crop_from, recipe.fill)
+    turns = make_turns(sample, which, None, recipe)
+    encoded = encode(recipe.profile, turns, recipe.tokenizer, recipe.image_token_id, len(crops) * region_crops.positions)
     return cut(encoded, limit(encoded, recipe), recipe.image_token_id), crops
 
 
@@ -223,29 +223,33 @@ _FRAME_TOKENS = 70
 """System prompt, roles, instructions and box text, which every chained sample has."""
 
 
-def about_tokens(sample: Outline, epoch: int, recipe: Recipe) -> int:
+def expected_tokens(sample: Outline, epoch: int, recipe: Recipe) -> int:
     """About how many tokens `make_item` gives, from the number of characters: for sorting by length and for plans."""
-    chosen = chosen_of(sample, epoch, recipe)
-    learnt = (chosen,) if sample.image and not recipe.extra_turns else sample.usable
+    which = question_of(sample, epoch, recipe)
+    learnt = (which,) if sample.image and not recipe.extra_turns else sample.usable
     letters = sum(sum(sample.letters[i]) for i in learnt)
-    chained = sample.boxed[chosen]
-    letters += sample.letters[chosen][0] if chained else 0
-    places = about_places(recipe) * (2 if chained else 1) if sample.image else 0
+    chained = sample.boxed[which]
+    letters += sample.letters[which][0] if chained else 0
+    places = expected_picture_tokens(recipe) * (2 if chained else 1) if sample.image else 0
     return places + _FRAME_TOKENS + round(letters / _CHARACTERS_A_TOKEN)
 
 
-def about_places(recipe: Recipe) -> int:
+def expected_picture_tokens(recipe: Recipe) -> int:
     """About how many positions one picture takes; how many regions it has is known only when it is open."""
-    return recipe.image_tokens if recipe.album is None else recipe.album.about * recipe.album.positions
+    return (
+        recipe.image_tokens
+        if recipe.region_crops is None
+        else recipe.region_crops.expected_regions * recipe.region_crops.positions
+    )
 
 
-def make_turns(sample: Sample, chosen: int, box_text: str | None, recipe: Recipe) -> tuple[Turn, ...]:
+def make_turns(sample: Sample, which: int, box_text: str | None, recipe: Recipe) -> tuple[Turn, ...]:
     """The dialogue of a sample under the recipe's policy; a text-only sample keeps all its turns."""
     pairs = [(sample.questions[i].question, sample.questions[i].answers[0]) for i in sample.usable]
     if sample.image is None:
         return text_dialogue(pairs)
-    question, answer = sample.questions[chosen].question, sample.questions[chosen].answers[0]
-    others = [pair for i, pair in zip(sample.usable, pairs, strict=True) if i != chosen] if recipe.extra_turns else []
+    question, answer = sample.questions[which].question, sample.questions[which].answers[0]
+    others = [pair for i, pair in zip(sample.usable, pairs, strict=True) if i != which] if recipe.extra_turns else []
     return dialogue(
         recipe.profile,
         question,

@@ -1,8 +1,8 @@
-"""The samples of a run as arrays in files, over the data files: processes of a machine map them, its page cache holds one copy.
+"""The samples of a run as memory-mapped arrays over the data files, one copy for all processes of a machine.
 
-There is a row for each record (where it stands), each sample (its id and which examples it has) and each question (its region,
-whether it can be used, the lengths of its texts). Texts and answers stay in the data files and are read again when a sample's
-turn comes, by the reader that found them. Nothing in a process's own memory grows with the data.
+There is a row for each record (its place), each sample (its id and its examples) and each question (its region, whether it can
+be used, the lengths of its texts). Texts and answers stay in the data files and are read again when a sample is used. No memory
+of a process grows with the data.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from cos_core.data.released import ReleasedRegions, Square
 from cos_core.errors import CosError, InputError
 from cos_core.files.jsonl import Place, Problem
 from cos_core.geometry import Box
-from cos_core.training.reasons import ReasonFile, Skipped, SkipReasons
 from cos_core.training.samples import Account, Annotations, Outline, Region, Rules, Sample, collect, key_of
+from cos_core.training.skipped import SkipCounts, SkipFile, Skipped
 from cos_core.types import Example
 
 _RECORD = np.dtype(
@@ -56,23 +56,23 @@ _ROWS = 16384
 
 
 @dataclass(frozen=True, slots=True)
-class Data:
-    """What a run trains on, and what it does not.
+class SampleSet:
+    """The samples of a run, and what was left out.
 
-    `skipped`: questions that are left out; `lacking`: those without a region of their own, of the `asked` that should have one;
-    `shifted`: those whose released region says another row; `problems`: records of the data file that cannot be read, as its
-    reader named them; `unusable`: entries of the released file `regions`, by their keys. `mixed`: some samples have a picture,
-    some none.
+    `skipped`: questions that are left out. `region_questions`: how many questions should have a region; `lacking`: those of
+    them that have none of their own; `shifted`: those whose released region names another row. `problems`: records of the data
+    files that cannot be read, as the reader named them. `unusable`: entries of the released file `regions`, by their keys.
+    `mixed`: some samples have a picture, some have none.
     """
 
     files: tuple[Path, ...]
     samples: SampleTable
-    skipped: ReasonFile
-    lacking: ReasonFile
-    shifted: ReasonFile
-    problems: ReasonFile
-    unusable: ReasonFile
-    asked: int
+    skipped: SkipFile
+    lacking: SkipFile
+    shifted: SkipFile
+    problems: SkipFile
+    unusable: SkipFile
+    region_questions: int
     mixed: bool
     regions: Path | None = None
 
@@ -89,14 +89,14 @@ class Data:
 class SampleTable(Sequence[Sample]):
     """The samples of a data set. Equal, sample by sample, to the list of what `collect` yields."""
 
-    def __init__(self, folder: Path, data: Files, found: Sequence[Stamp], limit: int | None = None) -> None:
-        """`folder`: as `build` filled it; `found`: the stamps of the data files when they were read; `limit`: the first so many
+    def __init__(self, folder: Path, data: Files, stamps: Sequence[Stamp], limit: int | None = None) -> None:
+        """`folder`: as `build` filled it; `stamps`: those of the data files when they were read; `limit`: the first so many
         samples only.
 
         Raises CosError when a data file was changed since, or cannot be read.
         """
-        self._origin = folder, data, found, limit
-        self._files = RecordFiles(data, found)
+        self._origin = folder, data, stamps, limit
+        self._files = RecordFiles(data, stamps)
         self._records = _mapped(folder / "records", _RECORD)
         samples = _mapped(folder / "samples", _SAMPLE)
         self.total = len(samples)
@@ -208,7 +208,7 @@ def build(folder: Path, data: Files, rules: Rules, annotations: Annotations | Re
             "data": [str(path) for path in paths_of(data)],
             "stamps": snapshot.stamps,
             "regions": str(annotations.path) if isinstance(annotations, ReleasedRegions) else None,
-            "asked": account.asked,
+            "region_questions": account.region_questions,
             "mixed": writer.mixed,
             "logs": {name: asdict(log.reasons) for name, log in logs.items()},
         }
@@ -219,13 +219,14 @@ def build(folder: Path, data: Files, rules: Rules, annotations: Annotations | Re
         ) from None
 
 
-def opened(folder: Path, limit: int | None = None) -> Data:
+def opened(folder: Path, limit: int | None = None) -> SampleSet:
     """What `build` left in `folder`, at most `limit` samples. Raises CosError when the data file was changed since."""
     summary = json.loads((folder / _SUMMARY).read_text())
-    logs = {name: ReasonFile(folder / name, SkipReasons(**summary["logs"][name])) for name in _LOGS}
-    files, regions = tuple(map(Path, summary["data"])), summary["regions"]
+    logs = {name: SkipFile(folder / name, SkipCounts(**summary["logs"][name])) for name in _LOGS}
+    files, regions = tuple(map(Path, summary["data"])), summary["regions"] and Path(summary["regions"])
     samples = SampleTable(folder, files, [(size, changed) for size, changed in summary["stamps"]], limit)
-    return Data(files, samples, asked=summary["asked"], mixed=summary["mixed"], regions=regions and Path(regions), **logs)
+    counts = {key: summary[key] for key in ("region_questions", "mixed")}
+    return SampleSet(files, samples, regions=regions, **counts, **logs)
 
 
 class _Writer:
@@ -236,7 +237,7 @@ class _Writer:
         self._ids = (folder / "ids").open("wb")
         self._id_bytes = self._questions = self._examples = 0
         self._pictures: set[bool] = set()
-        self.logs = {name: ReasonFile(folder / name) for name in _LOGS}
+        self.logs = {name: SkipFile(folder / name) for name in _LOGS}
 
     @property
     def mixed(self) -> bool:

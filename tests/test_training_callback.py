@@ -137,33 +137,33 @@ def test_a_loss_that_is_no_number_stops_the_run(world: Path, tmp_path: Path) -> 
 
 
 def test_guards_name_the_samples(world: Path) -> None:
-    from cos_core.training.collate import Contents
+    from cos_core.training.callback import CallbackSettings, StopRequest, TrainingCallback
+    from cos_core.training.collate import BatchContents
     from cos_core.training.flops import ModelSize
-    from cos_core.training.order import BatchSizes, Order
-    from cos_core.training.watch import StopRequest, TrainingCallback, WatchSettings
+    from cos_core.training.sample_order import BatchSizes, SampleOrder
 
     class Trainer:
-        contents = (Contents(ids=["a", "b"]), Contents(ids=["c"]))
+        contents = (BatchContents(ids=["a", "b"]), BatchContents(ids=["c"]))
         skipped: dict[str, str] = {}  # noqa: RUF012
 
-    station = WatchSettings(world, SilentReporter(), None, ModelSize(1, 0, 0, 0, 1, 1, 1, 1), None, None)
-    watch = TrainingCallback(Order(1, 0, BatchSizes(1, 1, 1)), station, StopRequest())
-    watch.trainer = Trainer()  # type: ignore[assignment]
+    settings = CallbackSettings(world, SilentReporter(), None, ModelSize(1, 0, 0, 0, 1, 1, 1, 1), None, None)
+    callback = TrainingCallback(SampleOrder(1, 0, BatchSizes(1, 1, 1)), settings, StopRequest())
+    callback.trainer = Trainer()  # type: ignore[assignment]
     with pytest.raises(CosError, match=r"exactly 0 at step 3.* \(samples of this step: a, b, c\)"):
-        watch._guard(0.0, 1.0, 3)
+        callback._guard(0.0, 1.0, 3)
     with pytest.raises(CosError, match="became nan at step 4"):
-        watch._guard(float("nan"), 1.0, 4)
+        callback._guard(float("nan"), 1.0, 4)
     for step in range(3):
-        watch._guard(1.0, float("inf"), step)
-    watch._guard(1.0, 1.0, 3)
+        callback._guard(1.0, float("inf"), step)
+    callback._guard(1.0, 1.0, 3)
     for step in range(4, 7):
-        watch._guard(1.0, float("inf"), step)
+        callback._guard(1.0, float("inf"), step)
     with pytest.raises(CosError, match="not finite for 4 steps up to step 7"):
-        watch._guard(1.0, float("inf"), 7)
+        callback._guard(1.0, float("inf"), 7)
 
 
 def test_a_batch_with_nothing_to_learn_stops_the_run(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cos_core.training import data as data_module
+    from cos_core.training import dataset as data_module
 
     monkeypatch.setattr(data_module, "cut", lambda encoded, *_: replace(encoded, labels=(IGNORE,) * len(encoded)))
     with pytest.raises(CosError, match=r"nothing of these samples would be learnt.*: s\d|words"):

@@ -1,4 +1,4 @@
-"""How the Trainer runs here: processes, devices, DeepSpeed. Imports torch, transformers and deepspeed only when called."""
+"""Devices, number formats, DeepSpeed settings and the Trainer's arguments. Imports torch and the others only when called."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from packaging.version import Version
 from cos_core.errors import InputError, MissingError
 from cos_core.files import assets
 from cos_core.files.jsonl import decode
-from cos_core.models.llava import quiet_libraries
+from cos_core.models.devices import quiet_libraries
 from cos_core.system.extras import install
 from cos_core.training.config import TrainConfig
-from cos_core.training.folder import CHECKPOINTS, TENSORBOARD
+from cos_core.training.run_folder import CHECKPOINTS, TENSORBOARD
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 
-_ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+_SINGLE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 _BITS_ON_CPU = "0.50"
-"""The version of bitsandbytes that was seen to train without a GPU."""
+"""The first version of bitsandbytes that trains without a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process among those of the run, as the launcher (deepspeed, torchrun) says in the environment."""
+    """Rank of this process and number of processes, from the environment of the launcher (deepspeed, torchrun)."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
-    def here(cls) -> World:
-        """Raises InputError when the launcher's words make no sense."""
+    def of_launcher(cls) -> World:
+        """Raises InputError when RANK or WORLD_SIZE is no number."""
         try:
             return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
         except ValueError:
@@ -48,9 +48,9 @@ class World:
 
 
 def require(config: TrainConfig) -> None:
-    """Before data or model are read: raises MissingError when a package or the device asked for is not there.
+    """Checks packages, device and DeepSpeed settings before data or model are read.
 
-    And InputError for settings that cannot go together, or DeepSpeed settings that cannot be read.
+    Raises MissingError for a missing package or device, InputError for settings that exclude each other or cannot be read.
     """
     deepspeed_settings(config)
     try:
@@ -68,7 +68,7 @@ def require(config: TrainConfig) -> None:
     if config.liger and not on_gpu(config):
         raise MissingError("Liger's kernels run on a GPU, and torch sees none to use here; leave liger out")
     if not on_gpu(config):
-        # Otherwise DeepSpeed, which the Trainer wakes wherever it is installed, looks for an accelerator and warns of none.
+        # Otherwise DeepSpeed, which the Trainer imports where it is installed, looks for an accelerator and warns of none.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     wanted = {
         "deepspeed": config.deepspeed is not None,
@@ -120,11 +120,11 @@ def weights(config: TrainConfig) -> str:
     Weights that are trained stay in float32 whatever the arithmetic: at 2e-5 most AdamW steps are too small for bfloat16. Where
     DeepSpeed keeps that float32 copy itself, and where the weights are frozen under adapters, they are in the arithmetic's.
     """
-    return arithmetic(config) if config.lora is not None or has_masters(config) else "float32"
+    return arithmetic(config) if config.lora is not None or has_master_weights(config) else "float32"
 
 
-def has_masters(config: TrainConfig) -> bool:
-    """Whether DeepSpeed computes on weights in 16 bits and keeps what is trained in float32, cut over the processes.
+def has_master_weights(config: TrainConfig) -> bool:
+    """Whether DeepSpeed computes on weights in 16 bits and keeps trained weights in float32, sharded over the processes.
 
     It begins with casting the model's weights to that format (deepspeed 0.19, `_cast_module_mixed_precision`).
     """
@@ -156,27 +156,27 @@ def deepspeed_settings(config: TrainConfig) -> dict[str, Any] | None:
     return settings
 
 
-def stage_of(settings: dict[str, Any] | None) -> int:
+def zero_stage(settings: dict[str, Any] | None) -> int:
     """The ZeRO stage of DeepSpeed settings; 0 without them."""
     return int((settings or {}).get("zero_optimization", {}).get("stage", 0))
 
 
 def arguments(config: TrainConfig, world: World) -> TrainingArguments:
-    """The Trainer's settings. Starts the process group and takes the device, so nothing that can fail early comes after it.
+    """The Trainer's arguments. Starts the process group and takes the device, so all early checks must come before it.
 
-    Made before the model, which ZeRO-3 cuts up while it is loaded.
+    Must be called before the model is loaded, which ZeRO-3 shards while it is read.
     """
-    import transformers
+    from cos_core.training.trainer import OneDeviceArguments
 
     gpu = on_gpu(config)
     settings = deepspeed_settings(config)
     if not gpu:
-        _without_accelerator(settings)
+        _use_plain_gloo(settings)
     if settings is not None and "RANK" not in os.environ:
-        # DeepSpeed wants a launcher's words even for one process.
-        os.environ.update(_ALONE)
+        # DeepSpeed needs a launcher's variables even for one process.
+        os.environ.update(_SINGLE_PROCESS)
     recompute, half = recomputes(config), arithmetic(config)
-    made = transformers.TrainingArguments(
+    result = OneDeviceArguments(
         output_dir=str(config.out / CHECKPOINTS),
         seed=config.seed,
         num_train_epochs=config.epochs,
@@ -188,7 +188,7 @@ def arguments(config: TrainConfig, world: World) -> TrainingArguments:
         warmup_steps=config.warmup_ratio,
         weight_decay=config.weight_decay,
         max_grad_norm=1.0,
-        # DeepSpeed cuts up the optimiser it is given; the fused one is for whole ones.
+        # DeepSpeed shards the optimiser that it is given, which the fused one does not support.
         optim="adamw_torch" if settings else "adamw_torch_fused",
         use_cpu=not gpu,
         bf16=half == "bfloat16",
@@ -218,21 +218,19 @@ def arguments(config: TrainConfig, world: World) -> TrainingArguments:
 
         # On a CPU the Trainer's helpers open torch's group only, and ZeRO-3's loading would count one process.
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
-    # Several GPUs are work for several processes, never for the Trainer's DataParallel.
-    made._n_gpu = min(1, made.n_gpu)
-    return made
+    return result
 
 
 def reporters(config: TrainConfig, main: bool) -> list[Any]:
     """The Trainer's own TensorBoard reports, into `tensorboard/` in the output folder.
 
-    Weights & Biases finds its way alone, save for the project: the Trainer's "huggingface" where WANDB_PROJECT names none, even
-    when the user's W&B settings do. Theirs, or else "cos", is put there.
+    Weights & Biases needs no callback here, but its project is set: the Trainer takes "huggingface" where WANDB_PROJECT names
+    none, even when the user's W&B settings name one. That one, or else "cos", is put there.
     """
     if config.report_to == "wandb" and main:
         import wandb
 
-        # Taken out first: wandb would read an empty one as a project's name.
+        # Removed first: wandb would read an empty value as a project's name.
         named = os.environ.pop("WANDB_PROJECT", "")
         os.environ["WANDB_PROJECT"] = named or wandb.setup().settings.project or "cos"
     if config.report_to != "tensorboard" or not main:
@@ -243,8 +241,8 @@ def reporters(config: TrainConfig, main: bool) -> list[Any]:
     return [TensorBoardCallback(SummaryWriter(str(config.out / TENSORBOARD)))]
 
 
-def _without_accelerator(settings: dict[str, Any] | None) -> None:
-    """Keeps DeepSpeed on plain gloo: no compiler at work for a shared-memory backend."""
+def _use_plain_gloo(settings: dict[str, Any] | None) -> None:
+    """Keeps DeepSpeed on plain gloo, so that it compiles no shared-memory backend."""
     if settings is None:
         return
     import deepspeed.ops

@@ -1,7 +1,7 @@
-"""What an annotator sees in the place of a picture: its candidate regions, each cut at full resolution, a few tokens each.
+"""The regions that an annotator sees in place of a picture, each cut at full resolution, a few tokens each.
 
 `cos annotate --backbone regions` shows a model pictures so (backbones/regions.py); fine-tuned on answers alone, the model
-learns to read such albums and to bind a question to the region that answers it, without any region being told.
+learns to use such inputs and to attend to the region that answers a question, without any labelled region.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from cos_core.models.llava import Llava
 
-_ABOUT = 30
+_EXPECTED_REGIONS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class RegionCrops:
         return self.tokens**2
 
     @property
-    def about(self) -> int:
-        """A guess at the number of regions a picture, for plans."""
-        return _ABOUT
+    def expected_regions(self) -> int:
+        """A guess at the number of regions per picture, for cost estimates and sorting by length."""
+        return _EXPECTED_REGIONS
 
     def crops(self, picture: Image, path: str, crop_from: CropFrom, fill: tuple[int, int, int]) -> tuple[Image, ...]:
         """The regions of a picture as the backbone cuts them, under the profile's `crop_from` and the checkpoint's `fill`.
@@ -52,12 +52,12 @@ class RegionCrops:
 
 
 @contextmanager
-def regions_as_tokens(llava: Llava, album: RegionCrops | None) -> Iterator[None]:
-    """Inside, what the projector makes of a region is pooled to the album's tokens, as the backbone pools it.
+def regions_as_tokens(llava: Llava, region_crops: RegionCrops | None) -> Iterator[None]:
+    """Inside, the projector's output for a region is pooled to the tokens of `region_crops`, as the backbone pools it.
 
     A hook on the projector, so that the model's own forward does the rest under every engine, ZeRO-3's included.
     """
-    if album is None:
+    if region_crops is None:
         yield
         return
     from cos_core.backbones.regions import centre_tokens
@@ -65,7 +65,7 @@ def regions_as_tokens(llava: Llava, album: RegionCrops | None) -> Iterator[None]
     model = llava.model
 
     def pooled(_projector: Any, _inputs: Any, features: Any) -> Any:
-        return centre_tokens(features, llava, album.tokens).unflatten(0, (features.shape[0], album.positions))
+        return centre_tokens(features, llava, region_crops.tokens).unflatten(0, (features.shape[0], region_crops.positions))
 
     whole = model.get_base_model() if hasattr(model, "peft_config") else model
     hook = whole.model.multi_modal_projector.register_forward_hook(pooled)
