@@ -22,7 +22,7 @@ help:
 	@echo "make setup        .venv with everything, leaves .venv/bin/cos (demo and test do this by themselves)"
 	@echo "make lint         ruff (its security rules too), mypy, shellcheck, deptry, pip check, a search for secrets; the time of each"
 	@echo "make audit        every pinned package against the database of known weaknesses (needs the network)"
-	@echo "make faults       every bad input and injected fault, written down in docs/faults.md (a quarter of an hour)"
+	@echo "make faults       every bad input and injected fault, recorded anew in tests/*/*.tsv (a quarter of an hour)"
 	@echo "make bench        the benchmarks"
 	@echo "make completions  writes completions/commands.tsv again"
 	@echo "make reference    writes docs/reference/cli.md again"
@@ -96,9 +96,10 @@ test-vllm: $(STAMP) .venv-vllm/.installed
 .venv-vllm/.installed: tests/with_vllm/install.sh tests/with_vllm/requirements.txt
 	tests/with_vllm/install.sh .venv-vllm $(PYTHON)
 
-# Every bad input and every injected fault once, and docs/faults.md from what came of them.
+# Every bad input and every injected fault once, and what came of them into tests/bad/inputs.tsv and tests/faults/faults.tsv.
+# ARGS="'store export'" takes the faults of that stage alone.
 faults: $(STAMP)
-	PYTHONPATH=.:tests $(BIN)/python -m bad.table
+	PYTHONPATH=.:tests $(BIN)/python -m bad.recorded $(ARGS)
 
 bench: $(STAMP)
 	@for file in benchmarks/*.py; do [ -e "$$file" ] || { echo "no benchmarks yet"; break; }; \

@@ -87,7 +87,7 @@ def infer(session: Session, config: InferConfig, how: InferOptions) -> None:
 
 def answer(config: InferConfig, how: InferOptions, session: Session) -> None:
     """One answer about one picture: printed, drawn and written as asked."""
-    from cos_core.files.jsonl import DurableWriter
+    from cos_core.files.durable_writer import DurableWriter
     from cos_core.infer.chat import answer_one
     from cos_core.infer.stage import check_out
 

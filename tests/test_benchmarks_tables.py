@@ -18,7 +18,7 @@ from cos_core.benchmarks import _tsv, hrbench
 from cos_core.errors import InputError
 from cos_core.evaluate import EvalConfig
 from cos_core.evaluate import stage as evaluate
-from cos_core.files import manifest
+from cos_core.files.durable import atomic_file
 from cos_core.files.images import open_image
 
 HEAD = ["index", "question", "A", "B", "C", "D", "answer", "category", "image", "l2-category"]
@@ -149,7 +149,7 @@ class TestUnpacking:
         table(tmp_path, [(1, b64(RED)), (2, b64(GREEN))])
 
         def full(path: Path, data: bytes) -> None:
-            with manifest.atomic_file(path) as file:
+            with atomic_file(path) as file:
                 file.write(data[:50])
                 raise OSError(28, "No space left on device")
 

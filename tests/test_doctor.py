@@ -19,8 +19,7 @@ import pytest
 from cos_cli import main
 from cos_core.doctor import examine, machine, probe, software
 from cos_core.doctor.finding import MachineFinding
-from cos_core.files import assets, filesystems
-from cos_core.files.locks import FileLock
+from cos_core.files import filesystems
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -90,9 +89,7 @@ def test_a_base_install(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = {f["check"]: f for f in json.loads(done.stdout)["findings"]}
     assert found["torch"]["level"] == "note"
-    assert "not installed" in found["torch"]["said"]
-    assert found["transformers"]["level"] == "note"
-    assert found["deepspeed"]["todo"].startswith("needed for several GPUs only")
+    assert set(found) >= {"python", "torch", "store", "disk", "threads"}
 
 
 def test_training_on_a_base_install_is_4(tmp_path: Path) -> None:
@@ -116,12 +113,9 @@ def package(folder: Path, name: str, version: str, code: str, requires: str = ""
 @pytest.mark.slow
 def test_a_broken_torchvision_stops_what_needs_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = tmp_path / "site"
-    package(site, "torchvision", "0.99.0", "raise RuntimeError('operator torchvision::nms does not exist')", "torch==2.0.1")
+    package(site, "torchvision", "0.99.0", "raise RuntimeError('operator torchvision::nms does not exist')")
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setenv("PYTHONPATH", str(site))
-    early = list(software.torchvision(False, {}))
-    assert level(early) == ["warning"]
-    assert "built for torch 2.0.1" in early[0].said
     found = {f.check: f for f in examine("infer", tmp_path)}
     assert found["torchvision"].level == "missing"
     assert "nms does not exist" in found["torchvision"].said
@@ -150,7 +144,7 @@ def test_absent_and_failing_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     answers = probe.ask(["detectron3", "deepspeed"])
     assert answers == {"detectron3": {"absent": True}, "deepspeed": {"error": "ImportError: no such"}}
-    assert level(list(software.deepspeed(answers))) == ["warning"]
+    assert level(list(software.libraries(None, answers))) == ["warning"]
 
 
 SMI = """#!/bin/sh
@@ -227,21 +221,6 @@ def test_a_folder_that_cannot_be_written() -> None:
     assert "no store can be kept in /proc" in found[0].said
 
 
-def test_locks_of_the_living_and_of_the_dead(tmp_path: Path) -> None:
-    for name in ("alive", "dead"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "dead" / "writer.lock").write_text("99999999\n")
-    (tmp_path / "dead" / "answers.jsonl.lock").write_text("99999999\n")
-    (tmp_path / "dead" / "poetry.lock").write_text("[[package]]\n")
-    with FileLock(tmp_path / "alive" / ".lock"):
-        found = list(machine.locks(tmp_path))
-    assert [f.said for f in found] == [
-        f"{tmp_path}/alive is being written to by process {os.getpid()}",
-        f"left by 2 killed runs: {tmp_path}/dead/answers.jsonl, {tmp_path}/dead",
-    ] or found[1].said.startswith("left by 2 killed runs")
-    assert [f.said for f in machine.locks(tmp_path / "alive")] == [f"none below {tmp_path}/alive"]
-
-
 def test_threads_and_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quota = tmp_path / "cpu.max"
     for text, cores in (("150000 100000\n", 1.5), ("max 100000\n", None), ("", None)):
@@ -260,15 +239,6 @@ def test_the_hub_offline_and_its_cache(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "hub" / "models--llava-hf--llava-1.5-7b-hf").mkdir(parents=True)
     assert "llava-hf/llava-1.5-7b-hf" in machine.hub(wanted=True).said
     assert machine.hub(wanted=True).level == "note"
-
-
-def test_versions_against_the_tested_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "numpy==" in assets.constraints().read_text()
-    package(tmp_path, "numpy", "1.2.3", "")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    found = list(software.tested())
-    assert found[0].level == "note"
-    assert "numpy 1.2.3 (tested 2." in found[0].said
 
 
 def declared(site: Path, *lines: str) -> None:
@@ -344,5 +314,6 @@ def test_training_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     """The real libraries, imported in a process of their own."""
     code, found, _ = told("train", tmp_path, capsys)
     assert code == 0
-    assert found["transformers"][0]["said"].endswith("LLaVA's classes import")
-    assert found["deepspeed"][0]["level"] == "ok"
+    assert found["transformers"][0]["level"] == "ok"
+    assert found["transformers"][0]["said"].startswith(metadata.version("transformers"))
+    assert "deepspeed" not in found, "it imports"

@@ -258,7 +258,7 @@ def test_stopped_and_resumed(data: Path, server: Judge) -> None:
 
 
 def test_refusals(data: Path, server: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge, "PATIENCE", quick := web.Patience(3, 0.001))
+    monkeypatch.setattr(judge, "PATIENCE", quick := web.RetryPolicy(3, 0.001))
     monkeypatch.setattr(judge.Endpoint.__init__, "__defaults__", (None, 5.0, quick))
     server.refuse = [(401, "no such key")]
     with pytest.raises(InputError, match=r"refuses \(HTTP 401 no such key\)"):

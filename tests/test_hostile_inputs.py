@@ -15,13 +15,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from bad import cases, table
-from bad.run import Outcome, call
+from bad import cases, recorded
+from bad.run import Outcome, call, warm
 from bad.world import Case, World, lines, make_world
 
 from cos_cli import main
 
 CASES = cases()
+RECORDED = {(row.family, row.name): row for row in recorded.read(recorded.INPUTS, recorded.InputRow)}
 DOCUMENTED = {0, 2, 3, 4, 5, 6, 75, 130, 141}
 
 
@@ -45,9 +46,7 @@ def everything(root: Path) -> dict[str, bytes | None]:
 
 @pytest.fixture(scope="module")
 def loaded(world: World) -> None:
-    """Once, so that what torch and transformers do when they are imported is not a case's doing."""
-    words = ["infer", "--model", "miniature", "--image", str(world.images / "a.png"), "--question", "q?"]
-    assert main.run(words) == 0
+    warm(world)
 
 
 def params() -> list[object]:
@@ -67,7 +66,7 @@ def check(case: Case, outcome: Outcome, world: World, folder: Path) -> None:
     assert outcome.code == case.code, outcome.err
     assert outcome.code in DOCUMENTED
     assert "Traceback" not in outcome.err
-    assert case.said in outcome.err
+    assert case.fact in outcome.err
     assert case.names in outcome.err
     sentences = [line for line in outcome.err.splitlines() if line.startswith("cos: ")]
     if case.code in (3, 4, 5, 6):
@@ -76,6 +75,7 @@ def check(case: Case, outcome: Outcome, world: World, folder: Path) -> None:
     else:
         assert sentences == []
     assert "\x1b" not in outcome.err
+    assert recorded.InputRow.of(case, outcome) == RECORDED[case.family, case.name], "`make faults` records what is meant to be"
     assert outcome.strayed(folder) == []
     assert outcome.peeped(world, folder) == []
     assert not (folder / "trapped").exists(), "a pickle was run"
@@ -87,10 +87,16 @@ def test_they_are_many_and_distinct() -> None:
     assert [name for name, count in Counter(map(str, CASES)).items() if count > 1] == []
 
 
-def test_the_table_in_the_documentation_has_every_case() -> None:
-    """Its sentences are from a run (`make faults`); here only that no case is missing and none is told otherwise."""
-    told = table.read()
-    assert [(row.family, row.name, row.code) for row in told] == [(c.family, c.name, str(c.code)) for c in CASES]
+def test_every_case_is_recorded() -> None:
+    rows = recorded.read(recorded.INPUTS, recorded.InputRow)
+    assert [(row.family, row.name, row.code) for row in rows] == [(c.family, c.name, str(c.code)) for c in CASES]
+
+
+def test_the_page_of_exit_codes_states_the_counts() -> None:
+    faults = sum(int(row.times) for row in recorded.read(recorded.FAULTS, recorded.FaultRow))
+    page = (Path(__file__).parents[1] / "docs" / "reference" / "exit-codes.md").read_text(encoding="utf-8")
+    assert f"{len(CASES)} bad inputs" in page
+    assert f"{faults:,} injected faults" in page
 
 
 # --- processes ---

@@ -18,7 +18,7 @@ from two_passes import BOX, QUIET, Recorder, comparable, failing_data, make_conf
 from cos_core.engines.scripted import ScriptedEngine, last_user_text
 from cos_core.errors import FailuresError, InputError, LockedError
 from cos_core.files import manifest
-from cos_core.files.jsonl import DurableWriter
+from cos_core.files.durable_writer import DurableWriter
 from cos_core.infer import InferConfig, run
 from cos_core.interfaces import Reply, Request
 

@@ -18,7 +18,8 @@ import cos_core
 from cos_core.errors import InputError, LockedError
 from cos_core.files import json_window, jsonl
 from cos_core.files.big_json import read_json_list, read_members
-from cos_core.files.jsonl import DurableWriter, Problem, read_lines
+from cos_core.files.durable_writer import DurableWriter
+from cos_core.files.jsonl import Problem, read_lines
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(cos_core.__file__).parents[1])}
 
@@ -210,9 +211,10 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
         with pytest.raises(LockedError) as caught:
             DurableWriter(path)
         assert caught.value.exit_code == 75
-        code = f"from cos_core.files.jsonl import DurableWriter\nfrom pathlib import Path\nDurableWriter(Path({str(path)!r}))"
-        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False)
-        assert f"LockedError: another process (id {os.getpid()}) is writing to {path}" in other.stderr
+        code = "import sys, pathlib, cos_core.files.durable_writer as w; w.DurableWriter(pathlib.Path(sys.argv[1]))"
+        other = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+        assert "LockedError" in other.stderr
+        assert str(os.getpid()) in other.stderr
     DurableWriter(path).close()
 
 
@@ -232,7 +234,7 @@ def test_what_is_no_json_is_refused_and_the_file_stays_whole(tmp_path: Path) -> 
 KILLED = """
 import sys
 from pathlib import Path
-from cos_core.files.jsonl import DurableWriter
+from cos_core.files.durable_writer import DurableWriter
 with DurableWriter(Path(sys.argv[1]), batch=50) as writer:
     for i in range(1_000_000):
         writer.append({"i": i, "text": "x" * 100})
@@ -262,7 +264,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from cos_core.errors import InputError
-from cos_core.files.jsonl import DurableWriter
+from cos_core.files.durable_writer import DurableWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 with DurableWriter(Path(sys.argv[1])) as writer:

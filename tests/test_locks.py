@@ -133,7 +133,7 @@ def test_a_lock_is_open_to_the_group_whatever_the_umask(tmp_path: Path) -> None:
 
 
 def test_two_names_of_one_output_share_its_lock(tmp_path: Path) -> None:
-    from cos_core.files.jsonl import DurableWriter
+    from cos_core.files.durable_writer import DurableWriter
 
     real = tmp_path / "answers.jsonl"
     real.write_text("{}\n")

@@ -100,15 +100,11 @@ def test_it_runs_from_another_folder(programs: Path, tmp_path: Path) -> None:
 
 
 def test_the_doctor_tells_the_truth_about_a_bare_machine(programs: Path, tmp_path: Path) -> None:
-    """No compiler is on the path here, no GPU and no detectron2 on the test machine."""
+    """No GPU is on the test machine."""
     done = call(programs, tmp_path, "doctor", "--json")
     assert done.returncode == 0, done.stderr
     found = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
     assert found["python"]["said"].endswith(str(programs / "python"))
-    assert found["versions"]["level"] in ("ok", "note")
     assert found["store"] == {"check": "store", "level": "ok", "said": "LMDB writes, reads and locks in .", "todo": None}
     if not list(Path("/proc/driver/nvidia/gpus").glob("*")):
         assert found["gpu"]["said"] == "no NVIDIA GPU"
-    if "deepspeed" in found and found["deepspeed"]["level"] == "ok":
-        assert "a C++ compiler" in found["operators"]["said"]
-        assert "nvcc" in found["operators"]["said"]

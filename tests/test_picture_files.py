@@ -18,7 +18,7 @@ from two_passes import QUIET, Recorder, make_config, stored
 from cos_core.errors import FailuresError, InputError, TransientError
 from cos_core.files.images import ImageSource, foreign, open_image, picture_size
 from cos_core.files.jsonl import open_input
-from cos_core.files.picture_files import PictureFolder, check_seen, image_path, listed, shipped, witness
+from cos_core.files.picture_files import PictureFolder, check_visible, first_existing, image_path, listed, shipped
 from cos_core.infer import InferConfig, run
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
@@ -47,8 +47,8 @@ def test_links_are_followed_for_whoever_says_they_are_his(name: str, linked: Pat
     assert open_image(root, name).size == picture_size(root, name) == (5, 3)
     (sent,) = shipped(root, [name]).values()
     assert not isinstance(sent, InputError)
-    assert witness(root, [name]) == name
-    check_seen(root, name)
+    assert first_existing(root, [name]) == name
+    check_visible(root, name)
     for careful in (linked, PictureFolder(linked)):
         with pytest.raises(InputError, match=r"leaves the image folder .* by a link; give --follow-links"):
             open_image(careful, name)

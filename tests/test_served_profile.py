@@ -139,7 +139,7 @@ def test_the_key_stays_with_the_server_that_it_is_for(monkeypatch: pytest.Monkey
 
             threading.Thread(target=redirect, daemon=True).start()
             # A redirection is an answer and is not followed.
-            assert _served.ask(f"http://127.0.0.1:{redirects.getsockname()[1]}/v1", "/models").code == 302
+            assert _served.ask(f"http://127.0.0.1:{redirects.getsockname()[1]}/v1", "/models").status == 302
 
 
 WARNED = "the checkpoint behind the served model"

@@ -16,7 +16,7 @@ from cos_core.engines.openai import build
 from cos_core.errors import CosError
 from cos_core.evaluate.judge import Endpoint
 from cos_core.interfaces import Request
-from cos_core.web.client import Patience
+from cos_core.web.client import RetryPolicy
 
 # pragma: allowlist nextline secret
 KEY = "sk-0123456789-not-to-be-seen"
@@ -46,7 +46,7 @@ def engine(url: str, timeout: float) -> tuple[str | None, str]:
 
 def judge(url: str, timeout: float) -> tuple[str | None, str]:
     try:
-        return Endpoint(url, "m", timeout=timeout, patience=Patience(ATTEMPTS, 0.001, PAUSES)).ask("?", 0.0).text.strip(), ""
+        return Endpoint(url, "m", timeout=timeout, patience=RetryPolicy(ATTEMPTS, 0.001, PAUSES)).ask("?", 0.0).text.strip(), ""
     except CosError as error:
         return None, str(error)
 

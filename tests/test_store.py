@@ -193,7 +193,8 @@ def test_a_store_without_a_usable_reader_table_is_read(tmp_path: Path, writer: S
 SECOND_WRITER = """
 import sys
 from pathlib import Path
-from cos_core.store.annotations import Store; from cos_core.store import codec, environment
+from cos_core.store import codec, environment
+from cos_core.store.annotations import Store
 Store.create_or_resume(Path(sys.argv[1]), "0123456789abcdef", {})
 """
 
@@ -230,7 +231,8 @@ def test_readers_of_one_process_share_and_see_new_commits(tmp_path: Path, writer
 READER = """
 import sys
 from pathlib import Path
-from cos_core.store.annotations import Store; from cos_core.store import codec, environment
+from cos_core.store import codec, environment
+from cos_core.store.annotations import Store
 with Store.read(Path(sys.argv[1])) as store:
     print("open", flush=True)
     for line in sys.stdin:
@@ -304,7 +306,8 @@ ANNOTATE = """
 import sys
 from pathlib import Path
 from cos_core.geometry import Box
-from cos_core.store.annotations import Store; from cos_core.store import codec, environment
+from cos_core.store import codec, environment
+from cos_core.store.annotations import Store
 from cos_core.types import Annotation
 path, count = Path(sys.argv[1]), int(sys.argv[2])
 with Store.create_or_resume(path, "0123456789abcdef", {}) as store:
@@ -351,7 +354,8 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from cos_core.errors import InputError
-from cos_core.store.annotations import Store; from cos_core.store import codec, environment
+from cos_core.store import codec, environment
+from cos_core.store.annotations import Store
 from cos_core.types import Annotation
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 with Store.create_or_resume(Path(sys.argv[1]), "f", {}) as store:

@@ -28,7 +28,7 @@ from cos_core.store.annotations import Store
 from cos_core.types import Example, Prediction
 from cos_core.visualize import boxes, overlay
 from cos_core.visualize import contact_sheets as compare
-from cos_core.visualize.export import FORMATS, RunExportConfig
+from cos_core.visualize.config import FORMATS, RunExportConfig
 from cos_core.visualize.export import run as export
 from cos_core.visualize.gallery import publishing, write_page
 from cos_core.visualize.html import Html
@@ -115,7 +115,7 @@ from cos_core.files import manifest
 from cos_core.interfaces import SilentReporter
 from cos_core.visualize import gallery
 from cos_core.visualize.run_report import ReportConfig, run
-gallery.manifest.atomic_write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+gallery.atomic_write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 run(ReportConfig((Path(sys.argv[1]),), Path(sys.argv[2]), embed_mb=0.0, cards=1), SilentReporter())
 """
 

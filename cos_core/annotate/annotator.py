@@ -14,8 +14,8 @@ from cos_core.annotate.config import AnnotateConfig
 from cos_core.backbones._each import relevance_of_each
 from cos_core.errors import InputError
 from cos_core.files import manifest, plug
+from cos_core.files.durable import utf8
 from cos_core.files.images import ImageSource
-from cos_core.files.jsonl import utf8
 from cos_core.files.picture_files import Root
 from cos_core.files.read_ahead import Pictures
 from cos_core.geometry import SquarePad

@@ -73,7 +73,7 @@ def run(config: AnnotateConfig, reporter: Reporter) -> RunManifest:
     survey = survey_of(config, reporter)
     inputs = {"data": manifest.files_input(config.data), "model": {"path": str(config.model)}}
     pictures = (group[0].image or "" for window in windows(config, survey.snapshot) for group in window)
-    job = AnnotateJob(config, picture_files.witness(config.pictures, pictures))
+    job = AnnotateJob(config, picture_files.first_existing(config.pictures, pictures))
     needs_model = load("policies", config.policy).source == "model"
     with runners.build(config.scale, job, config.device, reporter, config.model if needs_model else None) as runner:
         about = runner.about

@@ -58,7 +58,7 @@ class AnnotateJob:
     def start(self, device: str) -> AnnotateWorker:
         config = self.config
         if not config.scale.ship_images:
-            picture_files.check_seen(config.pictures, self.known_picture)
+            picture_files.check_visible(config.pictures, self.known_picture)
         return AnnotateWorker(regions.build(replace(config, device=device)), config)
 
     def split(self, portion: WindowBatch) -> list[WindowBatch]:

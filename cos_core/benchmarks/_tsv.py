@@ -17,6 +17,7 @@ from urllib.parse import unquote
 from cos_core.benchmarks import _files
 from cos_core.errors import InputError
 from cos_core.files import manifest
+from cos_core.files.durable import atomic_write
 from cos_core.files.jsonl import decode, open_input
 
 _CELL_LIMIT = 256 * 2**20
@@ -162,12 +163,12 @@ def unpack(path: Path, folder: Path, stem: Callable[[str], str]) -> list[str]:
                 problems.append(f"{path}:{line}: the picture of row {row['index']} cannot be unpacked: {error}")
                 data = cell.encode("utf-8", "replace")[:_SHOWN_OF_BAD]
             if state is None or state[0] != len(data) or target.read_bytes() != data:
-                manifest.atomic_write(target, data)
+                atomic_write(target, data)
         made[name] = [mark, *(_state(target) or ())]
     if made != known:
         # In a folder that others prepared, read-only, everything is compared each time.
         with suppress(InputError):
-            manifest.atomic_write(notes, manifest.canonical(made))
+            atomic_write(notes, manifest.canonical(made))
     return [*problems, *(f"{path}: {words}" for words in shown.problems())]
 
 

@@ -18,7 +18,7 @@ from cos_core.demo import story
 from cos_core.demo.config import ARMS, BASE, CENTRE, LABELS, MAIN, UNTRAINED, Arm, DemoConfig, arm, settings
 from cos_core.dialogue.prompts import checkpoint_profile
 from cos_core.errors import InputError
-from cos_core.files import manifest
+from cos_core.files import durable, manifest
 from cos_core.interfaces import SilentReporter
 from cos_core.miniature.scenes import KINDS
 from cos_core.models.checkpoint_info import fill_of
@@ -68,8 +68,8 @@ def write(config: DemoConfig) -> dict[str, Any]:
         "versions": manifest.versions(),
         "hardware": manifest.hardware(),
     }
-    manifest.atomic_write(config.out / "results.json", json.dumps(results, indent=2) + "\n")
-    manifest.atomic_write(config.out / "table.md", "\n".join(markdown(results)) + "\n")
+    durable.atomic_write(config.out / "results.json", json.dumps(results, indent=2) + "\n")
+    durable.atomic_write(config.out / "table.md", "\n".join(markdown(results)) + "\n")
     _write_page(config, results, finished, [pair for _, _, pair in compared], test)
     return results
 

@@ -12,7 +12,7 @@ from typing import Any
 from cos_core.demo.config import DemoConfig
 from cos_core.demo.steps import Task, plan
 from cos_core.errors import CosError, InputError
-from cos_core.files import manifest
+from cos_core.files import durable
 from cos_core.files.locks import FileLock
 from cos_core.interfaces import Reporter, SilentReporter
 from cos_core.system import worker_process
@@ -71,7 +71,7 @@ def _check_settings(config: DemoConfig) -> None:
         if recorded != settings:
             raise InputError(f"{config.out} holds a demo with other settings ({recorded}); choose another --out or remove it")
         return
-    manifest.atomic_write(path, json.dumps(settings, indent=2) + "\n")
+    durable.atomic_write(path, json.dumps(settings, indent=2) + "\n")
 
 
 def _run_steps(config: DemoConfig, tasks: Sequence[Task], reporter: Reporter) -> None:

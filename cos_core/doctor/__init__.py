@@ -29,7 +29,6 @@ def examine(task: str | None, folder: Path) -> Iterator[MachineFinding]:
         raise InputError(f"there is no folder {folder} to look at")
     with_model = task in MODEL_TASKS
     yield software.python()
-    yield from software.tested()
     yield from software.allowed(task)
     gpus, found = machine.gpus(wanted=with_model)
     yield from found
@@ -40,16 +39,8 @@ def examine(task: str | None, folder: Path) -> Iterator[MachineFinding]:
         answers = ask(modules)
     yield from software.torch(with_model, bool(gpus), machine.driver_cuda(), answers)
     yield from software.libraries(task, answers)
-    yield from software.torchvision(with_model, answers)
-    if task in (None, "train"):
-        yield from software.deepspeed(answers)
-    if task in (None, "annotate"):
-        yield software.detectron2(answers)
-    if task in (None, "eval"):
-        yield software.sheets()
     yield from machine.store(folder, needed=task in ("annotate", "train"))
     yield from machine.disk(folder, task)
-    yield from machine.locks(folder)
     yield machine.hub(with_model)
     yield machine.shared_memory()
     yield machine.threads()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -17,7 +16,6 @@ from cos_core.files import filesystems
 GIB = 2**30
 _QUERY = "--query-gpu=name,memory.free,memory.total,driver_version"
 _STORE_SECONDS = 30.0
-_DEPTH, _ENTRIES = 3, 20_000
 _NEEDED_GIB = {"train": 60, "annotate": 10, "infer": 20}
 """Free space: a 7B checkpoint and its optimiser states; a store; the weights in the hub's cache."""
 
@@ -86,22 +84,6 @@ def disk(folder: Path, task: str | None) -> Iterator[MachineFinding]:
         )
 
 
-def locks(folder: Path) -> Iterator[MachineFinding]:
-    """Lock files below `folder`: those of living processes, and those that killed ones left."""
-    left: list[Path] = []
-    held: list[Path] = []
-    for path in _lock_files(folder):
-        (held if _is_held(path) else left).append(path)
-    for path in held:
-        yield MachineFinding("locks", "note", f"{_place(path)} is being written to{_holder(path)}", "wait for it, or stop it")
-    if left:
-        shown = ", ".join(str(_place(path)) for path in left[:3]) + (" ..." if len(left) > 3 else "")
-        todo = "none needed: the next run takes over and continues"
-        yield MachineFinding("locks", "note", f"left by {len(left)} killed run{'s'[: len(left) > 1]}: {shown}", todo)
-    if not held and not left:
-        yield MachineFinding("locks", "ok", f"none below {folder}")
-
-
 def hub(wanted: bool) -> MachineFinding:
     """Where weights by hub id come from."""
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface").expanduser()
@@ -163,49 +145,6 @@ def _nvidia_smi(*arguments: str) -> str | None:
 
 def _mib(text: str) -> str:
     return f"{int(text) / 1024:.0f} GiB" if text.isdigit() else text
-
-
-def _lock_files(folder: Path) -> Iterator[Path]:
-    """Files that cos locks by, to a certain depth; links are not followed."""
-    left = _ENTRIES
-    for place, folders, files in os.walk(folder):
-        depth = len(Path(place).relative_to(folder).parts)
-        folders[:] = [] if depth >= _DEPTH else [name for name in folders if not name.startswith((".git", ".venv"))]
-        left -= len(files) + len(folders)
-        if left < 0:
-            return
-        yield from (Path(place) / name for name in files if name.endswith(".lock") and _is_ours(Path(place) / name))
-
-
-def _is_ours(path: Path) -> bool:
-    """A lock of cos holds nothing but a process id."""
-    try:
-        return path.stat().st_size < 32 and path.read_bytes().strip().isdigit()
-    except OSError:
-        return False
-
-
-def _is_held(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
-def _holder(path: Path) -> str:
-    try:
-        return f" by process {int(path.read_bytes())}"
-    except (OSError, ValueError):
-        return ""
-
-
-def _place(path: Path) -> Path:
-    """What is locked: the folder, or the file that the lock is named after."""
-    return path.parent if path.name in (".lock", "writer.lock", "demo.lock") else path.with_suffix("")
 
 
 def _quota(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:

@@ -97,14 +97,6 @@ def about_transformers() -> dict[str, Any]:
     return {"version": transformers.__version__, "classes": [each.__name__ for each in needed]}
 
 
-def about_deepspeed() -> dict[str, Any]:
-    """Version, and which of the two optimisers' operators could be compiled or are compiled already."""
-    deepspeed = importlib.import_module("deepspeed")
-    builders = importlib.import_module("deepspeed.ops.op_builder")
-    ops = {name: bool(getattr(builders, name)().is_compatible()) for name in ("CPUAdamBuilder", "FusedAdamBuilder")}
-    return {"version": deepspeed.__version__, "ops": ops}
-
-
 def about_store(place: str) -> dict[str, Any]:
     """Writes a store in a new folder inside `place`, reads it back, and asks a second process for its lock."""
     from cos_core.geometry import Box
@@ -139,7 +131,6 @@ ABOUT = {
     "torch": about_torch,
     "torchvision": about_torchvision,
     "transformers": about_transformers,
-    "deepspeed": about_deepspeed,
 }
 
 

@@ -14,11 +14,12 @@ from cos_core.dialogue.prompts import Profile, dialogue
 from cos_core.doctor import prompt
 from cos_core.doctor.finding import MachineFinding
 from cos_core.engines import _served
-from cos_core.engines._served import Served, ServerReply
+from cos_core.engines._served import Served
 from cos_core.errors import InputError, MissingError
 from cos_core.geometry import Box
 from cos_core.models import llava
 from cos_core.types import Turn
+from cos_core.web.client import HttpReply
 
 SECONDS = 300.0
 """How long one probe may take: some servers load the model when it is first asked for."""
@@ -55,11 +56,11 @@ def examine_server(config: ServerConfig) -> Iterator[MachineFinding]:
     answers = []
     for number, turns in enumerate(dialogues, 1):
         body = {"model": config.model, "messages": _messages(served, turns)}
-        answer = _served.ask(url, "/chat/completions", {**body, "max_tokens": 1, "temperature": 0, "stream": False}, SECONDS)
-        if (refused := _refused(number, answer, config.model, _served.listed(listing))) is not None:
+        reply = _served.ask(url, "/chat/completions", {**body, "max_tokens": 1, "temperature": 0, "stream": False}, SECONDS)
+        if (refused := _refused(number, reply, config.model, _served.listed(listing))) is not None:
             yield refused
             return
-        answers.append(prompt.Seen(_count(answer), _ids(url, body)))
+        answers.append(prompt.Seen(_count(reply), _ids(url, body)))
     yield MachineFinding("passes", "ok", "both passes are answered, the second with two pictures")
     yield from _prompts(served, dialogues, answers)
     said = f"sent padded to squares in the colour {served.colour}; tokens do not show whether the server cuts or resizes them"
@@ -78,27 +79,27 @@ def _messages(served: Served, turns: Sequence[Turn]) -> list[dict[str, Any]]:
     return served.dialogue.messages(turns, {"full": picture, "roi": picture.crop((24, 24, 72, 40))})
 
 
-def _reached(url: str, listing: ServerReply) -> MachineFinding:
-    if listing.code is None:
+def _reached(url: str, listing: HttpReply) -> MachineFinding:
+    if listing.status is None:
         todo = "start it, or mend --server: its address up to /v1"
-        return MachineFinding("server", "missing", f"{url} is not reached: {listing.words}", todo)
-    if listing.code in (401, 403):
+        return MachineFinding("server", "missing", f"{url} is not reached: {listing.message}", todo)
+    if listing.status in (401, 403):
         return _key_refused(listing)
-    if 300 <= listing.code < 400:
+    if 300 <= listing.status < 400:
         return MachineFinding(
-            "server", "missing", f"{url} is not the server itself: {listing.words}", "name it by the address it redirects to"
+            "server", "missing", f"{url} is not the server itself: {listing.message}", "name it by the address it redirects to"
         )
     models = _served.listed(listing)
     if models is None:
-        said = f"{url} answers, but does not list its models (HTTP {listing.code})"
+        said = f"{url} answers, but does not list its models (HTTP {listing.status})"
         return MachineFinding("server", "note", said, "check that the address goes up to /v1, if what follows fails")
     return MachineFinding("server", "ok", f"{url} lists {_names(models)}")
 
 
-def _key_refused(answer: ServerReply) -> MachineFinding:
+def _key_refused(reply: HttpReply) -> MachineFinding:
     sent = "the key in OPENAI_API_KEY" if _served.key() else "a request without a key"
     return MachineFinding(
-        "server", "missing", f"it refuses {sent} (HTTP {answer.code})", "export OPENAI_API_KEY=... as the server wants"
+        "server", "missing", f"it refuses {sent} (HTTP {reply.status})", "export OPENAI_API_KEY=... as the server wants"
     )
 
 
@@ -119,37 +120,42 @@ def _wording(served: Served) -> MachineFinding:
     )
 
 
-def _refused(number: int, answer: ServerReply, model: str, models: Mapping[str, Any] | None) -> MachineFinding | None:
+def _refused(number: int, reply: HttpReply, model: str, models: Mapping[str, Any] | None) -> MachineFinding | None:
     """Why a pass was not answered, or None."""
-    if answer.ok and isinstance(answer.data, dict) and isinstance(answer.data.get("choices"), list):
+    data = reply.data
+    if isinstance(data, dict) and isinstance(data.get("choices"), list):
         return None
-    words = answer.words or "the answer is no chat completion"
-    if answer.code in (401, 403):
-        return _key_refused(answer)
-    if "chat template" in words.lower() or "chat_template" in words.lower():
+    message = reply.message or f"not a chat completion: {reply.body[:80]!r}"
+    if reply.status in (401, 403):
+        return _key_refused(reply)
+    if "chat template" in message.lower() or "chat_template" in message.lower():
         todo = "serve a checkpoint that holds one (chat_template.jinja), or name one: vllm serve ... --chat-template FILE"
-        return MachineFinding("passes", "missing", f"the served model has no chat template: {words}", todo)
-    if _LIMITED.search(words):
+        return MachineFinding("passes", "missing", f"the served model has no chat template: {message}", todo)
+    if _LIMITED.search(message):
         todo = """serve it with room for two: vllm serve ... --limit-mm-per-prompt '{"image": 2}'"""
         which = "a second picture" if number == 2 else "pictures"
-        return MachineFinding("passes", "missing", f"pass {number}: the server refuses {which}: {words}", todo)
-    if models is not None and model not in models and answer.code is not None:
+        return MachineFinding("passes", "missing", f"pass {number}: the server refuses {which}: {message}", todo)
+    if models is not None and model not in models and reply.status is not None:
         todo = f"name it as the server does: --model {next(iter(models), 'NAME')}"
-        return MachineFinding("model", "missing", f"{model!r} is not served; the server lists {_names(models)} ({words})", todo)
-    status = "no answer" if answer.code is None else f"HTTP {answer.code}"
-    return MachineFinding("passes", "missing", f"pass {number} is not answered: {status}: {words}", "see the server's own log")
+        return MachineFinding(
+            "model", "missing", f"{model!r} is not served; the server lists {_names(models)} ({message})", todo
+        )
+    status = "no answer" if reply.status is None else f"HTTP {reply.status}"
+    return MachineFinding(
+        "passes", "missing", f"pass {number} is not answered: {status}: {message}", "see the server's own log"
+    )
 
 
-def _count(answer: ServerReply) -> int | None:
-    usage = answer.data.get("usage")
+def _count(reply: HttpReply) -> int | None:
+    usage = reply.data.get("usage")
     count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     return count if isinstance(count, int) and count > 0 else None
 
 
 def _ids(url: str, body: dict[str, Any]) -> tuple[int, ...] | None:
     """The prompt's ids, where the server has vLLM's /tokenize."""
-    answer = _served.ask(url.removesuffix("/v1"), "/tokenize", {**body, "add_generation_prompt": True}, SECONDS)
-    ids = answer.data.get("tokens") if answer.ok and isinstance(answer.data, dict) else None
+    data = _served.ask(url.removesuffix("/v1"), "/tokenize", {**body, "add_generation_prompt": True}, SECONDS).data
+    ids = data.get("tokens") if isinstance(data, dict) else None
     if not isinstance(ids, list) or not ids or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
         return None
     return tuple(ids)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -15,21 +13,25 @@ from packaging.version import Version
 
 from cos_core.doctor.finding import Level, MachineFinding
 from cos_core.doctor.probe import Answers
-from cos_core.files import assets
 from cos_core.system.extras import install
 
-EXTRAS = {
-    "annotate": ("torch", "transformers", "safetensors", "sentencepiece", "protobuf"),
-    "train": ("torch", "transformers", "safetensors", "sentencepiece", "protobuf", "accelerate"),
-    "infer": ("torch", "transformers", "safetensors", "sentencepiece", "protobuf"),
+LIBRARIES = {
+    "annotate": ("transformers", "safetensors", "sentencepiece", "protobuf"),
+    "train": ("transformers", "safetensors", "sentencepiece", "protobuf", "accelerate"),
+    "infer": ("transformers", "safetensors", "sentencepiece", "protobuf"),
 }
-"""Packages that a task cannot do without, beyond those of the base package; all but accelerate are in the extra `model`."""
+"""Packages that a task needs beside torch and the base package; all but accelerate are in the extra `model`."""
+OPTIONAL = {
+    "torchvision": "pip uninstall torchvision (cos does not need it), or install the one for this torch",
+    "deepspeed": "reinstall it, or train without --deepspeed",
+    "detectron2": "see docs/install.md; without it --detector grid works",
+}
+"""Packages that no task needs, and what to do about one that is installed and does not import."""
 NEEDED_EXTRAS = {"annotate": ("model",), "infer": ("model",), "train": ("model", "train")}
 """The extras of which a task needs all packages."""
 RUNNING_EXTRAS = ("model", "train", "detect", "scale", "sheets")
 """The extras that users install; `dev` and `docs` are for those who change cos."""
 OLDEST = (3, 11)
-_NAMED = 4
 
 
 def version(name: str) -> str | None:
@@ -46,21 +48,6 @@ def python() -> MachineFinding:
     if sys.version_info < OLDEST:
         return MachineFinding("python", "missing", words, "use Python 3.11 or newer")
     return MachineFinding("python", "ok", words)
-
-
-def tested() -> Iterator[MachineFinding]:
-    """Installed packages against constraints.txt."""
-    pins = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;#]+)", assets.constraints().read_text(encoding="utf-8"), re.MULTILINE))
-    installed = {name: there.partition("+")[0] for name in pins if (there := version(name)) is not None}
-    other = [f"{name} {there} (tested {pins[name]})" for name, there in installed.items() if there != pins[name]]
-    if not other:
-        yield MachineFinding("versions", "ok", f"all {len(installed)} packages are the tested ones")
-    else:
-        shown = ", ".join(other[:_NAMED]) + (f" and {len(other) - _NAMED} more" if len(other) > _NAMED else "")
-        todo = f"if something fails: pip install -c {assets.constraints()} ..."
-        yield MachineFinding(
-            "versions", "note", f"{len(other)} of {len(installed)} packages are not the tested ones: {shown}", todo
-        )
 
 
 def allowed(task: str | None) -> Iterator[MachineFinding]:
@@ -121,91 +108,21 @@ def _usable(gpu: dict[str, object], answer: dict[str, object]) -> MachineFinding
 
 
 def libraries(task: str | None, answers: Answers) -> Iterator[MachineFinding]:
-    """The other packages of the task: there, and importable where that was tried."""
-    for name in EXTRAS.get(task or "", ("transformers",)):
+    """The other packages: those that the task needs, and those that were imported and are broken."""
+    needed = LIBRARIES.get(task or "", ())
+    for name in needed:
         there, error = version(name), answers.get(name, {}).get("error")
-        extra = "train" if name == "accelerate" else "model"
-        if name == "torch":
-            continue
         if there is None:
-            level: Level = "missing" if task in EXTRAS else "note"
-            yield MachineFinding(name, level, "not installed", install(extra))
+            yield MachineFinding(name, "missing", "not installed", install("train" if name == "accelerate" else "model"))
         elif error is not None:
             yield MachineFinding(name, "missing", f"{there} is installed but does not import: {error}", f"reinstall {name}")
         elif name == "transformers":
-            tried = "; LLaVA's classes import" if name in answers else ""
-            yield MachineFinding(name, "ok", there + tried)
-
-
-def torchvision(needed: bool, answers: Answers) -> Iterator[MachineFinding]:
-    """Not needed, but a broken one breaks transformers."""
-    there = version("torchvision")
-    if there is None:
-        return
-    todo = "pip uninstall torchvision (cos does not need it), or install the one for this torch"
-    error = answers.get("torchvision", {}).get("error")
-    if error is not None:
-        said = f"{there} is installed but does not import, which breaks transformers: {error}"
-        yield MachineFinding("torchvision", "missing" if needed else "warning", said, todo)
-        return
-    mine = version("torch")
-    wanted = next((m[1] for r in metadata.requires("torchvision") or () if (m := re.match(r"torch==([\d.]+)", r))), None)
-    if mine is not None and wanted is not None and mine.partition("+")[0] != wanted and "torchvision" not in answers:
-        yield MachineFinding("torchvision", "warning", f"{there} was built for torch {wanted}, and torch is {mine}", todo)
-    else:
-        yield MachineFinding("torchvision", "ok", there)
-
-
-def deepspeed(answers: Answers) -> Iterator[MachineFinding]:
-    """Importable, and whether one of its operators could be compiled."""
-    there = version("deepspeed")
-    if there is None:
-        todo = f"needed for several GPUs only: DS_BUILD_OPS=0 {install('train', '--no-build-isolation')}"
-        yield MachineFinding("deepspeed", "note", "not installed", todo)
-        return
-    answer = answers.get("deepspeed", {})
-    if "error" in answer:
-        todo = "reinstall it, or train without --deepspeed"
-        yield MachineFinding("deepspeed", "warning", f"{there} is installed but does not import: {answer['error']}", todo)
-        return
-    yield MachineFinding("deepspeed", "ok", there)
-    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
-    ninja = shutil.which("ninja") or util.find_spec("ninja")
-    cuda = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    nvcc = shutil.which("nvcc") or (cuda and (Path(cuda) / "bin" / "nvcc").is_file())
-    absent = [name for name, tool in (("a C++ compiler", compiler), ("ninja", ninja), ("nvcc", nvcc)) if not tool]
-    ops = answer.get("ops", {})
-    refused = [name.removesuffix("Builder") for name, fits in ops.items() if not fits]
-    if absent:
-        todo = "install them if zero3_offload is wanted (it compiles CPUAdam); zero2 and zero3 compile nothing on a CPU"
-        yield MachineFinding(
-            "operators", "note", f"DeepSpeed cannot compile all of its operators without {', '.join(absent)}", todo
-        )
-    elif refused:
-        yield MachineFinding("operators", "note", f"DeepSpeed will not compile {', '.join(refused)} here", "see: ds_report")
-    else:
-        yield MachineFinding(
-            "operators", "ok", "compiler, nvcc and ninja are there" + ("; DeepSpeed would use them" if ops else "")
-        )
-
-
-def detectron2(answers: Answers) -> MachineFinding:
-    """The detector of the paper; the default one needs nothing."""
-    todo = "see docs/install.md; without it --detector grid works"
-    if util.find_spec("detectron2") is None:
-        return MachineFinding("detectron2", "note", "not installed; --detector detectron2 needs it", todo)
-    error = answers.get("detectron2", {}).get("error")
-    if error is not None:
-        return MachineFinding("detectron2", "warning", f"installed but does not import: {error}", todo)
-    return MachineFinding("detectron2", "ok", version("detectron2") or "installed")
-
-
-def sheets() -> MachineFinding:
-    """What MMBench's submissions need."""
-    there = version("openpyxl")
-    if there is None:
-        return MachineFinding("openpyxl", "note", "not installed; MMBench's submissions need it", install("sheets"))
-    return MachineFinding("openpyxl", "ok", there)
+            yield MachineFinding(name, "ok", f"{there}; LLaVA's classes import")
+    for name, todo in OPTIONAL.items():
+        if (error := answers.get(name, {}).get("error")) is not None:
+            # transformers imports torchvision wherever it is installed.
+            level: Level = "missing" if name == "torchvision" and needed else "warning"
+            yield MachineFinding(name, level, f"{version(name)} is installed but does not import: {error}", todo)
 
 
 def _cuda_of_build() -> str | None:

@@ -15,28 +15,13 @@ from typing import Any
 from cos_core.dialogue.prompts import Profile
 from cos_core.engines._messages import ServedDialogue, assumed, of_folder
 from cos_core.errors import InputError
-from cos_core.files.jsonl import decode
 from cos_core.interfaces import Reporter
 from cos_core.models import hub
-from cos_core.web import client as web
 from cos_core.web.addresses import check_key, checked_address
-from cos_core.web.client import Client, ServerError
+from cos_core.web.client import Client, HttpReply, ServerError, payload
 
 SECONDS = 4.0
 """How long a server may take to list its models; listing costs it nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServerReply:
-    """What a server answered: the HTTP status, or None when none came; its JSON, or None; its words when it refused."""
-
-    code: int | None
-    data: Any = None
-    words: str = ""
-
-    @property
-    def ok(self) -> bool:
-        return self.code is not None and 200 <= self.code < 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,28 +86,22 @@ def of_model(model: str | Path, server: str | None, asked: str | Profile | None 
     return Served(name, dialogue, folder, by_root, asked)
 
 
-def listed(answer: ServerReply) -> dict[str, str | None] | None:
-    """Model -> its `root`, as an answer to GET /models lists them; None where the answer is no such list."""
-    entries = answer.data.get("data") if answer.ok and isinstance(answer.data, dict) else None
+def listed(reply: HttpReply) -> dict[str, str | None] | None:
+    """Model -> its `root`, as a reply to GET /models lists them; None where the reply is no such list."""
+    data = reply.data
+    entries = data.get("data") if isinstance(data, dict) else None
     if not isinstance(entries, list):
         return None
     known = [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
     return {entry["id"]: root if isinstance(root := entry.get("root"), str) else None for entry in known}
 
 
-def ask(url: str, path: str, body: dict[str, Any] | None = None, seconds: float = SECONDS) -> ServerReply:
+def ask(url: str, path: str, body: dict[str, Any] | None = None, seconds: float = SECONDS) -> HttpReply:
     """One request to `path` of a server, a POST of `body` or a GET. Never raises for what the server does."""
-    client = Client(url, key(), seconds)
     try:
-        heard = client.get(path) if body is None else client.post(path, web.payload(body))
+        return Client(url, key(), seconds).request(path, None if body is None else payload(body))
     except ServerError as error:
-        return ServerReply(error.status, words=str(error))
-    if not heard.ok:
-        return ServerReply(heard.status, words=heard.words)
-    try:
-        return ServerReply(heard.status, decode(heard.body))
-    except ValueError:
-        return ServerReply(heard.status, words=f"no JSON: {heard.body[:80]!r}")
+        return HttpReply(error.status, message=str(error))
 
 
 def _checkpoint(name: str) -> str | None:

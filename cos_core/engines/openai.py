@@ -22,7 +22,7 @@ from cos_core.errors import InputError
 from cos_core.files.text import one_line
 from cos_core.interfaces import Engine, Grammar, Reply, Request
 from cos_core.web import chat_completions as completions
-from cos_core.web.client import PAUSES_SECONDS, Client, Patience, ServerError, payload
+from cos_core.web.client import PAUSES_SECONDS, Client, RetryPolicy, ServerError, payload
 
 REFUSED = (400, 404, 422)
 """HTTP statuses of a server that does not take a request as it is."""
@@ -60,7 +60,7 @@ class OpenAIEngine(Engine):
         self.dialogue = dialogue
         self.concurrency = settings.concurrency
         self._client = Client(settings.url, settings.key, settings.timeout, settings.concurrency)
-        self._patience = Patience(settings.attempts, settings.pause, settings.pauses)
+        self._patience = RetryPolicy(settings.attempts, settings.pause, settings.pauses)
         self._keeps_grammars = False
         """Whether a reply has kept to a grammar."""
 

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from cos_core.errors import InputError, MissingError
 from cos_core.files import jsonl
+from cos_core.files.durable import utf8
+from cos_core.files.durable_writer import DurableWriter
 from cos_core.interfaces import BenchmarkData, JudgedBenchmark, Reporter
 from cos_core.types import Example, Prediction
 from cos_core.web import chat_completions as completions
 from cos_core.web.addresses import check_key, judge_address
 from cos_core.web.chat_completions import Completion
-from cos_core.web.client import Client, Patience, ServerError, payload
+from cos_core.web.client import Client, RetryPolicy, ServerError, payload
 
 if TYPE_CHECKING:
     from cos_core.evaluate.config import EvalConfig
@@ -39,7 +41,7 @@ TEMPERATURES = (0.0, 0.0, 0.5, 1.0, 1.5)
 (That script sends one more and does not read its reply.)"""
 
 MAX_TOKENS = 3
-PATIENCE = Patience(attempts=8, pause=1.0)
+PATIENCE = RetryPolicy(attempts=8, pause=1.0)
 """How an endpoint that is busy or out of reach is asked before the run gives up; what was graded stays."""
 
 REFUSALS = 3
@@ -82,7 +84,7 @@ def grades(
             raise InputError(f"{file} lacks {lacking} grades by {config.judge_model}; give the judge's endpoint (--judge-url)")
     elif wanted := [each for each in asked if known.get(each.key) is None]:
         endpoint = Endpoint(config.judge_url, config.judge_model, timeout=config.timeout)
-        with jsonl.DurableWriter(file, batch=1) as writer:
+        with DurableWriter(file, batch=1) as writer:
             graded = _graded(endpoint, work, wanted, any(grade is not None for grade in known.values()))
             for number, (each, record) in enumerate(graded, 1):
                 writer.append(record)
@@ -149,7 +151,7 @@ def _kept(file: Path, work: _GradingJob) -> dict[Key, float | None]:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(jsonl.utf8(text)).hexdigest()
+    return hashlib.sha256(utf8(text)).hexdigest()
 
 
 def _graded(
@@ -213,7 +215,7 @@ class Endpoint:
     """`POST <url>/chat/completions`, one user's message at a time. Waits and asks again when it is busy or out of reach."""
 
     def __init__(
-        self, url: str, model: str, key: str | None = None, timeout: float = 120.0, patience: Patience = PATIENCE
+        self, url: str, model: str, key: str | None = None, timeout: float = 120.0, patience: RetryPolicy = PATIENCE
     ) -> None:
         name = next((name for name in KEYS if os.environ.get(name)), KEYS[0])
         key = key or os.environ.get(name) or None

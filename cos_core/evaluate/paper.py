@@ -18,7 +18,8 @@ from typing import Any
 from cos_core.errors import InputError
 from cos_core.evaluate import compare_runs as compare
 from cos_core.evaluate.stage import said_beside
-from cos_core.files import csv_writer, manifest, outputs, pages
+from cos_core.files import csv_writer, outputs, pages
+from cos_core.files.durable import atomic_write
 from cos_core.scoring import comparison, statistics
 from cos_core.scoring.comparison import Comparison, ScoredRun
 
@@ -304,7 +305,7 @@ def write(cells: Sequence[PaperCell], out: Path) -> list[Path]:
         "paper.html": page(cells),
     }
     for name, text in texts.items():
-        manifest.atomic_write(out / name, text)
+        atomic_write(out / name, text)
     head = [each.name for each in fields(PaperCell)]
     csv_writer.write(out / "paper.csv", head, ([getattr(cell, name) for name in head] for cell in cells))
     return [out / name for name in ("paper.md", "paper.csv", "paper.json", "paper.html")]

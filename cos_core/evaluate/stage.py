@@ -28,6 +28,7 @@ from cos_core.evaluate.config import EvalConfig
 from cos_core.evaluate.counted import beside, said_beside
 from cos_core.evaluate.joining import NAMED, Answers, Joined, check, join, read_predictions
 from cos_core.files import jsonl, manifest, plug
+from cos_core.files.durable import atomic_file, atomic_write, utf8
 from cos_core.files.locks import FileLock
 from cos_core.files.text import one_line
 from cos_core.interfaces import Benchmark, BenchmarkData, JudgedBenchmark, Reporter, SilentReporter
@@ -188,7 +189,7 @@ def submission(config: EvalConfig, path: Path) -> bool:
     joined = join(data, read_predictions(_predictions_file(config.predictions)), benchmark)
     content = benchmark.submission(config.data, data, joined.predictions)
     if content is not None:
-        manifest.atomic_write(path, content)
+        atomic_write(path, content)
     return content is not None
 
 
@@ -344,7 +345,7 @@ def data_digest(data: BenchmarkData) -> str:
         try:
             digest.update(encode(row))
         except UnicodeEncodeError:
-            digest.update(jsonl.utf8(json.dumps(row)))
+            digest.update(utf8(json.dumps(row)))
     return digest.hexdigest()
 
 
@@ -374,13 +375,13 @@ def _write_scores(path: Path, scores: Scores) -> None:
     odd = next((place for place, value in enumerate(columns.values(scores)) if not math.isfinite(value)), None)
     if odd is not None:
         raise InputError(f"the score of {scores[odd].example_id!r} is {scores[odd].value}, not a number that JSON knows")
-    with manifest.atomic_file(path) as file:
+    with atomic_file(path) as file:
         for start in range(0, len(scores), _LINES):
             file.write(scores.lines(start, min(start + _LINES, len(scores))))
 
 
 def _write_lines(path: Path, records: Iterable[Any]) -> None:
-    with manifest.atomic_file(path) as file:
+    with atomic_file(path) as file:
         for record in records:
             row = record if isinstance(record, dict) else record.to_json()
             file.write(jsonl.encode_line(row))

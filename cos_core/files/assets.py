@@ -27,14 +27,6 @@ def profile_names() -> list[str]:
     return sorted(p.stem for p in template("prompts").glob("*.toml"))
 
 
-def constraints() -> Path:
-    """The versions that were tested together, in pip's format. Raises InputError when the file is not there."""
-    for path in (_PACKAGE / "_constraints.txt", _PACKAGE.parent / "constraints.txt"):
-        if path.exists():
-            return path
-    raise InputError("constraints.txt is missing; is the installation complete?")
-
-
 def completion(name: str) -> Path:
     """The path of a shipped completion file, e.g. `completion("cos.bash")`. Raises InputError when there is no such file."""
     for root in (_PACKAGE / "_completions", _PACKAGE.parent / "completions"):

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cos_core.files import manifest
+from cos_core.files.durable import atomic_file
 from cos_core.files.text import printable
 
 _RUN = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
@@ -32,7 +32,7 @@ def cell(value: object) -> object:
 
 def write(path: Path, head: Sequence[object], rows: Iterable[Sequence[object]]) -> None:
     """Writes a table whole or not at all, row by row. Raises InputError."""
-    with manifest.atomic_file(path) as file:
+    with atomic_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=False)
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([cell(value) for value in head])

@@ -1,7 +1,6 @@
 """Run manifests: what was run, on what, with what, and how it ended. Written last and atomically.
 
-A directory without a finished `manifest.json` is not finished. Also here: fingerprints of settings, digests of inputs,
-and the atomic write that everything small uses.
+A directory without a finished `manifest.json` is not finished. Also here: fingerprints of settings and digests of inputs.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from typing import Any, Literal
 
 import cos_core
 from cos_core.errors import InputError
-from cos_core.files.atomic import atomic_file as atomic_file
-from cos_core.files.atomic import atomic_write as atomic_write
+from cos_core.files.durable import atomic_write
 from cos_core.files.jsonl import decode, open_input
 from cos_core.files.text import duration
 from cos_core.types import RunManifest

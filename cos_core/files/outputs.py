@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cos_core.errors import InputError
 from cos_core.files import manifest
-from cos_core.files.atomic import check_output
+from cos_core.files.durable import check_output
 from cos_core.files.jsonl import decode
 from cos_core.files.locks import identity
 

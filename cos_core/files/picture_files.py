@@ -201,8 +201,8 @@ def shipped(root: Root, names: Iterable[str]) -> dict[str, ImageFile | InputErro
 Shipped = Mapping[str, ImageFile | InputError]
 
 
-def witness(root: Root, names: Iterable[str], most: int = 100) -> str | None:
-    """The first of the names behind which a file is seen here, of `most` at the most; for `check_seen` elsewhere."""
+def first_existing(root: Root, names: Iterable[str], most: int = 100) -> str | None:
+    """The first of the names behind which a file is seen here, of `most` at the most; for `check_visible` elsewhere."""
     for name in islice(names, most):
         try:
             if image_path(root, name).is_file():
@@ -212,7 +212,7 @@ def witness(root: Root, names: Iterable[str], most: int = 100) -> str | None:
     return None
 
 
-def check_seen(root: Root, seen: str | None) -> None:
+def check_visible(root: Root, seen: str | None) -> None:
     """For a worker: raises InputError when it does not see the picture that whoever sent it here does (None: sees none)."""
     if seen is not None and not image_path(root, seen).is_file():
         where = root.path if isinstance(root, PictureFolder) else root

@@ -11,7 +11,9 @@ from typing import Any
 from cos_core.data.datasets import Problem
 from cos_core.errors import InputError
 from cos_core.files import failures, manifest
-from cos_core.files.jsonl import DurableWriter, decode, placed_lines
+from cos_core.files.durable import atomic_file, atomic_write
+from cos_core.files.durable_writer import DurableWriter
+from cos_core.files.jsonl import decode, placed_lines
 from cos_core.infer.passes import Setting
 from cos_core.infer.questions import problems_file
 from cos_core.interfaces import Reporter
@@ -197,7 +199,7 @@ def write_problems(out: Path, problems: Sequence[Problem]) -> None:
     if not problems:
         path.unlink(missing_ok=True)
         return
-    with manifest.atomic_file(path) as file:
+    with atomic_file(path) as file:
         for one in problems:
             row = {"path": str(one.path), "line": one.line, "id": one.example_id, "reason": one.reason}
             file.write(manifest.canonical(row) + b"\n")
@@ -210,7 +212,7 @@ def settings_file(out: Path) -> Path:
 
 def write_settings(out: Path, setting: Setting) -> None:
     record = {"fingerprint": setting.fingerprint, "settings": setting.settings}
-    manifest.atomic_write(settings_file(out), manifest.canonical(record) + b"\n")
+    atomic_write(settings_file(out), manifest.canonical(record) + b"\n")
 
 
 def _former_settings(out: Path, fingerprint: str) -> Mapping[str, Any]:

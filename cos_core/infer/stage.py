@@ -20,7 +20,7 @@ from typing import Any
 from cos_core.data.datasets import paths_of
 from cos_core.errors import InputError
 from cos_core.files import failures, manifest, outputs, picture_files
-from cos_core.files.jsonl import DurableWriter
+from cos_core.files.durable_writer import DurableWriter
 from cos_core.infer import answers_file
 from cos_core.infer.answers_file import AnswerCounts, AnswerLine, FormerAnswers
 from cos_core.infer.config import InferConfig

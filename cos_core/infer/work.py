@@ -55,7 +55,7 @@ def portions(
     config: InferConfig, examples: Sequence[Example], siblings: Mapping[str, Sequence[str]], *, here: bool
 ) -> Iterator[QuestionBatch]:
     """The work of a run in order, made as it is asked for; `here`: it stays in this process, with all siblings and no files."""
-    known = None if here else picture_files.witness(config.pictures, (e.image or "" for e in examples))
+    known = None if here else picture_files.first_existing(config.pictures, (e.image or "" for e in examples))
     # A worker that asks a server begins each portion with no request under way: portions are not to be small beside that.
     size = config.batch_size if config.engine == "hf" else max(config.batch_size, config.concurrency)
     for part in cut(examples, size):
@@ -129,7 +129,7 @@ class InferWorker(Worker):
             return
         config = replace(first.config, device=self._config.device)
         if first.files is None:
-            picture_files.check_seen(config.pictures, first.known_picture)
+            picture_files.check_visible(config.pictures, first.known_picture)
         engine = self._engine
         chain = TwoPass(engine, setting(config), first.siblings, finder=self._finder(config))
         everything = itertools.chain([first], source)

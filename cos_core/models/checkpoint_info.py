@@ -129,7 +129,7 @@ def describe(model: str) -> tuple[dict[str, Any], str | None]:
         return _other(where, config)
     facts = sizes(where, config)
     profile = checkpoint_profile(where)
-    facts = {
+    described = {
         **_held(where, facts.weights),
         "layers": facts.layers,
         "hidden": facts.hidden,
@@ -143,8 +143,8 @@ def describe(model: str) -> tuple[dict[str, Any], str | None]:
     try:
         check(where)
     except InputError as error:
-        return facts, str(error)
-    return facts, None
+        return described, str(error)
+    return described, None
 
 
 def _other(where: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from cos_core import __version__
 from cos_core.dialogue.prompts import load_profile
 from cos_core.errors import InputError
-from cos_core.files import folders, manifest
-from cos_core.files.atomic import sync_folder
+from cos_core.files import durable, manifest
+from cos_core.files.durable import sync_folder
 from cos_core.files.locks import FileLock
 from cos_core.files.text import one_line
 from cos_core.models import hub, layout, pretrained
@@ -68,11 +68,11 @@ def convert(config: ConvertConfig) -> list[str]:
         part = config.out.with_name(f".{config.out.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         try:
-            with folders.writing(part):
+            with durable.library_folder(part):
                 part.mkdir()
                 weights = _write(config, plan, part)
                 manifest.write(part / manifest.FILE, work.finish({"ok": weights}, results={"notes": plan.notes}))
-                folders.flush(part)
+                durable.flush_folder(part)
                 if config.out.exists():
                     config.out.rmdir()
                 part.rename(config.out)
@@ -123,7 +123,7 @@ def _from_writing(error: Exception, out: Path) -> bool:
     """Whether the disk refused what was written; an error of what was read names another file, or is a library's own."""
     if isinstance(error, OSError):
         return error.errno is not None and (error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(out))
-    return folders.refusal(error) is not None
+    return durable.disk_error(error) is not None
 
 
 def _assemble(config: ConvertConfig, plan: _Plan, out: Path) -> int:

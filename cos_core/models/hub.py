@@ -9,17 +9,16 @@ from __future__ import annotations
 import difflib
 import hashlib
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 from cos_core.errors import InputError, MissingError
 from cos_core.files import assets
-from cos_core.files.jsonl import utf8
+from cos_core.files.durable import utf8
 from cos_core.files.text import first_line, one_line
 from cos_core.models.checkpoint_files import weight_files
 from cos_core.system.extras import install
+from cos_core.web.client import Client
 
 MINIATURE = "miniature"
 
@@ -130,9 +129,10 @@ def _downloaded(name: str, pickles: bool) -> str:
     repository, _ = _parts(name)
     if "/" not in repository and _meant(repository):
         raise InputError(f"there is no folder {name}{_meant(repository)}")
-    if huggingface_hub.is_offline_mode() or not _answers(huggingface_hub.hf_hub_url(repository, "config.json")):
-        return _snapshot(name, pickles, local_only=True)
-    return _snapshot(name, pickles, local_only=False)
+    # One short question first: asked file by file, a hub that cannot be reached takes about a minute.
+    url = huggingface_hub.hf_hub_url(repository, "config.json")
+    offline = huggingface_hub.is_offline_mode() or not Client(url, timeout=5).exists()
+    return _snapshot(name, pickles, local_only=offline)
 
 
 def _snapshot(name: str, pickles: bool, local_only: bool) -> str:
@@ -199,17 +199,6 @@ def _is_folder(name: str) -> bool:
 def _meant(name: str) -> str:
     """A question behind a name that is nearly that of the shipped model; what has a slash is something else."""
     return f" (did you mean {MINIATURE!r}?)" if difflib.get_close_matches(name.lower(), [MINIATURE], cutoff=0.7) else ""
-
-
-def _answers(url: str) -> bool:
-    """Whether the hub answers one short question; asked file by file, one that cannot be reached takes about a minute."""
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
-    except urllib.error.HTTPError as error:
-        error.close()  # it answers; what it says about the model is heard later
-    except OSError:
-        return False
-    return True
 
 
 def _lacking(folder: Path) -> str | None:

@@ -5,7 +5,7 @@ The place depends on the seed and the example's id only: neither the order of th
 
 import hashlib
 
-from cos_core.files.jsonl import utf8
+from cos_core.files.durable import utf8
 from cos_core.geometry import Box
 from cos_core.interfaces import Policy
 from cos_core.types import Example

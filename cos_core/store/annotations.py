@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from cos_core.errors import InputError
+from cos_core.files.durable import atomic_file
 from cos_core.files.locks import FileLock
-from cos_core.files.manifest import atomic_file
 from cos_core.store import codec
 from cos_core.store.codec import Heat
 from cos_core.store.environment import DATA, LOCK, SCHEMA, WRITER, Handle

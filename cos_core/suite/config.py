@@ -10,7 +10,7 @@ from pathlib import Path
 from cos_core import options
 from cos_core.errors import InputError
 from cos_core.evaluate.config import ScoringOptions
-from cos_core.files.atomic import utf8
+from cos_core.files.durable import utf8
 from cos_core.infer.config import AnsweringOptions
 from cos_core.options import CHECKS, INPUT, MODEL, OUTPUT, REGION, SPEED, option
 

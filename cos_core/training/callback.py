@@ -16,7 +16,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cos_core.errors import CosError
-from cos_core.files.jsonl import DurableWriter
+from cos_core.files.durable_writer import DurableWriter
 from cos_core.interfaces import Reporter
 from cos_core.training.collate import BatchContents
 from cos_core.training.flops import ModelSize

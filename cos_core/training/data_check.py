@@ -23,7 +23,7 @@ from PIL import Image
 
 from cos_core.data.released import Square
 from cos_core.errors import InputError
-from cos_core.files import manifest
+from cos_core.files.durable import atomic_file
 from cos_core.files.images import open_image
 from cos_core.files.jsonl import encode_line
 from cos_core.files.picture_files import Root, image_path
@@ -94,7 +94,7 @@ class Findings:
     def write(self, path: Path) -> None:
         """Every finding as one JSON line, in the order in which they were added."""
         self._all.seek(0)
-        with manifest.atomic_file(path) as file:
+        with atomic_file(path) as file:
             shutil.copyfileobj(self._all, file)
         self._all.seek(0, os.SEEK_END)
 

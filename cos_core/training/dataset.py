@@ -17,8 +17,8 @@ from cos_core.dialogue.cropping import crop_region
 from cos_core.dialogue.encoding import IGNORE, Encoded, encode
 from cos_core.dialogue.prompts import Profile, dialogue, text_dialogue
 from cos_core.errors import InputError
+from cos_core.files.durable import utf8
 from cos_core.files.images import open_image
-from cos_core.files.jsonl import utf8
 from cos_core.files.picture_files import Root
 from cos_core.geometry import Box, SquarePad, full_box
 from cos_core.interfaces import Policy

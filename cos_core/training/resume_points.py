@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cos_core.files import manifest
-from cos_core.files.atomic import sync_folder
+from cos_core.files.durable import atomic_write, sync_folder
 from cos_core.files.jsonl import decode
 
 WHOLE = "whole.json"
@@ -53,7 +52,7 @@ def mark_whole(folder: Path, files: Sequence[Mapping[str, int]]) -> None:
     }
     for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         sync_folder(path)
-    manifest.atomic_write(folder / WHOLE, json.dumps(record, indent=1) + "\n")
+    atomic_write(folder / WHOLE, json.dumps(record, indent=1) + "\n")
 
 
 def last_whole(folder: Path) -> Path | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cos_core.errors import InputError
-from cos_core.files import manifest
+from cos_core.files import durable, manifest
 from cos_core.files.jsonl import decode, encode_line, read_lines
 from cos_core.training import resume_points
 from cos_core.training.config import TrainConfig
@@ -28,7 +28,7 @@ STOP_FILE = ".stop"
 def claim(out: Path, fingerprint: str, settings: Mapping[str, Any]) -> None:
     """Writes run.json, by which the folder belongs to this run."""
     text = json.dumps({"fingerprint": fingerprint, "settings": settings}, indent=1, ensure_ascii=False)
-    manifest.atomic_write(out / RUN_FILE, text + "\n")
+    durable.atomic_write(out / RUN_FILE, text + "\n")
 
 
 def is_finished(out: Path, fingerprint: str, settings: Mapping[str, Any]) -> bool:
@@ -77,7 +77,7 @@ def _trim_log(path: Path, upto: int) -> None:
     if not path.is_file():
         return
     records = [record for _, record in read_lines(path, lambda _: None) if record.get("step", 0) <= upto]
-    manifest.atomic_write(path, b"".join(map(encode_line, records)))
+    durable.atomic_write(path, b"".join(map(encode_line, records)))
 
 
 def skipped_before(out: Path) -> dict[str, Skipped]:
@@ -89,7 +89,7 @@ def skipped_before(out: Path) -> dict[str, Skipped]:
 
 def write_skipped(out: Path, data: SampleSet, skipped: Mapping[str, Skipped]) -> None:
     """Writes one file of what all processes left out, in place of one file per process."""
-    with manifest.atomic_file(out / SKIPPED_FILE) as file:
+    with durable.atomic_file(out / SKIPPED_FILE) as file:
         for one in left_out(data, skipped.values()):
             file.write(encode_line(one.to_json()))
     for path in out.glob("skipped-*.jsonl"):

@@ -225,8 +225,8 @@ def opened(folder: Path, limit: int | None = None) -> SampleSet:
     logs = {name: SkipFile(folder / name, SkipCounts(**summary["logs"][name])) for name in _LOGS}
     files, regions = tuple(map(Path, summary["data"])), summary["regions"] and Path(summary["regions"])
     samples = SampleTable(folder, files, [(size, changed) for size, changed in summary["stamps"]], limit)
-    counts = {key: summary[key] for key in ("region_questions", "mixed")}
-    return SampleSet(files, samples, regions=regions, **counts, **logs)
+    count, mixed = summary["region_questions"], summary["mixed"]
+    return SampleSet(files, samples, region_questions=count, mixed=mixed, regions=regions, **logs)
 
 
 class _Writer:

@@ -9,8 +9,8 @@ from typing import Any
 
 from cos_core import __version__
 from cos_core.data.datasets import paths_of
-from cos_core.files import folders, manifest
-from cos_core.files.atomic import sync_folder
+from cos_core.files import durable, manifest
+from cos_core.files.durable import atomic_write, sync_folder
 from cos_core.models import hub, layout, pretrained
 from cos_core.models.checkpoint_info import ANNOTATOR_FILE
 from cos_core.models.llava import Llava
@@ -50,12 +50,12 @@ def save_checkpoint(llava: Llava, weights: dict[str, Any], config: TrainConfig, 
     unset_hf_deepspeed_config()
     staging = config.out / _STAGING
     shutil.rmtree(staging, ignore_errors=True)
-    with folders.writing(staging, then=resume_points.THEN):
+    with durable.library_folder(staging, then=resume_points.THEN):
         staging.mkdir(parents=True)
         notes = _write(staging, llava, weights, config)
         if annotator is not None:
-            manifest.atomic_write(staging / ANNOTATOR_FILE, json.dumps(manifest.plain(annotator), indent=1) + "\n")
-        folders.flush(staging)
+            atomic_write(staging / ANNOTATOR_FILE, json.dumps(manifest.plain(annotator), indent=1) + "\n")
+        durable.flush_folder(staging)
         _move(staging, config.out)
     return notes
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from cos_core.data.datasets import spoken
 from cos_core.errors import InputError
 from cos_core.files import images, manifest, picture_files, plug
-from cos_core.files.jsonl import DurableWriter, read_lines
+from cos_core.files.durable_writer import DurableWriter
+from cos_core.files.jsonl import read_lines
 from cos_core.files.locks import FileLock
 from cos_core.interfaces import Policy, Reporter, SilentReporter
 from cos_core.training import data_check, inputs, loading, resume_points, run_folder, runtime

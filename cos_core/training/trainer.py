@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from cos_core.errors import CosError
-from cos_core.files import folders
-from cos_core.files.jsonl import DurableWriter
+from cos_core.files import durable
+from cos_core.files.durable_writer import DurableWriter
 from cos_core.training import resume_points
 from cos_core.training.collate import CONTENTS, BatchContents
 from cos_core.training.ranks import Ranks
@@ -131,7 +131,7 @@ class ChainTrainer(Trainer):
         except Exception:
             if self._writing is None:
                 raise
-            with folders.writing(self._writing[0], alone=self.args.world_size == 1, then=resume_points.THEN):
+            with durable.library_folder(self._writing[0], alone=self.args.world_size == 1, then=resume_points.THEN):
                 raise
 
     def wait_in_deepspeed(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from cos_core.errors import InputError
 from cos_core.files import csv_writer, images, manifest, outputs
+from cos_core.files.durable import atomic_write
 from cos_core.files.jsonl import Problem
 from cos_core.files.picture_files import Root, folder
 from cos_core.interfaces import Reporter
@@ -54,7 +55,7 @@ def run(config: BoxStatsConfig, reporter: Reporter) -> RunManifest:
         statistics["data_sets"] = {name or "(no folder)": part.to_json() for name, part in sorted(sets.items())}
         _write_sets(config.out, statistics["data_sets"])
     _write_numbers(config.out, tally)
-    manifest.atomic_write(config.out / "boxes.json", json.dumps(statistics, indent=2) + "\n")
+    atomic_write(config.out / "boxes.json", json.dumps(statistics, indent=2) + "\n")
     plots.write_all(config.out, tally, unit)
     failed = tally.status.get("failed", 0)
     counts = {

@@ -20,6 +20,7 @@ from PIL import Image
 
 from cos_core.errors import InputError
 from cos_core.files import csv_writer, images, manifest, outputs
+from cos_core.files.durable import atomic_write
 from cos_core.geometry import Box
 from cos_core.interfaces import Reporter
 from cos_core.types import RunManifest
@@ -178,13 +179,13 @@ def _write(out: Path, sheets: Sequence[Figure]) -> list[Path]:
         with matplotlib.rc_context({"pdf.fonttype": 42}), PdfPages(data, metadata={"Creator": outputs.MARK}) as pages:
             for figure in sheets:
                 pages.savefig(figure)
-        manifest.atomic_write(out, data.getvalue())
+        atomic_write(out, data.getvalue())
         return [out]
     files = []
     for number, figure in enumerate(sheets, 1):
         file = out if number == 1 else out.with_name(f"{out.stem}-{number}{out.suffix}")
         data = io.BytesIO()
         figure.savefig(data, format=out.suffix[1:].lower(), pil_kwargs={"exif": mark()})
-        manifest.atomic_write(file, data.getvalue())
+        atomic_write(file, data.getvalue())
         files.append(file)
     return files

@@ -23,6 +23,7 @@ import numpy as np
 from cos_core.data.formats import coco
 from cos_core.errors import FailuresError, InputError
 from cos_core.files import images, manifest, outputs
+from cos_core.files.durable import atomic_file
 from cos_core.files.text import one_line
 from cos_core.geometry import Box
 from cos_core.interfaces import Reporter
@@ -77,7 +78,7 @@ def run(config: RunExportConfig, reporter: Reporter) -> RunManifest:
     work = manifest.started("visualize export", config)
     (found,) = runs.load([config.source], runs.RunSources(config.data, config.images, config.follow_links), reporter)
     job = _Job(config, found, select.chosen([found], config.selection), reporter)
-    with manifest.atomic_file(config.out) as file:
+    with atomic_file(config.out) as file:
         _WRITERS[config.format](job, file)
     result = work.finish({"ok": len(job.ids) - job.failed, "failed": job.failed}, results={"format": config.format})
     manifest.write(manifest.path_for(config.out), result)

@@ -21,8 +21,7 @@ from typing import Any, Literal
 from PIL import Image, features
 
 from cos_core.errors import InputError
-from cos_core.files import manifest
-from cos_core.files.atomic import sync_folder
+from cos_core.files.durable import atomic_write, sync_folder
 from cos_core.files.locks import FileLock
 from cos_core.files.text import printable
 from cos_core.geometry import Box
@@ -307,5 +306,5 @@ def publishing(out: Path, limit: int = EMBED_BYTES) -> Iterator[PagePictures]:
 def write_page(out: Path, page: Html, album: PagePictures) -> None:
     """Writes the page whole or not at all, after its pictures; then those of the page before it go. Raises InputError."""
     album.settle()
-    manifest.atomic_write(out, page)
+    atomic_write(out, page)
     album.tidy()

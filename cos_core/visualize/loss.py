@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cos_core.files import manifest
+from cos_core.files.durable import atomic_file
 from cos_core.files.jsonl import read_lines
 
 _SMOOTH = 20
@@ -33,6 +33,6 @@ def draw(log: Path, out: Path) -> Path:
     rate.plot(steps, [record.get("learning_rate") or 0.0 for record in records], color="#b0603a", linewidth=0.8, linestyle=":")
     rate.set_ylabel("learning rate (dotted)", color="#b0603a")
     axes.legend(frameon=False)
-    with manifest.atomic_file(out) as file:
+    with atomic_file(out) as file:
         figure.savefig(file, dpi=120, format="png")
     return out

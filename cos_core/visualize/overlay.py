@@ -13,6 +13,7 @@ from cos_core.data import datasets
 from cos_core.dialogue.cropping import assumed_crop
 from cos_core.errors import InputError
 from cos_core.files import images, manifest, outputs, plug
+from cos_core.files.durable import atomic_write
 from cos_core.files.picture_files import folder
 from cos_core.files.text import one_line
 from cos_core.geometry import Box, Frame
@@ -107,7 +108,7 @@ def write_picture(out: Path, sheet: Image.Image) -> None:
     else:
         options["exif"] = mark()
     sheet.save(data, format=out.suffix[1:].upper(), **options)
-    manifest.atomic_write(out, data.getvalue())
+    atomic_write(out, data.getvalue())
 
 
 def _found(path: Path, example: str | None) -> Prediction:

@@ -9,7 +9,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cos_core.files import manifest, outputs
+from cos_core.files import outputs
+from cos_core.files.durable import atomic_write
 from cos_core.scoring.box_tally import BoxTally, Histogram
 
 _BAR = "#0072B2"
@@ -105,4 +106,4 @@ def png(figure: Figure) -> bytes:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    manifest.atomic_write(path, png(figure))
+    atomic_write(path, png(figure))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from cos_core.errors import InputError
-from cos_core.files import manifest
+from cos_core.files.durable import atomic_file
 from cos_core.files.jsonl import decode
 from cos_core.files.text import printable
 from cos_core.geometry import Frame, SquarePad
@@ -70,7 +70,7 @@ def write_heat(path: Path, rows: Sequence[Sequence[float]]) -> None:
     """Writes a map so that `read_heat` reads it: a `.npy` array or a `.json` list of rows. Raises InputError."""
     if path.suffix not in (".npy", ".json"):
         raise InputError(f"{path}: a relevance map is written as .npy or .json")
-    with manifest.atomic_file(path) as file:
+    with atomic_file(path) as file:
         if path.suffix == ".npy":
             np.save(file, np.asarray(rows, dtype=np.float64))
         else:

@@ -1,1 +1,1 @@
-"""Servers: one HTTP client, the addresses a user gives, what servers say, chat completions."""
+"""Servers: one HTTP client, addresses and keys, error messages, chat completions."""

@@ -1,4 +1,4 @@
-"""What a user says of a server: its address, its key, how long and how many requests; checked before anything is sent."""
+"""Checks of what a user gives for a server, before anything is sent: address, key, timeout, number of connections."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ MAX_CONNECTIONS = 1024
 
 def checked_address(url: str) -> str:
     """A server's address, without a slash at its end. Raises InputError for one that is none, without a password in it."""
-    why = _unfit(url)
-    if why is not None:
-        raise InputError(f"not the address of a server: {one_line(repr(shown(url)))}; {why}")
+    fault = _fault(url)
+    if fault is not None:
+        raise InputError(f"not the address of a server: {one_line(repr(shown(url)))}; {fault}")
     return url.rstrip("/")
 
 
-def _unfit(url: str) -> str | None:
+def _fault(url: str) -> str | None:
+    """Why an address cannot be used, None when it can."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -43,7 +44,7 @@ def _unfit(url: str) -> str | None:
 
 
 def shown(url: str) -> str:
-    """An address as a message may show it: without a name and a password, and without what follows a question mark."""
+    """An address for a message: without user name and password, and without what follows a question mark."""
     plain = re.sub(r"^(\w+:/*)?.*@", r"\1...@", url, flags=re.DOTALL)
     return re.sub(r"[?#].*", "?...", plain, flags=re.DOTALL)
 

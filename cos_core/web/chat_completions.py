@@ -1,4 +1,4 @@
-"""Chat completions as servers send them: the text, and what they count."""
+"""Chat completions: the text and the token counts of a server's reply."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from cos_core.files.jsonl import decode
 from cos_core.web.client import ServerError
 
 _PARSING = threading.Lock()
-"""One body is parsed at a time: what hostile JSON becomes in memory is fifty times as large as its text."""
+"""One body is parsed at a time: hostile JSON takes fifty times its own size in memory."""
 _MOST = 2**53
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A server's text (any Unicode, also lone surrogates), as it came.
+    """`text`: any Unicode, lone surrogates too, unchanged.
 
-    `model`: the name of the model that answered, "" where the server does not say; `tokens_in`, `tokens_out`, `cached`: as the
-    server counts them, 0 where it does not; `finished`: the text was not cut off at its longest.
+    `model`: the name of the model that answered, "" where the reply has none; `tokens_in`, `tokens_out`, `cached`: the server's
+    counts, 0 where it has none; `finished`: False for a text that was cut off at the most tokens.
     """
 
     text: str
@@ -41,7 +41,7 @@ def read(body: bytes) -> Completion:
             raise ServerError(f"not a chat completion: {body[:80]!r}") from None
         text = _text(content)
         if text is None:
-            # The model's own affair (a refusal, a call of a tool), and with the same request it will be so again.
+            # A refusal or a call of a tool: the same request would have the same reply.
             raise ServerError("a chat completion without text", again=False, transient=False)
         usage, model = _object(data.get("usage")), data.get("model")
         return Completion(
@@ -68,5 +68,5 @@ def _object(value: Any) -> dict[str, Any]:
 
 def _count(value: Any) -> int:
     """A number of tokens; 0 for what is none."""
-    known = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _MOST
-    return int(value) if known else 0
+    valid = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _MOST
+    return int(value) if valid else 0

@@ -1,7 +1,6 @@
 """One HTTP client for servers that speak JSON: bounded in time and memory, no redirects, the key to one host.
 
-Whatever a server does, a request ends within its timeout as an Answer or as a ServerError. Imports urllib3 only when a client
-is made.
+A request ends within its timeout as an HttpReply or as a ServerError. Imports urllib3 only when a client is made.
 """
 
 from __future__ import annotations
@@ -20,9 +19,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from cos_core.errors import InputError
+from cos_core.files.jsonl import decode
 from cos_core.files.text import one_line
 from cos_core.web.addresses import check_connections, check_key, check_timeout, checked_address, shown
-from cos_core.web.server_words import pause_named, reason_of, words_of
+from cos_core.web.server_messages import connection_error, error_message, requested_pause
 
 if TYPE_CHECKING:
     import urllib3
@@ -36,7 +36,7 @@ MAX_TOGETHER_BYTES = 128 * 2**20
 """What the replies that this process is reading may hold together, beyond the first `_CHUNK` bytes of each."""
 
 PAUSES_SECONDS = 60.0
-"""What all pauses before further attempts of one request may take together; a server that names a longer one gets no more."""
+"""Most seconds that the pauses before further attempts of one request take together, whatever the server asks for."""
 
 _CHUNK = 1 << 16
 _SCRUBBED_FROM = 8
@@ -67,40 +67,52 @@ class ServerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class HttpReply:
-    """A server's reply: HTTP status, headers (names in any case), the body in bytes, and its `words` when it refuses."""
+    """A server's reply: the body in bytes, and the `message` of an error in one line.
 
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    words: str = ""
+    `status`: the HTTP status, None where no reply came; `headers`: names in any case.
+    """
+
+    status: int | None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    message: str = ""
 
     @property
     def ok(self) -> bool:
-        return 200 <= self.status < 300
+        return self.status is not None and 200 <= self.status < 300
+
+    @property
+    def data(self) -> Any:
+        """The body as JSON; None for an error, and for a body that is no JSON."""
+        try:
+            return decode(self.body) if self.ok else None
+        except ValueError:
+            return None
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How a busy server is asked again: `attempts` times in all, after pauses of `pause` seconds, twice, four times ...
+class RetryPolicy:
+    """How a busy server is asked again: `attempts` in all, with pauses of `pause` seconds, twice that, four times ... between.
 
-    A pause that the server names counts instead. All pauses of a request together take at most `pauses` seconds, and no attempt
-    begins once `pauses` and two timeouts have passed: with all its attempts a request ends within `pauses` and three timeouts.
+    A pause that the server asks for counts instead. All pauses of a request together take at most `pauses` seconds, and no
+    attempt begins once `pauses` and two timeouts have passed: with all its attempts a request ends within `pauses` and three
+    timeouts.
     """
 
     attempts: int = 4
     pause: float = 0.5
     pauses: float = PAUSES_SECONDS
 
-    def before(self, attempt: int, named: float | None) -> float:
-        """Seconds before the attempt number `attempt` (from 1); `named`: what the server asked for."""
-        if named is not None:
-            return named
-        # A little chance keeps many clients from coming back all at once.
+    def pause_after(self, attempt: int, requested: float | None) -> float:
+        """Seconds to wait after attempt number `attempt` (from 1) failed; `requested`: the seconds the server asked for."""
+        if requested is not None:
+            return requested
+        # Jitter keeps many clients from coming back all at once.
         return float(self.pause * 2.0 ** (attempt - 1) * (1 + 0.25 * random.random()))
 
 
-class _Room:
-    """Bytes that replies on their way may hold together."""
+class _ByteBudget:
+    """Bytes that the replies being read may hold together."""
 
     def __init__(self, total: int) -> None:
         self._left = total
@@ -118,7 +130,7 @@ class _Room:
             self._left += size
 
 
-_ROOM = _Room(MAX_TOGETHER_BYTES)
+_BUDGET = _ByteBudget(MAX_TOGETHER_BYTES)
 
 
 @dataclass(frozen=True)
@@ -145,41 +157,45 @@ class Client:
         object.__setattr__(self, "_pool", _pool(self.url, self.connections))
         object.__setattr__(self, "_free", threading.BoundedSemaphore(self.connections))
 
-    def get(self, path: str) -> HttpReply:
-        """Raises ServerError when no whole reply came."""
-        return self._send("GET", path, None)
+    def request(self, path: str, body: bytes | None = None) -> HttpReply:
+        """The reply to a POST of `body` (JSON), or to a GET. Raises ServerError when no whole reply came."""
+        return self._send("GET" if body is None else "POST", path, body)
 
-    def post(self, path: str, body: bytes) -> HttpReply:
-        """Sends JSON. Raises ServerError when no whole reply came."""
-        return self._send("POST", path, body)
+    def exists(self) -> bool:
+        """Whether a server replies at all, whatever its status (a HEAD of the address)."""
+        try:
+            self._send("HEAD", "", None)
+        except ServerError as error:
+            return error.status is not None
+        return True
 
-    def ask(self, path: str, body: bytes, read: Callable[[bytes], Read], patience: Patience) -> Read:
-        """What `read` makes of the reply to a POST of JSON; asks again as `patience` says where that may help.
+    def ask(self, path: str, body: bytes, read: Callable[[bytes], Read], policy: RetryPolicy) -> Read:
+        """What `read` makes of the reply to a POST of JSON; asks again by `policy` where that may help.
 
         Raises ServerError when the last attempt failed, too; `read` raises one for a reply that it does not understand.
         """
-        left, last_start = patience.pauses, time.monotonic() + patience.pauses + 2 * self.timeout
-        for attempt in range(1, patience.attempts + 1):
+        left, last_start = policy.pauses, time.monotonic() + policy.pauses + 2 * self.timeout
+        for attempt in range(1, policy.attempts + 1):
             try:
                 return read(self._accepted(path, body))
             except ServerError as error:
-                pause = min(patience.before(attempt, error.after), left)
-                if not error.again or attempt == patience.attempts or time.monotonic() + pause > last_start:
+                pause = min(policy.pause_after(attempt, error.after), left)
+                if not error.again or attempt == policy.attempts or time.monotonic() + pause > last_start:
                     raise
-            # Waiting takes nobody's place: another request goes meanwhile.
+            # Not counted among `connections`: another request runs meanwhile.
             left -= pause
             time.sleep(pause)
         raise ServerError("a request needs at least one attempt", again=False)
 
     def _accepted(self, path: str, body: bytes) -> bytes:
-        answer = self.post(path, body)
-        if answer.ok:
-            return answer.body
-        status = answer.status
-        again = status in _BUSY or (500 <= status < 600 and status not in (501, 505))
-        after = pause_named(answer.headers, answer.words) if again else None
-        said = f"HTTP {status} {answer.words}".rstrip()
-        raise ServerError(said, status, again=again, transient=status not in _ITEM, after=after)
+        reply = self.request(path, body)
+        if reply.ok:
+            return reply.body
+        status = reply.status
+        again = status in _BUSY or (status is not None and 500 <= status < 600 and status not in (501, 505))
+        after = requested_pause(reply.headers, reply.message) if again else None
+        message = f"HTTP {status} {reply.message}".rstrip()
+        raise ServerError(message, status, again=again, transient=status not in _ITEM, after=after)
 
     def _send(self, method: str, path: str, body: bytes | None) -> HttpReply:
         with self._free:
@@ -197,7 +213,7 @@ class Client:
             return exchange.outcome()
 
     def scrubbed(self, text: str) -> str:
-        """`text` without the key: a server may repeat what it was sent."""
+        """`text` without the key: servers quote what they were sent."""
         return text.replace(self.key, "[key]") if self.key else text
 
 
@@ -211,17 +227,17 @@ class _Exchange:
         self.connection: Any = None
         self.given_up = False
         self._client, self._method, self._path, self._body = client, method, path, body
-        self._answer: HttpReply | None = None
+        self._reply: HttpReply | None = None
         self._error: BaseException | None = None
 
     def run(self) -> None:
-        _HERE.exchange = self
+        _CURRENT.exchange = self
         try:
-            self._answer = self._made()
+            self._reply = self._exchanged()
         except BaseException as error:
             self._error = error
         finally:
-            _HERE.exchange = None
+            _CURRENT.exchange = None
             self.ended.set()
 
     def give_up(self) -> None:
@@ -236,10 +252,10 @@ class _Exchange:
     def outcome(self) -> HttpReply:
         if self._error is not None:
             raise self._error
-        assert self._answer is not None  # `run` sets one of the two
-        return self._answer
+        assert self._reply is not None  # `run` sets one of the two
+        return self._reply
 
-    def _made(self) -> HttpReply:
+    def _exchanged(self) -> HttpReply:
         import http.client
 
         import urllib3
@@ -266,7 +282,7 @@ class _Exchange:
             finally:
                 reply.release_conn()
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError, zlib.error) as error:
-            raise ServerError(client.scrubbed(reason_of(error))) from None
+            raise ServerError(client.scrubbed(connection_error(error))) from None
 
     def _headers(self) -> dict[str, str]:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
@@ -279,18 +295,18 @@ class _Exchange:
     def _read(self, reply: Any) -> HttpReply:
         status, key = int(reply.status), self._client.key
         if 300 <= status < 400:
-            to = self._client.scrubbed(one_line(shown(reply.headers.get("Location", "nowhere"))))
-            raise ServerError(f"HTTP {status} redirects to {to}, which is not followed", status, again=False)
+            target = self._client.scrubbed(one_line(shown(reply.headers.get("Location", "nowhere"))))
+            raise ServerError(f"HTTP {status} redirects to {target}, which is not followed", status, again=False)
         if status < 200:
             raise ServerError(f"HTTP {status}, which is no answer", status)
         body = _inflated(self._body_of(reply), reply.headers.get("Content-Encoding", ""))
-        words = "" if status < 300 else self._client.scrubbed(words_of(body))
+        message = "" if status < 300 else self._client.scrubbed(error_message(body))
         if key and len(key) >= _SCRUBBED_FROM:
             body = body.replace(key.encode(), b"[key]")
-        return HttpReply(status, reply.headers, body, words)
+        return HttpReply(status, reply.headers, body, message)
 
     def _body_of(self, reply: Any) -> bytes:
-        data, taken = bytearray(), 0
+        data, reserved = bytearray(), 0
         try:
             while chunk := reply.read1(_CHUNK, decode_content=False):
                 data += chunk
@@ -298,16 +314,16 @@ class _Exchange:
                     raise ServerError(f"the reply is longer than {MAX_REPLY_BYTES >> 20} MiB")
                 if self.given_up:
                     raise ServerError("given up")
-                if len(data) > _CHUNK + taken:
-                    if not _ROOM.take(_CHUNK * 4):
-                        raise ServerError(f"replies on their way are longer than {MAX_TOGETHER_BYTES >> 20} MiB together")
-                    taken += _CHUNK * 4
+                if len(data) > _CHUNK + reserved:
+                    if not _BUDGET.take(_CHUNK * 4):
+                        raise ServerError(f"the replies being read are longer than {MAX_TOGETHER_BYTES >> 20} MiB together")
+                    reserved += _CHUNK * 4
             return bytes(data)
         finally:
-            _ROOM.give(taken)
+            _BUDGET.give(reserved)
 
 
-_HERE = threading.local()
+_CURRENT = threading.local()
 """The exchange of this thread, for the connection that it uses."""
 
 
@@ -333,34 +349,34 @@ def _pool(url: str, connections: int) -> urllib3.PoolManager:
 
 @functools.cache
 def _pool_classes() -> dict[str, Any]:
-    """urllib3's pools of connections that an exchange knows, so that it can end them."""
+    """urllib3's pools, whose connections register with the exchange of their thread, so that it can end them."""
     import logging
 
     from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 
-    # It logs headers that it could not read with a traceback, and what a server says in them.
+    # It logs headers that it could not read, with a traceback and their text.
     logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
 
-    def known(base: Any) -> Any:
-        class Known(base):
+    def registered(base: Any) -> Any:
+        class Registered(base):
             def connect(self) -> None:
-                _use(self)
+                _register(self)
                 super().connect()
 
-            def putrequest(self, *words: Any, **more: Any) -> None:
-                _use(self)
-                super().putrequest(*words, **more)
+            def putrequest(self, *arguments: Any, **options: Any) -> None:
+                _register(self)
+                super().putrequest(*arguments, **options)
 
-        return Known
+        return Registered
 
     pools = {}
     for scheme, pool in (("http", HTTPConnectionPool), ("https", HTTPSConnectionPool)):
-        pools[scheme] = type(f"Known{pool.__name__}", (pool,), {"ConnectionCls": known(pool.ConnectionCls)})
+        pools[scheme] = type(f"Registered{pool.__name__}", (pool,), {"ConnectionCls": registered(pool.ConnectionCls)})
     return pools
 
 
-def _use(connection: Any) -> None:
-    exchange = getattr(_HERE, "exchange", None)
+def _register(connection: Any) -> None:
+    exchange = getattr(_CURRENT, "exchange", None)
     if exchange is not None:
         exchange.connection = connection
         if exchange.given_up:

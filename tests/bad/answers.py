@@ -38,19 +38,19 @@ def _stats(record: Any) -> Arguments:
 FILES: list[tuple[str, Callable[[Path], object], str]] = [
     ("missing", lambda p: None, "answers.jsonl"),
     ("an empty folder", Path.mkdir, "answers.jsonl"),
-    ("empty", lambda p: put(p, b""), "it is empty"),
-    ("a page of HTML", lambda p: put(p, "<html>\n"), "holds no prediction"),
-    ("one JSON list", lambda p: put(p, [RIGHT]), "found a list"),
-    ("answers to other questions", lambda p: lines(p, {"example_id": "z", "answer": "a"}), "belongs to scenes"),
-    ("half of the ids spelt otherwise", lambda p: lines(p, RIGHT, {"example_id": "img/s1", "answer": "a"}), "the first question without one"),
-    ("the ids of other questions", lambda p: lines(p, {**RIGHT, "question": "Why?"}), "ask another: the first, 's0', has the prompt 'Why?'"),
-    ("questions instead of answers", lambda p: lines(p, {"question_id": 1, "image": "a"}), "question_id and text"),
-    ("Latin-1", lambda p: put(p, b'{"example_id": "s0", "answer": "\xe9"}\n'), "not UTF-8"),
+    ("empty", lambda p: put(p, b""), "empty"),
+    ("a page of HTML", lambda p: put(p, "<html>\n"), "prediction"),
+    ("one JSON list", lambda p: put(p, [RIGHT]), "list"),
+    ("answers to other questions", lambda p: lines(p, {"example_id": "z", "answer": "a"}), "scenes"),
+    ("half of the ids spelt otherwise", lambda p: lines(p, RIGHT, {"example_id": "img/s1", "answer": "a"}), "s1"),
+    ("the ids of other questions", lambda p: lines(p, {**RIGHT, "question": "Why?"}), "'Why?'"),
+    ("questions instead of answers", lambda p: lines(p, {"question_id": 1, "image": "a"}), "question_id"),
+    ("Latin-1", lambda p: put(p, b'{"example_id": "s0", "answer": "\xe9"}\n'), "UTF-8"),
 ]  # fmt: skip
 
 RECORDS: list[tuple[str, Any, str]] = [
-    ("no answer", {"example_id": "s1"}, "lacks 'answer'"),
-    ("no id", {"answer": "red"}, "a prediction has example_id"),
+    ("no answer", {"example_id": "s1"}, "'answer'"),
+    ("no id", {"answer": "red"}, "example_id"),
     ("an id that is a number", {**RIGHT, "example_id": 1}, "`example_id`"),
     ("an id that is a list", {**RIGHT, "example_id": [1]}, "`example_id`"),
     ("an answer that is a number", {**RIGHT, "example_id": "s1", "answer": 7}, "`answer`"),
@@ -61,16 +61,16 @@ RECORDS: list[tuple[str, Any, str]] = [
     ("a box that is an object", {**RIGHT, "example_id": "s1", "box": {"x": 1}}, "box"),
     ("a box with NaN", '{"example_id":"s1","answer":"red","box":[NaN,0,1,1]}', "box"),
     ("a box in true and false", {**RIGHT, "example_id": "s1", "box": [False, False, True, True]}, "box"),
-    ("an unknown box status", {**RIGHT, "example_id": "s1", "box_status": "good"}, "unknown box status"),
-    ("a box status that is a list", {**RIGHT, "example_id": "s1", "box_status": []}, "box status"),
+    ("an unknown box status", {**RIGHT, "example_id": "s1", "box_status": "good"}, "'good'"),
+    ("a box status that is a list", {**RIGHT, "example_id": "s1", "box_status": []}, "status"),
     ("a question that is a number", {**RIGHT, "example_id": "s1", "question": 7}, "`question`"),
     ("a picture that is a number", {**RIGHT, "example_id": "s1", "image": 7}, "`image`"),
     ("seconds that are a text", {**RIGHT, "example_id": "s1", "seconds": "long"}, "`seconds`"),
     ("tokens that are a text", {**RIGHT, "example_id": "s1", "tokens": "many"}, "`tokens`"),
     ("a policy that is an object", {**RIGHT, "example_id": "s1", "policy": {}}, "`policy`"),
     ("an error that is an object", {**RIGHT, "example_id": "s1", "error": {}}, "`error`"),
-    ("a torn line", '{"example_id": "s1", "ans', "not valid JSON"),
-    ("a line that is a number", 7, "found a number"),
+    ("a torn line", '{"example_id": "s1", "ans', "JSON"),
+    ("a line that is a number", 7, "number"),
 ]  # fmt: skip
 
 
@@ -94,16 +94,16 @@ def _scores(row: Any) -> Callable[[Path], object]:
 
 
 RUNS: list[tuple[str, Callable[[Path], object], str]] = [
-    ("no manifest", lambda r: (r / "manifest.json").unlink(), "no finished run"),
-    ("a manifest that is empty", _manifest(b""), "is not a manifest"),
-    ("a manifest cut off", _manifest('{"stage": "eval", '), "is not a manifest"),
-    ("a manifest that is a list", _manifest([]), "is not a manifest"),
-    ("a manifest without config", _manifest({"stage": "eval", "status": "complete"}), "is not a manifest"),
-    ("a manifest whose results are a list", _manifest({"stage": "eval", "status": "complete", "config": {}, "fingerprint": "x", "counts": {}, "results": []}), "is not a manifest"),
-    ("a manifest whose counts are words", _manifest({"stage": "eval", "status": "complete", "config": {}, "fingerprint": "x", "counts": {"ok": "all"}}), "share no benchmark"),
-    ("a manifest in Latin-1", _manifest(b'{"stage": "\xe9"}'), "is not a manifest"),
-    ("a manifest nested too deeply", _manifest("[" * 100_000), "is not a manifest"),
-    ("a manifest that is a folder", lambda r: [(r / "manifest.json").unlink(), (r / "manifest.json").mkdir()], "no finished run"),
+    ("no manifest", lambda r: (r / "manifest.json").unlink(), "run"),
+    ("a manifest that is empty", _manifest(b""), "manifest.json"),
+    ("a manifest cut off", _manifest('{"stage": "eval", '), "manifest.json"),
+    ("a manifest that is a list", _manifest([]), "manifest.json"),
+    ("a manifest without config", _manifest({"stage": "eval", "status": "complete"}), "manifest.json"),
+    ("a manifest whose results are a list", _manifest({"stage": "eval", "status": "complete", "config": {}, "fingerprint": "x", "counts": {}, "results": []}), "manifest.json"),
+    ("a manifest whose counts are words", _manifest({"stage": "eval", "status": "complete", "config": {}, "fingerprint": "x", "counts": {"ok": "all"}}), "benchmark"),
+    ("a manifest in Latin-1", _manifest(b'{"stage": "\xe9"}'), "manifest.json"),
+    ("a manifest nested too deeply", _manifest("[" * 100_000), "manifest.json"),
+    ("a manifest that is a folder", lambda r: [(r / "manifest.json").unlink(), (r / "manifest.json").mkdir()], "run"),
     ("a score without value", _scores({"example_id": "s0"}), "scores.jsonl:1"),
     ("a score that is a text", _scores({"example_id": "s0", "value": "good"}), "scores.jsonl:1"),
     ("a score that is NaN", _scores('{"example_id": "s0", "value": NaN}'), "scores.jsonl:1"),
@@ -111,10 +111,10 @@ RUNS: list[tuple[str, Callable[[Path], object], str]] = [
     ("scores cut off", _scores('{"example_id": "s0", "val'), "scores.jsonl:1"),
 ]  # fmt: skip
 
-CASES = [Case("answers", name, 3, said, _file(make), "answers.jsonl") for name, make, said in FILES]
-CASES += [Case("answer record", name, 0, said, _record(record), "") for name, record, said in RECORDS]
-CASES += [Case("answer record drawn", name, 0, said, _stats(record), "answers.jsonl:2") for name, record, said in RECORDS[6:8]]
+CASES = [Case("answers", name, 3, fact, _file(make), "answers.jsonl") for name, make, fact in FILES]
+CASES += [Case("answer record", name, 0, fact, _record(record), "") for name, record, fact in RECORDS]
+CASES += [Case("answer record drawn", name, 0, fact, _stats(record), "answers.jsonl:2") for name, record, fact in RECORDS[6:8]]
 CASES += [
-    Case("run compared", name, 3, said, _run(change, lambda world, run: ["eval", "compare", world.run, run]), "run")
-    for name, change, said in RUNS
+    Case("run compared", name, 3, fact, _run(change, lambda world, run: ["eval", "compare", world.run, run]), "run")
+    for name, change, fact in RUNS
 ]

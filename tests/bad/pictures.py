@@ -43,27 +43,26 @@ def annotate(data: Path, images: Path, folder: Path, *more: Any) -> list[Any]:
     return [*own, "--out", folder / "store", "--max-failures", 0, *more]
 
 
-OUT = "leaves the image folder"
-WAYS: list[tuple[str, Callable[[World], str], Callable[[World, Path], object], str]] = [
-    ("up and out", lambda w: "../secret/secret.png", lambda w, i: None, OUT),
-    ("down, up and out", lambda w: "sub/../../secret/secret.png", lambda w, i: (i / "sub").mkdir(), OUT),
-    ("an absolute path", lambda w: str(w.secret / "secret.png"), lambda w, i: None, OUT),
-    ("a link to a file outside", lambda w: "x.png", lambda w, i: (i / "x.png").symlink_to(w.secret / "secret.png"), OUT),
-    ("a link to a folder outside", lambda w: "d/secret.png", lambda w, i: (i / "d").symlink_to(w.secret), OUT),
-    ("a link to a link outside", lambda w: "x.png", lambda w, i: [(i / "x.png").symlink_to("y"), (i / "y").symlink_to(w.secret / "secret.png")], OUT),
-    ("a link to itself", lambda w: "x.png", lambda w, i: (i / "x.png").symlink_to("x.png"), "x.png"),
-    ("a NUL in the path", lambda w: "a\0.png", lambda w, i: None, "cannot be used"),
-    ("a name of 5,000 letters", lambda w: "x" * 5000 + ".png", lambda w, i: None, "File name too long"),
-    ("a path of 3,000 folders", lambda w: "x/" * 3000 + "x.png", lambda w, i: None, "File name too long"),
-    ("a file as a folder", lambda w: "a.png/x.png", lambda w, i: None, "there is no image"),
-    ("the folder itself", lambda w: ".", lambda w, i: None, "is not a file"),
-    ("letters that steer the terminal", lambda w: "\x1b[2J\r.png", lambda w, i: None, "there is no image"),
-    ("a line end in the name", lambda w: "a\nb.png", lambda w, i: None, "there is no image"),
-    ("another normal form", lambda w: "e\u0301.png", lambda w, i: shutil.copy(i / "a.png", i / "\xe9.png"), "there is no image"),
-    ("right-to-left marks", lambda w: "\u202egnp.x", lambda w, i: None, "there is no image"),
-    ("a web address", lambda w: "https://example.com/a.png", lambda w, i: None, "there is no image"),
-    ("the home folder", lambda w: "~/a.png", lambda w, i: None, "there is no image"),
-    ("a variable", lambda w: "$HOME/a.png", lambda w, i: None, "there is no image"),
+WAYS: list[tuple[str, Callable[[World], str], Callable[[World, Path], object]]] = [
+    ("up and out", lambda w: "../secret/secret.png", lambda w, i: None),
+    ("down, up and out", lambda w: "sub/../../secret/secret.png", lambda w, i: (i / "sub").mkdir()),
+    ("an absolute path", lambda w: str(w.secret / "secret.png"), lambda w, i: None),
+    ("a link to a file outside", lambda w: "x.png", lambda w, i: (i / "x.png").symlink_to(w.secret / "secret.png")),
+    ("a link to a folder outside", lambda w: "d/secret.png", lambda w, i: (i / "d").symlink_to(w.secret)),
+    ("a link to a link outside", lambda w: "x.png", lambda w, i: [(i / "x.png").symlink_to("y"), (i / "y").symlink_to(w.secret / "secret.png")]),
+    ("a link to itself", lambda w: "x.png", lambda w, i: (i / "x.png").symlink_to("x.png")),
+    ("a NUL in the path", lambda w: "a\0.png", lambda w, i: None),
+    ("a name of 5,000 letters", lambda w: "x" * 5000 + ".png", lambda w, i: None),
+    ("a path of 3,000 folders", lambda w: "x/" * 3000 + "x.png", lambda w, i: None),
+    ("a file as a folder", lambda w: "a.png/x.png", lambda w, i: None),
+    ("the folder itself", lambda w: ".", lambda w, i: None),
+    ("letters that steer the terminal", lambda w: "\x1b[2J\r.png", lambda w, i: None),
+    ("a line end in the name", lambda w: "a\nb.png", lambda w, i: None),
+    ("another normal form", lambda w: "e\u0301.png", lambda w, i: shutil.copy(i / "a.png", i / "\xe9.png")),
+    ("right-to-left marks", lambda w: "\u202egnp.x", lambda w, i: None),
+    ("a web address", lambda w: "https://example.com/a.png", lambda w, i: None),
+    ("the home folder", lambda w: "~/a.png", lambda w, i: None),
+    ("a variable", lambda w: "$HOME/a.png", lambda w, i: None),
 ]  # fmt: skip
 
 
@@ -80,5 +79,5 @@ def _way(name: Callable[[World], str], make: Callable[[World, Path], object]) ->
 
 CASES = [Case("picture alone", str(h), 3, h.reason or "", _alone(h), "x.png") for h in BROKEN]
 CASES += [Case("picture drawn", str(h), 3, h.reason or "", _drawn(h), "x.png") for h in BROKEN]
-CASES += [Case("picture annotated", str(h), 5, "1 questions have no region", _annotated(h), "store") for h in BROKEN]
-CASES += [Case("picture path", name, 5, "1 questions have no region", _way(way, make), "store") for name, way, make, _ in WAYS]
+CASES += [Case("picture annotated", str(h), 5, "1 questions", _annotated(h), "store") for h in BROKEN]
+CASES += [Case("picture path", name, 5, "1 questions", _way(way, make), "store") for name, way, make in WAYS]

@@ -1,4 +1,4 @@
-"""Runs a command line in this process and keeps what it said, what it wrote, and every file it touched."""
+"""Runs a command line in this process and keeps its output, its error, what it wrote, and every file it touched."""
 
 from __future__ import annotations
 
@@ -75,7 +75,10 @@ def watched() -> Iterator[Touched]:
 
 @dataclass
 class Outcome:
+    """`error`: the type of the exception that ended the command, "" for none; `kept`: the files that were not there before."""
+
     code: int
+    error: str
     out: str
     err: str
     touched: Touched
@@ -98,12 +101,6 @@ class Outcome:
         alien = [p for p in self.touched.read if p.is_relative_to(root) and not p.is_relative_to(folder)]
         return sorted(str(p) for p in alien if p.is_relative_to(world.secret) or not p.is_relative_to(world.root))
 
-    @property
-    def sentence(self) -> str:
-        """The last line: what went wrong, or what was done."""
-        told = [line for line in self.err.splitlines() if line.strip(" │╭╮╰╯─")]
-        return told[-1] if told else ""
-
 
 @cache
 def _commands() -> Any:
@@ -112,8 +109,31 @@ def _commands() -> Any:
 
 def run(arguments: list[str]) -> int:
     """`main.run`, with Typer's tree of commands made once instead of for every call: most of a short call's time."""
-    with mock.patch.object(main, "app", _commands()):
-        return main.run(arguments)
+    return _run(arguments)[0]
+
+
+def _run(arguments: list[str]) -> tuple[int, str]:
+    """(exit code, type of the exception that ended the command)."""
+    commands, raised = _commands(), []
+
+    def app(**options: Any) -> Any:
+        try:
+            return commands(**options)
+        except Exception as error:
+            raised.append(type(error).__name__)
+            raise
+
+    with mock.patch.object(main, "app", app):
+        code = main.run(arguments)
+    return code, "".join(raised)
+
+
+def warm(world: World) -> None:
+    """Loads a model once: what torch and transformers do when they are imported is no case's doing."""
+    words = ["infer", "--model", "miniature", "--image", str(world.images / "a.png"), "--question", "q?"]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        if code := run(words):
+            raise AssertionError(f"the miniature does not answer: exit code {code}")
 
 
 def call(case: Case, world: World, folder: Path) -> Outcome:
@@ -132,7 +152,7 @@ def call(case: Case, world: World, folder: Path) -> Outcome:
         contextlib.redirect_stderr(err),
         watched() as touched,
     ):
-        code = run(arguments)
+        code, error = _run(arguments)
     left = {p for p in folder.rglob("*") if p.is_file()} - before
     kept = sorted(str(p.relative_to(folder)) for p in left)
-    return Outcome(code, out.getvalue(), err.getvalue(), touched, kept, arguments)
+    return Outcome(code, error, out.getvalue(), err.getvalue(), touched, kept, arguments)

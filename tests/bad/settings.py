@@ -6,6 +6,8 @@ import io
 import os
 import pickle
 from collections.abc import Callable
+from errno import ELOOP, ENOENT
+from os import strerror
 from pathlib import Path
 from typing import Any
 
@@ -62,77 +64,77 @@ def _with(command: tuple[str, ...], option: str, value: str) -> tuple[str, ...]:
 
 
 WORDS: list[tuple[str, int, str, tuple[Any, ...]]] = [
-    ("an unknown command", 2, "No such command", ("fly",)),
-    ("an unknown option", 2, "No such option", (*INFER, "--fly")),
-    ("a number that is none", 2, "valid integer", (*INFER, "--batch-size", "many")),
+    ("an unknown command", 2, "fly", ("fly",)),
+    ("an unknown option", 2, "--fly", (*INFER, "--fly")),
+    ("a number that is none", 2, "--batch-size", (*INFER, "--batch-size", "many")),
     ("a batch of 0", 2, "batch-size", (*INFER, "--batch-size", 0)),
-    ("a number of 400 digits", 2, "less than or equal to 1000000000", (*INFER, "--limit", "9" * 400)),
+    ("a number of 400 digits", 2, "1000000000", (*INFER, "--limit", "9" * 400)),
     ("a timeout that is not a number", 2, "--timeout", (*INFER, "--timeout", "nan")),
     ("memory below 0", 2, "--kv-budget", (*INFER, "--kv-budget", -1)),
     ("memory that is NaN", 2, "--kv-budget", (*INFER, "--kv-budget", "nan")),
-    ("an unknown policy", 3, "there is no roi 'randon'; did you mean 'random'?", (*INFER, "--roi", "randon")),
+    ("an unknown policy", 3, "'random'", (*INFER, "--roi", "randon")),
     ("an unknown engine", 3, "no engines plug-in", _with(INFER, "--engine", "steam")),
     ("a plug-in by a path out", 3, "no engines plug-in", _with(INFER, "--engine", "../../secret")),
     ("a plug-in's private part", 3, "no engines plug-in", _with(INFER, "--engine", "_prefix")),
-    ("an unknown profile", 3, "no profile is called", (*INFER, "--profile", "papers")),
-    ("a profile that is not there", 3, "cannot be read", (*INFER, "--profile", "{here}/x.toml")),
+    ("an unknown profile", 3, "'papers'", (*INFER, "--profile", "papers")),
+    ("a profile that is not there", 3, strerror(ENOENT), (*INFER, "--profile", "{here}/x.toml")),
     ("an unknown device", 3, "", (*_with(INFER, "--engine", "hf"), "--device", "abacus")),
-    ("no folder of pictures", 3, "there is no folder", ("infer", "--engine", "scripted", "--model", "m", "--images", "{here}/x", "--question", "q", "--out", "{here}/o.jsonl")),
-    ("a folder without a picture", 3, "holds no picture", ("infer", "--engine", "scripted", "--model", "m", "--images", "{here}", "--question", "q", "--out", "{here}/o.jsonl")),
-    ("a shard of words", 2, "a shard is i/n", (*ANNOTATE, "--shard", "a/b")),
-    ("shard 3 of 2", 2, "a shard is i/n", (*ANNOTATE, "--shard", "3/2")),
-    ("shard 0 of 2", 2, "a shard is i/n", (*ANNOTATE, "--shard", "0/2")),
-    ("a threshold of words", 2, "neither a number nor 'otsu'", (*ANNOTATE, "--threshold", "high")),
+    ("no folder of pictures", 3, "folder", ("infer", "--engine", "scripted", "--model", "m", "--images", "{here}/x", "--question", "q", "--out", "{here}/o.jsonl")),
+    ("a folder without a picture", 3, "picture", ("infer", "--engine", "scripted", "--model", "m", "--images", "{here}", "--question", "q", "--out", "{here}/o.jsonl")),
+    ("a shard of words", 2, "i/n", (*ANNOTATE, "--shard", "a/b")),
+    ("shard 3 of 2", 2, "i/n", (*ANNOTATE, "--shard", "3/2")),
+    ("shard 0 of 2", 2, "i/n", (*ANNOTATE, "--shard", "0/2")),
+    ("a threshold of words", 2, "otsu", (*ANNOTATE, "--threshold", "high")),
     ("a threshold of NaN", 3, "threshold", (*ANNOTATE, "--threshold", "nan")),
-    ("a policy without region", 3, "nothing to annotate", _with(ANNOTATE, "--policy", "none")),
-    ("a detector's unknown option", 3, "has no option 'sizes'", (*ANNOTATE, "--detector", "grid", "--detector-option", "sizes=1")),
-    ("a detector's option without value", 2, "is not NAME=VALUE", (*ANNOTATE, "--detector-option", "scales")),
-    ("features that are not there", 3, "there are no features", (*ANNOTATE, "--detector", "precomputed", "--detector-option", "path={here}/x")),
-    ("an unknown benchmark", 3, "did you mean", ("eval", "scene", "--data", "{page}", "--predictions", "{answers}")),
-    ("an unknown split", 3, "has no nothing.jsonl", (*EVAL, "--split", "nothing")),
-    ("a split that is a path out", 3, "not '../x'", (*EVAL, "--split", "../x")),
+    ("a policy without region", 3, "none", _with(ANNOTATE, "--policy", "none")),
+    ("a detector's unknown option", 3, "'sizes'", (*ANNOTATE, "--detector", "grid", "--detector-option", "sizes=1")),
+    ("a detector's option without value", 2, "NAME=VALUE", (*ANNOTATE, "--detector-option", "scales")),
+    ("features that are not there", 3, "features", (*ANNOTATE, "--detector", "precomputed", "--detector-option", "path={here}/x")),
+    ("an unknown benchmark", 3, "'scenes'", ("eval", "scene", "--data", "{page}", "--predictions", "{answers}")),
+    ("an unknown split", 3, "nothing.jsonl", (*EVAL, "--split", "nothing")),
+    ("a split that is a path out", 3, "'../x'", (*EVAL, "--split", "../x")),
     ("an unknown scorer", 3, "scorer", (*EVAL, "--scorer", "kind")),
-    ("a time of words", 3, "a time is written", (*EVAL, "--max-runtime", "soon")),
+    ("a time of words", 3, "soon", (*EVAL, "--max-runtime", "soon")),
     ("a limit without value", 3, "accuracy", (*EVAL, "--fail-under", "accuracy")),
     ("a limit that is NaN", 3, "accuracy", (*EVAL, "--fail-under", "accuracy=nan")),
     ("a limit on an unknown metric", 3, "accurac", (*EVAL, "--fail-under", "accurac=1")),
-    ("a limit that is missed", 6, "worse than allowed", (*EVAL, "--fail-under", "accuracy=1.5")),
-    ("part 3 of 2", 3, "a part is a number", (*EVAL, "--shards", 2, "--shard", 3)),
-    ("a baseline that is not there", 3, "no finished run", (*EVAL, "--baseline", "{here}/x")),
+    ("a limit that is missed", 6, "accuracy", (*EVAL, "--fail-under", "accuracy=1.5")),
+    ("part 3 of 2", 3, "3", (*EVAL, "--shards", 2, "--shard", 3)),
+    ("a baseline that is not there", 3, "run", (*EVAL, "--baseline", "{here}/x")),
     ("a link where a folder stands", 3, "latest", (*EVAL, "--latest", "{here}")),
-    ("a benchmark's data that is not there", 3, "does not exist", ("eval", "scenes", "--data", "{here}/x", "--predictions", "{answers}")),
+    ("a benchmark's data that is not there", 3, "x", ("eval", "scenes", "--data", "{here}/x", "--predictions", "{answers}")),
     ("one run compared with nothing", 2, "", ("eval", "compare", "{run}")),
     ("a box turned round", 3, "box", (*OVERLAY, "--box", 0.9, 0.1, 0.2, 0.5)),
-    ("a box of NaN", 2, "finite number", (*OVERLAY, "--box", "nan", 0, 1, 1)),
+    ("a box of NaN", 2, "--box", (*OVERLAY, "--box", "nan", 0, 1, 1)),
     ("a picture's unknown ending", 3, ".txt", ("visualize", "overlay", "--image", "{images}/a.png", "--box", 0, 0, 1, 1, "--out", "{here}/o.txt")),
     ("an unknown example", 3, "'nobody'", ("visualize", "overlay", "--predictions", "{answers}", "--images", "{images}", "--example", "nobody", "--out", "{here}/o.png")),
     ("a broken expression", 3, "(", ("visualize", "report", "{run}", "--out", "{here}/r.html", "--question", "(")),
     ("a page with another ending", 3, ".html", ("visualize", "report", "{run}", "--out", "{here}/r.pdf")),
     ("an unknown id", 3, "'nobody'", ("store", "get", "{store}", "nobody")),
     ("a map's unknown ending", 3, ".npy or .json", ("store", "get", "{store}", "good#q0", "--heat", "{here}/m.png")),
-    ("no map to write", 3, "no relevance map", ("store", "get", "{store}", "second#q0", "--heat", "{here}/m.npy")),
-    ("a format that needs questions", 3, "needs the questions' file", ("store", "export", "{store}", "--format", "visual-cot", "--out", "{here}/x")),
-    ("a part that is the result", 3, "part and the result at once", ("store", "merge", "{store}", "--out", "{store}")),
-    ("a part named twice", 3, "named twice", ("store", "merge", "{store}", "{root}/../world/store", "--out", "{here}/m")),
-    ("a checkpoint that is no checkpoint", 3, "not a checkpoint", ("model", "info", "{images}")),
-    ("a checkpoint that is not there", 3, "there is no folder", ("model", "info", "{here}/x")),
-    ("an original that is not there", 3, "there is no folder", ("model", "convert", "{here}/x", "--out", "{here}/y")),
+    ("no map to write", 3, "second#q0", ("store", "get", "{store}", "second#q0", "--heat", "{here}/m.npy")),
+    ("a format that needs questions", 3, "visual-cot", ("store", "export", "{store}", "--format", "visual-cot", "--out", "{here}/x")),
+    ("a part that is the result", 3, "store", ("store", "merge", "{store}", "--out", "{store}")),
+    ("a part named twice", 3, "store", ("store", "merge", "{store}", "{root}/../world/store", "--out", "{here}/m")),
+    ("a checkpoint that is no checkpoint", 3, "images", ("model", "info", "{images}")),
+    ("a checkpoint that is not there", 3, "folder", ("model", "info", "{here}/x")),
+    ("an original that is not there", 3, "folder", ("model", "convert", "{here}/x", "--out", "{here}/y")),
 ]  # fmt: skip
 
 OUTPUTS: list[tuple[str, Callable[[Path], object], tuple[Any, ...], str]] = [
-    ("answers into a folder", lambda f: (f / "out.jsonl").mkdir(), INFER, "cannot be written"),
-    ("answers below a file", lambda f: put(f / "x", ""), (*INFER[:-1], "{here}/x/out.jsonl"), "cannot be made"),
-    ("answers of another run", lambda f: put(f / "out.jsonl", '{"example_id": "a", "answer": "b", "fingerprint": "f"}\n'), INFER, "other settings"),
+    ("answers into a folder", lambda f: (f / "out.jsonl").mkdir(), INFER, "out.jsonl"),
+    ("answers below a file", lambda f: put(f / "x", ""), (*INFER[:-1], "{here}/x/out.jsonl"), "x"),
+    ("answers of another run", lambda f: put(f / "out.jsonl", '{"example_id": "a", "answer": "b", "fingerprint": "f"}\n'), INFER, "out.jsonl"),
     ("answers into a text", lambda f: put(f / "out.jsonl", "my notes\n"), INFER, "out.jsonl"),
-    ("answers into /proc", lambda f: None, (*INFER[:-1], "/proc/cos/out.jsonl"), "cannot be made"),
+    ("answers into /proc", lambda f: None, (*INFER[:-1], "/proc/cos/out.jsonl"), "/proc/cos"),
     ("scores into a file", lambda f: put(f / "out", ""), EVAL, "out"),
     ("scores into /proc", lambda f: None, (*EVAL[:-1], "/proc/cos"), "/proc/cos"),
     ("a picture into a folder", lambda f: (f / "o.png").mkdir(), (*OVERLAY, "--box", 0, 0, 1, 1), "o.png"),
-    ("a picture below a file", lambda f: put(f / "x", ""), (*OVERLAY[:-1], "{here}/x/o.png", "--box", 0, 0, 1, 1), "a file stands where a folder is needed"),
+    ("a picture below a file", lambda f: put(f / "x", ""), (*OVERLAY[:-1], "{here}/x/o.png", "--box", 0, 0, 1, 1), "x"),
     ("plots into a file", lambda f: put(f / "b", ""), ("visualize", "stats", "{store}", "--out", "{here}/b"), "b"),
     ("a page below a file", lambda f: put(f / "x", ""), ("visualize", "report", "{run}", "--out", "{here}/x/r.html"), "x"),
-    ("an export into a folder", lambda f: (f / "e").mkdir(), ("store", "export", "{store}", "--out", "{here}/e"), "cannot be written"),
-    ("an export through a link to itself", lambda f: (f / "e").symlink_to("e"), ("store", "export", "{store}", "--out", "{here}/e"), "Too many levels of symbolic links"),
+    ("an export into a folder", lambda f: (f / "e").mkdir(), ("store", "export", "{store}", "--out", "{here}/e"), "e"),
+    ("an export through a link to itself", lambda f: (f / "e").symlink_to("e"), ("store", "export", "{store}", "--out", "{here}/e"), strerror(ELOOP)),
 ]  # fmt: skip
 
 
@@ -145,13 +147,13 @@ def _into(make: Callable[[Path], object], words: tuple[Any, ...]) -> Arguments:
 
 
 PLUGINS: list[tuple[str, Any, str, str]] = [
-    ("not there", None, "x.py", "no plug-in file"),
+    ("not there", None, "x.py", "x.py"),
     ("of broken Python", "def build(:\n", "x.py", "x.py"),
     ("that raises when imported", "1 / 0\n", "x.py", "x.py"),
-    ("that imports what is not there", "import no_such_package\n", "x.py", "needs the package 'no_such_package'"),
-    ("without build", "x = 1\n", "x.py", "has no function 'build'"),
-    ("with a build that is a number", "build = 7\n", "x.py", "has no function 'build'"),
-    ("of another function's name", "def build(): ...\n", "x.py:made", "has no function 'made'"),
+    ("that imports what is not there", "import no_such_package\n", "x.py", "'no_such_package'"),
+    ("without build", "x = 1\n", "x.py", "'build'"),
+    ("with a build that is a number", "build = 7\n", "x.py", "'build'"),
+    ("of another function's name", "def build(): ...\n", "x.py:made", "'made'"),
     ("in Latin-1", b"name = '\xe9'\n", "x.py", "x.py"),
     ("with a NUL", b"x = 1\0\n", "x.py", "x.py"),
     ("that exits", "raise SystemExit(0)\n", "x.py", "x.py"),
@@ -168,15 +170,15 @@ def _plugin(text: Any, name: str) -> Arguments:
 
 
 TOML: list[tuple[str, Any, str]] = [
-    ("not there", None, "there is no settings file"),
-    ("broken", "[train\n", "cannot be read"),
-    ("in UTF-16", "[train]\n".encode("utf-16"), "save it as UTF-8"),
-    ("of another command", "[infer]\nmodel = 'm'\n", "no table [train]"),
-    ("with an unknown table", "[trian]\n", "did you mean 'train'"),
-    ("with an unknown key", "[train]\nlerning_rate = 1\n", "did you mean 'learning_rate'"),
-    ("that names itself", "[train]\nconfig = 'x'\n", "no option 'config'"),
-    ("with a value outside a table", "epochs = 1\n", "no table of a command"),
-    ("nested too deeply", "x = " + "[" * 50_000, "cannot be read"),
+    ("not there", None, "c.toml"),
+    ("broken", "[train\n", "c.toml"),
+    ("in UTF-16", "[train]\n".encode("utf-16"), "UTF-8"),
+    ("of another command", "[infer]\nmodel = 'm'\n", "[train]"),
+    ("with an unknown table", "[trian]\n", "'train'"),
+    ("with an unknown key", "[train]\nlerning_rate = 1\n", "'learning_rate'"),
+    ("that names itself", "[train]\nconfig = 'x'\n", "'config'"),
+    ("with a value outside a table", "epochs = 1\n", "epochs"),
+    ("nested too deeply", "x = " + "[" * 50_000, "c.toml"),
 ]  # fmt: skip
 
 
@@ -190,11 +192,11 @@ def _toml(text: Any) -> Arguments:
 
 
 TABLES: list[tuple[str, Any, str]] = [
-    ("not there", None, "cannot be read"),
-    ("cut off", '{"a": ', "cannot be read"),
-    ("a list", [], "must be a JSON object"),
-    ("of numbers", {"a": 1}, "must be a JSON object of texts"),
-    ("nested too deeply", "[" * 100_000, "nested too deeply"),
+    ("not there", None, strerror(ENOENT)),
+    ("cut off", '{"a": ', "table.json"),
+    ("a list", [], "object"),
+    ("of numbers", {"a": 1}, "texts"),
+    ("nested too deeply", "[" * 100_000, "nested"),
 ]
 
 
@@ -214,21 +216,21 @@ def _npy(value: Any) -> bytes:
 
 
 HEATS: list[tuple[str, str, Any, str]] = [
-    ("not there", "h.npy", lambda f: None, "cannot be read"),
-    ("empty", "h.npy", lambda f: b"", "neither a .npy array"),
-    ("of objects", "h.npy", lambda f: _npy(np.array([Trap(f / "trapped")], dtype=object)), "neither a .npy array"),
-    ("a bare pickle", "h.npy", lambda f: pickle.dumps(Trap(f / "trapped")), "neither a .npy array"),
-    ("of one row", "h.npy", lambda f: _npy(np.ones(3)), "has rows and columns"),
-    ("of three sides", "h.npy", lambda f: _npy(np.ones((2, 2, 2))), "has rows and columns"),
-    ("of nothing", "h.npy", lambda f: _npy(np.ones((0, 2))), "has rows and columns"),
-    ("with NaN", "h.npy", lambda f: _npy(np.full((2, 2), np.nan)), "finite and not negative"),
-    ("below zero", "h.npy", lambda f: _npy(-np.ones((2, 2))), "finite and not negative"),
-    ("of texts", "h.npy", lambda f: _npy(np.array([["a"]])), "rows of numbers"),
-    ("that claims a million million cells", "h.npy", lambda f: _npy(np.ones((2, 2))).replace(b"(2, 2), }      ", b"(1000000, 1000000), }")[:200], "neither a .npy array"),
-    ("with torn rows", "h.json", lambda f: b"[[1], [1, 2]]", "rows of numbers"),
-    ("of words", "h.json", lambda f: b'[["a"]]', "rows of numbers"),
-    ("an object", "h.json", lambda f: b'{"a": 1}', "rows of numbers"),
-    ("nested too deeply", "h.json", lambda f: b"[" * 100_000, "rows of numbers"),
+    ("not there", "h.npy", lambda f: None, strerror(ENOENT)),
+    ("empty", "h.npy", lambda f: b"", ".npy"),
+    ("of objects", "h.npy", lambda f: _npy(np.array([Trap(f / "trapped")], dtype=object)), ".npy"),
+    ("a bare pickle", "h.npy", lambda f: pickle.dumps(Trap(f / "trapped")), ".npy"),
+    ("of one row", "h.npy", lambda f: _npy(np.ones(3)), "rows"),
+    ("of three sides", "h.npy", lambda f: _npy(np.ones((2, 2, 2))), "rows"),
+    ("of nothing", "h.npy", lambda f: _npy(np.ones((0, 2))), "rows"),
+    ("with NaN", "h.npy", lambda f: _npy(np.full((2, 2), np.nan)), "finite"),
+    ("below zero", "h.npy", lambda f: _npy(-np.ones((2, 2))), "finite"),
+    ("of texts", "h.npy", lambda f: _npy(np.array([["a"]])), "numbers"),
+    ("that claims a million million cells", "h.npy", lambda f: _npy(np.ones((2, 2))).replace(b"(2, 2), }      ", b"(1000000, 1000000), }")[:200], ".npy"),
+    ("with torn rows", "h.json", lambda f: b"[[1], [1, 2]]", "numbers"),
+    ("of words", "h.json", lambda f: b'[["a"]]', "numbers"),
+    ("an object", "h.json", lambda f: b'{"a": 1}', "numbers"),
+    ("nested too deeply", "h.json", lambda f: b"[" * 100_000, "numbers"),
 ]  # fmt: skip
 
 
@@ -249,20 +251,18 @@ def _features(content: bytes) -> Arguments:
     return arguments
 
 
-CASES = [Case("options", name, code, said, _given(*words)) for name, code, said, words in WORDS]
+CASES = [Case("options", name, code, fact, _given(*words)) for name, code, fact, words in WORDS]
+CASES += [Case("output", name, 3, fact, _into(make, words)) for name, make, words, fact in OUTPUTS]
 CASES += [
-    Case("output", name, 0 if said.endswith("complete") else 3, said, _into(make, words)) for name, make, words, said in OUTPUTS
+    Case("plug-in", name, 4 if fact == "'no_such_package'" else 3, fact, _plugin(text, call), "x.py")
+    for name, text, call, fact in PLUGINS
 ]
+CASES += [Case("settings file", name, 3, fact, _toml(text), "c.toml") for name, text, fact in TOML]
+CASES += [Case("answer table", name, 3, fact, _table(content), "table.json") for name, content, fact in TABLES]
+CASES += [Case("relevance map", name, 3, fact, _heat(file, make), file) for name, file, make, fact in HEATS]
 CASES += [
-    Case("plug-in", name, 4 if "package" in said else 3, said, _plugin(text, call), "x.py")
-    for name, text, call, said in PLUGINS
-]
-CASES += [Case("settings file", name, 3, said, _toml(text), "c.toml") for name, text, said in TOML]
-CASES += [Case("answer table", name, 3, said, _table(content), "table.json") for name, content, said in TABLES]
-CASES += [Case("relevance map", name, 3, said, _heat(file, make), file) for name, file, make, said in HEATS]
-CASES += [
-    Case("features", "of one column", 3, "not a known layout", _features(b"noise\n"), "f.tsv:1"),
-    Case("features", "empty", 3, "not a known layout", _features(b""), "f.tsv"),
-    Case("features", "of broken numbers", 5, "have no region", _features(b"a\t31\t23\tx\t!!\t??\n"), "store"),
-    Case("features", "of too many boxes", 5, "have no region", _features(b"a\t31\t23\t999999999\tAA\tAA\n"), "store"),
+    Case("features", "of one column", 3, "layout", _features(b"noise\n"), "f.tsv:1"),
+    Case("features", "empty", 3, "layout", _features(b""), "f.tsv"),
+    Case("features", "of broken numbers", 5, "questions", _features(b"a\t31\t23\tx\t!!\t??\n"), "store"),
+    Case("features", "of too many boxes", 5, "questions", _features(b"a\t31\t23\t999999999\tAA\tAA\n"), "store"),
 ]

@@ -70,13 +70,14 @@ Arguments = Callable[[World, Path], list[Any]]
 class Case:
     """One bad input. `arguments` makes it in an empty folder of its own and returns the command line.
 
-    `said` is part of what must be said; `names` must be in it too: the file that is at fault, with its line where it has one.
+    `names` is the file at fault, with its line where it has one; `fact`, a word for what is wrong with it: a field, a value, a
+    format. Both must stand in the message, in whatever sentence.
     """
 
     family: str
     name: str
     code: int
-    said: str
+    fact: str
     arguments: Arguments
     names: str = ""
     slow: bool = False

@@ -17,14 +17,15 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from unittest import mock
 
+from bad.recorded import FaultRow, listing
 from bad.run import run
-from bad.table import Row
 from bad.world import World, make_world
 
 from cos_cli.main import BAD_INPUT, INTERRUPTED
@@ -196,29 +197,33 @@ def struck(stage: Stage, world: World, folder: Path, disk: Disk, wanted: dict[st
     return Result(disk.at, what, disk.fault, code, said, kept, again, words, same, lost)
 
 
-def rows() -> list[Row]:
-    """For the document: all faults of all stages; of each stage and fault one row a kind of outcome, and how many had it."""
+def rows(names: Sequence[str] = ()) -> list[FaultRow]:
+    """All faults of all stages, or of those named."""
+    chosen = [number for number, stage in enumerate(STAGES) if stage.name in names or not names]
     with tempfile.TemporaryDirectory(prefix="cos-faults-") as root:
         world = make_world(Path(root) / "world")
         warm(world, Path(root) / "warm")
         # Forked from here, so that what is warm is warm there; a stage is known by its number, for it cannot be pickled.
         with ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as pool:
-            found = pool.map(partial(_rows_of, world, Path(root)), range(len(STAGES)))
-            return [row for rows in found for row in rows]
+            of_stages = pool.map(partial(_rows_of, world, Path(root)), chosen)
+            return [row for rows in of_stages for row in rows]
 
 
-def _rows_of(world: World, root: Path, number: int) -> list[Row]:
+def _rows_of(world: World, root: Path, number: int) -> list[FaultRow]:
     stage, folder = STAGES[number], root / f"work{number}"
-    groups: dict[tuple[str, str, int], list[Result]] = {}
-    for result in storm(stage, world, folder, all_of_them=True)[0]:
+    results = storm(stage, world, folder, all_of_them=True)[0]
+    for result in results:
         if what := result.wrong(stage):
             raise AssertionError(f"{stage.name}: {what}: {result}")
+    return summary(stage, results)
+
+
+def summary(stage: Stage, results: Sequence[Result]) -> list[FaultRow]:
+    """A row for each fault at each kind of write with each exit code."""
+    groups: dict[tuple[str, str, int], list[Result]] = {}
+    for result in results:
         groups.setdefault((result.fault, result.what, result.code), []).append(result)
-    made = []
-    for (fault, what, code), found in groups.items():
-        said = found[0].said.strip().splitlines()[-1:] if fault != "kill" else []
-        sentence = re.sub(r" in [\d.]+ s", "", said[0]).replace(f"{folder}/", "") if said else "(killed)"
-        kept = ", ".join(found[-1].kept[:4]) or "nothing new"
-        steps = ", ".join(str(r.step) for r in found[:8]) + (", ..." if len(found) > 8 else "")
-        made.append(Row(stage.name, f"{fault} at {what}, {len(found)} times: {steps}", str(code), sentence[:160], kept))
-    return made
+    return [
+        FaultRow(stage.name, fault, at, str(code), str(len(group)), listing(group[-1].kept))
+        for (fault, at, code), group in groups.items()
+    ]

@@ -15,6 +15,7 @@ from cos_core.data.formats.config import StoreExportConfig, StoreImportConfig
 from cos_core.data.formats.records import ImportSource, Incoming, Outgoing, Sizes
 from cos_core.errors import FailuresError, InputError
 from cos_core.files import filesystems, jsonl, manifest, outputs
+from cos_core.files.durable import atomic_file
 from cos_core.files.jsonl import Problem
 from cos_core.files.picture_files import folder
 from cos_core.interfaces import Reporter
@@ -46,7 +47,7 @@ def export(config: StoreExportConfig, reporter: Reporter) -> RunManifest:
         elif config.format == "jsonl":
             raise InputError("jsonl holds the whole store and needs no questions' file")
         else:
-            with manifest.atomic_file(config.out) as file:
+            with atomic_file(config.out) as file:
                 written = _writers(job)[config.format](file)
     results = {"format": config.format, "fingerprint": info["fingerprint"], "provenance": info["provenance"]}
     finished = begun.finish({"ok": written, "failed": problems.count, "skipped": job.skipped}, results=results)
@@ -141,7 +142,7 @@ def load(config: StoreImportConfig, reporter: Reporter) -> RunManifest:
         if (words := filesystems.warning(config.out)) is not None:
             reporter.warn(words)
         manifest.path_for(config.out).unlink(missing_ok=True)
-        questions = stack.enter_context(manifest.atomic_file(config.questions)) if config.questions else None
+        questions = stack.enter_context(atomic_file(config.questions)) if config.questions else None
         counts = _fill(store, chain([first], found), questions, reporter)
     sizes.tell(reporter)
     results = {"format": config.format, "fingerprint": mark, "provenance": provenance}
