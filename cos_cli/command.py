@@ -85,8 +85,8 @@ class Command:
     def options(self) -> tuple[Option, ...]:
         """Its options and arguments, those of all commands last."""
         common = [each for each in options.options_of(CommonOptions) if each.name not in self.leaves_out]
-        own = [each for config in self.configs for each in options.options_of(config)]
-        return tuple({each.name: each for each in reversed([*own, *common])}.values())[::-1]
+        declared = [each for config in self.configs for each in options.options_of(config)]
+        return tuple({each.name: each for each in reversed([*declared, *common])}.values())[::-1]
 
     def typer(self) -> Any:
         """The command as Typer has it, with all of its options."""
@@ -105,10 +105,10 @@ class Command:
             session.json |= values.get("json", False)
             self.function(session, *self.built(values))
 
-        own = [_parameter(each) for each in self.options]
+        parameters = [_parameter(each) for each in self.options]
         first = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-        run.__signature__ = inspect.Signature([first, *own])  # type: ignore[attr-defined]
-        run.__annotations__ = {"ctx": typer.Context, **{each.name: each.annotation for each in own}}
+        run.__signature__ = inspect.Signature([first, *parameters])  # type: ignore[attr-defined]
+        run.__annotations__ = {"ctx": typer.Context, **{each.name: each.annotation for each in parameters}}
         run.command = self  # type: ignore[attr-defined]
         return run
 
@@ -127,10 +127,10 @@ def command(
 ) -> Callable[[Callable[..., None]], Command]:
     """Decorator: makes a Command of a function that takes the Session and one Config of each of `sources`."""
 
-    def made(function: Callable[..., None]) -> Command:
+    def decorate(function: Callable[..., None]) -> Command:
         return Command(tuple(words.split()), function, sources, usual, frozenset(leaves_out), interspersed)
 
-    return made
+    return decorate
 
 
 @dataclass(frozen=True)
@@ -209,8 +209,8 @@ class _OptionsCommand(TyperCommand):
     @property
     def record(self) -> Command:
         function: Any = self.callback
-        found: Command = inspect.unwrap(function).command
-        return found
+        command: Command = inspect.unwrap(function).command
+        return command
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         known = self.record.options
@@ -271,8 +271,8 @@ def _imported(source: str) -> type:
     import importlib
 
     module, _, name = source.partition(":")
-    found: type = getattr(importlib.import_module(module), name)
-    return found
+    config: type = getattr(importlib.import_module(module), name)
+    return config
 
 
 def _parameter(each: Option) -> inspect.Parameter:

@@ -68,8 +68,8 @@ def answer(known: Iterable[Option], name: str) -> str | None:
             continue
         if not ours:
             return words
-        found = next((each for each in ours.split() if each in spelled), None)
-        if found is not None:
-            return f"Here it is {found}{f' ({words})' if words else ''}."
+        spelling = next((each for each in ours.split() if each in spelled), None)
+        if spelling is not None:
+            return f"Here it is {spelling}{f' ({words})' if words else ''}."
     same = f"--{wanted}"
     return f"Here it is {same}." if same in spelled else None

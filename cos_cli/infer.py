@@ -117,8 +117,8 @@ def describe(prediction: Prediction) -> Lines:
     status: str = prediction.box_status
     if box is None and prediction.box_text:
         status += f" ({prediction.box_text!r})"
-    said = (prediction.answer or "").split("\n") if prediction.error is None else [f"none ({prediction.error})"]
-    first, *more = said
+    lines = (prediction.answer or "").split("\n") if prediction.error is None else [f"none ({prediction.error})"]
+    first, *more = lines
     return Lines([f"box     {corners}", f"status  {status}", f"answer  {first}", *(f"        {line}" for line in more)])
 
 

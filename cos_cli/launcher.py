@@ -78,24 +78,24 @@ def machines(hostfile: Path) -> dict[str, int]:
     from cos_core.files.text import read_text
 
     lines = read_text(hostfile).splitlines()
-    found: dict[str, int] = {}
+    slots: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         text = line.partition("#")[0].strip()
         match = _HOST.fullmatch(text)
         if text and match is None:
             raise InputError(f"{hostfile}:{number}: a line is 'HOST slots=N', got {text[:80]!r}")
-        if match and match[1] in found:
+        if match and match[1] in slots:
             raise InputError(f"{hostfile}:{number}: {match[1]} stands there twice")
         if match:
-            found[match[1]] = int(match[2])
-    if not found:
+            slots[match[1]] = int(match[2])
+    if not slots:
         raise InputError(f"the hostfile {hostfile} names no machine")
-    return found
+    return slots
 
 
 def _arguments(argv: list[str]) -> list[str]:
     """The command line for each process: without what is the launcher's or asks for a check, which is done."""
-    kept: list[str] = []
+    words: list[str] = []
     skip = False
     for word in argv:
         if skip:
@@ -103,21 +103,21 @@ def _arguments(argv: list[str]) -> list[str]:
         elif word in _LAUNCH_ONLY:
             skip = True
         elif not word.startswith(tuple(f"{name}=" for name in _LAUNCH_ONLY)):
-            kept.append(word)
-    return [*kept, "--check", "off"]
+            words.append(word)
+    return [*words, "--check", "off"]
 
 
 def _wait(command: list[str], environment: dict[str, str], stop: Path) -> tuple[int, bool]:
     """(exit code, whether a signal asked to stop). The processes speak on our stderr; stdout stays for data."""
-    asked: list[int] = []
+    signals: list[int] = []
     children: list[subprocess.Popen[bytes]] = []
 
     def ask(number: int, _frame: Any) -> None:
-        asked.append(number)
-        if len(asked) == 1:
+        signals.append(number)
+        if len(signals) == 1:
             stop.parent.mkdir(parents=True, exist_ok=True)
             stop.touch()
-        for child in children if len(asked) > 1 else ():
+        for child in children if len(signals) > 1 else ():
             child.terminate()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -128,7 +128,7 @@ def _wait(command: list[str], environment: dict[str, str], stop: Path) -> tuple[
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return code, bool(asked) and code != 0
+    return code, bool(signals) and code != 0
 
 
 def _free_port() -> int:

@@ -117,7 +117,7 @@ def main() -> None:
         # Bars that libraries draw (downloads, shards) are for people; a log gets our own occasional lines.
         os.environ.setdefault("TQDM_DISABLE", "1")
     if not sys.warnoptions:
-        # Libraries tell of their next versions, which is for whoever writes the code, not for whoever runs a command.
+        # Warnings about the next versions of libraries are for developers, not for users of a command.
         warnings.simplefilter("ignore", FutureWarning)
     loading = signal.getsignal(signal.SIGINT)
     try:
@@ -231,8 +231,8 @@ def _trace(error: BaseException) -> None:
         how = "was the direct cause of" if error.__cause__ else "was being handled during"
         print(f"\nThe exception above {how} the following one:\n", file=sys.stderr)
     frames = "".join(traceback.format_tb(error.__traceback__))
-    said = "".join(traceback.format_exception_only(error)).rstrip()
-    print(f"Traceback (most recent call last):\n{frames}{one_line(said, MESSAGE)}", file=sys.stderr)
+    message_lines = "".join(traceback.format_exception_only(error)).rstrip()
+    print(f"Traceback (most recent call last):\n{frames}{one_line(message_lines, MESSAGE)}", file=sys.stderr)
 
 
 def _bug(error: Exception) -> int:

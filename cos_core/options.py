@@ -91,8 +91,8 @@ def option(default: Any, help: str, panel: str, **more: Any) -> Any:
     argument        an argument of the command line, not an option
     environment     the environment variable that sets it
     """
-    made = Declared(help, panel, **more)
-    metadata = {_KEY: made}
+    declared = Declared(help, panel, **more)
+    metadata = {_KEY: declared}
     return field(default_factory=dict, metadata=metadata) if default is dict else field(default=default, metadata=metadata)
 
 
@@ -148,17 +148,21 @@ class Option:
 @lru_cache(maxsize=128)
 def options_of(config: type) -> tuple[Option, ...]:
     """The options of a Config in the order of its fields, its own before inherited ones; those of a nested group stand in the
-    place of its field.
+    place of its field. Arguments keep the order of the fields, which is their order on the command line.
     """
     hints, own = get_type_hints(config), vars(config).get("__annotations__", {})
-    found: list[Option] = []
-    for each in sorted(fields(config), key=lambda each: each.name not in own):
+    records: list[Option] = []
+
+    def after_own(each: Field[Any]) -> bool:
+        return each.name not in own and not (_KEY in each.metadata and each.metadata[_KEY].argument)
+
+    for each in sorted(fields(config), key=after_own):
         declared = each.metadata.get(_KEY)
         if declared is not None:
-            found.append(_option(each, hints[each.name], declared))
+            records.append(_option(each, hints[each.name], declared))
         elif (group := nested(hints[each.name])) is not None:
-            found.extend(options_of(group))
-    return tuple(found)
+            records.extend(options_of(group))
+    return tuple(records)
 
 
 def nested(annotation: Any) -> type | None:

@@ -18,7 +18,7 @@ from cos_core.files import picture_files
 
 @dataclass(frozen=True)
 class Hostile:
-    """`make` puts the picture at a path; `reason`: part of the sentence that refuses it, None where it must be read."""
+    """`make` writes the picture to a path; `reason`: the fact for which it is refused, None where it must be read."""
 
     name: str
     make: Callable[[Path], object]
@@ -79,21 +79,21 @@ def _sixteen_bit(path: Path) -> None:
 
 
 BROKEN = [
-    Hostile("missing", lambda path: None, "there is no image"),
-    Hostile("zero-byte", lambda path: path.write_bytes(b""), "is empty"),
-    Hostile("truncated PNG", _half("PNG"), "cannot be decoded"),
-    Hostile("truncated JPEG", _half("JPEG"), "cannot be decoded"),
-    Hostile("web page", lambda path: path.write_text("<html>404 Not Found</html>"), "not a picture in a known format"),
+    Hostile("missing", lambda path: None, "x.png"),
+    Hostile("zero-byte", lambda path: path.write_bytes(b""), "empty"),
+    Hostile("truncated PNG", _half("PNG"), "decoded"),
+    Hostile("truncated JPEG", _half("JPEG"), "decoded"),
+    Hostile("web page", lambda path: path.write_text("<html>404 Not Found</html>"), "format"),
     Hostile(
         "PostScript",
         lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"),
-        "not a picture in a known format",
+        "format",
     ),
-    Hostile("folder", lambda path: path.mkdir(), "is not a file"),
-    Hostile("pipe", os.mkfifo, "is not a file"),
-    Hostile("decompression bomb", _bomb, "exceeds limit"),
-    Hostile("huge file", _huge_tiff, "too large"),
-    Hostile("float TIFF", lambda path: Image.fromarray(np.ones((5, 7), np.float32)).save(path, "TIFF"), "32-bit values"),
+    Hostile("folder", lambda path: path.mkdir(), "not a file"),
+    Hostile("pipe", os.mkfifo, "not a file"),
+    Hostile("decompression bomb", _bomb, "limit"),
+    Hostile("huge file", _huge_tiff, "MiB"),
+    Hostile("float TIFF", lambda path: Image.fromarray(np.ones((5, 7), np.float32)).save(path, "TIFF"), "32-bit"),
 ]
 
 ODD = [

@@ -129,7 +129,7 @@ class TestPolicies:
         assert made.counts == {"ok": 1, "failed": 2, "skipped": 0, "no_region": 0, "new": 1}
 
     def test_none_has_nothing_to_annotate(self, job: AnnotateConfig) -> None:
-        with pytest.raises(InputError, match="looks at no region"):
+        with pytest.raises(InputError, match="'none'"):
             run(replace(job, policy="none"), SilentReporter())
         assert not job.out.exists()
 
@@ -138,7 +138,7 @@ class TestWhatFails:
     def test_pictures_and_answers_that_cannot_be_used(self, job: AnnotateConfig) -> None:
         (job.images / "000.png").unlink()
         (job.images / "002.png").write_bytes((job.images / "002.png").read_bytes()[:90])
-        with pytest.raises(FailuresError, match=r"4 of 6 questions failed.* `cos store ls .* --failures` lists the reasons"):
+        with pytest.raises(FailuresError, match=r"\b4 of 6\b.*`cos store ls .* --failures`"):
             run(job, SilentReporter())
         made = run(replace(job, max_failures=4), SilentReporter())
         assert sorted(stored(job)) == ["s001#q0", "s001#q1"]
@@ -204,7 +204,7 @@ class TestWhatFails:
         monkeypatch.setattr(
             annotator.plug, "load", lambda kind, *a, **o: Mute() if kind == "backbones" else real(kind, *a, **o)
         )
-        with pytest.raises(FailuresError, match="all 6 questions have no region; the reason"):
+        with pytest.raises(FailuresError, match=r"\b6\b"):
             run(job, SilentReporter())
         made = manifest.read(job.out)
         assert {(a.box, a.reason) for a in stored(job).values()} == {(None, roi.NO_RELEVANCE)}
@@ -216,7 +216,7 @@ class TestWhatFails:
     def test_too_many_failures_stop_the_job_and_keep_what_is_done(self, job: AnnotateConfig) -> None:
         (job.images / "001.png").unlink()
         config = replace(job, batch_images=1, max_failures=1)
-        with pytest.raises(FailuresError, match="2 questions have no region, more than the 1 allowed"):
+        with pytest.raises(FailuresError, match=r"\b2\b.*\b1\b"):
             run(config, SilentReporter())
         assert list(stored(job)) == ["s000#q0"]
         assert manifest.read(job.out).status == "failed"
@@ -231,13 +231,13 @@ class TestWhatFails:
 
     def test_a_model_that_is_none_leaves_no_store_behind(self, job: AnnotateConfig, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
-        with pytest.raises(InputError, match="not a checkpoint"):
+        with pytest.raises(InputError, match=r"config\.json"):
             run(replace(job, model=str(tmp_path / "empty")), SilentReporter())
         assert not job.out.exists()
 
     def test_data_without_pictures(self, job: AnnotateConfig) -> None:
         job.data.write_text("[]", encoding="utf-8")
-        with pytest.raises(InputError, match="no question about a picture"):
+        with pytest.raises(InputError, match=r"\.json"):
             run(job, SilentReporter())
 
     @pytest.mark.parametrize(
@@ -249,11 +249,11 @@ class TestWhatFails:
             replace(job, **wrong)
 
     def test_options_of_plug_ins(self, job: AnnotateConfig) -> None:
-        with pytest.raises(InputError, match="'patches' has no option 'tokens'"):
+        with pytest.raises(InputError, match=r"'patches'.*'tokens'"):
             run(replace(job, backbone="patches", backbone_options={"tokens": 2}), SilentReporter())
-        with pytest.raises(InputError, match="'grid' has no option 'window'; did you mean 'windows'"):
+        with pytest.raises(InputError, match=r"'grid'.*'window'.*'windows'"):
             run(replace(job, detector="grid", detector_options={"window": 2}), SilentReporter())
-        with pytest.raises(InputError, match="need a detector"):
+        with pytest.raises(InputError, match="detector"):
             replace(job, detector_options={"most": 2})
         assert run(replace(job, backbone_options={"tokens": 2}), SilentReporter()).counts["ok"] == 6
 

@@ -51,7 +51,7 @@ class TestShards:
         assert str(Shard(2, 8)) == "2/8"
         assert [Shard(2, 3).has(number) for number in range(5)] == [False, True, False, False, True]
         for wrong in ("0/2", "3/2", "2", "a/b", "1/", "-1/2", "1/2/3"):
-            with pytest.raises(InputError, match="a shard is i/n"):
+            with pytest.raises(InputError, match="i/n"):
                 Shard.parse(wrong)
 
     def test_all_shards_together_are_the_whole(self, job: AnnotateConfig) -> None:
@@ -90,10 +90,10 @@ class TestWorkers:
         assert again.counts == {**whole.counts, "new": 0}
 
     def test_errors_and_failures_of_workers_are_the_jobs(self, job: AnnotateConfig) -> None:
-        with pytest.raises(InputError, match="no policies plug-in is called 'absent'"):
+        with pytest.raises(InputError, match="'absent'"):
             run(beside(job, "nothing", scale=TWO, policy="absent"), Told())
         strict = beside(job, "strict", scale=TWO, max_failures=1)
-        with pytest.raises(FailuresError, match="2 questions have no region, more than the 1 allowed"):
+        with pytest.raises(FailuresError, match=r"\b2\b.*\b1\b"):
             run(strict, Told())
         assert manifest.read(strict.out).status == "failed"
         assert failures(strict)

@@ -99,7 +99,7 @@ def test_four_tokens_a_region_are_summed(checkpoint: Path) -> None:
     cells = model.image_features(model.pixels(crops)).view(29, 4, 4, -1)[:, 1:3, 1:3]
     expected = slow_row(backbone.asker, cells.reshape(29 * 4, -1), "what?", "a cat").view(29, 4).sum(1)
     assert torch.allclose(torch.tensor(found.regions.scores, dtype=torch.float64), expected, rtol=1e-9, atol=1e-12)
-    with pytest.raises(InputError, match="tokens of a region"):
+    with pytest.raises(InputError, match="tokens"):
         regions.build(str(checkpoint), tokens=0)
 
 
@@ -185,7 +185,7 @@ class TestTreatment:
             assert np.array(found[0][1].heat) == pytest.approx(expected, rel=1e-9, abs=1e-12)
             assert np.array(found[0][1].heat) != pytest.approx(plain[0][1], rel=1e-3)
 
-    @pytest.mark.parametrize(("options", "message"), [({"clip": 0.0}, "percentile"), ({"score": "mean"}, "unknown score")])
+    @pytest.mark.parametrize(("options", "message"), [({"clip": 0.0}, "percentile"), ({"score": "mean"}, "'mean'")])
     def test_options_are_checked(self, options: dict[str, Any], message: str, checkpoint: Path) -> None:
         with pytest.raises(InputError, match=message):
             patches.build(str(checkpoint), **options)
@@ -255,7 +255,7 @@ class TestContract:
     def test_an_answer_is_needed_unless_the_model_speaks_for_itself(self, name: str, checkpoints: Path) -> None:
         options = {"dtype": "float32", **settings_for(name, checkpoints)}
         asked = [(picture(30, 30, 1), [example("what?", None)])]
-        with pytest.raises(InputError, match="example 'e' has no answer"):
+        with pytest.raises(InputError, match="'e'"):
             plug.load("backbones", name, **options).relevance(asked)
         ((found,),) = plug.load("backbones", name, target="argmax", **options).relevance(asked)
         assert max(flat(found)) >= 0

@@ -136,7 +136,7 @@ class TestSelection:
             asked.append(round(iou, 6))
             return torch.tensor(left.get(asked[-1], [0, 2, 3, 4, 1]))
 
-        return rule.chosen(self.scores, suppressed).tolist(), asked
+        return rule.selected(self.scores, suppressed).tolist(), asked
 
     def test_those_above_the_threshold(self) -> None:
         assert self.chosen(BoxSelection(0.3, least=1, most=9), {}) == ([0, 2, 3], [0.5])

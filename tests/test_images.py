@@ -16,7 +16,9 @@ from hostile import BROKEN, ODD, Hostile, encoded, gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from refusals import refused
 
+from cos_core.dialogue import cropping
 from cos_core.dialogue.cropping import crop_region
 from cos_core.errors import InputError, TransientError
 from cos_core.files import images
@@ -28,13 +30,13 @@ from cos_core.models.pixels import square_resized
 GOLDEN = Path(__file__).parent / "golden" / "images"
 
 
-def refused(root: Path, name: str) -> str:
-    with pytest.raises(InputError) as caught:
+def refusal(root: Path, name: str) -> str:
+    """The message of the error that refuses a picture."""
+    with pytest.raises(InputError) as raised:
         open_image(root, name)
-    message = str(caught.value)
-    assert caught.value.exit_code == 3
-    assert "\n" not in message
-    return message
+    assert raised.value.exit_code == 3
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
 
 
 @pytest.mark.parametrize("name", sorted(json.loads((GOLDEN / "padded.json").read_text())))
@@ -51,7 +53,7 @@ def test_padded_pixels_equal_the_original_code(name: str) -> None:
 @pytest.mark.parametrize("hostile", BROKEN, ids=str)
 def test_unusable_files_give_one_sentence(hostile: Hostile, tmp_path: Path) -> None:
     hostile.make(tmp_path / "x.png")
-    message = refused(tmp_path, "x.png")
+    message = refusal(tmp_path, "x.png")
     assert hostile.reason is not None
     assert hostile.reason in message
     assert "x.png" in message
@@ -74,7 +76,7 @@ def test_paths_stay_inside_the_root(name: str, tmp_path: Path) -> None:
     gradient(3, 3).save(tmp_path / "secret.png")
     (root / "link.png").symlink_to(tmp_path / "secret.png")
     (root / "folder").symlink_to(tmp_path)
-    refused(root, name)
+    refusal(root, name)
 
 
 def test_links_and_dots_that_stay_inside_are_followed(tmp_path: Path) -> None:
@@ -180,12 +182,8 @@ def test_sizes_come_from_headers(tmp_path: Path) -> None:
     (tmp_path / "late.png").write_bytes(whole[:-12] + chunk + whole[-12:])
     assert picture_size(tmp_path, "late.png") == open_image(tmp_path, "late.png").size == (97, 211)
     (tmp_path / "text.png").write_text("no picture")
-    for name, said in (
-        ("none.png", "there is no image"),
-        ("text.png", "not a picture"),
-        ("../x.png", "leaves the image folder"),
-    ):
-        with pytest.raises(InputError, match=said):
+    for name, kind in (("none.png", TransientError), ("text.png", InputError), ("../x.png", InputError)):
+        with refused(name, kind=kind):
             picture_size(tmp_path, name)
 
 
@@ -228,7 +226,8 @@ def test_absurd_shapes_are_cut_and_padded_in_bounded_memory(size: tuple[int, int
     assert max(small.size) <= 1000
     assert min(small.size) >= 1
     # Limits of a test's size: the same code, with less to do.
-    monkeypatch.setattr(images, "MAX_PIXELS", 2**20)
+    for module in (images, cropping):
+        monkeypatch.setattr(module, "MAX_PIXELS", 2**20)
     padded = square_pad(picture, (0, 0, 255))
     assert padded.width == padded.height <= 1024
     assert padded.getpixel(((padded.width - 1) // 2,) * 2) == (255, 0, 0)
@@ -275,7 +274,7 @@ def test_shapes_beyond_the_bounds_are_one_sentence(size: tuple[int, int], tmp_pa
     gif = bytearray(encoded(Image.new("P", (9, 9)), "GIF"))
     gif[6:10] = struct.pack("<HH", *(min(side, 65_535) for side in size))
     (tmp_path / "x.gif").write_bytes(gif)
-    said = refused(tmp_path, "x.png")
+    said = refusal(tmp_path, "x.png")
     assert "too l" in said or "exceeds limit" in said
     with pytest.raises(InputError):
         picture_size(tmp_path, "x.png")
@@ -291,7 +290,7 @@ def test_want_of_memory_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     with monkeypatch.context() as patch:
         patch.setattr("PIL.ImageFile.ImageFile.load", none)
-        with pytest.raises(TransientError, match=r"no memory to decode the image .*x\.png"):
+        with refused("x.png", kind=TransientError):
             open_image(tmp_path, "x.png")
     assert open_image(tmp_path, "x.png").size == (5, 3)
 

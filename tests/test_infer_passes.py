@@ -199,7 +199,7 @@ def test_one_question(config: InferConfig, pictures: Path) -> None:
     assert answer_one(replace(config, on_bad_box="skip"), QUIET, Recorder("there")).answer is None
     with pytest.raises(InputError, match=r"broken\.png"):
         answer_one(replace(config, image=pictures / "broken.png"), QUIET, Recorder())
-    with pytest.raises(InputError, match="no gold region"):
+    with pytest.raises(InputError, match="gold"):
         answer_one(replace(config, roi="gold"), QUIET, Recorder())
-    with pytest.raises(InputError, match="needs an image and a question"):
+    with pytest.raises(InputError, match="question"):
         answer_one(replace(config, question=None), QUIET, Recorder())

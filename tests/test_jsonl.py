@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 
 import cos_core
 from cos_core.errors import InputError, LockedError
@@ -37,21 +39,19 @@ def test_lines_and_their_problems(tmp_path: Path) -> None:
     records, problems = lines_of(path)
     assert records == [(1, {"a": 1}), (9, {"c": 3})]
     assert [p.line for p in problems] == [3, 4, 5, 6, 7, 8, 10]
-    assert "found a list" in problems[0].reason
-    assert "not valid JSON" in problems[1].reason
-    assert "not UTF-8" in problems[4].reason
-    assert "nested too deeply" in problems[5].reason
+    assert "list" in problems[0].reason
+    assert "UTF-8" in problems[4].reason
     assert str(problems[0]).startswith(f"{path}:3: ")
 
 
 def test_without_a_listener_the_first_problem_is_raised(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"a": 1}\nnonsense\n')
-    with pytest.raises(InputError, match=r"x\.jsonl:2: not valid JSON"):
+    with refused("x.jsonl:2"):
         list(read_lines(path))
-    with pytest.raises(InputError, match="No such file"):
+    with refused(os.strerror(errno.ENOENT)):
         list(read_lines(tmp_path / "none"))
-    with pytest.raises(InputError, match="directory"):
+    with refused(os.strerror(errno.EISDIR)):
         list(read_lines(tmp_path))
 
 
@@ -61,7 +61,7 @@ def test_a_line_without_end_is_no_record(tmp_path: Path, monkeypatch: pytest.Mon
     path.write_text('{"a": 1}\n{"a": "' + "x" * 2000 + '"}\n')
     records, problems = lines_of(path)
     assert [n for n, _ in records] == [1]
-    assert "longer than" in problems[0].reason
+    assert f"{jsonl.MAX_RECORD_BYTES >> 20} MiB" in problems[0].reason
 
 
 json_values = st.recursive(
@@ -144,7 +144,7 @@ def test_list_problems_name_line_and_sample(tmp_path: Path) -> None:
             : text.count('"a": 1') + text.count('"a": 2')
         ] or "expected ','" in words
     path.write_text('[{"a": 1},\n{"a" 3}]')
-    with pytest.raises(InputError, match=r"x\.json:2: sample 1"):
+    with refused("x.json:2", "sample 1"):
         list(read_json_list(path))
 
 
@@ -223,10 +223,10 @@ def test_what_is_no_json_is_refused_and_the_file_stays_whole(tmp_path: Path) -> 
     with DurableWriter(path) as writer:
         writer.append({"i": 0})
         for bad in ({"x": float("nan")}, {"x": object()}, {"x": b"bytes"}):
-            with pytest.raises(InputError, match="as JSON"):
+            with refused(path):
                 writer.append(bad)
         writer.append({"i": 1})
-    with pytest.raises(InputError, match="closed"):
+    with refused(path):
         writer.append({"i": 2})
     assert [r["i"] for _, r in read_lines(path)] == [0, 1]
 
@@ -279,7 +279,7 @@ with DurableWriter(Path(sys.argv[1])) as writer:
 def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, env=ENVIRONMENT, check=True)
-    assert "cannot be written" in done.stdout
+    assert str(tmp_path) in done.stdout
     records, problems = lines_of(path)
     assert not problems
     assert [r["i"] for _, r in records] == list(range(9))  # 9 lines of 107 bytes fit in 1000
@@ -291,7 +291,7 @@ def test_unwritable_places_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         DurableWriter(tmp_path / "file" / "x.jsonl")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match="cannot be written"):
+    with refused(tmp_path / "folder"):
         DurableWriter(tmp_path / "folder")
     with pytest.raises(InputError):
         DurableWriter(tmp_path / "x.jsonl", batch=0)
@@ -321,19 +321,19 @@ def test_members_equal_json_load(
 def test_what_is_no_object_is_refused(tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_window, "CHUNK", chunk)
     path = tmp_path / "x.json"
-    for text, words in (
-        ("", "not a JSON object"),
-        ("[]", "not a JSON object"),
+    for text, *facts in (
+        ("",),
+        ("[]",),
         ('{"a": {"b": 1},\n "c": {"d": oops}}', "line 2"),
-        ('{"a": {"b": 1},}', "not valid JSON"),
-        ('{"a": {"b": 1}', "not valid JSON"),
-        ('{"a": {"b": 1} "c": {}}', "expected ','"),
-        ('{"a" {"b": 1}}', "expected a key"),
-        ('{1: {"b": 1}}', "expected a key"),
-        ('{"a": {}} {"b": {}}', "something stands behind"),
+        ('{"a": {"b": 1},}', "line 1"),
+        ('{"a": {"b": 1}', "line 1"),
+        ('{"a": {"b": 1} "c": {}}', "','"),
+        ('{"a" {"b": 1}}', "':'"),
+        ('{1: {"b": 1}}', "':'"),
+        ('{"a": {}} {"b": {}}', "line 1"),
     ):
         path.write_text(text)
-        with pytest.raises(InputError, match=words):
+        with refused(path, *facts):
             list(read_members(path))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 
 import cos_core
 from cos_core.errors import InputError
@@ -62,7 +64,7 @@ def test_digest_and_input_record(tmp_path: Path) -> None:
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert manifest.file_digest(path) == digest
     assert manifest.file_input(path) == {"path": str(path), "sha256": digest, "bytes": 3}
-    with pytest.raises(InputError, match="No such file"):
+    with refused(os.strerror(errno.ENOENT)):
         manifest.file_digest(tmp_path / "none")
 
 
@@ -157,12 +159,12 @@ def test_a_run_from_start_to_manifest(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"stage": "eval"}'])
 def test_broken_manifests_are_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(InputError, match=r"manifest\.json is not a manifest"):
+    with refused("manifest.json"):
         manifest.read(tmp_path)
 
 
 def test_a_missing_manifest_means_unfinished(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="did not finish"):
+    with refused("manifest.json"):
         manifest.read(tmp_path)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from refusals import refused
 
 import cos_core
 from cos_core.errors import InputError
@@ -42,18 +43,18 @@ def test_a_file_of_the_users_own(tmp_path: Path) -> None:
     assert plug.load("policies", str(mine), size=3) == ("built", {"size": 3})
     assert plug.load("policies", f"{mine}:other") == "other"
     for name in (f"{mine}:missing", f"{mine}:number"):
-        with pytest.raises(InputError, match="has no function"):
+        with refused(name.partition(":")[2]):
             plug.load("benchmarks", name)
-    with pytest.raises(InputError, match="no plug-in file"):
+    with refused("none.py"):
         plug.load("benchmarks", str(tmp_path / "none.py"))
 
 
 def test_unknown_names_get_the_nearest() -> None:
-    with pytest.raises(InputError, match="did you mean 'none'"):
+    with refused("'none'"):
         plug.load("policies", "nome")
-    with pytest.raises(InputError, match="there are: "):
+    with refused("zzzzzzzz", *plug.available("policies")):
         plug.load("policies", "zzzzzzzz")
-    with pytest.raises(InputError, match="unknown kind"):
+    with refused("toys", *plug.KINDS):
         plug.available("toys")
 
 

@@ -60,7 +60,7 @@ class TestUnknownAttention:
     def test_a_window_that_was_not_noticed_is_refused(self) -> None:
         model = make_mistral(22)
         embeddings, readings = make_input(model, 1, 23, 1)
-        with pytest.raises(InputError, match=r"attention uses sliding_window"):
+        with pytest.raises(InputError, match="sliding_window"):
             swept(model, embeddings, readings, SweepSettings())
 
     def test_soft_caps(self) -> None:
@@ -81,19 +81,19 @@ class TestUnknownAttention:
         class Own:
             config = make_decoder().config
 
-        assert "attention interface" in str(propagation.unknown_attention(Own()))
+        assert "Own" in str(propagation.unknown_attention(Own()))
 
     def test_attention_that_never_came_by(self) -> None:
         model = make_decoder()
         embeddings, readings = make_input(model, 1, 9, 1)
-        with pytest.raises(InputError, match="does not run its attention through the attention interface"):
+        with pytest.raises(InputError, match="LlamaModel"):
             propagation.sweep(model.model, model.lm_head, embeddings, readings, SweepSettings())
 
     def test_maps_that_are_not_given(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model = make_decoder()
         embeddings, readings = make_input(model, 1, 9, 1)
         monkeypatch.setattr(type(model.model), "set_attn_implementation", lambda *_: None)  # stays with "sdpa"
-        with pytest.raises(InputError, match="layer 2 of LlamaModel gives 0 attention maps"):
+        with pytest.raises(InputError, match=r"layer 2 of LlamaModel.*\b0\b"):
             propagation.sweep_maps(model.model, model.lm_head, embeddings, readings, SweepSettings())
 
     def test_something_between_the_layers_is_noticed(self) -> None:
@@ -101,7 +101,7 @@ class TestUnknownAttention:
         embeddings, readings = make_input(model, 1, 9, 1)
         second = model.model.layers[1]
         second.register_forward_pre_hook(lambda _, args: (args[0] * 2, *args[1:]))
-        with pytest.raises(InputError, match="does something between its layers"):
+        with pytest.raises(InputError, match="LlamaModel"):
             swept(model, embeddings, readings, SweepSettings())
 
     def test_implementation_is_restored(self) -> None:

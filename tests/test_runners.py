@@ -227,4 +227,4 @@ def test_settings() -> None:
         with pytest.raises(InputError):
             RunnerConfig(**wrong)
     with pytest.raises(InputError, match=r"'rays'.*'ray'"):
-        runners.build(RunnerConfig("rays"), ToyJob(Path()), "cpu", SilentReporter())
+        runners.build(RunnerConfig("rays"), ToyJob(Path()), "cpu", SilentReporter(), None)

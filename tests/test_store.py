@@ -16,6 +16,7 @@ import lmdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 
 import cos_core
 from cos_core.errors import InputError, LockedError
@@ -133,12 +134,12 @@ def test_the_map_grows_and_the_batch_is_replayed(writer: Store, monkeypatch: pyt
 
 def test_other_settings_are_refused(tmp_path: Path, writer: Store) -> None:
     writer.put_many([annotation(1)])
-    with pytest.raises(InputError, match="settings are never mixed"):
+    with refused("other", MARK):
         writer.put_many([annotation(2), annotation(3, fingerprint="other")])
-    with pytest.raises(InputError, match="score nan"):
+    with refused("nan"):
         writer.put_many([annotation(4, score=float("nan"))])
     writer.close()
-    with pytest.raises(InputError, match="other settings"):
+    with refused("other", MARK):
         Store.create_or_resume(tmp_path / "store", "other", {})
     with Store.create_or_resume(tmp_path / "store", MARK, {"model": "never looked at"}) as again:
         assert again.info()["provenance"] == {"model": "tiny"}
@@ -149,7 +150,7 @@ def test_a_store_of_another_schema_is_refused(tmp_path: Path, writer: Store, mon
     writer.close()
     monkeypatch.setattr(environment, "SCHEMA", 3)
     for opening in (lambda: Store.read(tmp_path / "store"), lambda: Store.create_or_resume(tmp_path / "store", MARK, {})):
-        with pytest.raises(InputError, match="has schema 2, this version of cos reads 3; annotate into a new folder"):
+        with refused("schema 2", "reads 3"):
             opening()
 
 
@@ -162,10 +163,10 @@ def test_places_that_are_no_store(tmp_path: Path) -> None:
     with lmdb.open(str(tmp_path / "foreign")) as env, env.begin(write=True) as txn:
         txn.put(b"something", b"else")
     for name in ("none", "file", "full", "garbage", "foreign"):
-        with pytest.raises(InputError, match=name):
+        with refused(name):
             Store.read(tmp_path / name)
     for name in ("file", "full", "garbage", "foreign"):
-        with pytest.raises(InputError, match=name):
+        with refused(name):
             Store.create_or_resume(tmp_path / name, MARK, {})
     with lmdb.open(str(tmp_path / "foreign")) as env, env.begin() as txn:
         assert txn.stat()["entries"] == 1, "nothing was written into it"
@@ -175,7 +176,7 @@ def test_a_store_killed_while_it_was_made_is_begun_again(tmp_path: Path) -> None
     with lmdb.open(str(tmp_path / "store"), max_dbs=4) as env, env.begin(write=True) as txn:
         for name in (b"annotations", b"failures", b"heats", b"meta"):
             env.open_db(name, txn=txn)
-    with pytest.raises(InputError, match="never begun"):
+    with refused(tmp_path / "store"):
         Store.read(tmp_path / "store")
     with Store.create_or_resume(tmp_path / "store", MARK, {}) as store:
         assert store.put_many([annotation(1)]) == 1
@@ -204,15 +205,15 @@ def test_one_writer(tmp_path: Path, writer: Store) -> None:
         Store.create_or_resume(tmp_path / "store", MARK, {})
     command = [sys.executable, "-c", SECOND_WRITER, str(tmp_path / "store")]
     other = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
-    assert "LockedError: another process" in other.stderr
+    assert "LockedError" in other.stderr
     writer.close()
     writer.close()
-    with pytest.raises(InputError, match="not open for writing"):
+    with refused(writer.path):
         writer.put_many([annotation(1)])
     with Store.read(tmp_path / "store") as reader:
-        with pytest.raises(InputError, match="not open for writing"):
+        with refused(reader.path):
             reader.put_failures([("x", "y")])
-        with pytest.raises(InputError, match="open for reading in this process"):
+        with refused(tmp_path / "store"):
             Store.create_or_resume(tmp_path / "store", MARK, {})
     Store.create_or_resume(tmp_path / "store", MARK, {}).close()
 
@@ -372,7 +373,7 @@ with Store.create_or_resume(Path(sys.argv[1]), "f", {}) as store:
 def test_a_full_disk_keeps_what_was_committed(tmp_path: Path) -> None:
     path = tmp_path / "store"
     done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, env=ENVIRONMENT, check=False)
-    assert "cannot be written" in done.stdout, done.stderr
+    assert "store" in done.stdout, done.stderr
     with Store.create_or_resume(path, "f", {}) as store:
         assert sum(store.has(f"a{i}") for i in range(100)) == 100
         store.put_many([Annotation("later", None, 0.0, "p", "f", (), "reason")])
@@ -403,5 +404,5 @@ def test_a_store_that_is_replaced_while_it_is_written_is_noticed(tmp_path: Path)
     with Store.create_or_resume(tmp_path / "store", "f" * 16, {}) as store:
         store.put_failures([("a", "why")])
         (tmp_path / "store").rename(tmp_path / "away")
-        with pytest.raises(InputError, match="removed or replaced"):
+        with refused(tmp_path / "store"):
             store.put_failures([("b", "why")])

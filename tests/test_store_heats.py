@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from refusals import refused
 
-from cos_core.errors import InputError
 from cos_core.geometry import Box
 from cos_core.store import codec
 from cos_core.store.annotations import Heat, Store
@@ -72,20 +72,10 @@ def test_a_map_of_24_by_24_is_a_few_hundred_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("heat", "said"),
-    [
-        ([], "rows and columns"),
-        ([[]], "rows and columns"),
-        ([1.0, 2.0], "rows and columns"),
-        ([[1.0, 2.0], [3.0]], "equal length"),
-        ([["a"]], "rows of numbers"),
-        ([[1.0, -1e-9]], "negative"),
-        ([[math.nan]], "not finite"),
-        ([[math.inf]], "not finite"),
-    ],
+    "heat", [[], [[]], [1.0, 2.0], [[1.0, 2.0], [3.0]], [["a"]], [[1.0, -1e-9]], [[math.nan]], [[math.inf]]]
 )
-def test_maps_that_cannot_be_kept(writer: Store, heat: list, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_maps_that_cannot_be_kept(writer: Store, heat: list) -> None:
+    with refused("'a'"):
         writer.put_many([annotation("a")], {"a": heat})
     assert not writer.has("a"), "the annotation comes in the same commit or not at all"
 
@@ -95,7 +85,7 @@ def test_a_map_goes_with_its_annotation(writer: Store) -> None:
     writer.put_many([annotation("a", score=3.0)])
     assert writer.heat("a") is None, "the map of the replaced annotation is not kept"
     for write in (writer.put_many, writer.commit):
-        with pytest.raises(InputError, match="'b' comes without its annotation"):
+        with refused("'b'"):
             write([annotation("a")], {"b": [[1.0]]})
     long = "x" * 600
     writer.put_many([annotation(long)], {long: [[0.5, 0.25]]})
@@ -191,7 +181,7 @@ def test_ids_by_their_beginning(writer: Store) -> None:
 
 def test_records_that_cannot_be_kept(writer: Store) -> None:
     for bad in ({"regions_used": (-1,)}, {"regions_used": (2**32,)}, {"policy": "p" * 70_000}):
-        with pytest.raises(InputError, match="'a' cannot be kept"):
+        with refused("'a'"):
             writer.put_many([annotation("a", **bad)])
 
 
@@ -199,9 +189,9 @@ def test_records_that_cannot_be_kept(writer: Store) -> None:
 def test_a_damaged_record_is_named(writer: Store, damage: bytes) -> None:
     writer.put_many([annotation("good"), annotation("bad")], {"bad": [[1.0]]})
     writer._handle.commit({"annotations": [(b"bad", damage)], "heats": [(b"bad", damage)]})
-    with pytest.raises(InputError, match="the record 'bad' is damaged"):
+    with refused("'bad'"):
         writer.get("bad")
-    with pytest.raises(InputError, match=r"the relevance map 'bad' of .* is damaged"):
+    with refused("'bad'"):
         writer.heat("bad")
     assert writer.get("good") == annotation("good")
 
@@ -210,7 +200,7 @@ def test_a_longer_or_shorter_record_is_damaged(writer: Store) -> None:
     value = codec.pack(annotation("a", image="x.png"), b"a")
     assert codec.unpack(b"a", value, MARK) == annotation("a", image="x.png")
     for wrong in (value[:-1], value + b"x"):
-        with pytest.raises(InputError, match="damaged"):
+        with refused("'a'"):
             codec.unpack(b"a", wrong, MARK)
 
 
@@ -220,19 +210,19 @@ def test_damaged_maps_and_failures_are_named() -> None:
     assert Heat.unpacked(value).cells.tolist() == cells.tolist()
     head = struct.Struct("<2Id")  # rows, columns, maximum; then the cells, compressed
     body = value[head.size :]
-    for wrong, words in (
-        (value[: head.size - 1], "requires a buffer"),
-        (head.pack(3, 4, 2.0) + body, "13 cells instead of 3 x 4"),  # one more than there should be is read, and no more
-        (head.pack(3, 7, 2.0) + body, "15 cells instead of 3 x 7"),
-        (head.pack(0, 5, 2.0) + body, "shape or maximum"),
-        (head.pack(3, 5, float("nan")) + body, "shape or maximum"),
-        (head.pack(3, 5, 2.0) + b"no zlib", "header"),
+    for wrong, *numbers in (
+        (value[: head.size - 1],),
+        (head.pack(3, 4, 2.0) + body, 13, 3, 4),  # one more than there should be is read, and no more
+        (head.pack(3, 7, 2.0) + body, 15, 3, 7),
+        (head.pack(0, 5, 2.0) + body,),
+        (head.pack(3, 5, float("nan")) + body,),
+        (head.pack(3, 5, 2.0) + b"no zlib",),
     ):
-        with pytest.raises(ValueError, match=words):
+        with refused(*numbers, kind=ValueError):
             Heat.unpacked(wrong)
     assert codec.failure(b"a", b'["torn","a"]') == ("a", "torn")
     for broken in (b"\xff", b'["torn"]', b'["torn",1]', b"7"):
-        with pytest.raises(InputError, match="the failure 'a' is damaged"):
+        with refused("'a'"):
             codec.failure(b"a", broken)
 
 
@@ -243,7 +233,7 @@ def test_a_store_of_the_first_schema_is_refused_in_a_sentence(tmp_path: Path) ->
             if name == b"meta":
                 txn.put(b"about", json.dumps({"schema": 1, "fingerprint": MARK, "provenance": {}}).encode(), db=table)
     for opening in (Store.read, lambda path: Store.create_or_resume(path, MARK, {})):
-        with pytest.raises(InputError, match="has schema 1, this version of cos reads 2; annotate into a new folder"):
+        with refused("schema 1", "reads 2"):
             opening(tmp_path / "old")
 
 
@@ -253,5 +243,5 @@ def test_a_file_that_lost_its_end_does_not_end_the_process(tmp_path: Path, write
     data = tmp_path / "store" / "data.mdb"
     os.truncate(data, data.stat().st_size // 2)
     for opening in (Store.read, lambda path: Store.create_or_resume(path, MARK, {})):
-        with pytest.raises(InputError, match=r"the end of data\.mdb is missing"):
+        with refused("data.mdb"):
             opening(tmp_path / "store")

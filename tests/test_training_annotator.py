@@ -54,8 +54,8 @@ def test_training_shows_what_the_backbone_shows(world: Path, tokens: int) -> Non
     data = TrainDataset(collected(read_examples(world / "data.json"), made.policy, None).samples, made)
     items = [data[key] for key in range(len(SIZES))]
     batch = Collator(model.image_processor, 0, model.fill)(items)
-    assert batch["about"].pictures == sum(len(item.pictures) for item in items) == len(batch["pixel_values"])
-    del batch["about"]
+    assert batch["contents"].pictures == sum(len(item.pictures) for item in items) == len(batch["pixel_values"])
+    del batch["contents"]
     with torch.no_grad(), regions_as_tokens(model, made.region_crops):
         found = model.model(**batch)
     losses = []

@@ -80,8 +80,8 @@ def test_batches_are_padded_on_the_right(world: Path) -> None:
         assert set(batch["labels"][row, size:].tolist()) <= {IGNORE}
     assert batch["pixel_values"].equal(model.pixels([p for item in items for p in item.pictures]))
     assert "pixel_values" not in collate([data[4]])
-    assert batch["about"].pictures == 4
-    assert batch["about"].tokens == sum(len(item.encoded) for item in items)
+    assert batch["contents"].pictures == 4
+    assert batch["contents"].tokens == sum(len(item.encoded) for item in items)
     # ZeRO-3 needs a picture in every batch: one stands behind the text, where nothing attends to it.
     stand_in = replace(collate, stand_in=(model.image_token_id, IMAGE_TOKENS))([data[4]])
     assert stand_in["pixel_values"].shape[0] == 1

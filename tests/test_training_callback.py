@@ -140,10 +140,12 @@ def test_guards_name_the_samples(world: Path) -> None:
     from cos_core.training.callback import CallbackSettings, StopRequest, TrainingCallback
     from cos_core.training.collate import BatchContents
     from cos_core.training.flops import ModelSize
+    from cos_core.training.ranks import Ranks
     from cos_core.training.sample_order import BatchSizes, SampleOrder
 
     class Trainer:
         contents = (BatchContents(ids=["a", "b"]), BatchContents(ids=["c"]))
+        ranks = Ranks(None, 0, 1)
         skipped: dict[str, str] = {}  # noqa: RUF012
 
     settings = CallbackSettings(world, SilentReporter(), None, ModelSize(1, 0, 0, 0, 1, 1, 1, 1), None, None)
@@ -168,3 +170,25 @@ def test_a_batch_with_nothing_to_learn_stops_the_run(world: Path, tmp_path: Path
     monkeypatch.setattr(data_module, "cut", lambda encoded, *_: replace(encoded, labels=(IGNORE,) * len(encoded)))
     with pytest.raises(CosError, match=r"nothing of these samples would be learnt.*: s\d|words"):
         training.run(config(world, tmp_path / "out", max_steps=1, check="off"), SilentReporter())
+
+
+def test_only_public_methods_of_the_trainer_are_overridden() -> None:
+    """Private ones may change in any release of transformers."""
+    from transformers import Trainer, TrainingArguments
+
+    from cos_core.training.trainer import ChainTrainer, OneDeviceArguments
+
+    for kind, base in ((ChainTrainer, Trainer), (OneDeviceArguments, TrainingArguments)):
+        overridden = {name for name in vars(kind) if hasattr(base, name) and not name.startswith("__")}
+        assert overridden
+        assert not {name for name in overridden if name.startswith("_")}
+
+
+def test_several_visible_gpus_are_used_by_several_processes_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import TrainingArguments
+
+    from cos_core.training.trainer import OneDeviceArguments
+
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda _: 4))
+    arguments = OneDeviceArguments(output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=3, report_to="none")
+    assert (arguments.n_gpu, arguments.train_batch_size) == (1, 3)

@@ -32,7 +32,7 @@ class CommandRow(NamedTuple):
 
 def answer(words: Sequence[str], current: str, table: str | None = None) -> Offers | None:
     """(value, help) of everything that may stand for `current` after `words` (those after `cos`); PATH for any file name."""
-    if _speaks_of_another(words, current):
+    if _is_of_another_command(words, current):
         return answer(words[2:], current, table)
     rows = _rows(completion("commands.tsv").read_text(encoding="utf-8") if table is None else table)
     path, at = _command(rows, words)
@@ -60,25 +60,25 @@ def answer(words: Sequence[str], current: str, table: str | None = None) -> Offe
         offers = [] if row is None or not row.takes else _of(row, begun, words)
         return PATH if offers is None else [(f"{name}={value}", about) for value, about in offers]
     if current.startswith("-") and not ended:
-        given = {word.partition("=")[0] for word in words[at:]}
+        present = {word.partition("=")[0] for word in words[at:]}
         return [
-            (o.name, o.help) for o in options.values() if o.name.startswith(current) and (o.repeated or o.name not in given)
+            (o.name, o.help) for o in options.values() if o.name.startswith(current) and (o.repeated or o.name not in present)
         ]
     named = " ".join(words)
-    found: Offers = []
+    names: Offers = []
     if at == len(words) and _is_group(rows, named):
         # In a group whose usual command goes unnamed, the names of the others stand beside its arguments.
-        found = [(row.name, row.help) for row in rows[named] if row.value in _COMMANDS and row.name.startswith(current)]
+        names = [(row.name, row.help) for row in rows[named] if row.value in _COMMANDS and row.name.startswith(current)]
     due = arguments[place] if place < len(arguments) else arguments[-1] if arguments and arguments[-1].repeated else None
     more = _of(due, current, words) if due is not None else []
-    return found + more if more is not None else found or PATH
+    return names + more if more is not None else names or PATH
 
 
-def _speaks_of_another(words: Sequence[str], current: str) -> bool:
+def _is_of_another_command(words: Sequence[str], current: str) -> bool:
     """Whether a whole command line follows `cos config show`, or the name of a command `cos config init`."""
     first = list(words[:2])
-    own = len(words) == 2 and current.startswith("-")
-    return not own and (first == ["config", "show"] or (first == ["config", "init"] and len(words) == 2))
+    is_own_option = len(words) == 2 and current.startswith("-")
+    return not is_own_option and (first == ["config", "show"] or (first == ["config", "init"] and len(words) == 2))
 
 
 def _of(row: CommandRow, current: str, words: Sequence[str]) -> Offers | None:
@@ -91,8 +91,8 @@ def _of(row: CommandRow, current: str, words: Sequence[str]) -> Offers | None:
         return [(choice, "") for choice in row.value[1:].split(" ") if choice.startswith(current)]
     from cos_cli.completion.values import values
 
-    found = values(row.value, current, words)
-    return PATH if found is None else [(value, "") for value in found]
+    offered = values(row.value, current, words)
+    return PATH if offered is None else [(value, "") for value in offered]
 
 
 def _command(rows: dict[str, list[CommandRow]], words: Sequence[str]) -> tuple[str, int]:
@@ -117,11 +117,11 @@ def _is_group(rows: dict[str, list[CommandRow]], path: str) -> bool:
 
 def _rows(table: str) -> dict[str, list[CommandRow]]:
     """Command -> its lines."""
-    found: dict[str, list[CommandRow]] = {}
+    rows: dict[str, list[CommandRow]] = {}
     for line in table.splitlines():
         path, name, takes, repeated, value, words = line.split("\t")
-        found.setdefault(path, []).append(CommandRow(name, int(takes), bool(repeated), value, words))
-    return found
+        rows.setdefault(path, []).append(CommandRow(name, int(takes), bool(repeated), value, words))
+    return rows
 
 
 def _harmless(value: str) -> bool:
@@ -138,16 +138,16 @@ def main(arguments: Sequence[str]) -> None:
 
     if len(arguments) < 2:
         sys.exit("cos: __complete is what the shells' completion scripts call; see: cos completion install")
-    shell, *given = arguments
+    shell, *rest = arguments
     if shell == "bash":
-        line = Line(given[0], given[1])
+        line = Line(rest[0], rest[1])
         current = line.current
         offers = answer(line.words[1:], current)
         if offers is not None:
-            kept = current[: line.given]
-            offers = [(quoted(value[len(kept) :], line.quote), "") for value, _ in offers if value.startswith(kept)]
+            begun_text = current[: line.given]
+            offers = [(quoted(value[len(begun_text) :], line.quote), "") for value, _ in offers if value.startswith(begun_text)]
     else:
-        *words, current = given
+        *words, current = rest
         if shell == "fish":
             current = Line(current).current
         offers = answer(words, current)

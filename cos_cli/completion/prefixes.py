@@ -43,14 +43,14 @@ def offers(keys: Keys, prefix: str, most: int = MOST) -> list[str]:
     last = keys.before(_past(start))
     if first is None or last is None or not first.startswith(start):
         return []
-    found: list[str] = []
+    keys_below: list[str] = []
     key: bytes | None = first
     while key is not None and key <= last:
-        found.append(_text(key))
-        if len(found) > most:
+        keys_below.append(_text(key))
+        if len(keys_below) > most:
             return _branches(keys, first, last, most)
         key = keys.at_or_after(key + b"\0")
-    return found
+    return keys_below
 
 
 def _branches(keys: Keys, first: bytes, last: bytes, most: int) -> list[str]:
@@ -60,16 +60,16 @@ def _branches(keys: Keys, first: bytes, last: bytes, most: int) -> list[str]:
     # Two characters may share their first bytes.
     common = _text(first[:same])
     at = common.encode()
-    found: list[str] = []
+    branches: list[str] = []
     key: bytes | None = first
-    while key is not None and key <= last and len(found) < most:
+    while key is not None and key <= last and len(branches) < most:
         text = _text(key)
         branch = text[: len(common) + 1]
         following = keys.at_or_after(key + b"\0")
         alone = following is None or not following.startswith(branch.encode()) or branch == common
-        found.append(text if alone else branch)
+        branches.append(text if alone else branch)
         key = keys.at_or_after(key + b"\0" if len(branch.encode()) <= len(at) else _past(branch.encode()) or b"")
-    return found
+    return branches
 
 
 def _past(prefix: bytes) -> bytes | None:

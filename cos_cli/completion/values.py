@@ -31,9 +31,9 @@ def values(kind: str, typed: str, words: Sequence[str]) -> list[str] | None:
     if kind in plug.KINDS or kind == "roi":
         # Several with commas: the last one is being typed, and none is wanted twice.
         head, comma, tail = typed.rpartition(",")
-        given = {_plain(name) for name in head.split(",")}
+        present = {_plain(name) for name in head.split(",")}
         begun = tail.replace("-", "_")
-        return [head + comma + name for name in _names(kind) if _plain(name) not in given and name.startswith(begun)]
+        return [head + comma + name for name in _names(kind) if _plain(name) not in present and name.startswith(begun)]
     if kind == "profile":
         from cos_core.files.assets import profile_names
 
@@ -80,26 +80,26 @@ def folders(typed: str, wanted: Callable[[Path], bool]) -> list[str]:
     """Paths that begin with `typed` and are `wanted`, down to DEPTH, as text that continues it; hidden ones when asked for."""
     slash = typed.rfind("/") + 1
     tail = typed[slash:]
-    found: list[str] = []
+    paths: list[str] = []
     level, left = [typed[:slash]], _ENTRIES
     for depth in range(DEPTH):
         below: list[str] = []
         for parent in level:
             for name, linked in _folders_in(parent):
                 left -= 1
-                if left < 0 or len(found) >= _FOUND:
-                    return sorted(found)
+                if left < 0 or len(paths) >= _FOUND:
+                    return sorted(paths)
                 begins = name.startswith(tail) if depth == 0 else True
                 if not begins or (name.startswith(".") and not (depth == 0 and tail)):
                     continue
                 with suppress(OSError):
                     if wanted(Path(parent + name)):
-                        found.append(parent + name)
+                        paths.append(parent + name)
                 # A link may lead back up.
                 if not linked:
                     below.append(f"{parent}{name}/")
         level = below
-    return sorted(found)
+    return sorted(paths)
 
 
 def _folders_in(parent: str) -> list[tuple[str, bool]]:
@@ -142,11 +142,11 @@ def _recorded_ids(path: Path) -> list[bytes]:
         path /= "predictions.jsonl"
     with path.open("rb") as file:
         lines = file.read(_READ_BYTES).split(b"\n")
-    found = []
+    ids = []
     for line in lines:
         _, mark, rest = line.partition(_ID)
         text = rest.lstrip(b" :")
         end = text.find(b'"', 1)
         if mark and text.startswith(b'"') and end > 0 and b"\\" not in text[:end]:
-            found.append(text[1:end])
-    return found
+            ids.append(text[1:end])
+    return ids

@@ -63,6 +63,6 @@ def quoted(text: str, quote: str) -> str:
         return text.replace("'", "'\\''")
     if quote == '"':
         return "".join("\\" + c if c in _KEPT_IN_DOUBLE else c for c in text)
-    kept = (c if c in _BARE or not c.isascii() else "\\" + c for c in text)
-    bare = "".join(kept)
+    characters = (c if c in _BARE or not c.isascii() else "\\" + c for c in text)
+    bare = "".join(characters)
     return "\\" + bare if bare.startswith("#") else bare

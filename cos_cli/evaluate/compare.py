@@ -102,25 +102,25 @@ def describe(outcome: RunComparison, rows: Sequence[dict[str, Any]], flips: int)
 
 
 def _line(each: Comparison) -> tuple[str, ...]:
-    found, unit = each.found, each.unit
-    values = (number(found.a, unit), number(found.b, unit), number(found.difference, unit, "+"))
+    result, unit = each.found, each.unit
+    values = (number(result.a, unit), number(result.b, unit), number(result.difference, unit, "+"))
     return (
         *(each.benchmark, *values),
-        *(interval((found.low, found.high), unit, "+"), number(each.p_holm, "p"), each.verdict),
+        *(interval((result.low, result.high), unit, "+"), number(each.p_holm, "p"), each.verdict),
     )
 
 
 def _behind(each: Comparison) -> Lines:
     """The sentence under the table; p there is Holm's, here it is the test's own."""
-    found, changed = each.found, bool(each.won or each.lost)
+    result, changed = each.found, bool(each.won or each.lost)
     words = [
         f"{each.benchmark}, {each.metric} ({each.unit}): B won {len(each.won)} and lost {len(each.lost)} of {each.n} questions",
-        f"{found.clusters} pictures",
+        f"{result.clusters} pictures",
         *(f"{n} questions only in {side}" for side, n in (("A", each.only_a), ("B", each.only_b)) if n),
         f"undefined: {each.undefined}" if each.undefined else f"p {each.p:.2g} before Holm ({each.test})",
     ]
     if changed and not each.undefined:
-        words.append(f"a true difference of {number(found.detectable, each.unit)} would be found four times in five")
+        words.append(f"a true difference of {number(result.detectable, each.unit)} would be found four times in five")
     return Lines(textwrap.wrap(escaped("; ".join(words)), WIDTH))
 
 

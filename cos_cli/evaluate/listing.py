@@ -54,9 +54,9 @@ def _described(name: str, data: Path | None) -> dict[str, Any]:
 
 def _root(data: Path, name: str, benchmark: Benchmark, needs: Sequence[Need]) -> Path | None:
     """The benchmark's own folder, else `data` if it holds a file to score by: a folder `images` alone may be anybody's."""
-    own = _files.home(data, plug.short(name), benchmark)
-    if own != data:
-        return own
+    folder = _files.home(data, plug.short(name), benchmark)
+    if folder != data:
+        return folder
     return data if any(not need.optional and need.path(data) for need in needs) else None
 
 

@@ -17,8 +17,8 @@ from cos_core.visualize.draw import EncoderView, show
 from cos_core.visualize.gallery import in_words
 from cos_core.visualize.html import Html, data_uri, element, facts, fill, joined, percent, share_bar, table, text
 from cos_core.visualize.report_cards import CardMaker, encoded_words
+from cos_core.visualize.run_questions import RunQuestion
 from cos_core.visualize.run_report import Story
-from cos_core.visualize.runs import RunQuestion
 
 SCENE_PX = 448
 """Longer side of the scene that is worked through: twice what is shown, for dense screens."""

@@ -77,6 +77,6 @@ def _areas(mask: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         np.maximum(grown[:, :-1], labels[:, 1:], out=grown[:, :-1])
         grown[~mask] = 0
         if (grown == labels).all():
-            found = [np.nonzero(labels == label) for label in np.unique(labels) if label]
-            return [(rows, columns) for rows, columns in found]
+            areas = [np.nonzero(labels == label) for label in np.unique(labels) if label]
+            return [(rows, columns) for rows, columns in areas]
         labels = grown

@@ -97,16 +97,16 @@ class BoxSelection:
         if self.boxes not in get_args(BoxKind):
             raise InputError(f"boxes are {' or '.join(get_args(BoxKind))}, got {self.boxes!r}")
 
-    def chosen(self, scores: torch.Tensor, suppressed: Callable[[float], torch.Tensor]) -> torch.Tensor:
+    def selected(self, scores: torch.Tensor, suppressed: Callable[[float], torch.Tensor]) -> torch.Tensor:
         """Indices, best first. `suppressed(iou)`: indices that suppression leaves, best first, all of them at 1."""
         rungs = [self.nms + 0.1 * step for step in range(10) if self.nms + 0.1 * step < 1] + [1.0]
-        kept = torch.empty(0, dtype=torch.long)
+        candidates = torch.empty(0, dtype=torch.long)
         for iou in rungs:
-            kept = suppressed(iou)
-            if len(kept) >= self.least:
+            candidates = suppressed(iou)
+            if len(candidates) >= self.least:
                 break
-        above = int((scores[kept] >= self.threshold).sum())
-        return kept[: min(max(above, self.least), self.most)]
+        above = int((scores[candidates] >= self.threshold).sum())
+        return candidates[: min(max(above, self.least), self.most)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +131,11 @@ class FasterRcnn(Detector):
             maps = self.model.backbone(batch.tensor)
             corners, scores = self._candidates(batch, maps)
             corners, scores = _usable(corners, scores, batch.image_sizes[0])
-            best = self.selection.chosen(scores, lambda iou: _suppressed(corners, scores, iou))
-            chosen = corners[best]
-            features = self.pooled(maps, [Boxes(chosen)]).float().cpu().numpy() if self.selection.features else None
+            best = self.selection.selected(scores, lambda iou: _suppressed(corners, scores, iou))
+            selected = corners[best]
+            features = self.pooled(maps, [Boxes(selected)]).float().cpu().numpy() if self.selection.features else None
         height, width = batch.image_sizes[0]
-        shares = (chosen.double().cpu() / torch.tensor([width, height, width, height])).clamp(0, 1)
+        shares = (selected.double().cpu() / torch.tensor([width, height, width, height])).clamp(0, 1)
         boxes = tuple(Box(*row) for row in shares.tolist())
         return Regions(boxes, tuple(scores[best].double().cpu().tolist()), features)
 
@@ -241,9 +241,9 @@ def _configuration(name: str, overrides: Mapping[str, Any]) -> Any:
 
     cfg = get_cfg()
     try:
-        own = Path(name).is_file()
-        file = name if own else model_zoo.get_config_file(_BOTTOM_UP_BASE if name == BOTTOM_UP else name)
-        cfg.merge_from_file(file, allow_unsafe=not own)
+        is_file = Path(name).is_file()
+        file = name if is_file else model_zoo.get_config_file(_BOTTOM_UP_BASE if name == BOTTOM_UP else name)
+        cfg.merge_from_file(file, allow_unsafe=not is_file)
         settings = {**(_BOTTOM_UP_OVERRIDES if name == BOTTOM_UP else {}), **overrides}
         cfg.merge_from_list([item for pair in settings.items() for item in pair])
     except (OSError, RuntimeError, AssertionError, KeyError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
@@ -329,7 +329,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return {name: value for name, value in arrays.items() if isinstance(value, torch.Tensor)}
 
 
-# What pickle and torch raise on a stranger's bytes, besides UnpicklingError.
+# What pickle and torch raise on a damaged file, besides UnpicklingError.
 _BROKEN = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError, MemoryError)
 
 
@@ -385,5 +385,5 @@ def _usable(corners: torch.Tensor, scores: torch.Tensor, size: tuple[int, int]) 
 def _suppressed(corners: torch.Tensor, scores: torch.Tensor, iou: float) -> torch.Tensor:
     from detectron2.layers import nms
 
-    kept: torch.Tensor = scores.argsort(descending=True, stable=True) if iou >= 1 else nms(corners, scores, iou)
-    return kept
+    order: torch.Tensor = scores.argsort(descending=True, stable=True) if iou >= 1 else nms(corners, scores, iou)
+    return order

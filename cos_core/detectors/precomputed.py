@@ -1,4 +1,4 @@
-"""Regions with features that somebody computed before, in the public layouts of bottom-up attention (Anderson et al., 2018).
+"""Regions with features that were computed before, in the public layouts of bottom-up attention (Anderson et al., 2018).
 
   DIR/*.npz   one file a picture: `x` features (n, d), or (d, n) as the Caffe tool wrote them, `bbox` (n, 4), `num_bbox`,
               `image_w`, `image_h`
@@ -9,7 +9,7 @@
 Boxes are float32 x0 y0 x1 y1 in pixels of the original picture, features float32. No confidences stand in the first and second
 layout outside of a pickled object, which is not read: they count as 1.
 
-Files are of strangers' making: no pickle is loaded, sizes are checked before anything is allocated, a line is read when its
+Files are not trusted: no pickle is loaded, sizes are checked before anything is allocated, a line is read when its
 picture is asked for. A TSV file is walked once, when it is opened, to learn where its lines begin.
 """
 
@@ -169,7 +169,7 @@ class Precomputed(Detector):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a person should know of the files."""
+        """See interfaces.Detector."""
         return self.source.notes
 
     def detect(self, image: Image, path: str = "") -> Regions:
@@ -228,11 +228,11 @@ def _table(path: Path) -> FeatureTable:
                     doubled.setdefault(name, [places[name]]).append((offset, line))
                 else:
                     places[name] = (offset, line)
-    return _chosen(FeatureTable(path, columns, places), doubled)
+    return _first_whole(FeatureTable(path, columns, places), doubled)
 
 
-def _chosen(table: FeatureTable, doubled: Mapping[str, Sequence[tuple[int, int]]]) -> FeatureTable:
-    """The table with the first whole one of the lines of each id that has several, and words for them."""
+def _first_whole(table: FeatureTable, doubled: Mapping[str, Sequence[tuple[int, int]]]) -> FeatureTable:
+    """The table with the first whole line of each id that has several, and a note on them."""
     places = dict(table.places)
     torn: list[str] = []
     other: list[str] = []
@@ -255,9 +255,9 @@ def _chosen(table: FeatureTable, doubled: Mapping[str, Sequence[tuple[int, int]]
             f"{name!r} (lines {', '.join(str(line) for _, line in doubled[name])})" for name in [*doubled][:_NAMED]
         )
         notes.append(f"{table.path}: {len(doubled)} images have several lines, of which the first whole one counts: {listed}")
-    for found, words in ((torn, "a whole line counts for a torn one before it"), (other, "the lines do not say the same")):
-        if found:
-            notes.append(f"{table.path}: for {len(found)} of them {words}: {', '.join(found[:_NAMED])}")
+    for names, words in ((torn, "a whole line counts for a torn one before it"), (other, "the lines do not say the same")):
+        if names:
+            notes.append(f"{table.path}: for {len(names)} of them {words}: {', '.join(names[:_NAMED])}")
     return replace(table, places=places, notes=tuple(notes))
 
 

@@ -56,9 +56,9 @@ def clipped(grid: np.ndarray, pad: SquarePad, percentile: float) -> np.ndarray:
 def smoothed(grid: np.ndarray, pad: SquarePad) -> np.ndarray:
     """Every cell of the picture becomes the mean of the 3x3 around it, as far as these belong to the picture; others stay."""
     part = picture_part(grid.shape, pad)
-    found = grid.copy()
-    found[part] = _window_sums(grid[part]) / _window_sums(np.ones_like(grid[part]))
-    return found
+    means = grid.copy()
+    means[part] = _window_sums(grid[part]) / _window_sums(np.ones_like(grid[part]))
+    return means
 
 
 def _window_sums(grid: np.ndarray) -> np.ndarray:

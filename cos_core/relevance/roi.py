@@ -1,7 +1,7 @@
 """From relevance to a region of interest: which candidates count, and the box around them (CoS §3.2, last paragraph).
 
 The paper says "a mask ... by a threshold" and "slightly extend"; what that leaves open is decided here and by `RoiRule`.
-Finding nothing is a result with a reason, not an exception.
+A picture without a region gives a result with a reason, not an exception.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RoiRule:
     """How scores become a box.
 
     `region`: "top1" takes the best candidate; "component" the candidates that pass and touch the best one, directly or through
-    others; "union" all that pass. Who passes: scores at or above `threshold`, a share of the range from the smallest to the
+    others; "union" all that pass. They pass with scores at or above `threshold`, a share of the range from the smallest to the
     largest score, in [0, 1], or "otsu": the split of the scores in two with the largest variance between the parts; with
     `keep_mass` instead the fewest candidates, best first, that hold this share, in (0, 1], of all positive relevance. `extend`:
     each side moves outwards by this share of its length. `finer`: a heat map is interpolated to this many times as many cells
@@ -60,7 +60,10 @@ class RoiRule:
 
 @dataclass(frozen=True, slots=True)
 class Roi:
-    """A box in frame "image", or None with a `reason`; `score`: the best candidate's relevance; `used`: who made the box."""
+    """A box in frame "image", or None with a `reason`.
+
+    `score`: the best candidate's relevance; `used`: the indices of the candidates that the box is around.
+    """
 
     box: Box | None
     score: float = 0.0
@@ -77,13 +80,13 @@ def from_regions(regions: Regions, rule: RoiRule) -> Roi:
     if reason:
         return Roi(None, reason=reason)
     best = int(scores.argmax())
-    chosen = _passing(scores, rule)
+    passing = _passing(scores, rule)
     if rule.region == "top1":
-        chosen = [best]
+        passing = [best]
     elif rule.region == "component":
-        chosen = _touching(regions.boxes, chosen, best)
-    box = bounding([regions.boxes[i] for i in chosen])
-    return Roi(box.extended(rule.extend), float(scores[best]), tuple(chosen))
+        passing = _touching(regions.boxes, passing, best)
+    box = bounding([regions.boxes[i] for i in passing])
+    return Roi(box.extended(rule.extend), float(scores[best]), tuple(passing))
 
 
 def from_heat(heat: Sequence[Sequence[float]], pad: SquarePad, rule: RoiRule) -> Roi:
@@ -101,10 +104,10 @@ def from_heat(heat: Sequence[Sequence[float]], pad: SquarePad, rule: RoiRule) ->
     score, factor = float(part.max()), 1 if rule.region == "top1" else rule.finer
     part = finer(part, factor)
     best = int(part.argmax())
-    chosen = [best] if rule.region == "top1" else _passing(part.ravel(), rule)
+    passing = [best] if rule.region == "top1" else _passing(part.ravel(), rule)
     if rule.region == "component":
-        chosen = _connected_cells(chosen, best, part.shape[1])
-    down, right = np.divmod(np.array(chosen), part.shape[1])
+        passing = _connected_cells(passing, best, part.shape[1])
+    down, right = np.divmod(np.array(passing), part.shape[1])
     down, right = down + rows.start * factor, right + columns.start * factor
     high, wide = grid.shape[0] * factor, grid.shape[1] * factor
     square = Box(
@@ -170,22 +173,22 @@ def _otsu(scores: np.ndarray) -> float:
     return float(ordered[int(between.argmax())])
 
 
-def _touching(boxes: Sequence[Box], chosen: Sequence[int], best: int) -> list[int]:
-    """Those of `chosen` that are linked to `best` by overlapping or touching boxes, in order."""
-    corners = np.array([boxes[i].corners for i in chosen])
-    linked = np.array([i == best for i in chosen])
+def _touching(boxes: Sequence[Box], passing: Sequence[int], best: int) -> list[int]:
+    """Those of `passing` that are linked to `best` by overlapping or touching boxes, in order."""
+    corners = np.array([boxes[i].corners for i in passing])
+    linked = np.array([i == best for i in passing])
     while True:
         x0, y0, x1, y1 = (corners[linked][:, k, None] for k in range(4))
         meets = (x0 <= corners[:, 2]) & (corners[:, 0] <= x1) & (y0 <= corners[:, 3]) & (corners[:, 1] <= y1)
         grown = linked | meets.any(0)
         if (grown == linked).all():
-            return [i for i, keep in zip(chosen, linked, strict=True) if keep]
+            return [i for i, keep in zip(passing, linked, strict=True) if keep]
         linked = grown
 
 
-def _connected_cells(chosen: Sequence[int], best: int, columns: int) -> list[int]:
-    """Those of `chosen` in the 8-connected component of `best`, in order."""
-    open_cells, reached, stack = set(chosen), {best}, [best]
+def _connected_cells(passing: Sequence[int], best: int, columns: int) -> list[int]:
+    """Those of `passing` in the 8-connected component of `best`, in order."""
+    open_cells, reached, stack = set(passing), {best}, [best]
     while stack:
         row, column = divmod(stack.pop(), columns)
         for y in (row - 1, row, row + 1):

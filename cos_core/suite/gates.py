@@ -62,8 +62,8 @@ def below(runs: Sequence[Scored], wanted: Mapping[str, float]) -> Missed:
             metrics = dict(flat(each.manifest.results.get("metrics", {})))
             arm = f"{each.arm}." if each.arm else ""
             for prefix in dict.fromkeys((f"{arm}{each.benchmark}.", f"{each.benchmark}.", "")):
-                own = name.removeprefix(prefix)
-                if name.startswith(prefix) and own in metrics and isinstance(value := metrics[own], int | float | None):
+                metric = name.removeprefix(prefix)
+                if name.startswith(prefix) and metric in metrics and isinstance(value := metrics[metric], int | float | None):
                     values.append(value)
         if not values:
             raise InputError(f"--fail-under: no run has the metric {name!r}")

@@ -21,10 +21,10 @@ class Scored:
     upload: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
-        found = {**self.manifest.results, "status": self.manifest.status, "counts": self.manifest.counts}
+        results = {**self.manifest.results, "status": self.manifest.status, "counts": self.manifest.counts}
         where = {"arm": self.arm, "folder": str(self.folder) if self.folder else None}
         return {
-            **found,
+            **results,
             "fingerprint": self.manifest.fingerprint,
             **where,
             **({"upload": str(self.upload)} if self.upload else {}),

@@ -158,23 +158,23 @@ def _load(suite: Suite, name: str, reporter: Reporter) -> _Loaded:
 def _check_places(suite: Suite, each: _Loaded) -> None:
     """Raises InputError, before anything is written, for a folder with files that are not this run's: the data, others' files
     of our names, the scores of another benchmark, answers of its own that are not the ones to score."""
-    asked = outputs.records_with("id", "dataset", "question")
+    question_lines = outputs.records_with("id", "dataset", "question")
     answers = outputs.records_with("example_id|answer", "answer", "box_status|fingerprint")
     files = {
         "scores.jsonl": outputs.records_with("example_id", "value"),
         "regions.jsonl": outputs.records_with("example_id"),
         "problems.jsonl": outputs.records_with("kind", "line", "id"),
-        **({"questions.jsonl": asked, ANSWERS: answers} if suite.config.model else {}),
+        **({"questions.jsonl": question_lines, ANSWERS: answers} if suite.config.model else {}),
     }
     for arm in suite.config.arms:
         folder = suite.folder(each.name, arm)
         if folder is None:
             continue
         outputs.check_folder(folder, "eval", (suite.data, suite.root(each.name)), files)
-        own = folder / ANSWERS
-        if suite.config.predictions is not None and len(suite.config.benchmarks) == 1 and own.is_file():
+        own_answers = folder / ANSWERS
+        if suite.config.predictions is not None and len(suite.config.benchmarks) == 1 and own_answers.is_file():
             recorded = suite.config.predictions / ANSWERS if suite.config.predictions.is_dir() else suite.config.predictions
-            if identity(recorded) != identity(own):
+            if identity(recorded) != identity(own_answers):
                 raise InputError(
                     f"{folder} holds answers of its own, {recorded} are others; name another folder for their scores"
                 )
@@ -191,18 +191,18 @@ def _answer(suite: Suite, each: _Loaded, settings: InferConfig, workers: Runner,
     if folder is None:
         raise InputError("running a model needs a folder for its answers")
     data = evaluate.first(each.data, suite.limit)
-    answers, asked = folder / ANSWERS, "questions.jsonl"
+    answers, question_file = folder / ANSWERS, "questions.jsonl"
     if part is not None:
         examples = [example for example in data.examples if part.holds(example.image, example.id)]
-        answers, asked = folder / part.file(part.number or 0), f"questions.{part.number}-of-{part.of}.jsonl"
+        answers, question_file = folder / part.file(part.number or 0), f"questions.{part.number}-of-{part.of}.jsonl"
         data = replace(data, examples=examples)
         if not examples:
             reporter.note(f"{data.name}: part {part.number} of {part.of} has no question")
             return
     # Questions about no picture (ScienceQA has them) are the data's, not the model's: infer counts them as skipped.
-    evaluate.write_questions(data, folder / asked)
+    evaluate.write_questions(data, folder / question_file)
     reporter.note(f"{data.name}, --roi {arm}: {len(data.examples)} questions")
-    settings = replace(settings, data=folder / asked, images=data.image_root, out=answers)
+    settings = replace(settings, data=folder / question_file, images=data.image_root, out=answers)
     try:
         done = infer.run(settings, reporter, workers=workers)
     except FailuresError as error:
@@ -257,15 +257,15 @@ def _collect(part: Part, data: BenchmarkData, folder: Path) -> None:
     absent = [str(number) for number, file in files.items() if not manifest.path_for(file).is_file()]
     if absent:
         raise InputError(f"{folder} lacks finished answers of part {', '.join(absent)} of {part.of}; no score is given")
-    made = {manifest.read(manifest.path_for(file)).fingerprint for file in files.values()}
-    if len(made) > 1:
+    fingerprints = {manifest.read(manifest.path_for(file)).fingerprint for file in files.values()}
+    if len(fingerprints) > 1:
         raise InputError(f"the parts in {folder} were answered with different settings; answer them again")
-    given: dict[str, tuple[int, int]] = {}
+    rows: dict[str, tuple[int, int]] = {}
     parts = [evaluate.read_predictions(file) for file in files.values()]
     for number, recorded in enumerate(parts):
         for _, prediction in recorded.walk():
-            given[prediction.example_id] = (number, len(recorded) - 1)
-    places = (given[e.id] for e in data.examples if e.id in given)
+            rows[prediction.example_id] = (number, len(recorded) - 1)
+    places = (rows[e.id] for e in data.examples if e.id in rows)
     evaluate.write_records((parts[number][row] for number, row in places), folder / ANSWERS)
 
 

@@ -241,9 +241,7 @@ class TrainingCallback(TrainerCallback):
 
     def _sample_ids(self) -> list[str]:
         """The samples of the step in all processes. The loss is their common one, so all processes get here together."""
-        own = [name for contents in (self.trainer.contents if self.trainer else []) for name in contents.ids]
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return own
-        ids: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather_object(ids, own)
-        return [name for part in ids for name in part]
+        if self.trainer is None:
+            return []
+        own = [name for contents in self.trainer.contents for name in contents.ids]
+        return [name for ids in self.trainer.ranks.gather(own) for name in ids]

@@ -69,7 +69,7 @@ class Ranks:
             self._store.set(f"{keys[self._rank]}/left", b"")
         return values
 
-    def first(self, work: Callable[[], None]) -> None:
+    def first(self, work: Callable[[], object]) -> None:
         """Runs `work` in the first process while the others wait. Its error is raised in all, with equal message and code."""
         if self._rank == 0:
             try:

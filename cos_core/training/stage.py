@@ -118,7 +118,7 @@ def _run(
     metadata = inputs.checkpoint_metadata(config, policy, checkpoint)
     if config.check != "off":
         # Before the process group exists: its collectives end by a time-out, and checking a whole data set may take longer.
-        ranks.first(lambda: _check(config, data, metadata, reporter))
+        ranks.first(lambda: inputs.check(config, data, metadata.recipe, reporter))
     arguments = runtime.arguments(config, world)
     if runtime.arithmetic(config) == "float16":
         reporter.warn("this GPU has no bfloat16: computing in float16, with scaled losses")
@@ -134,10 +134,6 @@ def _run(
     if callback.stopped:
         raise KeyboardInterrupt
     return _finish(config, started, llava, trainer, data, reporter)
-
-
-def _check(config: TrainConfig, data: SampleSet, metadata: inputs.CheckpointMetadata, reporter: Reporter) -> None:
-    inputs.check(config, data, metadata.recipe, reporter)
 
 
 def _finish(
@@ -205,14 +201,9 @@ def _numel(weight: Any) -> int:
 
 
 def _all_skipped(trainer: ChainTrainer) -> dict[str, Skipped]:
-    """What any process had to skip, by id."""
-    if trainer.args.world_size == 1:
-        return trainer.skipped
-    import torch
-
-    by_rank: list[dict[str, Skipped]] = [{} for _ in range(trainer.args.world_size)]
-    torch.distributed.all_gather_object(by_rank, trainer.skipped)
-    return {name: skipped for part in by_rank for name, skipped in part.items()}
+    """The samples that any process skipped while training, by id."""
+    by_rank = trainer.ranks.gather([skipped.to_json() for skipped in trainer.skipped.values()])
+    return {row["id"]: Skipped(**row) for rows in by_rank for row in rows}
 
 
 @contextmanager

@@ -1,8 +1,13 @@
 """Pictures of finished work. Computes no score and needs no torch.
 
-overlay, draw, heat     one picture with its boxes and map             boxes, plots    statistics of regions, drawn
-runs, source, select    finished runs and stores, read and narrowed    compare         contact sheets of two runs
-run_report, run_sections, gallery   the page of scored runs            export          a run for other viewers
-demo_page, demo_records, demo_sections   the page of `cos demo`        html            what both pages are made of
-loss    the curve of a training
+config                              the settings of every command
+overlay, draw, relevance_maps       one picture with its boxes and its relevance map
+boxes, plots                        statistics of regions, as numbers and as plots
+runs, run_questions, select         finished runs, one question in one run, and which questions are looked at
+source                              the regions of a store or a predictions file, one at a time
+run_report, run_sections            the page of finished runs, and its tables; a story may stand on top (cos_core/demo)
+report_cards, gallery, html         its cards, the gallery that holds them, and what the page is made of
+contact_sheets                      the same questions in two runs, for a paper
+export                              a run for other viewers
+loss                                the curve of a training
 """

@@ -24,11 +24,12 @@ from cos_core.files.durable import atomic_write
 from cos_core.geometry import Box
 from cos_core.interfaces import Reporter
 from cos_core.types import RunManifest
-from cos_core.visualize import runs, select
+from cos_core.visualize import run_questions, runs, select
 from cos_core.visualize.config import CompareConfig
 from cos_core.visualize.draw import COLOURS, font_at, wrap
 from cos_core.visualize.overlay import mark
-from cos_core.visualize.runs import FinishedRun, RunQuestion
+from cos_core.visualize.run_questions import RunQuestion
+from cos_core.visualize.runs import FinishedRun
 
 OTHER = (0, 158, 115)
 """The earlier run's boxes: bluish green of the same colour-blind safe palette."""
@@ -83,7 +84,7 @@ def table(found: Sequence[FinishedRun], ids: Sequence[str]) -> Iterator[list[str
     """A row a question: id, question, gold answer, and for each run answer, verdict, box status and box."""
     for example_id in ids:
         items = [run.item(example_id) for run in found]
-        row = [example_id, items[-1].question, runs.gold_answer(items)]
+        row = [example_id, items[-1].question, run_questions.gold_answer(items)]
         for item in items:
             score = "" if item.score is None else f"{item.score.value:g}"
             box = "" if item.box is None else " ".join(f"{v:.4f}" for v in item.box.corners)
@@ -93,8 +94,8 @@ def table(found: Sequence[FinishedRun], ids: Sequence[str]) -> Iterator[list[str
 
 def _cell(found: Sequence[FinishedRun], example_id: str) -> SheetCell:
     items = [run.item(example_id) for run in found]
-    name, root = runs.image_name(items), runs.picture_root(found)
-    picture, problem = None, runs.NO_IMAGE
+    name, root = run_questions.image_name(items), runs.picture_root(found)
+    picture, problem = None, run_questions.NO_IMAGE
     if name is not None:
         try:
             picture = images.open_image(root, name)
@@ -102,10 +103,10 @@ def _cell(found: Sequence[FinishedRun], example_id: str) -> SheetCell:
         except InputError as error:
             problem = str(error)
     boxes = [(OTHER, "--", item.box) for item in items[:-1] if item.box is not None]
-    gold = runs.gold_region(items)
+    gold = run_questions.gold_region(items)
     boxes += [(COLOURS["gold"], ":", gold)] if gold is not None else []
     boxes += [(COLOURS["predicted"], "-", items[-1].box)] if items[-1].box is not None else []
-    truth = runs.gold_answer(items)
+    truth = run_questions.gold_answer(items)
     lines = [(items[-1].question, True)]
     lines += [(_said(run, item, len(items) > 1), False) for run, item in zip(found, items, strict=True)]
     lines += [(f"gold: {truth}", False)] if truth else []

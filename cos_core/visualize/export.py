@@ -30,7 +30,8 @@ from cos_core.interfaces import Reporter
 from cos_core.types import RunManifest
 from cos_core.visualize import runs, select
 from cos_core.visualize.config import Format, RunExportConfig
-from cos_core.visualize.runs import FinishedRun, RunQuestion
+from cos_core.visualize.run_questions import RunQuestion
+from cos_core.visualize.runs import FinishedRun
 
 _OURS: Mapping[str, outputs.IsOurs] = {"lmms-eval": outputs.records_with("doc_id", "doc_hash")}
 _CATEGORIES = {"predicted": 1, "gold": 2}

@@ -36,7 +36,7 @@ from cos_core.visualize.draw import (
     zoom,
 )
 from cos_core.visualize.relevance_maps import Grid, blend, read_heat, stored_heat, with_bar
-from cos_core.visualize.runs import fallback_words
+from cos_core.visualize.run_questions import fallback_words
 from cos_core.visualize.source import PREDICTIONS, Cuts, read_predictions
 
 _GAP = 20

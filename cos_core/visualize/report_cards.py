@@ -15,7 +15,8 @@ from cos_core.store.annotations import Store
 from cos_core.visualize import relevance_maps
 from cos_core.visualize.draw import EncoderView, reduced
 from cos_core.visualize.gallery import BoxKind, CardBox, CardLine, GalleryCard, Mark, PagePictures, SmallPicture
-from cos_core.visualize.runs import NO_IMAGE, FinishedRun, RunQuestion, gold_answer, gold_region, image_name, picture_root
+from cos_core.visualize.run_questions import NO_IMAGE, RunQuestion, gold_answer, gold_region, image_name
+from cos_core.visualize.runs import FinishedRun, picture_root
 
 SCENE_PX, CROP_PX = 320, 180
 _CACHED = 8

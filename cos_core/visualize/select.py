@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from cos_core.errors import InputError
 from cos_core.visualize.config import Selection
-from cos_core.visualize.runs import FinishedRun, RunQuestion
+from cos_core.visualize.run_questions import RunQuestion
+from cos_core.visualize.runs import FinishedRun
 
 
 def shared_ids(runs: Sequence[FinishedRun]) -> list[str]:

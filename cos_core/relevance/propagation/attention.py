@@ -199,7 +199,7 @@ def _attention(
         return output, None
     scaling, causal = options.pop("scaling", None), options.pop("is_causal", None)
     window = options.pop("sliding_window", None)
-    strange = [name for name, given in options.items() if name not in _HARMLESS and not _off(given)]
+    strange = [name for name, value in options.items() if name not in _HARMLESS and not _off(value)]
     if window is not None and window < tape.length:
         strange.append("sliding_window")
     if strange:
@@ -275,15 +275,15 @@ def walk(
     for low, high in _live_blocks(by_output, step):
         part = _Block(whole, low, high, keys - length + high if whole.mask is None else keys, workspace)
         weights = part.weights()
-        for i, given in enumerate(map(part.grouped, by_output)):
+        for i, output_gradient in enumerate(map(part.grouped, by_output)):
             # dy/dA is exactly dy/d(output) V^T; `product` is dy/dA * A.
-            product = part.product("product", given, whole.value[:, :, : part.seen].mT).mul_(weights)
+            product = part.product("product", output_gradient, whole.value[:, :, : part.seen].mT).mul_(weights)
             # The mean over heads and the step of Eq. 6 in one product: every head is a further stretch of queries.
             spread = rows[i, :, :, None, low:high].expand(-1, -1, heads, -1).flatten(2) / heads
             positive = torch.clamp(product, min=0, out=workspace.take("positive", product.shape, product)).to(rows.dtype)
             added[i, :, :, : part.seen] += spread @ positive.view(batch, -1, part.seen)
             if gradients is not None:
-                part.back(weights, product, given, gradients, i)
+                part.back(weights, product, output_gradient, gradients, i)
     return added
 
 
@@ -337,16 +337,18 @@ class _Block:
             return torch.softmax(scores, -1, out=self.workspace.take("weights", scores.shape, scores))
         return torch.softmax(scores, -1, dtype=torch.float32).to(scores.dtype)
 
-    def back(self, weights: torch.Tensor, product: torch.Tensor, given: torch.Tensor, gradients: Gradients, i: int) -> None:
+    def back(
+        self, weights: torch.Tensor, product: torch.Tensor, output_gradient: torch.Tensor, gradients: Gradients, i: int
+    ) -> None:
         """Through the softmax, to the i-th gradients; `product` is used up."""
         whole = self.whole
         # The sum over keys of dy/dA * A is dy/d(output) . output, without another pass over the map.
-        sums = (given * self.grouped(whole.output)).sum(-1, keepdim=True)
+        sums = (output_gradient * self.grouped(whole.output)).sum(-1, keepdim=True)
         by_score = product.addcmul_(weights, sums, value=-1)
         by_query = gradients.query[i, :, :, self.low : self.high]
         by_query.copy_((by_score @ whole.key[:, :, : self.seen]).mul_(whole.scale).view(by_query.shape))
         _add_product(gradients.key[i], by_score.mT, self.grouped(whole.query) * whole.scale)
-        _add_product(gradients.value[i], weights.mT, given)
+        _add_product(gradients.value[i], weights.mT, output_gradient)
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:

@@ -93,7 +93,7 @@ class DecoderPass:
     def _hooked(self, number: int, layer: nn.Module) -> list[Any]:
         walked, last = number in self.walked, number == len(self.decoder.layers) - 1
         keep = walked and (not self.streamed or (last and self.keep_last))
-        given: list[torch.Tensor] = []
+        leaves: list[torch.Tensor] = []
 
         def before(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
             kwargs = dict(kwargs)
@@ -105,7 +105,7 @@ class DecoderPass:
             self._check_chain(number, args[0])
             entered = args[0].detach()
             if keep:
-                given.append(entered.requires_grad_(True))
+                leaves.append(entered.requires_grad_(True))
             else:
                 self._calls[number] = ((entered, *args[1:]), kwargs)
             return (entered, *args[1:]), kwargs
@@ -113,7 +113,7 @@ class DecoderPass:
         def after(_module: Any, _args: tuple[Any, ...], output: Any) -> Any:
             left = _hidden(output)
             if keep:
-                self._pieces[number] = Piece(given.pop(), left, self._taken())
+                self._pieces[number] = Piece(leaves.pop(), left, self._taken())
             self._end = left.detach()
             if last:
                 self._end.requires_grad_(True)

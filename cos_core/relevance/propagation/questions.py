@@ -56,8 +56,8 @@ def explain(llava: Llava, groups: Sequence[Sequence[Question]], settings: SweepS
     """
     if not groups:
         return []
-    asked = len(groups[0])
-    if not asked or any(len(group) != asked for group in groups):
+    per_picture = len(groups[0])
+    if not per_picture or any(len(group) != per_picture for group in groups):
         raise InputError("pictures that are explained together need as many questions each, at least one")
     cuts = [[_cut(question, llava, settings) for question in group] for group in groups]
     decoder, head = llava.model.model.language_model, llava.model.lm_head
@@ -65,15 +65,15 @@ def explain(llava: Llava, groups: Sequence[Sequence[Question]], settings: SweepS
     if unknown_attention(decoder, longest) is not None:
         rows = _plain(llava, cuts, lambda sequences, read: sweep_maps(decoder, head, sequences, read, settings))
     else:
-        shared = shared_length(cuts) if asked > 1 and may_share(decoder.config) else 0
+        shared = shared_length(cuts) if per_picture > 1 and may_share(decoder.config) else 0
         with relevance_attention(decoder):
             if shared:
                 rows = _continued(llava, cuts, shared, settings)
             else:
                 rows = _plain(llava, cuts, lambda sequences, read: sweep(decoder, head, sequences, read, settings))
     return [
-        [row[: len(cut.ids)][torch.tensor(cut.ids) == llava.image_token_id] for row, cut in zip(found, group, strict=True)]
-        for found, group in zip(rows, cuts, strict=True)
+        [row[: len(cut.ids)][torch.tensor(cut.ids) == llava.image_token_id] for row, cut in zip(row_group, group, strict=True)]
+        for row_group, group in zip(rows, cuts, strict=True)
     ]
 
 
@@ -107,18 +107,18 @@ def _plain(llava: Llava, cuts: Sequence[Sequence[_Cut]], way: _Way) -> list[list
 
 def _continued(llava: Llava, cuts: Sequence[Sequence[_Cut]], shared: int, settings: SweepSettings) -> list[list[torch.Tensor]]:
     """The first `shared` positions once a picture, and what follows a question."""
-    asked = len(cuts[0])
-    by_turn = [group[i] for i in range(asked) for group in cuts]
+    per_picture = len(cuts[0])
+    by_turn = [group[i] for i in range(per_picture) for group in cuts]
     ids, readings = _padded(llava, by_turn, shared)
     front = torch.tensor([group[0].ids[:shared] for group in cuts], device=llava.device)
     # The shortest prefix of a batch may end inside another picture, whose other positions are then each question's own.
-    inside = (front == llava.image_token_id).sum(1).tolist() * asked
+    inside = (front == llava.image_token_id).sum(1).tolist() * per_picture
     with torch.no_grad():
         prefix = llava.embed(front, torch.cat([cut.features[:n] for cut, n in zip(by_turn[: len(cuts)], inside, strict=False)]))
         suffixes = llava.embed(ids, torch.cat([cut.features[n:] for cut, n in zip(by_turn, inside, strict=True)]))
     decoder, head = llava.model.model.language_model, llava.model.lm_head
     rows = sweep_continuations(decoder, head, prefix, suffixes, readings, settings).cpu()
-    return [[rows[i * len(cuts) + g] for i in range(asked)] for g in range(len(cuts))]
+    return [[rows[i * len(cuts) + g] for i in range(per_picture)] for g in range(len(cuts))]
 
 
 def _padded(llava: Llava, cuts: Sequence[_Cut], start: int) -> tuple[torch.Tensor, Readings]:

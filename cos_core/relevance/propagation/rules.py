@@ -70,10 +70,10 @@ def initial_rows(readings: Readings, length: int, dtype: torch.dtype) -> torch.T
 
     Kept in float32 when the model computes in half precision.
     """
-    kept = dtype if dtype in (torch.float32, torch.float64) else torch.float32
-    weights = readings.valid.to(kept)
+    precision = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+    weights = readings.valid.to(precision)
     weights = weights / weights.sum(1, keepdim=True)
-    rows = torch.zeros(readings.positions.shape[0], length, dtype=kept, device=readings.positions.device)
+    rows = torch.zeros(readings.positions.shape[0], length, dtype=precision, device=readings.positions.device)
     return rows.scatter_add_(1, readings.positions, weights)[:, None]
 
 
@@ -84,10 +84,10 @@ def target_score(logits: torch.Tensor, readings: Readings, kind: TargetKind) -> 
     alone (Chefer et al.); "logprob": log p; "argmax": the logit of the model's own choice, whatever is expected.
     """
     tokens = logits.argmax(-1) if kind == "argmax" else readings.tokens
-    chosen = logits.gather(2, tokens[..., None])[..., 0]
+    scores = logits.gather(2, tokens[..., None])[..., 0]
     if kind == "log-odds":
         others = logits.scatter(2, tokens[..., None], -math.inf)
-        chosen = chosen - others.logsumexp(-1)
+        scores = scores - others.logsumexp(-1)
     elif kind == "logprob":
-        chosen = chosen - logits.logsumexp(-1)
-    return chosen.masked_fill(~readings.valid, 0).sum()
+        scores = scores - logits.logsumexp(-1)
+    return scores.masked_fill(~readings.valid, 0).sum()

@@ -73,7 +73,7 @@ def sweep_continuations(
     question then passes its own gradient. (A question's relevance among the prefix's positions depends on the question.)
     """
     images, start, _ = prefix.shape
-    asked = suffixes.shape[0] // images
+    per_image = suffixes.shape[0] // images
     tokens = prefix.shape[0] * start + suffixes.shape[0] * suffixes.shape[1]
     streamed = _streams(decoder, prefix, settings, tokens)
     count = walked_layers(decoder, settings)
@@ -88,7 +88,7 @@ def sweep_continuations(
     after = end_gradient(back, head, hidden, readings, settings)
     before: torch.Tensor | None = None
     rows = initial_rows(readings, suffixes.shape[1], suffixes.dtype)[None]
-    front_rows = rows.new_zeros(asked, images, 1, start)
+    front_rows = rows.new_zeros(per_image, images, 1, start)
     workspace = Workspace(settings.block)
     for number in back.walked:
         lowest = number == back.walked[-1]
@@ -99,12 +99,12 @@ def sweep_continuations(
         added, after, gradients = _walk_suffix(own, _cut(own, decoder), after, rows, lowest, workspace)
         for_front, rows = added[..., :start], rows + added[..., start:]
         continued = None if gradients is None else Gradients(
-            torch.zeros(asked, *attended.query.shape, dtype=attended.query.dtype, device=attended.query.device),
-            gradients.key[0, :, :, :start].unflatten(0, (asked, images)).contiguous(),
-            gradients.value[0, :, :, :start].unflatten(0, (asked, images)).contiguous(),
+            torch.zeros(per_image, *attended.query.shape, dtype=attended.query.dtype, device=attended.query.device),
+            gradients.key[0, :, :, :start].unflatten(0, (per_image, images)).contiguous(),
+            gradients.value[0, :, :, :start].unflatten(0, (per_image, images)).contiguous(),
         )  # fmt: skip
         front_added, before = _walk_prefix(piece, attended, before, front_rows, continued, workspace)
-        front_rows = front_rows + front_added + for_front.unflatten(1, (asked, images))[0]
+        front_rows = front_rows + front_added + for_front.unflatten(1, (per_image, images))[0]
     return torch.cat([front_rows.flatten(0, 1), rows[0]], -1)[:, 0]
 
 
@@ -129,13 +129,13 @@ def _walk_prefix(
     workspace: Workspace,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(what is added to the rows, dy/d(the layer's input)), each for all questions; `before` None: nothing came from above."""
-    asked = rows.shape[0]
+    per_image = rows.shape[0]
     added = torch.zeros_like(rows)
     passed = None
     if before is not None:
         parts = [
-            torch.autograd.grad(piece.left, (attended.output, piece.entered), before[i], retain_graph=i < asked - 1)
-            for i in range(asked)
+            torch.autograd.grad(piece.left, (attended.output, piece.entered), before[i], retain_graph=i < per_image - 1)
+            for i in range(per_image)
         ]
         by_output = torch.stack([output for output, _ in parts])
         passed = torch.stack([entered for _, entered in parts])
@@ -143,7 +143,7 @@ def _walk_prefix(
         added = walk(attended, by_output, rows, gradients, workspace)
     if gradients is None:
         return added, None
-    own = torch.stack([_through_projections(piece, attended, gradients, i, keep=i < asked - 1) for i in range(asked)])
+    own = torch.stack([_through_projections(piece, attended, gradients, i, keep=i < per_image - 1) for i in range(per_image)])
     return added, own if passed is None else passed.add_(own)
 
 

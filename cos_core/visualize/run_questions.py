@@ -1,0 +1,102 @@
+"""One question in one run, as pictures and exports show it: question, answer, verdict, region and picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cos_core.geometry import Box
+from cos_core.scoring.metrics import usable_box
+from cos_core.types import UNUSABLE_BOXES, Example, Prediction, Score
+
+NO_IMAGE = "asked without an image"
+"""What stands where the picture of a question without one would be."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunQuestion:
+    """One question in one run; any part may be missing."""
+
+    prediction: Prediction | None
+    score: Score | None
+    example: Example | None
+
+    @property
+    def question(self) -> str:
+        own = self.example.question if self.example else None
+        return own or (self.prediction.question if self.prediction else None) or "(question not recorded)"
+
+    @property
+    def answer(self) -> str:
+        if self.prediction is None:
+            return "(no answer recorded)"
+        if self.prediction.error:
+            return f"failed: {self.prediction.error}"
+        return self.prediction.answer if self.prediction.answer else "(nothing)"
+
+    @property
+    def right(self) -> bool | None:
+        """Whether the answer counts, in part at least; None when it was not scored."""
+        return None if self.score is None else self.score.value > 0
+
+    @property
+    def truth(self) -> str:
+        if self.example is not None and self.example.answers:
+            return " / ".join(dict.fromkeys(self.example.answers))
+        return (self.score.expected if self.score else None) or ""
+
+    @property
+    def box(self) -> Box | None:
+        """The region that the model named; None for one that could not be read, whatever was looked at instead."""
+        return usable_box(self.prediction) if self.prediction else None
+
+    @property
+    def instead(self) -> str:
+        """What was looked at for want of a readable region, in words; empty when nothing was."""
+        if not self.fallback or self.prediction is None or self.prediction.box is None:
+            return ""
+        return fallback_words(self.prediction.box)
+
+    @property
+    def gold(self) -> Box | None:
+        """The data's own region."""
+        return self.example.gold if self.example else None
+
+    @property
+    def image(self) -> str | None:
+        own = self.example.image if self.example else None
+        return own or (self.prediction.image if self.prediction else None)
+
+    @property
+    def kind(self) -> str:
+        """The slice that a reader filters by: the question's kind, category or split, as the scores name it."""
+        groups = dict(self.score.groups) if self.score else {}
+        for key in ("kind", "category", "type", "split"):
+            if groups.get(key):
+                return str(groups[key])
+        return ""
+
+    @property
+    def fallback(self) -> bool:
+        """Whether a box was asked for and could not be used."""
+        return self.prediction is not None and self.prediction.box_status in UNUSABLE_BOXES
+
+
+def image_name(items: Sequence[RunQuestion]) -> str | None:
+    """The image path of a question, from the first run that has one."""
+    return next((item.image for item in items if item.image), None)
+
+
+def gold_region(items: Sequence[RunQuestion]) -> Box | None:
+    """The data's own region for a question, from the first run that has one."""
+    return next((item.gold for item in items if item.gold is not None), None)
+
+
+def gold_answer(items: Sequence[RunQuestion]) -> str:
+    """The accepted answers to a question, from the first run that has them; empty without any."""
+    return next((item.truth for item in items if item.truth), "")
+
+
+def fallback_words(box: Box) -> str:
+    """What stands where a region would, when none could be read."""
+    return "fallback: whole picture" if box.area == 1.0 else "fallback: a fixed region"
