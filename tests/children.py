@@ -23,7 +23,7 @@ def _command(pid: str) -> bytes:
 
 def wait_for_end(pid: int) -> None:
     """Returns once the process is gone, or is one that its parent has not yet asked after; fails after a quarter of an hour."""
-    until = time.monotonic() + 900
+    until = time.monotonic() + 7200
     while time.monotonic() < until:
         try:
             state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]

@@ -63,7 +63,7 @@ def run(block: Block, folder: Path, **environment: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=900,
+        timeout=7200,
         check=False,
     )
     assert done.returncode == 0, f"{block}\n{done.stdout}"

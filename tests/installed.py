@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def build(kind: str, folder: Path) -> Path:
     """The distribution of this tree, "wheel" or "sdist", built into `folder`."""
     command = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=900)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=7200)
     (built,) = folder.iterdir()
     return built
 
@@ -29,7 +29,7 @@ def environment(folder: Path) -> Path:
     venv.create(place, symlinks=True)
     pip = [sys.executable, "-m", "pip", "--python", str(place / "bin" / "python"), "--disable-pip-version-check", "--quiet"]
     wheel = build("wheel", folder / "dist")
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", str(wheel)], check=True, capture_output=True, timeout=900)
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", str(wheel)], check=True, capture_output=True, timeout=7200)
     (site,) = (place / "lib").glob("python*/site-packages")
     libraries = [path for path in sys.path if path.endswith("site-packages")]
     (site / "zz_libraries.pth").write_text("\n".join(libraries) + "\n")

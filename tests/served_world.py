@@ -83,7 +83,7 @@ def predictions(data: Path, out: Path, **settings: Any) -> list[dict[str, Any]]:
 
 def post(url: str, body: object) -> dict[str, Any]:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=900) as response:
+    with urllib.request.urlopen(request, timeout=7200) as response:
         answer: dict[str, Any] = json.load(response)
     return answer
 
@@ -171,7 +171,7 @@ def serving(command: Sequence[str], health: str, log: Path, **environment: str) 
         process = subprocess.Popen(filled, stdout=file, stderr=file, env={**os.environ, **alone})
     address = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 900
+        deadline = time.monotonic() + 7200
         while True:
             try:
                 urllib.request.urlopen(address + health, timeout=5).close()
@@ -187,4 +187,4 @@ def serving(command: Sequence[str], health: str, log: Path, **environment: str) 
             process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait(timeout=900)
+            process.wait(timeout=7200)

@@ -325,7 +325,7 @@ def kill_in_the_middle(config: AnnotateConfig) -> int:
     committed = [int(next(lines)) for _ in range(4)]
     os.kill(process.pid, signal.SIGKILL)
     rest = [int(line) for line in lines]
-    process.wait(timeout=900)
+    process.wait(timeout=7200)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     return [*committed, *rest][-1]

@@ -116,7 +116,7 @@ class Waiting(Backbone):
     def relevance(self, asked: Sequence[Any]) -> list[list[Relevance]]:
         self.asked.append([examples[0].image for _, examples in asked])
         if len(self.asked) == 1:
-            assert self.there.wait(900), "the model waits for the next window's pictures until it has done with this one's"
+            assert self.there.wait(7200), "the model waits for the next window's pictures until it has done with this one's"
             assert "006.png" not in self.prepared, "no more than one window is read ahead"
         boxes = (Box(0, 0, 0.5, 0.5), Box(0.5, 0.5, 1, 1))
         return [[Relevance(Regions(boxes, (1.0, 1.0), scores=(0.5, 0.1))) for _ in examples] for _, examples in asked]

@@ -162,7 +162,7 @@ def kill(config: AnnotateConfig, moment: int, a_worker: bool) -> bool:
             break
     team = children(process.pid)
     os.kill(team[0] if a_worker and team else process.pid, signal.SIGKILL)
-    process.communicate(timeout=900)
+    process.communicate(timeout=7200)
     for worker in team:
         wait_for_end(worker)
     if a_worker and team:

@@ -80,4 +80,4 @@ def test_the_padding_colour_needs_no_torch():
         "from cos_core.files.assets import miniature_checkpoint as m;"
         "fill_of(m()); sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=900)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=7200)

@@ -209,7 +209,7 @@ def test_a_closed_pipe_is_quiet() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, "-c", script, *SCORE], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=900, check=False
+        [sys.executable, "-c", script, *SCORE], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=7200, check=False
     )
     os.close(writer)
     assert done.returncode == 141

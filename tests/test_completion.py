@@ -215,7 +215,7 @@ def test_word_breaks_of_bash() -> None:
 def run(arguments: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-X", "importtime", "-m", "cos_cli", "__complete", *arguments]
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, encoding="utf-8", timeout=900, check=False)
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, encoding="utf-8", timeout=7200, check=False)
 
 
 @pytest.mark.parametrize("line", ["cos ", "cos eval ", "cos eval compare ", "cos visualize overlay --store rois --example 07"])
@@ -304,7 +304,7 @@ def test_install(name: str, start: str | None, tmp_path: Path, monkeypatch: pyte
         pytest.skip(f"installed, but {name} is not here to try it")
     asked = {"bash": "complete -p cos", "zsh": "print $_comps[cos]", "fish": "complete -C 'cos anno'"}[name]
     environment = {**os.environ, "TERM": "dumb", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run([name, "-i", "-c", asked], env=environment, capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run([name, "-i", "-c", asked], env=environment, capture_output=True, text=True, timeout=7200, check=False)
     assert ("annotate" if name == "fish" else "_cos") in done.stdout
 
 

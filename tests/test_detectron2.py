@@ -60,7 +60,7 @@ class TestWithoutThePackage:
         command = [sys.executable, "-m", "cos_cli", "annotate", "--model", "miniature", "--data", str(tmp_path / "data.json")]
         command += ["--images", str(tmp_path), "--out", str(tmp_path / "rois"), "--detector", "detectron2"]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=900, check=False, env={**os.environ, "COLUMNS": "400"}
+            command, capture_output=True, text=True, timeout=7200, check=False, env={**os.environ, "COLUMNS": "400"}
         )
         assert done.returncode == 4, done.stderr
         assert done.stdout == ""

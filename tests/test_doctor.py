@@ -81,7 +81,7 @@ def without(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     work.mkdir()
     command = [folder / "environment" / "bin" / "python", "-m", "cos_cli", "doctor", "--json", "--folder", work, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=environment, cwd=work, capture_output=True, text=True, timeout=900, check=False)
+    return subprocess.run(command, env=environment, cwd=work, capture_output=True, text=True, timeout=7200, check=False)
 
 
 def test_a_base_install(tmp_path: Path) -> None:

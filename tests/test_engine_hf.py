@@ -353,7 +353,7 @@ def test_pictures_are_resized_beside_the_model(engine: HfEngine, monkeypatch: py
     def pixels(self: llava.Llava, images: Sequence[Image.Image]) -> torch.Tensor:
         seen.append(threading.current_thread().name)
         if len(seen) == 5:
-            assert waiting.wait(900), "the model waits for the last picture before it begins with the first"
+            assert waiting.wait(7200), "the model waits for the last picture before it begins with the first"
         return real_pixels(self, images)
 
     def forward(self: HfEngine, *inputs: Any, **named: Any) -> torch.Tensor:

@@ -84,7 +84,7 @@ def settings(place: Path, batch: int = 8) -> dict[str, str]:
 
 def shell(command: str, place: Path, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), **settings(place), **more}
-    return subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=900, check=False)
+    return subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=7200, check=False)
 
 
 def crontab() -> str:
@@ -194,7 +194,7 @@ def test_a_night_of_twenty_starts(place: Path) -> None:
         return answers.read_bytes().count(b"\n") if answers.exists() else 0
 
     def end(process: subprocess.Popen[str]) -> str:
-        said = process.communicate(timeout=900)
+        said = process.communicate(timeout=7200)
         codes.append(process.returncode)
         whole = not latest.is_symlink() or manifest.read(latest).status == "complete"
         assert whole, "latest is always a whole run"

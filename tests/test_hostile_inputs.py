@@ -122,7 +122,7 @@ def test_stdout_that_takes_nothing(world: World, stream: str) -> None:
             ["sh", "-c", '"$@" >&-', "sh", *START, *map(str, words)],
             env=environment(),
             capture_output=True,
-            timeout=900,
+            timeout=7200,
             check=False,
         )
     else:
@@ -174,7 +174,7 @@ def test_a_working_folder_that_vanished(world: World, tmp_path: Path) -> None:
         cwd=gone,
         env=environment(),
         capture_output=True,
-        timeout=900,
+        timeout=7200,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -184,7 +184,7 @@ def test_a_disk_without_room(world: World, tmp_path: Path) -> None:
     """`ulimit -f 0`: every write of a byte fails, as on a full disk."""
     words = [*START, "store", "export", str(world.store), "--out", str(tmp_path / "out.jsonl")]
     done = subprocess.run(
-        ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", *words], env=environment(), capture_output=True, timeout=900, check=False
+        ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", *words], env=environment(), capture_output=True, timeout=7200, check=False
     )
     assert done.returncode == 3, done.stderr
     assert done.stderr.count(b"\n") == 1
@@ -212,7 +212,7 @@ def test_ctrl_c_at_any_time(world: World, tmp_path: Path) -> None:
         running = subprocess.Popen([*START, *map(str, job)], stderr=subprocess.PIPE, env=environment())
         time.sleep(wait)
         running.send_signal(signal.SIGINT)
-        said = running.communicate(timeout=900)[1]
+        said = running.communicate(timeout=7200)[1]
         # While Python is still finding the program nobody but Python can say anything, and it dies of the signal in its way.
         assert running.returncode in (0, 130, -signal.SIGINT), said
         assert running.returncode == -signal.SIGINT or b"Traceback" not in said

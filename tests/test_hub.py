@@ -261,7 +261,7 @@ def resolved(name: str, endpoint: str, home: Path) -> subprocess.CompletedProces
     """What a process of its own makes of a name: the hub's library reads its environment when it is imported."""
     where = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     command = [sys.executable, "-c", SCRIPT, name]
-    return subprocess.run(command, env={**os.environ, **where}, capture_output=True, text=True, timeout=900, check=True)
+    return subprocess.run(command, env={**os.environ, **where}, capture_output=True, text=True, timeout=7200, check=True)
 
 
 def test_a_download_takes_settings_and_safetensors_and_no_code(served: tuple[str, list[str]], tmp_path: Path):

@@ -20,7 +20,7 @@ from cos_core.infer import InferConfig, run
 from cos_core.infer.side_by_side import AHEAD, SharedPictures
 from cos_core.interfaces import Reply, Request
 
-PATIENCE = 900.0
+PATIENCE = 7200.0
 """Seconds until a test that waits for what never comes fails."""
 
 

@@ -65,7 +65,7 @@ def test_a_signal_becomes_a_stop_file_and_the_code_is_kept(tmp_path: Path) -> No
         "import sys; from pathlib import Path; from cos_cli import launcher\n"
         f"print(launcher._wait([sys.executable, '-c', {child!r}], {{}}, Path({str(stop)!r})), flush=True)"
     )
-    done = subprocess.run([sys.executable, "-c", runner], capture_output=True, text=True, timeout=900, check=True)
+    done = subprocess.run([sys.executable, "-c", runner], capture_output=True, text=True, timeout=7200, check=True)
     assert done.stdout.strip() == "(130, True)"
     assert stop.exists()
 
@@ -121,6 +121,6 @@ def test_the_slurm_file(tmp_path: Path) -> None:
     while not (tmp_path / "srun").exists():
         time.sleep(0.02)
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(timeout=900) != 0
+    assert process.wait(timeout=7200) != 0
     assert (tmp_path / "out" / ".stop").exists()
     assert (tmp_path / "scontrol").read_text().splitlines()[-1] == "requeue 7"

@@ -226,7 +226,7 @@ sys.exit(code)
 
 def without_torch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=7200, check=False)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def call(programs: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [*installed.offline(), str(programs / "cos"), *arguments]
     environment = installed.variables(programs, folder)
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=7200, check=False)
 
 
 def test_what_the_wheel_holds(programs: Path) -> None:

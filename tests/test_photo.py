@@ -13,7 +13,7 @@ QUESTION = "What is on the table?"
 
 def _cos(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "cos_cli", *arguments], capture_output=True, text=True, timeout=900, check=False
+        [sys.executable, "-m", "cos_cli", *arguments], capture_output=True, text=True, timeout=7200, check=False
     )
 
 

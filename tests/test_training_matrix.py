@@ -68,7 +68,7 @@ def run(folder: Path, processes: int, runs: dict[str, Any], **told: Any) -> dict
         env=environment,
         text=True,
         capture_output=True,
-        timeout=900,
+        timeout=7200,
         check=False,
     )
     assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "Warning" not in line)[-6000:]

@@ -44,19 +44,19 @@ def processes(count: int) -> tuple[list[Any], Any, Any, Any]:
     for process in made:
         process.start()
     for _ in made:
-        assert started.acquire(timeout=900)
+        assert started.acquire(timeout=7200)
     return made, go, results, context
 
 
 def test_one_of_many_fills_it_and_the_last_removes_it(own_root: Path) -> None:
     made, go, results, _ = processes(5)
-    told = [results.get(timeout=900) for _ in made]
+    told = [results.get(timeout=7200) for _ in made]
     assert len({filler for _, filler in told}) == 1
     assert told[0][1] in {process for process, _ in told}
     assert stat.S_IMODE(own_root.stat().st_mode) == 0o700
     go.set()
     for process in made:
-        process.join(900)
+        process.join(7200)
         assert process.exitcode == 0
     assert list(own_root.iterdir()) == []
 
@@ -72,17 +72,17 @@ def test_a_child_that_lives_on_does_not_hold_it(own_root: Path) -> None:
 
 def test_what_the_killed_left_is_removed_and_not_used(own_root: Path) -> None:
     made, _, results, _ = processes(2)
-    dead = {results.get(timeout=900)[1] for _ in made}
+    dead = {results.get(timeout=7200)[1] for _ in made}
     for process in made:
         os.kill(process.pid, signal.SIGKILL)
-        process.join(900)
+        process.join(7200)
     assert (own_root / "x" / "who").exists()
     with shared_folder.folder("y", lambda place: None):
         assert sorted(path.name for path in own_root.iterdir()) == ["y", "y.lock"]
     made, go, results, _ = processes(1)
-    assert results.get(timeout=900)[1] not in dead
+    assert results.get(timeout=7200)[1] not in dead
     go.set()
-    made[0].join(900)
+    made[0].join(7200)
 
 
 def test_when_filling_fails_the_next_one_tries(own_root: Path) -> None:
