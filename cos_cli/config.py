@@ -20,6 +20,7 @@ _SOURCES = {"COMMANDLINE": "flag", "ENVIRONMENT": "environment", "DEFAULT_MAP": 
 _WIDTH = 124
 HELP = """\
 Write settings files for --config, and show what a command would run with.
+
 \b
 Examples:
   cos config init annotate --out mine.toml

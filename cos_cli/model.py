@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 HELP = """\
 Convert and inspect checkpoints.
+
 \b
 Examples:
   cos model convert llava-v1.5-7b --vision-tower clip-vit-large-patch14-336 --out llava-7b

@@ -16,6 +16,7 @@ from cos_core.options import INPUT, option
 FILES = {"bash": "cos.bash", "zsh": "_cos", "fish": "cos.fish"}
 HELP = """\
 Complete commands, options, names, runs and ids with TAB.
+
 \b
 Example:
   cos completion install

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 HELP = """\
 Look into annotation stores, check, merge, export and import them.
+
 \b
 Examples:
   cos store info rois

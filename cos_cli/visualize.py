@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 HELP = """\
 See where the model looked, and whether it mattered.
+
 \b
 Examples:
   cos visualize overlay --predictions answers.jsonl --images pictures --out overlay.png

@@ -13,6 +13,8 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Literal
 
+import msgspec
+
 from cos_core.errors import InputError
 from cos_core.geometry import Box
 
@@ -29,8 +31,7 @@ Slot = Literal["full", "roi"]
 Role = Literal["user", "assistant"]
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
+class Example(msgspec.Struct, frozen=True, eq=False):
     """One question on one image.
 
     `id` is unique and stable in its data set; `image` is a path relative to the image root, None for text-only samples;
@@ -47,9 +48,9 @@ class Example:
     question: str
     answers: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
-    meta: Mapping[str, Any] = field(default_factory=dict)
-    line: int | None = field(default=None, compare=False)
-    file: str | None = field(default=None, compare=False)
+    meta: Mapping[str, Any] = {}
+    line: int | None = None
+    file: str | None = None
     sample: str | None = None
     """The id of the conversation or record that the question was read from."""
     turn: int | None = None
@@ -79,10 +80,10 @@ class Example:
         if not STEERING.isdisjoint(self.meta):
             steering, slices = _split(self.meta, self.id)
             for name, value in (*steering.items(), ("meta", slices)):
-                object.__setattr__(self, name, value)
+                msgspec.structs.force_setattr(self, name, value)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Example, _EXAMPLE(self)
+    def __eq__(self, other: object) -> bool:
+        return _record_of(self) == _record_of(other) if isinstance(other, Example) else NotImplemented
 
     def steering(self) -> dict[str, Any]:
         """The fields from `sample` on that are set, as plain JSON."""
@@ -108,10 +109,12 @@ class Example:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Example:
         """The inverse of `to_json`; other keys are passed over. Raises InputError for an object that is no example."""
-        data = _known(cls, data)
-        record = {name: data[name] for name in ("id", "dataset", "image", "question", "meta") if name in data}
-        answers, choices = (tuple(data.get(name, ())) for name in ("answers", "choices"))
-        return cls(**record, answers=answers, choices=choices)
+        if not isinstance(data, Mapping):
+            raise InputError(f"an Example record must be a JSON object, got {type(data).__name__}")
+        try:
+            return msgspec.convert({name: data[name] for name in _ON_DISK if name in data}, cls)
+        except msgspec.ValidationError as error:
+            raise InputError(f"not an Example record: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,14 +354,15 @@ _STEERING_KINDS: Mapping[str, type | tuple[type, ...]] = {
     "letters": str,
     "repeats": str,
 }
-STEERING_NAMES = tuple(f.name for f in fields(Example))[9:]
+_ON_DISK = Example.__struct_fields__[:7]
+STEERING_NAMES = Example.__struct_fields__[9:]
 STEERING = frozenset(STEERING_NAMES)
 """The fields of an Example that stand in `meta` on disk."""
 steering_of = attrgetter(*STEERING_NAMES)
 """Their values, None where there is none."""
+_record_of = attrgetter(*_ON_DISK, *STEERING_NAMES)
 
 # Pickled as the call that makes them: millions travel between processes, and a frozen dataclass's own way is ten times slower.
-_EXAMPLE = attrgetter(*(f.name for f in fields(Example)))
 _ANNOTATION = attrgetter(*(f.name for f in fields(Annotation)))
 
 

@@ -91,7 +91,7 @@ def test_the_extra_model_suffices_for_what_the_documents_say() -> None:
     page = (ROOT / "docs" / "install.md").read_text()
     row = next(line for line in page.splitlines() if "| `model`" in line)
     assert "train" in row.partition("| `model`")[0]
-    source = (ROOT / "cos_core" / "training" / "engine.py").read_text()
+    source = (ROOT / "cos_core" / "training" / "runtime.py").read_text()
     needed = set(re.findall(r"^        import (\w+)", source[source.index("def require") :].partition("except")[0], re.M))
     model = {re.split(r"[<>=~\[]", text)[0] for text in EXTRAS["model"]}
     assert needed

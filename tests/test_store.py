@@ -139,7 +139,7 @@ def test_other_settings_are_refused(tmp_path: Path, writer: Store) -> None:
     with refused("nan"):
         writer.put_many([annotation(4, score=float("nan"))])
     writer.close()
-    with refused("other", MARK):
+    with refused(tmp_path / "store", "tiny"):
         Store.create_or_resume(tmp_path / "store", "other", {})
     with Store.create_or_resume(tmp_path / "store", MARK, {"model": "never looked at"}) as again:
         assert again.info()["provenance"] == {"model": "tiny"}

@@ -125,7 +125,7 @@ def test_a_broken_collective_is_told_from_its_cause() -> None:
     assert first is None, "the one that failed is the cause"
     assert isinstance(second, InputError)
     assert str(second) == "process 0 ended: memory ran out"
-    assert Ranks.here(0, 1).cause() is None
+    assert Ranks.of_launcher(0, 1).cause() is None
 
 
 def test_one_that_fails_with_all_others_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_one_that_fails_with_all_others_waits_for_nobody(monkeypatch: pytest.Mon
 
 
 def test_a_process_alone_waits_for_nobody() -> None:
-    ranks = Ranks.here(0, 1)
+    ranks = Ranks.of_launcher(0, 1)
     ranks.wait()
     assert ranks.gather(3) == [3]
     done: list[int] = []

@@ -340,3 +340,13 @@ def test_processes_share_the_samples(tmp_path: Path, monkeypatch: pytest.MonkeyP
     held, former = found["pss"] - without["pss"], listed["pss"] - without["pss"]
     assert former > 40_000 * 800, "at least one copy of objects of 800 bytes a question"
     assert held < former / 4
+
+
+def test_a_limit_keeps_the_first_samples(tmp_path: Path) -> None:
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(all_kinds()))
+    whole = built(tmp_path / "table", data)
+    some = sample_table.opened(tmp_path / "table", 2)
+    assert [sample.id for sample in some.samples] == [sample.id for sample in whole.samples][:2]
+    assert (len(some.samples), some.samples.total) == (2, len(whole.samples))
+    assert len(pickle.loads(pickle.dumps(some.samples))) == 2, "in a worker process, too"

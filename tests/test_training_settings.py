@@ -60,7 +60,7 @@ def test_the_shipped_settings_are_settings() -> None:
     made = {}
     for name in ("paper", "released"):
         settings = tomllib.loads(assets.template("config", f"train-{name}.toml").read_text())["train"]
-        made[name] = TrainConfig(**places, **settings)
+        made[name] = TrainConfig(**places, policy=settings.pop("roi"), **settings)
     paper, released = made["paper"], made["released"]
     assert replace(paper, deepspeed=None) == TrainConfig(**places, model="llava-hf/llava-1.5-7b-hf")
     assert (released.global_batch, released.extra_turns, released.train_projector) == (128, True, True)
@@ -162,6 +162,7 @@ def test_the_shipped_files_are_read_by_the_command(
     assert main.run(["train", *words, "--dry-run", "--json"]) == 0
     used = json.loads(capsys.readouterr().out)["config"]
     stated = tomllib.loads(path.read_text())["train"]
+    stated["policy"] = stated.pop("roi")
     assert {key: used[key] for key in stated} == {**stated, "model": str(world / "model")}
     assert used["mfu"] == 0.4, "what neither says is the default"
 

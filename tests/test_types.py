@@ -8,11 +8,12 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from cos_core.errors import InputError
 from cos_core.files.jsonl import encode_line
 from cos_core.geometry import Box
-from cos_core.types import STEERING, Annotation, Example, Prediction, RunManifest, Score, split_meta
+from cos_core.types import Annotation, Example, Prediction, RunManifest, Score, split_meta
 
 RECORDED: list[tuple[type[Any], bytes]] = [
     (
@@ -49,12 +50,16 @@ RECORDED: list[tuple[type[Any], bytes]] = [
 """Lines as 0.1.0 wrote them."""
 
 
+def _replaced(record: Any, **changes: Any) -> Any:
+    return structs.replace(record, **changes) if isinstance(record, Example) else replace(record, **changes)
+
+
 @pytest.mark.parametrize(("kind", "line"), RECORDED)
 def test_a_line_of_0_1_0_is_read_and_written_the_same(kind: type[Any], line: bytes) -> None:
     record = kind.from_json(json.loads(line))
     assert encode_line(record.to_json()) == line
     assert pickle.loads(pickle.dumps(record)) == record
-    assert replace(record) == record
+    assert _replaced(record) == record
 
 
 def test_what_steers_is_a_field_and_meta_names_slices() -> None:
@@ -63,13 +68,12 @@ def test_what_steers_is_a_field_and_meta_names_slices() -> None:
     assert example.targets == ((0.5, 0.25),)
     assert example.meta == {"kind": "reading", "width": 64, "height": 48}
     assert set(example.steering()) == {"gold", "targets"}
-    assert {each.name for each in fields(Example)} >= STEERING
 
 
 def test_the_meta_of_a_plug_in_of_0_1_0_reaches_the_fields() -> None:
     old = Example("1", "mine", "a.png", "Why?\nIn a word.", ("so",), meta={"asked": "Why?", "question_id": 1, "split": "dev"})
     assert old == Example("1", "mine", "a.png", "Why?\nIn a word.", ("so",), meta={"split": "dev"}, asked="Why?", question_id=1)
-    assert replace(old, id="2").asked == "Why?"
+    assert _replaced(old, id="2").asked == "Why?"
 
 
 @pytest.mark.parametrize(
@@ -114,7 +118,8 @@ def test_a_field_of_another_kind_is_an_input_error(kind: type[Any], field: str, 
 
 @pytest.mark.parametrize("kind", [Example, Annotation, Prediction, Score, RunManifest])
 def test_a_record_that_lacks_a_field_names_it(kind: type[Any]) -> None:
-    with pytest.raises(InputError, match=fields(kind)[0].name):
+    first = Example.__struct_fields__[0] if kind is Example else fields(kind)[0].name
+    with pytest.raises(InputError, match=f"['`]{first}['`]"):
         kind.from_json({})
     with pytest.raises(InputError, match="list"):
         kind.from_json([])

@@ -17,7 +17,7 @@ from cos_core.files import manifest, plug
 from cos_core.files.durable import utf8
 from cos_core.files.images import ImageSource
 from cos_core.files.picture_files import Root
-from cos_core.files.read_ahead import Pictures
+from cos_core.files.read_ahead import PictureOpener
 from cos_core.geometry import SquarePad
 from cos_core.interfaces import Backbone, Detector, Policy, Relevance
 from cos_core.models import devices
@@ -72,14 +72,14 @@ class Annotator:
             return [group[0].image or "" for group in groups if self._asked(group)[0]]
         return [] if self.candidates is None or self.policy.source == "gold" else [group[0].image or "" for group in groups]
 
-    def outcomes(self, groups: Sequence[Sequence[Example]], pictures: Pictures | None = None) -> list[RegionResult]:
+    def outcomes(self, groups: Sequence[Sequence[Example]], pictures: PictureOpener | None = None) -> list[RegionResult]:
         """One result an example, in order; `pictures` None: from the folder `images`."""
         pictures = pictures or ImageSource(self.images)
         if self.policy.source == "model":
             return self._by_relevance(groups, pictures)
         return [result for group in groups for result in self._without_model(group, pictures)]
 
-    def _without_model(self, group: Sequence[Example], pictures: Pictures) -> list[RegionResult]:
+    def _without_model(self, group: Sequence[Example], pictures: PictureOpener) -> list[RegionResult]:
         """Policies that need no model: the data set's own region, a fixed one, or (control) a random candidate."""
         if self.policy.source == "gold":
             return [RegionResult(e, roi.Roi(e.gold) if e.gold else None, None, None if e.gold else NO_GOLD) for e in group]
@@ -101,7 +101,7 @@ class Annotator:
         index = int.from_bytes(digest[:8], "big") % len(regions.boxes)
         return roi.Roi(regions.boxes[index].extended(self.rule.extend), 0.0, (index,))
 
-    def _by_relevance(self, groups: Sequence[Sequence[Example]], pictures: Pictures) -> list[RegionResult]:
+    def _by_relevance(self, groups: Sequence[Sequence[Example]], pictures: PictureOpener) -> list[RegionResult]:
         failures: dict[str, str] = {}
         work: list[tuple[Image, list[Example]]] = []
         owners: list[Sequence[Example]] = []
@@ -159,7 +159,7 @@ class Annotator:
         return region, heat if self.keep_heat else None
 
 
-def _opened(group: Sequence[Example], pictures: Pictures) -> Image | str:
+def _opened(group: Sequence[Example], pictures: PictureOpener) -> Image | str:
     """The group's picture, or why it cannot be used."""
     try:
         return pictures.open(group[0].image or "")

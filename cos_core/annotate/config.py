@@ -129,7 +129,7 @@ class AnnotateConfig:
     max_failures: int | None = options.max_failures_option()
     dry_run: bool = option(False, "Count, look at the pictures, estimate time and size, and stop.", CHECKS)
     device: str = options.device_option()
-    dtype: str = options.dtype_option(("float32", "bfloat16", "float16"), "Number format of the weights.")
+    dtype: str = options.dtype_option(("float32", "bfloat16", "float16", "float64"), "Number format of the weights.")
     follow_links: bool = options.follow_links_option()
 
     def __post_init__(self) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from cos_core.annotate import annotator as regions
 from cos_core.annotate import stage, work
 from cos_core.annotate.annotator import Annotator, RegionResult
@@ -179,7 +181,7 @@ def _bytes(outcomes: Sequence[RegionResult], annotator: Annotator, questions: in
         return 0
     copies = min(questions, _COPIES)
     like = [whole[i % len(whole)] for i in range(copies)]
-    named = [replace(o, example=replace(o.example, id=f"{i:07d}{o.example.id}")) for i, o in enumerate(like)]
+    named = [replace(o, example=structs.replace(o.example, id=f"{i:07d}{o.example.id}")) for i, o in enumerate(like)]
     annotations = [work.annotation(o.example, o.roi, annotator) for o in named if o.roi is not None]
     heats = {o.example.id: o.heat for o in named if o.heat is not None}
     with (

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from msgspec import structs
 
 from cos_core.backbones import _questions
 from cos_core.backbones._ahead import Ahead
@@ -88,7 +89,7 @@ class PatchesBackbone(Backbone):
         places = [g for g, (_, group) in enumerate(groups) for _ in group]
         if self.options.contrast:
             # One more for each picture that is asked about: the question that asks nothing.
-            examples += [replace(group[0], question="", answers=()) for _, group in groups if group]
+            examples += [structs.replace(group[0], question="", answers=()) for _, group in groups if group]
             places += [g for g, (_, group) in enumerate(groups) if group]
         questions = [self.asker.question(e, features[g]) for e, g in zip(examples, places, strict=True)]
         maps = [heat_map(row) for row in self.asker.explain(examples, questions)]

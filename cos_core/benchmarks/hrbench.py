@@ -8,8 +8,10 @@ judge; the authors ask a judge where rules do not decide.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import structs
 
 from cos_core.benchmarks import _files, _tsv
 from cos_core.benchmarks._harness import option_rule
@@ -45,7 +47,7 @@ class HrBench(SlicedBenchmark):
         for line, row in _tsv.rows(path, ("index", "question", "A", "B", "answer")):
             shown.add(row)
             examples.append(_example(row, f"{path}:{line}"))
-        examples = [replace(example, image=shown.file(example.id)) for example in examples]
+        examples = [structs.replace(example, image=shown.file(example.id)) for example in examples]
         return BenchmarkData(self.name, self.split, examples, root / "images" / self.split)
 
     def rule(self) -> metrics.Rule:

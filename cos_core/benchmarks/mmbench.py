@@ -10,11 +10,12 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from cos_core.benchmarks import _files, _tsv
 from cos_core.benchmarks._harness import (
@@ -64,7 +65,7 @@ class MmBench(SlicedBenchmark):
         for line, row in _tsv.rows(path):
             shown.add(row)
             examples.append(_example(row, f"{path}:{line}", SUFFIXES[self.split]))
-        examples = [replace(example, image=shown.file(example.id)) for example in examples]
+        examples = [structs.replace(example, image=shown.file(example.id)) for example in examples]
         labelled = all(example.answers for example in examples)
         hidden = sum("hidden" in example.meta for example in examples)
         protocol = {"labels": labelled, **({"options_hidden": hidden} if hidden else {})}

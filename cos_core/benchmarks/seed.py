@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import structs
 
 from cos_core.benchmarks import _files, _vqa
 from cos_core.benchmarks._harness import (
@@ -110,7 +112,7 @@ def _numbered(examples: Iterable[Example]) -> Iterator[Example]:
     for example in examples:
         seen[example.id] += 1
         if (times := seen[example.id]) > 1:
-            example = replace(example, id=f"{example.id}#{times}", repeats=example.id, question_id=example.id)
+            example = structs.replace(example, id=f"{example.id}#{times}", repeats=example.id, question_id=example.id)
         yield example
 
 

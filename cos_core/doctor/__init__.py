@@ -30,8 +30,8 @@ def examine(task: str | None, folder: Path) -> Iterator[MachineFinding]:
     with_model = task in MODEL_TASKS
     yield software.python()
     yield from software.allowed(task)
-    gpus, found = machine.gpus(wanted=with_model)
-    yield from found
+    gpus, gpu_findings = machine.gpus(wanted=with_model)
+    yield from gpu_findings
     answers: Answers = {}
     if with_model:
         modules = ["torch", "torchvision", "transformers", "accelerate"]

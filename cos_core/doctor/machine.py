@@ -22,28 +22,28 @@ _NEEDED_GIB = {"train": 60, "annotate": 10, "infer": 20}
 
 def gpus(wanted: bool) -> tuple[list[str], list[MachineFinding]]:
     """(names, findings) of the NVIDIA GPUs, as the driver's own tool tells them."""
-    said = _nvidia_smi(_QUERY, "--format=csv,noheader,nounits")
-    if said is None:
+    output = _nvidia_smi(_QUERY, "--format=csv,noheader,nounits")
+    if output is None:
         if any(Path("/proc/driver/nvidia/gpus").glob("*")):
             todo = "check the driver: nvidia-smi; in a container: --gpus all"
             return [], [MachineFinding("gpu", "warning", "there is a GPU, but its driver does not answer", todo)]
         advice = "a 7B model needs one; the miniature does not" if wanted else None
         return [], [MachineFinding("gpu", "warning" if wanted else "note", "no NVIDIA GPU", advice)]
-    names, found = [], []
-    for line in said.splitlines():
+    names, findings = [], []
+    for line in output.splitlines():
         name, free, total, driver = (part.strip() for part in line.rsplit(",", 3))
         names.append(name)
         words = f"{name}, {_mib(free)} of {_mib(total)} free, driver {driver}"
         full = free.isdigit() and total.isdigit() and int(free) < int(total) // 2
         advice = "another process uses it: nvidia-smi" if full else None
-        found.append(MachineFinding("gpu", "warning" if full else "ok", words, advice))
-    return names, found or [MachineFinding("gpu", "note", "no NVIDIA GPU")]
+        findings.append(MachineFinding("gpu", "warning" if full else "ok", words, advice))
+    return names, findings or [MachineFinding("gpu", "note", "no NVIDIA GPU")]
 
 
 def driver_cuda() -> str | None:
     """The newest CUDA version that the driver knows."""
-    found = re.search(r"CUDA Version: *([\d.]+)", _nvidia_smi() or "")
-    return found[1] if found else None
+    match = re.search(r"CUDA Version: *([\d.]+)", _nvidia_smi() or "")
+    return match[1] if match else None
 
 
 def store(folder: Path, needed: bool) -> Iterator[MachineFinding]:
@@ -51,8 +51,8 @@ def store(folder: Path, needed: bool) -> Iterator[MachineFinding]:
     kind = filesystems.network_type(folder)
     if kind is not None:
         todo = "write stores to a local disk, then copy them; --folder names another place to look at"
-        said = f"{folder} is on a network file system ({kind}), where LMDB is not safe"
-        yield MachineFinding("store", "missing" if needed else "warning", said, todo)
+        message = f"{folder} is on a network file system ({kind}), where LMDB is not safe"
+        yield MachineFinding("store", "missing" if needed else "warning", message, todo)
         return
     answer = ask([f"store:{folder}"], _STORE_SECONDS).get("store", {"error": "the trial did not start"})
     if "error" in answer:
@@ -61,8 +61,8 @@ def store(folder: Path, needed: bool) -> Iterator[MachineFinding]:
             "store", "missing" if needed else "warning", f"no store can be kept in {folder}: {answer['error']}", todo
         )
     elif not answer["locks"]:
-        said = f"locks do not hold in {folder}: two runs could write the same files"
-        yield MachineFinding("store", "missing" if needed else "warning", said, "use a local disk")
+        message = f"locks do not hold in {folder}: two runs could write the same files"
+        yield MachineFinding("store", "missing" if needed else "warning", message, "use a local disk")
     else:
         yield MachineFinding("store", "ok", f"LMDB writes, reads and locks in {folder}")
 
@@ -72,12 +72,12 @@ def disk(folder: Path, task: str | None) -> Iterator[MachineFinding]:
     status = os.statvfs(folder)
     free = status.f_bavail * status.f_frsize
     needed = _NEEDED_GIB.get(task or "", 2)
-    words = f"{free / GIB:.1f} GiB free in {folder}"
+    space = f"{free / GIB:.1f} GiB free in {folder}"
     if free < needed * GIB:
-        said = f"{words}; {task or 'a run'} may want {needed} GiB"
-        yield MachineFinding("disk", "warning", said, "make room, or name another folder")
+        message = f"{space}; {task or 'a run'} may want {needed} GiB"
+        yield MachineFinding("disk", "warning", message, "make room, or name another folder")
     else:
-        yield MachineFinding("disk", "ok", words)
+        yield MachineFinding("disk", "ok", space)
     if status.f_files and status.f_favail < 1000:
         yield MachineFinding(
             "disk", "warning", f"only {status.f_favail} more files fit in {folder}", "remove files, not only bytes"

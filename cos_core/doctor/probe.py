@@ -42,11 +42,11 @@ def ask(names: Sequence[str], seconds: float = SECONDS) -> Answers:
     answers: Answers = {}
     began = None
     for line in printed.splitlines():
-        said = json.loads(line)
-        if "begin" in said:
-            began = said["begin"]
+        record = json.loads(line)
+        if "begin" in record:
+            began = record["begin"]
         else:
-            answers[said.pop("done")] = said
+            answers[record.pop("done")] = record
     if began is not None and began not in answers:
         answers[began] = {"error": end or "ended without a word"}
     return answers
@@ -150,8 +150,8 @@ def answer(name: str) -> Mapping[str, Any]:
         return {"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:300]}
 
 
-def _say(out: TextIO, said: Mapping[str, Any]) -> None:
-    out.write(json.dumps(said) + "\n")
+def _say(out: TextIO, record: Mapping[str, Any]) -> None:
+    out.write(json.dumps(record) + "\n")
     out.flush()
 
 

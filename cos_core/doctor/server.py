@@ -14,7 +14,7 @@ from cos_core.dialogue.prompts import Profile, dialogue
 from cos_core.doctor import prompt
 from cos_core.doctor.finding import MachineFinding
 from cos_core.engines import _served
-from cos_core.engines._served import Served
+from cos_core.engines._served import ServedModel
 from cos_core.errors import InputError, MissingError
 from cos_core.geometry import Box
 from cos_core.models import llava
@@ -63,8 +63,10 @@ def examine_server(config: ServerConfig) -> Iterator[MachineFinding]:
         answers.append(prompt.Seen(_count(reply), _ids(url, body)))
     yield MachineFinding("passes", "ok", "both passes are answered, the second with two pictures")
     yield from _prompts(served, dialogues, answers)
-    said = f"sent padded to squares in the colour {served.colour}; tokens do not show whether the server cuts or resizes them"
-    yield MachineFinding("pictures", "note", said)
+    message = (
+        f"sent padded to squares in the colour {served.colour}; tokens do not show whether the server cuts or resizes them"
+    )
+    yield MachineFinding("pictures", "note", message)
 
 
 def probes(profile: Profile) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
@@ -73,7 +75,7 @@ def probes(profile: Profile) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
     return dialogue(profile, _QUESTION), dialogue(profile, _QUESTION, box_text=box)
 
 
-def _messages(served: Served, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+def _messages(served: ServedModel, turns: Sequence[Turn]) -> list[dict[str, Any]]:
     """What the engine sends, with a picture and a region that are not square."""
     picture = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
     return served.dialogue.messages(turns, {"full": picture, "roi": picture.crop((24, 24, 72, 40))})
@@ -91,8 +93,8 @@ def _reached(url: str, listing: HttpReply) -> MachineFinding:
         )
     models = _served.listed(listing)
     if models is None:
-        said = f"{url} answers, but does not list its models (HTTP {listing.status})"
-        return MachineFinding("server", "note", said, "check that the address goes up to /v1, if what follows fails")
+        message = f"{url} answers, but does not list its models (HTTP {listing.status})"
+        return MachineFinding("server", "note", message, "check that the address goes up to /v1, if what follows fails")
     return MachineFinding("server", "ok", f"{url} lists {_names(models)}")
 
 
@@ -108,13 +110,13 @@ def _names(models: Mapping[str, Any]) -> str:
     return shown or "no model"
 
 
-def _wording(served: Served) -> MachineFinding:
+def _wording(served: ServedModel) -> MachineFinding:
     wording = f"wording {served.dialogue.profile.name!r}, padding colour {served.colour}"
     if served.folder is not None:
         source = " (the server says where it is)" if served.by_root else ""
         return MachineFinding("wording", "ok", f"{wording}; checkpoint {served.folder}{source}")
-    assumed = "the colour is assumed" if served.asked else "both are assumed"
-    todo = None if served.asked else "name the wording with --profile FILE (the checkpoint's cos_profile.json)"
+    assumed = "the colour is assumed" if served.named_profile else "both are assumed"
+    todo = None if served.named_profile else "name the wording with --profile FILE (the checkpoint's cos_profile.json)"
     return MachineFinding(
         "wording", "warning", f"{wording}; {assumed}: the checkpoint of {served.model!r} is not known here", todo
     )
@@ -161,7 +163,9 @@ def _ids(url: str, body: dict[str, Any]) -> tuple[int, ...] | None:
     return tuple(ids)
 
 
-def _prompts(served: Served, dialogues: tuple[tuple[Turn, ...], ...], seen: Sequence[prompt.Seen]) -> Iterator[MachineFinding]:
+def _prompts(
+    served: ServedModel, dialogues: tuple[tuple[Turn, ...], ...], seen: Sequence[prompt.Seen]
+) -> Iterator[MachineFinding]:
     """Whether the prompts are the local ones, and in what they differ."""
     if served.folder is None:
         todo = "name the model as its folder is called here, or run the doctor on the server's machine"
@@ -191,8 +195,8 @@ def _prompts(served: Served, dialogues: tuple[tuple[Turn, ...], ...], seen: Sequ
     counts = f"{there[0]} and {there[1]} tokens there, {here[0]} and {here[1]} here"
     yield MachineFinding("prompt", "missing", f"the server computes another prompt: {counts}", _ADVICE)
     reasons = prompt.explanations(local, encoder, seen)
-    for said in reasons:
-        yield MachineFinding("prompt", "missing", ("" if by_ids else "what would fit: ") + "; ".join(said))
+    for explanation in reasons:
+        yield MachineFinding("prompt", "missing", ("" if by_ids else "what would fit: ") + "; ".join(explanation))
     yield from _places(local, encoder, seen)
     if not reasons and not by_ids:
         yield MachineFinding(

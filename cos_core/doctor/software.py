@@ -65,9 +65,9 @@ def allowed(task: str | None) -> Iterator[MachineFinding]:
         level: Level = "missing" if extra in needed else "warning"
         whose = f"extra {extra!r}" if extra else "every use"
         word = "too old" if _is_older(there, requirement) else "too new"
-        said = f"{name} {there} is {word} for cos ({whose}): {requirement.specifier} was tested"
+        message = f"{name} {there} is {word} for cos ({whose}): {requirement.specifier} was tested"
         if name not in outside or (level == "missing" and outside[name].level != "missing"):
-            outside[name] = MachineFinding("versions", level, said, f"pip install '{name}{requirement.specifier}'")
+            outside[name] = MachineFinding("versions", level, message, f"pip install '{name}{requirement.specifier}'")
     yield from outside.values()
 
 
@@ -99,8 +99,8 @@ def torch(needed: bool, gpu: bool, driver_cuda: str | None, answers: Answers) ->
 
 def _usable(gpu: dict[str, object], answer: dict[str, object]) -> MachineFinding:
     if not gpu.get("works"):
-        said = f"torch cannot compute on {gpu['name']}: {gpu.get('error', 'a wrong result')}"
-        return MachineFinding("torch", "missing", said, f"install a torch that is built for {gpu['architecture']}")
+        message = f"torch cannot compute on {gpu['name']}: {gpu.get('error', 'a wrong result')}"
+        return MachineFinding("torch", "missing", message, f"install a torch that is built for {gpu['architecture']}")
     free, total = (float(str(gpu[key])) / 2**30 for key in ("free", "total"))
     return MachineFinding(
         "torch", "ok", f"computes on {gpu['name']} ({gpu['architecture']}), {free:.0f} of {total:.0f} GiB free"
@@ -129,10 +129,10 @@ def _cuda_of_build() -> str | None:
     """The CUDA version that torch was built for, read from its file: importing torch would take seconds."""
     path = Path(str(metadata.distribution("torch").locate_file("torch/version.py")))
     try:
-        found = re.search(r"^cuda[^=]*= *['\"]([\d.]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        match = re.search(r"^cuda[^=]*= *['\"]([\d.]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
         return None
-    return found[1] if found else None
+    return match[1] if match else None
 
 
 def _declared() -> Iterator[tuple[str, Requirement]]:

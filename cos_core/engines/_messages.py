@@ -82,19 +82,21 @@ class ServedDialogue:
         return square_pad(image, self.fill) if self.side is None else square_resized(image, self.side, BICUBIC, self.fill)
 
 
-def of_folder(folder: str | Path, asked: str | Profile | None = None) -> ServedDialogue:
-    """Wording and colour of a checkpoint in the `transformers` layout; `asked`: a profile to use instead of its own.
+def of_folder(folder: str | Path, named_profile: str | Profile | None = None) -> ServedDialogue:
+    """Wording and colour of a checkpoint in the `transformers` layout; `named_profile`: a profile to use instead of its own.
 
     Reads no weights and imports no torch. Raises InputError for a profile or an image processor that cannot be read.
     """
     return ServedDialogue(
-        asked if isinstance(asked, Profile) else checkpoint_profile(folder, asked), fill_of(folder), side_of(folder)
+        named_profile if isinstance(named_profile, Profile) else checkpoint_profile(folder, named_profile),
+        fill_of(folder),
+        side_of(folder),
     )
 
 
-def assumed(asked: str | Profile | None = None) -> ServedDialogue:
+def assumed(named_profile: str | Profile | None = None) -> ServedDialogue:
     """What is assumed of a served model that no folder tells about: the profile asked for, else "paper", and CLIP's mean."""
-    return ServedDialogue(asked if isinstance(asked, Profile) else load_profile(asked or "paper"), FILL)
+    return ServedDialogue(named_profile if isinstance(named_profile, Profile) else load_profile(named_profile or "paper"), FILL)
 
 
 def data_url(image: Image) -> str:

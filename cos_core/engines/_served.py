@@ -1,7 +1,7 @@
-"""What is known here of a served checkpoint: its folder, and with it the wording and the padding colour that it is sent.
+"""The checkpoint behind a served model: its folder, and with it the wording and the padding colour of what is sent.
 
 A server names its models as it likes. The folder is the one that the name leads to here (hub.local), else the `root` that vLLM
-and SGLang list beside the name, where that lies on this machine. Engine, fingerprint and doctor all ask here.
+and SGLang list beside the name, where that lies on this machine. Engine, fingerprint and doctor take it from here.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ SECONDS = 4.0
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """A served model as it is asked from here.
+class ServedModel:
+    """A served model and what is known of its checkpoint.
 
-    `folder`: its checkpoint on this machine, None where that is not known; `by_root`: the server said where the folder is;
-    `asked`: the profile that was named by the user.
+    `folder`: the checkpoint on this machine, None where that is not known; `by_root`: the folder is the server's `root`;
+    `named_profile`: the profile that the user named.
     """
 
     model: str
     dialogue: ServedDialogue
     folder: str | None = None
     by_root: bool = False
-    asked: str | Profile | None = None
+    named_profile: str | Profile | None = None
 
     @property
     def colour(self) -> str:
         return "({}, {}, {})".format(*self.dialogue.fill)
 
-    def tell(self, reporter: Reporter) -> None:
-        """Says what was not given but found or assumed: one line, or none where the name itself is a checkpoint here."""
+    def report(self, reporter: Reporter) -> None:
+        """Says what is assumed or taken from the server: one line, or none where the name itself is a checkpoint here."""
         wording, name = self.dialogue.profile.name, self.model
         if self.by_root:
             reporter.note(f"served model {name!r}: its checkpoint is {self.folder}, says the server; wording {wording!r}")
-        elif self.folder is None and self.asked:
+        elif self.folder is None and self.named_profile:
             reporter.note(f"served model {name!r}: pictures are padded in CLIP's mean colour {self.colour}, which is assumed")
         elif self.folder is None:
             reporter.warn(
@@ -69,21 +69,21 @@ def address(server: str | None) -> str:
 
 def key() -> str | None:
     """The key that servers are sent: $OPENAI_API_KEY. Raises InputError, without the key, for one that cannot be sent."""
-    found = os.environ.get("OPENAI_API_KEY") or None
-    check_key(found, "the key in OPENAI_API_KEY")
-    return found
+    secret = os.environ.get("OPENAI_API_KEY") or None
+    check_key(secret, "the key in OPENAI_API_KEY")
+    return secret
 
 
-def of_model(model: str | Path, server: str | None, asked: str | Profile | None = None) -> Served:
-    """The served model `model` of `server`; `asked`: a profile to use instead of the checkpoint's own.
+def of_model(model: str | Path, server: str | None, named_profile: str | Profile | None = None) -> ServedModel:
+    """The served model `model` of `server`; `named_profile`: a profile to use instead of the checkpoint's own.
 
     Raises InputError for an address that is none, and for a profile or an image processor that cannot be read.
     """
     url, name = address(server), str(model)
     folder = _checkpoint(name)
     by_root = folder is None and bool(name) and (folder := _root(url, name)) is not None
-    dialogue = of_folder(folder, asked) if folder else assumed(asked)
-    return Served(name, dialogue, folder, by_root, asked)
+    dialogue = of_folder(folder, named_profile) if folder else assumed(named_profile)
+    return ServedModel(name, dialogue, folder, by_root, named_profile)
 
 
 def listed(reply: HttpReply) -> dict[str, str | None] | None:

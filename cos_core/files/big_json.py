@@ -235,7 +235,7 @@ def read_listed(path: Path, key: str, shape: type[T], mark: str) -> Iterator[T]:
     when it is no JSON object, has no such list, or an element is of another shape.
     """
     with open_input(path) as file:
-        window, found = Window(file), False
+        window, has_list = Window(file), False
         try:
             window.skip_space()
             window.expect("{", "the file is not a JSON object")
@@ -247,7 +247,7 @@ def read_listed(path: Path, key: str, shape: type[T], mark: str) -> Iterator[T]:
                 window.expect(":", "expected a key and ':'")
                 window.skip_space()
                 if name == key and window.peek() == "[":
-                    found = True
+                    has_list = True
                     yield from window.elements(key, shape, mark)
                 else:
                     window.value()
@@ -262,5 +262,5 @@ def read_listed(path: Path, key: str, shape: type[T], mark: str) -> Iterator[T]:
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             where = "" if isinstance(error, msgspec.ValidationError) else f"line {window.line}: "
             raise InputError(f"{path} is not in its official layout: {where}{why(error)}") from None
-    if not found:
+    if not has_list:
         raise InputError(f"{path} is not in its official layout: it has no list {key!r}")

@@ -89,7 +89,7 @@ def _pixels(image: Image.Image, path: Path, _file: BinaryIO) -> Image.Image:
 
 
 def _decoding(path: Path, file: BinaryIO, read: Callable[[Image.Image, Path, BinaryIO], T]) -> T:
-    """What `read` makes of the picture in `file`, whatever goes wrong told as `open_image` does."""
+    """What `read` makes of the picture in `file`. Raises as `open_image` does."""
     try:
         with _open_header(file) as image:
             _check_shape(image, path)
@@ -224,12 +224,12 @@ def _may_have_exif(image: Image.Image, file: BinaryIO) -> bool:
         return True
     place = file.seek(0, io.SEEK_CUR)
     file.seek(8)
-    found = False
-    while not found and len(head := file.read(8)) == 8:
-        found = head[4:] == b"eXIf"
+    has_exif = False
+    while not has_exif and len(head := file.read(8)) == 8:
+        has_exif = head[4:] == b"eXIf"
         file.seek(int.from_bytes(head[:4], "big") + 4, io.SEEK_CUR)
     file.seek(place)
-    return found
+    return has_exif
 
 
 def reuse_memory(blocks: int = 8) -> None:

@@ -191,9 +191,9 @@ class Window:
             if cut:
                 piece = self._text[self._at : cut].rstrip(" \t\r\n").removesuffix(",")
                 with _placed(key, count):
-                    found = many(f"[{piece}]".encode())
-                yield from found
-                count += len(found)
+                    batch = many(f"[{piece}]".encode())
+                yield from batch
+                count += len(batch)
                 self._advance(cut)
                 if not self._more():
                     self._indivisible = True

@@ -135,14 +135,14 @@ class FileLock:
 
     def _check_ours(self, fd: int) -> None:
         """Raises InputError for what is no lock file: it would be emptied and removed."""
-        found = os.fstat(fd)
-        if stat.S_ISDIR(found.st_mode):
+        status = os.fstat(fd)
+        if stat.S_ISDIR(status.st_mode):
             raise self._foreign("a folder")
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise self._foreign("no plain file (a link, a pipe or a device)")
         # A power cut may leave NULs in place of the number.
         content = os.pread(fd, _LONGEST + 1, 0).strip(b"\0\n")
-        if found.st_nlink > 1 or found.st_size > _LONGEST or not (content.isdigit() or not content):
+        if status.st_nlink > 1 or status.st_size > _LONGEST or not (content.isdigit() or not content):
             raise self._foreign("a file with other content")
 
     def _after_fork(self) -> None:

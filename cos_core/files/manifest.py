@@ -43,8 +43,8 @@ def plain(value: Any) -> Any:
     Raises InputError for anything else, so that a fingerprint never depends on an object's address.
     """
     if value is None or isinstance(value, bool | int | str):
-        found = value.value if isinstance(value, Enum) else value
-        return _text(found) if isinstance(found, str) else found
+        item_value = value.value if isinstance(value, Enum) else value
+        return _text(item_value) if isinstance(item_value, str) else item_value
     if isinstance(value, float):
         if value != value or value in (float("inf"), float("-inf")):
             raise InputError(f"a setting must be a finite number, got {value}")
@@ -146,24 +146,24 @@ def beside(output: Path, mark: str) -> RunManifest | None:
     """The manifest of the run whose settings have the fingerprint `mark`, of those beside an output file; None without one."""
     for path in sorted(Path(output).parent.glob(f"*.{FILE}")):
         try:
-            found = read(path)
+            manifest = read(path)
         except InputError:
             continue
-        if mark and found.fingerprint == mark:
-            return found
+        if mark and manifest.fingerprint == mark:
+            return manifest
     return None
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
     """What differs between two records of settings, a phrase each: `box_tokens 48, now 64`; tables within them part by part."""
-    found = []
+    changes = []
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, f"{prefix}{key}.")
+            changes += differences(old, new, f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{prefix}{key} {_brief(old)}, now {_brief(new)}")
-    return found
+            changes.append(f"{prefix}{key} {_brief(old)}, now {_brief(new)}")
+    return changes
 
 
 def _brief(value: Any) -> str:
@@ -180,14 +180,14 @@ def versions() -> dict[str, str]:
     import platform
     from importlib import metadata
 
-    found = {"cos": cos_core.__version__, "python": platform.python_version()}
+    known = {"cos": cos_core.__version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            known[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
     commit = _commit(Path(cos_core.__file__).resolve().parent.parent)
-    return {**found, "cos-commit": commit} if commit else found
+    return {**known, "cos-commit": commit} if commit else known
 
 
 def hardware() -> dict[str, Any]:

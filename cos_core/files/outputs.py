@@ -29,11 +29,11 @@ IsOurs = Callable[[bytes], bool]
 
 def check_file(out: Path, stage: str, inputs: Iterable[Path | None], ours: IsOurs | None = None) -> None:
     """Raises InputError when writing `out` would destroy something: an input of the command, or a file that `stage` did not
-    write. `ours`: what such a file looks like, where that can be told."""
+    write. `ours`: recognises such a file by its content, where that is possible."""
     check_output(out)
     _refuse_inputs(out, inputs)
-    found = _ends(out)
-    if not found or (ours is not None and ours(found)) or (MARK.encode() in found and found.startswith(_MARKED)):
+    content = _ends(out)
+    if not content or (ours is not None and ours(content)) or (MARK.encode() in content and content.startswith(_MARKED)):
         return
     if _stage_beside(out) != stage:
         raise InputError(f"{out} is there already and was not written by cos {stage}; name another file, or move it away")
@@ -45,7 +45,7 @@ def check_folder(out: Path, stage: str, inputs: Iterable[Path | None], files: Ma
     if _stage_beside(out) not in (None, stage):
         raise InputError(f"{out} holds what cos {_stage_beside(out)} wrote; name another folder")
     for name, ours in files.items():
-        if (found := _ends(out / name)) and not (ours(found) or (MARK.encode() in found and found.startswith(_MARKED))):
+        if (content := _ends(out / name)) and not (ours(content) or (MARK.encode() in content and content.startswith(_MARKED))):
             raise InputError(f"{out / name} was not written by cos {stage}; name another folder, or move the file away")
 
 

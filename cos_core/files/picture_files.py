@@ -28,7 +28,7 @@ _REPOSITORY = re.compile(r"(?:models|datasets|spaces)--.+")
 
 @dataclass(frozen=True, slots=True)
 class PictureFolder:
-    """A folder of pictures; `follow_links`: links in it may lead out of it, because whoever runs the command made them."""
+    """A folder of pictures; `follow_links`: links in it may lead out of it: the user made them."""
 
     path: Path
     follow_links: bool = False
@@ -110,7 +110,7 @@ def listed(folder: Path, follow_links: bool, own: Path | None = None) -> Listing
     Linked folders are entered with `follow_links`, each folder once. `own`: an output, which is left out with what stands
     beside it under its name.
     """
-    found = Listing()
+    listing = Listing()
     output = Path(os.path.realpath(own)) if own is not None else None
     entered: set[str] = set()
     pending, linked = [""], list[str]()
@@ -123,18 +123,18 @@ def listed(folder: Path, follow_links: bool, own: Path | None = None) -> Listing
         try:
             entries = sorted(os.scandir(real), key=lambda entry: entry.name)
         except OSError:
-            found.closed.append(inside or str(folder))
+            listing.closed.append(inside or str(folder))
             continue
         for entry in entries:
             name = f"{inside}/{entry.name}" if inside else entry.name
             if entry.name.startswith(".") or entry.name.lower() in _LEFT_BY_SYSTEMS:
                 continue
             if entry.is_dir():
-                (pending if not entry.is_symlink() else linked if follow_links else found.links).append(name)
+                (pending if not entry.is_symlink() else linked if follow_links else listing.links).append(name)
             elif output is None or not _beside(Path(entry.path), output):
-                (found.files if _encodable(name) else found.unnameable).append(name)
-    found.files.sort()
-    return found
+                (listing.files if _encodable(name) else listing.unnameable).append(name)
+    listing.files.sort()
+    return listing
 
 
 def _beside(path: Path, output: Path) -> bool:
@@ -202,7 +202,7 @@ Shipped = Mapping[str, ImageFile | InputError]
 
 
 def first_existing(root: Root, names: Iterable[str], most: int = 100) -> str | None:
-    """The first of the names behind which a file is seen here, of `most` at the most; for `check_visible` elsewhere."""
+    """The first of `names` whose file exists, of at most `most` tried; workers pass it to `check_visible`."""
     for name in islice(names, most):
         try:
             if image_path(root, name).is_file():
@@ -213,7 +213,7 @@ def first_existing(root: Root, names: Iterable[str], most: int = 100) -> str | N
 
 
 def check_visible(root: Root, seen: str | None) -> None:
-    """For a worker: raises InputError when it does not see the picture that whoever sent it here does (None: sees none)."""
+    """Raises InputError when a worker cannot read the picture `seen`, which the driver can read (None: it can read none)."""
     if seen is not None and not image_path(root, seen).is_file():
         where = root.path if isinstance(root, PictureFolder) else root
         raise InputError(

@@ -20,7 +20,7 @@ Prepare = Callable[["Image", str], None]
 """What can be done with a picture (and its name) beforehand, in any thread."""
 
 
-class Pictures(Protocol):
+class PictureOpener(Protocol):
     """Pictures by name: an ImageSource, or OpenPictures."""
 
     def open(self, name: str) -> Image:

@@ -93,8 +93,8 @@ def message(text: str) -> str:
 
 def words_of(error: BaseException) -> str:
     """What an exception says, as it is shown; see `message`."""
-    told = error.args[0] if len(error.args) == 1 else None
-    return told if isinstance(told, Lines) else message(str(error))
+    argument = error.args[0] if len(error.args) == 1 else None
+    return argument if isinstance(argument, Lines) else message(str(error))
 
 
 def _python(found: re.Match[str]) -> str:

@@ -7,8 +7,10 @@ area is the region. Any LLaVA can do this, one that never learnt to write boxes 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import structs
 
 from cos_core.backbones._each import relevance_of_each
 from cos_core.files import plug
@@ -35,7 +37,7 @@ class HeatFinder:
         """For each (example, picture, plain answer) the region in frame "image", None where nothing stands out, or a text that
         says why the answer cannot be explained.
         """
-        groups = [(image, [replace(example, answers=(answer,))]) for example, image, answer in answers]
+        groups = [(image, [structs.replace(example, answers=(answer,))]) for example, image, answer in answers]
         boxes: list[Box | str | None] = []
         for (image, _), (relevance,) in zip(groups, relevance_of_each(self.backbone, groups, self.release), strict=True):
             if isinstance(relevance, str):

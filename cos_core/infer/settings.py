@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cos_core.dialogue.prompts import DIALOGUE_VERSION, Profile, checkpoint_profile
-from cos_core.engines._served import Served, of_model
+from cos_core.engines._served import ServedModel, of_model
 from cos_core.errors import InputError
 from cos_core.files import manifest, plug
 from cos_core.files.images import FILL
@@ -71,13 +71,13 @@ def checkpoint_folder(config: InferConfig) -> str | None:
     return served.folder if served else hub.local(config.model)
 
 
-def tell_served(config: InferConfig, reporter: Reporter) -> None:
+def note_served(config: InferConfig, reporter: Reporter) -> None:
     """Says once a run which wording and colour of a served model were found or assumed. Raises as `checkpoint_folder`."""
     if (served := _served(config)) is not None:
-        served.tell(reporter)
+        served.report(reporter)
 
 
-def _served(config: InferConfig) -> Served | None:
+def _served(config: InferConfig) -> ServedModel | None:
     return of_model(config.model, config.server, config.profile) if config.engine == "openai" else None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from cos_core.infer.config import InferConfig
 from cos_core.infer.passes import TwoPass
 from cos_core.infer.questions import questions
-from cos_core.infer.settings import build_engine, finder, setting, tell_served
+from cos_core.infer.settings import build_engine, finder, note_served, setting
 from cos_core.infer.work import QuestionBatch, answers
 from cos_core.interfaces import Engine, Reply, Reporter, Request
 
@@ -49,7 +49,7 @@ def verify(config: InferConfig, count: int, reporter: Reporter) -> dict[str, Any
     difference and the lead of the best logit there: near 0, rounding decided. Raises InputError as a run does.
     """
     resolved = setting(config)
-    tell_served(config, reporter)
+    note_served(config, reporter)
     data = questions(replace(config, limit=count), reporter)
     examples, size = data.examples, config.batch_size
     reusing = build_engine(replace(config, reuse=True))

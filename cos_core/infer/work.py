@@ -20,7 +20,7 @@ from cos_core.files.read_ahead import OpenPictures, PictureReader, one_ahead
 from cos_core.infer.config import InferConfig
 from cos_core.infer.passes import TwoPass, failed_prediction
 from cos_core.infer.relevance_regions import HeatFinder
-from cos_core.infer.settings import build_engine, finder, model_fingerprint, setting, tell_served
+from cos_core.infer.settings import build_engine, finder, model_fingerprint, note_served, setting
 from cos_core.infer.side_by_side import SharedPictures, side_by_side
 from cos_core.interfaces import Engine, Reporter, Runner, Worker
 from cos_core.models import devices
@@ -170,7 +170,7 @@ def _one_by_one(portions: Iterable[QuestionBatch]) -> Iterator[tuple[Example, Sh
 
 def start(config: InferConfig, reporter: Reporter) -> Runner:
     """Workers for the runs of `config`'s model, not yet begun: use it as a context manager."""
-    tell_served(config, reporter)
+    note_served(config, reporter)
     model = str(config.model) if config.engine == "hf" else None
     return build(config.scale, InferJob(config), config.device, reporter, model)
 

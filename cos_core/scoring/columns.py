@@ -6,9 +6,9 @@ What stands here takes the place of lists and dictionaries of records: a sequenc
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 import msgspec
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cos_core.errors import InputError
 from cos_core.files.jsonl import OnProblem, Problem, encode_line, object_of, raw_lines, report
 from cos_core.geometry import Box
-from cos_core.types import STEERING, STEERING_NAMES, Example, Score, steering_of
+from cos_core.types import STEERING_NAMES, Example, Score, steering_of
 
 T = TypeVar("T")
 _TEXTS = 1 << 17
@@ -158,13 +158,6 @@ class _Sequence(Sequence[T]):
     __hash__ = None  # type: ignore[assignment]
 
 
-_new = object.__new__
-_SET = {name: getattr(Example, name).__set__ for name in Example.__slots__}
-_set_id, _set_dataset, _set_image, _set_question, _set_answers, _set_choices, _set_meta, _set_line, _set_file = (
-    each for name, each in _SET.items() if name not in STEERING
-)
-
-
 class Packed:
     """Rows of plain values, packed one behind the other; a row comes back as a list.
 
@@ -197,30 +190,12 @@ class Packed:
         return found
 
 
-_Shape = tuple[str, str | None, tuple[str, ...], tuple[bool, ...]]
-"""What many questions share: data set, file, keys of `meta`, and which of the steering fields are not set."""
-
-
-class _Layout(NamedTuple):
-    """A shape, and how the fields of its rows are set: the row's steering values, those before `meta`'s, have these setters."""
-
-    dataset: str
-    file: str | None
-    keys: tuple[str, ...]
-    steering: tuple[str, ...]
-    set_values: tuple[Callable[[Example, Any], None], ...]
-    set_none: tuple[Callable[[Example, Any], None], ...]
-
-    @classmethod
-    def of(cls, shape: _Shape) -> _Layout:
-        dataset, file, keys, unset = shape
-        steering = tuple(name for name, none in zip(STEERING_NAMES, unset, strict=True) if not none)
-        absent = tuple(_SET[name] for name, none in zip(STEERING_NAMES, unset, strict=True) if none)
-        return cls(dataset, file, keys, steering, tuple(_SET[name] for name in steering), absent)
-
-
+_Shape = tuple[str, str | None, tuple[str, ...]]
+"""What many questions share: data set, file, keys of `meta`."""
 _FIRST = 6
-"""Where a row's steering values begin."""
+"""Where a row's steering values begin; those of `meta` follow."""
+_META = _FIRST + len(STEERING_NAMES)
+_ASKED, _SUFFIX, _GOLD, _TARGETS = (_FIRST + STEERING_NAMES.index(name) for name in ("asked", "suffix", "gold", "targets"))
 
 
 class Examples(_Sequence[Example]):
@@ -230,21 +205,22 @@ class Examples(_Sequence[Example]):
         self._names: list[str] = []
         self._rows = Packed()
         self._layouts: dict[_Shape, int] = {}
-        self._shapes: list[_Layout] = []
+        self._shapes: list[_Shape] = []
+        self._unused = list(range(len(STEERING_NAMES)))
         self._ids: IdColumn | None = None
         for example in examples:
             self.append(example)
 
     def append(self, example: Example) -> None:
-        steering = steering_of(example)
-        shape = (example.dataset, example.file, tuple(example.meta), tuple([value is None for value in steering]))
+        shape = (example.dataset, example.file, tuple(example.meta))
         layout = self._layouts.get(shape)
         if layout is None:
             layout = self._layouts[shape] = len(self._shapes)
-            self._shapes.append(_Layout.of(shape))
+            self._shapes.append(shape)
+        steering = steering_of(example)
+        self._unused = [place for place in self._unused if steering[place] is None]
         parts = (layout, example.image, example.question, example.answers, example.choices, example.line)
-        values = [value for value in steering if value is not None]
-        self._rows.append((*parts, *values, *example.meta.values()))
+        self._rows.append((*parts, *steering, *example.meta.values()))
         self._names.append(example.id)
         self._ids = None
 
@@ -255,49 +231,34 @@ class Examples(_Sequence[Example]):
         return self._ids
 
     @property
-    def steering(self) -> frozenset[str]:
-        return frozenset(name for layout in self._shapes for name in layout.steering)
+    def steering(self) -> Set[str]:
+        return {name for place, name in enumerate(STEERING_NAMES) if place not in self._unused}
 
     def __len__(self) -> int:
         return len(self._names)
 
     def _row(self, place: int) -> Example:
-        number, image, question, answers, choices, line, *values = self._rows[place]
-        layout = self._shapes[number]
-        # Field by field: the frozen dataclass's own way takes twice the time, and these fields were checked once.
-        example = _new(Example)
-        _set_id(example, self._names[place])
-        _set_dataset(example, layout.dataset)
-        _set_image(example, image)
-        _set_question(example, question)
-        _set_answers(example, tuple(answers))
-        _set_choices(example, tuple(choices) if choices else ())
-        _set_meta(example, dict(zip(layout.keys, values[len(layout.steering) :], strict=True)))
-        _set_line(example, line)
-        _set_file(example, layout.file)
-        for put in layout.set_none:
-            put(example, None)
-        for put, value in zip(layout.set_values, values, strict=False):
-            put(example, value)
-        if example.gold is not None:
-            _SET["gold"](example, _box(example.gold))
-        if example.targets is not None:
-            _SET["targets"](example, tuple([(x, y) for x, y in example.targets]))
-        return example
+        row = self._rows[place]
+        dataset, file, keys = self._shapes[row[0]]
+        if row[_GOLD] is not None:
+            row[_GOLD] = _box(row[_GOLD])
+        if row[_TARGETS] is not None:
+            row[_TARGETS] = tuple([(x, y) for x, y in row[_TARGETS]])
+        meta = dict(zip(keys, row[_META:], strict=True))
+        _, image, question, answers, choices, line = row[:_FIRST]
+        texts = self._names[place], dataset, image, question, tuple(answers), tuple(choices)
+        return Example(*texts, meta, line, file, *row[_FIRST:_META])
 
     def asked(self) -> Iterator[tuple[str, str | None, str, Sequence[str], str | None]]:
         """(id, image, question, answers, suffix) of each, without the record around it."""
-        suffixes = [_FIRST + each.steering.index("suffix") if "suffix" in each.steering else None for each in self._shapes]
         for place, name in enumerate(self._names):
             row = self._rows[place]
-            at = suffixes[row[0]]
-            yield name, row[1], row[2], row[3], None if at is None else row[at]
+            yield name, row[1], row[2], row[3], row[_SUFFIX]
 
     def question(self, place: int) -> str:
         """What the question at `place` asks: its `asked`, else its text."""
         row = self._rows[place]
-        names = self._shapes[row[0]].steering
-        return str(row[_FIRST + names.index("asked")] if "asked" in names else row[2])
+        return str(row[2] if row[_ASKED] is None else row[_ASKED])
 
 
 def _box(value: Any) -> Box:

@@ -192,8 +192,8 @@ class Store:
 
     def heat(self, example_id: str) -> tuple[tuple[float, ...], ...] | None:
         """The example's relevance map over the square frame, (rows, columns), or None: each cell to 1/510 of the maximum."""
-        found = self.kept_heat(example_id)
-        return None if found is None else found.rows()
+        kept = self.kept_heat(example_id)
+        return None if kept is None else kept.rows()
 
     def kept_heat(self, example_id: str) -> Heat | None:
         """The map as it is kept: whole levels and the maximum. Raises InputError for a damaged one."""

@@ -39,27 +39,27 @@ def check(path: Path, reporter: Reporter) -> Checked:
     annotation, a failure beside an annotation, a table that cannot be read to its end, or a count that is not what was read.
     Raises InputError for a store that cannot be opened at all.
     """
-    found = Checked()
+    result = Checked()
     with Store.read(path) as store:
         info = store.info()
         if not isinstance(info.get("fingerprint"), str) or not isinstance(info.get("provenance"), dict):
-            found.fault("the store does not say what made it (fingerprint, provenance)")
-        total = sum(info[table] for table in found.counts)
+            result.fault("the store does not say what made it (fingerprint, provenance)")
+        total = sum(info[table] for table in result.counts)
         checks = {"annotations": _annotation, "heats": _heat, "failures": _failure}
         for table, one in checks.items():
             try:
                 for key, value in store._handle.scan(table):
                     for words in one(store, key, value):
-                        found.fault(f"{table}: {words}")
-                    found.counts[table] += 1
-                    if found.counts[table] % 5000 == 0:
-                        reporter.progress("verify", sum(found.counts.values()), total)
+                        result.fault(f"{table}: {words}")
+                    result.counts[table] += 1
+                    if result.counts[table] % 5000 == 0:
+                        reporter.progress("verify", sum(result.counts.values()), total)
             except InputError as error:
-                found.fault(f"{table}: {error}")
-            if found.counts[table] != info[table]:
-                found.fault(f"{table}: {info[table]} are counted, {found.counts[table]} could be read")
+                result.fault(f"{table}: {error}")
+            if result.counts[table] != info[table]:
+                result.fault(f"{table}: {info[table]} are counted, {result.counts[table]} could be read")
         reporter.progress("verify", total, total)
-    return found
+    return result
 
 
 def _annotation(store: Store, key: bytes, value: bytes) -> Iterator[str]:

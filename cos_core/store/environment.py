@@ -170,10 +170,10 @@ class Handle:
         """Stamps a new store; checks that an old one is of the same settings. Raises InputError."""
         if self.meta:
             if self.meta["fingerprint"] != fingerprint:
-                told = differences(self.meta.get("provenance", {}), plain(provenance))
-                more = [f"and {len(told) - _DIFFERENCES_NAMED} more"] if len(told) > _DIFFERENCES_NAMED else []
+                changes = differences(self.meta.get("provenance", {}), plain(provenance))
+                more = [f"and {len(changes) - _DIFFERENCES_NAMED} more"] if len(changes) > _DIFFERENCES_NAMED else []
                 marks = [f"fingerprint {self.meta['fingerprint']}, now {fingerprint}"]
-                named = "; ".join([*told[:_DIFFERENCES_NAMED], *more] or marks)
+                named = "; ".join([*changes[:_DIFFERENCES_NAMED], *more] or marks)
                 raise InputError(
                     f"the store {self.path} was made with other settings ({named}); choose a new folder or the same settings"
                 )
@@ -311,15 +311,15 @@ def _lock_is_whole(path: Path) -> bool:
     except OSError as error:
         return error.errno not in (errno.ENOSPC, errno.EDQUOT)
     try:
-        found = os.fstat(fd)
+        status = os.fstat(fd)
         # One that is there keeps its size: others may have mapped it.
-        size = found.st_size or _LOCK_BYTES
-        if found.st_blocks * 512 < size:
+        size = status.st_size or _LOCK_BYTES
+        if status.st_blocks * 512 < size:
             os.posix_fallocate(fd, 0, size)
         with suppress(OSError):
             shared = path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-            if shared and found.st_uid == os.geteuid():
-                os.fchmod(fd, found.st_mode | shared | (shared << 1))
+            if shared and status.st_uid == os.geteuid():
+                os.fchmod(fd, status.st_mode | shared | (shared << 1))
     except OSError as error:
         return error.errno not in (errno.ENOSPC, errno.EDQUOT)
     finally:

@@ -81,16 +81,16 @@ def _region_words(regions: Mapping[str, Any]) -> Iterator[str]:
 
 def metrics_table(runs: Sequence[FinishedRun]) -> Html | None:
     """Every metric of every run with its interval; None when no run has any."""
-    each = [dict(_flat(run.results.get("metrics", {}))) | _regions(run) for run in runs]
-    names = list(dict.fromkeys(name for found in each for name in found))
+    metrics_of = [dict(_flat(run.results.get("metrics", {}))) | _regions(run) for run in runs]
+    names = list(dict.fromkeys(name for metrics in metrics_of for name in metrics))
     if not names:
         return None
     rows = []
     for name in names:
         cells = [element("th", name, scope="row")]
-        for run, found in zip(runs, each, strict=True):
+        for run, metrics in zip(runs, metrics_of, strict=True):
             ends = run.results.get("intervals", {}).get(name)
-            cells.append(_cell(amount(found.get(name)), f"{amount(ends[0])} to {amount(ends[1])}" if ends else ""))
+            cells.append(_cell(amount(metrics.get(name)), f"{amount(ends[0])} to {amount(ends[1])}" if ends else ""))
         rows.append(element("tr", joined(cells)))
     return table(
         "Metrics in the benchmark's own units, with 95 % intervals.",
@@ -152,8 +152,8 @@ def differences_table(compared: Sequence[Comparison], refused: Sequence[str]) ->
         "interval: the figures of cos eval compare. Images are resampled, p-values are Holm's over this table."
     )
     head = ["Difference", "of the headline", "Gained / lost questions", "p", "Verdict", "Questions"]
-    made = table(caption, head, rows, (1, 2, 3, 5))
-    return made if listed is None else joined([made, listed])
+    differences = table(caption, head, rows, (1, 2, 3, 5))
+    return differences if listed is None else joined([differences, listed])
 
 
 def remarks(runs: Sequence[FinishedRun], more: Sequence[str] = ()) -> Html | None:
@@ -166,14 +166,14 @@ def provenance(run: FinishedRun) -> dict[str, Any]:
     """What a reader needs to make the run again."""
     if run.manifest is None:
         return {"path": str(run.path)}
-    found = run.manifest
-    parts: dict[str, Any] = {"path": str(run.path), "status": found.status, "finished": found.finished, "seed": found.seed}
-    return parts | dict(run.protocol) | {f"{k}": v for k, v in found.config.items() if v is not None} | dict(found.versions)
+    record = run.manifest
+    parts: dict[str, Any] = {"path": str(run.path), "status": record.status, "finished": record.finished, "seed": record.seed}
+    return parts | dict(run.protocol) | {k: v for k, v in record.config.items() if v is not None} | dict(record.versions)
 
 
 def _regions(run: FinishedRun) -> dict[str, Any]:
-    found = run.results.get("regions", {})
-    return {f"regions.{name}": value for name, value in _flat(found) if not name.startswith("kinds.")}
+    regions = run.results.get("regions", {})
+    return {f"regions.{name}": value for name, value in _flat(regions) if not name.startswith("kinds.")}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

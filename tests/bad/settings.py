@@ -94,7 +94,7 @@ WORDS: list[tuple[str, int, str, tuple[Any, ...]]] = [
     ("an unknown split", 3, "nothing.jsonl", (*EVAL, "--split", "nothing")),
     ("a split that is a path out", 3, "'../x'", (*EVAL, "--split", "../x")),
     ("an unknown scorer", 3, "scorer", (*EVAL, "--scorer", "kind")),
-    ("a time of words", 3, "soon", (*EVAL, "--max-runtime", "soon")),
+    ("a time of words", 2, "soon", (*EVAL, "--max-runtime", "soon")),
     ("a limit without value", 3, "accuracy", (*EVAL, "--fail-under", "accuracy")),
     ("a limit that is NaN", 3, "accuracy", (*EVAL, "--fail-under", "accuracy=nan")),
     ("a limit on an unknown metric", 3, "accurac", (*EVAL, "--fail-under", "accurac=1")),

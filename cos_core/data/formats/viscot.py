@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, BinaryIO
+
+from msgspec import structs
 
 from cos_core.data.formats.records import IMPORTED, ImportSource, Incoming, Outgoing, from_pixels
 from cos_core.errors import InputError
@@ -74,7 +75,7 @@ def read(source: ImportSource) -> Iterator[Incoming]:
             if name is not None:
                 yield Incoming(name, failure=f"{source.path.name}:{line}: {error}")
             continue
-        yield Incoming(name, found, example=replace(example, gold=box))
+        yield Incoming(name, found, example=structs.replace(example, gold=box))
 
 
 def _records(source: ImportSource) -> Iterator[tuple[int, int, dict[str, Any]]]:
