@@ -16,7 +16,7 @@ from typing import Any
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from cos_core.relevance.propagation import sweep_memory
-from cos_core.training import bill
+from cos_core.training import cost_estimate
 from cos_core.training.config import TrainConfig
 from cos_core.training.flops import ModelSize, peak_flops, size_of
 
@@ -78,10 +78,10 @@ def rows(name: str) -> list[Row]:
 
 def _training(stage: str, name: str, size: ModelSize, config: TrainConfig, devices: int) -> Row:
     """One epoch over LLaVA-665k. Memory is that of one of `devices` GPUs, hours are those of one alone."""
-    machine = bill.Machine(devices, "A100", 3 if config.deepspeed else 0, offload=False, half=True, recompute=True)
-    memory = sum(bill.memory(size, machine, config, POSITIONS).values())
+    machine = cost_estimate.Machine(devices, "A100", 3 if config.deepspeed else 0, offload=False, half=True, recompute=True)
+    memory = sum(cost_estimate.memory(size, machine, config, POSITIONS).values())
     operations = size.step_flops(SAMPLES * POSITIONS, SAMPLES * POSITIONS**2, PICTURES * 2, config.lora is not None)
-    return Row(stage, name, memory, operations / _FLOPS / 3600, _gib(bill.disk(size, config, half=True)))
+    return Row(stage, name, memory, operations / _FLOPS / 3600, _gib(cost_estimate.disk(size, config, half=True)))
 
 
 def _config(batch: int, **options: Any) -> TrainConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from training_world import (
 
 from cos_core import training
 from cos_core.dialogue.encoding import IGNORE
-from cos_core.errors import CosError
+from cos_core.errors import CosError, InputError
 from cos_core.files import manifest
 from cos_core.interfaces import SilentReporter
 
@@ -192,3 +193,20 @@ def test_several_visible_gpus_are_used_by_several_processes_only(tmp_path: Path,
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda _: 4))
     arguments = OneDeviceArguments(output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=3, report_to="none")
     assert (arguments.n_gpu, arguments.train_batch_size) == (1, 3)
+
+
+@pytest.mark.parametrize("step", ["torch.save", "cos_core.training.resume_points.mark_whole"])
+def test_a_full_disk_names_the_checkpoint_and_removes_it(
+    world: Path, tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the Trainer writes, and while its checkpoint is finished."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(step, full)
+    folder = tmp_path / "out" / "checkpoints" / "checkpoint-1"
+    with pytest.raises(InputError) as error:
+        training.run(config(world, tmp_path / "out", save_every=1, max_steps=2), SilentReporter())
+    assert str(folder) in str(error.value)
+    assert not folder.exists()
