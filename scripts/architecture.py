@@ -38,8 +38,8 @@ LANES: dict[str, tuple[str, list[tuple[str, str]]]] = {
             ("cos_core/files/picture_files.py", "the path is checked"),
             ("cos_core/files/images.py", "the picture is decoded"),
             ("cos_core/dialogue/cropping.py", "box text gives an area"),
-            ("cos_core/files/images.py", "the area is cut"),
-            ("cos_core/models/llava.py", "padded, resized to 336"),
+            ("cos_core/dialogue/cropping.py", "the area is cut"),
+            ("cos_core/models/pixels.py", "padded, resized to 336"),
             ("cos_core/engines/hf.py", "576 tokens of pass 2"),
         ],
     ),
@@ -68,10 +68,11 @@ LANES: dict[str, tuple[str, list[tuple[str, str]]]] = {
 }
 LAYERS = (
     ("cos_cli", "commands"),
+    ("demo suite", "several stages"),
     ("annotate training infer evaluate visualize miniature doctor", "stages"),
     ("backbones detectors policies engines benchmarks runners", "adapters"),
     ("data dialogue models relevance scoring store system web", "libraries"),
-    ("files", "files"),
+    ("files options", "files"),
     ("types geometry interfaces errors", "records"),
 )
 BOX, GAP, HEIGHT, LEFT, LANE = 196, 20, 52, 112, 84

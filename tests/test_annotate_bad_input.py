@@ -61,7 +61,7 @@ def test_one_job_over_all_of_it(job: AnnotateConfig) -> None:
         sentence = why.pop(f"{hostile.name}#q0")
         assert sentence.startswith(f"{job.data}:{line}: ")
         assert hostile.reason is not None
-        assert hostile.reason in sentence
+        assert hostile.reason.replace("x.png", f"{line - 1}.jpg") in sentence, "a file's own name"
         assert "\n" not in sentence
     for line, name in ((first, "outside"), (first + 1, "absolute")):
         assert why.pop(f"{name}#q0").startswith(f"{job.data}:{line}: the image path ")

@@ -118,7 +118,7 @@ def test_any_record_through_every_stage(
     # The benchmark takes whole data only, with answers, and gold regions that are boxes.
     whole = {example.id for example in read if example.answers and example.gold is None}
     lines = zip(data.read_bytes().splitlines(True), [good, *records], strict=True)
-    data.write_bytes(b"".join(line for line, record in lines if record["id"] in whole))
+    data.write_bytes(b"".join(line for line, record in lines if record["id"] in whole and record.get("answers")))
     scored = root / "scored"
     cos("eval", "scenes", "--partial-join", "--data", root, "--predictions", out, "--out", scored)
     list(read_lines(scored / "scores.jsonl"))

@@ -177,6 +177,10 @@ def test_the_slurm_file(place: Path) -> None:
     assert json.loads(scored.stdout)["counts"]["ok"] == COUNT
 
 
+def heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_night_of_twenty_starts(place: Path) -> None:
     out, latest, hold = place / "runs" / "nightly", place / "runs" / "latest", place / "hold"
     hold.touch()
@@ -188,7 +192,9 @@ def test_a_night_of_twenty_starts(place: Path) -> None:
 
     def start(*more: str, before: str = "") -> subprocess.Popen[str]:
         line = f"{before} exec {shlex.join([*command, *more])}"
-        return subprocess.Popen(["sh", "-c", line], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        # Under a shell that started the tests in the background, SIGINT would be ignored.
+        return subprocess.Popen(["sh", "-c", line], env=environment, **pipes, preexec_fn=heed_interrupts)
 
     def answered() -> int:
         return answers.read_bytes().count(b"\n") if answers.exists() else 0

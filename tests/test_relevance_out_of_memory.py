@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from annotate_jobs import failures, stored, write_data
+from msgspec import structs
 from PIL import Image
 from tiny_llava import make_checkpoint
 from tiny_lxmert import FeatureGrid
@@ -183,7 +184,7 @@ def test_what_does_not_fit_alone_costs_that_question_alone(checkpoint: Path) -> 
     backbone = plug.load("backbones", "regions", model=str(checkpoint), device="cpu", dtype="float64")
     expected = backbone.relevance(groups())
     whole = [(image, list(asked)) for image, asked in groups()]
-    whole[2][1][1] = replace(whole[2][1][1], question="what " * 200)
+    whole[2][1][1] = structs.replace(whole[2][1][1], question="what " * 200)
     with short_of_memory(decoder_layer(backbone), lambda entered: entered.shape[1] > 800):
         found = relevance_of_each(backbone, whole)
     assert "CUDA out of memory" in str(found[2][1])

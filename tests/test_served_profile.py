@@ -56,7 +56,7 @@ def resolved(settings: InferConfig) -> _served.Served:
 def said(served: _served.Served) -> tuple[int, int]:
     """(notes, warnings)"""
     told = Told()
-    served.tell(told)
+    served.report(told)
     return len(told.notes), len(told.warnings)
 
 

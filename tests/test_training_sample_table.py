@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 from training_world import BOX, Collected, Ears, collected, config, examples, make_world, recipe
 
 from cos_core import training
@@ -200,7 +201,9 @@ def test_items_equal_those_of_the_list_in_every_epoch_and_process(world: Path, t
     with gaps(tmp_path / "store", examples(world)[:-2]) as store:
         listed = collected(examples(world), plug.load("policies", policy), store)
         found = built(tmp_path / "table", world / "data.json", policy, store)
-    broken = replace(listed.samples[1], questions=tuple(replace(q, image="gone.png") for q in listed.samples[1].questions))
+    broken = replace(
+        listed.samples[1], questions=tuple(structs.replace(q, image="gone.png") for q in listed.samples[1].questions)
+    )
     assert broken != listed.samples[1]
     made = recipe(world, policy)
     plain, mapped = TrainDataset(listed.samples, made), TrainDataset(found.samples, made)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from training_world import (
     BOX,
     IMAGE_TOKENS,
@@ -256,7 +257,7 @@ def test_the_end_of_a_long_answer_is_cut_and_the_rest_learnt(world: Path) -> Non
 
 def test_a_broken_image_is_replaced_and_named(world: Path) -> None:
     data = samples(world, "from_single_question")
-    broken = replace(data[1], questions=tuple(replace(q, image="nowhere.png") for q in data[1].questions))
+    broken = replace(data[1], questions=tuple(structs.replace(q, image="nowhere.png") for q in data[1].questions))
     found = TrainDataset([data[0], broken, data[2]], recipe(world))
     item = found[1]
     assert item.encoded in [found[0].encoded, found[2].encoded]

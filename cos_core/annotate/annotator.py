@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from msgspec import structs
+
 from cos_core.annotate.config import AnnotateConfig
 from cos_core.backbones._each import relevance_of_each
 from cos_core.errors import InputError
@@ -136,7 +138,7 @@ class Annotator:
     def _asked(self, group: Sequence[Example]) -> tuple[list[Example], dict[str, str]]:
         """What the backbone is asked about a group's image, and which examples fail for want of an answer."""
         if self.policy.asks == "image":
-            return [replace(group[0], question="", answers=())], {}
+            return [structs.replace(group[0], question="", answers=())], {}
         usable = [e for e in group if not self.needs_answer or (e.answers and e.answers[0].strip())]
         if self.policy.asks == "all" and usable:
             return usable, {}
