@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from cos_core.files.text import Lines, duration, escaped, escaped_json, message
-from cos_core.interfaces import Reporter, SilentReporter
 from cos_core.system.streams import behind
-from cos_core.types import RunManifest
+
+if TYPE_CHECKING:
+    from cos_core.interfaces import Reporter
+    from cos_core.types import RunManifest
 
 LINE_EVERY_SECONDS = 15.0
 """Off a terminal (a log file, a scheduler) one progress line is written this often, and one at the end."""
@@ -74,11 +76,15 @@ def run_stage(session: Session, run: Callable[[C, Reporter], RunManifest], confi
     return manifest
 
 
-class QuietReporter(SilentReporter):
+class QuietReporter:
     """Warnings only."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
+
+    def note(self, text: str) -> None: ...
+
+    def progress(self, stage: str, done: int, total: int | None, detail: str = "") -> None: ...
 
     def warn(self, text: str) -> None:
         _write(self.stream, f"warning: {message(text)}")

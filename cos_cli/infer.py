@@ -18,10 +18,10 @@ from cos_core import options
 from cos_core.files.text import Lines, escaped_lines
 from cos_core.options import CHECKS, INPUT, OUTPUT, option
 from cos_core.system.streams import behind
-from cos_core.types import Prediction
 
 if TYPE_CHECKING:
     from cos_core.infer import InferConfig
+    from cos_core.types import Prediction
 
 
 USES = Lines(
@@ -90,6 +90,7 @@ def answer(config: InferConfig, how: InferOptions, session: Session) -> None:
     from cos_core.files.durable_writer import DurableWriter
     from cos_core.infer.chat import answer_one
     from cos_core.infer.stage import check_out
+    from cos_core.types import Prediction
 
     stdout = sys.stdout
     if config.out is not None:

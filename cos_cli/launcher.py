@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cos_core.errors import InputError, MissingError
-from cos_core.interfaces import Reporter
 from cos_core.system.extras import install
 
 if TYPE_CHECKING:
+    from cos_core.interfaces import Reporter
     from cos_core.training import TrainConfig
 
 _LAUNCH_ONLY = ("--processes", "--hostfile", "--check")

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 from cos_cli import launcher
 from cos_cli.command import command
 from cos_cli.console import Session, emit_json, reporting
-from cos_core.files.manifest import read as read_manifest
-from cos_core.files.manifest import summary
-from cos_core.interfaces import Reporter
 from cos_core.options import SPEED, option
 
 if TYPE_CHECKING:
+    from cos_core.interfaces import Reporter
     from cos_core.training import TrainConfig
 
 
@@ -39,17 +37,18 @@ def train(session: Session, config: TrainConfig, launch: LaunchOptions) -> None:
       cos train ... --processes 8 --deepspeed zero3
       cos train --config templates/config/train-paper.toml --data questions.json --images pictures --store rois --out tuned
     """
+    from cos_core.files import manifest as manifests
     from cos_core.training import run
 
     with reporting(session) as reporter:
         if launcher.wanted(config.processes, launch.hostfile):
             launcher.launch(config, config.processes, launch.hostfile, reporter)
-            manifest = read_manifest(config.out)
+            manifest = manifests.read(config.out)
         else:
             manifest = run(config, reporter)
         if not (config.check_only or config.dry_run):
             _draw(config.out, reporter)
-            reporter.note(summary(manifest, config.out))
+            reporter.note(manifests.summary(manifest, config.out))
     if session.json:
         emit_json(manifest.to_json())
 

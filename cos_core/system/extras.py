@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -18,6 +17,8 @@ def install(extra: str, *options: str) -> str:
 
 
 def _wanted(extra: str) -> list[str]:
+    from importlib import metadata
+
     if (_ROOT / "pyproject.toml").is_file():
         return ["-e", shlex.quote(f"{_ROOT}[{extra}]")]
     try:
