@@ -50,9 +50,9 @@ class CommonOptions:
 
 @dataclass(frozen=True)
 class Command:
-    """A command by the words that name it (`("eval", "compare")`), what it does, and the Configs that its function takes.
+    """A command: the words that name it (`("eval", "compare")`), its function, and the Configs that the function takes.
 
-    `usual`: its last word may be left out. `leaves_out`: fields of CommonOptions that it has not. `interspersed`: options may
+    `usual`: its last word may be left out. `leaves_out`: fields of CommonOptions that it lacks. `interspersed`: options may
     follow arguments.
     """
 
@@ -234,11 +234,11 @@ class _OptionsCommand(TyperCommand):
 
 _VALUES: Mapping[Any, str] = {int: "N", float: "NUMBER", Path: "PATH", Mapping: "NAME=VALUE"}
 _SHOWN_BOUND = 100_000
-"""A bound from here on is there to catch mistakes, and not shown."""
+"""Upper bounds from here on only catch mistakes, and --help does not show them."""
 
 
 def _help_row(each: Option) -> tuple[str, str]:
-    """What --help says of an option: its spellings and value, and its help with default and bounds."""
+    """An option's row in --help: its spellings and value, and its help with default and bounds."""
     declared = each.declared
     choices = [choice for choice in each.choices if choice not in declared.aliases]
     value = declared.metavar or "|".join(choices) or _VALUES.get(each.kind, "TEXT")
@@ -331,7 +331,7 @@ def _parser(parser: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def _callback_of(each: Option) -> Callable[[Any], Any] | None:
-    """What is done to a value once it is read: NaN and infinities are refused, aliases are resolved."""
+    """The function applied to a parsed value: it refuses NaN and infinities, or resolves aliases."""
     if each.kind is float:
         return _finite
     return each.meant if each.declared.aliases else None
@@ -345,7 +345,7 @@ def _finite(value: Any) -> Any:
 
 
 def _meant(each: Option, value: Any) -> Any:
-    """The value as a Config has it: one path or several, a mapping, a tuple. Raises typer.BadParameter."""
+    """The value in the form of a Config's field: one path or several, a mapping, a tuple. Raises typer.BadParameter."""
     try:
         if each.files:
             return options.files_of(value) if value else None

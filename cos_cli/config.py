@@ -152,7 +152,7 @@ def _parsed(tree: Sequence[Command | Group], shown: Command, arguments: list[str
     """The command's context after parsing `arguments`, without running it."""
     leaf = shown.typer()
     for parameter in leaf.params:
-        # This tree is ours alone: nothing need be complete to be shown.
+        # `leaf` is a copy: a command line without required values can be shown.
         parameter.required = False
     return leaf.make_context(" ".join(shown.words), list(arguments), obj=Session(tree=tree))
 

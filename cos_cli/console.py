@@ -1,8 +1,8 @@
-"""What a person sees: words and progress on stderr, data on stdout.
+"""The terminal's output: messages and progress on stderr, data on stdout.
 
-A message and what `emit` is given are one line each, whatever stands in them; only text.Lines keep their line ends.
-`Session` carries the switches that every command shares; `TerminalReporter` and `LineReporter` are the two Reporters. rich is
-imported only when there is a terminal to draw on.
+A message, and the argument of `emit`, becomes one line; only text.Lines keep their line ends. `Session` carries the
+switches that every command shares; `TerminalReporter` and `LineReporter` are the two Reporters. rich is imported only for a
+terminal.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ C = TypeVar("C")
 class Session:
     """The switches of one call of `cos`, set by options and read by commands and by `main`.
 
-    `tree`: the commands that there are, for commands about commands.
+    `tree`: all commands, for `cos config` and settings files.
     """
 
     quiet: bool = False
@@ -46,9 +46,9 @@ class Session:
 
 @contextmanager
 def reporting(session: Session, stream: TextIO | None = None) -> Iterator[Reporter]:
-    """The Reporter that suits `stream` (stderr): a bar on a terminal, occasional lines elsewhere, nothing when quiet.
+    """The Reporter for `stream` (stderr): a bar on a terminal, occasional lines elsewhere, only warnings when quiet.
 
-    Inside, what libraries print goes to `stream` too: stdout is for data, which commands write after the stage.
+    Inside the block, output of libraries goes to `stream` too: stdout is for data, which commands write after the stage.
     """
     stream = stream or sys.stderr
     with redirect_stdout(stream):
@@ -120,7 +120,7 @@ class LineReporter:
 
 
 class Pace:
-    """How fast one stage goes; what an earlier, interrupted run had done does not count."""
+    """The speed of one stage, without the items that an earlier, interrupted run did."""
 
     def __init__(self) -> None:
         self.stage = ""
@@ -128,7 +128,7 @@ class Pace:
         self._last = (0, 0.0)
 
     def update(self, stage: str, done: int, now: float) -> bool:
-        """Takes note of `done` at `now` (seconds); True when a new stage began."""
+        """Records the count `done` at the time `now` (seconds). Returns whether a new stage began."""
         began = stage != self.stage or done < self._last[0]
         if began:
             self.stage, self._first = stage, (done, now)
@@ -136,7 +136,7 @@ class Pace:
         return began
 
     def rate(self) -> float:
-        """Items per second since the stage was first heard of; 0 when unknown."""
+        """Items per second since the stage's first update; 0 when unknown."""
         seconds = self._last[1] - self._first[1]
         return (self._last[0] - self._first[0]) / seconds if seconds > 0 else 0.0
 
@@ -197,7 +197,7 @@ class TerminalReporter:
             self._pace = Pace()
 
     def close(self) -> None:
-        """Takes the bar off the screen."""
+        """Removes the bar from the screen."""
         self._progress.stop()
 
 
@@ -208,13 +208,13 @@ def emit(text: str) -> None:
 
 
 def emit_text(text: str) -> None:
-    """A text of our own (a template, a script) or JSON on stdout as it is, tabs too."""
+    """A shipped text (a template, a script) or JSON on stdout, unchanged."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
 def emit_json(data: Mapping[str, Any]) -> None:
-    """One JSON object on stdout; what a terminal would obey is escaped, and all but ASCII where stdout cannot take Unicode."""
+    """One JSON object on stdout; terminal controls are escaped, and everything but ASCII where stdout is not UTF-8."""
     ascii_only = (sys.stdout.encoding or "ascii").lower().replace("-", "") != "utf8"
     try:
         text = json.dumps(data, ensure_ascii=ascii_only, allow_nan=False, indent=2, default=str)

@@ -86,8 +86,8 @@ def _arms(results: Mapping[str, Any]) -> Any:
         shares = [f"{100 * t['correct'] / t['total']:.0f}" if (t := row["kinds"].get(k)) else "" for k in kinds]
         hit, area = ("" if row[k] is None else f"{100 * row[k]:.0f}" for k in ("hit", "area"))
         read = sum(row["status"].get(s, 0) for s in ("ok", "repaired", "clamped"))
-        asked = row["total"] - row["status"].get("skipped", 0)
-        boxes = f"{100 * read / asked:.0f}" if row["status"] and asked else ""
+        requested = row["total"] - row["status"].get("skipped", 0)
+        boxes = f"{100 * read / requested:.0f}" if row["status"] and requested else ""
         interval = f"{100 * row['low']:.0f}-{100 * row['high']:.0f}"
         style = "bold" if row["name"] == MAIN else None
         table.add_row(row["title"], f"{100 * row['accuracy']:.1f}", interval, *shares, hit, area, boxes, style=style)

@@ -1,4 +1,4 @@
-"""Names of options in other tools (LLaVA's scripts, the Trainer, lmms-eval, vLLM), answered with ours, by meaning."""
+"""Names of options in other tools (LLaVA's scripts, the Trainer, lmms-eval, vLLM), and the options of cos that they mean."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ("api-key key", "", "A key is taken from the environment: OPENAI_API_KEY, COS_JUDGE_KEY."),
     ("verbose v", "", "Progress is shown unless --quiet; --traceback shows where an error arose."),
 )  # fmt: skip
-"""(names, our options of which a command's first is meant, a note on it); without an option, a sentence instead."""
+"""(names elsewhere; options of cos, of which the first that the command has counts; a note). Without options: a sentence."""
 
 
 def answer(known: Iterable[Option], name: str) -> str | None:
-    """What to say to an option `name` (`--lr`, `output_dir`) that a command has not: ours, or a sentence; None for neither."""
+    """The sentence for an unknown option `name` (`--lr`, `output_dir`): the option of cos, or why there is none; else None."""
     spelled = {spelling for each in known for spelling in each.names}
     wanted = name.lstrip("-").replace("_", "-").lower()
     for names, ours, words in _ROWS:

@@ -36,7 +36,7 @@ USES = Lines(
 
 @dataclass(frozen=True, slots=True)
 class InferOptions:
-    """Ways to use the two passes that the terminal has and the stage has not."""
+    """Options of the terminal that the stage does not have."""
 
     verify_reuse: int | None = option(
         None,
@@ -112,7 +112,7 @@ def answer(config: InferConfig, how: InferOptions, session: Session) -> None:
 
 
 def describe(prediction: Prediction) -> Lines:
-    """For a person: box (fractions of the picture), status, answer; an answer's further lines stand under its first."""
+    """Box (fractions of the picture), status and answer as lines; an answer's further lines are under its first."""
     box = prediction.box
     corners = "[" + ", ".join(f"{v:.3f}" for v in box.corners) + "]  left, top, right, bottom" if box else "none"
     status: str = prediction.box_status
@@ -144,7 +144,7 @@ def converse(config: InferConfig, session: Session) -> None:
 
 
 def picture(prediction: Prediction, config: InferConfig, session: Session, *, show: bool, save: Path | None) -> None:
-    """The overlay, shown on the terminal's stderr and saved to `save`; where no terminal is, saved beside the call instead."""
+    """The overlay, shown on the terminal's stderr and saved to `save`; without a terminal, saved in the current folder."""
     if show and not (sys.stderr.isatty() and os.environ.get("TERM") != "dumb"):
         show, save = False, save or Path(f"{config.image.stem if config.image else 'picture'}-overlay.png")
     with tempfile.TemporaryDirectory() as folder:
@@ -160,7 +160,7 @@ def picture(prediction: Prediction, config: InferConfig, session: Session, *, sh
 
 
 def draw(prediction: Prediction, config: InferConfig, path: Path, session: Session) -> None:
-    """The picture with the region that was looked at, saved to `path`."""
+    """Saves the picture with the prediction's region to `path`."""
     from cos_core.visualize import overlay
 
     scene = overlay.OverlayConfig(
@@ -186,7 +186,7 @@ def differences(verdict: Mapping[str, Any]) -> Lines:
 
 
 def _write(stream: TextIO, text: str) -> None:
-    # A line of the model's own never begins where ours do.
+    # The answer's further lines are indented, so that they differ from messages.
     stream.write(escaped_lines(text).replace("\n", "\n  "))
     stream.flush()
 

@@ -94,7 +94,7 @@ def machines(hostfile: Path) -> dict[str, int]:
 
 
 def _arguments(argv: list[str]) -> list[str]:
-    """The command line for each process: without what is the launcher's or asks for a check, which is done."""
+    """The command line of each process: `argv` without the launcher's options and without the check, which is done."""
     words: list[str] = []
     skip = False
     for word in argv:
@@ -108,7 +108,7 @@ def _arguments(argv: list[str]) -> list[str]:
 
 
 def _wait(command: list[str], environment: dict[str, str], stop: Path) -> tuple[int, bool]:
-    """(exit code, whether a signal asked to stop). The processes speak on our stderr; stdout stays for data."""
+    """(exit code, whether a signal asked to stop). The processes' output goes to stderr, because stdout is for data."""
     signals: list[int] = []
     children: list[subprocess.Popen[bytes]] = []
 

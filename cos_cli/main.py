@@ -61,7 +61,7 @@ OPERATING_SYSTEM = {
     errno.ENAMETOOLONG,
     errno.EFBIG,
 }
-"""Errors of files that are the machine's or the caller's affair, not a bug."""
+"""File errors caused by the machine or the arguments, not by a bug."""
 
 TREE: tuple[Command | Group, ...] = (
     demo.demo,
@@ -133,19 +133,19 @@ def main() -> None:
 
 
 def _open_streams() -> None:
-    """Streams that the caller closed (`>&-`) lead nowhere: else a store opened next would get their number, and their words."""
+    """Opens closed streams (`>&-`) on /dev/null: else the next opened file would get their number, and their output."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A character that the locale's encoding lacks is no reason to lose the rest.
+            # A character that the locale's encoding lacks is escaped instead of raising an error.
             stream.reconfigure(errors="backslashreplace")
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command line and returns its exit code; whatever goes wrong has been said on stderr."""
+    """Runs one command line and returns its exit code; errors are printed on stderr."""
     with guarded():
         return _run(arguments)
 
@@ -183,7 +183,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _wrong_use(error: Any) -> int:
-    """Typer's own sentence and exit code; what it quotes of the command line stays on one line."""
+    """Prints Typer's message, on one line, and returns its exit code."""
     if type(error).__name__ != "NoArgsIsHelpError":  # whose message is the whole help
         error.message = message(error.message)
         if (ours := _ours(error)) is not None:
@@ -197,7 +197,7 @@ def _wrong_use(error: Any) -> int:
 
 
 def _ours(error: Any) -> str | None:
-    """For an option that another tool has: what it is called here."""
+    """For an unknown option that another tool has: a sentence with its name here; else None."""
     from cos_cli import foreign
 
     name, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
@@ -211,7 +211,7 @@ def _exit_code(end: SystemExit) -> int:
     if code == INTERRUPTED:
         return _interrupted()
     if isinstance(end.__context__, OSError) and end.__context__.errno == errno.EPIPE:
-        # The reader of our stdout (`| head`) has seen enough.
+        # The reader of stdout (`| head`) has closed the pipe.
         return PIPE_CLOSED
     return code
 
@@ -224,7 +224,7 @@ def _say(error: BaseException, sentence: str, code: int, session: Session) -> in
 
 
 def _trace(error: BaseException) -> None:
-    """The traceback as Python writes it, but what the exceptions say, which may be data, stays on one line each."""
+    """Prints the traceback as Python does, but each exception's message, which may contain data, on one line."""
     before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if before is not None:
         _trace(before)

@@ -28,9 +28,9 @@ def renamed(known: Sequence[Option], words: Sequence[str]) -> list[str]:
 
 
 def find_repeated(known: Sequence[Option], words: Sequence[str], interspersed: bool = True) -> str | None:
-    """What is wrong with a command line that gives an option twice which may be given once; None when nothing is.
+    """The error, in words, of an option that occurs twice and may occur once; None without one.
 
-    `interspersed`: options may follow arguments. An equal switch given twice says one thing, and is no mistake.
+    `interspersed`: options may follow arguments. The same switch twice is no error.
     """
     spelled = {name: option for option in known for name in (*option.names, *option.off)}
     seen: dict[str, str] = {}
@@ -52,7 +52,7 @@ def find_repeated(known: Sequence[Option], words: Sequence[str], interspersed: b
 
 
 def _options(word: str, spelled: Mapping[str, Option]) -> Iterator[tuple[Option, str, bool]]:
-    """(option, its spelling, whether its value stands in the same word) of what a word sets; `-qv` sets two switches."""
+    """(option, its spelling, whether its value is in the same word) of each option in a word; `-qv` holds two switches."""
     if word.startswith("--"):
         name, inline, _ = word.partition("=")
         if name in spelled:

@@ -37,7 +37,7 @@ _WORDS: dict[type, str] = {
     Path: "a path in quotes",
 }
 MAX_BYTES = 2**20
-"""A longer settings file is taken for something else."""
+"""Longer files are refused as no settings file."""
 
 
 def use(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -86,14 +86,14 @@ def read(ctx: typer.Context, path: Path) -> dict[str, Any]:
         if wanted is not None:
             raise InputError(f"{path}: {key} of {_spoken(ctx)} is {wanted}, not {one_line(repr(value), 80)}")
         try:
-            values[parameter.name] = _as_given(parameter, value)
+            values[parameter.name] = _as_typed(parameter, value)
         except (InputError, ValueError) as error:
             raise InputError(f"{path}: {key} of {_spoken(ctx)}: {error}") from None
     return values
 
 
 def _table(ctx: typer.Context, path: Path, data: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-    """The command's own table, and the names of the commands below it, which have tables of their own in there."""
+    """The command's table, and the names of the commands below it, whose tables are inside it."""
     session = ctx.find_object(Session) or Session()
     commands = [each.words for member in session.tree for each in getattr(member, "commands", (member,))]
     names, first = _words(ctx), sorted({words[0] for words in commands})
@@ -120,7 +120,7 @@ def _spoken(ctx: typer.Context) -> str:
 
 
 def _unfit(option: Option, value: Any) -> str | None:
-    """What the option takes, in words, when `value` is not that. Files may be one path or a list."""
+    """The values that the option accepts, in words, when `value` is not one; else None. Files may be one path or a list."""
     single = option.many and option.kind is Path and not isinstance(value, list)
     if (option.many and not single) or option.values > 1:
         items = value if isinstance(value, list) else [None]
@@ -150,8 +150,8 @@ def _wording(option: Option) -> str:
     return " ".join([word, " and ".join(ends)]).strip()
 
 
-def _as_given(option: Option, value: Any) -> Any:
-    """The value as the command line would have it: `~` as the shell reads it, and text for an option with its own parser.
+def _as_typed(option: Option, value: Any) -> Any:
+    """The value in the form that the command line has: `~` expanded, and text for an option with a parser.
 
     Raises what the parser raises.
     """

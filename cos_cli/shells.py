@@ -40,7 +40,7 @@ def show(_session: Session, which: ShellOptions) -> None:
     Example:
       cos completion show bash > /etc/bash_completion.d/cos
     """
-    emit_text(script(which.shell or _own_shell()).rstrip("\n"))
+    emit_text(script(which.shell or _login_shell()).rstrip("\n"))
 
 
 @command("completion install", ShellOptions, leaves_out=("config_file", "json"))
@@ -54,7 +54,7 @@ def install(session: Session, which: ShellOptions) -> None:
     Example:
       cos completion install zsh
     """
-    shell = which.shell or _own_shell()
+    shell = which.shell or _login_shell()
     with reporting(session) as reporter:
         for path in put(shell):
             reporter.note(f"written: {path}")
@@ -79,7 +79,7 @@ def put(shell: str) -> list[Path]:
         line = activation(shell)
         present = start.read_text(encoding="utf-8", errors="surrogateescape") if start.exists() else ""
         if line not in present.splitlines():
-            # Appended, never rewritten: the file may be a link, and it is not ours.
+            # Appended, never rewritten: the file may be a link, and it belongs to the user.
             with start.open("a", encoding="utf-8") as opened:
                 opened.write(("" if not present or present.endswith("\n") else "\n") + line + "\n")
             written.append(start)
@@ -109,7 +109,7 @@ def _home() -> Path:
         raise InputError("there is no home folder to install completion in; set HOME, or use: cos completion show") from None
 
 
-def _own_shell() -> Literal["bash", "zsh", "fish"]:
+def _login_shell() -> Literal["bash", "zsh", "fish"]:
     name = Path(os.environ.get("SHELL", "")).name
     for shell in ("bash", "zsh", "fish"):
         if name == shell:

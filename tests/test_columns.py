@@ -208,7 +208,7 @@ def test_memory_grows_by_less_than_a_kilobyte_a_row(tmp_path: Path) -> None:
 
         def look(out: Path = out) -> None:
             found = runs.load([out], runs.RunSources(), SilentReporter())
-            select.chosen(found, select.Selection(flipped=False, wrong=True))
+            select.selected_ids(found, select.Selection(flipped=False, wrong=True))
 
         def send(out: Path = out, rows: int = rows) -> None:
             export(RunExportConfig(out, tmp_path / f"{rows}.json", "label-studio"), SilentReporter())

@@ -209,7 +209,8 @@ def test_what_is_quoted_reads_back(text: str, quote: str) -> None:
 
 
 def test_word_breaks_of_bash() -> None:
-    assert [Line(text, BREAKS).given for text in ("a:b:c", "--o=v", '"a:b', "x'a:b", r"a\:b", "a:")] == [4, 4, 0, 1, 0, 2]
+    texts = ("a:b:c", "--o=v", '"a:b', "x'a:b", r"a\:b", "a:")
+    assert [Line(text, BREAKS).prefix_length for text in texts] == [4, 4, 0, 1, 0, 2]
 
 
 def run(arguments: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

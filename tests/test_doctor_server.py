@@ -280,7 +280,7 @@ def test_without_transformers_both_passes_are_still_asked(served: Served) -> Non
 
 def test_every_known_difference_is_one(folder: str) -> None:
     local, mine = prompt.Rendering(PAPER, probes(PAPER)), encoder(folder)
-    unseen = [d.said for family in prompt.FAMILIES for d in family if d.change(local).ids(mine) == local.ids(mine)]
+    unseen = [d.description for family in prompt.FAMILIES for d in family if d.change(local).ids(mine) == local.ids(mine)]
     assert all("tokenised" in said for said in unseen), "a token a byte leaves nothing else that could go unseen"
 
 

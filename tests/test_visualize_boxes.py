@@ -167,15 +167,15 @@ def test_no_boxes_still_make_a_page_of_plots(tmp_path: Path) -> None:
     reporter = Told()
     result = run(BoxStatsConfig(source, tmp_path / "out"), reporter)
     assert result.results["area"]["mean"] is None
-    assert any("no boxes" in words for words in reporter.warnings)
+    assert any(str(source) in warning for warning in reporter.warnings)
     assert (tmp_path / "out" / "area.png").exists()
 
 
 def test_nothing_to_count_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such store or predictions"):
+    with pytest.raises(InputError, match="gone"):
         run(BoxStatsConfig(tmp_path / "gone", tmp_path / "out"), SilentReporter())
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(InputError, match="holds no examples"):
+    with pytest.raises(InputError, match=r"empty\.jsonl"):
         run(BoxStatsConfig(tmp_path / "empty.jsonl", tmp_path / "out"), SilentReporter())
     assert not (tmp_path / "out").exists()
 

@@ -159,20 +159,11 @@ def test_blending_keeps_the_callers_picture_and_grows_with_relevance() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"[[0, 1], [2]]", "neither a .npy array nor"),
-        (b"[1, 2]", "rows and columns"),
-        (b"[[0, -1]]", "not negative"),
-        (b"[[NaN, 1]]", "finite"),
-        (b"[]", "rows and columns"),
-        (b"no", "neither"),
-        (b'[["a"]]', "neither"),
-    ],
+    "content", [b"[[0, 1], [2]]", b"[1, 2]", b"[[0, -1]]", b"[[NaN, 1]]", b"[]", b"no", b'[["a"]]'], ids=str
 )
-def test_a_map_that_cannot_be_used_is_said_in_a_sentence(tmp_path: Path, content: bytes, words: str) -> None:
+def test_the_error_names_a_map_that_cannot_be_used(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "map.json").write_bytes(content)
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=r"map\.json"):
         heat.read_heat(tmp_path / "map.json")
 
 
@@ -187,7 +178,7 @@ def test_maps_from_both_formats(tmp_path: Path) -> None:
     data = io.BytesIO()
     np.save(data, np.array([{}]), allow_pickle=True)
     (tmp_path / "code.npy").write_bytes(data.getvalue())
-    with pytest.raises(InputError, match=r"neither a \.npy"):
+    with pytest.raises(InputError, match=r"code\.npy"):
         heat.read_heat(tmp_path / "code.npy")
 
 

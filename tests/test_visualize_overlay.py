@@ -82,8 +82,8 @@ def test_an_annotation_with_its_map(finished: Path) -> None:
                             heat=finished / "map.npy")  # fmt: skip
     run(by_file, QUIET)
     assert (finished / "f.png").read_bytes() == (finished / "o.png").read_bytes(), "the store's map is drawn as a file's"
-    for example, said in (("q9", "has no annotation: torn"), ("q8", "knows no such example")):
-        with pytest.raises(InputError, match=said):
+    for example, named in (("q9", "'q9'.*torn"), ("q8", "'q8'")):
+        with pytest.raises(InputError, match=named):
             run(OverlayConfig(finished / "n.png", store=finished / "store", images=finished, example=example), QUIET)
     assert (
         run(OverlayConfig(finished / "n.png", store=finished / "store", images=finished, example="q0"), QUIET).results["boxes"]
@@ -112,19 +112,19 @@ def test_one_picture_directly(finished: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "named"),
     [
-        ({"out": Path("o.gif")}, "is written as"),
-        ({"image": Path("a.png")}, "either a predictions file or an image"),
-        ({"predictions": None}, "a predictions file, a store or an image"),
-        ({"example": "nobody"}, "no prediction for 'nobody'"),
-        ({"predictions": Path("nothing.jsonl")}, "no such predictions file"),
+        ({"out": Path("o.gif")}, r"o\.gif"),
+        ({"image": Path("a.png")}, "predictions.*image"),
+        ({"predictions": None}, "predictions.*store.*image"),
+        ({"example": "absent"}, "'absent'"),
+        ({"predictions": Path("nothing.jsonl")}, r"nothing\.jsonl"),
         ({"example": "q3"}, "gone.png"),
     ],
 )
-def test_what_cannot_be_drawn_is_said_in_a_sentence(finished: Path, changes: dict[str, object], words: str) -> None:
+def test_the_error_names_what_cannot_be_drawn(finished: Path, changes: dict[str, object], named: str) -> None:
     options = {"out": finished / "o.png", "predictions": finished, "images": finished, **changes}
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=named):
         run(OverlayConfig(**options), QUIET)  # type: ignore[arg-type]
     assert not (finished / "o.png").exists()
 
@@ -132,7 +132,7 @@ def test_what_cannot_be_drawn_is_said_in_a_sentence(finished: Path, changes: dic
 def test_empty_and_broken_predictions(finished: Path) -> None:
     file = finished / "p.jsonl"
     file.write_text("")
-    with pytest.raises(InputError, match="holds no predictions"):
+    with pytest.raises(InputError, match=r"p\.jsonl"):
         run(OverlayConfig(finished / "o.png", file, images=finished), QUIET)
     file.write_text('{"answer": "7"}\n')
     with pytest.raises(InputError, match=r"p\.jsonl:1"):
@@ -161,9 +161,10 @@ def test_awkward_pictures(size: tuple[int, int], colour: tuple[int, int, int]) -
     assert has(sheet, COLOURS["predicted"])
 
 
-def test_notes_say_what_became_of_the_box() -> None:
+def test_notes_hold_the_box_text_the_error_and_the_truth() -> None:
     text = dict(notes(Prediction("q", "7", None, "red [0.1", "unparsable", question="What?")))
-    assert text == {"Question": "What?", "Region": "red [0.1  (not readable: the region was not used)", "Answer": "7"}
+    assert {**text, "Region": ""} == {"Question": "What?", "Region": "", "Answer": "7"}
+    assert text["Region"].startswith("red [0.1  (")
     failed = dict(notes(Prediction("q", None, error="out of memory"), Example("q", "d", None, "What?", ("7", "seven"))))
-    assert failed["Answer"] == "failed: out of memory"
+    assert "out of memory" in failed["Answer"]
     assert failed["Truth"] == "7 / seven"

@@ -1,8 +1,8 @@
-"""`cos __complete SHELL ...`: what may stand at the cursor. Every press of TAB comes through here, so imports are few.
+"""`cos __complete SHELL ...`: the completions at the cursor. It runs at every press of TAB, so imports are few.
 
-The first line of the answer is "values", followed by a line a value, with a tab and its help for zsh and fish; or "path" (the
+The first line of the output is "values", followed by a line a value, with a tab and its help for zsh and fish; or "path" (the
 shell completes file names itself), followed by the `--option=` before the file name, and its beginning without quotes. bash
-passes the text before the cursor and its word breaks, the others their words.
+passes the text before the cursor and its word breaks, zsh and fish pass the words.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ from typing import NamedTuple
 from cos_core.files.assets import completion
 
 PATH = None
-"""The answer that leaves the word to the shell's own completion of file names."""
+"""The answer for which the shell completes file names itself."""
 Offers = list[tuple[str, str]]
 _COMMANDS = ("command", "usual")
 
 
 class CommandRow(NamedTuple):
-    """A line of the table."""
+    """A line of completions/commands.tsv: a command, option or argument.
+
+    `takes`: number of words of its value; `repeated`: whether it may occur twice; `value`: "command", "usual", "flag", "path",
+    "text", "=" and fixed choices, or a kind of `values`.
+    """
 
     name: str
     takes: int
@@ -31,7 +35,10 @@ class CommandRow(NamedTuple):
 
 
 def answer(words: Sequence[str], current: str, table: str | None = None) -> Offers | None:
-    """(value, help) of everything that may stand for `current` after `words` (those after `cos`); PATH for any file name."""
+    """(value, help) of every completion of `current` after `words` (those after `cos`); PATH for any file name.
+
+    `table`: the text of commands.tsv, by default the shipped file.
+    """
     if _is_of_another_command(words, current):
         return answer(words[2:], current, table)
     rows = _rows(completion("commands.tsv").read_text(encoding="utf-8") if table is None else table)
@@ -67,7 +74,7 @@ def answer(words: Sequence[str], current: str, table: str | None = None) -> Offe
     named = " ".join(words)
     names: Offers = []
     if at == len(words) and _is_group(rows, named):
-        # In a group whose usual command goes unnamed, the names of the others stand beside its arguments.
+        # In a group whose usual command may be left out, the other commands' names are offered with its arguments.
         names = [(row.name, row.help) for row in rows[named] if row.value in _COMMANDS and row.name.startswith(current)]
     due = arguments[place] if place < len(arguments) else arguments[-1] if arguments and arguments[-1].repeated else None
     more = _of(due, current, words) if due is not None else []
@@ -77,12 +84,12 @@ def answer(words: Sequence[str], current: str, table: str | None = None) -> Offe
 def _is_of_another_command(words: Sequence[str], current: str) -> bool:
     """Whether a whole command line follows `cos config show`, or the name of a command `cos config init`."""
     first = list(words[:2])
-    is_own_option = len(words) == 2 and current.startswith("-")
-    return not is_own_option and (first == ["config", "show"] or (first == ["config", "init"] and len(words) == 2))
+    is_option = len(words) == 2 and current.startswith("-")
+    return not is_option and (first == ["config", "show"] or (first == ["config", "init"] and len(words) == 2))
 
 
 def _of(row: CommandRow, current: str, words: Sequence[str]) -> Offers | None:
-    """The values of an option or argument."""
+    """The values of an option or argument that begin with `current`; PATH for any file name."""
     if row.value == "path":
         return PATH
     if row.value in ("text", "flag"):
@@ -96,7 +103,7 @@ def _of(row: CommandRow, current: str, words: Sequence[str]) -> Offers | None:
 
 
 def _command(rows: dict[str, list[CommandRow]], words: Sequence[str]) -> tuple[str, int]:
-    """The command that `words` name, and how many of them did."""
+    """(the command that `words` name, number of words that name it)."""
     path, at = "", 0
     while _is_group(rows, path):
         names = {row.name for row in rows[path] if row.value in _COMMANDS}
@@ -125,7 +132,7 @@ def _rows(table: str) -> dict[str, list[CommandRow]]:
 
 
 def _harmless(value: str) -> bool:
-    """Whether it may be shown: names of folders and ids come from others, and must not steer a terminal or end a line."""
+    """Whether `value` is printable UTF-8: names of folders and ids are untrusted, and could contain terminal controls."""
     try:
         return os.fsencode(value).decode("utf-8").isprintable()
     except UnicodeDecodeError:
@@ -133,7 +140,7 @@ def _harmless(value: str) -> bool:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Writes the answer to stdout, as bytes: whatever the locale, file names stay what they are."""
+    """Writes the answer to stdout, as bytes, so that file names are unchanged in every locale."""
     from cos_cli.completion.words import Line, quoted
 
     if len(arguments) < 2:
@@ -144,7 +151,7 @@ def main(arguments: Sequence[str]) -> None:
         current = line.current
         offers = answer(line.words[1:], current)
         if offers is not None:
-            begun_text = current[: line.given]
+            begun_text = current[: line.prefix_length]
             offers = [(quoted(value[len(begun_text) :], line.quote), "") for value, _ in offers if value.startswith(begun_text)]
     else:
         *words, current = rest

@@ -1,4 +1,4 @@
-"""What can follow a beginning, out of any number of sorted keys: a few seeks instead of a scan."""
+"""The completions of a prefix out of any number of sorted keys, by a few seeks instead of a scan."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 MOST = 100
-"""Ids offered one by one; of more, the beginnings in which they differ."""
+"""Most ids offered one by one; of more, their shortest differing prefixes."""
 
 
 class Keys(Protocol):
@@ -33,10 +33,10 @@ class SortedKeys:
 
 
 def offers(keys: Keys, prefix: str, most: int = MOST) -> list[str]:
-    """All keys that begin with `prefix`, when they are at most `most`; else the beginnings at which they part, at most `most`.
+    """All keys that begin with `prefix`, when they are at most `most`; else their shortest differing prefixes, at most `most`.
 
-    Every key begins with one of the offers, as long as there are no more than `most`. A key that is not UTF-8 is offered as far
-    as it is: the store cuts over-long ids there.
+    Every key begins with one of the offers, where `most` is large enough. A key is offered up to its first byte that is not
+    UTF-8, where the store cuts over-long ids.
     """
     start = prefix.encode("utf-8", "surrogateescape")
     first = keys.at_or_after(start)
@@ -78,5 +78,5 @@ def _past(prefix: bytes) -> bytes | None:
 
 
 def _text(key: bytes) -> str:
-    # 0xff, in no UTF-8, stands where the store cut an over-long id; what follows it is a digest.
+    # 0xff, which no UTF-8 contains, marks where the store cut an over-long id; a digest follows it.
     return key.partition(b"\xff")[0].decode("utf-8", "ignore")

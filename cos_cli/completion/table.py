@@ -1,7 +1,7 @@
 """Writes completions/commands.tsv, the commands and options that completion offers: `make completions`.
 
-A line is: command, name, how many words it takes, whether it may be repeated (+), what its values are, help. A command's own
-line has the value "command" (the usual one of a group "usual"); arguments are named 1, 2, ...; fixed choices begin with "=".
+A line is: command, name, number of words of its value, "+" if it may be repeated, kind of values, help. A command's own line
+has the value "command" (the usual one of a group "usual"); arguments are named 1, 2, ...; fixed choices begin with "=".
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Values that only the machine at hand knows: plug-ins, profiles, runs, checkpoints, stores and the ids in them.
+"""Completions that depend on the machine: plug-ins, profiles, runs, checkpoints, stores and the ids in them.
 
 Imports stay light: this runs at every press of TAB.
 """
@@ -13,17 +13,17 @@ from pathlib import Path
 from cos_core.files import plug
 
 DEPTH = 3
-"""Folders below the typed one that are looked into."""
+"""Levels of folders below the typed one that are searched."""
 _ENTRIES = 5000
-_FOUND = 200
+_MOST_FOLDERS = 200
 _READ_BYTES = 2**24
 _ID = b'"example_id"'
 
 
 def values(kind: str, typed: str, words: Sequence[str]) -> list[str] | None:
-    """What may stand for `typed`, sorted; None: any path, which the shell completes best. `words`: those before it.
+    """The completions of `typed`, sorted; None: any path, which the shell completes. `words`: those before it.
 
-    Kinds: those of plug-ins, "roi", "profile", "model", "run", "store", "example", "command".
+    `kind`: a kind of plug-ins, "roi", "profile", "model", "run", "store", "example", "command".
     """
     named = kind in plug.KINDS or kind in ("profile", "roi")
     if typed.startswith(("~", "./", "../", "/") if named else "~"):
@@ -48,14 +48,14 @@ def values(kind: str, typed: str, words: Sequence[str]) -> list[str] | None:
 
 
 def _names(kind: str) -> list[str]:
-    """The plug-ins of a kind, sorted; policies by their short names, with "relevance" where it is one of their places."""
+    """The plug-ins of a kind, sorted; policies by their short names, with "relevance" for the kind "roi"."""
     short = {name: alias for alias, name in plug.ROI_ALIASES.items()} if kind in ("roi", "policies") else {}
     known = plug.available("policies" if kind == "roi" else kind) + (["relevance"] if kind == "roi" else [])
     return sorted(short.get(name, name) for name in known)
 
 
 def _plain(name: str) -> str:
-    """One name of a plug-in that has several."""
+    """The module name of a plug-in, for any of its spellings and aliases."""
     name = name.replace("-", "_")
     name = plug.SPELLINGS.get(name, name)
     return plug.ROI_ALIASES.get(name, name)
@@ -77,7 +77,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def folders(typed: str, wanted: Callable[[Path], bool]) -> list[str]:
-    """Paths that begin with `typed` and are `wanted`, down to DEPTH, as text that continues it; hidden ones when asked for."""
+    """Folders for which `wanted` is true and whose paths begin with `typed`, down to DEPTH; hidden ones only when typed."""
     slash = typed.rfind("/") + 1
     tail = typed[slash:]
     paths: list[str] = []
@@ -87,7 +87,7 @@ def folders(typed: str, wanted: Callable[[Path], bool]) -> list[str]:
         for parent in level:
             for name, linked in _folders_in(parent):
                 left -= 1
-                if left < 0 or len(paths) >= _FOUND:
+                if left < 0 or len(paths) >= _MOST_FOLDERS:
                     return sorted(paths)
                 begins = name.startswith(tail) if depth == 0 else True
                 if not begins or (name.startswith(".") and not (depth == 0 and tail)):

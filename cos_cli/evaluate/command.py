@@ -56,7 +56,7 @@ def _check_usage(config: SuiteConfig) -> None:
     if not config.benchmarks:
         raise typer.BadParameter("name a benchmark; cos eval --list shows them")
     for name in config.benchmarks:
-        plug.load("benchmarks", name)  # a name that is none is said before anything else
+        plug.load("benchmarks", name)  # an unknown name is an error before any work
     if config.data is None:
         raise typer.BadParameter("--data names the folder with the benchmark's files")
     recorded, model = config.predictions is not None, config.model is not None

@@ -44,7 +44,7 @@ def table(manifest: RunManifest) -> Lines:
         textwrap.wrap(escaped(f"joined in part only: {results['partial_join']}"), WIDTH) if "partial_join" in results else []
     )
     below += [f"PARTIAL: {partial}"] if (partial := limited(results)) else []
-    return Lines([_made(results.get("protocol", {})), "", columns(rows), "", *below, f"questions: {counts}"])
+    return Lines([_protocol_line(results.get("protocol", {})), "", columns(rows), "", *below, f"questions: {counts}"])
 
 
 def limited(results: Mapping[str, Any]) -> str:
@@ -53,7 +53,7 @@ def limited(results: Mapping[str, Any]) -> str:
     return f"only the first {results['n']:,} questions (--limit {limit}), no score of the benchmark" if limit else ""
 
 
-def _made(protocol: Mapping[str, Any]) -> str:
+def _protocol_line(protocol: Mapping[str, Any]) -> str:
     """`pope, split coco; scorer official; profile paper; policy none`: the simple fields of a protocol."""
     parts = [f"{protocol.get('benchmark', '?')}, split {protocol.get('split', '?')}"]
     for name, value in protocol.items():
@@ -73,7 +73,7 @@ def overview(runs: Sequence[Scored]) -> Lines:
         shown = number(head.get("value"), unit) if scored else "server-scored"
         low, high = head.get("low"), head.get("high")
         read = sum(status.get(name, 0.0) for name in ("ok", "repaired", "clamped"))
-        boxes = f"{read / asked:.1%}" if (asked := 1 - status.get("skipped", 0.0)) and status else ""
+        boxes = f"{read / requested:.1%}" if (requested := 1 - status.get("skipped", 0.0)) and status else ""
         counts = f"{each.manifest.counts.get('ok', 0)}/{each.manifest.counts.get('total', 0)}"
         counts += " (--limit)" if limited(results) else ""
         unread = sum(results.get("beside", {}).values())

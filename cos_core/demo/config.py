@@ -1,4 +1,4 @@
-"""What the demo compares, how much work it is, and where each part of a run lies."""
+"""The demo's arms, its amount of work, and the paths of a run's parts."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class DemoConfig:
         return self.out / "labels" / policy
 
     def checkpoint(self, arm: Arm) -> str | Path:
-        """What `arm` answers with; for a trained arm, the folder of its weights."""
+        """The checkpoint that answers for `arm`; for a trained arm, the folder of its weights."""
         return self.out / "models" / (arm.weights or arm.name) if arm.trained else self.model
 
     def predictions(self, arm: Arm) -> Path:
@@ -148,7 +148,7 @@ def arm(name: str) -> Arm:
 
 
 def settings(config: DemoConfig) -> Mapping[str, Any]:
-    """What a reader of the report needs to run it again."""
+    """The settings that repeat the run, by their names in the report."""
     size = config.size
     return {
         "start checkpoint": config.model,

@@ -35,16 +35,16 @@ from cos_core.visualize.run_sections import signed
 from cos_core.visualize.runs import FinishedRun, RunSources
 
 GOALS = {BASE: 0.40, CENTRE: 0.35}
-"""The differences that were set as targets before the first run."""
+"""Arm -> the difference that was set as the target before the first run."""
 
 CARDS = 30
 """Questions shown: drawn at random, the same share of each kind, so that none is picked by hand."""
 
 POINTED = tuple(kind for kind in KINDS if kind != "scene")
-"""Kinds that ask about a thing; a region can only hit the right thing in these."""
+"""Kinds of questions about an object; region hits are counted over these."""
 
 CAVEAT = "The scenes are built so that 7 of 10 questions need a zoom; published gains on real benchmarks are one or two points."
-"""Stands beside the headline: the page and the terminal's output are read without the documents."""
+"""The caveat beside the headline, on the page and in the terminal, which are read without the documents."""
 
 
 def write(config: DemoConfig) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def _difference_row(against: str, kind: str | None, pair: Comparison) -> dict[st
 
 
 def claims(differences: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[str, str]]]:
-    """The headline, and (figure, what it compares) for each effect; the headline claims only what the intervals bear."""
+    """The headline, and (figure, what it compares) for each effect; the headline claims only what the intervals support."""
     looking, training, grammar = (
         next(row for row in differences if row["kind"] is None and row["against"] == name) for name in (BASE, *UNTRAINED)
     )
@@ -171,7 +171,7 @@ def _interval(row: Mapping[str, Any]) -> str:
 
 
 def _label_rows(config: DemoConfig, policy: str, train: Sequence[Example]) -> list[dict[str, Any]]:
-    """How the labels of one policy lie to the gold regions: all questions about a thing, then kind by kind."""
+    """The labels of one policy against the gold regions: a row for all questions about an object, then one for each kind."""
     with Store.read(config.labels(policy)) as store:
         labels: dict[str, Annotation] = {a.example_id: a for a in store.annotations()}
     fits: dict[str, list[metrics.RegionScore]] = {}
@@ -227,7 +227,7 @@ def _share(tally: Mapping[str, int] | None) -> str:
 
 
 def next_steps(config: DemoConfig) -> tuple[tuple[str, str], ...]:
-    """What to try on one's own picture, as (what it does, command)."""
+    """Suggestions for own pictures: (description, command)."""
     model = config.out / "models" / MAIN
     ask = 'cos infer --model {} --image photo.jpg --question "What colour is the car?"'
     return (

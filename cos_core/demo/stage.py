@@ -1,4 +1,4 @@
-"""Runs the steps in worker processes, each as soon as what it waits for is done."""
+"""Runs the steps in worker processes, each as soon as the steps that it needs are done."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class Task:
     argument: str = ""
     needs: tuple[str, ...] = ()
     cost: int = 1
-    """Rough work, relative to the other steps: for telling how much is left."""
+    """Rough work, relative to the other steps, for the progress."""
 
 
 def make_scenes(config: DemoConfig, split: str, reporter: Reporter) -> None:
@@ -121,7 +121,7 @@ def score(config: DemoConfig, name: str, reporter: Reporter) -> None:
 
 
 def plan(config: DemoConfig) -> list[Task]:
-    """Every step with what it waits for, in the order in which free workers should take them."""
+    """Every step with its needs, in the order in which free workers start them."""
     tasks = [Task("scenes train", make_scenes, "train"), Task("scenes test", make_scenes, "test")]
     for policy in LABELS:
         cost = 1 if policy in ("random", "gold") else 40

@@ -1,7 +1,7 @@
-"""What this machine lacks for a task, and what would go wrong later: one finding a line, each with what to do.
+"""Checks of this machine for a task: findings, each with advice.
 
-Nothing heavy is imported here. What may crash or hang (torch, a broken torchvision, LMDB on a network file system) runs in a
-process of its own with a time limit (`probe`), and only for a task that needs it.
+Nothing heavy is imported here. A check that may crash or hang (torch, a broken torchvision, LMDB on a network file system)
+runs in a process of its own with a time limit (`probe`), and only for a task that needs it.
 """
 
 from __future__ import annotations

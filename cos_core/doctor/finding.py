@@ -12,7 +12,7 @@ TASKS = ("annotate", "train", "infer", "eval", "visualize")
 
 @dataclass(frozen=True, slots=True)
 class MachineFinding:
-    """One line: what was looked at, how it stands, and what to do about it (None when there is nothing to do)."""
+    """The result of one check: its name, its level, the result `said` in words, and advice (None when nothing is to do)."""
 
     check: str
     level: Level

@@ -1,7 +1,7 @@
 """Imports a library, or tries a store, in a process of its own: `python -m cos_core.doctor.probe torch transformers`.
 
-Prints one JSON object a line: `{"begin": name}` before each, then `{"done": name, ...}` with what is known of it. A library
-that ends the process is the one that began last. What libraries print themselves goes nowhere.
+Prints one JSON object a line: `{"begin": name}` before each, then `{"done": name, ...}` with the result. A library that
+ends the process is the one that began last. Output of the libraries themselves is dropped.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from cos_core.errors import LockedError
 from cos_core.files.locks import FileLock
 
 SECONDS = 120.0
-"""How long the libraries may take together: a cold file system may need a minute for torch."""
+"""Time limit of all libraries together: a cold file system may need a minute for torch."""
 Answers = dict[str, dict[str, Any]]
 
 
 def ask(names: Sequence[str], seconds: float = SECONDS) -> Answers:
-    """What a probe of `names` says: name -> {"absent": True}, {"error": ...} or what is known. A crash is an error, too."""
+    """The probe's answers: name -> {"absent": True}, {"error": ...} or the facts. A crash is an error, too."""
     command = [sys.executable, "-m", "cos_core.doctor.probe", *names]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [_home(), os.environ.get("PYTHONPATH")]))}
     end = ""
@@ -53,7 +53,7 @@ def ask(names: Sequence[str], seconds: float = SECONDS) -> Answers:
 
 
 def _home() -> str:
-    """Where cos_core is imported from: a checkout need not be installed for the child to find it."""
+    """The folder that contains cos_core, for the child's PYTHONPATH: a checkout need not be installed."""
     return str(Path(__file__).resolve().parent.parent.parent)
 
 
@@ -61,22 +61,22 @@ def about_torch() -> dict[str, Any]:
     """Version, build, and the GPUs it can really use: a product of matrices is computed on each."""
     import torch
 
-    found: dict[str, Any] = {"version": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip, "gpus": []}
+    facts: dict[str, Any] = {"version": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip, "gpus": []}
     if not torch.cuda.is_available():
-        return found
-    found["built_for"] = torch.cuda.get_arch_list()
+        return facts
+    facts["built_for"] = torch.cuda.get_arch_list()
     for number in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(number)
         gpu: dict[str, Any] = {"name": torch.cuda.get_device_name(number), "architecture": f"sm_{major}{minor}"}
-        found["gpus"].append(gpu)
+        facts["gpus"].append(gpu)
         try:
-            # Memory is asked for first: the context that this makes takes some itself.
+            # Free memory is read first: the computation's context takes some itself.
             gpu["free"], gpu["total"] = torch.cuda.mem_get_info(number)
             ones = torch.ones(8, 8, device=f"cuda:{number}")
             gpu["works"] = float((ones @ ones).sum()) == 512.0
         except RuntimeError as error:
             gpu.update(works=False, error=str(error).partition("\n")[0])
-    return found
+    return facts
 
 
 def about_torchvision() -> dict[str, Any]:
@@ -135,7 +135,7 @@ ABOUT = {
 
 
 def answer(name: str) -> Mapping[str, Any]:
-    """What is known of one library (`torch`), folder (`store:PATH`) or lock (`lock:PATH`)."""
+    """The facts about one library (`torch`), folder (`store:PATH`) or lock (`lock:PATH`), or {"error": ...}."""
     kind, colon, rest = name.partition(":")
     try:
         if colon:

@@ -1,4 +1,4 @@
-"""Which prompt a server computes: the local one, or the ways in which chat templates and servers are known to depart from it.
+"""A server's prompt against the local one, and the known departures of chat templates and servers that explain differences.
 
 Each known departure is a change to the local rendering. A server's prompt is explained by the fewest changes under which the
 local encoding gives its token ids or, where only counts are known, its counts.
@@ -18,12 +18,12 @@ from cos_core.models.llava import DialogueEncoder
 from cos_core.types import ImageSlot, Turn
 
 _MOST_BY_COUNTS, _MOST_BY_IDS = 2, 3
-"""So many changes are tried together: with counts alone, more would fit anything."""
+"""Most changes tried together: with counts alone, more changes would fit any prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a server tells of one prompt: its number of tokens, and its ids; None for what it does not tell."""
+    """A server's report of one prompt: its number of tokens and its ids, each None where the server does not return it."""
 
     count: int | None = None
     ids: tuple[int, ...] | None = None
@@ -31,7 +31,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """How a dialogue is written: `starts` start tokens, then the turns under the profile; `whole`: tokenised in one piece."""
+    """A way to write dialogues: `starts` start tokens, then the turns under the profile; `whole`: tokenised in one piece."""
 
     profile: Profile
     dialogues: tuple[tuple[Turn, ...], ...]
@@ -58,44 +58,44 @@ class Rendering:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A departure from the local rendering, in words, and the rendering that it makes."""
+    """A departure from the local rendering: its description, and the change that makes it."""
 
-    said: str
+    description: str
     change: Callable[[Rendering], Rendering]
 
 
-def _system(said: str, made: Callable[[Profile], str]) -> Difference:
-    return Difference(said, lambda r: replace(r, profile=replace(r.profile, system=made(r.profile))))
+def _system(description: str, changed: Callable[[Profile], str]) -> Difference:
+    return Difference(description, lambda r: replace(r, profile=replace(r.profile, system=changed(r.profile))))
 
 
-def _end(said: str, made: Callable[[Profile], str]) -> Difference:
-    return Difference(said, lambda r: replace(r, profile=replace(r.profile, turn_end=made(r.profile))))
+def _end(description: str, changed: Callable[[Profile], str]) -> Difference:
+    return Difference(description, lambda r: replace(r, profile=replace(r.profile, turn_end=changed(r.profile))))
 
 
-def _of_turns(said: str, made: Callable[[Turn], Turn]) -> Difference:
+def _of_turns(description: str, changed: Callable[[Turn], Turn]) -> Difference:
     def change(rendering: Rendering) -> Rendering:
-        return replace(rendering, dialogues=tuple(tuple(map(made, turns)) for turns in rendering.dialogues))
+        return replace(rendering, dialogues=tuple(tuple(map(changed, turns)) for turns in rendering.dialogues))
 
-    return Difference(said, change)
+    return Difference(description, change)
 
 
 def _breaks(text: str) -> Callable[[Turn], Turn]:
     """The line break behind each picture becomes `text`."""
 
-    def made(turn: Turn) -> Turn:
+    def changed(turn: Turn) -> Turn:
         parts, after = [], False
         for part in turn.parts:
             parts.append(text + part[1:] if after and isinstance(part, str) and part.startswith("\n") else part)
             after = isinstance(part, ImageSlot)
         return replace(turn, parts=tuple(part for part in parts if part != ""))
 
-    return made
+    return changed
 
 
 def _front(between: str, end: str = "") -> Callable[[Turn], Turn]:
     """Pictures and the line break behind each come first in their turn, then its texts with `between` them, then `end`."""
 
-    def made(turn: Turn) -> Turn:
+    def changed(turn: Turn) -> Turn:
         slots = [part for part in turn.parts if isinstance(part, ImageSlot)]
         if not slots or turn.role != "user":
             return turn
@@ -104,11 +104,11 @@ def _front(between: str, end: str = "") -> Callable[[Turn], Turn]:
         pictures = [part for slot in slots for part in (slot, behind) if part != ""]
         return replace(turn, parts=(*pictures, between.join(plain) + end))
 
-    return made
+    return changed
 
 
-def _white(said: str, text: str) -> Difference:
-    return _system(said, lambda profile: profile.system.rstrip() + text)
+def _white(description: str, text: str) -> Difference:
+    return _system(description, lambda profile: profile.system.rstrip() + text)
 
 
 FAMILIES: tuple[tuple[Difference, ...], ...] = (
@@ -153,26 +153,26 @@ FAMILIES: tuple[tuple[Difference, ...], ...] = (
         ),
     ),
 )
-"""Departures of which a prompt can hold one a family."""
+"""Families of departures; a prompt has at most one of each family."""
 
 
 def matches(local: Rendering, encoder: DialogueEncoder, seen: Sequence[Seen]) -> bool:
-    """Whether everything that the server tells of the dialogues is what the local encoding gives."""
+    """Whether the server's reports of all dialogues agree with the local encoding."""
     return _left(local.ids(encoder), encoder, seen) == ()
 
 
 def explanations(local: Rendering, encoder: DialogueEncoder, seen: Sequence[Seen]) -> list[tuple[str, ...]]:
-    """The smallest sets of differences that explain what the server tells, each in words; none when nothing known does."""
+    """The smallest sets of differences that explain the server's reports, as descriptions; empty when no known ones do."""
     most = _MOST_BY_IDS if any(each.ids is not None for each in seen) else _MOST_BY_COUNTS
-    found: list[tuple[str, ...]] = []
+    smallest: list[tuple[str, ...]] = []
     fewest = most
-    for said, ids in _renderings(local, encoder, most):
-        if len(said) > fewest:
+    for descriptions, ids in _renderings(local, encoder, most):
+        if len(descriptions) > fewest:
             break
-        if (left := _left(ids, encoder, seen)) is not None and len(said) + len(left) <= fewest:
-            found.append((*said, *left))
-            fewest = len(found[-1])
-    return [said for said in found if len(said) == fewest]
+        if (left := _left(ids, encoder, seen)) is not None and len(descriptions) + len(left) <= fewest:
+            smallest.append((*descriptions, *left))
+            fewest = len(smallest[-1])
+    return [descriptions for descriptions in smallest if len(descriptions) == fewest]
 
 
 def _renderings(
@@ -182,7 +182,7 @@ def _renderings(
     base = local.ids(encoder)
     known = {base}
     yield (), base
-    # What alone changes nothing, as white space under a tokenizer that drops it, is not tried with others.
+    # A change without effect by itself (white space under a tokenizer that drops it) is not combined with others.
     telling = [[d for d in family if _ids(d.change(local), encoder) not in (None, base)] for family in FAMILIES]
     for number in range(1, most + 1):
         for families in itertools.combinations(telling, number):
@@ -193,18 +193,18 @@ def _renderings(
                 ids = _ids(rendering, encoder)
                 if ids is not None and ids not in known:
                     known.add(ids)
-                    yield tuple(difference.said for difference in differences), ids
+                    yield tuple(difference.description for difference in differences), ids
 
 
 def _ids(rendering: Rendering, encoder: DialogueEncoder) -> tuple[tuple[int, ...], ...] | None:
     try:
         return rendering.ids(encoder)
-    except InputError:  # this tokenizer has no such way
+    except InputError:  # the tokenizer does not support this change
         return None
 
 
 def _left(ids: Sequence[Sequence[int]], encoder: DialogueEncoder, seen: Sequence[Seen]) -> tuple[str, ...] | None:
-    """What still differs when the prompts are `ids`: nothing, or the positions of a picture; None where they are not `ids`."""
+    """The remaining difference when the prompts are `ids`: none, or a picture's number of positions; None for other prompts."""
     positions: set[int] = set()
     for mine, theirs in zip(ids, seen, strict=True):
         pictures = mine.count(encoder.image_token_id)

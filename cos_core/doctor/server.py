@@ -22,7 +22,7 @@ from cos_core.types import Turn
 from cos_core.web.client import HttpReply
 
 SECONDS = 300.0
-"""How long one probe may take: some servers load the model when it is first asked for."""
+"""Time limit of one probe: some servers load the model at the first request."""
 _QUESTION = "What colour is the ball on the left?"
 _NAMED = 8
 _LIMITED = re.compile(r"at most \d+ images?|limit[-_]mm[-_]per[-_]prompt|too many images|only (one|1|a single) image", re.I)

@@ -25,8 +25,8 @@ def read_json_list(path: Path, on_problem: OnProblem | None = None) -> Iterator[
     """(line number from 1, index from 0, object) of each element of a file that is one JSON list.
 
     Elements are decoded one by one from a window of a few MiB, so the memory does not grow with the file. An element that is
-    not an object is a Problem and the rest goes on; after broken JSON nothing more can be told apart, so that Problem is last.
-    What stands behind the list is read as `Records` reads it.
+    not an object is a Problem, and reading goes on; broken JSON is the last Problem, because no further element can be located.
+    The text after the list is read as by `Records`.
     """
     records = Records(path, on_problem)
     if records.start not in ("[", ""):
@@ -39,9 +39,9 @@ def read_json_list(path: Path, on_problem: OnProblem | None = None) -> Iterator[
 class Records:
     """The objects of a file, with their places: JSON Lines, JSON lists, or such documents one behind the other.
 
-    What is no object is a Problem, and so is what stands between documents and is neither list nor object; reading goes on
-    behind it. Only inside a list nothing can be told apart after broken JSON: that Problem is the last of the file. In a list
-    each element is counted in the row, elsewhere each object.
+    A value that is no object is a Problem, and so is text between documents; reading goes on after it. Broken JSON inside a
+    list is the last Problem of the file, because no further element can be located. In a list each element is counted in the
+    row, elsewhere each object.
     """
 
     def __init__(self, path: Path, on_problem: OnProblem | None = None, row: int = 0) -> None:
@@ -117,7 +117,7 @@ class Records:
             raise InputError(f"{self.path} cannot be read: {error.strerror}") from None
 
     def _list(self, window: Window) -> Generator[Placed, None, bool]:
-        """The objects of a list. Returns False when nothing behind them can be told apart."""
+        """The objects of a list. Returns False after broken JSON, when nothing after it can be located."""
         window.take(1)
         window.skip_space()
         try:
@@ -164,7 +164,7 @@ class Records:
             self.row += 1
 
     def _between(self, window: Window) -> None:
-        """Names what stands where a list or an object should begin, and passes it over."""
+        """Reports text between documents as a Problem, and skips it."""
         line = window.line
         if window.peek() == "\0":
             self._problem(line, f"{window.skip_nuls()} NUL bytes stand here")

@@ -62,7 +62,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
-    """Writes the whole file or leaves what stood there. Raises InputError."""
+    """Writes the whole file, or leaves the earlier one. Raises InputError."""
     with atomic_file(path) as file:
         file.write(utf8(data) if isinstance(data, str) else data)
 
@@ -119,7 +119,7 @@ def disk_error(error: Exception) -> str | None:
 def flush_folder(folder: Path) -> dict[str, int]:
     """Flushes every file in a folder to the disk; returns their sizes in bytes by relative name.
 
-    Files get the mode that the umask gives: safetensors writes through a temporary file, which nobody else may read.
+    Files get the mode that the umask gives: safetensors writes through a temporary file of mode 0600.
     """
     sizes = {}
     probe = folder / ".mode"

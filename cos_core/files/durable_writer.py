@@ -14,7 +14,7 @@ from typing import Any
 from cos_core.errors import InputError
 from cos_core.files.durable import atomic_file, check_output, sync_folder
 from cos_core.files.jsonl import Problem, decode, encode_line, placed_lines
-from cos_core.files.locks import FileLock, hold, is_current
+from cos_core.files.locks import FileLock, hold, is_current, replaced
 
 
 class DurableWriter:
@@ -23,9 +23,9 @@ class DurableWriter:
     Each record reaches the operating system at once (a killed process loses nothing) and the disk every `batch` records and at
     the end (a power cut loses at most `batch`). On opening, a torn last line is cut off, and a last line without line end gets
     one, if every record before it passes `check`, which raises InputError for a record of another kind: a file of another
-    program stays as it is. One writer at a time, under any name of the file: raises LockedError when another live process
-    writes it, InputError when it cannot be written (a full disk: what stood before stays whole), or when it was removed or
-    replaced before a flush. An error inside its `with` block removes a file that was new and is empty.
+    program stays as it is. One writer at a time, under any name of the file. Raises LockedError when another live process
+    writes it, InputError when it cannot be written (after a full disk the earlier records are whole), or when it was removed
+    or replaced before a flush. An error inside the `with` block removes a file that was new and is empty.
     """
 
     def __init__(self, path: Path, batch: int = 64, check: Callable[[Mapping[str, Any]], object] | None = None) -> None:
@@ -35,7 +35,7 @@ class DurableWriter:
         self.batch = batch
         self._check = check
         check_output(self.path)
-        self._made = [folder for folder in (self.path.parent, *self.path.parent.parents) if not folder.exists()]
+        self._new_folders = [folder for folder in (self.path.parent, *self.path.parent.parents) if not folder.exists()]
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -53,7 +53,7 @@ class DurableWriter:
         self._pending = 0
         _WRITERS.add(self)
         try:
-            # By the file itself, too: two names may be links that nobody can resolve.
+            # The file itself is locked, too: two names may be links that cannot be resolved.
             hold(self._fd, self.path, self.path)
             self._repair()
         except OSError as error:
@@ -104,12 +104,10 @@ class DurableWriter:
 
     def _check_place(self) -> None:
         if not is_current(self._fd, self.path):
-            raise InputError(
-                f"{self.path} was removed or replaced while it was written, and what was written is not there; run again"
-            )
+            raise replaced(self.path)
 
     def close(self) -> None:
-        """Flushes and gives the lock back; harmless when repeated. Raises InputError as `flush`."""
+        """Flushes and releases the lock; a second call does nothing. Raises InputError as `flush`."""
         if self._open:
             try:
                 self.flush()
@@ -124,18 +122,18 @@ class DurableWriter:
         self._lock.release()
 
     def _discard(self) -> None:
-        """Closes; a file and folders that are of our making and empty vanish."""
+        """Closes, and removes a file and folders that this writer made and that are empty."""
         if self._new and os.fstat(self._fd).st_size == 0 and is_current(self._fd, self.path):
             with suppress(OSError):
                 self.path.unlink()
         self._shut()
         if self._new:
             with suppress(OSError):
-                for folder in self._made:
+                for folder in self._new_folders:
                     folder.rmdir()
 
     def _after_fork(self) -> None:
-        """In a forked child: its copy of the descriptor would keep the file locked when the writer is gone."""
+        """In a forked child: closes its copy of the descriptor, which would keep the file locked after the writer's end."""
         if self._open:
             self._open = False
             os.close(self._fd)
@@ -146,7 +144,7 @@ class DurableWriter:
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
         except OSError as error:
-            # Half a line would be taken for a torn one; cut it off while we know where it began.
+            # Cut off half a line while its beginning is known; a later run would take it for a torn record.
             with suppress(OSError):
                 os.ftruncate(self._fd, self._size)
             raise InputError(f"{self.path} cannot be written: {error.strerror}; free the disk and run again") from None
@@ -173,7 +171,7 @@ class DurableWriter:
         os.fsync(self._fd)
 
     def _refuse_foreign(self, tail: bytes, record: Any) -> None:
-        """Raises InputError when the file is not one of our records, so that its end is not ours to mend."""
+        """Raises InputError when the file holds records of another program; its end is then not repaired."""
         torn = tail.strip(b"\0 ")[:2]
         whole = self._size - len(tail)
         odd: list[Problem] = []
@@ -181,9 +179,9 @@ class DurableWriter:
             if not isinstance(record, dict) and not b'{"'.startswith(torn):
                 raise InputError("its last line is no record")
             if self._check is not None:
-                for place, found in placed_lines(self.path, odd.append):
+                for place, row in placed_lines(self.path, odd.append):
                     if place.offset < whole or isinstance(record, dict):
-                        self._check(found)
+                        self._check(row)
                 if len(odd) > (not isinstance(record, dict)):
                     raise InputError(str(odd[0]))
         except InputError as error:

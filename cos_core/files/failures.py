@@ -1,4 +1,4 @@
-"""What a run says of its failures at its end: how many, the most frequent reason, and when they make the run itself fail.
+"""A run's failures: their number, the most frequent reason, and whether they make the run itself fail.
 
 A run ends with exit code 5 when more failed than --max-failures allows, when nothing was done, and, where no limit is given,
 when more than half failed: a folder one level off or a server that went away is no result.
@@ -14,9 +14,9 @@ from cos_core.errors import FailuresError
 from cos_core.files.text import one_line
 
 _KINDS = 1000
-"""Reasons told apart."""
-_OWN = re.compile(r"""'[^']*'|"[^"]*"|\S*[/\\]\S*|\S+\.\w{2,5}\b|\d+""")
-"""What is of one item in a reason: quoted words, paths, file names, numbers."""
+"""Most reasons that are counted one by one."""
+_PARTICULAR = re.compile(r"""'[^']*'|"[^"]*"|\S*[/\\]\S*|\S+\.\w{2,5}\b|\d+""")
+"""The parts of a reason that differ from item to item: quoted words, paths, file names, numbers."""
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ class FailureReasons:
     first: dict[str, str] = field(default_factory=dict)
 
     def add(self, reason: str) -> None:
-        kind = _OWN.sub("*", reason[:500])
+        kind = _PARTICULAR.sub("*", reason[:500])
         if kind in self.counts or len(self.counts) < _KINDS:
             self.counts[kind] += 1
             self.first.setdefault(kind, reason)

@@ -79,7 +79,7 @@ def open_image(root: Root, relative: str) -> Image.Image:
 
 
 def decoded(file: ImageFile) -> Image.Image:
-    """What `open_image` gives for this file, and raises."""
+    """The picture in this file, decoded as by `open_image`. Raises as `open_image` does."""
     return _decoding(file.path, io.BytesIO(file.data), _pixels)
 
 
@@ -89,7 +89,7 @@ def _pixels(image: Image.Image, path: Path, _file: BinaryIO) -> Image.Image:
 
 
 def _decoding(path: Path, file: BinaryIO, read: Callable[[Image.Image, Path, BinaryIO], T]) -> T:
-    """What `read` makes of the picture in `file`. Raises as `open_image` does."""
+    """The result of `read(image, path, file)` for the picture in `file`. Raises as `open_image` does."""
     try:
         with _open_header(file) as image:
             _check_shape(image, path)
@@ -114,10 +114,10 @@ def _check_shape(image: Image.Image, path: Path) -> None:
 
 
 class ImageSource:
-    """Where a worker's pictures come from: a folder, or the files that came with its work."""
+    """A worker's pictures by name: from a folder, or from files that were sent with its work."""
 
     def __init__(self, root: Root, files: Shipped | None = None) -> None:
-        """`files`: the only ones that are known, or None for the folder's; an error says why a file could not be read."""
+        """`root`: the folder; `files`: name -> file, or the error of one that could not be read, instead of the folder's."""
         self._root, self._files = root, files
 
     def open(self, name: str) -> Image.Image:
@@ -132,8 +132,8 @@ class ImageSource:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a picture's file says before its pixels: the size that it is shown in and the one that it is stored in, (width,
-    height) in pixels, and the EXIF orientation that leads from one to the other (1 to 8, 1 for none)."""
+    """The header of a picture's file: `size` as shown and `stored` as stored, both (width, height) in pixels, and the EXIF
+    `orientation` that turns one into the other (1 to 8, 1 for none)."""
 
     size: tuple[int, int]
     stored: tuple[int, int]
@@ -141,9 +141,9 @@ class Header:
 
 
 def read_header(root: Root, relative: str) -> Header:
-    """Of what `open_image` would give, without decoding the pixels.
+    """The header of the picture that `open_image` would return; the pixels are not decoded.
 
-    Raises InputError as `open_image` does, save for damage behind the header.
+    Raises InputError as `open_image` does, except for damage after the header.
     """
     path = image_path(root, relative)
     check_file(path)
@@ -155,7 +155,7 @@ def read_header(root: Root, relative: str) -> Header:
 
 
 def picture_size(root: Root, relative: str) -> tuple[int, int]:
-    """(width, height) in pixels of what `open_image` would give. Raises InputError as `read_header` does."""
+    """(width, height) in pixels of the picture that `open_image` would return. Raises InputError as `read_header` does."""
     return read_header(root, relative).size
 
 
@@ -164,14 +164,14 @@ def _header(image: Image.Image, _path: Path, file: BinaryIO) -> Header:
     orientation = _orientation(image) if _may_have_exif(image, file) else 1
     if orientation < 5:
         return Header((width, height), (width, height), orientation)
-    # Pillow's TIFF reader turns by itself, and says the size that this gives.
+    # Pillow's TIFF reader turns the picture itself and returns the turned size.
     upright = (width, height) if image.format == "TIFF" else (height, width)
     return Header(upright, upright[::-1], orientation)
 
 
 WEB_PAGE = "a web page"
 SNIFFED = 512
-"""Bytes of a file's beginning that say what it is."""
+"""Bytes at the beginning of a file that identify its format."""
 _FOREIGN: tuple[tuple[int, tuple[bytes, ...], str], ...] = (
     (0, (LFS_POINTER,), "a pointer of Git LFS, and the picture is not here; 'git lfs pull' fetches it"),
     (4, (b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1"), "a HEIC photograph, which cannot be read; save it as JPEG"),
@@ -183,7 +183,7 @@ _FOREIGN: tuple[tuple[int, tuple[bytes, ...], str], ...] = (
 
 
 def foreign(head: bytes) -> str | None:
-    """What a file that begins with `head` is, if it stands for a picture and is none that can be read; None for all else."""
+    """The unsupported picture format, LFS pointer or web page that begins with `head`, in words; None for other files."""
     for place, starts, words in _FOREIGN:
         if head[place:].startswith(starts):
             return words
@@ -196,11 +196,11 @@ def foreign(head: bytes) -> str | None:
 
 
 _SURE = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "JPEG2000", "AVIF")
-"""Formats whose first bytes are no text's; of the others the whole header is read."""
+"""Formats that their first bytes identify; a file of another format is identified by its whole header."""
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file's content is a picture's, whole or broken, or stands for one that cannot be read (`foreign`)."""
+    """Whether a file is a picture, whole or broken, or of an unsupported picture format (`foreign`)."""
     try:
         if not path.is_file():
             return False
@@ -235,9 +235,9 @@ def _may_have_exif(image: Image.Image, file: BinaryIO) -> bool:
 def reuse_memory(blocks: int = 8) -> None:
     """Lets Pillow keep up to `blocks` freed blocks, of at most 16 MiB each, for the next pictures.
 
-    By default it gives each back to the system, and to have a megapixel mapped anew, page by page, takes half as long as to
-    decode it. For processes that read pictures all day: this one, and those that it begins. A user's own setting
-    (PILLOW_BLOCKS_MAX) stands.
+    By default Pillow returns each block to the system, and mapping a megapixel anew, page by page, takes half as long as
+    decoding it. The setting applies to this process and to those that it starts. A user's own setting (PILLOW_BLOCKS_MAX) has
+    priority.
     """
     if "PILLOW_BLOCKS_MAX" not in os.environ:
         os.environ["PILLOW_BLOCKS_MAX"] = str(blocks)
@@ -246,7 +246,7 @@ def reuse_memory(blocks: int = 8) -> None:
 
 
 def reduced(image: Image.Image, most: float) -> Image.Image:
-    """The picture, made smaller by a whole factor where the square around it would have more than `most` pixels.
+    """The picture, reduced by a whole factor where the square around it would have more than `most` pixels.
 
     A strip of 1 x 65,535 pixels has a square of 4 billion. Each side keeps at least one pixel, so a box in fractions holds.
     """
@@ -291,7 +291,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except _DECODE_ERRORS:
-        # A broken EXIF block says nothing about the picture, which every viewer shows as stored.
+        # Viewers show a picture with a broken EXIF block as stored.
         return 1
     return value if isinstance(value, int) else 1
 

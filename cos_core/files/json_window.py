@@ -12,12 +12,13 @@ from typing import Any, BinaryIO, TypeVar
 import msgspec
 
 from cos_core.files.jsonl import MAX_RECORD_BYTES, FiniteNumbers, decode
+from cos_core.files.text import is_encodable
 
 CHUNK = 4 * 2**20
 """Bytes that are read at a time."""
 
 SHOWN = 40
-"""Characters that are shown of what stands where no record can."""
+"""Most characters that a message shows of text between records."""
 
 TOO_LONG = f"longer than {MAX_RECORD_BYTES >> 20} MiB"
 
@@ -32,23 +33,23 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class UnusableError(ValueError):
-    """One value cannot be used; the window stands behind it."""
+    """One value cannot be used; the window is past it."""
 
 
 @contextmanager
 def _placed(key: str, before: int) -> Iterator[None]:
-    """Gives what is wrong with one of some elements its place in the whole list; `before` stand before them."""
+    """Numbers the element in a validation error by its place in the whole list; `before`: elements before the decoded ones."""
     try:
         yield
     except msgspec.ValidationError as error:
-        words = re.sub(r"\$\[(\d+)\]", lambda found: f"$.{key}[{before + int(found[1])}]", str(error).replace("`", ""))
+        words = re.sub(r"\$\[(\d+)\]", lambda match: f"$.{key}[{before + int(match[1])}]", str(error).replace("`", ""))
         raise msgspec.ValidationError(words) from None
 
 
 class Window:
     """A sliding piece of a UTF-8 text file, with the line and the byte it starts on.
 
-    Bytes that are no UTF-8 stand in it as lone surrogates, so that they cost only the value that they stand in.
+    Bytes that are not UTF-8 become lone surrogates, so that only the value that contains them is lost.
     """
 
     def __init__(self, file: BinaryIO, line: int = 1, offset: int = 0) -> None:
@@ -149,7 +150,7 @@ class Window:
             raise UnusableError(TOO_LONG)
         if finite and self._numbers.beyond is not None:
             raise UnusableError(self._numbers.beyond)
-        if not (piece.isascii() or _is_unicode(piece)):
+        if not (piece.isascii() or is_encodable(piece)):
             raise UnusableError("the text is not UTF-8")
         return value
 
@@ -231,24 +232,16 @@ class Window:
         return 0
 
     def members(self) -> dict[str, Any]:
-        """Whole members of the object that the window stands in, as many as can be decoded in one go; often none."""
+        """Whole members of the object at the window's position, as many as can be decoded in one go; often none."""
         end = 0 if self._indivisible else self._text.rfind("},", self._at) + 1
         if not end:
             return {}
         try:
             # A text that begins at a member and is whole JSON ends behind one, whatever else its last brace could have been.
-            found: dict[str, Any] = decode(b"{" + self._text[self._at : end].encode() + b"}")
+            members: dict[str, Any] = decode(b"{" + self._text[self._at : end].encode() + b"}")
         except ValueError:
             # Members of another shape: one by one, until the next piece of the file is read.
             self._indivisible = True
             return {}
         self._advance(end + 1)
-        return found
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        return members

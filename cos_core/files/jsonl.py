@@ -22,7 +22,7 @@ from cos_core.errors import InputError
 from cos_core.files.durable import utf8
 
 MAX_RECORD_BYTES = 64 * 2**20
-"""A line or list element longer than this is taken for a broken file, not for a record."""
+"""Longest line or list element; a longer one means a broken file."""
 
 _INTEGER_DIGITS = 308
 """A whole number of more digits is beyond every float."""
@@ -39,7 +39,7 @@ class Problem:
 
     @property
     def key(self) -> str:
-        """The file's name and the line: under it the problem is recorded. Its example's id may be another record's, too."""
+        """The file's name and the line: the problem's id in records (an example's id may be another record's, too)."""
         return self.path.name if self.line is None else f"{self.path.name}:{self.line}"
 
     def __str__(self) -> str:
@@ -57,12 +57,12 @@ class Place(NamedTuple):
 
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-"""What a file begins with that Git LFS has not fetched."""
+"""First bytes of a file that Git LFS has not fetched."""
 OnProblem = Callable[[Problem], None]
 
 
 def report(problem: Problem, on_problem: OnProblem | None) -> None:
-    """Hands the problem over; without anybody to take it, raises it as an InputError."""
+    """Calls `on_problem` with the problem; without `on_problem` raises it as an InputError."""
     if on_problem is None:
         raise InputError(str(problem))
     on_problem(problem)
@@ -215,7 +215,7 @@ def object_of(path: Path, number: int, line: bytes, on_problem: OnProblem | None
 
 
 def why(error: Exception) -> str:
-    """What is wrong with a JSON text, in a few words."""
+    """The reason of a JSON decoding error, in a few words."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg}, column {error.colno}"
     if isinstance(error, UnicodeDecodeError):
@@ -224,6 +224,6 @@ def why(error: Exception) -> str:
 
 
 def kind_of(value: object) -> str:
-    """What a JSON value is, in a few words."""
+    """The type of a JSON value, in words."""
     names = {list: "a list", str: "a string", bool: "true or false", type(None): "null", dict: "an object"}
     return names.get(type(value), "a number")

@@ -22,7 +22,7 @@ class FileLock:
     """`with FileLock(path):` holds the lock file `path`; it never waits.
 
     The file names the holder's process id for people, is removed on release and means nothing when a killed process leaves it
-    behind, whoever that was: it is open to everybody who may write into the folder, whatever the umask. A link, a folder or a
+    behind, also one of another user: its mode is 0666 whatever the umask. A link, a folder or a
     file with other content in its place is never followed nor changed. A forked child does not inherit the lock. Raises
     LockedError when another process (or another FileLock of this one) holds it, InputError when the file cannot be made.
     `what` is named in the message instead of the lock file.
@@ -53,7 +53,7 @@ class FileLock:
             fd, writable = self._open()
             try:
                 hold(fd, self._what, self.path)
-                # The last holder may have removed the file between our open and our flock: then nobody else can see it.
+                # The last holder may have removed the file between our open and our flock: other processes lock a new file.
                 if not is_current(fd, self.path):
                     os.close(fd)
                 elif writable or not self._replaced():
@@ -70,12 +70,9 @@ class FileLock:
         _HELD.add(self)
 
     def check_place(self) -> None:
-        """Raises InputError when the lock's folder was removed or replaced since it was taken: what was written is gone."""
+        """Raises InputError when the lock's folder was removed or replaced since the lock was taken: its files are gone."""
         if self._fd is not None and identity(self.path.parent) != self._folder:
-            raise InputError(
-                f"{self.path.parent} was removed or replaced while it was written to, and what was written is not there; "
-                "run again"
-            )
+            raise replaced(self.path.parent)
 
     def release(self) -> None:
         """Gives the lock back; harmless when it is not held."""
@@ -120,7 +117,7 @@ class FileLock:
                 continue
             except OSError as error:
                 raise self._refusal(error) from None
-            # Whatever the umask: whoever may write into the folder may go on when we are killed.
+            # Whatever the umask: after a kill another user of the folder can take the lock.
             with suppress(OSError):
                 os.fchmod(fd, 0o666)
             return fd, True
@@ -213,6 +210,11 @@ def identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return there.st_dev, there.st_ino
+
+
+def replaced(what: object) -> InputError:
+    """The error of a run whose output `what` was removed or replaced before the run ended."""
+    return InputError(f"{what} was removed or replaced while it was written, and what was written is not there; run again")
 
 
 def is_current(fd: int, path: Path) -> bool:

@@ -1,6 +1,6 @@
-"""Run manifests: what was run, on what, with what, and how it ended. Written last and atomically.
+"""Run manifests: stage, settings, inputs, versions, hardware, counts and results of a run. Written last and atomically.
 
-A directory without a finished `manifest.json` is not finished. Also here: fingerprints of settings and digests of inputs.
+A directory without a `manifest.json` is not finished. Also here: fingerprints of settings and digests of inputs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PACKAGES = (
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON knows it: dataclasses and mappings become objects, paths strings, tuples and sets (sorted) lists.
+    """`value` in JSON's types: dataclasses and mappings become objects, paths strings, tuples and sets (sorted) lists.
 
     Raises InputError for anything else, so that a fingerprint never depends on an object's address.
     """
@@ -63,7 +63,7 @@ def plain(value: Any) -> Any:
 
 
 def _text(text: str) -> str:
-    """`text` as UTF-8 can hold it: a path's bytes that are none are escaped (in the C locale they may well be UTF-8)."""
+    """`text` as UTF-8 can hold it: bytes of a path that are not UTF-8 are escaped (in the C locale they may be UTF-8)."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -99,7 +99,7 @@ def file_input(path: Path) -> dict[str, Any]:
 
 
 def files_input(data: Path | tuple[Path, ...]) -> dict[str, Any]:
-    """`file_input` of a data set; of several files lists of paths and records, the bytes of all, and one digest of theirs."""
+    """`file_input` of a data set; of several files the lists of paths and records, their bytes and a digest of digests."""
     if not isinstance(data, tuple):
         return file_input(data)
     files = [file_input(path) for path in data]
@@ -143,7 +143,7 @@ def read(path: Path) -> RunManifest:
 
 
 def beside(output: Path, mark: str) -> RunManifest | None:
-    """The manifest of the run whose settings have the fingerprint `mark`, of those beside an output file; None without one."""
+    """The manifest beside an output file whose fingerprint is `mark`; None where there is none."""
     for path in sorted(Path(output).parent.glob(f"*.{FILE}")):
         try:
             manifest = read(path)
@@ -155,7 +155,7 @@ def beside(output: Path, mark: str) -> RunManifest | None:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two records of settings, a phrase each: `box_tokens 48, now 64`; tables within them part by part."""
+    """The differences of two records of settings, a phrase each: `box_tokens 48, now 64`; nested tables key by key."""
     changes = []
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)
@@ -191,7 +191,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """What the run had: machine type, processor, usable cores, memory in bytes, names of NVIDIA GPUs. Names no host or user."""
+    """Machine type, processor, usable cores, memory in bytes, names of NVIDIA GPUs. Contains no host or user name."""
     import platform
 
     gpus = sorted(_field(p, "Model:") for p in Path("/proc/driver/nvidia/gpus").glob("*/information"))
@@ -207,7 +207,7 @@ def hardware() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Started:
-    """A run under way; `finish` turns it into its manifest. Made by `started`."""
+    """A run under way, returned by `started`; `finish` returns its manifest."""
 
     stage: str
     config: Any
@@ -223,7 +223,7 @@ class Started:
         status: Literal["complete", "partial", "failed"] = "complete",
         results: Mapping[str, Any] | None = None,
     ) -> RunManifest:
-        """The manifest; `counts` lacking ok, failed or skipped get 0. Wall time is from a clock that cannot go back."""
+        """The manifest. Missing counts of ok, failed and skipped are 0; the wall time is from a monotonic clock."""
         return RunManifest(
             stage=self.stage,
             status=status,
@@ -249,7 +249,7 @@ def started(
     inputs: Mapping[str, Mapping[str, Any]] | None = None,
     settings_fingerprint: str | None = None,
 ) -> Started:
-    """Notes when a stage began. `config` is its Config; `settings_fingerprint` defaults to the fingerprint of all of it."""
+    """The record of a stage that starts now. `config`: its Config; `settings_fingerprint`: by default that of `config`."""
     mark = settings_fingerprint or fingerprint(plain(config))
     return Started(stage, config, seed, dict(inputs or {}), datetime.now(UTC), time.monotonic(), mark)
 
@@ -283,6 +283,6 @@ def _commit(root: Path) -> str | None:
 
 
 def summary(manifest: RunManifest, out: object) -> str:
-    """One sentence about a finished stage: counts, time, where the result lies."""
+    """One sentence about a finished stage: counts, time and the path of the result."""
     counts = ", ".join(f"{n} {name}" for name, n in manifest.counts.items() if n or name in ("ok", "failed"))
     return f"{manifest.stage} {manifest.status}: {counts} in {duration(manifest.seconds)} -> {out}"

@@ -1,6 +1,6 @@
-"""What a command may write to: a new name, or what the same command wrote there before. Never its own input, nor others' files.
+"""Checks of output paths: a new name, or a file that the same command wrote before; never an input or another file.
 
-A file is known as ours by its manifest beside it (`manifest.path_for`) that names the stage, by the mark of `MARK` in pictures
+A file of the command is recognised by the manifest beside it (`manifest.path_for`) that names the stage, by `MARK` in pictures
 and pages, or by the shape of its first record. Links are followed: two names of one file are one file.
 """
 
@@ -16,15 +16,15 @@ from cos_core.files.jsonl import decode
 from cos_core.files.locks import identity
 
 MARK = "cos-toolkit"
-"""Stands in every picture and page that is written: a picture of somebody else has none."""
+"""The text that every picture and page written by cos contains."""
 _ENDS = 2**16
-"""Bytes at both ends of a file that are looked at."""
+"""Bytes that are read at both ends of a file."""
 
 _MARKED = (b"\x89PNG", b"RIFF", b"%PDF", b"\xff\xd8", b"<!doctype html")
-"""How the files begin that hold MARK."""
+"""First bytes of the file formats that contain MARK."""
 
 IsOurs = Callable[[bytes], bool]
-"""Says of a file's first bytes whether this command writes such files."""
+"""Whether a file with these first bytes is one that the command writes."""
 
 
 def check_file(out: Path, stage: str, inputs: Iterable[Path | None], ours: IsOurs | None = None) -> None:
@@ -33,24 +33,27 @@ def check_file(out: Path, stage: str, inputs: Iterable[Path | None], ours: IsOur
     check_output(out)
     _refuse_inputs(out, inputs)
     content = _ends(out)
-    if not content or (ours is not None and ours(content)) or (MARK.encode() in content and content.startswith(_MARKED)):
-        return
-    if _stage_beside(out) != stage:
+    if content and not _is_ours(content, ours) and _stage_beside(out) != stage:
         raise InputError(f"{out} is there already and was not written by cos {stage}; name another file, or move it away")
 
 
 def check_folder(out: Path, stage: str, inputs: Iterable[Path | None], files: Mapping[str, IsOurs]) -> None:
-    """The same for a folder that gets `files`, by name: refused when it is an input, or when one of them is not ours."""
+    """Raises InputError for a folder that is an input, holds another stage's output, or has one of `files` (name -> check)
+    from another program."""
     _refuse_inputs(out, inputs)
     if _stage_beside(out) not in (None, stage):
         raise InputError(f"{out} holds what cos {_stage_beside(out)} wrote; name another folder")
     for name, ours in files.items():
-        if (content := _ends(out / name)) and not (ours(content) or (MARK.encode() in content and content.startswith(_MARKED))):
+        if (content := _ends(out / name)) and not _is_ours(content, ours):
             raise InputError(f"{out / name} was not written by cos {stage}; name another folder, or move the file away")
 
 
+def _is_ours(content: bytes, ours: IsOurs | None) -> bool:
+    return (ours is not None and ours(content)) or (MARK.encode() in content and content.startswith(_MARKED))
+
+
 def records_with(*keys: str) -> IsOurs:
-    """Whether a file of JSON Lines begins with a record that has these keys (`a|b`: one of them), or with a torn one."""
+    """The check that a JSON Lines file begins with a record that has these keys (`a|b`: one of them), or with a torn one."""
 
     def ours(head: bytes) -> bool:
         line, end, _ = head.partition(b"\n")
@@ -70,7 +73,7 @@ def _first_key(line: bytes) -> str:
 
 
 def beginning(*starts: bytes) -> IsOurs:
-    """Whether a file begins with one of these bytes."""
+    """The check that a file begins with one of these bytes."""
     return lambda head: head.startswith(starts)
 
 

@@ -1,8 +1,8 @@
-"""Files of pictures: which file a name in the data means, and its bytes. What is in them is for images.py to say.
+"""Files of pictures: the file that a name in the data means, and its bytes. images.py decodes them.
 
-Names come from data that strangers wrote, and links may have come with it. A name never leaves the picture folder by itself; a
-link that leaves it is followed for a folder whose owner says that the links are his own (`PictureFolder.follow_links`), and in
-the cache of the Hugging Face hub, whose links lead into the same repository's `blobs`.
+Names, and links in picture folders, come from untrusted data. A name outside the picture folder is refused; a link that leads
+out of it is followed with `PictureFolder.follow_links`, and in the cache of the Hugging Face hub, where links lead to `blobs`
+of the same repository.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from itertools import islice
 from pathlib import Path
 
 from cos_core.errors import InputError, TransientError
-from cos_core.files.text import one_line
+from cos_core.files.text import is_encodable, one_line
 
 MAX_FILE_BYTES = 2**29
 _SHOWN_PATH = 400
 _FOR_GOOD = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
-"""What the system says of a path that no mount and no copy will bring."""
+"""Error numbers of a path that stays unusable whatever is mounted or copied."""
 _REPOSITORY = re.compile(r"(?:models|datasets|spaces)--.+")
 
 
 @dataclass(frozen=True, slots=True)
 class PictureFolder:
-    """A folder of pictures; `follow_links`: links in it may lead out of it: the user made them."""
+    """A folder of pictures; `follow_links`: whether links in it may lead out of it."""
 
     path: Path
     follow_links: bool = False
 
 
 Root = PictureFolder | Path | None
-"""Where the names of pictures start from; a plain path trusts no link, None is for paths that the command line gave."""
+"""The folder that the names of pictures start from; links out of a plain path are refused; None: names are whole paths."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """A picture's file as it lies on the disk: its bytes, and the path that messages name."""
+    """A picture's encoded file: its bytes, and its path for messages."""
 
     path: Path
     data: bytes
@@ -52,7 +52,7 @@ def folder(path: Path | None, follow_links: bool) -> PictureFolder | None:
 
 
 def image_path(root: Root, relative: str) -> Path:
-    """The file that `relative` names under `root`, links resolved; without a root, the path as it is given.
+    """The file that `relative` names under `root`, links resolved; without a root, the path `relative` itself, resolved.
 
     Raises InputError for a path that is absolute, climbs out of the root, or is linked out of it where links are not followed.
     """
@@ -89,10 +89,10 @@ def _in_hub_cache(base: Path, target: Path) -> bool:
 
 @dataclass(slots=True)
 class Listing:
-    """What lies in a folder and the folders in it, paths from the folder on, with `/`, in the order of their names.
+    """The files in a folder and its subfolders: paths relative to it, with `/`, sorted.
 
-    `links`: folders that are links and were not entered; `closed`: folders that may not be read; `unnameable`: files whose
-    names are no UTF-8, as Python escapes them.
+    `links`: linked folders that were not entered; `closed`: folders without permission to read; `unnameable`: files whose
+    names are not UTF-8, as Python escapes them.
     """
 
     files: list[str] = field(default_factory=list)
@@ -104,18 +104,18 @@ class Listing:
 _LEFT_BY_SYSTEMS = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"))
 
 
-def listed(folder: Path, follow_links: bool, own: Path | None = None) -> Listing:
+def listed(folder: Path, follow_links: bool, output: Path | None = None) -> Listing:
     """The files of a folder, but for hidden ones and those that other systems leave behind (`._x.jpg`, `Thumbs.db`).
 
-    Linked folders are entered with `follow_links`, each folder once. `own`: an output, which is left out with what stands
-    beside it under its name.
+    Linked folders are entered with `follow_links`, each folder once. `output`: a file to leave out, with the files beside it
+    whose names begin with its name.
     """
     listing = Listing()
-    output = Path(os.path.realpath(own)) if own is not None else None
+    output_path = Path(os.path.realpath(output)) if output is not None else None
     entered: set[str] = set()
     pending, linked = [""], list[str]()
     while pending or linked:
-        # What is there under its own name is not known by a link's.
+        # Linked folders come last, so that a folder reached both ways is listed under its own name.
         inside = pending.pop() if pending else linked.pop(0)
         if (real := os.path.realpath(folder / inside)) in entered:
             continue
@@ -131,22 +131,14 @@ def listed(folder: Path, follow_links: bool, own: Path | None = None) -> Listing
                 continue
             if entry.is_dir():
                 (pending if not entry.is_symlink() else linked if follow_links else listing.links).append(name)
-            elif output is None or not _beside(Path(entry.path), output):
-                (listing.files if _encodable(name) else listing.unnameable).append(name)
+            elif output_path is None or not _beside(Path(entry.path), output_path):
+                (listing.files if is_encodable(name) else listing.unnameable).append(name)
     listing.files.sort()
     return listing
 
 
 def _beside(path: Path, output: Path) -> bool:
     return path.name.startswith(output.name) and os.path.realpath(path.parent) == str(output.parent)
-
-
-def _encodable(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def read_file(root: Root, relative: str) -> ImageFile:
@@ -166,7 +158,7 @@ def read_file(root: Root, relative: str) -> ImageFile:
 
 
 def check_file(path: Path) -> None:
-    """Raises as `read_file`."""
+    """Raises TransientError or InputError for a file that `read_file` would not read."""
     try:
         info = path.stat()
     except OSError as error:
@@ -180,7 +172,7 @@ def check_file(path: Path) -> None:
 
 
 def unreadable(path: Path, error: OSError) -> InputError:
-    """The error for a picture's file that the system does not give: it may be there later, unless the path itself is wrong."""
+    """The InputError for a picture's file that cannot be opened: a TransientError, unless the path itself is unusable."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return TransientError(f"there is no image {shown(path)}")
     kind = InputError if error.errno in _FOR_GOOD else TransientError
@@ -188,7 +180,7 @@ def unreadable(path: Path, error: OSError) -> InputError:
 
 
 def shipped(root: Root, names: Iterable[str]) -> dict[str, ImageFile | InputError]:
-    """The files of these pictures, or why there is none, for an ImageSource elsewhere."""
+    """Name -> file, or the error of one that cannot be read, for an ImageSource in another process."""
     files: dict[str, ImageFile | InputError] = {}
     for name in names:
         try:
@@ -202,7 +194,7 @@ Shipped = Mapping[str, ImageFile | InputError]
 
 
 def first_existing(root: Root, names: Iterable[str], most: int = 100) -> str | None:
-    """The first of `names` whose file exists, of at most `most` tried; workers pass it to `check_visible`."""
+    """The first of `names` whose file exists, of the first `most`; the argument of `check_visible` in workers."""
     for name in islice(names, most):
         try:
             if image_path(root, name).is_file():
@@ -213,7 +205,7 @@ def first_existing(root: Root, names: Iterable[str], most: int = 100) -> str | N
 
 
 def check_visible(root: Root, seen: str | None) -> None:
-    """Raises InputError when a worker cannot read the picture `seen`, which the driver can read (None: it can read none)."""
+    """Raises InputError when this worker has no file for `seen`, a picture that exists for the driver (None: no check)."""
     if seen is not None and not image_path(root, seen).is_file():
         where = root.path if isinstance(root, PictureFolder) else root
         raise InputError(
@@ -223,7 +215,7 @@ def check_visible(root: Root, seen: str | None) -> None:
 
 
 def check_folder(root: Path | None) -> None:
-    """Raises InputError when the folder of pictures is not there or holds nothing: no picture of a run could be read."""
+    """Raises InputError when the folder of pictures is missing, empty or no folder."""
     if root is None:
         return
     try:

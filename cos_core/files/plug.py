@@ -16,7 +16,7 @@ from cos_core.errors import InputError, MissingError
 
 KINDS = ("backbones", "benchmarks", "detectors", "engines", "policies", "runners")
 SPELLINGS = {"centre": "center", "centre_crop": "center_crop"}
-"""Other spellings of values of `--roi`."""
+"""Other spellings of values of `--roi` -> the value."""
 ROI_ALIASES = {"model": "from_single_question", "center": "center_crop"}
 """Short names of the option `--roi`; "relevance" (infer/heat.py) and the names of policies are the others."""
 _MOVED = {"answers": "scoring.answers", "metrics": "scoring.metrics"}
@@ -78,7 +78,7 @@ def sources(*names: str | None) -> dict[str, str]:
 
 
 def described(plugin: Any) -> dict[str, Any]:
-    """What a plug-in object is and how it is set, for fingerprints and provenance: its `settings`, or its dataclass fields."""
+    """A plug-in object's module and settings, for fingerprints and provenance: its `settings`, or its dataclass fields."""
     settings = getattr(plugin, "settings", None)
     if settings is None:
         from dataclasses import fields, is_dataclass
@@ -156,7 +156,7 @@ def _from_file(path: Path) -> types.ModuleType:
     except InputError as error:
         raise InputError(f"the plug-in {path}: {error}") from None
     except (Exception, SystemExit) as error:
-        # Whatever somebody else's code raises is no defect of ours; --traceback shows where.
+        # An exception of a plug-in is no defect of cos; --traceback shows where it was raised.
         raise InputError(f"the plug-in {path} cannot be imported: {type(error).__name__}: {error}") from error
     return module
 

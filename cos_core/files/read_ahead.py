@@ -1,6 +1,6 @@
 """Pictures ahead of the model: they are decoded, and made ready for the model, in threads while it computes.
 
-A caller bounds what is open at once by what it begins: annotating the next window, answering the next batch.
+A caller bounds the open pictures by the names that it begins: annotating the next window, answering the next batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Prepare = Callable[["Image", str], None]
-"""What can be done with a picture (and its name) beforehand, in any thread."""
+"""A preparation of a picture (and its name) that may run in any thread."""
 
 
 class PictureOpener(Protocol):
@@ -28,7 +28,7 @@ class PictureOpener(Protocol):
 
 
 class OpenPictures:
-    """Pictures that are being read, by name; a name that is not among them is read when it is asked for."""
+    """Pictures that are being read, by name; `open` reads any other name itself."""
 
     def __init__(self, futures: Mapping[str, Future[Image | InputError]], source: ImageSource) -> None:
         self.futures, self._source = futures, source
@@ -43,7 +43,7 @@ class OpenPictures:
         return image
 
     def outcome(self, name: str) -> Image | InputError:
-        """The picture of this name, which is among them, or why there is none."""
+        """The picture of this name, which must be among them, or the error of reading it."""
         return self.futures[name].result()
 
 
@@ -82,7 +82,7 @@ class PictureReader:
 
 
 def one_ahead(items: Iterable[T]) -> Iterator[T]:
-    """The items in order, each once the next one has been taken, too: what taking it begins goes on while this one is used."""
+    """The items in order, each after the next was fetched from `items`: work that fetching starts runs while one is used."""
     source = iter(items)
     try:
         item = next(source)

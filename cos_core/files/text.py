@@ -1,4 +1,4 @@
-"""Text that comes from outside: files are read within a bound, and words from data are shown so that they can do no harm."""
+"""Untrusted text: bounded reading of files, and escaping of text from data in messages and pages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cos_core.errors import InputError
 from cos_core.files.jsonl import open_input
 
 MAX_TEXT_BYTES = 64 * 2**20
-"""A text file that is read whole (settings, question lists, hostfiles) and is longer than this is taken for something else."""
+"""A text file that is read whole (settings, question lists, hostfiles) is at most this long."""
 
 SHOWN = 200
 """Characters of a text from data that a message shows."""
@@ -18,8 +18,8 @@ SHOWN = 200
 MESSAGE = 4000
 """Characters of a whole message (a note, a warning, an error) that a person is shown."""
 
-# What a terminal or an editor obeys, or no output can encode: C0 and C1 controls, DEL, line and paragraph separators, the marks
-# of writing direction, lone surrogates.
+# Characters that control a terminal or an editor, or that no output can encode: C0 and C1 controls, DEL, line and paragraph
+# separators, the marks of writing direction, lone surrogates.
 _OBEYED = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _UNSAFE = re.compile(f"[{_OBEYED}]")
 _UNSAFE_BUT_LINES = re.compile(rf"(?![\n\t])[{_OBEYED}]")
@@ -61,7 +61,7 @@ def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
 
 
 def escaped(text: object) -> str:
-    """`text` on one line: line ends and whatever else a terminal obeys, and lone surrogates, as Python writes them."""
+    """`text` on one line: line ends, other terminal controls and lone surrogates as Python's escapes."""
     return _UNSAFE.sub(_python, str(text))
 
 
@@ -71,8 +71,8 @@ def escaped_lines(text: str) -> str:
 
 
 def escaped_json(text: str) -> str:
-    """A JSON text that means the same, with whatever a terminal obeys inside its strings as \\uXXXX."""
-    return _UNSAFE_BUT_LINES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    """An equal JSON text, with terminal controls inside its strings as \\uXXXX."""
+    return _UNSAFE_BUT_LINES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def one_line(text: object, limit: int = SHOWN) -> str:
@@ -92,13 +92,22 @@ def message(text: str) -> str:
 
 
 def words_of(error: BaseException) -> str:
-    """What an exception says, as it is shown; see `message`."""
+    """An exception's message, escaped; see `message`."""
     argument = error.args[0] if len(error.args) == 1 else None
     return argument if isinstance(argument, Lines) else message(str(error))
 
 
-def _python(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode("ascii")
+def _python(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode("ascii")
+
+
+def is_encodable(text: str) -> bool:
+    """Whether UTF-8 can hold `text`: it has no lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def duration(seconds: float) -> str:

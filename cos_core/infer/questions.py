@@ -73,7 +73,7 @@ def _same_question(config: InferConfig, reporter: Reporter) -> Questions:
     folder = Path(config.images or "")
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
-    listing = listed(folder, config.follow_links, own=config.out)
+    listing = listed(folder, config.follow_links, output=config.out)
     names = [name for name in listing.files if _pictured(folder / name)]
     pictures = set(names)
     _warn_of(reporter, "files are no pictures and were left out", [name for name in listing.files if name not in pictures])

@@ -1,9 +1,9 @@
-"""The annotation store: one LMDB directory that a job fills, loses nothing of when killed, and many processes read.
+"""The annotation store: one LMDB directory. One process writes it, a killed job loses no commit, and many processes read it.
 
 Named databases: `annotations` (id -> record), `heats` (id -> relevance map), `failures` (id -> reason), `meta` (schema,
 fingerprint, provenance). Keys are the ids in UTF-8, so iteration is in code point order; an id beyond LMDB's 511 bytes is cut
-and ends in a digest. `codec` says what the bytes mean, `environment` is LMDB itself, `merge` joins the parts of a job,
-`check` reads everything.
+and ends in a digest. `codec` encodes the records, `environment` wraps LMDB, `merge` joins the parts of a job, `check` verifies
+every record.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Store:
     def create_or_resume(cls, path: Path, fingerprint: str, provenance: Mapping[str, Any]) -> Store:
         """The store at `path` for writing, made when it is not there.
 
-        `fingerprint` hashes the settings that make the annotations; `provenance` (JSON) says what they were and is kept from
-        the first opening. Raises InputError for a store of another fingerprint or schema, or a folder with other things in it;
+        `fingerprint` hashes the settings that make the annotations; `provenance` (JSON) lists them and is stored when the store
+        is made. Raises InputError for a store of another fingerprint or schema, or a folder with other things in it;
         LockedError when another live process writes it.
         """
         path = Path(path)
@@ -111,7 +111,7 @@ class Store:
 
     @classmethod
     def is_begun(cls, path: Path) -> bool:
-        """Whether the store at `path` was given its settings; one whose job was killed before holds nothing.
+        """Whether the store at `path` has its settings; a store whose job was killed before that is empty.
 
         Raises InputError when it cannot be read.
         """
@@ -125,7 +125,7 @@ class Store:
     # --- writing ---
 
     def put_many(self, annotations: Iterable[Annotation], heats: Mapping[str, HeatRows] | None = None) -> int:
-        """Writes the annotations and returns their number; all of them are on the disk when it returns.
+        """Writes the annotations and returns their number, after all are on the disk.
 
         Committed in batches as they come, so a killed job keeps the finished ones; see `commit` for the rest.
         """
@@ -157,20 +157,21 @@ class Store:
         fingerprint, a score that is not finite, a map without its annotation, or a full disk.
         """
         self._need_writer()
-        rows = [(key := codec.key_of(a.example_id), codec.pack(self._own(a), key)) for a in annotations]
+        rows = [(key := codec.key_of(a.example_id), codec.pack(self._checked(a), key)) for a in annotations]
         left = dict(heats or {})
         keys = [key for key, _ in rows]
         maps: list[tuple[bytes, bytes]] = []
         if left:
-            found = {codec.key_of(name): Heat.of(heat, name).packed() for name, heat in left.items()}
-            maps = [(key, found.pop(key)) for key in dict.fromkeys(keys) if key in found]
-            _refuse_orphans([name for name in left if codec.key_of(name) in found])
+            packed = {codec.key_of(name): Heat.of(heat, name).packed() for name, heat in left.items()}
+            maps = [(key, packed.pop(key)) for key in dict.fromkeys(keys) if key in packed]
+            _refuse_orphans([name for name in left if codec.key_of(name) in packed])
         weak = [(codec.key_of(name), _failure(name, reason)) for name, reason in failures]
         # In key order, neighbours share their way down the tree.
         rows.sort(key=lambda row: row[0])
         self._handle.commit({"annotations": rows, "heats": maps}, {"failures": keys, "heats": keys}, weak)
 
-    def _own(self, annotation: Annotation) -> Annotation:
+    def _checked(self, annotation: Annotation) -> Annotation:
+        """The annotation. Raises InputError when its fingerprint is not the store's."""
         if annotation.fingerprint != self.fingerprint:
             raise InputError(
                 f"the annotation {annotation.example_id!r} has fingerprint {annotation.fingerprint!r}, "
@@ -192,11 +193,11 @@ class Store:
 
     def heat(self, example_id: str) -> tuple[tuple[float, ...], ...] | None:
         """The example's relevance map over the square frame, (rows, columns), or None: each cell to 1/510 of the maximum."""
-        kept = self.kept_heat(example_id)
-        return None if kept is None else kept.rows()
+        heat = self.quantised_heat(example_id)
+        return None if heat is None else heat.rows()
 
-    def kept_heat(self, example_id: str) -> Heat | None:
-        """The map as it is kept: whole levels and the maximum. Raises InputError for a damaged one."""
+    def quantised_heat(self, example_id: str) -> Heat | None:
+        """The map as it is stored: levels 0 to 255 and the maximum. Raises InputError for a damaged one."""
         key = codec.key_of(example_id)
         value = self._handle.get("heats", key)
         if value is None:
@@ -213,7 +214,7 @@ class Store:
         return None if value is None else codec.failure(key, value)[1]
 
     def annotations(self, prefix: str = "") -> Iterator[Annotation]:
-        """All annotations whose id begins with `prefix`, sorted by id; memory stays bounded, and a writer is not held up."""
+        """All annotations whose id begins with `prefix`, sorted by id; memory stays bounded, and a writer is not blocked."""
         for key, value in self._scan("annotations", prefix):
             yield codec.unpack(key, value, self.fingerprint)
 
@@ -242,7 +243,7 @@ class Store:
     def export_jsonl(self, path: Path, *, failures: bool = False, heats: bool = False) -> int:
         """Writes every annotation as one line of JSON, sorted by id, keys sorted: equal stores give equal bytes.
 
-        `heats` adds each map as it is kept, `{"cells": [[0..255]], "top": maximum}`; `failures` adds the lines
+        `heats` adds each map as it is stored, `{"cells": [[0..255]], "top": maximum}`; `failures` adds the lines
         `{"example_id", "failure"}` at the end. Times are left out. Returns the number of lines. Raises InputError when `path`
         cannot be written.
         """
@@ -256,7 +257,7 @@ class Store:
 
             for annotation in self.annotations():
                 record = annotation.to_json()
-                if heats and (heat := self.kept_heat(annotation.example_id)) is not None:
+                if heats and (heat := self.quantised_heat(annotation.example_id)) is not None:
                     record["heat"] = {"cells": heat.cells.tolist(), "top": heat.top}
                 line(record)
             if failures:
@@ -265,7 +266,7 @@ class Store:
         return count
 
     def close(self) -> None:
-        """Gives handle and lock back; harmless when repeated."""
+        """Releases handle and lock; a second call does nothing."""
         if not self._closed:
             self._closed = True
             self._handle.release()

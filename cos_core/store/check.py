@@ -17,7 +17,7 @@ SHOWN = 10
 
 @dataclass(slots=True)
 class Checked:
-    """What was read, by table, and what is wrong: how many records, and the first sentences."""
+    """The result of `check`: records read by table, the number of faults, and the first of them as sentences."""
 
     counts: dict[str, int] = field(default_factory=lambda: {"annotations": 0, "heats": 0, "failures": 0})
     faults: int = 0

@@ -19,7 +19,7 @@ from cos_core.types import Annotation
 
 MAX_KEY = 511
 LEVELS = 255
-"""A map's cells are kept as whole numbers from 0 to its maximum's, this one."""
+"""A map's cells are stored as whole numbers from 0 to LEVELS, which stands for the map's maximum."""
 _MOST_CELLS = 4096 * 4096
 
 HEAD = struct.Struct("<5d2H3I")
@@ -43,7 +43,7 @@ _NO_BOX = (math.nan,) * 4
 
 @dataclass(frozen=True, slots=True)
 class Heat:
-    """A relevance map as it is kept: (rows, columns) cells from 0 to LEVELS, `top` the map's maximum in its own units."""
+    """A relevance map as it is stored: (rows, columns) cells from 0 to LEVELS, `top` the map's maximum in its own units."""
 
     cells: np.ndarray
     top: float
@@ -92,9 +92,9 @@ class Heat:
 
 
 def key_of(example_id: str) -> bytes:
-    """The id in UTF-8, half a character as it would be; beyond LMDB's limit its beginning, 0xff (in neither) and a digest.
+    """The id in UTF-8 (surrogatepass). An id longer than LMDB's limit becomes its beginning, 0xff (in no id) and a SHA-256.
 
-    Raises InputError for no id.
+    Raises InputError for an empty id.
     """
     key = example_id.encode("utf-8", "surrogatepass")
     if not key:
@@ -111,7 +111,7 @@ def is_cut(key: bytes) -> bool:
 
 
 def pack(annotation: Annotation, key: bytes) -> bytes:
-    """The annotation without its fingerprint, which is the store's. Raises InputError for what cannot be kept."""
+    """The annotation without its fingerprint, which is the store's. Raises InputError for what the format cannot hold."""
     box, score = annotation.box, annotation.score
     if not math.isfinite(score):
         raise InputError(f"the annotation {annotation.example_id!r} has score {score}")

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, TypeVar
 import lmdb
 
 from cos_core.errors import InputError
-from cos_core.files.locks import identity, is_held
+from cos_core.files.locks import identity, is_held, replaced
 from cos_core.files.manifest import canonical, differences, plain
 
 _DIFFERENCES_NAMED = 4
@@ -129,7 +129,7 @@ class Handle:
         return {name: self._env.open_db(name.encode(), create=False) for name in TABLES}
 
     def _read(self, about: bytes) -> dict[str, Any]:
-        """What the store says of itself. Raises InputError."""
+        """The store's record of schema, fingerprint and provenance. Raises InputError for a damaged one."""
         try:
             meta = json.loads(about)
         except ValueError:
@@ -150,7 +150,7 @@ class Handle:
         if child == 0:
             code = 1
             try:
-                # To die quietly: no core file, nobody's handler.
+                # The signal ends the child without a core file and without a handler of the parent's.
                 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
                 signal.signal(signal.SIGBUS, signal.SIG_DFL)
                 code = 0 if _readable(self._env) else 1
@@ -167,7 +167,7 @@ class Handle:
             self._open()
 
     def start(self, fingerprint: str, provenance: Mapping[str, Any]) -> None:
-        """Stamps a new store; checks that an old one is of the same settings. Raises InputError."""
+        """Records the settings in a new store. Raises InputError when an old store has other settings."""
         if self.meta:
             if self.meta["fingerprint"] != fingerprint:
                 changes = differences(self.meta.get("provenance", {}), plain(provenance))
@@ -184,7 +184,7 @@ class Handle:
         self.meta = about
 
     def commit(self, rows: Mapping[str, Rows], forget: Mapping[str, Sequence[bytes]] | None = None, weak: Rows = ()) -> None:
-        """Writes rows by table, forgets keys by table, and writes the failures `weak` where no annotation stands.
+        """Writes rows by table, deletes keys by table, and writes the failures `weak` of ids without an annotation.
 
         All or nothing, on the disk when it returns; doubles a map that is too small. Raises InputError for a full disk.
         """
@@ -194,10 +194,7 @@ class Handle:
                 with self._guard, self._env.begin(write=True) as txn:
                     self._write(txn, rows, forget or {}, weak)
                 if identity(self.path / DATA) != self._file:
-                    raise InputError(
-                        f"the store {self.path} was removed or replaced while it was written, and what was written is not "
-                        "there; run again"
-                    )
+                    raise replaced(f"the store {self.path}")
                 return
             except lmdb.MapFullError:
                 with self._guard:
@@ -231,12 +228,12 @@ class Handle:
         return self._retried(lambda: self._entries(table))
 
     def scan(self, table: str, start: bytes = b"", page: int = PAGE) -> Iterator[tuple[bytes, bytes]]:
-        """(key, value) in key order from `start` on; rows written behind the last page read are not seen."""
+        """(key, value) in key order from `start` on; rows written before the last page read are not returned."""
         for rows in self.pages(table, start, page):
             yield from rows
 
     def pages(self, table: str, start: bytes = b"", page: int = PAGE) -> Iterator[list[tuple[bytes, bytes]]]:
-        """The same in lists of `page`, each read in one transaction."""
+        """`scan` in lists of at most `page` rows, each read in one transaction."""
         at, past, size = start, False, 0
         while True:
             self._living()
@@ -286,7 +283,7 @@ class Handle:
 def _open_reader(path: Path, settings: Mapping[str, Any]) -> lmdb.Environment:
     options: dict[str, Any] = {**settings, "readonly": True, "create": False}
     if not _lock_is_whole(path):
-        # Nobody's room for a place in the table; without a live writer none is needed.
+        # There is no disk space for the reader table; without a live writer it is not needed.
         if is_held(path / WRITER):
             raise InputError(f"the store {path} is being written and cannot be read beside that: the disk is full")
         return lmdb.open(os.fsencode(path), lock=False, **options)
@@ -296,12 +293,12 @@ def _open_reader(path: Path, settings: Mapping[str, Any]) -> lmdb.Environment:
     except lmdb.InvalidError:
         raise
     except lmdb.Error:
-        # A folder we may not write to has no reader table for us; nobody else's writer is expected there either.
+        # A folder without write permission has no reader table for this process, and as a rule no writer.
         return lmdb.open(os.fsencode(path), lock=False, **options)
 
 
 def _lock_is_whole(path: Path) -> bool:
-    """Whether LMDB's table of readers has its room on the disk; makes it, open to whoever may write into the folder.
+    """Whether LMDB's table of readers has its space on the disk; makes it, with write permission as the folder has.
 
     LMDB writes it through mapped pages: on a full disk, touching one that has no room kills the process (SIGBUS). True, too,
     where we may not write and LMDB says so itself.
@@ -328,7 +325,7 @@ def _lock_is_whole(path: Path) -> bool:
 
 
 def _is_full(path: Path) -> bool:
-    """Whether no more than a few pages are free: LMDB calls a write that ended early an input/output error."""
+    """Whether less than 1 MiB is free: LMDB reports a write on a full disk as an input/output error."""
     try:
         disk = os.statvfs(path)
     except OSError:

@@ -1,6 +1,6 @@
-"""The ids of a store by their beginnings, for completion: opens in milliseconds, because it knows nothing but keys.
+"""The ids of a store by their beginnings, for completion: opens in milliseconds, because it reads only keys.
 
-Everything else about stores is in `store`, whose import costs what numpy costs.
+`annotations` has the rest; its import takes as long as numpy's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class StoreIds:
         try:
             self._env = lmdb.open(os.fsencode(path), lock=True, **options)
         except lmdb.Error:
-            # A folder we may not write to has no place for us among its readers.
+            # Without write permission this process cannot enter the reader table.
             self._env = lmdb.open(os.fsencode(path), lock=False, **options)
         self._txn = self._env.begin(self._env.open_db(_TABLE, create=False))
         self._cursor = self._txn.cursor()

@@ -24,7 +24,7 @@ from cos_core.types import RunManifest
 
 _SHOWN = 5
 _FILES_A_PART, _FILES_BESIDE = 4, 64
-"""Files that are open for each part (its lock, data and reader table), and whatever else is."""
+"""Files that are open for each part (its lock, data and reader table), and other files of the process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def merge(parts: Sequence[Path], out: Path, reporter: Reporter) -> int:
     _check_files(len(parts))
     with ExitStack() as stack:
         for part in parts:
-            # Where we may not write, nobody else is expected to; a live writer's LockedError goes up.
+            # A part without write permission is merged without a lock; a live writer's LockedError is raised.
             with suppress(InputError):
                 stack.enter_context(FileLock(part / LOCK_FILE, what=part))
         stores = [stack.enter_context(Store.read(part)) for part in parts]
@@ -82,7 +82,7 @@ def merge(parts: Sequence[Path], out: Path, reporter: Reporter) -> int:
 
 @dataclass(slots=True)
 class _Merger:
-    """Writes in key order, in batches; what the target has already is passed over."""
+    """Writes in key order, in batches; rows that the target has are skipped."""
 
     stores: Sequence[Store]
     target: Store
@@ -94,11 +94,11 @@ class _Merger:
     def run(self) -> int:
         total = sum(store.info()[table] for store in self.stores for table in ("annotations", "heats", "failures"))
         for table in ("annotations", "heats", "failures"):
-            for key, found in _joined([*self.stores, self.target], table):
-                value = min(value for _, value in found)
-                if found[-1] != (len(self.stores), value):
+            for key, values in _joined([*self.stores, self.target], table):
+                value = min(value for _, value in values)
+                if values[-1] != (len(self.stores), value):
                     self._rows.append((key, value))
-                self._done += sum(place < len(self.stores) for place, _ in found)
+                self._done += sum(place < len(self.stores) for place, _ in values)
                 if len(self._rows) == BATCH:
                     self._flush(table)
                 if self._done % 1000 == 0:
@@ -175,12 +175,12 @@ def _check_conflicts(stores: Sequence[Store]) -> None:
     shown: list[str] = []
     count = 0
     for table in ("annotations", "heats"):
-        for key, found in _joined(stores, table):
-            if len(found) > 1 and len({value for _, value in found}) > 1:
+        for key, values in _joined(stores, table):
+            if len(values) > 1 and len({value for _, value in values}) > 1:
                 count += 1
                 if len(shown) < _SHOWN:
                     what = "" if table == "annotations" else "the map of "
-                    first, other = found[0], next(f for f in found if f[1] != found[0][1])
+                    first, other = values[0], next(f for f in values if f[1] != values[0][1])
                     shown.append(f"{what}{codec.shown(key)} in {stores[first[0]].path} and {stores[other[0]].path}")
     if count:
         more = f" and {count - len(shown)} more" if count > len(shown) else ""

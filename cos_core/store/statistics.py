@@ -15,7 +15,7 @@ from cos_core.store.annotations import Store
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 MOST_REASONS, OTHERS = 50, "(others)"
-"""Reasons told apart: a failure's names its file, so that each may be another."""
+"""Most reasons that are counted one by one, and the name that the others share: a failure's reason may name its file."""
 
 
 def statistics(path: Path, reporter: Reporter) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def statistics(path: Path, reporter: Reporter) -> dict[str, Any]:
         if done < total:
             reporter.progress("stats", total, total)
     tally.status = Counter({name: count for name, count in tally.status.items() if count})
-    # A run without boxes has nothing to rank.
+    # quantile refuses an empty array.
     ranked = np.quantile(np.frombuffer(scores), QUANTILES, overwrite_input=True).tolist() if scores else [None] * len(QUANTILES)
     return {
         **tally.to_json(),

@@ -1,4 +1,4 @@
-"""What every user of a model needs to know of memory: how much there is for this process, and what to do when it runs out.
+"""Memory for users of a model: the bytes that this process may use, and smaller parts when memory runs out.
 
 Importing this imports no torch, so stages that may run without a model can import it, too.
 """
@@ -41,7 +41,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out: the system's, torch's on any device, or that of a library behind it.
 
     torch raises OutOfMemoryError when its own allocator finds no room. Libraries that allocate for themselves (cuBLAS and cuDNN
-    for handles and workspaces, NCCL for buffers) are heard as RuntimeErrors that quote a status. CUDNN_STATUS_NOT_SUPPORTED and
+    for handles and workspaces, NCCL for buffers) raise RuntimeErrors that quote a status. CUDNN_STATUS_NOT_SUPPORTED and
     CUBLAS_STATUS_EXECUTION_FAILED have other causes and are not counted.
     """
     if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
@@ -97,7 +97,7 @@ class Allowance:
         self.limit, self._fitted, self._untried = max(1, (size + 1) // 2), 0, False
 
     def fitted(self, size: int) -> None:
-        """A part of this size went through. One far below the limit says nothing of what is beyond it."""
+        """Memory was enough for a part of this size. A part of at most half the limit is not counted."""
         if self.limit is None or 2 * size <= self.limit:
             return
         self._fitted += 1
@@ -107,22 +107,22 @@ class Allowance:
 
 
 def in_parts(items: Sequence[T], run: Callable[[Sequence[T]], Sequence[R]], most: int, allowance: Allowance) -> list[R]:
-    """What `run` gives for each item, at most `most` items at a time, fewer where memory runs out or has run out before.
+    """The results of `run` for all items, at most `most` items at a time, fewer where memory runs out or has run out before.
 
-    Raises the error that says so when it runs out for one item alone.
+    Raises the out-of-memory error of `run` when memory runs out for one item alone.
     """
-    found: list[R] = []
-    while len(found) < len(items):
-        part = items[len(found) : len(found) + min(most, allowance.limit or most)]
+    results: list[R] = []
+    while len(results) < len(items):
+        part = items[len(results) : len(results) + min(most, allowance.limit or most)]
         try:
-            found += run(part)
+            results += run(part)
             allowance.fitted(len(part))
         except (RuntimeError, MemoryError, OSError) as error:
             if len(part) < 2 or not is_out_of_memory(error):
                 raise
             let_go(error)
             allowance.ran_out(len(part))
-    return found
+    return results
 
 
 def halves(items: Sequence[T]) -> list[Sequence[T]]:
@@ -143,7 +143,7 @@ def share_device(processes: int) -> None:
 
 
 def available(device: Any) -> int:
-    """Bytes that this process may still take on a torch device (or "cpu"): its share where several workers were given it.
+    """Bytes that this process may still allocate on a torch device (or "cpu"): its share where several workers use it.
 
     On a GPU what is free, what torch holds without using it included; of n workers each may have taken an n-th of the whole in
     all. On a CPU an n-th of what the system could give without swapping, within the limit of a container (cgroup v2).
@@ -153,9 +153,9 @@ def available(device: Any) -> int:
     import torch
 
     free, total = torch.cuda.mem_get_info(device)
-    taken = torch.cuda.memory_allocated(device)
-    room = free + torch.cuda.memory_reserved(device) - taken
-    return max(0, room if _sharers == 1 else min(room, total // _sharers - taken))
+    allocated = torch.cuda.memory_allocated(device)
+    room = free + torch.cuda.memory_reserved(device) - allocated
+    return max(0, room if _sharers == 1 else min(room, total // _sharers - allocated))
 
 
 def _system_memory() -> int:

@@ -1,6 +1,6 @@
-"""The streams that a person or a log reads: whatever is written there, by us or by a library, can do no harm.
+"""stdout and stderr with control characters escaped, also those in the output of libraries.
 
-Lines are the writer's affair (see text.message); this is the last place before a terminal, and lets no control through.
+text.message makes one line of a message; this module is the last place before a terminal and escapes every control.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BAR = re.compile(r"\r|(?:\x1b\[A)+$")
 
 
 class Screen:
-    """A text stream in front of another: controls are escaped, line ends and tabs stay; all else is the other's.
+    """A wrapper of a text stream that escapes controls but for line ends and tabs; the rest is the wrapped stream's.
 
     On a terminal a bar that a library draws may begin with a carriage return, or be a move upwards and nothing else.
     `expendable`: what cannot be written (a full disk under a log, a closed terminal) is lost, and the work goes on.
@@ -32,8 +32,8 @@ class Screen:
     def write(self, text: str) -> int:
         with self._losing():
             drawn = _BAR.match(text) if self._terminal else None
-            own = drawn[0] if drawn else ""
-            self.behind.write(own + escaped_lines(text[len(own) :]))
+            movement = drawn[0] if drawn else ""
+            self.behind.write(movement + escaped_lines(text[len(movement) :]))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

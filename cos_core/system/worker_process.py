@@ -1,4 +1,4 @@
-"""What every worker process of ours does when it starts: end with its parent, and keep to its share of the cores."""
+"""The start of every worker process: it ends with its parent, and uses its share of the cores."""
 
 from __future__ import annotations
 
@@ -40,6 +40,6 @@ def feeders() -> int:
 
 
 def _end_with(parent: Any) -> None:
-    # A killed parent asks nobody to stop; what is committed is on the disk.
+    # A killed parent cannot ask the worker to stop; committed results are on the disk.
     parent.join()
     os._exit(1)

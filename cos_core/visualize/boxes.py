@@ -21,7 +21,7 @@ from cos_core.visualize.config import BoxStatsConfig
 from cos_core.visualize.plots import unread
 
 MOST_SETS, OTHERS = 100, "(others)"
-"""Data sets told apart, so that a folder for each picture cannot fill the memory."""
+"""Most data sets with a tally of their own, and the name that further ones share: together they bound the memory."""
 
 _CSV = outputs.beginning(b"low,high,count", b"status,count", b"x0,", b"data_set,examples")
 _TABLES = ("area", "aspect", "offset", "overlap", "status", "centre_bias", "data_sets")
@@ -70,26 +70,26 @@ def run(config: BoxStatsConfig, reporter: Reporter) -> RunManifest:
 
 
 def _counted(config: BoxStatsConfig, reporter: Reporter) -> tuple[dict[str, BoxTally], int]:
-    """A tally for each data set, and how many lines could not be read."""
+    """A tally for each data set, and the number of unreadable lines (the first five become warnings)."""
     unreadable = 0
 
-    def problem(found: Problem) -> None:
+    def report(problem: Problem) -> None:
         nonlocal unreadable
         unreadable += 1
         if unreadable <= 5:
-            reporter.warn(str(found))
+            reporter.warn(str(problem))
 
     sets: dict[str, BoxTally] = {}
     with source.references(config.reference) as reference_of:
-        for done, found in enumerate(source.read_boxes(config.source, problem), 1):
+        for done, region in enumerate(source.read_boxes(config.source, report), 1):
             shape = 1.0
-            if config.images is not None and found.box is not None and found.image is not None:
-                shape = _shape(folder(config.images, config.follow_links), found.image)
-            name = _data_set(found.image)
+            if config.images is not None and region.box is not None and region.image is not None:
+                shape = _shape(folder(config.images, config.follow_links), region.image)
+            name = _data_set(region.image)
             tally = sets.get(name if name in sets or len(sets) < MOST_SETS else OTHERS)
             if tally is None:
                 tally = sets[name if len(sets) < MOST_SETS else OTHERS] = BoxTally()
-            tally.add(found.box, found.status, shape, reference_of(found.example_id))
+            tally.add(region.box, region.status, shape, reference_of(region.example_id))
             if done % 5000 == 0:
                 reporter.progress("boxes", done, None)
     return sets, unreadable

@@ -1,4 +1,4 @@
-"""Settings of `cos visualize`: what is drawn, of which runs, and where it goes."""
+"""Settings of `cos visualize`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _images() -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Filters, all of which must hold; None and False ask for nothing. `sample` is drawn with `seed`, and its order kept."""
+    """Filters, all of which must hold; None and False filter nothing. `sample` is drawn with `seed`, in the data's order."""
 
     flipped: bool = option(False, "Only questions on which the first two runs' verdicts differ.", SELECTION)
     wrong: bool = option(False, "Only questions that the last run got wrong.", SELECTION)
@@ -58,7 +58,7 @@ class Selection:
             raise InputError(f"--question {self.question!r} is not a regular expression: {error}") from None
 
     def words(self) -> str:
-        """What was asked for, in a few words; empty for everything."""
+        """The filters in a few words; empty without any."""
         parts = [name for name in ("flipped", "wrong", "fallback") if getattr(self, name)]
         parts += [f"area ≥ {self.min_area:g}"] if self.min_area is not None else []
         parts += [f"question ~ {self.question}"] if self.question is not None else []
@@ -68,7 +68,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class ReportConfig:
-    """The page of runs. The first of `runs` is what the last is compared with; maps in `heat` come before the store's. At most
+    """The page of runs. The last of `runs` is compared with the first; maps in `heat` come before the store's. At most
     `cards` questions get a card, drawn at random with the selection's seed."""
 
     runs: tuple[Path, ...] = _runs()
@@ -115,10 +115,10 @@ class CompareConfig:
 
     def shape(self) -> tuple[int, int]:
         """(columns, rows). Raises InputError."""
-        found = re.fullmatch(r"(\d{1,2})x(\d{1,2})", self.grid)
-        if found is None or not all(1 <= int(n) <= 20 for n in found.groups()):
+        match = re.fullmatch(r"(\d{1,2})x(\d{1,2})", self.grid)
+        if match is None or not all(1 <= int(n) <= 20 for n in match.groups()):
             raise InputError(f"a grid is columns x rows, like 4x3, each 1 to 20; got {self.grid!r}")
-        return int(found[1]), int(found[2])
+        return int(match[1]), int(match[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +142,10 @@ class RunExportConfig:
 
 @dataclass(frozen=True, slots=True)
 class OverlayConfig:
-    """A prediction of a recorded file, an annotation of a store, or one picture with what is to be said about it.
+    """A prediction of a file, an annotation of a store, or one picture with a question, an answer and a box.
 
-    With `predictions`, `store` adds the annotated region; by itself its annotation `example` is drawn. `box_status` is said
-    beside `image`. `heat` is drawn instead of the store's map; `detector` needs no model.
+    With `predictions`, `store` adds the annotated region; without, its annotation `example` is drawn. `box_status` belongs to
+    `image`. `heat` replaces the store's map; `detector` needs no model.
     """
 
     out: Path = option(REQUIRED, "Picture to write: .png, .webp or .pdf.", OUTPUT)
@@ -185,7 +185,7 @@ class OverlayConfig:
 
 @dataclass(frozen=True, slots=True)
 class BoxStatsConfig:
-    """Statistics of boxes. Data sets are told apart by the first folder of the image paths, as LLaVA's mixture has them."""
+    """Statistics of boxes. A data set is the first folder of the image paths, as in LLaVA's mixture."""
 
     source: Path = option(
         REQUIRED, "Store of `cos annotate`, or a predictions file.", INPUT, argument=True, metavar="SOURCE", completes="store"

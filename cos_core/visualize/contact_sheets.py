@@ -41,7 +41,7 @@ _DPI = 160
 
 @dataclass(frozen=True, slots=True)
 class SheetCell:
-    """One question of a sheet: its picture (or why there is none), its boxes (colour, dashes, box), and lines (text, bold)."""
+    """One question of a sheet: its picture, or the `problem` with it; boxes (colour, line style, box); lines (text, bold)."""
 
     picture: Image.Image | None
     problem: str
@@ -53,17 +53,17 @@ def run(config: CompareConfig, reporter: Reporter) -> RunManifest:
     """Writes the sheets, `<out>.csv` and `<out>.manifest.json`. Raises InputError when no question fits."""
     outputs.check_file(config.out, "visualize compare", (*config.runs, config.data, config.images))
     work = manifest.started("visualize compare", config)
-    found = runs.load(config.runs, runs.RunSources(config.data, config.images, config.follow_links), reporter)
-    everything = select.chosen(found, replace(config.selection, sample=None))
+    loaded = runs.load(config.runs, runs.RunSources(config.data, config.images, config.follow_links), reporter)
+    everything = select.selected_ids(loaded, replace(config.selection, sample=None))
     if not everything:
-        raise InputError(f"no question of {' and '.join(r.name for r in found)} fits: {config.selection.words()}")
+        raise InputError(f"no question of {' and '.join(r.name for r in loaded)} fits: {config.selection.words()}")
     columns, rows = config.shape()
     ids = select.drawn(everything, config.selection.sample or columns * rows, config.selection.seed)
-    cells = [_cell(found, example_id) for example_id in ids]
+    cells = [_cell(loaded, example_id) for example_id in ids]
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    sheets = [sheet(cells[i : i + columns * rows], columns, rows, found) for i in range(0, len(cells), columns * rows)]
+    sheets = [sheet(cells[i : i + columns * rows], columns, rows, loaded) for i in range(0, len(cells), columns * rows)]
     files = _write(config.out, sheets)
-    csv_writer.write(config.out.with_name(f"{config.out.name}.csv"), head(found), table(found, everything))
+    csv_writer.write(config.out.with_name(f"{config.out.name}.csv"), head(loaded), table(loaded, everything))
     missing = sum(cell.picture is None for cell in cells)
     results = {"fitting": len(everything), "shown": ids, "files": [file.name for file in files]}
     result = work.finish(
@@ -74,16 +74,16 @@ def run(config: CompareConfig, reporter: Reporter) -> RunManifest:
     return result
 
 
-def head(found: Sequence[FinishedRun]) -> list[str]:
+def head(loaded: Sequence[FinishedRun]) -> list[str]:
     """The columns of `table`."""
     parts = ("answer", "score", "box_status", "box")
-    return ["id", "question", "gold", *(f"{run.name} {part}" for run in found for part in parts)]
+    return ["id", "question", "gold", *(f"{run.name} {part}" for run in loaded for part in parts)]
 
 
-def table(found: Sequence[FinishedRun], ids: Sequence[str]) -> Iterator[list[str]]:
+def table(loaded: Sequence[FinishedRun], ids: Sequence[str]) -> Iterator[list[str]]:
     """A row a question: id, question, gold answer, and for each run answer, verdict, box status and box."""
     for example_id in ids:
-        items = [run.item(example_id) for run in found]
+        items = [run.item(example_id) for run in loaded]
         row = [example_id, items[-1].question, run_questions.gold_answer(items)]
         for item in items:
             score = "" if item.score is None else f"{item.score.value:g}"
@@ -92,9 +92,9 @@ def table(found: Sequence[FinishedRun], ids: Sequence[str]) -> Iterator[list[str
         yield row
 
 
-def _cell(found: Sequence[FinishedRun], example_id: str) -> SheetCell:
-    items = [run.item(example_id) for run in found]
-    name, root = run_questions.image_name(items), runs.picture_root(found)
+def _cell(loaded: Sequence[FinishedRun], example_id: str) -> SheetCell:
+    items = [run.item(example_id) for run in loaded]
+    name, root = run_questions.image_name(items), runs.picture_root(loaded)
     picture, problem = None, run_questions.NO_IMAGE
     if name is not None:
         try:
@@ -108,18 +108,19 @@ def _cell(found: Sequence[FinishedRun], example_id: str) -> SheetCell:
     boxes += [(COLOURS["predicted"], "-", items[-1].box)] if items[-1].box is not None else []
     truth = run_questions.gold_answer(items)
     lines = [(items[-1].question, True)]
-    lines += [(_said(run, item, len(items) > 1), False) for run, item in zip(found, items, strict=True)]
+    lines += [(_answer_line(run, item, len(items) > 1), False) for run, item in zip(loaded, items, strict=True)]
     lines += [(f"gold: {truth}", False)] if truth else []
     return SheetCell(picture, problem, tuple(boxes), tuple(lines))
 
 
-def _said(run: FinishedRun, item: RunQuestion, several: bool) -> str:
+def _answer_line(run: FinishedRun, item: RunQuestion, several: bool) -> str:
+    """The run's answer with its verdict; the run's name before it where there are `several` runs."""
     sign = "" if item.right is None else " ✓" if item.right else " ✗"
     instead = f" ({item.instead})" if item.instead else ""
     return f"{f'{run.name}: ' if several else ''}{item.answer}{sign}{instead}"
 
 
-def sheet(cells: Sequence[SheetCell], columns: int, rows: int, found: Sequence[FinishedRun]) -> Figure:
+def sheet(cells: Sequence[SheetCell], columns: int, rows: int, loaded: Sequence[FinishedRun]) -> Figure:
     """One page: the cells row by row, and below them what each stroke means."""
     rows = min(rows, -(-len(cells) // columns))
     width, height = columns * CELL_INCHES[0], rows * CELL_INCHES[1] + 0.3
@@ -132,8 +133,8 @@ def sheet(cells: Sequence[SheetCell], columns: int, rows: int, found: Sequence[F
         _draw(axes, cell)
         _write_lines(figure, cell, (left, top - 1.9), (width, height))
     drawn = {(colour, dash) for cell in cells if cell.picture is not None for colour, dash, _ in cell.boxes}
-    legend = [(COLOURS["predicted"], "-", found[-1].name), (COLOURS["gold"], ":", "gold")]
-    legend += [(OTHER, "--", run.name) for run in found[:-1]]
+    legend = [(COLOURS["predicted"], "-", loaded[-1].name), (COLOURS["gold"], ":", "gold")]
+    legend += [(OTHER, "--", run.name) for run in loaded[:-1]]
     legend = [each for each in legend if each[:2] in drawn]
     for number, (colour, dash, words) in enumerate(legend):
         x = 0.1 + number * 2.0

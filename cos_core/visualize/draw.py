@@ -1,7 +1,7 @@
-"""Boxes on pictures: colours, strokes, labels and text. Works on copies; no caller's picture is touched.
+"""Boxes on pictures: colours, strokes, labels and text. Works on copies; the caller's picture is not changed.
 
-A box is framed from outside: the clear area inside the stroke is exactly the pixels of `Box.pixels`, and the stroke has a
-margin of its own to stand in, so that a stroke covers nothing inside its box and a box along the border is seen whole.
+A box is framed from outside: the clear area inside the stroke is exactly the pixels of `Box.pixels`. The canvas has a margin
+for the strokes, so that a stroke covers nothing inside its box and a box along the border is visible as a whole.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RGB = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]
 MarkKind = Literal["predicted", "gold", "annotated", "region", "fallback"]
 
-# Okabe and Ito's palette: told apart with any of the common colour vision deficiencies. The strokes differ by dash as well.
+# Okabe and Ito's palette, distinguishable with any common colour vision deficiency. The strokes differ by dash as well.
 COLOURS: dict[MarkKind, RGB] = {
     "predicted": (230, 159, 0),
     "gold": (86, 180, 233),
@@ -53,7 +53,7 @@ _TAG_PX = LABEL_PX + 2 * _TAG_PAD
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A box to draw, in either frame, with the few words that stand on it; `kind` chooses colour and dash."""
+    """A box to draw, in either frame, with its label; `kind` decides colour and dash."""
 
     box: Box
     label: str = ""
@@ -62,7 +62,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A picture brought to a size that can be looked at; `factor` is whole when it was enlarged (each pixel a square)."""
+    """A picture scaled for display by `factor`; an enlarged one has a whole factor (each pixel becomes a square)."""
 
     image: Image.Image
     source_size: tuple[int, int]
@@ -71,7 +71,7 @@ class Shown:
     def rectangle(self, box: Box) -> Rectangle:
         """(left, top, right, bottom) of `box` (frame "image") on `image`, right and bottom exclusive.
 
-        Of an enlarged picture these are the source's own pixels times `factor`: exactly what a crop of the source holds.
+        Of an enlarged picture these are the source's pixels times `factor`: exactly those of a crop of the source.
         """
         if self.factor > 1:
             k = int(self.factor)
@@ -106,7 +106,7 @@ def show(picture: Image.Image, longest: int) -> Shown:
 
 
 def zoom(picture: Image.Image, longest: int) -> Image.Image:
-    """A copy whose longer side is about `longest` pixels, for looking into it: smooth, or pixel for pixel when it has few."""
+    """A copy whose longer side is about `longest` pixels: interpolated, or with square pixels when it is tiny (see `show`)."""
     if max(picture.size) * 6 <= longest:
         return show(picture, longest).image
     return _fitted(picture, longest)
@@ -125,16 +125,16 @@ def _fitted(picture: Image.Image, longest: int) -> Image.Image:
 
 @dataclass(frozen=True, slots=True)
 class EncoderView:
-    """The input of a square-padding vision encoder: `side` in pixels, the padding's colour, and what a region is cut from."""
+    """The input of a square-padding vision encoder: `side` in pixels, the padding's colour, and the frame of its regions."""
 
     side: int = 336
     fill: RGB = images.FILL
     crop_from: CropFrom = "image"
 
     def view(self, picture: Image.Image, box: Box | None = None) -> Image.Image:
-        """What the encoder is given of `picture`, or of its region `box`: side x side, RGB.
+        """The encoder's input for `picture`, or for its region `box`: side x side, RGB, before normalisation.
 
-        Bicubic as CLIP's processor; the normalisation that follows there changes no visible detail.
+        Bicubic as CLIP's processor.
         """
         region = picture if box is None else crop_region(picture, box, self.crop_from, self.fill)
         # A panorama's square would be a hundred times the picture; reduced first, the view differs by less than is seen.
@@ -173,7 +173,7 @@ def image_box(box: Box, size: tuple[int, int]) -> Box:
 
 @dataclass(frozen=True, slots=True)
 class _Sheet:
-    """What the strokes are drawn on: the pen, the canvas size, the stroke's width, and the label tags that stand already."""
+    """The canvas of the strokes: its pen, its size, the stroke's width, and the label tags drawn so far."""
 
     pen: ImageDraw.ImageDraw
     size: tuple[int, int]
@@ -182,7 +182,7 @@ class _Sheet:
 
 
 def _frame(sheet: _Sheet, rectangle: Rectangle, kind: MarkKind) -> None:
-    """One dark line, `stroke` coloured ones, one dark line, each around the last: seen on any background."""
+    """One dark line, `stroke` coloured ones, one dark line, each around the last: visible on any background."""
     left, top, right, bottom = rectangle
     dash = _DASHES[kind]
     for ring in range(1, sheet.stroke + 3):
@@ -217,14 +217,14 @@ def _label(sheet: _Sheet, rectangle: Rectangle, mark: Mark) -> None:
     for step in range(3):
         tops = (rectangle[1] - outside - (step + 1) * _TAG_PX, rectangle[3] + outside + step * _TAG_PX)
         lefts = (rectangle[0] - outside, rectangle[2] + outside - width)
-        places += [_kept((left, top, left + width, top + _TAG_PX), sheet.size) for top in tops for left in lefts]
+        places += [_moved_inside((left, top, left + width, top + _TAG_PX), sheet.size) for top in tops for left in lefts]
     place = next((p for p in places if not any(_overlap(p, tag) for tag in sheet.tags)), places[0])
     sheet.pen.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=COLOURS[mark.kind], outline=BLACK)
     sheet.pen.text((place[0] + _TAG_PAD, place[1] + _TAG_PX // 2), text, fill=BLACK, font=font, anchor="lm")
     sheet.tags.append(place)
 
 
-def _kept(rectangle: Rectangle, size: tuple[int, int]) -> Rectangle:
+def _moved_inside(rectangle: Rectangle, size: tuple[int, int]) -> Rectangle:
     """The rectangle moved onto a canvas of `size` that is large enough for it."""
     dx = max(0, -rectangle[0]) or min(0, size[0] - rectangle[2])
     dy = max(0, -rectangle[1]) or min(0, size[1] - rectangle[3])
@@ -261,7 +261,7 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: float, lines: int) -> l
 
     Words longer than a line are broken.
     """
-    # Nobody reads, and no line holds, more than this; it also bounds the time spent on a hostile 10 MB question.
+    # 400 characters fill any line; the cut bounds the time spent on a hostile 10 MB question.
     words = printable(text[: 400 * lines]).split()
     result: list[str] = []
     while words and len(result) < lines:
@@ -270,9 +270,9 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: float, lines: int) -> l
             break
         line = words.pop(0)
         if font.getlength(line) > width:
-            kept = max(1, len(shorten(line, font, width)) - 1)
-            words.insert(0, line[kept:])
-            line = line[:kept]
+            fitting = max(1, len(shorten(line, font, width)) - 1)
+            words.insert(0, line[fitting:])
+            line = line[:fitting]
         while words and font.getlength(f"{line} {words[0]}") <= width:
             line = f"{line} {words.pop(0)}"
         result.append(line)

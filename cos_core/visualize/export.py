@@ -35,33 +35,33 @@ from cos_core.visualize.runs import FinishedRun
 
 _OURS: Mapping[str, outputs.IsOurs] = {"lmms-eval": outputs.records_with("doc_id", "doc_hash")}
 _CATEGORIES = {"predicted": 1, "gold": 2}
-_TOLD = 5
-"""Of what is left out, so many are said one by one."""
+_MOST_WARNINGS = 5
+"""Warnings about single questions and pictures that are left out; the others are only counted."""
 
 
 @dataclass(slots=True)
 class _Job:
-    """The run, the chosen ids, and how many pictures could not be read."""
+    """An export under way: settings, run, ids to export, and the numbers of failed questions and of unreadable pictures."""
 
     config: RunExportConfig
     run: FinishedRun
     ids: Sequence[str]
     reporter: Reporter
     failed: int = 0
-    told: int = 0
+    unreadable_pictures: int = 0
 
     def items(self) -> Iterator[tuple[str, RunQuestion]]:
         for example_id in self.ids:
             yield example_id, self.run.item(example_id)
 
     def fail(self, example_id: str, why: str) -> None:
-        """Counts a question that is left out; the first few are said."""
+        """Counts a question that is left out; the first few become warnings."""
         self.failed += 1
-        if self.failed <= _TOLD:
+        if self.failed <= _MOST_WARNINGS:
             self.reporter.warn(f"{one_line(example_id)} is left out: {one_line(why)}")
 
     def json(self, example_id: str, value: object, indent: int | None = 1) -> str | None:
-        """`value` as JSON, ASCII (half a character in a text is kept as its escape); None, and a failure, for what is none."""
+        """`value` as ASCII JSON (a lone surrogate becomes its escape); None, and a failure, where JSON cannot hold it."""
         try:
             return json.dumps(value, indent=indent, allow_nan=False)
         except (TypeError, ValueError, RecursionError):
@@ -72,13 +72,13 @@ class _Job:
 def run(config: RunExportConfig, reporter: Reporter) -> RunManifest:
     """Writes `config.out` and `<out>.manifest.json`.
 
-    A question whose picture's path names no picture, or (coco) cannot be read, or whose record JSON cannot hold, is left out,
-    said and counted as failed.
+    A question whose picture's path names no picture, or (coco) cannot be read, or whose record JSON cannot hold, is left out
+    with a warning and counted as failed.
     """
     outputs.check_file(config.out, "visualize export", (config.source, config.data, config.images), _OURS.get(config.format))
     work = manifest.started("visualize export", config)
-    (found,) = runs.load([config.source], runs.RunSources(config.data, config.images, config.follow_links), reporter)
-    job = _Job(config, found, select.chosen([found], config.selection), reporter)
+    (loaded,) = runs.load([config.source], runs.RunSources(config.data, config.images, config.follow_links), reporter)
+    job = _Job(config, loaded, select.selected_ids([loaded], config.selection), reporter)
     with atomic_file(config.out) as file:
         _WRITERS[config.format](job, file)
     result = work.finish({"ok": len(job.ids) - job.failed, "failed": job.failed}, results={"format": config.format})
@@ -99,7 +99,7 @@ def _boxes(item: RunQuestion) -> list[tuple[Literal["predicted", "gold"], Box]]:
 
 
 def _about(example_id: str, item: RunQuestion) -> dict[str, Any]:
-    """What every format carries beside the box."""
+    """The fields that every format gets with a box: id, question, answers, score, and how the region was predicted."""
     about: dict[str, Any] = {"example_id": example_id, "question": item.question, "answer": item.answer}
     about["gold_answer"] = item.truth
     if item.score is not None:
@@ -126,13 +126,13 @@ class _List:
 
 
 def _moved(text: str, margin: str) -> str:
-    """A JSON text further to the right: a line end in it is never inside a string."""
+    """A JSON text indented by `margin` (JSON strings contain no line ends)."""
     return text.replace("\n", margin)
 
 
 def _coco(job: _Job, file: BinaryIO) -> None:
     pictures: dict[str, tuple[int, int, int] | None] = {}
-    # The pictures stand before the annotations and are only known behind them.
+    # The file lists the pictures before the annotations, and the list is complete only after the last annotation.
     with tempfile.TemporaryFile() as images_part, tempfile.TemporaryFile() as annotations_part:
         listed, annotations = _List(images_part, 1), _List(annotations_part, 1)
         for example_id, item in job.items():
@@ -150,8 +150,8 @@ def _coco(job: _Job, file: BinaryIO) -> None:
                 | _about(example_id, item)
                 for n, (kind, box) in enumerate(_boxes(item), 1)
             ]
-            found = [job.json(example_id, entry) for entry in entries]
-            for text in found:
+            texts = [job.json(example_id, entry) for entry in entries]
+            for text in texts:
                 if text is not None:
                     annotations.add(text)
         listed.close()
@@ -167,12 +167,12 @@ def _coco(job: _Job, file: BinaryIO) -> None:
 
 
 def _coco_image(job: _Job, name: str, number: int, listed: _List) -> tuple[int, int, int] | None:
-    """(number, width, height)."""
+    """(number, width, height) of the picture, which is added to `listed`; None, with a warning, for an unreadable one."""
     try:
         width, height = images.picture_size(job.run.images, name)
     except InputError as error:
-        job.told += 1
-        if job.told <= _TOLD:
+        job.unreadable_pictures += 1
+        if job.unreadable_pictures <= _MOST_WARNINGS:
             job.reporter.warn(str(error))
         return None
     listed.add(json.dumps({"id": number, "file_name": name, "width": width, "height": height}, indent=1))
@@ -180,7 +180,7 @@ def _coco_image(job: _Job, name: str, number: int, listed: _List) -> tuple[int, 
 
 
 def _fiftyone(job: _Job, file: BinaryIO) -> None:
-    """Labels by picture, in order of first appearance; the questions of one picture may stand anywhere."""
+    """Labels by picture, in order of first appearance; the questions of one picture need not be neighbours."""
     numbers: dict[str, int] = {}
     picture_of = array("q")
     for example_id, item in job.items():

@@ -7,7 +7,6 @@ up to a limit, in a folder beside it beyond that.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -18,28 +17,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image, features
+from PIL import Image
 
 from cos_core.errors import InputError
 from cos_core.files.durable import atomic_write, sync_folder
 from cos_core.files.locks import FileLock
 from cos_core.files.text import printable
 from cos_core.geometry import Box
-from cos_core.visualize.html import Html, element, fill, joined, text, uri
+from cos_core.visualize.html import Html, element, encoded, fill, joined, text, uri
 
 EMBED_BYTES = 30_000_000
 """Pictures up to this many bytes together stay inside the page (base64 adds a third)."""
 
 BoxKind = Literal["predicted", "other", "gold", "annotated"]
 Mark = Literal["right", "wrong", ""]
-_OWN_FILE = re.compile(r"[0-9a-f]{32}\.(png|webp|jpeg)")
+_PICTURE_NAME = re.compile(r"[0-9a-f]{32}\.(png|webp|jpeg)")
 
 
 class PagePictures:
     """The pictures of one page, each kept once, addressed by number.
 
     Embedded while they are at most `limit` bytes together; then all of them go to `folder`, beside the page, named by their
-    content, so that they take nothing from the page that stands there. `write_page` brings the page and then tidies.
+    content, so that no picture of the page already there is overwritten. `write_page` writes the page and then tidies.
     """
 
     def __init__(self, folder: Path, limit: int = EMBED_BYTES) -> None:
@@ -57,23 +56,21 @@ class PagePictures:
         return self._outside
 
     def add(self, picture: Image.Image, lossless: bool = False) -> int:
-        """The number of `picture`: PNG when `lossless`, else WebP where Pillow has it, else JPEG."""
-        kind = "png" if lossless else "webp" if features.check("webp") else "jpeg"
-        data = io.BytesIO()
-        picture.save(data, format=kind.upper(), **({"optimize": True} if lossless else {"quality": 82}))
-        name = f"{hashlib.sha256(data.getvalue()).hexdigest()[:32]}.{kind}"
+        """Adds `picture`, encoded as by `encoded`, and returns its number."""
+        kind, data = encoded(picture, lossless, quality=82)
+        name = f"{hashlib.sha256(data).hexdigest()[:32]}.{kind}"
         if name in self._numbers:
             return self._numbers[name]
         self._numbers[name] = len(self._numbers)
-        self._waiting[name] = data.getvalue()
-        self._bytes += len(data.getvalue())
+        self._waiting[name] = data
+        self._bytes += len(data)
         if self._outside or self._bytes > self._limit:
             self._outside = True
             self._write_waiting()
         return self._numbers[name]
 
     def addresses(self) -> list[str]:
-        """What stands in `src`, by number."""
+        """The values of the `src` attributes, by number."""
         if self._outside:
             return [f"{self._folder.name}/{name}" for name in self._numbers]
         return [uri(name.rpartition(".")[2], self._waiting[name]) for name in self._numbers]
@@ -90,13 +87,13 @@ class PagePictures:
             raise self._refused(error) from None
 
     def tidy(self) -> None:
-        """Takes the pictures of an earlier page away; once the page that needs them no longer stands."""
+        """Removes the pictures of an earlier page; to be called after that page was replaced."""
         self._remove(set(self._numbers) if self._outside else set())
 
-    def withdraw(self, standing: Path) -> None:
-        """Takes away the pictures that were written for a page that did not come to be; never one that `standing` names."""
+    def withdraw(self, earlier: Path) -> None:
+        """Removes the pictures written for a page that was not written, but for those that the page `earlier` names."""
         try:
-            text = standing.read_bytes()
+            text = earlier.read_bytes()
         except FileNotFoundError:
             text = b""
         except OSError:
@@ -108,13 +105,13 @@ class PagePictures:
         with suppress(OSError):  # it is not there, or holds what an earlier page needs
             self._folder.rmdir()
 
-    def _remove(self, kept: set[str]) -> None:
+    def _remove(self, needed: set[str]) -> None:
         with suppress(OSError):
             for file in self._folder.glob("*.*") if self._folder.is_dir() else ():
-                if _OWN_FILE.fullmatch(file.name) and file.name not in kept:
+                if _PICTURE_NAME.fullmatch(file.name) and file.name not in needed:
                     file.unlink()
-            if not kept:
-                self._folder.rmdir()  # unless it holds what is not ours
+            if not needed:
+                self._folder.rmdir()  # fails, as it should, where other files are left
 
     def _write_waiting(self) -> None:
         try:
@@ -138,7 +135,7 @@ class PagePictures:
 
 @dataclass(frozen=True, slots=True)
 class CardBox:
-    """A box over the scene (frame "image"), with the words that a screen reader says."""
+    """A box over the scene (frame "image"), with its name for screen readers."""
 
     kind: BoxKind
     name: str
@@ -172,10 +169,10 @@ class CardLine:
 
 @dataclass(frozen=True, slots=True)
 class GalleryCard:
-    """One question. `scene`: (number in the album, width, height), or None with a `problem` that says why.
+    """One question. `scene`: (number in the album, width, height), or None, with the `problem` in words.
 
-    `outcome`: the button that finds it; `facets`: list name -> this card's value; `sort`: order name -> number or text, None
-    last; `label` names the card to a screen reader.
+    `outcome`: the key of the button that filters by it; `facets`: list name -> this card's value; `sort`: order name -> number
+    or text, None last; `label`: the card's name for screen readers.
     """
 
     example_id: str
@@ -211,8 +208,8 @@ class GalleryCard:
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """All cards of a page. `outcomes`: key -> words on its button; `noun` is what is counted ("scenes"); `note` stands above;
-    `keys`: the box kinds that the legend explains."""
+    """All cards of a page. `outcomes`: key -> words on its button; `noun` names the counted thing ("scenes"); `note`: the text
+    above the cards; `keys`: box kind -> its words in the legend."""
 
     cards: Sequence[GalleryCard]
     outcomes: Mapping[str, str]
@@ -284,9 +281,9 @@ def page_folder(out: Path) -> Path:
 
 @contextmanager
 def publishing(out: Path, limit: int = EMBED_BYTES) -> Iterator[PagePictures]:
-    """The album of the page `out`, while nobody else writes that page; `write_page` ends it.
+    """The album of the page `out`, under the page's lock; `write_page` ends it.
 
-    Ended by an error, the page that stood there stands with all its pictures. Raises LockedError when another process writes
+    After an error the earlier page and all its pictures are still there. Raises LockedError when another process writes
     the page, InputError when its folder cannot be made.
     """
     try:
@@ -304,7 +301,7 @@ def publishing(out: Path, limit: int = EMBED_BYTES) -> Iterator[PagePictures]:
 
 
 def write_page(out: Path, page: Html, album: PagePictures) -> None:
-    """Writes the page whole or not at all, after its pictures; then those of the page before it go. Raises InputError."""
+    """Writes the pictures, then the page, whole or not at all; then removes the earlier page's pictures. Raises InputError."""
     album.settle()
     atomic_write(out, page)
     album.tidy()

@@ -34,7 +34,7 @@ def fill(name: str, **values: object) -> Html:
 
 
 def shipped(name: str) -> Html:
-    """A style sheet or script of ours, as it is."""
+    """The text of a shipped style sheet or script."""
     return Html(assets.template("report", name).read_text(encoding="utf-8"))
 
 
@@ -88,14 +88,16 @@ def facts(title: str, values: Mapping[str, Any]) -> Html:
 
 
 def data_uri(image: Image.Image, lossless: bool = False) -> str:
-    """`image` inside a `data:` address: PNG when `lossless`, else WebP where Pillow has it, else JPEG."""
+    """`image` as a `data:` address; see `encoded`."""
+    return uri(*encoded(image, lossless, quality=88))
+
+
+def encoded(image: Image.Image, lossless: bool, quality: int) -> tuple[str, bytes]:
+    """(format, file) of `image`: "png" when `lossless`, else "webp" where Pillow has it, else "jpeg", at `quality`."""
     kind = "png" if lossless else "webp" if features.check("webp") else "jpeg"
     data = io.BytesIO()
-    if lossless:
-        image.save(data, format="PNG", optimize=True)
-    else:
-        image.save(data, format=kind.upper(), quality=88)
-    return uri(kind, data.getvalue())
+    image.save(data, format=kind.upper(), **({"optimize": True} if lossless else {"quality": quality}))
+    return kind, data.getvalue()
 
 
 def uri(kind: str, data: bytes) -> str:
@@ -104,10 +106,10 @@ def uri(kind: str, data: bytes) -> str:
 
 
 def page(title: str, sections: Sequence[Section], *, first: Html, banner: Html, in_folder: bool = False) -> Html:
-    """The whole page: `first` on top, then (anchor, title, content) sections that hold something, with a way to each.
+    """The whole page: `first` on top, then the sections with content, with a link to each in the navigation.
 
-    Nothing leaves it: the Content-Security-Policy takes our own style and script, embedded pictures, and (`in_folder`) pictures
-    of the page's own origin.
+    The Content-Security-Policy allows only the shipped style and script, embedded pictures, and (`in_folder`) pictures of the
+    page's own origin.
     """
     parts = [part for part in sections if part[2]]
     style, script = shipped("report.css"), shipped("report.js")

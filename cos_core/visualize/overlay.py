@@ -70,30 +70,32 @@ def run(config: OverlayConfig, reporter: Reporter) -> RunManifest:
         raise InputError(f"{config.out}: an overlay is written as {', '.join(PICTURES)}")
     if config.predictions is not None and config.image is not None:
         raise InputError("give either a predictions file or an image to draw")
-    if config.predictions is None and config.image is None and config.store is None:
-        raise InputError("give a predictions file, a store or an image to draw")
     reads = (config.image, config.predictions, config.store, config.data)
     outputs.check_file(config.out, "visualize overlay", reads)
     work = manifest.started("visualize overlay", config)
-    if config.predictions is None and config.image is None:
-        annotation = _stored(config)
-        example_id, scene = annotation.example_id, _stored_scene(config, annotation)
+    subject: Prediction | Annotation
+    if config.predictions is not None:
+        subject = _select_prediction(config.predictions, config.example)
+    elif config.image is not None:
+        subject = _prediction_by_hand(config)
+    elif config.store is not None:
+        subject = _select_annotation(config.store, config.example)
     else:
-        prediction = _found(config.predictions, config.example) if config.predictions else _given(config)
-        example_id, scene = prediction.example_id, _scene(config, prediction, reporter)
+        raise InputError("give a predictions file, a store or an image to draw")
+    scene = _scene(config, subject, reporter)
     sheet = render(scene, config.longest)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     write_picture(config.out, sheet)
     size = scene.image.size
     boxes = [{"label": m.label, "kind": m.kind, "pixels": image_box(m.box, size).pixels(*size)} for m in scene.marks]
-    found = {"example_id": example_id, "image_size": size, "boxes": boxes}
-    result = work.finish({"ok": 1}, results=manifest.plain(found))
+    results = {"example_id": subject.example_id, "image_size": size, "boxes": boxes}
+    result = work.finish({"ok": 1}, results=manifest.plain(results))
     manifest.write(manifest.path_for(config.out), result)
     return result
 
 
 def mark() -> Image.Exif:
-    """The EXIF block by which a picture is known as ours (outputs.MARK)."""
+    """The EXIF block that marks a picture as written by this program (outputs.MARK)."""
     block = Image.Exif()
     block[_SOFTWARE] = outputs.MARK
     return block
@@ -111,7 +113,8 @@ def write_picture(out: Path, sheet: Image.Image) -> None:
     atomic_write(out, data.getvalue())
 
 
-def _found(path: Path, example: str | None) -> Prediction:
+def _select_prediction(path: Path, example: str | None) -> Prediction:
+    """The prediction of the example `example`, or the file's first with a box, else its first. Raises InputError."""
     first: Prediction | None = None
     for prediction in read_predictions(path):
         if example is not None:
@@ -128,7 +131,8 @@ def _found(path: Path, example: str | None) -> Prediction:
     return first
 
 
-def _given(config: OverlayConfig) -> Prediction:
+def _prediction_by_hand(config: OverlayConfig) -> Prediction:
+    """The prediction that the options --image, --box, --question and --answer describe. Raises InputError for a bad box."""
     box = None if config.box is None else _fractions(config.box, config.image)
     status = config.box_status or ("skipped" if box is None else "ok")
     return Prediction(
@@ -142,53 +146,89 @@ def _given(config: OverlayConfig) -> Prediction:
 
 
 def _fractions(corners: tuple[float, float, float, float], image: Path | None) -> Box:
-    """The box; one in pixels is refused with the fractions that it means."""
+    """The box with these corners. Raises InputError for a box in pixels; the message gives its fractions."""
     x0, y0, x1, y1 = corners
     if image is not None and max(corners) > 1 and 0 <= x0 < x1 and 0 <= y0 < y1:
         width, height = images.picture_size(None, str(image))
         if x1 <= width and y1 <= height:
-            said = " ".join(f"{v:.4g}" for v in (x0 / width, y0 / height, x1 / width, y1 / height))
-            raise InputError(f"a box is given in fractions of the picture; in pixels of {width}x{height} that is {said}")
+            fractions = " ".join(f"{v:.4g}" for v in (x0 / width, y0 / height, x1 / width, y1 / height))
+            raise InputError(f"a box is given in fractions of the picture; in pixels of {width}x{height} that is {fractions}")
     return Box(x0, y0, x1, y1)
 
 
-def _scene(config: OverlayConfig, prediction: Prediction, reporter: Reporter) -> OverlayInput:
-    if prediction.image is None:
-        raise InputError(f"{prediction.example_id!r} was asked without an image: there is nothing to draw")
-    picture = images.open_image(None if config.image else folder(config.images, config.follow_links), prediction.image)
-    example = _example(config.data, prediction.example_id) if config.data else None
+def _select_annotation(path: Path, example: str | None) -> Annotation:
+    """The annotation of the example `example` in the store, or the store's first with a box. Raises InputError."""
+    with Store.read(path) as store:
+        if example is None:
+            first = next((a for a in store.annotations() if a.box is not None), None)
+            if first is None:
+                raise InputError(f"the store {path} holds no regions")
+            return first
+        annotation, failure = store.get(example), store.failure(example)
+    if annotation is None:
+        why = "knows no such example" if failure is None else f"has no annotation: {failure}"
+        raise InputError(f"{example!r} cannot be drawn, the store {path} {why}")
+    return annotation
+
+
+def _scene(config: OverlayConfig, subject: Prediction | Annotation, reporter: Reporter) -> OverlayInput:
+    """The picture, marks, map, crop and notes of one prediction or annotation. Raises InputError."""
+    picture = _picture(config, subject)
+    example = _example(config.data, subject.example_id) if config.data else None
     marks = _known_marks(config, picture, example)
-    heat, frame = _heat(config, prediction.example_id)
-    if config.store is not None:
-        with Store.read(config.store) as store:
-            annotation = store.get(prediction.example_id)
-        if annotation is None:
-            known = one_line(prediction.example_id)
-            reporter.warn(f"the store {config.store} has no annotation of {known!r}: no annotated region and no map is drawn")
-        elif annotation.box is not None:
-            marks.append(Mark(annotation.box, "annotated", "annotated"))
-    region, instead = usable_box(prediction), _instead(prediction)
-    if region is not None:
-        marks.append(Mark(region, "region of interest", "predicted"))
-    elif prediction.box is not None:
-        marks.append(Mark(prediction.box, instead, "fallback"))
-    if config.predictions is not None:
-        file = config.predictions
-        crop = Cuts(file / PREDICTIONS if file.is_dir() else file).crop(picture, prediction)
-    else:
-        crop = None if prediction.box is None else assumed_crop(picture, prediction.box)
-    # The whole picture once more would be no region.
-    crop = crop if region is not None else None
-    return OverlayInput(picture, tuple(marks), crop, heat, frame, notes(prediction, example, given=config.predictions is None))
+    heat, frame = _heat(config, subject.example_id)
+    annotation = subject if isinstance(subject, Annotation) else _annotation(config, subject.example_id, reporter)
+    if annotation is not None and annotation.box is not None:
+        marks.append(Mark(annotation.box, "annotated", "annotated"))
+    if isinstance(subject, Annotation):
+        crop = None if subject.box is None else assumed_crop(picture, subject.box)
+        return OverlayInput(picture, tuple(marks), crop, heat, frame, _annotation_notes(subject, example))
+    if usable_box(subject) is None and subject.box is not None:
+        marks.append(Mark(subject.box, _instead(subject), "fallback"))
+    elif subject.box is not None:
+        marks.append(Mark(subject.box, "region of interest", "predicted"))
+    lines = notes(subject, example, by_hand=config.predictions is None)
+    return OverlayInput(picture, tuple(marks), _crop(config, picture, subject), heat, frame, lines)
+
+
+def _picture(config: OverlayConfig, subject: Prediction | Annotation) -> Image.Image:
+    if subject.image is None and isinstance(subject, Annotation):
+        raise InputError(f"the store does not say the image of {subject.example_id!r}")
+    if subject.image is None:
+        raise InputError(f"{subject.example_id!r} was asked without an image: there is nothing to draw")
+    return images.open_image(None if config.image else folder(config.images, config.follow_links), subject.image)
+
+
+def _annotation(config: OverlayConfig, example_id: str, reporter: Reporter) -> Annotation | None:
+    """The example's annotation in the store; None without a store, and, with a warning, where the store has none."""
+    if config.store is None:
+        return None
+    with Store.read(config.store) as store:
+        annotation = store.get(example_id)
+    if annotation is None:
+        known = one_line(example_id)
+        reporter.warn(f"the store {config.store} has no annotation of {known!r}: no annotated region and no map is drawn")
+    return annotation
+
+
+def _crop(config: OverlayConfig, picture: Image.Image, prediction: Prediction) -> Image.Image | None:
+    """The predicted region as the second pass saw it; None without a usable box (the fallback may be the whole picture)."""
+    region = usable_box(prediction)
+    if region is None:
+        return None
+    if config.predictions is None:
+        return assumed_crop(picture, region)
+    file = config.predictions
+    return Cuts(file / PREDICTIONS if file.is_dir() else file).crop(picture, prediction)
 
 
 def _instead(prediction: Prediction) -> str:
-    """What was looked at for want of a readable region, in words."""
+    """What was shown instead of a readable region, in words; empty where the region could be read."""
     return "" if prediction.box is None or usable_box(prediction) is not None else fallback_words(prediction.box)
 
 
 def _known_marks(config: OverlayConfig, picture: Image.Image, example: Example | None) -> list[Mark]:
-    """The detector's candidates and the gold region, where they were asked for."""
+    """The detector's candidates with --detector, and the example's gold region."""
     marks: list[Mark] = []
     if config.detector is not None:
         marks += [Mark(box, "", "region") for box in plug.load("detectors", config.detector).detect(picture).boxes]
@@ -198,7 +238,7 @@ def _known_marks(config: OverlayConfig, picture: Image.Image, example: Example |
 
 
 def _heat(config: OverlayConfig, example_id: str) -> tuple[Grid | None, Frame]:
-    """The map of the file, else of the store, which keeps maps over the padded square."""
+    """The relevance map of --heat, else of the store, and its frame (a store's maps cover the padded square)."""
     if config.heat is not None:
         return read_heat(config.heat), config.heat_frame
     if config.store is None:
@@ -207,49 +247,23 @@ def _heat(config: OverlayConfig, example_id: str) -> tuple[Grid | None, Frame]:
         return stored_heat(store, example_id), "square"
 
 
-def _stored(config: OverlayConfig) -> Annotation:
-    """The annotation that the store has of the example asked for, or its first one with a box."""
-    if config.store is None:
-        raise InputError("give a store to draw from")
-    with Store.read(config.store) as store:
-        if config.example is None:
-            first = next((a for a in store.annotations() if a.box is not None), None)
-            if first is None:
-                raise InputError(f"the store {config.store} holds no regions")
-            return first
-        found, failure = store.get(config.example), store.failure(config.example)
-    if found is None:
-        why = "knows no such example" if failure is None else f"has no annotation: {failure}"
-        raise InputError(f"{config.example!r} cannot be drawn, the store {config.store} {why}")
-    return found
-
-
-def _stored_scene(config: OverlayConfig, annotation: Annotation) -> OverlayInput:
-    if annotation.image is None:
-        raise InputError(f"the store does not say the image of {annotation.example_id!r}")
-    picture = images.open_image(folder(config.images, config.follow_links), annotation.image)
-    example = _example(config.data, annotation.example_id) if config.data else None
-    marks = _known_marks(config, picture, example)
-    region = f"none: {annotation.reason}"
-    if annotation.box is not None:
-        marks.append(Mark(annotation.box, "annotated", "annotated"))
-        region = f"by {annotation.policy}, relevance {annotation.score:.4g}, {annotation.box.area:.0%} of the picture"
-    lines = [("Question", example.question if example else f"of {annotation.example_id}"), ("Region", region)]
-    if example is not None and example.answers:
-        lines.append(("Truth", " / ".join(example.answers)))
-    heat, frame = _heat(config, annotation.example_id)
-    crop = None if annotation.box is None else assumed_crop(picture, annotation.box)
-    return OverlayInput(picture, tuple(marks), crop, heat, frame, tuple(lines))
-
-
 def _example(path: Path, example_id: str) -> Example | None:
     return next((e for e in datasets.read_examples(path, text_only="keep") if e.id == example_id), None)
 
 
-def notes(prediction: Prediction, example: Example | None = None, given: bool = False) -> tuple[tuple[str, str], ...]:
+def _annotation_notes(annotation: Annotation, example: Example | None) -> tuple[tuple[str, str], ...]:
+    """The (heading, text) lines under an annotated picture: question, how the region was made, and the truth if known."""
+    region = f"none: {annotation.reason}"
+    if annotation.box is not None:
+        region = f"by {annotation.policy}, relevance {annotation.score:.4g}, {annotation.box.area:.0%} of the picture"
+    question = example.question if example else f"of {annotation.example_id}"
+    return ("Question", question), ("Region", region), *_truth(example)
+
+
+def notes(prediction: Prediction, example: Example | None = None, by_hand: bool = False) -> tuple[tuple[str, str], ...]:
     """The (heading, text) lines under a picture: question, what was read as the region, answer, and the truth if known.
 
-    `given`: the box was given by hand, and nothing was read.
+    `by_hand`: the box is from the command line, not from a model's answer.
     """
     region = {
         "ok": "read as written",
@@ -266,12 +280,14 @@ def notes(prediction: Prediction, example: Example | None = None, given: bool = 
     if prediction.box_text:
         region = f"{prediction.box_text.strip()}  ({region})"
     result = [("Question", prediction.question or (example.question if example else "") or "(not recorded)")]
-    if not given or prediction.box_status not in ("ok", "skipped"):
+    if not by_hand or prediction.box_status not in ("ok", "skipped"):
         result.append(("Region", region))
     result.append(("Answer", f"failed: {prediction.error}" if prediction.error else (prediction.answer or "(none)")))
-    if example is not None and example.answers:
-        result.append(("Truth", " / ".join(example.answers)))
-    return tuple(result)
+    return (*result, *_truth(example))
+
+
+def _truth(example: Example | None) -> tuple[tuple[str, str], ...]:
+    return (("Truth", " / ".join(example.answers)),) if example is not None and example.answers else ()
 
 
 def render(scene: OverlayInput, longest: int = 640) -> Image.Image:

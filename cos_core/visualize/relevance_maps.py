@@ -1,4 +1,4 @@
-"""Relevance maps over pictures: from a file or a store, laid over the picture, with the colour bar that says what is what."""
+"""Relevance maps: read from a file or a store, and drawn over the picture with a colour bar."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def file_stem(example_id: str) -> str:
 
 
 def stored_heat(store: Store, example_id: str) -> Grid | None:
-    """The map that a store keeps of an example, over the padded square, or None."""
+    """The store's map of an example, over the padded square, or None."""
     rows = store.heat(example_id)
     return None if rows is None else checked(rows, f"{store.path}, {example_id!r}")
 

@@ -36,7 +36,7 @@ LEGEND: dict[BoxKind, str] = {
 
 @dataclass(frozen=True, slots=True)
 class CardSources:
-    """What cards show beside a run's own records.
+    """Sources of cards beside the runs' records.
 
     store    adds annotated regions and the relevance maps it keeps
     heat     a folder of maps, `<example id>.npy` or `.json`, which come before the store's
@@ -49,7 +49,7 @@ class CardSources:
 
 
 class CardMaker:
-    """Makes the cards of `runs`, the last of which is looked at; counts pictures that cannot be read or are newer."""
+    """Makes the cards of `runs`, with the last one highlighted; counts pictures that cannot be read or are newer."""
 
     def __init__(self, runs: Sequence[FinishedRun], album: PagePictures, sources: CardSources) -> None:
         self.runs, self._album, self._sources = runs, album, sources
@@ -61,7 +61,7 @@ class CardMaker:
         self._root = picture_root(runs)
 
     def card(self, example_id: str) -> GalleryCard:
-        """The card of one question; a picture that cannot be read leaves a sentence."""
+        """The card of one question, with a sentence in place of a picture that cannot be read."""
         items = [run.item(example_id) for run in self.runs]
         last = items[-1]
         name = image_name(items)

@@ -10,7 +10,7 @@ from cos_core.scoring.metrics import usable_box
 from cos_core.types import UNUSABLE_BOXES, Example, Prediction, Score
 
 NO_IMAGE = "asked without an image"
-"""What stands where the picture of a question without one would be."""
+"""The text shown for a question that has no picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,9 @@ class RunQuestion:
 
     @property
     def question(self) -> str:
-        own = self.example.question if self.example else None
-        return own or (self.prediction.question if self.prediction else None) or "(question not recorded)"
+        """The question's text, of the data or as the prediction recorded it."""
+        recorded = self.example.question if self.example else None
+        return recorded or (self.prediction.question if self.prediction else None) or "(question not recorded)"
 
     @property
     def answer(self) -> str:
@@ -47,12 +48,12 @@ class RunQuestion:
 
     @property
     def box(self) -> Box | None:
-        """The region that the model named; None for one that could not be read, whatever was looked at instead."""
+        """The region that the model named; None for one that could not be read, also where a fallback region was used."""
         return usable_box(self.prediction) if self.prediction else None
 
     @property
     def instead(self) -> str:
-        """What was looked at for want of a readable region, in words; empty when nothing was."""
+        """The fallback region that replaced an unreadable one, in words; empty without a fallback."""
         if not self.fallback or self.prediction is None or self.prediction.box is None:
             return ""
         return fallback_words(self.prediction.box)
@@ -64,8 +65,9 @@ class RunQuestion:
 
     @property
     def image(self) -> str | None:
-        own = self.example.image if self.example else None
-        return own or (self.prediction.image if self.prediction else None)
+        """The image path, of the data or as the prediction recorded it; None for a question without a picture."""
+        recorded = self.example.image if self.example else None
+        return recorded or (self.prediction.image if self.prediction else None)
 
     @property
     def kind(self) -> str:
@@ -78,7 +80,7 @@ class RunQuestion:
 
     @property
     def fallback(self) -> bool:
-        """Whether a box was asked for and could not be used."""
+        """Whether the first pass was asked for a box and its box could not be used."""
         return self.prediction is not None and self.prediction.box_status in UNUSABLE_BOXES
 
 
@@ -98,5 +100,5 @@ def gold_answer(items: Sequence[RunQuestion]) -> str:
 
 
 def fallback_words(box: Box) -> str:
-    """What stands where a region would, when none could be read."""
+    """The name of a fallback region."""
     return "fallback: whole picture" if box.area == 1.0 else "fallback: a fixed region"

@@ -24,9 +24,9 @@ from cos_core.visualize.runs import FinishedRun
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """What stands on top of a report that tells a story.
+    """The parts that a demo's report has before the tables.
 
-    `first`: the first screen; `sections` stand before the last one, "How this was made", in which `facts` come first.
+    `first`: the first screen; `sections` come before the last one, "How this was made", which begins with `facts`.
     """
 
     title: str
@@ -41,10 +41,10 @@ class Report:
     """What a page shows.
 
     runs      the rows of the tables, `looked_at` is the highlighted one
-    shown     the runs whose answers are on the cards; the last is looked at, the first is what it is compared with
+    shown     the runs whose answers are on the cards; the last is highlighted, the first is its baseline
     compared  differences between runs; `refused`: what is not compared, in words
     note      how the cards were chosen
-    remarks   what is amiss with the pictures
+    remarks   problems with the pictures, a sentence each
     """
 
     runs: Sequence[FinishedRun]
@@ -63,13 +63,13 @@ class Report:
 def run(config: ReportConfig, reporter: Reporter) -> RunManifest:
     """Writes the page, its folder of pictures if it needs one, and `<out>.manifest.json`.
 
-    A picture that is gone or cannot be read leaves a sentence on its cards and is counted as failed. Raises InputError for a
-    run that holds nothing, runs without a common question, and filters that these runs cannot answer.
+    A picture that is gone or cannot be read becomes a sentence on its cards and counts as failed. Raises InputError for a
+    run that holds nothing, runs without a common question, and filters that these runs have no data for.
     """
     outputs.check_file(config.out, "visualize report", (*config.runs, config.data, config.images, config.store, config.heat))
     work = manifest.started("visualize report", config)
     loaded = runs.load(config.runs, runs.RunSources(config.data, config.images, config.follow_links), reporter)
-    ids = select.chosen(loaded, config.selection)
+    ids = select.selected_ids(loaded, config.selection)
     drawn = select.drawn(ids, config.cards, config.selection.seed)
     compared, refused = run_sections.comparisons(loaded)
     with ExitStack() as stack:

@@ -28,7 +28,7 @@ def amount(value: object, unit: str = "") -> str:
 
 
 def runs_table(runs: Sequence[FinishedRun], looked_at: FinishedRun) -> Html:
-    """One row for each run: headline with its interval, questions, how its boxes were read, how it was asked."""
+    """One row for each run: headline with its interval, questions, how its boxes were read, policy and profile."""
     roles = ["method" if run is looked_at else "arm" for run in runs]
     rows = [element("tr", joined(_run_cells(run, role)), class_=role) for run, role in zip(runs, roles, strict=True)]
     head = ["Run", "Score", "with 95 % interval", "Answered", "Region hits", "Box not usable", "Policy, profile"]
@@ -58,16 +58,16 @@ def _run_cells(run: FinishedRun, role: str) -> list[Html]:
     named = {"failed": failed, "missing": counts.get("missing", 0), **beside}
     below = ", ".join(f"{n:,} {name}" for name, n in named.items() if n)
     below += f"; only the first {run.protocol['limit']:,} questions" if run.protocol.get("limit") else ""
-    unused, asked = run.summary.unread, run.summary.asked
+    unused, requested = run.summary.unread, run.summary.requested
     regions: Mapping[str, Any] = run.results.get("regions", {})
-    how = [_listed(run.protocol.get(key)) or _said(run, key) for key in ("policy", "profile")]
+    how = [_listed(run.protocol.get(key)) or _recorded_values(run, key) for key in ("policy", "profile")]
     return [
         element("th", joined([run.name, element("small", run.about or run.benchmark or "not scored")]), scope="row"),
         element("td", chart, class_="chart"),
         _cell(amount(value, unit), ends or ""),
         _cell(f"{answered:,} / {total:,}", below),
         _cell(percent(regions.get("hit")), "; ".join(_region_words(regions))),
-        _cell(percent(unused / asked) if asked else "–", f"{unused:,} of {asked:,}" if asked else ""),
+        _cell(percent(unused / requested) if requested else "–", f"{unused:,} of {requested:,}" if requested else ""),
         element("td", ", ".join(words for words in how if words) or "–"),
     ]
 
@@ -122,15 +122,15 @@ def differences_table(compared: Sequence[Comparison], refused: Sequence[str]) ->
     """A row a comparison, and below what was not compared; None when there is neither."""
     rows = []
     for each in compared:
-        found, unit = each.found, each.unit
+        interval, unit = each.found, each.unit
         sign = {"better": "yes", "worse": "no"}.get(each.verdict, "same")
         only = f"{each.only_a + each.only_b:,} in one run only" if each.only_a + each.only_b else ""
         words = f"{each.metric}, {'points' if unit in _FULL_SCALE else unit}"
         cells = [
             element("th", joined([f"{each.b} − {each.a}", element("small", words)]), scope="row"),
             _cell(
-                element("span", signed(found.difference, unit), class_=sign),
-                f"{signed(found.low, unit)} to {signed(found.high, unit)}",
+                element("span", signed(interval.difference, unit), class_=sign),
+                f"{signed(interval.low, unit)} to {signed(interval.high, unit)}",
             ),
             _cell(f"{len(each.won):,} / {len(each.lost):,}"),
             _cell(_two_digits(each.p_holm), f"{_two_digits(each.p)} before Holm, {each.test}"),
@@ -157,13 +157,13 @@ def differences_table(compared: Sequence[Comparison], refused: Sequence[str]) ->
 
 
 def remarks(runs: Sequence[FinishedRun], more: Sequence[str] = ()) -> Html | None:
-    """What is amiss with the runs and their pictures, or None."""
+    """The list of the runs' remarks and of `more` (remarks on pictures); None when both are empty."""
     lines = [f"{run.name}: {remark}" for run in runs for remark in run.remarks] + list(more)
     return element("ul", joined(element("li", line) for line in lines), class_="remarks") if lines else None
 
 
 def provenance(run: FinishedRun) -> dict[str, Any]:
-    """What a reader needs to make the run again."""
+    """What a reader needs to repeat the run: path, protocol, settings, seed and versions."""
     if run.manifest is None:
         return {"path": str(run.path)}
     record = run.manifest
@@ -196,8 +196,9 @@ def _two_digits(value: float) -> str:
     return "undefined" if math.isnan(value) else f"{value:.2g}"
 
 
-def _said(run: FinishedRun, key: str) -> str:
-    return _listed(sorted(run.summary.said[key]))
+def _recorded_values(run: FinishedRun, key: str) -> str:
+    """The values of `key` (policy or profile) in the run's predictions."""
+    return _listed(sorted(run.summary.settings[key]))
 
 
 def _listed(value: object) -> str:

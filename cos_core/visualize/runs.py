@@ -1,6 +1,6 @@
 """Finished runs as pictures need them: scores, answers, questions and where the images are, read from an eval folder.
 
-A run that is not finished, or of which a part is gone, is read as far as it goes; `Run.remarks` says what is missing.
+A run that is not finished, or of which a part is gone, is read as far as it goes; `FinishedRun.remarks` says what is missing.
 Nothing is scored here.
 """
 
@@ -33,8 +33,8 @@ SCORES = "scores.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class RunSources:
-    """Where to look when a run does not say it, or its files have moved: `data` the benchmark's folder or a questions' file,
-    `images` the root of the image paths, `follow_links`: its links may lead out of it."""
+    """Paths that replace those recorded in a run: `data` the benchmark's folder or a questions' file, `images` the root of
+    the image paths, `follow_links`: whether links in `images` may lead out of it."""
 
     data: Path | None = None
     images: Path | None = None
@@ -43,33 +43,33 @@ class RunSources:
 
 @dataclass(slots=True)
 class Summary:
-    """What all answers of a run are together, counted while they are read.
+    """Counts over all answers of a run, made while they are read.
 
-    `asked`, `unread`: boxes that were asked for, and those of them that could not be read; `silent`: answers that do not say
-    how their region was cut; `said`: the values of policy and profile.
+    `requested`: answers whose status is not "skipped"; `unread`: those of them without a usable box; `silent`: answers with a
+    box and no record of how it was cut; `settings`: the values of policy and profile.
     """
 
     boxes: BoxTally = field(default_factory=BoxTally)
     answered: int = 0
     failed: int = 0
-    asked: int = 0
+    requested: int = 0
     unread: int = 0
     silent: int = 0
-    said: dict[str, set[str]] = field(default_factory=lambda: {"policy": set(), "profile": set()})
+    settings: dict[str, set[str]] = field(default_factory=lambda: {"policy": set(), "profile": set()})
 
     @property
     def mixed(self) -> bool:
         """Whether the answers differ in policy or profile."""
-        return any(len(values) > 1 for values in self.said.values())
+        return any(len(values) > 1 for values in self.settings.values())
 
     def add(self, prediction: Prediction, cuts: source.Cuts) -> None:
         self.boxes.add(usable_box(prediction), "failed" if prediction.error else prediction.box_status)
         self.answered += prediction.answer is not None
         self.failed += prediction.error is not None
-        self.asked += prediction.box_status != "skipped"
+        self.requested += prediction.box_status != "skipped"
         self.unread += prediction.box_status in UNUSABLE_BOXES
         self.silent += prediction.box is not None and cuts.of(prediction) is None
-        for name, values in self.said.items():
+        for name, values in self.settings.items():
             values.add(str(getattr(prediction, name)))
 
 
@@ -77,7 +77,7 @@ class Summary:
 class FinishedRun:
     """One run. `scores` is empty for answers that were never scored; ids are example ids, in the data's order where known.
 
-    `about`: a few words on the run that stand below its name in a table; empty: its benchmark.
+    `remarks`: what is missing or unusual, a sentence each; `about`: the line below its name in a table, else its benchmark.
     """
 
     name: str
@@ -112,8 +112,8 @@ class FinishedRun:
         """The run as comparisons take it; None for one that is not finished or not scored."""
         if self.manifest is None or not len(self.scores):
             return None
-        own = self.scores
-        return ScoredRun(self.path, self.manifest, own.rows if isinstance(own, ById) else list(own.values()))
+        scores = self.scores
+        return ScoredRun(self.path, self.manifest, scores.rows if isinstance(scores, ById) else list(scores.values()))
 
     def ids(self) -> IdColumn:
         """Every question of the run."""
@@ -169,7 +169,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _load(path: Path, name: str, sources: RunSources, others: Sequence[FinishedRun]) -> FinishedRun:
-    """`others`: runs that are loaded already, as a rule of the same questions; what they hold is shared."""
+    """The run at `path`. `others`: runs loaded before; tables of the same questions are shared with them."""
     if not path.exists():
         raise InputError(f"{path}: no such run")
     run = FinishedRun(name, path)
@@ -217,27 +217,27 @@ def _read_answers(run: FinishedRun, answers: Path, known: IdColumn | None) -> No
 
 def _read_manifest(run: FinishedRun, folder: Path) -> None:
     if not run.path.is_dir():
-        run.images = _asked_on(run.path)
+        run.images = _picture_folder(run.path)
         return
     file = folder / manifest.FILE
     if not file.is_file():
         run.remarks.append("it has no manifest: it is not finished, or was stopped; shown as far as it goes")
         return
     try:
-        found = manifest.read(file)
+        record = manifest.read(file)
     except InputError as error:
         run.remarks.append(str(error))
         return
-    run.manifest = found
-    run.benchmark = str(found.results.get("benchmark", ""))
-    run.protocol = dict(found.results.get("protocol", {}))
-    missing = found.counts.get("missing", 0)
+    run.manifest = record
+    run.benchmark = str(record.results.get("benchmark", ""))
+    run.protocol = dict(record.results.get("protocol", {}))
+    missing = record.counts.get("missing", 0)
     if missing:
         run.remarks.append(f"{missing} of its questions have no answer; they count as wrong")
 
 
-def _asked_on(answers: Path) -> Path | None:
-    """The picture folder that the manifest beside an answers' file names, where it is there."""
+def _picture_folder(answers: Path) -> Path | None:
+    """The picture folder that the manifest beside an answers' file names; None without a manifest or a folder in it."""
     try:
         config = manifest.read(manifest.path_for(answers)).config
     except InputError:
@@ -250,10 +250,10 @@ def _asked_on(answers: Path) -> Path | None:
 
 
 def _predictions_file(run: FinishedRun) -> Path | None:
-    """The answers: beside the scores, or where the manifest says they lie, as they were when they were scored."""
-    own = run.path / source.PREDICTIONS if run.path.is_dir() else run.path
-    if own.is_file():
-        return own
+    """The run's predictions file: beside the scores, else the recorded one; a remark says when that has changed since."""
+    file = run.path / source.PREDICTIONS if run.path.is_dir() else run.path
+    if file.is_file():
+        return file
     recorded = (run.manifest.inputs if run.manifest else {}).get("predictions", {})
     for place in (Path(str(recorded.get("path", ""))), run.path / Path(str(recorded.get("path", "?"))).name):
         if recorded and place.is_file():
@@ -284,12 +284,12 @@ def _read_questions(run: FinishedRun, sources: RunSources, others: Sequence[Fini
     try:
         if name:
             loaded: BenchmarkData = plug.load("benchmarks", name, **options).load(data)
-            found = loaded.examples
+            examples = loaded.examples
             run.images = run.images or folder(loaded.image_root, sources.follow_links)
         else:
-            found = columns.Examples(datasets.read_examples(data, text_only="keep"))
-        ids, known = columns.ids_of(found), _known([run, *others])
-        run.examples = ById(known if known is not None and known.names == ids.names else ids, found)
+            examples = columns.Examples(datasets.read_examples(data, text_only="keep"))
+        ids, known = columns.ids_of(examples), _known([run, *others])
+        run.examples = ById(known if known is not None and known.names == ids.names else ids, examples)
     except (CosError, OSError) as error:
         run.remarks.append(f"its questions cannot be read ({error}); cards show what the predictions recorded")
 

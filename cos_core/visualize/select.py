@@ -1,4 +1,4 @@
-"""Which questions are looked at: the filters that comparisons, reports and exports share."""
+"""The questions that comparisons, reports and exports show: their shared filters."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ def shared_ids(runs: Sequence[FinishedRun]) -> list[str]:
     return ids
 
 
-def chosen(runs: Sequence[FinishedRun], selection: Selection) -> list[str]:
-    """The ids that the runs share and the selection takes. Raises InputError: a filter that these runs cannot answer."""
+def selected_ids(runs: Sequence[FinishedRun], selection: Selection) -> list[str]:
+    """The ids that the runs share and the selection includes.
+
+    Raises InputError for a filter that these runs have no data for.
+    """
     if selection.flipped and len(runs) < 2:
         raise InputError("--flipped compares two runs, and there is one")
     if (selection.flipped or selection.wrong) and not all(run.scores for run in runs):

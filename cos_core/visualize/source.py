@@ -1,4 +1,4 @@
-"""Where pictures take their boxes from, one record at a time: a predictions file, a directory with one, or a store."""
+"""Readers of boxes, one record at a time: from a predictions file, a directory with one, or a store."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PREDICTIONS = "predictions.jsonl"
 class SourceRegion:
     """One example's region, or why it has none: `status` is a box status, or "labelled", "no region", "failed" for a store.
 
-    A box that could not be read is none, whatever was looked at instead.
+    `box` is None for a box that could not be read, also where a fallback region was used.
     """
 
     box: Box | None
@@ -73,11 +73,11 @@ class Cuts:
         self._known: dict[str, CropSettings | None] = {}
 
     def of(self, prediction: Prediction) -> CropSettings | None:
-        """None where nothing says it: an answer of an earlier version, of another program, or of a run that is not finished."""
+        """The recorded settings of the cut; None for an answer of an earlier version, another program or an unfinished run."""
         mark = prediction.fingerprint
         if mark not in self._known:
-            found = manifest.beside(self._file, mark)
-            self._known[mark] = None if found is None else CropSettings.from_settings(found.results.get("settings", {}))
+            record = manifest.beside(self._file, mark)
+            self._known[mark] = None if record is None else CropSettings.from_settings(record.results.get("settings", {}))
         return self._known[mark]
 
     def crop(self, picture: Image, prediction: Prediction) -> Image | None:

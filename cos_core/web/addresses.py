@@ -1,4 +1,4 @@
-"""Checks of what a user gives for a server, before anything is sent: address, key, timeout, number of connections."""
+"""Checks of a server's settings, before anything is sent: address, key, timeout, number of connections."""
 
 from __future__ import annotations
 

@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 Read = TypeVar("Read")
 
 MAX_REPLY_BYTES = 8 * 2**20
-"""A longer reply is not read to its end and is called too long; a completion of a thousand tokens takes some kilobytes."""
+"""Longest reply; a completion of a thousand tokens takes some kilobytes."""
 
 MAX_TOGETHER_BYTES = 128 * 2**20
-"""What the replies that this process is reading may hold together, beyond the first `_CHUNK` bytes of each."""
+"""Most bytes of all replies being read in this process, without the first `_CHUNK` bytes of each."""
 
 PAUSES_SECONDS = 60.0
 """Most seconds that the pauses before further attempts of one request take together, whatever the server asks for."""
 
 _CHUNK = 1 << 16
 _SCRUBBED_FROM = 8
-"""A key of fewer characters is taken out of messages alone: in an answer, it may be a word."""
+"""A shorter key is removed from messages only, because in an answer it may be a word."""
 
 _ITEM = (400, 413, 414, 415, 422)
-"""Statuses that say something about the request itself; all others may be another with the next one."""
+"""Statuses caused by the request itself; with any other status the same request may succeed later."""
 _BUSY = (408, 409, 425, 429)
 
 
@@ -170,7 +170,7 @@ class Client:
         return True
 
     def ask(self, path: str, body: bytes, read: Callable[[bytes], Read], policy: RetryPolicy) -> Read:
-        """What `read` makes of the reply to a POST of JSON; asks again by `policy` where that may help.
+        """`read(body)` of the reply to a POST of JSON; repeats the request by `policy` where that may help.
 
         Raises ServerError when the last attempt failed, too; `read` raises one for a reply that it does not understand.
         """
@@ -213,7 +213,7 @@ class Client:
             return exchange.outcome()
 
     def scrubbed(self, text: str) -> str:
-        """`text` without the key: servers quote what they were sent."""
+        """`text` without the key: servers quote requests."""
         return text.replace(self.key, "[key]") if self.key else text
 
 
@@ -241,7 +241,7 @@ class _Exchange:
             self.ended.set()
 
     def give_up(self) -> None:
-        """Ends the thread soon: whatever it waits for on its connection ends at once."""
+        """Ends the thread soon, by shutting down its connection."""
         self.given_up = True
         sock = getattr(self.connection, "sock", None)
         if isinstance(sock, socket.socket):
@@ -276,7 +276,7 @@ class _Exchange:
             try:
                 return self._read(reply)
             except BaseException:
-                # What is left of the reply would be taken for the next one.
+                # The rest of the reply would be read as the next one.
                 reply.close()
                 raise
             finally:
@@ -354,7 +354,7 @@ def _pool_classes() -> dict[str, Any]:
 
     from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 
-    # It logs headers that it could not read, with a traceback and their text.
+    # urllib3 logs unreadable headers with a traceback and their text.
     logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
 
     def registered(base: Any) -> Any:
@@ -384,7 +384,7 @@ def _register(connection: Any) -> None:
 
 
 def _inflated(data: bytes, encoding: str) -> bytes:
-    """A body without the compression that was not asked for; within the same bound."""
+    """A body decompressed, of at most MAX_REPLY_BYTES. Raises ServerError."""
     name = encoding.strip().lower()
     if name in ("", "identity"):
         return data
