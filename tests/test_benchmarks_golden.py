@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from official_files import GOLDEN, config, results
+from refusals import refused
 
-from cos_core.errors import InputError
 from cos_core.evaluate import stage as evaluate
 
 
@@ -29,7 +29,7 @@ def test_seed_split_and_missing_answers(tmp_path: Path) -> None:
     answers = [json.loads(line) for line in (GOLDEN / "seed" / "predictions.jsonl").read_text().splitlines()]
     (tmp_path / "SEED-Bench.json").write_text((GOLDEN / "seed" / "SEED-Bench.json").read_text())
     assert results("seed", tmp_path, answers, split="image")["metrics"]["Total"] == 35.43
-    with pytest.raises(InputError, match="1 are missing, the first is '100000'"):
+    with refused("seed", "1 ", "'100000'"):
         evaluate.submission(config("seed", tmp_path, answers[1:]), tmp_path / "upload.jsonl")
     assert not (tmp_path / "upload.jsonl").exists()
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from official_files import GOLDEN, config, dump_lines, results
+from refusals import refused
 
 from cos_cli import main
 from cos_core import evaluate
-from cos_core.errors import InputError
 from cos_core.files import manifest
 
 # --- joining is checked ----------------------------------------------------------------------------------------------
@@ -33,7 +33,7 @@ def answered(count: int, astray: int, extra: int = 0) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("count", "astray", "extra", "refused"),
+    ("count", "astray", "extra", "is_refused"),
     [
         (10, 10, 0, True),  # none belongs
         (20, 4, 0, True),  # the border: one in five
@@ -44,16 +44,16 @@ def answered(count: int, astray: int, extra: int = 0) -> list[dict[str, Any]]:
         (4, 2, 0, True),
     ],
 )
-def test_a_wrong_join_is_no_score(tmp_path: Path, count: int, astray: int, extra: int, refused: bool) -> None:
+def test_a_wrong_join_is_no_score(tmp_path: Path, count: int, astray: int, extra: int, is_refused: bool) -> None:
     data = quiz(tmp_path, count)
     settings = config("scenes", data, answered(count, astray, extra))
-    if not refused:
+    if not is_refused:
         done = evaluate.run(settings)
         assert (done.counts["unknown"], done.counts["missing"]) == (astray + extra, astray)
         assert "partial_join" not in done.results
         return
     first = count - astray
-    with pytest.raises(InputError, match=f"'images/q{first}', the first question without one 'q{first}'"):
+    with refused(f"'images/q{first}'", f"'q{first}'"):
         evaluate.run(settings)
     if astray < count:
         done = evaluate.run(dataclasses.replace(settings, partial_join=True))
@@ -69,9 +69,7 @@ def test_a_share_of_missing_questions_alone_is_no_wrong_join(tmp_path: Path) -> 
 
 def test_the_same_id_with_another_prompt_is_named(tmp_path: Path) -> None:
     rows = [{**row, "question": "Where\nis \x1b[31mit?"} for row in answered(6, 0)]
-    with pytest.raises(
-        InputError, match=r"6 have the id of a question and ask another: the first, 'q0', has the prompt"
-    ) as caught:
+    with refused("6 ", "'q0'") as caught:
         results("scenes", quiz(tmp_path, 6), rows)
     assert "'What is 0?'" in str(caught.value)
     assert "\x1b" not in str(caught.value)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from refusals import refused
 
 from cos_cli import main
 from cos_core import evaluate
-from cos_core.errors import InputError, MissingError
+from cos_core.errors import MissingError
 from cos_core.evaluate import EvalConfig, judge
 from cos_core.files import assets, plug
 from cos_core.web import client as web
@@ -253,7 +254,7 @@ def test_stopped_and_resumed(data: Path, server: Judge) -> None:
     server.seen.clear()
     evaluate.run(config(data, server))
     assert [("dog | " in body["messages"][0]["content"]) for body in server.seen] == [True]
-    with pytest.raises(InputError, match=r"lacks 3 grades by other-model"):
+    with refused("3 ", "other-model", "--judge-url"):
         evaluate.run(config(data, None, judge_model="other-model"))
 
 
@@ -261,16 +262,16 @@ def test_refusals(data: Path, server: Judge, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(judge, "PATIENCE", quick := web.RetryPolicy(3, 0.001))
     monkeypatch.setattr(judge.Endpoint.__init__, "__defaults__", (None, 5.0, quick))
     server.refuse = [(401, "no such key")]
-    with pytest.raises(InputError, match=r"refuses \(HTTP 401 no such key\)"):
+    with refused("HTTP 401 no such key"):
         evaluate.run(config(data, server))
     server.refuse = [(503, "")] * 3
-    with pytest.raises(MissingError, match="did not answer"):
+    with refused("HTTP 503", kind=MissingError):
         evaluate.run(config(data, server))
     with pytest.raises(MissingError):
         judge.Endpoint("http://127.0.0.1:9", "m").ask("?", 0.0)
     # Every answer is refused: the endpoint does not take what it is sent.
     server.refuse = [(400, "Unsupported parameter: 'top_p'")] * 9
-    with pytest.raises(InputError, match=r"refuses .HTTP 400 Unsupported parameter"):
+    with refused("HTTP 400 Unsupported parameter: 'top_p'"):
         evaluate.run(config(data, server))
     # One answer is refused after others were graded (a filter of contents): it alone is not read.
     server.refuse = []
@@ -279,7 +280,7 @@ def test_refusals(data: Path, server: Judge, monkeypatch: pytest.MonkeyPatch) ->
     server.refuse = [(400, "filtered")]
     assert evaluate.run(config(data, server)).results["beside"] == {"ungraded": 1}
     assert kept(data)["v1_2"]["refused"] == "HTTP 400 filtered"
-    with pytest.raises(InputError, match="begins with http"):
+    with refused("ftp://x", "http"):
         judge.Endpoint("ftp://x", "m")
 
 

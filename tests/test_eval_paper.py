@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+from refusals import refused
 
 from cos_cli import main
 from cos_core import evaluate
-from cos_core.errors import InputError
 from cos_core.evaluate import EvalConfig, paper
 
 
@@ -74,7 +74,7 @@ def test_formats_and_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main.run(["eval", "report", "--paper", f"cos-14b={run}"]) == 3
     assert main.run(["eval", "report", "--paper", "cos-13b"]) == 3
     assert main.run(["eval", "report", f"cos-13b={run}"]) == 2
-    with pytest.raises(InputError, match="no row 'x'"):
+    with refused("'x'", *paper.ROWS):
         paper.report({"x": run})
 
 

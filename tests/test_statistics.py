@@ -18,10 +18,10 @@ from cos_core.scoring.statistics import Interval
 
 
 def mean_interval(values: list[float], clusters: Sequence[Hashable], replicates: int = 2000, seed: int = 0) -> Interval | None:
-    """The interval of a mean as every run gets it."""
+    """The interval of a mean, computed as in every run; None where there is none."""
     columns = np.stack([np.array(values), np.ones(len(values))], axis=1)
-    found = metrics.intervals([Estimate("mean", columns)], [str(c) for c in clusters], replicates=replicates, seed=seed)
-    return Interval(*found["mean"]) if found else None
+    measured = metrics.measured([Estimate("mean", columns)], [str(c) for c in clusters], replicates=replicates, seed=seed)
+    return Interval(measured["mean"].low, measured["mean"].high) if measured else None
 
 
 def test_wilson_by_hand() -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def table(manifest: RunManifest) -> Lines:
     """The results for a person: how they were made, then one number a line, with its 95 % interval where there is one; the
     headline comes first."""
-    from cos_core.evaluate.stage import said_beside
+    from cos_core.evaluate.counted import remark_lines
 
     results = manifest.results
     intervals: Mapping[str, Any] = results.get("intervals", {})
@@ -39,7 +39,7 @@ def table(manifest: RunManifest) -> Lines:
     below = ["boxes: " + ", ".join(shares)] if shares else []
     regions = results.get("regions", {})
     below += [f"regions: {regions['usable']:,} of {regions['n']:,} boxes usable; the others are no hits"] if regions else []
-    below += [f"beside the score: {words}" for words in said_beside(results.get("beside", {}))]
+    below += [f"beside the score: {words}" for words in remark_lines(results.get("beside", {}))]
     below += (
         textwrap.wrap(escaped(f"joined in part only: {results['partial_join']}"), WIDTH) if "partial_join" in results else []
     )

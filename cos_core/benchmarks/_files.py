@@ -1,4 +1,4 @@
-"""Reads the official files of benchmarks: finds them under the data root and says in one sentence what is missing or wrong."""
+"""Reads the official files of benchmarks below a data root; a missing or wrong file raises InputError with one sentence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SUMS = "SHA256SUMS"
 
 
 def other_version(need: Need, root: Path) -> str | None:
-    """A sentence for a file that is there and is not the published one. Raises InputError when it cannot be read."""
+    """A message for a file that is not the published version, None otherwise. Raises InputError when it cannot be read."""
     path = need.path(root)
     if need.md5 is None or path is None:
         return None
@@ -47,9 +47,9 @@ def check_sums(root: Path) -> int:
         file = root / name.strip().removeprefix("*")
         if len(digest) != 64 or not name.strip():
             raise InputError(f"{path}:{number}: expected a SHA-256 and a file name")
-        found = _digest(file, "sha256")
-        if found != digest.lower():
-            raise InputError(f"{file} is not the file that {path}:{number} names: its SHA-256 is {found}")
+        actual = _digest(file, "sha256")
+        if actual != digest.lower():
+            raise InputError(f"{file} is not the file that {path}:{number} names: its SHA-256 is {actual}")
     return len(lines)
 
 
@@ -72,25 +72,25 @@ def _begins(path: Path, mark: bytes) -> bool:
         with path.open("rb") as file:
             return file.read(len(mark)) == mark
     except OSError:
-        return False  # whoever reads it says why it cannot be read
+        return False  # reading the file raises the error
 
 
 def home(data: Path, name: str, benchmark: Benchmark) -> Path:
     """The folder of one benchmark's files: the one of its name below `data`, else `data` itself.
 
-    `benchmark.folders`: what others call it (LLaVA's `playground/data/eval` has `MME`, `seed_bench`, `mm-vet`).
+    `benchmark.folders`: other names of that folder (LLaVA's `playground/data/eval` has `MME`, `seed_bench`, `mm-vet`).
     """
     names = dict.fromkeys((name, *benchmark.folders))
-    return next((data / each for each in names if (data / each).is_dir()), data)
+    return next((data / folder for folder in names if (data / folder).is_dir()), data)
 
 
 def require(root: Path, *names: str, source: str) -> Path:
-    """The first of `names` that is a file. Raises InputError that names them and says where they come from."""
-    found = optional(root, *names)
-    if found is None:
+    """The first of `names` that is a file. Raises InputError with the names and `source`, where to get them."""
+    path = optional(root, *names)
+    if path is None:
         missing = f"the folder {root} does not exist" if not root.is_dir() else f"{root} has no {' or '.join(names)}"
         raise InputError(f"{missing}; {source}")
-    return found
+    return path
 
 
 def image_root(root: Path, *names: str) -> Path:
@@ -99,7 +99,7 @@ def image_root(root: Path, *names: str) -> Path:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The one JSON object that a file holds. Raises InputError."""
+    """The JSON object of a file. Raises InputError."""
     try:
         data = decode(_whole(path))
     except ValueError as error:

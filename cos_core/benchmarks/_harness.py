@@ -1,20 +1,18 @@
-"""What the two common harnesses read from an answer, where that is not what the official script reads.
+"""Extraction rules of the two common harnesses, where they differ from the official script's.
 
 `lmms-eval` is EvolvingLMMs-Lab/lmms-eval 0.7.3, `vlmevalkit` is VLMEvalKit as in ms-vlmeval 0.0.20; each function names the
-one it keeps, quirks included. Only their scoring is here. Their figures differ by what they ask, too: lmms-eval asks TextVQA
+one it reproduces, quirks included. This module has their scoring only; their prompts differ, too: lmms-eval asks TextVQA
 without OCR tokens, OKVQA with VizWiz's sentence and SEED's videos with eight frames; VLMEvalKit never shows OCR tokens. Where
-they let a judge decide what rules cannot, the rules decide alone.
+they ask a judge about answers that rules do not decide, such an answer is wrong here.
 """
 
 from __future__ import annotations
 
-import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from cos_core.scoring import metrics
-from cos_core.scoring.answers import remove_marks
+from cos_core.scoring import answers, metrics
 from cos_core.scoring.metrics import Verdict
 from cos_core.types import Example
 
@@ -45,9 +43,8 @@ def lmms_mme_label(text: str) -> str:
 
 def vlm_yes_no(text: str) -> str:
     """VLMEvalKit's yes/no questions (MME, POPE): yes or no when exactly one of the words occurs, else "other"."""
-    words = remove_marks(text.lower(), VLM).split()
-    said = [word for word in ("yes", "no") if word in words]
-    return said[0] if len(said) == 1 else "other"
+    words = answers.remove_marks(text.lower(), VLM).split()
+    return answers.only([word for word in ("yes", "no") if word in words]) or "other"
 
 
 # --- option letters --------------------------------------------------------------------------------------------------
@@ -66,7 +63,6 @@ def lmms_first_letter(text: str) -> str | None:
     return text.strip()[:1].upper() or None
 
 
-_LMMS_LETTERS = "ABCDE"
 _LMMS_FRAMES = ("{}.", "{},", "{}:", "{})", "{}).", "({})", "({}).", ":{}", ":{},", ":{}.", ":{})", ":{}).")
 
 
@@ -79,16 +75,14 @@ def lmms_option_letter(text: str, options: Mapping[str, str]) -> str | None:
     """
     text = text.strip()
     words = text.split()
-    named = [letter for letter in _LMMS_LETTERS if letter in words]
-    if len(named) == 1 and not ("A" in words and len(words) > 3):
-        return named[0]
+    letters = [letter for letter in LETTERS if letter in words]
+    if len(letters) == 1 and not ("A" in words and len(words) > 3):
+        return letters[0]
     for frame in _LMMS_FRAMES:
-        framed = [letter for letter in _LMMS_LETTERS if frame.format(letter) in words]
-        if len(framed) == 1:
-            return framed[0]
-    lower = text.lower()
-    quoted = [letter for letter in "ABCD" if options.get(letter, "nan").lower() in lower]
-    return quoted[0] if len(quoted) == 1 else _likeliest(text, "ABCD")
+        letter = answers.only([letter for letter in LETTERS if frame.format(letter) in words])
+        if letter is not None:
+            return letter
+    return answers.quoted_option(text, {letter: options.get(letter, "nan") for letter in "ABCD"}) or _likeliest(text, "ABCD")
 
 
 _PHRASES = (
@@ -101,26 +95,25 @@ _PHRASES = (
 
 
 def _likeliest(text: str, letters: str) -> str | None:
-    """lmms-eval's `extract_mcq_answer`: the place of a letter in the most telling form, of several the last one."""
+    """lmms-eval's `extract_mcq_answer`: the letter in the form of the highest rank; of several, the last one."""
     text = text.strip()
     for mark in ",.!?;:'\"":
         text = text.strip(mark)
     bare, text = text.strip(), f" {text} "
-    found: list[tuple[int, int, str]] = []  # how telling, where, which
+    places: list[tuple[int, int, str]] = []  # rank of the form, position, letter
     for rank, form in ((6, "({})"), (5, "{}."), (4, "{}:"), (3, "{})"), (2, "{} ")):
-        found += [(rank, text.rfind(form.format(letter)), letter) for letter in letters if form.format(letter) in text]
+        places += [(rank, text.rfind(form.format(letter)), letter) for letter in letters if form.format(letter) in text]
     lower = text.lower()
     for phrase in _PHRASES:
         if phrase in lower:
             end = lower.find(phrase) + len(phrase)
-            found += [(7, text.find(letter, end), letter) for letter in letters if text.find(letter, end) >= 0]
-    found += [(10, 0, letter) for letter in letters if bare.startswith(letter) and not bare[1:2].isalpha()]
-    found += [(9, len(text) - 1, letter) for letter in letters if bare.endswith(letter) and not bare[-2:-1].isalpha()]
-    found = found or [(0, text.rfind(letter), letter) for letter in letters if letter in text]
-    return max(found, key=lambda place: place[:2])[2] if found else None
+            places += [(7, text.find(letter, end), letter) for letter in letters if text.find(letter, end) >= 0]
+    places += [(10, 0, letter) for letter in letters if bare.startswith(letter) and not bare[1:2].isalpha()]
+    places += [(9, len(text) - 1, letter) for letter in letters if bare.endswith(letter) and not bare[-2:-1].isalpha()]
+    places = places or [(0, text.rfind(letter), letter) for letter in letters if letter in text]
+    return max(places, key=lambda place: place[:2])[2] if places else None
 
 
-_NOT_A_WORD = re.compile(r"[.()\[\],:;!*#{}]")
 _REFUSALS = (
     "Sorry, I can't help with images of people yet.",
     "I can't process this file.",
@@ -137,25 +130,25 @@ def vlm_option_letter(text: str, options: Mapping[str, str]) -> str | None:
     """
     if any(refusal in text for refusal in _REFUSALS):
         return "Z"
-    words = _NOT_A_WORD.sub(" ", text).split()
-    named = [letter for letter in options if letter in words]
-    if len(named) == 1 and words.index(named[0]) > len(words) - 5:
-        return named[0]
-    if not named and "Z" in words:
+    words = answers.option_words(text)
+    letters = [letter for letter in options if letter in words]
+    if len(letters) == 1 and words.index(letters[0]) > len(words) - 5:
+        return letters[0]
+    if not letters and "Z" in words:
         return "Z"
-    lower = text.lower()
-    if len(lower) > 2 * sum(map(len, options.values())):
+    if len(text.lower()) > 2 * sum(map(len, options.values())):
         return None
-    quoted = [letter for letter, option in options.items() if option.lower() in lower]
-    return quoted[0] if len(quoted) == 1 else None
+    return answers.quoted_option(text, options)
 
 
 Reader = Callable[[str, Mapping[str, str]], str | None]
 
 
 def option_rule(read: Reader, shown: Callable[[str | None], str | None] = lambda letter: letter) -> metrics.Rule:
-    """The letter that `read` finds against the right one; a letter of no option counts as nothing read. `shown`: what the score
-    says was extracted."""
+    """Compares the letter that `read` returns with the right one; a letter of no option counts as unread.
+
+    `shown`: the letter -> the score's `extracted`.
+    """
 
     def judged(example: Example, answer: str) -> Verdict:
         options, expected = by_letter(example.choices, example.letters or LETTERS), example.answers[0]
@@ -169,5 +162,5 @@ LETTERS = "ABCDE"
 
 
 def by_letter(choices: Sequence[str], letters: str = LETTERS) -> dict[str, str]:
-    """Options by their letters; other `letters` where a table leaves some out."""
+    """letter -> option; `letters` other than A to E where a table leaves some out."""
     return dict(zip(letters, choices, strict=False))

@@ -22,7 +22,7 @@ class SlicedBenchmark(Benchmark):
 
     @abstractmethod
     def rule(self) -> metrics.Rule:
-        """What one answer is worth, under the benchmark's scorer."""
+        """The rule that scores one answer, under the benchmark's scorer."""
 
     def groups(self, example: Example) -> Mapping[str, str]:
         """The group of a question in each slice."""
@@ -32,7 +32,7 @@ class SlicedBenchmark(Benchmark):
         return metrics.judge(data.examples, predictions, self.rule(), self.groups)
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
-        return percentages(columns.held(scores), self.slices)
+        return percentages(columns.reusable(scores), self.slices)
 
     def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> Sequence[Estimate] | None:
         return percentage_estimates(scores, self.slices)
@@ -59,13 +59,13 @@ def percentage_estimates(scores: Sequence[Score], slices: Iterable[str] = ()) ->
     return result
 
 
-def choice(benchmark: str, kind: str, value: str | None, known: Sequence[str]) -> str:
-    """The split or scorer asked for, else the first known. Raises InputError for an unknown one."""
-    if value is not None and value not in known:
+def choice(benchmark: str, kind: str, value: str | None, names: Sequence[str]) -> str:
+    """`value`, or the first of `names` for None. Raises InputError for a value not in `names`. `kind`: "split" or "scorer"."""
+    if value is not None and value not in names:
         harness = {LMMS: "lmms-eval", VLM: "VLMEvalKit"}.get(value)
         why = f"{harness} has no scorer of its own for {benchmark}; " if harness and kind == "scorer" else ""
-        raise InputError(f"{why}{benchmark} has the {kind}s {', '.join(known)}, not {value!r}")
-    return value or known[0]
+        raise InputError(f"{why}{benchmark} has the {kind}s {', '.join(names)}, not {value!r}")
+    return value or names[0]
 
 
 def complete(data: BenchmarkData, predictions: Mapping[str, Prediction]) -> list[tuple[Example, str]]:

@@ -9,16 +9,19 @@ import hashlib
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote
+
+from msgspec import structs
 
 from cos_core.benchmarks import _files
 from cos_core.errors import InputError
 from cos_core.files import manifest
 from cos_core.files.durable import atomic_write
 from cos_core.files.jsonl import decode, open_input
+from cos_core.types import Example
 
 _CELL_LIMIT = 256 * 2**20
 """An 8K picture is 30 MB and more of base64."""
@@ -27,7 +30,11 @@ _CELL_LIMIT = 256 * 2**20
 _INDEX = re.compile(r"[0-9]{1,18}")
 
 
-def rows(path: Path, fields: tuple[str, ...] = ("index", "question", "A", "B")) -> Iterator[tuple[int, dict[str, str]]]:
+FIELDS = ("index", "question", "A", "B")
+ExampleOfRow = Callable[[Mapping[str, str], str], Example]
+
+
+def rows(path: Path, fields: Sequence[str] = FIELDS) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, cells) of each row. Raises InputError: no table, one of `fields` is missing, an index is no number."""
     csv.field_size_limit(_CELL_LIMIT)
     try:
@@ -54,7 +61,7 @@ _SHOWN_OF_BAD = 1024
 
 def picture_of(cell: str) -> bytes:
     """The file in a cell: base64 with or without line breaks and padding, of either alphabet, as a data: URI, in quotes, or as
-    a list of one. Raises ValueError in a few words."""
+    a list of one. Raises ValueError with the reason."""
     text = cell.strip()
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1].strip().removesuffix(",")
@@ -67,12 +74,12 @@ def picture_of(cell: str) -> bytes:
         text = unquote(text)
     letters = _NO_LETTERS.sub("", text).replace("-", "+").replace("_", "/").rstrip("=")
     try:
-        found = base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
+        content = base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise ValueError("it is not base64 of one file") from None
-    if not found:
+    if not content:
         raise ValueError("it is empty")
-    return found
+    return content
 
 
 def _row_named(cell: str) -> str | None:
@@ -82,7 +89,7 @@ def _row_named(cell: str) -> str | None:
 
 
 class Pictures:
-    """Which row of a table shows which picture, and under which name it is unpacked.
+    """The picture that each row of a table shows, and the name under which it is unpacked.
 
     A cell holds a picture, or the index of the row that does (that row may name another one). `stem`: the name under which the
     picture of an index is kept; a row that holds another picture than the first row of the same name gets its own index.
@@ -96,10 +103,10 @@ class Pictures:
         self._ends: dict[str, tuple[str, ...]] = {}
 
     def add(self, row: Mapping[str, str]) -> None:
-        """Takes note of the next row's cell."""
+        """Records the next row's cell."""
         index, cell = row["index"], row.get("image", "")
-        if (named := _row_named(cell)) is not None:
-            self._named[str(int(index))] = named
+        if (other := _row_named(cell)) is not None:
+            self._named[str(int(index))] = other
             return
         stem = self._stem(index)
         if cell.strip() and self._first.setdefault(stem, mark := _mark(cell)) != mark:
@@ -109,13 +116,13 @@ class Pictures:
     def file(self, index: str) -> str:
         """The name of the picture that a row shows, whatever its cell names; its own index where there is none.
 
-        To be asked of a row that names another one when all rows are known.
+        For a row that names another one, call it after all rows were added.
         """
         kind, *rows = self._end(str(int(index)))
         return f"{self._own[rows[0]] if kind == 'own' else index}.jpg"
 
     def problems(self) -> list[str]:
-        """Words for the rows whose cells lead to no picture: they name each other, or a row that is not there."""
+        """Messages about rows whose cells lead to no picture: they name each other, or a row that is not there."""
         ends = Counter(self._end(index) for index in self._named)
         return [_lost(kind, rows, count) for (kind, *rows), count in ends.items() if kind != "own"]
 
@@ -134,6 +141,15 @@ class Pictures:
         return end
 
 
+def examples(path: Path, fields: Sequence[str], stem: Callable[[str], str], example: ExampleOfRow) -> list[Example]:
+    """The questions of a table, each with the file name of its picture. `example`: (cells, place of the row) -> Example."""
+    pictures, result = Pictures(stem), []
+    for line, row in rows(path, fields):
+        pictures.add(row)
+        result.append(example(row, f"{path}:{line}"))
+    return [structs.replace(example, image=pictures.file(example.id)) for example in result]
+
+
 def _lost(kind: str, rows: list[str], count: int) -> str:
     if kind == "gone":
         return f"{count} rows show the picture of row {rows[0]}, which is not in the table"
@@ -141,22 +157,22 @@ def _lost(kind: str, rows: list[str], count: int) -> str:
 
 
 def unpack(path: Path, folder: Path, stem: Callable[[str], str]) -> list[str]:
-    """Writes the pictures of a table into `folder`, those that are not there as the table has them; returns what is wrong.
+    """Writes the pictures of a table into `folder`, where the files there differ; returns messages about problems.
 
     Each appears whole, by rename. What was written is noted beside the folder, with digests of the cells and the files' times,
     so that a picture that was cut short, changed, or comes from another table is written anew, and nothing else is. A cell that
     is no picture costs its own question: its text takes the picture's place, which no reader opens. Raises InputError for a
     table or folder that cannot be used.
     """
-    shown, notes = Pictures(stem), folder.with_name(f".{folder.name}.unpacked.json")
-    known, made, problems = _noted(notes), dict[str, list[object]](), list[str]()
+    pictures, notes = Pictures(stem), folder.with_name(f".{folder.name}.unpacked.json")
+    before, unpacked, problems = _read_notes(notes), dict[str, list[object]](), list[str]()
     for line, row in rows(path):
-        shown.add(row)
+        pictures.add(row)
         cell = row.get("image", "")
-        if not cell.strip() or _row_named(cell) is not None or (name := shown.file(row["index"])) in made:
+        if not cell.strip() or _row_named(cell) is not None or (name := pictures.file(row["index"])) in unpacked:
             continue
         mark, target = _mark(cell).hex(), folder / name
-        if (state := _state(target)) is None or known.get(name) != [mark, *state]:
+        if (state := _state(target)) is None or before.get(name) != [mark, *state]:
             try:
                 data = picture_of(cell)
             except ValueError as error:
@@ -164,12 +180,12 @@ def unpack(path: Path, folder: Path, stem: Callable[[str], str]) -> list[str]:
                 data = cell.encode("utf-8", "replace")[:_SHOWN_OF_BAD]
             if state is None or state[0] != len(data) or target.read_bytes() != data:
                 atomic_write(target, data)
-        made[name] = [mark, *(_state(target) or ())]
-    if made != known:
+        unpacked[name] = [mark, *(_state(target) or ())]
+    if unpacked != before:
         # In a folder that others prepared, read-only, everything is compared each time.
         with suppress(InputError):
-            atomic_write(notes, manifest.canonical(made))
-    return [*problems, *(f"{path}: {words}" for words in shown.problems())]
+            atomic_write(notes, manifest.canonical(unpacked))
+    return [*problems, *(f"{path}: {words}" for words in pictures.problems())]
 
 
 def _mark(cell: str) -> bytes:
@@ -187,12 +203,12 @@ def _state(path: Path) -> tuple[int, int] | None:
     return info.st_size, info.st_mtime_ns
 
 
-def _noted(path: Path) -> dict[str, list[object]]:
-    """What `unpack` noted; nothing where that cannot be read."""
+def _read_notes(path: Path) -> dict[str, list[object]]:
+    """The notes that `unpack` wrote; empty where they cannot be read."""
     with suppress(OSError, ValueError):
-        found = decode(path.read_bytes())
-        if isinstance(found, dict):
-            return found
+        notes = decode(path.read_bytes())
+        if isinstance(notes, dict):
+            return notes
     return {}
 
 
@@ -205,7 +221,7 @@ _MISSING |= {"", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
 
 
 def blank(cell: str | None) -> bool:
-    """Whether a cell says nothing to LLaVA's reader: a missing value as pandas reads it, or "none" or "nan" in any case."""
+    """Whether a cell is empty to LLaVA's reader: a missing value as pandas reads it, or "none" or "nan" in any case."""
     return cell is None or cell in _MISSING or cell.lower() in ("nan", "none")
 
 
@@ -220,6 +236,6 @@ def first_options(row: Mapping[str, str]) -> dict[str, str]:
 
 
 def all_options(row: Mapping[str, str], least: str = "") -> dict[str, str]:
-    """Every option with a text, whatever it says; of those that are blank only the letter `least`."""
+    """Every option that is not blank, and the option `least` even if blank."""
     cells = ((letter, row.get(letter, "")) for letter in LETTERS)
     return {letter: cell for letter, cell in cells if letter == least or not blank(cell)}

@@ -1,7 +1,7 @@
-"""What the VQA-accuracy benchmarks share: their scorers, the official layout, and LLaVA's question texts.
+"""Common parts of the VQA-accuracy benchmarks: their scorers, the official layout, and LLaVA's question texts.
 
-Scorers: "official" is vqaEval.py on the answers as they are; "m4c" is LLaVA's TextVQA scorer; "llava" is what a test server
-makes of LLaVA's submissions, the official scorer on predictions that went through the m4c processor first; "vizwiz" is the
+Scorers: "official" is vqaEval.py on the answers as they are; "m4c" is LLaVA's TextVQA scorer; "llava" is a test server's
+scoring of LLaVA's submissions: the official scorer on predictions that went through the m4c processor first; "vizwiz" is the
 rule of that challenge (vizwiz.py); "lmms-eval" and "vlmevalkit" are what these harnesses do.
 """
 
@@ -31,17 +31,17 @@ SCORERS = ("llava", "official", "m4c", LMMS)
 def rule(scorer: str, lmms: answers.VqaRule = "m4c") -> metrics.Rule:
     """VQA accuracy under `scorer`; `extracted` is the prediction as it was compared, `expected` the commonest answer.
 
-    `lmms`: what lmms-eval does for this benchmark.
+    `lmms`: lmms-eval's rule for this benchmark.
     """
     always: dict[str, answers.VqaRule] = {"m4c": "m4c", LMMS: lmms, VLM: "vlmevalkit"}
 
     def judged(example: Example, answer: str) -> Verdict:
         if scorer in always:
-            shown = answers.vqa_normalised(answer, always[scorer])
-            return Verdict(answers.vqa_accuracy(answer, example.answers, always[scorer]), shown, _commonest(example))
+            normalised = answers.vqa_normalised(answer, always[scorer])
+            return Verdict(answers.vqa_accuracy(answer, example.answers, always[scorer]), normalised, _commonest(example))
         if scorer == "vizwiz":
-            said = answers.vqa_official(answer)
-            return Verdict(min(1.0, example.answers.count(said) / 3), said, _commonest(example))
+            normalised = answers.vqa_official(answer)
+            return Verdict(min(1.0, example.answers.count(normalised) / 3), normalised, _commonest(example))
         if scorer == "llava":
             answer = answers.vqa_m4c(answer)
         return Verdict(answers.vqa_accuracy(answer, example.answers), answer, _commonest(example))
@@ -63,7 +63,7 @@ class VqaBenchmark(SlicedBenchmark):
     unlabelled: ClassVar[tuple[str, ...]] = ()
     """The splits that a server scores."""
     lmms: ClassVar[answers.VqaRule] = "m4c"
-    """What lmms-eval does for this benchmark."""
+    """lmms-eval's rule for this benchmark."""
 
     def rule(self) -> metrics.Rule:
         return rule(self.scorer, self.lmms)
@@ -78,11 +78,11 @@ class VqaBenchmark(SlicedBenchmark):
         return percentage_estimates(scores, self.slices[:1])
 
 
-def ten(found: object, where: str) -> tuple[str, ...]:
+def ten(value: object, where: str) -> tuple[str, ...]:
     """The ten answers of a question. Raises InputError when they are not ten texts."""
-    if not isinstance(found, list) or len(found) != 10 or not all(isinstance(answer, str) for answer in found):
+    if not isinstance(value, list) or len(value) != 10 or not all(isinstance(answer, str) for answer in value):
         raise InputError(f"{where}: expected ten answers")
-    return tuple(found)
+    return tuple(value)
 
 
 class _Answer(msgspec.Struct, gc=False):
@@ -107,13 +107,13 @@ def official_examples(questions: Path, annotations: Path, dataset: str) -> Examp
     suffix = f"\n{answers.SHORT_ANSWER}"
     examples = Examples()
     for row, label in _labelled(questions, annotations):
-        said = tuple([answer.answer for answer in label.answers])
-        if len(said) != 10:
-            raise InputError(f"{annotations}: question {row.question_id}: expected ten answers, found {len(said)}")
+        texts = tuple([answer.answer for answer in label.answers])
+        if len(texts) != 10:
+            raise InputError(f"{annotations}: question {row.question_id}: expected ten answers, found {len(texts)}")
         meta = {"answer_type": label.answer_type, "question_type": label.question_type}
         image = f"COCO_val2014_{row.image_id:012d}.jpg"
         examples.append(
-            Example(str(row.question_id), dataset, image, row.question + suffix, said, meta=meta, asked=row.question)
+            Example(str(row.question_id), dataset, image, row.question + suffix, texts, meta=meta, asked=row.question)
         )
     return examples
 
@@ -122,29 +122,29 @@ _LABELS = ("annotations", _Label, "question_id")
 
 
 def _labelled(questions: Path, annotations: Path) -> Iterator[tuple[_Question, _Label]]:
-    """Each question with its annotation. Both files have one order as a rule; what comes before its turn waits for it."""
+    """Each question with its annotation. Annotations in another order than the questions wait in memory."""
     labels = read_listed(annotations, *_LABELS)
     waiting: dict[int | str, _Label] = {}
     again: dict[int | str, _Label] = {}
     for row in read_listed(questions, "questions", _Question, "question_id"):
         label = waiting.get(row.question_id)
         while label is None:
-            each = next(labels, None)
-            if each is None:
-                # All are read again: the question may stand twice, which is for others to refuse.
+            candidate = next(labels, None)
+            if candidate is None:
+                # All are read again: the question may stand twice, which is refused later.
                 again = again or {label.question_id: label for label in read_listed(annotations, *_LABELS)}
                 label = again.get(row.question_id)
                 if label is None:
                     raise InputError(
                         f"{annotations} has no annotation of question {row.question_id}; the files do not belong together"
                     )
-            elif each.question_id == row.question_id:
-                label = each
+            elif candidate.question_id == row.question_id:
+                label = candidate
             else:
-                waiting[each.question_id] = each
+                waiting[candidate.question_id] = candidate
         yield row, label
     for _ in labels:
-        """The rest is read so that what is wrong with it is said."""
+        """The rest is read so that errors in it are raised."""
 
 
 def asked_texts(path: Path | None) -> dict[str, dict[str, Any]]:

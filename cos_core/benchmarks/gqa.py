@@ -35,7 +35,7 @@ NEEDS = (
 COUNTS = {"testdev-balanced": 12_578}
 SLICES = ("structural", "semantic", "length", "steps")
 _NO_STEP = ("exist", "query: name", "choose name")
-"""What ends a program without being a step of reasoning."""
+"""Operations of a program that do not count as steps of reasoning."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class Gqa(SlicedBenchmark):
 
     def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
         kinds = sorted(metrics.by_group(scores, "kind"))
-        each = [metrics.mean_estimate(kind, scores, metrics.in_group("kind", kind), scale=100.0) for kind in kinds]
-        return [*percentage_estimates(scores, ("structural", "semantic")), *each]
+        by_kind = [metrics.mean_estimate(kind, scores, metrics.in_group("kind", kind), scale=100.0) for kind in kinds]
+        return [*percentage_estimates(scores, ("structural", "semantic")), *by_kind]
 
     def submission(self, root: Path, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
         """The predictions file that GQA's `eval.py` reads."""
@@ -91,7 +91,7 @@ def _balanced(row: Any) -> bool:
 def _example(key: str, row: Any, where: str, prepared: Mapping[str, dict[str, Any]]) -> Example:
     _files.demand(row, ("question", "answer", "imageId", "types"), where)
     _files.demand(row["types"], ("structural", "semantic"), f"{where}: types")
-    own = {"image": f"{row['imageId']}.jpg", "text": f"{row['question']}\n{answers.SHORT_ANSWER}"} | prepared.get(key, {})
+    prompt = {"image": f"{row['imageId']}.jpg", "text": f"{row['question']}\n{answers.SHORT_ANSWER}"} | prepared.get(key, {})
     structural = row["types"]["structural"]
     meta = {
         "kind": "open" if structural == "query" else "binary",
@@ -101,7 +101,7 @@ def _example(key: str, row: Any, where: str, prepared: Mapping[str, dict[str, An
         "length": f"{len(row['question'].split()):02d}",
         "steps": str(_steps(row.get("semantic"))),
     }
-    return Example(key, "gqa", own["image"], own["text"], (row["answer"],), meta=meta, asked=row["question"])
+    return Example(key, "gqa", prompt["image"], prompt["text"], (row["answer"],), meta=meta, asked=row["question"])
 
 
 def _steps(operations: Any) -> int:
@@ -122,30 +122,30 @@ def _distribution(scores: Sequence[Score]) -> float | None:
     groups: dict[str, tuple[Counter[str], Counter[str]]] = {}
     for score in scores:
         if score.groups.get("group"):
-            truth, said = groups.setdefault(score.groups["group"], (Counter(), Counter()))
+            truth, predicted = groups.setdefault(score.groups["group"], (Counter(), Counter()))
             truth[score.expected or ""] += 1
-            said[score.extracted or ""] += 1
+            predicted[score.extracted or ""] += 1
     total = weight = 0.0
-    for truth, said in groups.values():
+    for truth, predicted in groups.values():
         size = truth.total()
-        total += size * sum((truth[answer] - said[answer]) ** 2 / truth[answer] for answer in truth)
+        total += size * sum((truth[answer] - predicted[answer]) ** 2 / truth[answer] for answer in truth)
         weight += size
     return total / weight if weight else None
 
 
 _CLEANERS: Mapping[str, tuple[Callable[[str], str], Callable[[str], str]]] = {
     OFFICIAL: (_cleaned, str),
-    LMMS: (lambda said: lmms_words(said.strip()), lmms_words),
-    VLM: (lambda said: said.strip().lower(), lambda truth: truth.strip().lower()),
+    LMMS: (lambda answer: lmms_words(answer.strip()), lmms_words),
+    VLM: (lambda answer: answer.strip().lower(), lambda truth: truth.strip().lower()),
 }
-"""What each scorer does to the prediction and to the answer before it compares them."""
+"""Normalisation of the prediction and of the true answer before they are compared, by scorer."""
 
 
 def _rule(scorer: str) -> metrics.Rule:
-    of_said, of_truth = _CLEANERS[scorer]
+    clean_answer, clean_truth = _CLEANERS[scorer]
 
     def judged(example: Example, answer: str) -> Verdict:
-        said = of_said(answer)
-        return Verdict(float(said == of_truth(example.answers[0])), said, example.answers[0])
+        cleaned = clean_answer(answer)
+        return Verdict(float(cleaned == clean_truth(example.answers[0])), cleaned, example.answers[0])
 
     return judged

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from msgspec import structs
-
 from cos_core.benchmarks import _files, _tsv
 from cos_core.benchmarks._harness import option_rule
 from cos_core.benchmarks._sliced import SlicedBenchmark, choice
@@ -42,12 +40,7 @@ class HrBench(SlicedBenchmark):
     counts = COUNTS
 
     def load(self, root: Path) -> BenchmarkData:
-        path, shown = self._file(root), _tsv.Pictures(str)
-        examples = []
-        for line, row in _tsv.rows(path, ("index", "question", "A", "B", "answer")):
-            shown.add(row)
-            examples.append(_example(row, f"{path}:{line}"))
-        examples = [structs.replace(example, image=shown.file(example.id)) for example in examples]
+        examples = _tsv.examples(self._file(root), (*_tsv.FIELDS, "answer"), str, _example)
         return BenchmarkData(self.name, self.split, examples, root / "images" / self.split)
 
     def rule(self) -> metrics.Rule:

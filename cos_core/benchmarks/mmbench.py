@@ -11,11 +11,11 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from msgspec import structs
 
 from cos_core.benchmarks import _files, _tsv
 from cos_core.benchmarks._harness import (
@@ -60,12 +60,8 @@ class MmBench(SlicedBenchmark):
     needs = NEEDS
 
     def load(self, root: Path) -> BenchmarkData:
-        path, shown = self._file(root), _tsv.Pictures(_stem)
-        examples = []
-        for line, row in _tsv.rows(path):
-            shown.add(row)
-            examples.append(_example(row, f"{path}:{line}", SUFFIXES[self.split]))
-        examples = [structs.replace(example, image=shown.file(example.id)) for example in examples]
+        example_of_row = partial(_example, suffix=SUFFIXES[self.split])
+        examples = _tsv.examples(self._file(root), _tsv.FIELDS, _stem, example_of_row)
         labelled = all(example.answers for example in examples)
         hidden = sum("hidden" in example.meta for example in examples)
         protocol = {"labels": labelled, **({"options_hidden": hidden} if hidden else {})}
@@ -91,13 +87,13 @@ class MmBench(SlicedBenchmark):
         }
 
     def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
-        hits, seen = {circle.example_id: circle.value for circle in _circles(scores)}, set()
+        hits, counted = {circle.example_id: circle.value for circle in _circles(scores)}, set()
         columns = np.zeros((len(scores), 2))
         for row, score in enumerate(scores):
             circle = score.groups["circle"]
-            if circle not in seen:
+            if circle not in counted:
                 columns[row] = (hits[circle], 1.0)
-                seen.add(circle)
+                counted.add(circle)
         units = [score.groups["circle"] for score in scores]
         return [Estimate("accuracy", columns, scale=100.0, units=units)] if scores else []
 
@@ -115,12 +111,12 @@ class MmBench(SlicedBenchmark):
             from openpyxl.cell import WriteOnlyCell
         except ModuleNotFoundError:
             raise MissingError(f"an MMBench submission is an xlsx file; {install('sheets')}") from None
-        said = {example.id: answer for example, answer in complete(data, predictions)}
+        by_id = {example.id: answer for example, answer in complete(data, predictions)}
         book = Workbook(write_only=True)
         sheet = book.create_sheet("Sheet1")
         sheet.append(list(_SHEET))
         for _, row in _tsv.rows(self._file(root)):
-            cells = {**row, "prediction": said[row["index"]]}
+            cells = {**row, "prediction": by_id[row["index"]]}
             texts = [WriteOnlyCell(sheet, _UNWRITABLE.sub("", cells.get(name, ""))) for name in _SHEET[1:]]
             for cell in texts:
                 cell.data_type = "s"  # an answer that begins with "=" is no formula
@@ -145,12 +141,12 @@ def _images(root: Path, split: str) -> Path:
 
 
 def _example(row: Mapping[str, str], where: str, suffix: str) -> Example:
-    shown, answer = _tsv.first_options(row), row.get("answer", "").strip()
+    visible, answer = _tsv.first_options(row), row.get("answer", "").strip()
     options = _tsv.all_options(row, answer if row.get(answer) else "")
     if answer and answer not in options:
         raise InputError(f"{where}: the answer {answer!r} is not one of the options {', '.join(options)}")
     hint = [] if _tsv.blank(row.get("hint")) else [row["hint"]]
-    text = "\n".join([*hint, row["question"], *(f"{letter}. {option}" for letter, option in shown.items())])
+    text = "\n".join([*hint, row["question"], *(f"{letter}. {option}" for letter, option in visible.items())])
     circle = _stem(row["index"])
     meta = {
         "circle": circle,
@@ -158,9 +154,9 @@ def _example(row: Mapping[str, str], where: str, suffix: str) -> Example:
         "l2_category": row.get("l2-category", ""),
     }
     letters = None
-    if list(options) != list(shown):
+    if list(options) != list(visible):
         # LLaVA's reader stops at the first option that reads "None", "nan" or "NA"; what stands there may be the answer.
-        letters, meta["hidden"] = "".join(options), "".join(letter for letter in options if letter not in shown)
+        letters, meta["hidden"] = "".join(options), "".join(letter for letter in options if letter not in visible)
     return Example(
         row["index"],
         "mmbench",

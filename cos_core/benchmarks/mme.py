@@ -80,13 +80,13 @@ class Mme(SlicedBenchmark):
     def load(self, root: Path) -> BenchmarkData:
         top = _files.image_root(root, *RELEASES)
         prepared = _files.optional(root, "llava_mme.jsonl")
-        asked = (str(row["question_id"]) for _, row in _files.rows(prepared, ("question_id",))) if prepared else ()
-        names = {self.same_question(name): Path(name).name for name in asked}
+        question_ids = (str(row["question_id"]) for _, row in _files.rows(prepared, ("question_id",))) if prepared else ()
+        names = {self.same_question(name): Path(name).name for name in question_ids}
         examples = [e for category in (*PERCEPTION, *COGNITION) for e in _category(top, category, names)]
         if not examples:
             raise InputError(f"{root} has none of MME's folders ({PERCEPTION[0]}, {PERCEPTION[1]}, ...); {SOURCE}")
-        found = sorted({example.meta["category"] for example in examples})
-        missing = sorted(set(PERCEPTION + COGNITION) - set(found))
+        present = sorted({example.meta["category"] for example in examples})
+        missing = sorted(set(PERCEPTION + COGNITION) - set(present))
         return BenchmarkData(self.name, "all", examples, top, {"missing_categories": missing} if missing else {})
 
     def rule(self) -> metrics.Rule:
@@ -97,11 +97,11 @@ class Mme(SlicedBenchmark):
         groups = metrics.by_group(scores, "category")
         columns = {category: _columns(group, category).sum(axis=0).tolist() for category, group in groups.items()}
         table: dict[str, Any] = {}
-        for category, (right, asked, both, pictures) in columns.items():
-            said_neither = sum(score.extracted == "other" for score in groups[category])
+        for category, (right, questions, both, pictures) in columns.items():
+            neither = sum(score.extracted == "other" for score in groups[category])
             # A picture of which only the first question was taken (a limit) is no picture yet.
-            accuracy, plus = right / asked, both / pictures if pictures else math.nan
-            table[category] = {"acc": accuracy, "acc_plus": plus, "score": 100 * (accuracy + plus), "other": said_neither}
+            accuracy, plus = right / questions, both / pictures if pictures else math.nan
+            table[category] = {"acc": accuracy, "acc_plus": plus, "score": 100 * (accuracy + plus), "other": neither}
         for name, categories in (("perception", PERCEPTION), ("cognition", COGNITION)):
             table[name] = sum(table[category]["score"] for category in categories if category in table)
         return table
@@ -141,16 +141,17 @@ def _category(top: Path, category: str, names: Mapping[str, str]) -> list[Exampl
     folder = top / category
     texts = _files.image_root(folder, "questions_answers_YN")
     pictures = _files.image_root(folder, "images")
-    shown: dict[str, list[str]] = {}
+    by_stem: dict[str, list[str]] = {}
     for name in _listed(pictures):
         if Path(name).suffix.lower() in _PICTURES:
-            shown.setdefault(Path(name).stem, []).append(name)
+            by_stem.setdefault(Path(name).stem, []).append(name)
     examples = []
     for path in (texts / name for name in _listed(texts)):
         if path.suffix.lower() != ".txt":
             continue
-        found = sorted(shown.get(path.stem, ()), key=lambda name: _PICTURES.index(Path(name).suffix.lower()))
-        file = pictures / (found[0] if found else names.get(f"{category}/{path.stem.split('.')[0]}", f"{path.stem}.jpg"))
+        candidates = sorted(by_stem.get(path.stem, ()), key=lambda name: _PICTURES.index(Path(name).suffix.lower()))
+        name = candidates[0] if candidates else names.get(f"{category}/{path.stem.split('.')[0]}", f"{path.stem}.jpg")
+        file = pictures / name
         examples += _pair(path, f"{category}/{file.name}", str(file.relative_to(top)), category)
     return examples
 
@@ -158,14 +159,14 @@ def _category(top: Path, category: str, names: Mapping[str, str]) -> list[Exampl
 def _listed(folder: Path) -> list[str]:
     """The names in a folder in order, hidden ones left out; none of a folder that is not there. Raises InputError."""
     try:
-        return sorted(each.name for each in folder.iterdir() if not each.name.startswith(".")) if folder.is_dir() else []
+        return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".")) if folder.is_dir() else []
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {error.strerror}") from None
 
 
 def _pair(path: Path, key: str, image: str, category: str) -> list[Example]:
     lines = [line.strip() for line in text.read_text(path).splitlines() if line.strip()]
-    pairs = [(found["question"], found["answer"]) for line in lines if (found := _LABELLED.fullmatch(line))]
+    pairs = [(match["question"], match["answer"]) for line in lines if (match := _LABELLED.fullmatch(line))]
     if len(pairs) != 2 or len(lines) != 2:
         raise InputError(f"{path} should hold two lines, each a question, a tab, and Yes or No")
     return [
@@ -191,10 +192,10 @@ _READERS: Mapping[str, Callable[[str], str]] = {OFFICIAL: answers.mme_label, LMM
 
 
 def _rule(scorer: str) -> metrics.Rule:
-    read = _READERS[scorer]
+    label_of = _READERS[scorer]
 
     def judged(example: Example, answer: str) -> Verdict:
-        label = read(answer)
+        label = label_of(answer)
         return Verdict(float(label == example.answers[0]), label, example.answers[0], label in ("yes", "no"))
 
     return judged
@@ -217,6 +218,6 @@ def _columns(scores: Sequence[Score], category: str) -> Floats:
 
 def _points(sums: Floats) -> Floats:
     """Sum over subtasks of 100 (acc + acc+); sums (rows, 4 x subtasks) -> (rows,)."""
-    right, asked, both, pictures = (sums[:, part::4] for part in range(4))
-    result: Floats = 100 * (right / asked + both / pictures).sum(axis=1)
+    right, questions, both, pictures = (sums[:, part::4] for part in range(4))
+    result: Floats = 100 * (right / questions + both / pictures).sum(axis=1)
     return result

@@ -75,7 +75,7 @@ class MmVet(JudgedBenchmark):
         return []
 
     def judge_prompt(self) -> str:
-        """What stands before every sample: the instruction and seven graded examples."""
+        """The text before every sample: the instruction and seven graded examples."""
         return assets.template("judge", "mmvet.txt").read_text(encoding="utf-8")
 
     def judge_sample(self, example: Example, answer: str) -> str:
@@ -93,20 +93,20 @@ class MmVet(JudgedBenchmark):
 
         "forms": one number at the start, or behind `Score:`, `Grade:` and the like; with `/1` or `out of 1`, a full stop,
         quotes or asterisks about it; no further number may follow. Where a reply ends with `0.`, or with a label and a whole
-        number, it must not have been cut off there: it may have been going to say 0.8.
+        number, it must not have been cut off there: the full reply may have been 0.8.
         """
         if self.reading == "official":
             return _official(reply)
-        found = _GRADE.match(reply)
-        if found is None:
+        match = _GRADE.match(reply)
+        if match is None:
             return None
-        rest = found["rest"]
+        rest = match["rest"]
         if rest[:1].isalnum() or rest[:1] in ("/", "%", "-", "\N{EN DASH}", "_") or _MORE.search(rest):
             return None
-        half = found["grade"].endswith(".") or (found["label"] is not None and "." not in found["grade"])
-        if cut and half and found["whole"] is None and not rest:
+        half = match["grade"].endswith(".") or (match["label"] is not None and "." not in match["grade"])
+        if cut and half and match["whole"] is None and not rest:
             return None
-        grade = float(found["grade"])
+        grade = float(match["grade"])
         return grade if 0.0 <= grade <= 1.0 else None
 
     def judged(
@@ -116,10 +116,10 @@ class MmVet(JudgedBenchmark):
         that could not be read (nan) counts 0."""
 
         def rule(example: Example, answer: str) -> Verdict:
-            given = grades.get(example.id, ())
-            mean = sum(0.0 if math.isnan(grade) else grade for grade in given) / len(given) if given else 0.0
-            read = not given or not all(map(math.isnan, given))
-            return Verdict(mean, " ".join(f"{grade:g}" for grade in given) or None, example.answers[0], read)
+            of_answer = grades.get(example.id, ())
+            mean = sum(0.0 if math.isnan(grade) else grade for grade in of_answer) / len(of_answer) if of_answer else 0.0
+            is_read = not of_answer or not all(map(math.isnan, of_answer))
+            return Verdict(mean, " ".join(f"{grade:g}" for grade in of_answer) or None, example.answers[0], is_read)
 
         return metrics.judge(
             data.examples, predictions, rule, lambda e: {"capabilities": "_".join(sorted(e.meta["capability"]))}
@@ -130,7 +130,7 @@ class MmVet(JudgedBenchmark):
         if not scores:
             return {"server_scored": True}
         if not any(score.extracted and score.note is None for score in scores):
-            # Not one grade was read: the judge said nothing of these answers, good or bad.
+            # Not one grade was read: the metrics are undefined.
             return {"total": None, "std": None, "runs": [], "capabilities": {}, "integrations": {}}
         sets = metrics.by_group(scores, "capabilities")
         single = sorted({capability for name in sets for capability in name.split("_")})
@@ -146,8 +146,8 @@ class MmVet(JudgedBenchmark):
         }
 
     def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
-        read = any(score.extracted and score.note is None for score in scores)
-        return [metrics.mean_estimate("total", scores, scale=100.0)] if read else []
+        is_read = any(score.extracted and score.note is None for score in scores)
+        return [metrics.mean_estimate("total", scores, scale=100.0)] if is_read else []
 
     def submission(self, root: Path, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
         """The results file of `mm-vet_evaluator.py`: question key -> answer."""
@@ -162,9 +162,9 @@ def _points(scores: Sequence[Score]) -> float:
 def _run_totals(scores: Sequence[Score]) -> list[float]:
     """The total of each judge run; an unanswered question adds nothing to any."""
     texts = [(score.extracted or "").split() for score in scores]
-    grades = [[0.0 if grade == "nan" else float(grade) for grade in given] for given in texts]
-    runs = max((len(given) for given in grades), default=0) or 1
-    return [100 * sum(given[run] for given in grades if run < len(given)) / len(scores) for run in range(runs)]
+    grades = [[0.0 if grade == "nan" else float(grade) for grade in of_answer] for of_answer in texts]
+    runs = max((len(of_answer) for of_answer in grades), default=0) or 1
+    return [100 * sum(of_answer[run] for of_answer in grades if run < len(of_answer)) / len(scores) for run in range(runs)]
 
 
 def _official(reply: str) -> float | None:

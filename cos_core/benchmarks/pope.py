@@ -100,14 +100,14 @@ class Pope(SlicedBenchmark):
         # The question file in the data folder itself is of COCO.
         questions = _files.optional(root, f"{self.split}/{QUESTIONS}", *([QUESTIONS] if self.split == "coco" else []))
         examples = _matched(questions, labels) if questions else _plain(labels)
-        protocol = {"labels": {category: len(known) for category, known in labels.items()}}
+        protocol = {"labels": {category: len(rows) for category, rows in labels.items()}}
         return BenchmarkData(self.name, self.split, examples, _files.image_root(root, *PICTURES[self.split]), protocol)
 
     def rule(self) -> metrics.Rule:
         return _rule(self.scorer)
 
     def metrics(self, data: BenchmarkData, scores: Iterable[Score]) -> dict[str, Any]:
-        scores = columns.held(scores)
+        scores = columns.reusable(scores)
         if self.scorer != OFFICIAL:
             return _POOLED[self.scorer](scores)
         groups = metrics.by_group(scores, "category")
@@ -150,7 +150,7 @@ class _Labels:
         self.texts: list[str] = []
         self.labels: list[str] = []
         self.ids: list[Any] = []
-        one = Texts().one
+        shared = Texts().shared
         for line, row in _rows(self.path):
             _files.demand(row, ("question_id", "image", "text", "label"), f"{self.path}:{line}")
             if not isinstance(row["image"], str) or not isinstance(row["text"], str):
@@ -159,9 +159,9 @@ class _Labels:
             if label not in ("yes", "no"):
                 raise InputError(f"{self.path}:{line}: the label must be yes or no, found {label!r}")
             self.lines.append(line)
-            self.images.append(one(row["image"], "image"))
-            self.texts.append(one(row["text"], "text"))
-            self.labels.append(one(label))
+            self.images.append(shared(row["image"], "image"))
+            self.texts.append(shared(row["text"], "text"))
+            self.labels.append(shared(label))
             self.ids.append(row["question_id"])
 
     def __len__(self) -> int:
@@ -181,29 +181,29 @@ def _matched(questions: Path, labels: Mapping[str, _Labels]) -> Examples:
     """LLaVA's questions with their labels. The two files are paired by order, as the official script pairs them, so they must
     be of one version: every pair is checked for picture and object."""
     examples, counts = Examples(), dict.fromkeys(CATEGORIES, 0)
-    other: dict[str, tuple[int, int]] = {}
+    mismatches: dict[str, tuple[int, int]] = {}
     for line, row in read_lines(questions):
         _files.demand(row, ("question_id", "image", "text", "category"), f"{questions}:{line}")
         category = row["category"]
         if category not in counts:
             raise InputError(f"{questions}:{line}: unknown category {category!r}")
-        known, place = labels[category], counts[category]
+        rows, place = labels[category], counts[category]
         counts[category] += 1
-        if place < len(known):
-            text, label = known.texts[place], known.labels[place]
+        if place < len(rows):
+            text, label = rows.texts[place], rows.labels[place]
             same = text == row["text"].partition("\n")[0] or _object(row["text"]) == _object(text)
-            if row["image"] != known.images[place] or not same:
-                other.setdefault(category, (known.lines[place], line))
+            if row["image"] != rows.images[place] or not same:
+                mismatches.setdefault(category, (rows.lines[place], line))
             examples.append(_example(str(row["question_id"]), row, category, label))
     for category, count in counts.items():
-        path, known = labels[category].path, labels[category]
-        if count != len(known):
+        path, rows = labels[category].path, labels[category]
+        if count != len(rows):
             raise InputError(
-                f"{path} has {len(known)} labels and {questions} {count} {category} questions: they are of different "
+                f"{path} has {len(rows)} labels and {questions} {count} {category} questions: they are of different "
                 "versions (LLaVA's goes with POPE commit e3e3926, whose random file has 2,910 lines; later ones have 3,000)"
             )
-        if category in other:
-            label_line, line = other[category]
+        if category in mismatches:
+            label_line, line = mismatches[category]
             raise InputError(
                 f"{path}:{label_line} and {questions}:{line} ask different questions; the files are of different versions"
             )
@@ -212,40 +212,40 @@ def _matched(questions: Path, labels: Mapping[str, _Labels]) -> Examples:
 
 def _plain(labels: Mapping[str, _Labels]) -> Examples:
     examples = Examples()
-    for category, known in labels.items():
-        for image, text, label, question_id in zip(known.images, known.texts, known.labels, known.ids, strict=True):
+    for category, rows in labels.items():
+        for image, text, label, question_id in zip(rows.images, rows.texts, rows.labels, rows.ids, strict=True):
             row = {"question_id": question_id, "image": image, "text": f"{text}\n{answers.SHORT_ANSWER}"}
             examples.append(_example(f"{category}-{question_id}", row, category, label))
     return examples
 
 
 def _example(example_id: str, row: Mapping[str, Any], category: str, label: str) -> Example:
-    official, asked = str(row["question_id"]), row["text"].split("\n")[0]
+    official, question = str(row["question_id"]), row["text"].split("\n")[0]
     meta = {"category": category}
-    return Example(example_id, "pope", row["image"], row["text"], (label,), meta=meta, question_id=official, asked=asked)
+    return Example(example_id, "pope", row["image"], row["text"], (label,), meta=meta, question_id=official, asked=question)
 
 
 def _object(text: str) -> str:
-    """What a question asks for; versions of the files differ in the spelling of the rest ("imange")."""
-    found = _OBJECT.search(text)
-    return found.group(1).lower() if found else text.split("\n")[0]
+    """The object in a question; versions of the files differ in the spelling of the rest ("imange")."""
+    match = _OBJECT.search(text)
+    return match.group(1).lower() if match else text.split("\n")[0]
 
 
 _READERS: Mapping[str, Callable[[str], str]] = {
-    OFFICIAL: lambda said: "yes" if answers.pope_yes(said) else "no",
-    LMMS: lambda said: said.lower().strip(),
+    OFFICIAL: lambda answer: "yes" if answers.pope_yes(answer) else "no",
+    LMMS: lambda answer: answer.lower().strip(),
     VLM: vlm_yes_no,
 }
 
 
 def _rule(scorer: str) -> metrics.Rule:
-    read = _READERS[scorer]
+    label_of = _READERS[scorer]
 
     def judged(example: Example, answer: str) -> Verdict:
-        said, label = read(answer), example.answers[0]
-        # To the official script whatever is not no is yes, an empty answer too.
-        plain = said in ("yes", "no") and (scorer != OFFICIAL or said == "no" or _YES.search(answer) is not None)
-        return Verdict(float(said == label), said, label, plain)
+        label, expected = label_of(answer), example.answers[0]
+        # The official script takes every answer but "no" for "yes", an empty one too.
+        readable = label in ("yes", "no") and (scorer != OFFICIAL or label == "no" or _YES.search(answer) is not None)
+        return Verdict(float(label == expected), label, expected, readable)
 
     return judged
 
@@ -255,8 +255,7 @@ def _confusion(scores: Sequence[Score]) -> dict[str, Any]:
     table = Counter(zip(_are(scores, "expected", "yes").tolist(), _right(scores).tolist(), strict=True))
     tp, fn = table[True, True], table[True, False]
     tn, fp = table[False, True], table[False, False]
-    precision = tp / (tp + fp) if tp + fp else 0.0
-    recall = tp / (tp + fn) if tp + fn else 0.0
+    f1, precision, recall = _f1(tp, fp, fn)
     return {
         "tp": tp,
         "fp": fp,
@@ -265,13 +264,13 @@ def _confusion(scores: Sequence[Score]) -> dict[str, Any]:
         "accuracy": (tp + tn) / len(scores),
         "precision": precision,
         "recall": recall,
-        "f1": 2 * precision * recall / (precision + recall) if precision + recall else 0.0,
+        "f1": f1,
         "yes_ratio": (tp + fp) / len(scores),
     }
 
 
 def _are(scores: Sequence[Score], name: str, text: str) -> NDArray[np.bool_]:
-    return np.array([said == text for said in columns.said(scores, name)], dtype=np.bool_)
+    return np.array([value == text for value in columns.text_column(scores, name)], dtype=np.bool_)
 
 
 def _right(scores: Sequence[Score]) -> NDArray[np.bool_]:
@@ -288,8 +287,12 @@ def _pooled_columns(scores: Sequence[Score], scorer: str) -> Floats:
 
 
 def _rates(scores: Sequence[Score], scorer: str) -> tuple[float, float, float]:
-    """(F1, precision, recall); 0 where there is nothing to divide by."""
-    tp, fp, fn = (float(total) for total in _pooled_columns(scores, scorer).sum(axis=0))
+    """(F1, precision, recall) over all questions, under a harness's scorer."""
+    return _f1(*_pooled_columns(scores, scorer).sum(axis=0).tolist())
+
+
+def _f1(tp: float, fp: float, fn: float) -> tuple[float, float, float]:
+    """(F1, precision, recall) from counts; 0 where there is nothing to divide by."""
     precision = tp / (tp + fp) if tp + fp else 0.0
     recall = tp / (tp + fn) if tp + fn else 0.0
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0, precision, recall
@@ -325,9 +328,9 @@ def _f1_columns(scores: Sequence[Score]) -> Floats:
     positive, right = _are(scores, "expected", "yes"), _right(scores)
     table = np.zeros((len(scores), 3 * len(CATEGORIES)))
     for place, category in enumerate(CATEGORIES):
-        mine = np.array([name == category for name in columns.group(scores, "category")], dtype=bool)
+        in_category = np.array([name == category for name in columns.group(scores, "category")], dtype=bool)
         for part, rows in enumerate((positive & right, ~positive & ~right, positive & ~right)):
-            table[:, 3 * place + part] = mine & rows
+            table[:, 3 * place + part] = in_category & rows
     return table
 
 

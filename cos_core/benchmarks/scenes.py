@@ -55,8 +55,8 @@ class Scenes(SlicedBenchmark):
 
     def estimates(self, data: BenchmarkData, scores: Sequence[Score]) -> list[Estimate]:
         kinds = sorted(metrics.by_group(scores, "kind"))
-        each = [metrics.mean_estimate(f"kinds.{k}.accuracy", scores, metrics.in_group("kind", k)) for k in kinds]
-        return [metrics.mean_estimate("accuracy", scores), *each]
+        by_kind = [metrics.mean_estimate(f"kinds.{k}.accuracy", scores, metrics.in_group("kind", k)) for k in kinds]
+        return [metrics.mean_estimate("accuracy", scores), *by_kind]
 
 
 def build(split: str | None = None) -> Scenes:
@@ -73,6 +73,6 @@ def _labelled(example: Example, file: Path) -> Example:
 
 
 def _rule(example: Example, answer: str) -> Verdict:
-    said = answers.plain(answer)
+    normalised = answers.plain(answer)
     accepted = [answers.plain(expected) for expected in example.answers]
-    return Verdict(float(said in accepted), said, accepted[0])
+    return Verdict(float(normalised in accepted), normalised, accepted[0])

@@ -73,12 +73,13 @@ class ScienceQa(SlicedBenchmark):
         return option_rule(_READERS[self.scorer], lambda letter: letter or "FAILED")
 
     def score(self, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> Sequence[Score]:
-        marked = any(_MARK in (prediction.question or "") for prediction in predictions.values())
+        has_marks = any(_MARK in (prediction.question or "") for prediction in predictions.values())
 
         def modality(example: Example) -> Mapping[str, str]:
             prediction = predictions.get(example.id)
-            shown = _MARK in ((prediction.question if prediction else None) or "") if marked else example.image is not None
-            return {"modality": "image" if shown else "text", "subject": example.meta["subject"]}
+            prompt = (prediction.question if prediction else None) or ""
+            has_picture = _MARK in prompt if has_marks else example.image is not None
+            return {"modality": "image" if has_picture else "text", "subject": example.meta["subject"]}
 
         return metrics.judge(data.examples, predictions, self.rule(), modality)
 
@@ -149,7 +150,7 @@ def _body(problem: Mapping[str, Any], choices: Sequence[str]) -> str:
 
 
 _READERS: Mapping[str, Reader] = {
-    OFFICIAL: lambda said, options: answers.scienceqa_letter(said),
-    LMMS: lambda said, options: lmms_science_letter(said),
+    OFFICIAL: lambda answer, options: answers.scienceqa_letter(answer),
+    LMMS: lambda answer, options: lmms_science_letter(answer),
     VLM: vlm_option_letter,
 }

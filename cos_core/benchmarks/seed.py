@@ -92,7 +92,7 @@ class Seed(SlicedBenchmark):
     def submission(self, root: Path, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> str:
         """The leaderboard's JSON lines: question id and the answer as it was given."""
         pairs = complete(data, predictions)
-        rows = ({"question_id": example.repeats or example.id, "prediction": said} for example, said in pairs)
+        rows = ({"question_id": example.repeats or example.id, "prediction": answer} for example, answer in pairs)
         return "".join(json.dumps(row) + "\n" for row in rows)
 
 
@@ -107,11 +107,11 @@ def build(split: str | None = None, scorer: str | None = None) -> Seed:
 
 
 def _numbered(examples: Iterable[Example]) -> Iterator[Example]:
-    """The examples with ids of their own: the second row of an id is `49914#2`, and says which id it repeats."""
-    seen: Counter[str] = Counter()
+    """The examples with unique ids: the second row of an id becomes `49914#2`, with `repeats` set to that id."""
+    counts: Counter[str] = Counter()
     for example in examples:
-        seen[example.id] += 1
-        if (times := seen[example.id]) > 1:
+        counts[example.id] += 1
+        if (times := counts[example.id]) > 1:
             example = structs.replace(example, id=f"{example.id}#{times}", repeats=example.id, question_id=example.id)
         yield example
 
@@ -124,17 +124,17 @@ def _example(row: Any, where: str, names: Mapping[int, str], prepared: Mapping[s
     key = str(row["question_id"])
     choices = tuple(str(row[f"choice_{letter}"]) for letter in "abcd")
     options = "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCD", choices, strict=True))
-    # Frames cut from videos are named after their question; LLaVA's file, where it is there, says otherwise.
+    # Frames cut from videos are named after their question; LLaVA's file, where it is there, has other names.
     video = row["data_type"] == "video"
     image = f"SEED-Bench-video-image/{key}.png" if video else f"SEED-Bench-image/{row['data_id']}"
     text = f"{row['question']}\n{options}\n{answers.OPTION_LETTER}"
-    own = prepared.get(key, {"image": image, "text": text})
+    prompt = prepared.get(key, {"image": image, "text": text})
     meta = {"type": names[row["question_type_id"]], "data_type": row["data_type"]}
-    return Example(key, "seed", own["image"], own["text"], (row["answer"],), choices, meta, asked=row["question"])
+    return Example(key, "seed", prompt["image"], prompt["text"], (row["answer"],), choices, meta, asked=row["question"])
 
 
 _READERS: Mapping[str, Reader] = {
-    OFFICIAL: lambda said, options: said,
-    LMMS: lambda said, options: lmms_first_letter(said),
+    OFFICIAL: lambda answer, options: answer,
+    LMMS: lambda answer, options: lmms_first_letter(answer),
     VLM: vlm_option_letter,
 }

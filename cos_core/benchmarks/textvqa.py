@@ -49,8 +49,8 @@ class TextVqa(_vqa.VqaBenchmark):
             question, image = row["question"], row["image_id"]
             text = prompts.get((image, question.lower()), f"{question}\n{answers.SHORT_ANSWER}")
             ten = _vqa.ten(row["answers"], where)
-            own = str(row["question_id"])
-            examples.append(Example(own, self.name, f"{image}.jpg", text, ten, question_id=image, asked=question))
+            question_id = str(row["question_id"])
+            examples.append(Example(question_id, self.name, f"{image}.jpg", text, ten, question_id=image, asked=question))
         return BenchmarkData(self.name, self.split, examples, _files.image_root(root, "train_images"))
 
     def asked(self, prompt: str) -> str | None:

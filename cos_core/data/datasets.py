@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 _SHOWN = 5
-"""How many problems of a file are shown one by one."""
+"""How many problems of a data set are reported one by one."""
 _SNIFFED = 4096
 
 
@@ -132,7 +132,7 @@ class Snapshot:
         self.stamps = tuple(map(stamp, paths_of(data))) if stamps is None else tuple(stamps)
 
     def check(self) -> None:
-        """Raises CosError when a file is gone, or is not what it was: what was read of it would not be one data set."""
+        """Raises CosError when a file is gone, or is not what it was: the records read would not be of one data set."""
         for path, before in zip(paths_of(self.data), self.stamps, strict=True):
             try:
                 now = stamp(path)
@@ -161,7 +161,7 @@ class RecordFiles:
         """What `read_records` gave for a record.
 
         Raises CosError when the file is not what it was when it was opened, or when no such record stands there. That is no
-        InputError: it says nothing about a sample, and no other sample can take its place.
+        InputError: the sample is not at fault, and no other sample may replace it.
         """
         place, path = record.place, self.paths[record.file]
         try:
@@ -213,7 +213,7 @@ def by_image(examples: Iterable[Example]) -> Iterator[list[Example]]:
 
 @dataclass(slots=True)
 class ProblemLogger:
-    """Takes the problems of a data set (an OnProblem): tells a person the first few as they come, and counts them."""
+    """Counts the problems of a data set and warns of the first few; an OnProblem callback."""
 
     data: Files
     reporter: Reporter
@@ -225,19 +225,19 @@ class ProblemLogger:
             self.reporter.warn(str(problem))
 
     def rest(self, where: str | None = None) -> None:
-        """Tells how many more there were, and `where` all of them stand."""
+        """Warns how many more there were. `where`: where all are listed, as a clause."""
         if self.count > _SHOWN:
             self.reporter.warn(f"{self.count - _SHOWN} more problems in {spoken(self.data)}" + (f"; {where}" if where else ""))
 
 
 def tell(data: Files, problems: Sequence[Problem], text_only: int, reporter: Reporter, where: str | None = None) -> None:
-    """Tells a person what of a data set cannot be used: problems as a Teller does, samples without a picture as a number.
+    """Reports what of a data set cannot be used: problems as ProblemLogger does, samples without a picture as a number.
 
     `where`: where all problems are named, as a clause.
     """
-    teller = ProblemLogger(data, reporter)
+    logger = ProblemLogger(data, reporter)
     for problem in problems:
-        teller(problem)
-    teller.rest(where)
+        logger(problem)
+    logger.rest(where)
     if text_only:
         reporter.note(f"{text_only} samples without a picture are skipped")

@@ -1,4 +1,4 @@
-"""Files of other kinds that are given in the place of JSON records, told by their content, with what to do about each."""
+"""Recognises files that are no JSON records by their first bytes; the error says how to convert each kind."""
 
 from __future__ import annotations
 

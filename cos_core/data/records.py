@@ -2,7 +2,7 @@
 
 Three layouts, told apart record by record: LLaVA conversations (`{id, image?, conversations: [{from, value}]}`), LLaVA question
 files (`{question_id, image?, text, category?}`) and our own Examples (`Example.to_json`). A picture is named by `image` or by
-what people write for it (IMAGE_KEYS). Knows nothing of files; datasets.py reads those.
+a similar key (IMAGE_KEYS). Knows nothing of files; datasets.py reads those.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _SPEAKERS = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
 
 @dataclass(slots=True)
 class RecordSource:
-    """Where a record came from, and who hears of its problems. `index`: its row in the whole data set; `file`: its path.
+    """Where a record came from, and the callback for its problems. `index`: its row in the whole data set; `file`: its path.
 
-    `example_id`: the id that its problems are told under, once it is known.
+    `example_id`: the id that its problems are reported under, once it is known.
     """
 
     path: Path
@@ -63,7 +63,7 @@ class RecordSource:
 
 @dataclass(slots=True)
 class IdRegistry:
-    """The ids given out so far, and a digest of each record, to tell repeats from namesakes.
+    """The ids so far, and a digest of each record: equal content is a repeat, other content with the same id is renamed.
 
     `renamed`: whether the last record got an ending to its id.
     """
@@ -107,19 +107,19 @@ def examples_of(record: dict[str, Any], source: RecordSource, ids: IdRegistry | 
     """The examples of a record; what cannot be used goes to the source's `on_problem`."""
     try:
         if "conversations" in record:
-            name, read = _name(record, "id"), _conversation
+            name, parse = _name(record, "id"), _conversation
         elif "question_id" in record and "text" in record:
-            name, read = _name(record, "question_id"), _question
+            name, parse = _name(record, "question_id"), _question
         elif "id" in record and "question" in record:
-            name, read = _name(record, "id"), _own
+            name, parse = _name(record, "id"), _example
         else:
             layouts = "neither a conversation, nor a question (question_id, text), nor an example (id, question)"
-            raise InputError(layouts + _meant(record, _LAYOUT_KEYS))
+            raise InputError(layouts + _suggestion(record, _LAYOUT_KEYS))
         source.example_id = name
         unique = ids.unique(name, record)
         if unique is None:
             raise InputError("the same sample was there before; dropped")
-        return read(record, unique, source)
+        return parse(record, unique, source)
     except InputError as error:
         source.problem(str(error))
         return []
@@ -135,7 +135,7 @@ def _conversation(record: dict[str, Any], name: str, source: RecordSource) -> li
     if len(turns) % 2:
         source.problem(f"an odd number of turns ({len(turns)}): the last question has no answer and is left out")
     renamed = record["id"] if str(record["id"]) != name else None
-    found = []
+    examples = []
     for k, (steering, slices) in enumerate(metas):
         try:
             question = _text(turns[2 * k]["value"], f"turn {2 * k}")
@@ -145,8 +145,8 @@ def _conversation(record: dict[str, Any], name: str, source: RecordSource) -> li
             continue
         place = {"sample": name, "turn": k, "index": source.index, "record_id": renamed, **steering}
         example_id = f"{name}#q{k}"
-        found.append(Example(example_id, dataset, image, question, (answer,), (), slices, source.line, source.file, **place))
-    return found
+        examples.append(Example(example_id, dataset, image, question, (answer,), (), slices, source.line, source.file, **place))
+    return examples
 
 
 def _check_turns(turns: object) -> None:
@@ -155,8 +155,8 @@ def _check_turns(turns: object) -> None:
         raise InputError("`conversations` must be a list of turns")
     for place, turn in enumerate(turns):
         if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
-            there = ", ".join(f"`{one_line(key, 20)}`" for key in list(turn)[:4]) if isinstance(turn, dict) else ""
-            raise InputError(f"turn {place} lacks `from` or `value`" + (f"; it has {there}" if there else ""))
+            keys = ", ".join(f"`{one_line(key, 20)}`" for key in list(turn)[:4]) if isinstance(turn, dict) else ""
+            raise InputError(f"turn {place} lacks `from` or `value`" + (f"; it has {keys}" if keys else ""))
         if _SPEAKERS.get(str(turn["from"])) != place % 2:
             expected = ("human", "gpt")[place % 2]
             raise InputError(f"turn {place} is from {str(turn['from'])[:40]!r}, expected {expected!r}")
@@ -170,7 +170,7 @@ def _question(record: dict[str, Any], name: str, source: RecordSource) -> list[E
     return [Example(name, _dataset(record, source), image, question, (), (), meta, source.line, source.file, **place)]
 
 
-def _own(record: dict[str, Any], name: str, source: RecordSource) -> list[Example]:
+def _example(record: dict[str, Any], name: str, source: RecordSource) -> list[Example]:
     answers, choices = (_texts(record, key) for key in ("answers", "choices"))
     ((steering, slices),) = _metas([record.get("meta", {})], 1)
     image = _image(record, ({"value": record["question"]},))
@@ -183,7 +183,7 @@ def _name(record: Mapping[str, Any], key: str) -> str:
     value = record.get(key)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         if key not in record:
-            raise InputError(f"the sample lacks `{key}`{_meant(record, (key,))}")
+            raise InputError(f"the sample lacks `{key}`{_suggestion(record, (key,))}")
         raise InputError(f"`{key}` must be a text or a whole number")
     _check_unicode(str(value), f"`{key}`")
     return str(value)
@@ -206,15 +206,15 @@ def _image(record: Mapping[str, Any], questions: Sequence[Mapping[str, Any]]) ->
         # The usual record, in a file of millions.
         _check_unicode(image, "the picture's name")
         return image
-    found = list(dict.fromkeys(path for key in keys for path in _paths(record[key], key)))
-    if len(found) > 1:
-        raise InputError(f"the record names {len(found)} pictures ({', '.join(map(one_line, found[:3]))}); a sample has one")
-    if found:
-        _check_unicode(found[0], "the picture's name")
-        return found[0]
+    paths = list(dict.fromkeys(path for key in keys for path in _paths(record[key], key)))
+    if len(paths) > 1:
+        raise InputError(f"the record names {len(paths)} pictures ({', '.join(map(one_line, paths[:3]))}); a sample has one")
+    if paths:
+        _check_unicode(paths[0], "the picture's name")
+        return paths[0]
     if any(isinstance(turn["value"], str) and IMAGE_MARK in turn["value"] for turn in questions):
-        there = f"; `{one_line(keys[0], 20)}` is {_empty(record[keys[0]])}" if keys else _meant(record, IMAGE_KEYS)
-        raise InputError(f"the text says {IMAGE_MARK}, but the record names no picture (`image`){there}")
+        hint = f"; `{one_line(keys[0], 20)}` is {_empty(record[keys[0]])}" if keys else _suggestion(record, IMAGE_KEYS)
+        raise InputError(f"the text says {IMAGE_MARK}, but the record names no picture (`image`){hint}")
     empty = next((key for key in keys if isinstance(record[key], str)), None)
     if empty is not None:
         raise InputError(f"`{empty}` must be one path, and is empty")
@@ -234,7 +234,7 @@ def _paths(value: object, key: str) -> list[str]:
     if isinstance(value, str):
         return [value] if value.strip() else []
     if isinstance(value, list):
-        return [path for each in value if not isinstance(each, list) or _refuse(key) for path in _paths(each, key)]
+        return [path for part in value if not isinstance(part, list) or _refuse(key) for path in _paths(part, key)]
     if isinstance(value, dict) and isinstance(value.get("path"), str) and not value.get("bytes"):
         return _paths(value["path"], key)
     return _refuse(key, value)
@@ -249,10 +249,10 @@ def _empty(value: object) -> str:
     return "null" if value is None else "empty"
 
 
-def _meant(record: Mapping[str, Any], known: Sequence[str]) -> str:
-    """The end of a sentence that lacks a key: the one of the record's that comes nearest to a known one."""
+def _suggestion(record: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The end of a message about a missing key: the record's key that is closest to one of `names`; "" without any."""
     for key in record:
-        close = difflib.get_close_matches(key.lower(), known, 1, 0.75) if len(key) < 40 and key not in known else []
+        close = difflib.get_close_matches(key.lower(), names, 1, 0.75) if len(key) < 40 and key not in names else []
         if close:
             return f"; `{one_line(key)}`: did you mean `{close[0]}`?"
     return ""

@@ -31,7 +31,7 @@ _SNAP_PX = 1e-6
 def key_of(example: Example) -> str:
     """The key of an example's region: `<row, 6 digits>_<id, "/" written "_">_q<question>`, as the released loader forms it.
 
-    Raises InputError for an example that does not say its row.
+    Raises InputError for an example without `index`.
     """
     if example.index is None:
         raise InputError(f"the example {example.id!r} does not say its row in the data")
@@ -39,7 +39,7 @@ def key_of(example: Example) -> str:
 
 
 def _name(example: Example) -> str:
-    # A sample whose id another had before has a name of its own here, but not in the file.
+    # A sample that was renamed because its id was taken has its original id in the file.
     name = next(name for name in (example.record_id, example.sample, example.id) if name is not None)
     return str(name).replace("/", "_")
 
@@ -101,9 +101,9 @@ class Shifted:
 
 
 class ReleasedRegions:
-    """The file, joined by sample id and question. Answers `find(example)` as training asks it.
+    """The file, joined by sample id and question. `find(example)` is what training calls.
 
-    A region is some fifty bytes in arrays here, for the released file has millions.
+    Regions are stored in arrays, some fifty bytes each, as the released file has millions.
     """
 
     def __init__(self, path: Path) -> None:
@@ -144,22 +144,22 @@ class ReleasedRegions:
         name, k = _name(example), example.turn or 0
         first, second = _digest(name, k)
         index = example.index
-        found: int | None = None
+        match: int | None = None
         for place in range(bisect_left(self._digests, first), len(self._digests)):
             if self._digests[place] != first:
                 break
             # Of a key that is there twice the last one counts, as in any JSON object.
-            if self._more[place] == second and (found is None or self._rows[place] in (index, self._rows[found])):
-                found = place
-        if found is None:
+            if self._more[place] == second and (match is None or self._rows[place] in (index, self._rows[match])):
+                match = place
+        if match is None:
             return None
-        row = self._rows[found]
-        return self._unusual.get((first, row)) or _key(row, name, k), row, Square(*self._squares[3 * found : 3 * found + 3])
+        row = self._rows[match]
+        return self._unusual.get((first, row)) or _key(row, name, k), row, Square(*self._squares[3 * match : 3 * match + 3])
 
     def shifted(self, example: Example) -> Shifted | None:
         """The example's key when it names another row than the one the example stands in."""
-        found = self.find(example)
-        return None if found is None else shifted_from(example, *found[:2])
+        region = self.find(example)
+        return None if region is None else shifted_from(example, *region[:2])
 
 
 def shifted_from(example: Example, key: str, row: int) -> Shifted | None:

@@ -1,4 +1,4 @@
-"""Finished runs against each other: what changed, how sure that is, and which questions flipped. Reads scores only.
+"""Compares finished runs: differences, their intervals and tests, and the questions that flipped. Reads scores only.
 
 The first run is the reference. comparison.py compares two runs; p-values are Holm's over every test of one call.
 Runs whose protocols differ are not compared unless the field is named.
@@ -22,18 +22,18 @@ from cos_core.types import Score
 
 @dataclass(slots=True)
 class RunComparison:
-    """All comparisons of one call, what could not be compared (in words), and the runs by the comparisons' names for them."""
+    """All comparisons of one call, messages about what was skipped, and the runs by the names that the comparisons use."""
 
     comparisons: list[Comparison] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     runs: Mapping[str, Mapping[str, ScoredRun]] = field(default_factory=dict)
 
     def flips(self, most: int | None = None) -> Iterator[dict[str, Any]]:
-        """Every flipped question of every comparison; with `most`, so many of each kind."""
-        for each in self.comparisons:
-            shown = each if most is None else replace(each, won=each.won[:most], lost=each.lost[:most])
-            a, b = (Scores.of(self.runs[name][each.benchmark].scores).by_id() for name in (each.a, each.b))
-            yield from comparison.flipped(shown, a, b)
+        """Every flipped question of every comparison; at most `most` of each kind."""
+        for pair in self.comparisons:
+            listed = pair if most is None else replace(pair, won=pair.won[:most], lost=pair.lost[:most])
+            a, b = (Scores.of(self.runs[name][pair.benchmark].scores).by_id() for name in (pair.a, pair.b))
+            yield from comparison.flipped(listed, a, b)
 
 
 def runs_below(path: Path, like: Mapping[str, ScoredRun] | None = None) -> dict[str, ScoredRun]:
@@ -42,26 +42,26 @@ def runs_below(path: Path, like: Mapping[str, ScoredRun] | None = None) -> dict[
     Raises InputError when there is none, or two of one benchmark (a run of several arms: name one arm's folder).
     """
     folders = [path] if (path / manifest.FILE).is_file() else sorted(p.parent for p in path.glob(f"*/{manifest.FILE}"))
-    found: dict[str, ScoredRun] = {}
+    runs: dict[str, ScoredRun] = {}
     like = dict(like or {})
     for folder in folders:
-        read = manifest.read(folder)
-        if read.stage != "eval":
+        finished = manifest.read(folder)
+        if finished.stage != "eval":
             continue
         scores: Sequence[Score] = ()
         if (folder / evaluate.SCORES).is_file():
-            other = like.get(str(read.results.get("benchmark", "?")))
+            other = like.get(str(finished.results.get("benchmark", "?")))
             known = other.scores.ids if other is not None and isinstance(other.scores, Scores) else None
             scores = evaluate.read_scores(folder, known)
-        run = ScoredRun(folder, read, scores)
-        if run.benchmark in found:
-            raise InputError(f"{path} holds two runs of {run.benchmark}: {found[run.benchmark].path} and {folder}")
-        found[run.benchmark] = run
-    if not found:
+        run = ScoredRun(folder, finished, scores)
+        if run.benchmark in runs:
+            raise InputError(f"{path} holds two runs of {run.benchmark}: {runs[run.benchmark].path} and {folder}")
+        runs[run.benchmark] = run
+    if not runs:
         arms = sorted({p.parent.parent.name for p in path.glob(f"*/*/{manifest.FILE}")})
         advice = f"; name one of its arms: {', '.join(arms)}" if arms else ""
         raise InputError(f"{path} holds no finished run of cos eval{advice}")
-    return found
+    return runs
 
 
 def compare(
@@ -69,7 +69,7 @@ def compare(
 ) -> RunComparison:
     """Every later run against the first, benchmark by benchmark, over those that both have.
 
-    `despite`: protocol fields whose difference is let pass ("all" for any). Raises InputError when the runs share no benchmark,
+    `despite`: protocol fields that may differ ("all" for any). Raises InputError when the runs share no benchmark,
     or when another field of their protocols differs, naming it.
     """
     if len(paths) < 2:

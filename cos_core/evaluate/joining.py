@@ -1,4 +1,4 @@
-"""Recorded answers find their questions; whatever does not fit is kept, by kind, with line and id."""
+"""Joins recorded predictions with their questions; predictions that do not fit are listed by kind, with line and id."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from cos_core.scoring.recorded import Recorded
 from cos_core.types import STEERING, BoxStatus, Prediction
 
 _SHORT = 40
-"""Answers of so many characters are kept in memory."""
+"""The longest answer, in characters, that is kept in memory."""
 
 NAMED = 20
-"""Of each kind of problem, so many are named in the manifest; problems.jsonl names all."""
+"""How many ids of each kind of problem the manifest names; problems.jsonl names all."""
 
 WRONG_JOIN = 0.2
 """From this share of unknown predictions on, with as many questions missing, files are taken not to belong together.
@@ -33,11 +33,11 @@ in one sub-task of many takes more than a fifth of the questions before it moves
 
 
 PICTURE_MARK = "<image>"
-"""What stands in recorded prompts (LLaVA's of ScienceQA) for the picture."""
+"""The mark of a picture in recorded prompts (LLaVA's of ScienceQA)."""
 
 
 class Answers(Mapping[str, Prediction]):
-    """Recorded predictions by example id; each is read when it is asked for.
+    """Recorded predictions by example id; each is read from the file on access.
 
     `marked`: whether the prompt of any holds the mark of a picture.
     """
@@ -46,64 +46,66 @@ class Answers(Mapping[str, Prediction]):
         self.ids, self.recorded, self.marked = ids, recorded, False
         self._rows = array("q", [-1]) * len(ids)
         self._answered = bytearray(len(ids))
-        self._made = array("I", [0]) * len(ids)
+        self._kind_of = array("I", [0]) * len(ids)
         self._kinds: dict[tuple[str, str, BoxStatus], int] = {}
-        self._shorts: list[str | None] = [None] * len(ids)
-        self._one = Texts().one
-        self._listed: list[tuple[str, str, BoxStatus]] = []
+        self._short_answers: list[str | None] = [None] * len(ids)
+        self._shared = Texts().shared
+        self._kind_list: list[tuple[str, str, BoxStatus]] = []
 
-    def put(self, place: int, row: int, found: Prediction) -> None:
-        """Makes `found`, the prediction of a row, the answer to the question at `place`."""
+    def put(self, place: int, row: int, prediction: Prediction) -> None:
+        """Sets the answer to the question at `place`: `prediction`, read from row `row` of the file."""
         self._rows[place] = row
-        self._answered[place] = found.answer is not None
-        kind = (found.profile, found.policy, found.box_status)
-        self._made[place] = self._kinds.setdefault(kind, len(self._kinds))
-        self._shorts[place] = self._one(found.answer) if found.answer is not None and len(found.answer) <= _SHORT else None
-        self.marked = self.marked or PICTURE_MARK in (found.question or "")
+        self._answered[place] = prediction.answer is not None
+        kind = (prediction.profile, prediction.policy, prediction.box_status)
+        self._kind_of[place] = self._kinds.setdefault(kind, len(self._kinds))
+        short = prediction.answer is not None and len(prediction.answer) <= _SHORT
+        self._short_answers[place] = self._shared(prediction.answer) if short else None
+        self.marked = self.marked or PICTURE_MARK in (prediction.question or "")
 
     def copy(self, place: int, other: int) -> None:
         """Gives the question at `place` the answer of the one at `other`."""
-        columns: tuple[Any, ...] = (self._rows, self._answered, self._made, self._shorts)
+        columns: tuple[Any, ...] = (self._rows, self._answered, self._kind_of, self._short_answers)
         for column in columns:
             column[place] = column[other]
 
     def cut(self, limit: int) -> None:
-        """Leaves only answers to the first questions."""
+        """Drops the answers to all questions but the first `limit`."""
         for place in range(limit, len(self._rows)):
             self._rows[place] = -1
 
-    def given(self, place: int) -> bool:
+    def has_prediction(self, place: int) -> bool:
+        """Whether the question at `place` has a prediction, a failure included."""
         return self._rows[place] >= 0
 
     def answered(self, place: int) -> bool:
         """Whether the prediction at `place` has an answer, and is no failure."""
         return self._rows[place] >= 0 and bool(self._answered[place])
 
-    def made(self) -> list[tuple[str, str]]:
+    def profiles_and_policies(self) -> list[tuple[str, str]]:
         """(profile, policy) of the predictions, each pair once."""
-        used = {kind for kind, row in zip(self._made, self._rows, strict=True) if row >= 0}
+        used = {kind for kind, row in zip(self._kind_of, self._rows, strict=True) if row >= 0}
         return list(dict.fromkeys((profile, policy) for (profile, policy, _), kind in self._kinds.items() if kind in used))
 
-    def said(self, example_id: str) -> metrics.Said | None:
-        """What scoring needs of a prediction; a short answer is kept, so that the file is not read again for it."""
+    def for_scoring(self, example_id: str) -> metrics.AnsweredPrediction | None:
+        """The part of a prediction that scoring needs. Short answers come from memory, without another read of the file."""
         place = self.ids.places().get(example_id)
         if place is None or self._rows[place] < 0:
             return None
-        short = self._shorts[place]
+        short = self._short_answers[place]
         if short is None:
-            found: Prediction = self.recorded[self._rows[place]]
-            return found
-        if len(self._listed) < len(self._kinds):
-            self._listed = list(self._kinds)
-        _, policy, status = self._listed[self._made[place]]
+            prediction: Prediction = self.recorded[self._rows[place]]
+            return prediction
+        if len(self._kind_list) < len(self._kinds):
+            self._kind_list = list(self._kinds)
+        _, policy, status = self._kind_list[self._kind_of[place]]
         return metrics.ShortAnswer(short, policy, status)
 
     def __getitem__(self, example_id: str) -> Prediction:
         row = self._rows[self.ids.places()[example_id]]
         if row < 0:
             raise KeyError(example_id)
-        found: Prediction = self.recorded[row]
-        return found
+        prediction: Prediction = self.recorded[row]
+        return prediction
 
     def get(self, example_id: str, default: Any = None) -> Any:
         place = self.ids.places().get(example_id)
@@ -122,7 +124,7 @@ class Answers(Mapping[str, Prediction]):
 
 @dataclass(slots=True)
 class Joined:
-    """Predictions by example id, the last of each, and what did not fit: kind -> (line or None, id) pairs.
+    """Predictions by example id, the last of each. `problems`: kind -> (line or None, id) of those that did not fit.
 
     `other_prompts`: of the unknown ones, those with the id of a question and the prompt of another (id, prompt, question).
     `reordered`: how many answers stand before an earlier question's; that changes nothing, so it is no problem.
@@ -136,22 +138,22 @@ class Joined:
     def add(self, kind: str, line: int | None, example_id: str) -> None:
         self.problems.setdefault(kind, []).append((line, example_id))
 
-    def named(self) -> dict[str, list[str]]:
+    def first_ids(self) -> dict[str, list[str]]:
         """The first ids of each kind."""
-        return {kind: [example_id for _, example_id in found[:NAMED]] for kind, found in self.problems.items() if found}
+        return {kind: [example_id for _, example_id in pairs[:NAMED]] for kind, pairs in self.problems.items() if pairs}
 
 
 def read_predictions(path: Path) -> Recorded:
-    """Our predictions, LLaVA's answers or its SEED-Bench upload, told apart line by line.
+    """The predictions of a file: our format, LLaVA's answers or its SEED-Bench upload, recognised line by line.
 
-    A line that is none of them is kept as a problem.
+    A line in none of these formats becomes a problem.
     Raises InputError when the file cannot be opened.
     """
     return Recorded(path)
 
 
 def join(data: BenchmarkData, recorded: Recorded, benchmark: Benchmark | None = None, *, limit: int | None = None) -> Joined:
-    """Gives every prediction its example: by id, or by official question id and, where that repeats, by the question asked.
+    """Assigns every prediction to an example: by id, or by official question id and, where that repeats, by the question.
 
     The last of several answers to one question counts, as in the official scripts that join by id; a failure never replaces
     an answer, and an answer after a failure is a repair, not counted as doubled. A prediction whose prompt asks another
@@ -163,36 +165,38 @@ def join(data: BenchmarkData, recorded: Recorded, benchmark: Benchmark | None = 
     """
     finder = _Finder(data, benchmark)
     joined, before, first = Joined(Answers(finder.ids, recorded)), -1, None
-    found = joined.predictions
+    answers = joined.predictions
     for line, prediction in recorded.walk():
         first = first or prediction.example_id
-        named = finder.named(prediction)
-        place = finder.chosen(prediction, named, found)
+        candidates = finder.candidates(prediction)
+        place = finder.match(prediction, candidates, answers)
         if place is None:
             joined.add("unknown", line, prediction.example_id)
-            if named:
-                joined.other_prompts.append((prediction.example_id, prediction.question or "", finder.asked_at(named[0])))
+            if candidates:
+                joined.other_prompts.append(
+                    (prediction.example_id, prediction.question or "", finder.question_at(candidates[0]))
+                )
             continue
-        if found.answered(place):
+        if answers.answered(place):
             joined.add("doubled", line, finder.ids.names[place])
             if prediction.answer is None:
                 continue
         elif place < before:
             joined.reordered += 1
         before = place
-        found.put(place, len(recorded) - 1, prediction)
+        answers.put(place, len(recorded) - 1, prediction)
     if first is None:
         why = f"; {recorded.unreadable[0]}" if recorded.unreadable else ", it is empty"
         raise InputError(f"{recorded.path} holds no prediction{why}")
     for place, other in finder.repeats():
-        if found.given(other) and not found.given(place):
-            found.copy(place, other)
+        if answers.has_prediction(other) and not answers.has_prediction(place):
+            answers.copy(place, other)
     _add_gaps(joined, data, recorded, first, limit)
     return joined
 
 
 class _Finder:
-    """Finds the question that a prediction answers. What is only needed for some files is made when it is first needed."""
+    """Finds the question that a prediction answers. Indexes that only some files need are made on first use."""
 
     def __init__(self, data: BenchmarkData, benchmark: Benchmark | None) -> None:
         self.examples, self.ids = data.examples, columns.ids_of(data.examples)
@@ -200,32 +204,32 @@ class _Finder:
         names = data.examples.steering if isinstance(data.examples, columns.Examples) else STEERING
         self._may_repeat = "repeats" in names
         self._official = "question_id" in names or self._may_repeat
-        self._by_question: dict[str, int | list[int]] | None = None
+        self._by_official_id: dict[str, int | list[int]] | None = None
 
     @cached_property
-    def _respelt(self) -> dict[str, int]:
+    def _places_by_spelling(self) -> dict[str, int]:
         """The places of ids by their one spelling (Benchmark.same_question), where that is not the id itself."""
-        spelt = ((self._same(name), place) for place, name in enumerate(self.ids.names))
-        return {name: place for name, place in spelt if name != self.ids.names[place]}
+        spellings = ((self._same(name), place) for place, name in enumerate(self.ids.names))
+        return {name: place for name, place in spellings if name != self.ids.names[place]}
 
     def _same(self, question_id: str) -> str:
         return question_id if self._benchmark is None else self._benchmark.same_question(question_id)
 
-    def named(self, prediction: Prediction) -> Sequence[int]:
+    def candidates(self, prediction: Prediction) -> Sequence[int]:
         """The places of the questions that the prediction's id may mean."""
-        own = self.ids.places().get(prediction.example_id)
-        if own is None:
-            spelt = self._same(prediction.example_id)
-            own = self._respelt.get(spelt, self.ids.places().get(spelt))
-        if own is not None:
-            return (own,)
-        if self._by_question is None:
-            self._by_question = self._questions()
-        found = self._by_question.get(spelt, ())
-        return (found,) if isinstance(found, int) else found
+        place = self.ids.places().get(prediction.example_id)
+        if place is None:
+            spelling = self._same(prediction.example_id)
+            place = self._places_by_spelling.get(spelling, self.ids.places().get(spelling))
+        if place is not None:
+            return (place,)
+        if self._by_official_id is None:
+            self._by_official_id = self._places_by_official_id()
+        places = self._by_official_id.get(spelling, ())
+        return (places,) if isinstance(places, int) else places
 
-    def _questions(self) -> dict[str, int | list[int]]:
-        found: dict[str, int | list[int]] = {}
+    def _places_by_official_id(self) -> dict[str, int | list[int]]:
+        by_id: dict[str, int | list[int]] = {}
         for place, name in enumerate(self.ids.names):
             official: str | int = name
             if self._official:
@@ -234,27 +238,30 @@ class _Finder:
                     continue
                 official = name if example.question_id is None else example.question_id
             key = self._same(str(official))
-            known = found.setdefault(key, place)
-            if isinstance(known, list):
-                known.append(place)
-            elif known != place:
-                found[key] = [known, place]
-        return found
+            earlier = by_id.setdefault(key, place)
+            if isinstance(earlier, list):
+                earlier.append(place)
+            elif earlier != place:
+                by_id[key] = [earlier, place]
+        return by_id
 
-    def chosen(self, prediction: Prediction, named: Sequence[int], answers: Answers) -> int | None:
-        """The place of the one question that is answered; None when the prediction asks another, or nothing known."""
-        if len(named) > 1:
+    def match(self, prediction: Prediction, candidates: Sequence[int], answers: Answers) -> int | None:
+        """The place of the question that the prediction answers; None when its prompt holds another question, or no id fits."""
+        if len(candidates) > 1:
             prompt = prediction.question or ""
             question = prompt if self._benchmark is None else self._benchmark.asked(prompt)
-            said = _words(question or "")
-            named = [place for place in named if _words(self.asked_at(place)) == said]
-            # The same question twice on one image: answers go to them in turn.
-            named = [place for place in named if not answers.given(place)][:1] or named[-1:]
-        if not named or (prediction.question is not None and not _holds(prediction.question, self.asked_at(named[0]))):
+            words = _words(question or "")
+            candidates = [place for place in candidates if _words(self.question_at(place)) == words]
+            # The same question twice on one image: the answers are assigned in order.
+            candidates = [place for place in candidates if not answers.has_prediction(place)][:1] or candidates[-1:]
+        if not candidates or (
+            prediction.question is not None and not _contains_question(prediction.question, self.question_at(candidates[0]))
+        ):
             return None
-        return named[0]
+        return candidates[0]
 
-    def asked_at(self, place: int) -> str:
+    def question_at(self, place: int) -> str:
+        """The question's text at `place`, without a format suffix where the benchmark gives one."""
         if isinstance(self.examples, columns.Examples):
             return self.examples.question(place)
         example = self.examples[place]
@@ -269,31 +276,33 @@ class _Finder:
 
 
 def _add_gaps(joined: Joined, data: BenchmarkData, recorded: Recorded, first: str, limit: int | None) -> None:
-    found = joined.predictions
-    if not len(found):
+    answers = joined.predictions
+    if not len(answers):
         raise InputError(
             f"none of the {len(recorded)} predictions in {recorded.path} belongs to {data.name} {data.split}; "
             + _side_by_side(joined, first, data.examples[0].id)
         )
-    names = found.ids.names[:limit]
+    names = answers.ids.names[:limit]
     if limit is not None:
-        found.cut(limit)
+        answers.cut(limit)
         within = set(names)
         for kind, pairs in joined.problems.items():
             joined.problems[kind] = [pair for pair in pairs if kind == "unknown" or pair[1] in within]
     for place, name in enumerate(names):
-        if not found.given(place):
+        if not answers.has_prediction(place):
             joined.add("missing", None, name)
-        elif not found.answered(place):
+        elif not answers.answered(place):
             joined.add("failed", None, name)
     for problem in recorded.unreadable:
         joined.add("unreadable", problem.line, str(problem))
 
 
 def check(joined: Joined, data: BenchmarkData, recorded: Recorded, limit: int | None = None) -> str | None:
-    """What speaks for a wrong join, in words: WRONG_JOIN of the predictions or more are unknown and as many questions missing.
+    """A message when files probably do not belong together; None otherwise.
 
-    "As many": at least four for five unknown ids, as a few may be unknown for another reason. None when nothing does.
+    That is so when at least WRONG_JOIN of the predictions are unknown and as many questions are missing.
+
+    "As many": at least four for five unknown ids, as a few may be unknown for another reason.
     """
     unknown, missing = joined.problems.get("unknown", []), joined.problems.get("missing", [])
     ids = min(
@@ -314,16 +323,16 @@ def _side_by_side(joined: Joined, unknown: str, missing: str) -> str:
         example_id, prompt, question = joined.other_prompts[0]
         if not prompt:
             return f"several questions have the id {example_id!r}, and the prediction has no prompt that says which"
-        shown = f"the prompt {one_line(prompt, 80)!r}, the data's question is {one_line(question, 80)!r}"
+        texts = f"the prompt {one_line(prompt, 80)!r}, the data's question is {one_line(question, 80)!r}"
         return (
-            f"{len(joined.other_prompts):,} have the id of a question and ask another: the first, {example_id!r}, has {shown}"
+            f"{len(joined.other_prompts):,} have the id of a question and ask another: the first, {example_id!r}, has {texts}"
         )
     return f"the first such prediction is {one_line(unknown, 80)!r}, the first question without one {one_line(missing, 80)!r}"
 
 
-def _holds(prompt: str, asked: str) -> bool:
+def _contains_question(prompt: str, question: str) -> bool:
     """Whether the recorded prompt holds the example's question; guards against another version of the data."""
-    return asked in prompt or _words(asked) in _words(prompt)
+    return question in prompt or _words(question) in _words(prompt)
 
 
 def _words(text: str) -> str:

@@ -1,6 +1,6 @@
 """Grades from a language model behind an OpenAI-compatible endpoint, for benchmarks whose answers no rule can score.
 
-The benchmark words the request and reads the reply; here it is sent, repeated and kept. Nothing is sent unless a URL is given.
+The benchmark formats the request and parses the reply; this module sends, repeats and records. It sends nothing without a URL.
 Every reply is appended to grades.jsonl as it comes (judge, prompt's hash, raw replies, when), and an answer with a grade there
 from the same judge model, prompt and run is never graded again. One whose replies held no grade is asked for again by the
 next run.
@@ -42,19 +42,19 @@ TEMPERATURES = (0.0, 0.0, 0.5, 1.0, 1.5)
 
 MAX_TOKENS = 3
 PATIENCE = RetryPolicy(attempts=8, pause=1.0)
-"""How an endpoint that is busy or out of reach is asked before the run gives up; what was graded stays."""
+"""The retries for an endpoint that is busy or out of reach; grades recorded before the run ends are kept."""
 
 REFUSALS = 3
-"""So many requests refused one after the other, with no grade read before, are the endpoint's affair and not the answers'."""
+"""After this many refused requests in a row, without a grade before them, the run ends with InputError."""
 
 Key = tuple[str, str, int]
 """(example id, hash of the answer, run from 0)."""
 
 
 def protocol(config: EvalConfig, benchmark: JudgedBenchmark) -> dict[str, Any]:
-    """What two judged scores must share."""
-    made = {"model": config.judge_model, "prompt_sha256": _digest(benchmark.judge_prompt()), "runs": config.judge_runs}
-    return {**made, "reading": benchmark.reading}
+    """The judge's settings that two scores must share to be comparable."""
+    settings = {"model": config.judge_model, "prompt_sha256": _digest(benchmark.judge_prompt()), "runs": config.judge_runs}
+    return {**settings, "reading": benchmark.reading}
 
 
 def grades(
@@ -64,7 +64,7 @@ def grades(
     predictions: Mapping[str, Prediction],
     reporter: Reporter,
 ) -> dict[str, list[float]] | None:
-    """Each answered question's grades, one a run (nan for one not read); None where nobody has graded and none is asked to.
+    """Each answered question's grades, one a run (nan for one not read); None without recorded grades and without an endpoint.
 
     Raises InputError when answers were never graded and no endpoint is given, when it refuses, or when its replies are no chat
     completions; MissingError when it cannot be reached.
@@ -74,28 +74,28 @@ def grades(
         return None
     if file is None:
         raise InputError("a judge's grades are kept; give a folder for them (--out)")
-    work = _GradingJob(benchmark, benchmark.judge_prompt(), config.judge_model)
+    job = _GradingJob(benchmark, benchmark.judge_prompt(), config.judge_model)
     answered = [(e, p.answer) for e in data.examples if (p := predictions.get(e.id)) is not None and p.answer is not None]
-    asked = [Asked(e, a, run) for run in range(config.judge_runs) for e, a in answered]
-    known = _kept(file, work)
+    requests = [GradingRequest(e, a, run) for run in range(config.judge_runs) for e, a in answered]
+    recorded = _recorded_grades(file, job)
     if config.judge_url is None:
-        lacking = sum(each.key not in known for each in asked)
-        if lacking:
-            raise InputError(f"{file} lacks {lacking} grades by {config.judge_model}; give the judge's endpoint (--judge-url)")
-    elif wanted := [each for each in asked if known.get(each.key) is None]:
+        missing = sum(request.key not in recorded for request in requests)
+        if missing:
+            raise InputError(f"{file} lacks {missing} grades by {config.judge_model}; give the judge's endpoint (--judge-url)")
+    elif open_requests := [request for request in requests if recorded.get(request.key) is None]:
         endpoint = Endpoint(config.judge_url, config.judge_model, timeout=config.timeout)
         with DurableWriter(file, batch=1) as writer:
-            graded = _graded(endpoint, work, wanted, any(grade is not None for grade in known.values()))
-            for number, (each, record) in enumerate(graded, 1):
+            graded = _graded_requests(endpoint, job, open_requests, any(grade is not None for grade in recorded.values()))
+            for number, (request, record) in enumerate(graded, 1):
                 writer.append(record)
-                known[each.key] = record["grade"] if record["read"] else work.unread(record["replies"])
-                reporter.progress("judge", number, len(wanted))
-    given = {each.key: math.nan if (grade := known[each.key]) is None else grade for each in asked}
-    return {e.id: [given[Asked(e, a, run).key] for run in range(config.judge_runs)] for e, a in answered}
+                recorded[request.key] = record["grade"] if record["read"] else job.unread(record["replies"])
+                reporter.progress("judge", number, len(open_requests))
+    by_key = {request.key: math.nan if (grade := recorded[request.key]) is None else grade for request in requests}
+    return {e.id: [by_key[GradingRequest(e, a, run).key] for run in range(config.judge_runs)] for e, a in answered}
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class GradingRequest:
     """One answer to be graded; `run` from 0."""
 
     example: Example
@@ -109,7 +109,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class _GradingJob:
-    """What grades depend on beside the answer: the benchmark, which words requests and reads replies, and the judge's name."""
+    """What grades depend on beside the answer: the benchmark (formats requests, parses replies), its prompt, the judge."""
 
     benchmark: JudgedBenchmark
     prompt: str
@@ -117,102 +117,102 @@ class _GradingJob:
 
     def grade(self, replies: Sequence[str], cut: bool) -> float | None:
         """The first grade in replies; `cut`: they were cut off at their longest."""
-        read = (self.benchmark.judge_grade(reply, cut) for reply in replies)
-        return next((grade for grade in read if grade is not None), None)
+        readings = (self.benchmark.judge_grade(reply, cut) for reply in replies)
+        return next((grade for grade in readings if grade is not None), None)
 
     def unread(self, replies: Sequence[str]) -> float | None:
-        """The grade of replies that hold none: 0 by a rule that says so after the last try, else none."""
+        """The grade of an answer whose replies hold none: the benchmark's `unread_grade` after the last try, else None."""
         return self.benchmark.unread_grade if len(replies) >= len(TEMPERATURES) else None
 
 
-def _kept(file: Path, work: _GradingJob) -> dict[Key, float | None]:
-    """What this judge model said under this prompt, read by the benchmark's rule of now; None for replies without a grade.
+def _recorded_grades(file: Path, job: _GradingJob) -> dict[Key, float | None]:
+    """Recorded grades of this judge model and prompt, parsed by the benchmark's present rule; None for replies without a grade.
 
-    Later lines win, but not one without a grade over one with.
+    A later line replaces an earlier one, unless only the earlier one has a grade.
     """
-    found: dict[Key, float | None] = {}
+    by_key: dict[Key, float | None] = {}
     if not file.exists():
-        return found
+        return by_key
     problems: list[jsonl.Problem] = []
-    digest = _digest(work.prompt)
+    digest = _digest(job.prompt)
     for line, row in jsonl.read_lines(file, problems.append):
         try:
-            if (row["asked"], row["prompt_sha256"]) != (work.model, digest):
+            if (row["asked"], row["prompt_sha256"]) != (job.model, digest):
                 continue
             key = str(row["example_id"]), str(row["answer_sha256"]), int(row["run"])
             replies = [str(reply) for reply in row["replies"]]
-            grade = work.grade(replies, bool(row.get("cut", True)))
+            grade = job.grade(replies, bool(row.get("cut", True)))
         except (KeyError, TypeError, ValueError, OverflowError):
             raise InputError(f"{file}:{line}: not a judge's grade") from None
-        grade = work.unread(replies) if grade is None else grade
-        if grade is not None or key not in found:
-            found[key] = grade
-    return found
+        grade = job.unread(replies) if grade is None else grade
+        if grade is not None or key not in by_key:
+            by_key[key] = grade
+    return by_key
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(utf8(text)).hexdigest()
 
 
-def _graded(
-    endpoint: Endpoint, work: _GradingJob, wanted: Sequence[Asked], worked: bool
-) -> Iterator[tuple[Asked, dict[str, Any]]]:
-    """Each answer with its record. `worked`: this endpoint has given grades before.
+def _graded_requests(
+    endpoint: Endpoint, job: _GradingJob, requests: Sequence[GradingRequest], has_graded: bool
+) -> Iterator[tuple[GradingRequest, dict[str, Any]]]:
+    """Each answer with its record. `has_graded`: this endpoint has given grades before.
 
-    What it refuses is one answer's affair (a filter of its contents), and is recorded without a grade; when it refuses the
-    first answers altogether, InputError.
+    A single refused answer (a content filter) is recorded without a grade. Raises InputError when the endpoint refuses the
+    first answers altogether.
     """
-    refused: list[tuple[Asked, dict[str, Any]]] = []
-    for each in wanted:
-        record = _grade(endpoint, work, each)
-        worked = worked or record["refused"] is None
-        if worked:
+    refused: list[tuple[GradingRequest, dict[str, Any]]] = []
+    for request in requests:
+        record = _ask_for_grade(endpoint, job, request)
+        has_graded = has_graded or record["refused"] is None
+        if has_graded:
             yield from refused
             refused = []
-            yield each, record
+            yield request, record
             continue
-        refused.append((each, record))
-        if len(refused) >= REFUSALS or each is wanted[-1]:
+        refused.append((request, record))
+        if len(refused) >= REFUSALS or request is requests[-1]:
             raise InputError(f"the judge at {endpoint.url} refuses ({record['refused']})")
 
 
-def _grade(endpoint: Endpoint, work: _GradingJob, each: Asked) -> dict[str, Any]:
-    question = f"{work.prompt}\n{work.benchmark.judge_sample(each.example, each.answer)}"
+def _ask_for_grade(endpoint: Endpoint, job: _GradingJob, request: GradingRequest) -> dict[str, Any]:
+    question = f"{job.prompt}\n{job.benchmark.judge_sample(request.example, request.answer)}"
     replies: list[str] = []
-    judge, grade, cut, refused = work.model, None, False, None
+    judge, grade, cut, refused = job.model, None, False, None
     for temperature in TEMPERATURES:
         try:
-            said = endpoint.ask(question + (AGAIN if replies else ""), temperature)
+            completion = endpoint.ask(question + (AGAIN if replies else ""), temperature)
         except Refusal as refusal:
             refused = str(refusal)
             break
-        judge, cut = said.model or work.model, cut or not said.finished
-        replies.append(said.text)
-        grade = work.benchmark.judge_grade(said.text, not said.finished)
+        judge, cut = completion.model or job.model, cut or not completion.finished
+        replies.append(completion.text)
+        grade = job.benchmark.judge_grade(completion.text, not completion.finished)
         if grade is not None:
             break
     return {
         "grade": 0.0 if grade is None else grade,
         "read": grade is not None,
         "refused": refused,
-        "asked": work.model,
+        "asked": job.model,
         "judge": judge,
-        "prompt_sha256": _digest(work.prompt),
+        "prompt_sha256": _digest(job.prompt),
         "replies": replies,
         "cut": cut,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "example_id": each.example.id,
-        "answer_sha256": _digest(each.answer),
-        "run": each.run,
+        "example_id": request.example.id,
+        "answer_sha256": _digest(request.answer),
+        "run": request.run,
     }
 
 
 class Refusal(InputError):
-    """The endpoint does not take this one request."""
+    """The endpoint refused this one request."""
 
 
 class Endpoint:
-    """`POST <url>/chat/completions`, one user's message at a time. Waits and asks again when it is busy or out of reach."""
+    """`POST <url>/chat/completions`, one user message a request; repeats it while the endpoint is busy or out of reach."""
 
     def __init__(
         self, url: str, model: str, key: str | None = None, timeout: float = 120.0, patience: RetryPolicy = PATIENCE
@@ -225,15 +225,15 @@ class Endpoint:
         self.model = model
         self._patience = patience
         self._longest = "max_tokens"
-        """How the endpoint calls the longest reply; OpenAI's later models take another name."""
+        """The request's field for the reply's length limit; OpenAI's later models take another name."""
 
     def ask(self, text: str, temperature: float) -> Completion:
-        """Its reply, with an empty text where it has none.
+        """The endpoint's reply; its text is empty where there is none.
 
-        Raises Refusal for what it says to this request, InputError when it refuses any, MissingError when it stays away.
+        Raises Refusal for an error about this request, InputError for one about all requests, MissingError without a reply.
         """
         try:
-            return self._said(text, temperature)
+            return self._completion(text, temperature)
         except ServerError as error:
             if error.status == 400 and self._longest == "max_tokens" and "max_completion_tokens" in str(error):
                 self._longest = "max_completion_tokens"
@@ -243,11 +243,11 @@ class Endpoint:
             if not error.transient:
                 return Completion("")
             if error.again:
-                said = f"the judge at {self.url} did not answer ({error}); grades so far are kept, run again"
-                raise MissingError(said) from None
+                message = f"the judge at {self.url} did not answer ({error}); grades so far are kept, run again"
+                raise MissingError(message) from None
             raise InputError(f"the judge at {self.url} refuses ({error})") from None
 
-    def _said(self, text: str, temperature: float) -> Completion:
+    def _completion(self, text: str, temperature: float) -> Completion:
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": text}],

@@ -1,8 +1,8 @@
-"""The paper's Tables 1, 2, 3(a) and 3(b) beside finished runs: ours, theirs, the difference, its interval, a verdict.
+"""The paper's Tables 1, 2, 3(a) and 3(b) compared with finished runs: both figures, the difference, its interval, a verdict.
 
 A cell's verdict weighs the interval of our figure against the effect that the table claims there (the gain over its
 reference row): narrower than that and holding the paper's figure, it is reproduced; narrower and not holding it, it is not;
-wider, the run cannot tell. A figure that is not a number is undefined. The paper's figures, given without errors, are taken as
+wider, it is underpowered. A figure that is not a number is undefined. The paper's figures, given without errors, are taken as
 exact.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from cos_core.errors import InputError
 from cos_core.evaluate import compare_runs as compare
-from cos_core.evaluate.stage import said_beside
+from cos_core.evaluate.counted import remark_lines
 from cos_core.files import csv_writer, outputs, pages
 from cos_core.files.durable import atomic_write
 from cos_core.scoring import comparison, statistics
@@ -118,7 +118,7 @@ ROWS = tuple(dict.fromkeys(row.name for table in TABLES for row in table.rows))
 
 @dataclass(frozen=True, slots=True)
 class PaperCell:
-    """One figure of ours beside the paper's, in the paper's unit. `difference`: ours minus the paper's, with its 95 % interval.
+    """One figure of ours and the paper's, in the paper's unit. `difference`: ours minus the paper's, with its 95 % interval.
 
     `gain`, `paper_gain`: over the table's reference row, ours paired by question; `gain_verdict` is about that.
     """
@@ -148,24 +148,24 @@ def report(runs: Mapping[str, Path], *, replicates: int = statistics.REPLICATES)
     unknown = [name for name in runs if name not in ROWS]
     if unknown:
         raise InputError(f"the paper's tables have no row {unknown[0]!r}; there are: {', '.join(ROWS)}")
-    found = {name: compare.runs_below(path) for name, path in runs.items()}
+    finished = {name: compare.runs_below(path) for name, path in runs.items()}
     cells = []
     for table in TABLES:
         figures = {row.name: row.figures for row in table.rows}
         for row in table.rows:
             for place, column in enumerate(table.columns):
-                reference = row.reference and (found.get(row.reference, {}).get(column.benchmark))
+                reference = row.reference and (finished.get(row.reference, {}).get(column.benchmark))
                 claim = row.figures[place] - figures[row.reference][place] if row.reference else _claim(table, row, place)
                 cell = PaperCell(
                     table.title, row.title, column.title, row.figures[place], paper_gain=claim if row.reference else None
                 )
-                run = found.get(row.name, {}).get(column.benchmark)
+                run = finished.get(row.name, {}).get(column.benchmark)
                 cells.append(cell if run is None else _filled(cell, column, run, reference or None, claim, replicates))
     return cells
 
 
 def _claim(table: PaperTable, row: PaperRow, place: int) -> float:
-    """The smallest gain that the table claims over a reference row: what a figure of it must be able to tell apart."""
+    """The smallest gain that the table claims over a reference row: the difference that a figure of it must resolve."""
     gains = [abs(other.figures[place] - row.figures[place]) for other in table.rows if other.reference == row.name]
     return min(gains, default=0.0)
 
@@ -186,7 +186,7 @@ def _filled(
     if not isinstance(metrics, int | float) or not math.isfinite(metrics):
         return _replaced(cell, verdict=UNDEFINED, note=f"{column.metric} is {'missing' if metrics is None else 'not a number'}")
     ours = column.scale * metrics
-    # Without an interval, as of a single picture, nothing says how far off the figure may be.
+    # Without an interval (a single picture) the figure's error is unknown.
     low, high = run.manifest.results.get("intervals", {}).get(column.metric, (None, None))
     verdict = UNDEFINED
     if low is not None and high is not None:
@@ -201,8 +201,8 @@ def _filled(
             cell = _with_gain(
                 cell, column.scale, comparison.pair(reference, run, names=("reference", "run"), replicates=replicates)
             )
-    if beside := said_beside(run.manifest.results.get("beside", {})):
-        cell = _replaced(cell, note="; ".join(filter(None, [cell.note, *beside])))
+    if remarks := remark_lines(run.manifest.results.get("beside", {})):
+        cell = _replaced(cell, note="; ".join(filter(None, [cell.note, *remarks])))
     elsewhere = {"verdict": ELSEWHERE, **({"gain_verdict": ELSEWHERE} if cell.gain_verdict else {})}
     return _replaced(cell, **elsewhere) if not_comparable else cell
 
@@ -258,7 +258,7 @@ def _by_table(cells: Sequence[PaperCell]) -> dict[str, list[PaperCell]]:
 
 
 def markdown(cells: Sequence[PaperCell]) -> str:
-    """One Markdown table a table of the paper."""
+    """Every table of the paper as a Markdown table."""
     parts = []
     for title, group in _by_table(cells).items():
         rows = [_HEAD, tuple("---" for _ in _HEAD), *map(_lines, group)]
@@ -267,7 +267,7 @@ def markdown(cells: Sequence[PaperCell]) -> str:
 
 
 def page(cells: Sequence[PaperCell]) -> str:
-    """One HTML page, nothing loaded from elsewhere."""
+    """One self-contained HTML page."""
     parts = []
     for title, group in _by_table(cells).items():
         head = "".join(f"<th>{pages.text(name)}</th>" for name in _HEAD)
@@ -286,7 +286,7 @@ OURS = {
     "paper.json": outputs.beginning(b'{\n  "cells"'),
     "paper.html": lambda head: False,
 }
-"""How the files begin that `write` writes; a page has the mark of ours, too."""
+"""Tests for the first bytes of the files that `write` writes; a page is recognised by its own mark."""
 
 _STYLE = """
 :root{color-scheme:light dark}
@@ -306,6 +306,6 @@ def write(cells: Sequence[PaperCell], out: Path) -> list[Path]:
     }
     for name, text in texts.items():
         atomic_write(out / name, text)
-    head = [each.name for each in fields(PaperCell)]
+    head = [column.name for column in fields(PaperCell)]
     csv_writer.write(out / "paper.csv", head, ([getattr(cell, name) for name in head] for cell in cells))
     return [out / name for name in ("paper.md", "paper.csv", "paper.json", "paper.html")]

@@ -1,9 +1,8 @@
 """Stage `eval`: recorded predictions -> a score per question, and every aggregate from those alone. Never runs a model.
 
 Predictions are our JSONL (`example_id`) or LLaVA's answers file (`question_id`, `prompt`, `text`). Whatever does not fit is
-named and counted: missing, failed, doubled and unknown answers, unreadable lines. So are answers in which no option, no yes and
-no no was read, grades that were not read, and questions asked without their picture (`beside`). Predictions that join badly are
-refused (joining.check).
+named and counted: missing, failed, doubled and unknown answers, unreadable lines. `beside` in the results has further counts
+(counted.py). Predictions that join badly are refused (joining.check).
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from cos_core.benchmarks import _files
 from cos_core.errors import InputError
 from cos_core.evaluate import judge
 from cos_core.evaluate.config import EvalConfig
-from cos_core.evaluate.counted import beside, said_beside
+from cos_core.evaluate.counted import count_remarks
 from cos_core.evaluate.joining import NAMED, Answers, Joined, check, join, read_predictions
 from cos_core.files import jsonl, manifest, plug
 from cos_core.files.durable import atomic_file, atomic_write, utf8
@@ -92,42 +91,37 @@ def _run(config: EvalConfig, reporter: Reporter, loaded: Loaded | None) -> RunMa
     clock = manifest.started("eval", config, seed=config.seed, inputs=_inputs(config, file, data))
     recorded = read_predictions(file)
     joined = join(data, recorded, benchmark, limit=config.limit)
-    doubt = check(joined, data, recorded, config.limit)
-    if doubt is not None and not config.partial_join:
-        raise InputError(f"{doubt}. --partial-join scores them nevertheless")
+    warning = check(joined, data, recorded, config.limit)
+    if warning is not None and not config.partial_join:
+        raise InputError(f"{warning}. --partial-join scores them nevertheless")
     whole, data = data, first(data, config.limit)
-    grades = _grades(config, benchmark, data, joined.predictions, reporter)
-    if isinstance(benchmark, JudgedBenchmark) and grades is not None:
-        rows = benchmark.judged(data, joined.predictions, grades)
-    else:
-        rows = benchmark.score(data, joined.predictions)
-    scores = Scores.of(rows, joined.predictions.ids)
+    scores, grades = _scores(config, benchmark, data, joined.predictions, reporter)
     regions = metrics.region_scores(data.examples, joined.predictions, _Groups(scores))
     joined.predictions.ids.forget()
     results = summarise(benchmark, data, scores, regions, replicates=config.replicates, seed=config.seed)
     if (official := other_count(benchmark, data)) is not None:
         results["n_official"] = official
-    results["beside"] = beside(data, joined.predictions, scores, grades)
+    results["beside"] = count_remarks(data, joined.predictions, scores, grades)
     results["protocol"] = protocol(benchmark, data, joined.predictions)
     if len(data.examples) < len(whole.examples):
         results["protocol"]["limit"] = config.limit
-    if doubt is not None:
-        results["partial_join"] = doubt
+    if warning is not None:
+        results["partial_join"] = warning
     if (rule := plug.source(config.benchmark)) is not None:
         # A benchmark of one's own counts by its content: an edited rule makes other scores.
         results["protocol"]["rule"] = rule
     if isinstance(benchmark, JudgedBenchmark) and grades is not None:
         results["protocol"]["judge"] = judge.protocol(config, benchmark)
-    results["problems"] = joined.named()
+    results["problems"] = joined.first_ids()
     counts = _counts(len(data.examples), joined)
     if grades is not None:
         _name_ungraded(grades, counts, reporter)
     for kind, ids in results["problems"].items():
-        reporter.warn(f"{counts[kind]} {kind}: {', '.join(map(one_line, ids[:3]))}{', ...' if counts[kind] > 3 else ''}")
+        reporter.warn(f"{counts[kind]} {kind}: {_first_three(ids)}")
     if joined.other_prompts:
         reporter.warn(f"{len(joined.other_prompts)} of the unknown have the id of a question and the prompt of another")
-    if doubt is not None:
-        reporter.warn(doubt)
+    if warning is not None:
+        reporter.warn(warning)
     complete = not (counts["missing"] or counts["failed"])
     finished = clock.finish(counts, "complete" if complete else "partial", results)
     if config.out is not None:
@@ -135,11 +129,15 @@ def _run(config: EvalConfig, reporter: Reporter, loaded: Loaded | None) -> RunMa
     return finished
 
 
-def _grades(
+def _scores(
     config: EvalConfig, benchmark: Benchmark, data: BenchmarkData, predictions: Answers, reporter: Reporter
-) -> dict[str, list[float]] | None:
-    """The judge's grades; None for a benchmark that needs no judge, or where none has graded."""
-    return judge.grades(config, benchmark, data, predictions, reporter) if isinstance(benchmark, JudgedBenchmark) else None
+) -> tuple[Scores, dict[str, list[float]] | None]:
+    """The scores, and the judge's grades they come from; None for a benchmark without a judge, or one that was not graded."""
+    if not isinstance(benchmark, JudgedBenchmark):
+        return Scores.of(benchmark.score(data, predictions), predictions.ids), None
+    grades = judge.grades(config, benchmark, data, predictions, reporter)
+    rows = benchmark.score(data, predictions) if grades is None else benchmark.judged(data, predictions, grades)
+    return Scores.of(rows, predictions.ids), grades
 
 
 def load(name: str, data: Path, split: str | None = None, scorer: str | None = None) -> tuple[Benchmark, BenchmarkData]:
@@ -230,7 +228,7 @@ def summarise(
     estimates = benchmark.estimates(data, scores)
     if estimates is None:
         estimates = [metrics.mean_estimate("accuracy", scores)]
-    found = metrics.measured(estimates, clusters, replicates=replicates, seed=seed)
+    measured = metrics.measured(estimates, clusters, replicates=replicates, seed=seed)
     results: dict[str, Any] = {"benchmark": data.name, "metrics": table, "n": len(scores)}
     if regions:
         kinds: dict[str, list[RegionScore]] = {}
@@ -240,15 +238,15 @@ def summarise(
         if set(kinds) != {""}:
             results["regions"]["kinds"] = {kind: metrics.region_metrics(group) for kind, group in kinds.items()}
         images = [region.groups.get(metrics.IMAGE, region.example_id) for region in regions]
-        found |= metrics.measured(metrics.region_estimates(regions), images, replicates=replicates, seed=seed)
-    results["intervals"] = {name: [each.low, each.high] for name, each in found.items()}
+        measured |= metrics.measured(metrics.region_estimates(regions), images, replicates=replicates, seed=seed)
+    results["intervals"] = {name: [interval.low, interval.high] for name, interval in measured.items()}
     results["headline"] = _headline(benchmark, table, results["intervals"])
     results["box_status"] = metrics.box_statuses(scores)
     results["statistics"] = {
         "level": statistics.LEVEL,
         "method": "Wilson for shares with one question an image, else expanded percentile bootstrap over images; "
         "Wilson with a trial each image for shares without spread",
-        "without_spread": [name for name, each in found.items() if each.method == metrics.WILSON_CLUSTERS],
+        "without_spread": [name for name, interval in measured.items() if interval.method == metrics.WILSON_CLUSTERS],
         "images": len(set(clusters)),
         "replicates": replicates,
         "seed": seed,
@@ -270,12 +268,12 @@ def _finite(metrics: Any) -> Any:
     return None if isinstance(metrics, float) and not math.isfinite(metrics) else metrics
 
 
-def _headline(benchmark: Benchmark, table: Mapping[str, Any], found: Mapping[str, list[float]]) -> dict[str, Any]:
+def _headline(benchmark: Benchmark, table: Mapping[str, Any], intervals: Mapping[str, list[float]]) -> dict[str, Any]:
     name = benchmark.headline
     value: Any = table
     for key in name.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
-    low, high = found.get(name, (None, None))
+    low, high = intervals.get(name, (None, None))
     return {"metric": name, "value": value, "unit": benchmark.unit, "low": low, "high": high}
 
 
@@ -284,12 +282,16 @@ def protocol(benchmark: Benchmark, data: BenchmarkData, predictions: Mapping[str
 
     A run of several profiles or policies lists them all.
     """
-    made = predictions.made() if isinstance(predictions, Answers) else [(p.profile, p.policy) for p in predictions.values()]
+    pairs = (
+        predictions.profiles_and_policies()
+        if isinstance(predictions, Answers)
+        else [(p.profile, p.policy) for p in predictions.values()]
+    )
     return {
         "benchmark": data.name,
         "split": data.split,
-        "profile": _one_or_all(profile for profile, _ in made),
-        "policy": _one_or_all(policy for _, policy in made),
+        "profile": _one_or_all(profile for profile, _ in pairs),
+        "policy": _one_or_all(policy for _, policy in pairs),
         **data.protocol,
         **benchmark.protocol(predictions),
     }
@@ -297,14 +299,19 @@ def protocol(benchmark: Benchmark, data: BenchmarkData, predictions: Mapping[str
 
 def _name_ungraded(grades: Mapping[str, Sequence[float]], counts: dict[str, int], reporter: Reporter) -> None:
     """Names answers of which a grade was not read; where not one was, no answer counts as scored."""
-    unread = [example_id for example_id, given in grades.items() if any(map(math.isnan, given))]
-    if unread and all(math.isnan(grade) for given in grades.values() for grade in given):
+    unread = [example_id for example_id, of_answer in grades.items() if any(map(math.isnan, of_answer))]
+    if unread and all(math.isnan(grade) for of_answer in grades.values() for grade in of_answer):
         counts["ok"] = 0
     if unread:
-        names = f"{', '.join(map(one_line, unread[:3]))}{', ...' if len(unread) > 3 else ''}"
         reporter.warn(
-            f"grades not read: {len(unread)} ({names}); the judge's replies stand in {judge.FILE}, and --judge-url asks again"
+            f"grades not read: {len(unread)} ({_first_three(unread)}); the judge's replies stand in {judge.FILE}, "
+            "and --judge-url asks again"
         )
+
+
+def _first_three(ids: Sequence[str]) -> str:
+    """The first three ids, for a message."""
+    return ", ".join(map(one_line, ids[:3])) + (", ..." if len(ids) > 3 else "")
 
 
 def _one_or_all(values: Iterable[str]) -> str | list[str]:
@@ -367,14 +374,16 @@ def _write(out: Path, scores: Scores, regions: Sequence[RegionScore], joined: Jo
 
 
 def _problem_lines(joined: Joined) -> list[dict[str, Any]]:
-    return [{"kind": k, "line": line, "id": i} for k, found in joined.problems.items() for line, i in found]
+    return [
+        {"kind": kind, "line": line, "id": example_id} for kind, pairs in joined.problems.items() for line, example_id in pairs
+    ]
 
 
 def _write_scores(path: Path, scores: Scores) -> None:
     """As `_write_lines`, for as many as a benchmark has. Raises InputError for a value that is no number."""
-    odd = next((place for place, value in enumerate(columns.values(scores)) if not math.isfinite(value)), None)
-    if odd is not None:
-        raise InputError(f"the score of {scores[odd].example_id!r} is {scores[odd].value}, not a number that JSON knows")
+    bad = next((place for place, value in enumerate(columns.values(scores)) if not math.isfinite(value)), None)
+    if bad is not None:
+        raise InputError(f"the score of {scores[bad].example_id!r} is {scores[bad].value}, not a number that JSON knows")
     with atomic_file(path) as file:
         for start in range(0, len(scores), _LINES):
             file.write(scores.lines(start, min(start + _LINES, len(scores))))
@@ -403,7 +412,6 @@ __all__ = [
     "EvalConfig",
     "Joined",
     "Recorded",
-    "beside",
     "check",
     "check_data",
     "data_digest",
@@ -415,7 +423,6 @@ __all__ = [
     "read_predictions",
     "read_scores",
     "run",
-    "said_beside",
     "submission",
     "summarise",
     "write_questions",

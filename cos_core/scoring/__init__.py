@@ -1,7 +1,7 @@
-"""From answers to scores and what they are worth: extraction, metrics, intervals, comparisons, statistics of boxes. Pure.
+"""From answers to scores: extraction, metrics, intervals, comparisons, statistics of boxes. No I/O but reading scores.
 
-answers, metrics       what an answer says, and what it scores
-statistics, comparison   how sure a score is, and a difference of two
+answers, metrics       the answer in a text, and its score
+statistics, comparison   a score's interval, and the difference of two
 columns, recorded      questions, scores and answers by the million
 box_tally              statistics of any number of boxes
 """
@@ -9,4 +9,4 @@ box_tally              statistics of any number of boxes
 from __future__ import annotations
 
 REPLICATES = 2000
-"""Bootstrap samples behind every interval, unless another number is asked for."""
+"""Bootstrap samples behind every interval, by default."""

@@ -1,6 +1,6 @@
-"""What an answer's text says: the normalisers and extractors of the official scorers, as pure functions.
+"""Normalisers and extractors of the official scorers, as pure functions on an answer's text.
 
-Each function names the script whose behaviour it keeps, quirks included. Texts go in as the model wrote them.
+Each function names the script whose behaviour it reproduces, quirks included. Arguments are texts as the model wrote them.
 """
 
 from __future__ import annotations
@@ -180,14 +180,13 @@ _THE_ANSWER_IS = re.compile(r"The answer is ([A-Z]).")
 def scienceqa_letter(text: str) -> str | None:
     """The letter that LLaVA's eval_science_qa.py reads, or None ("FAILED" there).
 
-    A bare letter A-E; a letter followed by ". "; or the one letter after "The answer is " (with any character behind it).
+    A bare letter A-E; a letter followed by ". "; or the one letter after "The answer is " (followed by any character).
     """
     if text in LETTERS:
         return text
     if len(text) >= 3 and text[0] in LETTERS and text[1:3] == ". ":
         return text[0]
-    found = _THE_ANSWER_IS.findall(text)
-    return found[0] if len(found) == 1 else None
+    return only(_THE_ANSWER_IS.findall(text))
 
 
 _NOT_A_WORD = re.compile(r"[.()\[\],:;!*#{}]")
@@ -199,13 +198,24 @@ def option_letter(text: str, options: Mapping[str, str]) -> str | None:
     `options`: letter -> text. First rule: exactly one option letter stands as a word of its own (punctuation counts as space).
     Second: exactly one option's text occurs in the answer, case aside.
     """
-    words = _NOT_A_WORD.sub(" ", text).split()
-    named = [letter for letter in options if letter in words]
-    if len(named) == 1:
-        return named[0]
+    words = option_words(text)
+    return only([letter for letter in options if letter in words]) or quoted_option(text, options)
+
+
+def option_words(text: str) -> list[str]:
+    """The words of an answer, punctuation taken for space."""
+    return _NOT_A_WORD.sub(" ", text).split()
+
+
+def quoted_option(text: str, options: Mapping[str, str]) -> str | None:
+    """The letter of the one option whose text occurs in the answer, case aside; None for none or several."""
     lower = text.lower()
-    quoted = [letter for letter, option in options.items() if option.lower() in lower]
-    return quoted[0] if len(quoted) == 1 else None
+    return only([letter for letter, option in options.items() if option.lower() in lower])
+
+
+def only(letters: Sequence[str]) -> str | None:
+    """The one letter of `letters`; None for none or several."""
+    return letters[0] if len(letters) == 1 else None
 
 
 # --- LLaVA's prompts -------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""Questions and scores by the million in little memory: columns and packed rows; a record is made when it is asked for.
+"""Questions and scores by the million in little memory: columns and packed rows; a record is made on access.
 
-What stands here takes the place of lists and dictionaries of records: a sequence of `Example` or `Score`, and mappings by id.
+The classes replace lists and dictionaries of records: sequences of `Example` or `Score`, and mappings by id.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cos_core.types import STEERING_NAMES, Example, Score, steering_of
 
 T = TypeVar("T")
 _TEXTS = 1 << 17
-"""Distinct texts that a column keeps once each; of more, only neighbours that are equal are one."""
+"""How many distinct texts a column stores once each; beyond that, only equal neighbours share one."""
 
 
 class IdColumn:
@@ -40,7 +40,7 @@ class IdColumn:
         return self._places
 
     def forget(self) -> None:
-        """Lets go of the dictionary; it is made again when it is needed."""
+        """Frees the dictionary; it is made again when it is needed."""
         self._places = None
 
     def unique(self) -> bool:
@@ -55,7 +55,7 @@ class IdColumn:
 
 
 class Following:
-    """Takes ids one by one; as long as they are those of `known`, in its order, they cost nothing."""
+    """Collects ids one by one; ids that equal those of `known`, in its order, take no memory."""
 
     __slots__ = ("_known", "_names", "count")
 
@@ -76,14 +76,14 @@ class Following:
             names.append(name if place is None or known is None else known.names[place])
 
     def ids(self) -> IdColumn:
-        """The ids taken so far: `known` itself when they are all of its own."""
+        """The ids so far: `known` itself when they are exactly its ids."""
         if self._names is None and self._known is not None:
             return self._known if self.count == len(self._known) else IdColumn(self._known.names[: self.count])
         return IdColumn(self._names or [])
 
 
 class ById(Mapping[str, T], Generic[T]):
-    """Rows found by their id; `rows` may make each one anew."""
+    """Rows by their id; `rows` may create each one on access."""
 
     __slots__ = ("ids", "rows")
 
@@ -105,7 +105,7 @@ class ById(Mapping[str, T], Generic[T]):
 
 
 class Texts:
-    """Keeps equal texts once."""
+    """Stores equal texts once."""
 
     __slots__ = ("_known", "_last")
 
@@ -113,13 +113,13 @@ class Texts:
         self._known: dict[str, str] = {}
         self._last: dict[str, str] = {}
 
-    def one(self, text: Any, column: str = "") -> Any:
-        """A text equal to `text` that is kept already, else `text`; what is no text is given back as it is."""
+    def shared(self, text: Any, column: str = "") -> Any:
+        """A stored text equal to `text`, else `text` itself; a value that is no text is returned unchanged."""
         if type(text) is not str:
             return text
-        found = self._known.get(text)
-        if found is not None:
-            return found
+        earlier = self._known.get(text)
+        if earlier is not None:
+            return earlier
         if len(self._known) < _TEXTS:
             self._known[text] = text
             return text
@@ -130,7 +130,7 @@ class Texts:
 
 
 class _Sequence(Sequence[T]):
-    """What the sequences of this module share: slices are lists, and equality is that of the records."""
+    """Base of this module's sequences: slices are lists, and equality is that of the records."""
 
     def _row(self, place: int) -> T:
         raise NotImplementedError
@@ -141,7 +141,7 @@ class _Sequence(Sequence[T]):
     def __getitem__(self, place: slice) -> Sequence[T]: ...
     def __getitem__(self, place: int | slice) -> T | Sequence[T]:
         if isinstance(place, slice):
-            return [self._row(each) for each in range(*place.indices(len(self)))]
+            return [self._row(number) for number in range(*place.indices(len(self)))]
         number = place + len(self) if place < 0 else place
         if not 0 <= number < len(self):
             raise IndexError(f"there is no row {place}")
@@ -161,15 +161,15 @@ class _Sequence(Sequence[T]):
 class Packed:
     """Rows of plain values, packed one behind the other; a row comes back as a list.
 
-    A row that cannot be packed (half characters, numbers beyond 64 bits) is kept as it is.
+    A row that cannot be packed (half characters, numbers beyond 64 bits) is stored unpacked.
     """
 
-    __slots__ = ("_data", "_ends", "_kept", "_pack", "_unpack")
+    __slots__ = ("_data", "_ends", "_pack", "_unpack", "_unpackable")
 
     def __init__(self) -> None:
         self._data = bytearray()
         self._ends = array("q", [0])
-        self._kept: dict[int, tuple[Any, ...]] = {}
+        self._unpackable: dict[int, tuple[Any, ...]] = {}
         self._pack = msgspec.msgpack.Encoder().encode
         self._unpack = msgspec.msgpack.Decoder(list).decode
 
@@ -177,23 +177,23 @@ class Packed:
         try:
             self._data += self._pack(row)
         except (UnicodeEncodeError, OverflowError, TypeError, ValueError):
-            self._kept[len(self)] = row
+            self._unpackable[len(self)] = row
         self._ends.append(len(self._data))
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
     def __getitem__(self, place: int) -> list[Any]:
-        if place in self._kept:
-            return list(self._kept[place])
-        found: list[Any] = self._unpack(self._data[self._ends[place] : self._ends[place + 1]])
-        return found
+        if place in self._unpackable:
+            return list(self._unpackable[place])
+        row: list[Any] = self._unpack(self._data[self._ends[place] : self._ends[place + 1]])
+        return row
 
 
 _Shape = tuple[str, str | None, tuple[str, ...]]
-"""What many questions share: data set, file, keys of `meta`."""
+"""The values that many questions share: data set, file, keys of `meta`."""
 _FIRST = 6
-"""Where a row's steering values begin; those of `meta` follow."""
+"""The index of a row's first steering value; those of `meta` follow."""
 _META = _FIRST + len(STEERING_NAMES)
 _ASKED, _SUFFIX, _GOLD, _TARGETS = (_FIRST + STEERING_NAMES.index(name) for name in ("asked", "suffix", "gold", "targets"))
 
@@ -256,23 +256,23 @@ class Examples(_Sequence[Example]):
             yield name, row[1], row[2], row[3], row[_SUFFIX]
 
     def question(self, place: int) -> str:
-        """What the question at `place` asks: its `asked`, else its text."""
+        """The question at `place`: its `asked`, else its text."""
         row = self._rows[place]
         return str(row[2] if row[_ASKED] is None else row[_ASKED])
 
 
 def _box(value: Any) -> Box:
-    """A box that was packed (as an object of its fields), or was kept."""
+    """A box from its packed form (an object of its fields), or the box itself."""
     return value if isinstance(value, Box) else Box(**value)
 
 
 def ids_of(examples: Sequence[Example]) -> IdColumn:
-    """The questions' ids, in order."""
+    """The ids of the questions, in order."""
     return examples.ids if isinstance(examples, Examples) else IdColumn([example.id for example in examples])
 
 
-Said = tuple[str | None, str | None, str | None]
-"""What a score keeps in words: extracted, expected, note."""
+ScoreTexts = tuple[str | None, str | None, str | None]
+"""A score's texts: extracted, expected, note."""
 
 
 class _ScoreRow(msgspec.Struct, gc=False):
@@ -285,7 +285,7 @@ class _ScoreRow(msgspec.Struct, gc=False):
 
 
 class Scores(_Sequence[Score]):
-    """Scores as columns, texts kept once each. `known`: ids that the scores are expected to have, in order."""
+    """Scores as columns, equal texts stored once. `known`: ids that the scores are expected to have, in order."""
 
     def __init__(self, scores: Iterable[Score] = (), known: IdColumn | None = None) -> None:
         self._following = Following(known)
@@ -293,8 +293,8 @@ class Scores(_Sequence[Score]):
         self._values = array("d")
         self._odd: dict[int, Any] = {}
         self._texts = Texts()
-        self._said: dict[str, list[Any]] = {name: [] for name in ("extracted", "expected", "note")}
-        self._put_said = [column.append for column in self._said.values()]
+        self._text_columns: dict[str, list[Any]] = {name: [] for name in ("extracted", "expected", "note")}
+        self._put_texts = [column.append for column in self._text_columns.values()]
         self._groups: dict[str, list[Any]] = {}
         self._puts: list[list[tuple[Callable[[Any], None], str | None]]] = []
         self._layouts: dict[tuple[str, ...], int] = {}
@@ -311,24 +311,24 @@ class Scores(_Sequence[Score]):
     def append(self, score: Score) -> None:
         self.add(score.example_id, score.value, (score.extracted, score.expected, score.note), score.groups)
 
-    def add(self, example_id: str, value: float, said: Said, groups: Mapping[str, str]) -> None:
-        """A score by its parts; `said`: extracted, expected, note."""
+    def add(self, example_id: str, value: float, texts: ScoreTexts, groups: Mapping[str, str]) -> None:
+        """Appends a score by its parts; `texts`: extracted, expected, note."""
         if type(value) is not float:
             self._odd[len(self._values)] = value
         try:
             self._values.append(value)
         except OverflowError:
             self._values.append(float("inf"))
-        one = self._texts.one
-        for put, text in zip(self._put_said, said, strict=True):
-            put(text if text is None else one(text))
+        shared = self._texts.shared
+        for put, text in zip(self._put_texts, texts, strict=True):
+            put(text if text is None else shared(text))
         keys = tuple(groups)
         layout = self._layouts.get(keys)
         if layout is None:
             layout = self._new_layout(keys)
         self._layout.append(layout)
         for put, key in self._puts[layout]:
-            put(None if key is None else one(groups[key], key))
+            put(None if key is None else shared(groups[key], key))
         self._following.add(example_id)
         self._ids = None
 
@@ -339,7 +339,7 @@ class Scores(_Sequence[Score]):
         self._layouts[keys] = len(self._keys)
         self._keys.append(keys)
         # A layout writes into every column: its own values, and None where it has none.
-        self._puts = [[(c.append, k if k in own else None) for k, c in self._groups.items()] for own in self._keys]
+        self._puts = [[(c.append, k if k in layout else None) for k, c in self._groups.items()] for layout in self._keys]
         return self._layouts[keys]
 
     @property
@@ -352,18 +352,18 @@ class Scores(_Sequence[Score]):
         return ById(self.ids, self)
 
     def values(self) -> list[float]:
-        """Each score's value, as it was given."""
-        found: list[Any] = self._values.tolist()
+        """Each score's value, an int as an int."""
+        result: list[Any] = self._values.tolist()
         for place, value in self._odd.items():
-            found[place] = value
-        return found
+            result[place] = value
+        return result
 
     def value_array(self) -> NDArray[np.float64]:
         return np.array(self._values, dtype=np.float64)
 
-    def said(self, name: str) -> list[str | None]:
+    def text_column(self, name: str) -> list[str | None]:
         """The column `extracted`, `expected` or `note`."""
-        return self._said[name]
+        return self._text_columns[name]
 
     def group(self, key: str) -> list[str | None]:
         """Each score's group of the name `key`; None where it has none."""
@@ -377,36 +377,36 @@ class Scores(_Sequence[Score]):
 
     def lines(self, start: int, stop: int) -> bytes:
         """The scores from `start` to before `stop` as JSON Lines."""
-        columns = (column[start:stop] for column in self._said.values())
+        columns = (column[start:stop] for column in self._text_columns.values())
         rows = zip(self.ids.names[start:stop], range(start, stop), *columns, strict=True)
         try:
             return _encode_lines(
                 [_ScoreRow(name, self.value(n), x, y, self.groups_of(n), note) for name, n, x, y, note in rows]
             )
         except (UnicodeEncodeError, OverflowError):
-            # Half a character in an id or an answer, which the quick writer does not take.
+            # A lone surrogate in an id or an answer: msgspec does not encode it.
             return b"".join(encode_line(self._row(place).to_json()) for place in range(start, stop))
 
     def take(self, places: Sequence[int]) -> Scores:
         """The scores at `places`, in that order."""
         if len(places) == len(self) and all(place == number for number, place in enumerate(places)):
             return self
-        taken = Scores()
-        taken._ids = IdColumn([self.ids.names[place] for place in places])
-        taken._following.count = len(places)
-        taken._values = array("d", map(self._values.__getitem__, places))
-        taken._odd = {n: self._odd[place] for n, place in enumerate(places) if place in self._odd} if self._odd else {}
-        taken._said = {name: [column[place] for place in places] for name, column in self._said.items()}
-        taken._groups = {name: [column[place] for place in places] for name, column in self._groups.items()}
-        taken._layouts, taken._keys = self._layouts, self._keys
-        taken._layout = array("I", map(self._layout.__getitem__, places))
-        return taken
+        result = Scores()
+        result._ids = IdColumn([self.ids.names[place] for place in places])
+        result._following.count = len(places)
+        result._values = array("d", map(self._values.__getitem__, places))
+        result._odd = {n: self._odd[place] for n, place in enumerate(places) if place in self._odd} if self._odd else {}
+        result._text_columns = {name: [column[place] for place in places] for name, column in self._text_columns.items()}
+        result._groups = {name: [column[place] for place in places] for name, column in self._groups.items()}
+        result._layouts, result._keys = self._layouts, self._keys
+        result._layout = array("I", map(self._layout.__getitem__, places))
+        return result
 
     def __len__(self) -> int:
         return len(self._values)
 
     def _row(self, place: int) -> Score:
-        extracted, expected, note = (column[place] for column in self._said.values())
+        extracted, expected, note = (column[place] for column in self._text_columns.values())
         return Score(self.ids.names[place], self.value(place), extracted, expected, self.groups_of(place), note)
 
 
@@ -436,13 +436,13 @@ def read_scores(path: Path, on_problem: OnProblem | None = None, known: IdColumn
     return scores
 
 
-def held(scores: Iterable[Score]) -> Sequence[Score]:
-    """The scores to look at more than once: columns as they are, any others in a list."""
+def reusable(scores: Iterable[Score]) -> Sequence[Score]:
+    """The scores as a sequence that can be read more than once: `Scores` itself, others as a list."""
     return scores if isinstance(scores, Scores) else list(scores)
 
 
 def values(scores: Iterable[Score]) -> list[float]:
-    """Each score's value, of columns or of any other scores."""
+    """Each score's value."""
     return scores.values() if isinstance(scores, Scores) else [score.value for score in scores]
 
 
@@ -451,9 +451,9 @@ def value_array(scores: Iterable[Score]) -> NDArray[np.float64]:
     return scores.value_array() if isinstance(scores, Scores) else np.array([score.value for score in scores], dtype=np.float64)
 
 
-def said(scores: Iterable[Score], name: str) -> list[str | None]:
-    """Each score's `extracted`, `expected` or `note`."""
-    return scores.said(name) if isinstance(scores, Scores) else [getattr(score, name) for score in scores]
+def text_column(scores: Iterable[Score], name: str) -> list[str | None]:
+    """Each score's `extracted`, `expected` or `note`, by the field's name."""
+    return scores.text_column(name) if isinstance(scores, Scores) else [getattr(score, name) for score in scores]
 
 
 def group(scores: Iterable[Score], key: str) -> list[str | None]:
@@ -466,8 +466,8 @@ def names(scores: Iterable[Score]) -> list[str]:
     return scores.ids.names if isinstance(scores, Scores) else [score.example_id for score in scores]
 
 
-def taken(scores: Sequence[Score], places: Sequence[int]) -> Sequence[Score]:
-    """The scores at `places`, as columns where they are columns."""
+def at_places(scores: Sequence[Score], places: Sequence[int]) -> Sequence[Score]:
+    """The scores at `places`; `Scores` when `scores` are."""
     if isinstance(scores, Scores):
         return scores.take(places)
     return [scores[place] for place in places]

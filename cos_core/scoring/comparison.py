@@ -1,4 +1,4 @@
-"""One scored run against another on one benchmark: the one comparison of `cos eval compare`, of reports and of the demo.
+"""Compares two scored runs on one benchmark; used by `cos eval compare`, reports and the demo.
 
 The difference is of the benchmark's own headline (an F1, CircularEval, points) over the questions that both runs scored, both
 runs resampled together by image. A figure that is not a finite number makes the verdict "undefined", neither better nor worse.
@@ -25,10 +25,10 @@ from cos_core.scoring.statistics import AggregateDifference, Floats
 from cos_core.types import RunManifest, Score
 
 ARM = ("policy",)
-"""Fields of the protocol that may differ: they are what is compared."""
+"""Fields of the protocol that may differ, as runs are compared by them."""
 
 SINCE_0_2 = ("rule",)
-"""Fields that older runs do not have; a run without one is not held to differ in it."""
+"""Fields that older runs do not have; a run without one does not count as different."""
 
 LEVEL = 0.05
 
@@ -59,8 +59,8 @@ class Comparison:
     """Run `b` against the reference `a` on one benchmark. `p_holm` is set when all comparisons of a call are known.
 
     `unit` is the metric's; `test` names where `p` comes from; `won`, `lost`: ids that B got right (or better) and A did not,
-    and the other way round; `differs`: protocol fields that were let pass; `missing`: why the metric could not be computed at
-    all, empty where it could.
+    and the other way round; `differs`: protocol fields that differ and were allowed to; `missing`: why the metric
+    could not be computed at all, empty where it could.
     """
 
     benchmark: str
@@ -82,7 +82,7 @@ class Comparison:
 
     @property
     def undefined(self) -> str:
-        """Why there is no verdict, in words; empty when there is one."""
+        """The reason for having no verdict; empty when there is one."""
         if self.missing:
             return self.missing
         figures = {
@@ -105,12 +105,12 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; null for a figure that is not a finite number (the ends of an interval may be infinite)."""
-        own = {key: getattr(self, key) for key in ("benchmark", "a", "b", "metric", "unit", "p", "p_holm", "test", "n")}
+        fields = {key: getattr(self, key) for key in ("benchmark", "a", "b", "metric", "unit", "p", "p_holm", "test", "n")}
         flips = {"won": list(self.won), "lost": list(self.lost), "differs": list(self.differs)}
         rest = {key: value for key, value in self.found.to_json().items() if key not in ("a", "b", "p")}
         values = {"value_a": self.found.a, "value_b": self.found.b, "only_a": self.only_a, "only_b": self.only_b}
         reason = {"undefined": self.undefined} if self.undefined else {}
-        row = {**own, **values, **rest, **flips, "verdict": self.verdict, **reason}
+        row = {**fields, **values, **rest, **flips, "verdict": self.verdict, **reason}
         return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
@@ -128,8 +128,8 @@ def fair(a: ScoredRun, b: ScoredRun, despite: Collection[str] = ()) -> list[str]
     refused = [key for key in fields if key not in despite and "all" not in despite]
     if refused:
         first, second = a.protocol, b.protocol
-        said = "; ".join(f"{key}: {_short(first.get(key))} against {_short(second.get(key))}" for key in refused)
-        raise InputError(f"{a.path} and {b.path} were not made alike ({said}); --despite {refused[0]} lets that pass")
+        differences = "; ".join(f"{key}: {_short(first.get(key))} against {_short(second.get(key))}" for key in refused)
+        raise InputError(f"{a.path} and {b.path} were not made alike ({differences}); --despite {refused[0]} allows that")
     return fields
 
 
@@ -160,7 +160,7 @@ def pair(
     name, unit = str(head.get("metric", "accuracy")), str(head.get("unit", "fraction"))
     estimates = _estimates(a, first, second, name) if first else "the runs have no question in common"
     tested = _NO_TEST if isinstance(estimates, str) else _test(*estimates, first, replicates, seed)
-    moved = _moved(first, second, None if isinstance(estimates, str) else estimates)
+    changed = _changed(first, second, None if isinstance(estimates, str) else estimates)
     return Comparison(
         benchmark=a.benchmark,
         a=names[0],
@@ -170,9 +170,9 @@ def pair(
         found=tested.found,
         p=tested.p,
         test=tested.name,
-        n=moved.n,
-        won=moved.won,
-        lost=moved.lost,
+        n=changed.n,
+        won=changed.won,
+        lost=changed.lost,
         differs=differs,
         only_a=len(a.scores) - len(first),
         only_b=len(b.scores) - len(first),
@@ -189,17 +189,17 @@ def _shared(a: Scores, b: Scores) -> tuple[Scores, Scores]:
     return a.take(array("q", [mine for mine, _ in both])), b.take(array("q", [theirs for _, theirs in both]))
 
 
-class _Moved(NamedTuple):
+class _Changed(NamedTuple):
     n: int
     won: list[str]
     lost: list[str]
 
 
-def _moved(first: Scores, second: Scores, both: tuple[Estimate, Estimate] | None) -> _Moved:
+def _changed(first: Scores, second: Scores, both: tuple[Estimate, Estimate] | None) -> _Changed:
     """How many questions the headline is over, and those that B won and lost: of one population with the difference and its p
     (ScienceQA's image accuracy: questions with a picture; MMBench: questions, not their rotations).
 
-    A question of several rows is named by the row whose answer moved.
+    A question of several rows is named by the row whose answer changed.
     """
     if both is None:
         both = metrics.mean_estimate("", first), metrics.mean_estimate("", second)
@@ -207,19 +207,19 @@ def _moved(first: Scores, second: Scores, both: tuple[Estimate, Estimate] | None
     counted = of_a.population() | of_b.population()
     if of_a.units is None:
         gaps = [theirs - mine for mine, theirs in zip(first.values(), second.values(), strict=True)]
-        moved = {row: gaps[row] for row in np.flatnonzero(counted).tolist() if gaps[row]}
+        changed = {row: gaps[row] for row in np.flatnonzero(counted).tolist() if gaps[row]}
     else:
-        moved = {}
+        changed = {}
         rows_of: dict[str, list[int]] = {}
         for row, unit in enumerate(of_a.units):
             rows_of.setdefault(unit, []).append(row)
         gap = of_b.columns[:, 0] - of_a.columns[:, 0]
         for row in np.flatnonzero(gap).tolist():
             side = gap[row]
-            own = [r for r in rows_of[of_a.units[row]] if (second.value(r) - first.value(r)) * side > 0]
-            moved[(own or [row])[0]] = side
-    named = {side: [first.ids.names[row] for row, gap in moved.items() if gap * side > 0] for side in (1, -1)}
-    return _Moved(int(np.count_nonzero(counted)), named[1], named[-1])
+            same_side = [r for r in rows_of[of_a.units[row]] if (second.value(r) - first.value(r)) * side > 0]
+            changed[(same_side or [row])[0]] = side
+    ids = {side: [first.ids.names[row] for row, gap in changed.items() if gap * side > 0] for side in (1, -1)}
+    return _Changed(int(np.count_nonzero(counted)), ids[1], ids[-1])
 
 
 class _Tested(NamedTuple):
@@ -228,7 +228,7 @@ class _Tested(NamedTuple):
     name: str
 
 
-_NOTHING = AggregateDifference(
+_UNDEFINED = AggregateDifference(
     a=math.nan,
     b=math.nan,
     difference=math.nan,
@@ -239,31 +239,31 @@ _NOTHING = AggregateDifference(
     detectable=math.nan,
     clusters=0,
 )
-_NO_TEST = _Tested(_NOTHING, math.nan, "none")
+_NO_TEST = _Tested(_UNDEFINED, math.nan, "none")
 
 
 def _test(a: Estimate, b: Estimate, scores: Sequence[Score], replicates: int, seed: int) -> _Tested:
     """McNemar's exact test where it applies, else the two runs swapped image by image; `scores`: either run's, in row order."""
     images = metrics.pictures(scores)
-    found = statistics.aggregate_difference(a.columns, b.columns, images, _scaled(a), replicates=replicates, seed=seed)
+    difference = statistics.aggregate_difference(a.columns, b.columns, images, _scaled(a), replicates=replicates, seed=seed)
     if _is_exact(a, b, images):
-        return _Tested(found, statistics.mcnemar(*_discordant(a, b)), "exact McNemar")
-    return _Tested(found, found.p, "runs swapped image by image")
+        return _Tested(difference, statistics.mcnemar(*_discordant(a, b)), "exact McNemar")
+    return _Tested(difference, difference.p, "runs swapped image by image")
 
 
 def _benchmark(run: ScoredRun) -> Benchmark | str:
-    """The benchmark that scored the run; why it cannot be found, for a plug-in file that has moved."""
+    """The benchmark that scored the run; a message when it cannot be loaded (a plug-in file that has moved)."""
     config = run.manifest.config
     options = {key: config[key] for key in ("split", "scorer") if config.get(key) is not None}
     try:
-        made: Benchmark = plug.load("benchmarks", str(config.get("benchmark", run.benchmark)), **options)
+        benchmark: Benchmark = plug.load("benchmarks", str(config.get("benchmark", run.benchmark)), **options)
     except (CosError, TypeError) as error:
         return f"the benchmark that scored {run.path} cannot be loaded any more: {error}"
-    return made
+    return benchmark
 
 
 def _estimates(run: ScoredRun, first: Sequence[Score], second: Sequence[Score], name: str) -> tuple[Estimate, Estimate] | str:
-    """The headline of both runs as a statistic of sums, or why there is none; the mean score without the method `estimates`."""
+    """The headline of both runs as a statistic of sums, or a message; the mean score for a benchmark without `estimates`."""
     benchmark = _benchmark(run)
     if isinstance(benchmark, str):
         return benchmark
@@ -273,7 +273,7 @@ def _estimates(run: ScoredRun, first: Sequence[Score], second: Sequence[Score], 
         estimates = benchmark.estimates(data, scores)
         if estimates is None:
             estimates = [metrics.mean_estimate(name, scores)]
-        estimate = next((each for each in estimates if each.name == name), None)
+        estimate = next((candidate for candidate in estimates if candidate.name == name), None)
         if estimate is None:
             return f"{side} has no {name} over the questions that both runs scored"
         both.append(estimate)
@@ -305,7 +305,7 @@ def _discordant(a: Estimate, b: Estimate) -> tuple[int, int]:
 
 
 def flipped(comparison: Comparison, a: Mapping[str, Score], b: Mapping[str, Score]) -> Iterator[dict[str, Any]]:
-    """The questions that changed sides, with what was read from each run's answer, one by one."""
+    """The won and lost questions, one by one, with the extracted answer of each run."""
     for kind, ids in (("won", comparison.won), ("lost", comparison.lost)):
         for example_id in ids:
             x, y = a[example_id], b[example_id]

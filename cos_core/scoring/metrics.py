@@ -27,7 +27,7 @@ IMAGE = "image"
 """The key of `Score.groups` that names the picture: the cluster of every interval."""
 
 BOX_STATUS = "box_status"
-"""The key of `Score.groups` that says how the first pass's box was read."""
+"""The key of `Score.groups` that holds the status of the first pass's box."""
 
 
 MISSING, FAILED = "missing", "failed"
@@ -40,8 +40,8 @@ UNREAD = "unread"
 
 
 class Verdict(NamedTuple):
-    """What a rule makes of one answer: its value (in the metric's units), what was read from it, what was expected, and whether
-    anything was read at all that can be an answer (an option, yes or no)."""
+    """A rule's result for one answer: its value (in the metric's units), the extracted and the expected answer, and whether the
+    extracted one is a possible answer at all (an option, yes or no)."""
 
     value: float
     extracted: str | None
@@ -58,11 +58,11 @@ def judge(
     rule: Rule,
     groups: Callable[[Example], Mapping[str, str]] = lambda example: {},
 ) -> Scores:
-    """One Score per example, in order. A question without an answer scores 0 and says why in `note`: it is never left out."""
+    """One Score per example, in order. A question without an answer scores 0, with the reason in `note`."""
     scores = Scores(known=examples.ids if isinstance(examples, Examples) else None)
-    said: Callable[[str], Said | None] = getattr(predictions, "said", predictions.get)
+    prediction_of: Callable[[str], AnsweredPrediction | None] = getattr(predictions, "for_scoring", predictions.get)
     for example in examples:
-        _score(scores, example, said(example.id), rule, groups(example))
+        _score(scores, example, prediction_of(example.id), rule, groups(example))
     return scores
 
 
@@ -75,10 +75,12 @@ class ShortAnswer(NamedTuple):
     error: str | None = None
 
 
-Said = Prediction | ShortAnswer
+AnsweredPrediction = Prediction | ShortAnswer
 
 
-def _score(scores: Scores, example: Example, prediction: Said | None, rule: Rule, groups: Mapping[str, str]) -> None:
+def _score(
+    scores: Scores, example: Example, prediction: AnsweredPrediction | None, rule: Rule, groups: Mapping[str, str]
+) -> None:
     shared = {IMAGE: example.image or example.id, **groups}
     if prediction is not None and prediction.policy != UNSAID:
         shared[BOX_STATUS] = prediction.box_status
@@ -91,7 +93,7 @@ def _score(scores: Scores, example: Example, prediction: Said | None, rule: Rule
 
 
 def unanswered(score: Score) -> bool:
-    """Whether the question got no answer (missing or failed)."""
+    """Whether the question has no answer (missing or failed)."""
     return score.note is not None and score.note.split(":")[0] in (MISSING, FAILED)
 
 
@@ -109,24 +111,24 @@ def percent(scores: Sequence[Score]) -> float:
 
 
 def pictures(scores: Sequence[Score]) -> list[str]:
-    """What each score's interval is clustered by: its picture, else its own id."""
-    named = columns.group(scores, IMAGE)
-    if None not in named:
-        return named  # type: ignore[return-value]
-    return [example_id if name is None else name for name, example_id in zip(named, columns.names(scores), strict=True)]
+    """The cluster of each score, for intervals: its picture, else its own id."""
+    images = columns.group(scores, IMAGE)
+    if None not in images:
+        return images  # type: ignore[return-value]
+    return [example_id if name is None else name for name, example_id in zip(images, columns.names(scores), strict=True)]
 
 
 def by_group(scores: Iterable[Score], key: str) -> dict[str, Sequence[Score]]:
     """Scores by their group `key`, in order of first appearance; scores without the key are left out."""
-    held = scores if isinstance(scores, Scores) else list(scores)
+    rows = columns.reusable(scores)
     places: dict[str, array[int]] = {}
-    for place, name in enumerate(columns.group(held, key)):
+    for place, name in enumerate(columns.group(rows, key)):
         if name is not None:
-            found = places.get(name)
-            if found is None:
-                found = places[name] = array("q")
-            found.append(place)
-    return {name: columns.taken(held, found) for name, found in places.items()}
+            members = places.get(name)
+            if members is None:
+                members = places[name] = array("q")
+            members.append(place)
+    return {name: columns.at_places(rows, members) for name, members in places.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,7 @@ class Estimate:
     units: Sequence[str] | None = None
 
     def population(self) -> NDArray[np.bool_]:
-        """(questions,) the rows that the aggregate is over: what a count of won and lost questions must be of, too."""
+        """(questions,) the rows that the aggregate is over: counts of won and lost questions are over the same rows."""
         if self.counted is not None:
             return self.counted
         everything = np.ones(len(self.columns), dtype=np.bool_)
@@ -205,15 +207,15 @@ def measured(estimates: Iterable[Estimate], clusters: Sequence[str], *, replicat
 
     A share whose questions are on pictures of their own has Wilson's interval. Any other is resampled by picture. Where that
     has no spread (none or all of 13 right: every sample is the same), a share has Wilson's interval with as many trials as
-    there are pictures: the questions of one picture may all hang together, so they count as one.
+    there are pictures: the questions of one picture may all depend on each other, so they count as one.
     """
     index, estimates = statistics.cluster_index(clusters), list(estimates)
     closed = {estimate.name: _in_closed_form(estimate, index) for estimate in estimates}
-    drawn = [estimate for estimate in estimates if closed[estimate.name] is None]
-    parts = [(estimate.columns, estimate.statistic) for estimate in drawn]
-    resampled = statistics.bootstrap(parts, index, replicates=replicates, seed=seed)
-    boot = {estimate.name: interval for estimate, interval in zip(drawn, resampled, strict=True)}
-    found = {}
+    resampled = [estimate for estimate in estimates if closed[estimate.name] is None]
+    parts = [(estimate.columns, estimate.statistic) for estimate in resampled]
+    intervals = statistics.bootstrap(parts, index, replicates=replicates, seed=seed)
+    boot = {estimate.name: interval for estimate, interval in zip(resampled, intervals, strict=True)}
+    result = {}
     for estimate in estimates:
         interval, method = closed[estimate.name], WILSON
         if interval is None:
@@ -221,14 +223,8 @@ def measured(estimates: Iterable[Estimate], clusters: Sequence[str], *, replicat
             if interval.low == interval.high:
                 interval, method = _without_spread(estimate, index), WILSON_CLUSTERS
         if interval is not None and all(map(math.isfinite, interval)):
-            found[estimate.name] = Measured(estimate.scale * interval.low, estimate.scale * interval.high, method)
-    return found
-
-
-def intervals(estimates: Iterable[Estimate], clusters: Sequence[str], *, replicates: int, seed: int) -> dict[str, list[float]]:
-    """`measured` as `[low, high]` by name."""
-    found = measured(estimates, clusters, replicates=replicates, seed=seed)
-    return {name: [each.low, each.high] for name, each in found.items()}
+            result[estimate.name] = Measured(estimate.scale * interval.low, estimate.scale * interval.high, method)
+    return result
 
 
 def _in_closed_form(estimate: Estimate, index: NDArray[np.intp]) -> Interval | None:
@@ -257,7 +253,7 @@ def _without_spread(estimate: Estimate, index: NDArray[np.intp]) -> Interval | N
 
 
 def box_statuses(scores: Iterable[Score]) -> dict[str, float]:
-    """Shares of box statuses among the predictions that tell theirs, the ones that occur, in the order of BOX_STATUSES."""
+    """The share of each box status that occurs, among predictions with a status, in the order of BOX_STATUSES."""
     counts = Counter(status for status in columns.group(scores, BOX_STATUS) if status is not None)
     return {status: counts[status] / counts.total() for status in BOX_STATUSES if counts[status]}
 
@@ -286,8 +282,8 @@ class RegionScore:
 
 
 def region_score(example: Example, box: Box | None, groups: Mapping[str, str] | None = None) -> RegionScore | None:
-    """The fit of `box` for an example; None when the example names neither a gold box nor targets, or when its gold box is the
-    whole picture (there is nowhere to look).
+    """The fit of `box` for an example; None when the example has neither a gold box nor targets, or when its gold box is the
+    whole picture.
 
     The targets of an example without any are its gold box's centre.
     """

@@ -1,4 +1,4 @@
-"""Recorded answers by the million in little memory: where each stands in its file, and the answer itself when it is asked for.
+"""Recorded answers by the million in little memory: the offset of each in its file, and the answer itself on access.
 
 A file is read once from end to end; later a record is read again at its place, which must still hold it.
 """
@@ -19,7 +19,7 @@ from cos_core.geometry import Box
 from cos_core.types import Prediction
 
 UNSAID = "unknown"
-"""The profile and policy of answers that do not say theirs (LLaVA's format)."""
+"""The profile and policy of answers whose format has none (LLaVA's)."""
 
 _BUFFER = 1 << 18
 
@@ -63,14 +63,14 @@ def prediction(record: Mapping[str, Any]) -> Prediction:
     return Prediction(str(record["question_id"]), text, policy=UNSAID, profile=UNSAID, question=question)
 
 
-def _of_line(line: bytes) -> Prediction | None:
-    """The prediction of a line that is written as lines are; None for one that must be looked at closely."""
+def _quick_prediction(line: bytes) -> Prediction | None:
+    """The prediction of a well-formed line; None for one that needs the slow parser."""
     try:
         row = _quick(line)
         if type(row.example_id) is str and row.answer is not msgspec.UNSET:
             box = None if row.box is None else Box(*row.box)
-            said = (row.box_text, row.box_status, row.policy, row.profile, row.question, row.image, row.tokens, row.seconds)
-            return Prediction(row.example_id, row.answer, box, *said, row.fingerprint, row.error)  # type: ignore[arg-type]
+            details = (row.box_text, row.box_status, row.policy, row.profile, row.question, row.image, row.tokens, row.seconds)
+            return Prediction(row.example_id, row.answer, box, *details, row.fingerprint, row.error)  # type: ignore[arg-type]
     except (msgspec.MsgspecError, ValueError, RecursionError, InputError):
         return None
     if row.example_id is msgspec.UNSET and row.question_id is not msgspec.UNSET and type(row.text) is str:
@@ -79,28 +79,28 @@ def _of_line(line: bytes) -> Prediction | None:
 
 
 def read(path: Path, on_problem: OnProblem | None = None, ours: bool = False) -> Iterator[tuple[int, int, Prediction]]:
-    """(line, offset, prediction) of each line; what is none goes to `on_problem`, or without one raises InputError.
+    """(line, offset, prediction) of each line; one without goes to `on_problem`, else raises InputError.
 
     `ours`: LLaVA's format is a problem, too.
     """
     for number, start, _, line in jsonl.raw_lines(path, on_problem):
-        found = _of_line(line)
-        if found is None or (ours and found.profile == UNSAID):
+        parsed = _quick_prediction(line)
+        if parsed is None or (ours and parsed.profile == UNSAID):
             record = jsonl.object_of(path, number, line, on_problem)
             if record is None:
                 continue
             try:
-                found = Prediction.from_json(record) if ours else prediction(record)
+                parsed = Prediction.from_json(record) if ours else prediction(record)
             except InputError as error:
                 jsonl.report(Problem(path, number, None, str(error)), on_problem)
                 continue
-        yield number, start, found
+        yield number, start, parsed
 
 
 class Recorded(Sequence[Prediction]):
-    """The predictions of a file: `walk` reads them in order once, and then each is found again by its row.
+    """The predictions of a file: `walk` reads them in order; after that each is read by its row.
 
-    `unreadable`: the lines that are none, known after `walk`. Raises InputError when a file changes while it is read.
+    `unreadable`: the lines without a prediction, complete after `walk`. Raises InputError when a file changes while it is read.
     """
 
     def __init__(self, path: Path, on_problem: OnProblem | None = None, ours: bool = False) -> None:
@@ -114,18 +114,18 @@ class Recorded(Sequence[Prediction]):
         self._last: tuple[int, Prediction] | None = None
 
     def walk(self) -> Iterator[tuple[int, Prediction]]:
-        """(line, prediction) of each, in order; the row is `len(self) - 1` when it is handed over."""
+        """(line, prediction) of each, in order; the row of each is `len(self) - 1` at that moment."""
         self._starts = array("q")
-        for line, start, found in read(self.path, self._on_problem, self._ours):
+        for line, start, parsed in read(self.path, self._on_problem, self._ours):
             self._starts.append(start)
-            yield line, found
+            yield line, parsed
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def __getitem__(self, row: Any) -> Any:
         if isinstance(row, slice):
-            return [self[each] for each in range(*row.indices(len(self)))]
+            return [self[place] for place in range(*row.indices(len(self)))]
         if self._last is not None and self._last[0] == row:
             return self._last[1]
         try:
@@ -135,11 +135,11 @@ class Recorded(Sequence[Prediction]):
             raise InputError(f"{self.path} cannot be read: {error.strerror}") from None
         if self._starts[row] == 0:
             line = line.removeprefix(b"\xef\xbb\xbf")
-        found = _of_line(line)
-        if found is None:
+        parsed = _quick_prediction(line)
+        if parsed is None:
             try:
-                found = prediction(jsonl.decode(line))
+                parsed = prediction(jsonl.decode(line))
             except (ValueError, InputError, TypeError):
                 raise InputError(f"{self.path} has changed while it was read") from None
-        self._last = (row, found)
-        return found
+        self._last = (row, parsed)
+        return parsed

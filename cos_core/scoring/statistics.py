@@ -1,4 +1,4 @@
-"""How sure a score is: intervals for one run, paired differences and tests for two.
+"""Confidence intervals for one run; paired differences and tests for two.
 
 Every function is pure; random ones take a seed and use numpy's generator, so a result can be computed again to the bit.
 Questions on one image are not independent, so whatever resamples, resamples images ("clusters").
@@ -21,16 +21,16 @@ from cos_core.scoring import REPLICATES as REPLICATES
 LEVEL = 0.95
 FLIPS = 10_000
 _CACHED = 1 << 15
-"""Random numbers held at a time, so that they stay in the processor's cache."""
+"""Random numbers in memory at a time, so that they stay in the processor's cache."""
 
 _EXACT_PAIRS = 1000
-"""Up to so many discordant pairs McNemar's test is computed in whole numbers."""
+"""The most discordant pairs for which McNemar's test is computed in whole numbers."""
 
 Floats = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """Both ends of a confidence interval, in the units of what it belongs to."""
+    """Both ends of a confidence interval, in the units of its statistic."""
 
     low: float
     high: float
@@ -71,8 +71,8 @@ def resampled_sums(sums: Floats, replicates: int = REPLICATES, seed: int = 0) ->
     totals = np.empty((replicates, sums.shape[1]))
     for start in range(0, replicates, block):
         rows = min(block, replicates - start)
-        drawn = generator.integers(0, groups, size=(rows, groups)) + np.arange(rows)[:, None] * groups
-        times = np.bincount(drawn.ravel(), minlength=rows * groups).reshape(rows, groups)
+        sample = generator.integers(0, groups, size=(rows, groups)) + np.arange(rows)[:, None] * groups
+        times = np.bincount(sample.ravel(), minlength=rows * groups).reshape(rows, groups)
         with np.errstate(invalid="ignore"):  # an infinite value times none of it is nan, and stays out of the interval
             totals[start : start + rows] = times @ sums
     return totals
@@ -108,7 +108,7 @@ def bootstrap(
     `parts`: (columns, statistic) each. `columns` (items, k) are additive parts (a mean needs value and 1; F1 needs true and
     false positives and false negatives); `statistic` maps sums (rows, k) to values (rows,). `index` (items,) numbers each
     item's cluster.
-    All are taken from the same resampled clusters, as in survey sampling: the share of a group varies from sample to sample.
+    All statistics use the same resampled clusters, as in survey sampling: the share of a group varies from sample to sample.
     A statistic to which fewer than two clusters contribute has the interval (-inf, inf).
     """
     if not parts:
@@ -116,13 +116,13 @@ def bootstrap(
     ends = np.cumsum([columns.shape[1] for columns, _ in parts]).tolist()
     sums = np.concatenate([cluster_sums(columns, index) for columns, _ in parts], axis=1)
     totals = resampled_sums(sums, replicates, seed)
-    found = []
+    intervals = []
     for (columns, statistic), end in zip(parts, ends, strict=True):
-        own = slice(end - columns.shape[1], end)
+        columns_of_part = slice(end - columns.shape[1], end)
         with np.errstate(divide="ignore", invalid="ignore"):
-            values = statistic(totals[:, own])
-        found.append(percentile_interval(values, int(np.any(sums[:, own] != 0, axis=1).sum()), level))
-    return found
+            values = statistic(totals[:, columns_of_part])
+        intervals.append(percentile_interval(values, int(np.any(sums[:, columns_of_part] != 0, axis=1).sum()), level))
+    return intervals
 
 
 def ratio(sums: Floats) -> Floats:
@@ -165,7 +165,7 @@ def mcnemar(wins: int, losses: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class AggregateDifference:
-    """B minus A of one aggregate, in the statistic's units, with everything a verdict needs.
+    """B minus A of one aggregate, in the statistic's units, with its interval and test.
 
     `low`, `high`: 95 % interval, clusters resampled together in both runs; `error`: the bootstrap's standard error; `p`:
     two-sided, clusters' results swapped between the runs; `detectable`: the smallest true difference that a test at 5 % on this
@@ -214,9 +214,9 @@ def aggregate_difference(
             return statistic(totals[:, k:]) - statistic(totals[:, :k])
 
     total = sums.sum(axis=0, keepdims=True)
-    drawn = difference(resampled_sums(sums, replicates, seed))
-    interval = percentile_interval(drawn, len(sums))
-    finite = drawn[np.isfinite(drawn)]
+    differences = difference(resampled_sums(sums, replicates, seed))
+    interval = percentile_interval(differences, len(sums))
+    finite = differences[np.isfinite(differences)]
     error = float(finite.std(ddof=1)) if finite.size > 1 else math.nan
     normal = NormalDist()
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -250,8 +250,8 @@ def _swapped(sums: Floats, k: int, difference: Callable[[Floats], Floats], flips
     extreme = 0
     for start in range(0, flips, block):
         rows = min(block, flips - start)
-        moved = generator.integers(0, 2, size=(rows, len(gap)), dtype=np.int8) @ gap
-        swapped = np.concatenate([total[:k] + moved, total[k:] - moved], axis=1)
+        shift = generator.integers(0, 2, size=(rows, len(gap)), dtype=np.int8) @ gap
+        swapped = np.concatenate([total[:k] + shift, total[k:] - shift], axis=1)
         # A swap for which the statistic is undefined counts against a difference, not for one.
         extreme += int(np.count_nonzero(~(np.abs(difference(swapped)) < observed - slack)))
     return (1 + extreme) / (1 + flips)

@@ -1,4 +1,4 @@
-"""What a run is held against once it is scored: limits of metrics, a baseline; and the link to the latest run."""
+"""Checks of a scored run: limits of metrics, a baseline; and the link to the latest run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from cos_core.suite.scored import Scored, flat
 
 
 class Missed(NamedTuple):
-    """What ends a run with a code of its own, in words: figures that are worse than allowed, and such as are not defined."""
+    """Messages about figures that fail a check: worse than allowed, or not defined."""
 
     worse: list[str]
     undefined: list[str]
 
 
 def link(name: Path, folder: Path) -> None:
-    """Points the link `name` at `folder` in one step: whoever reads it sees the old run or the new one, never none."""
+    """Points the link `name` at `folder` in one step: a reader sees the old run or the new one."""
     import os
 
     if name.exists() and not name.is_symlink():
@@ -49,19 +49,19 @@ def parsed_limits(texts: Sequence[str]) -> dict[str, float]:
     return limits
 
 
-def below(runs: Sequence[Scored], wanted: Mapping[str, float]) -> Missed:
-    """What stands below its limit, and which limited metrics are not defined (no number), in words.
+def below(runs: Sequence[Scored], limits: Mapping[str, float]) -> Missed:
+    """Messages about metrics below their limits, and about limited metrics that are not defined (no number).
 
     Raises InputError for a metric that no run has.
     """
     worse: list[str] = []
     undefined: list[str] = []
-    for name, limit in wanted.items():
+    for name, limit in limits.items():
         values: list[float | None] = []
-        for each in runs:
-            metrics = dict(flat(each.manifest.results.get("metrics", {})))
-            arm = f"{each.arm}." if each.arm else ""
-            for prefix in dict.fromkeys((f"{arm}{each.benchmark}.", f"{each.benchmark}.", "")):
+        for run in runs:
+            metrics = dict(flat(run.manifest.results.get("metrics", {})))
+            arm = f"{run.arm}." if run.arm else ""
+            for prefix in dict.fromkeys((f"{arm}{run.benchmark}.", f"{run.benchmark}.", "")):
                 metric = name.removeprefix(prefix)
                 if name.startswith(prefix) and metric in metrics and isinstance(value := metrics[metric], int | float | None):
                     values.append(value)
@@ -84,17 +84,17 @@ def against(runs: Sequence[Scored], baseline: Path, reporter: Reporter) -> Misse
     from cos_core.scoring import comparison
 
     pairs = []
-    for each in runs:
-        if each.folder is None:
+    for run in runs:
+        if run.folder is None:
             raise InputError("--baseline needs --out: a comparison is of finished runs")
-        arm = baseline / each.arm if each.arm and (baseline / each.arm).is_dir() else baseline
-        theirs, ours = runs_below(arm), runs_below(each.folder)
-        if each.benchmark not in theirs:
-            raise InputError(f"the baseline {arm} has no run of {each.benchmark}")
-        a, b = theirs[each.benchmark], ours[each.benchmark]
+        arm = baseline / run.arm if run.arm and (baseline / run.arm).is_dir() else baseline
+        theirs, ours = runs_below(arm), runs_below(run.folder)
+        if run.benchmark not in theirs:
+            raise InputError(f"the baseline {arm} has no run of {run.benchmark}")
+        a, b = theirs[run.benchmark], ours[run.benchmark]
         comparison.fair(a, b)
         if a.scores and b.scores:
-            pairs.append(comparison.pair(a, b, names=(str(arm), str(each.folder))))
+            pairs.append(comparison.pair(a, b, names=(str(arm), str(run.folder))))
     missed = Missed([], [])
     for result in comparison.adjusted(pairs):
         if result.undefined:

@@ -34,7 +34,7 @@ ANSWERS = "predictions.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """One call: its settings, and what each run says of itself in which most questions failed."""
+    """One call: its settings, and a message for each run in which most questions failed."""
 
     config: SuiteConfig
     failed: list[str] = field(default_factory=list)
@@ -63,15 +63,15 @@ class Suite:
 
 @dataclass(frozen=True, slots=True)
 class SuiteResult:
-    """What was scored, what was missed, and in which runs most questions failed."""
+    """The scored benchmarks, the failed checks, and a message for each run in which most questions failed."""
 
     runs: list[Scored]
     missed: gates.Missed
     failed: list[str]
 
     def conclude(self) -> None:
-        """Raises what the call ends with: FailuresError, RegressionError, UndefinedError; nothing when all is well."""
-        dead = [each for each in self.runs if not each.manifest.counts.get("ok")]
+        """Raises FailuresError, RegressionError or UndefinedError, the first that applies; nothing when all is well."""
+        dead = [scored for scored in self.runs if not scored.manifest.counts.get("ok")]
         if dead and dead[0].manifest.results.get("beside", {}).get("ungraded"):
             raise FailuresError(f"no grade of {dead[0].benchmark} could be read from what the judge replied; there is no score")
         if dead:
@@ -97,7 +97,7 @@ class _Loaded:
 
 
 def run(config: SuiteConfig, reporter: Reporter) -> SuiteResult:
-    """Answers, scores and holds against limits and baseline; no run is scored when one part of several has been answered.
+    """Answers, scores and checks limits and baseline; nothing is scored when one part of several was answered.
 
     With a limit the first questions of each benchmark are answered and scored, and the score is marked as partial.
     Raises InputError before anything is run when a benchmark's files cannot be used, TimeUpError when `max_runtime` is over.
@@ -108,7 +108,7 @@ def run(config: SuiteConfig, reporter: Reporter) -> SuiteResult:
     below = gates.below(runs, limits)
     against = gates.against(runs, config.baseline, reporter) if config.baseline and runs else gates.Missed([], [])
     missed = gates.Missed([*below.worse, *against.worse], [*below.undefined, *against.undefined])
-    whole = bool(runs) and not suite.failed and all(each.manifest.counts.get("ok") for each in runs)
+    whole = bool(runs) and not suite.failed and all(scored.manifest.counts.get("ok") for scored in runs)
     if whole and config.latest is not None and config.out is not None:
         gates.link(config.latest, config.out)
     return SuiteResult(runs, missed, suite.failed)
@@ -118,24 +118,24 @@ def _run(suite: Suite, reporter: Reporter) -> list[Scored]:
     config = suite.config
     with _locked(config):
         reporter = Until(reporter, config.max_runtime) if config.max_runtime is not None else reporter
-        loaded = [_load(suite, name, reporter) for name in config.benchmarks]
-        for each in loaded:
-            _check_places(suite, each)
+        benchmarks = [_load(suite, name, reporter) for name in config.benchmarks]
+        for loaded in benchmarks:
+            _check_places(suite, loaded)
         if config.model is not None:
-            for each in loaded:
-                if any(example.image is not None for example in each.data.examples):
-                    check_folder(each.data.image_root)
+            for loaded in benchmarks:
+                if any(example.image is not None for example in loaded.data.examples):
+                    check_folder(loaded.data.image_root)
             settings = options.widened(InferConfig, config.answering, model=config.model)
             with infer.start(settings, reporter) as workers:
-                for each in loaded:
+                for loaded in benchmarks:
                     for arm in config.arms:
-                        _answer(suite, each, replace(settings, roi=arm), workers, reporter)
+                        _answer(suite, loaded, replace(settings, roi=arm), workers, reporter)
         if config.part is not None and config.part.number is not None:
             return []
-        return [_score(suite, each, arm, reporter) for arm in config.arms for each in loaded]
+        return [_score(suite, loaded, arm, reporter) for arm in config.arms for loaded in benchmarks]
 
 
-_PROBLEMS_TOLD = 5
+_PROBLEMS_SHOWN = 5
 
 
 def _load(suite: Suite, name: str, reporter: Reporter) -> _Loaded:
@@ -148,16 +148,16 @@ def _load(suite: Suite, name: str, reporter: Reporter) -> _Loaded:
                 f"{data.name} {data.split} has {len(data.examples):,} questions here, {usual:,} in the official files"
             )
         problems = benchmark.unpack(root) or ()
-        for words in problems[:_PROBLEMS_TOLD]:
+        for words in problems[:_PROBLEMS_SHOWN]:
             reporter.warn(words)
-        if (rest := len(problems) - _PROBLEMS_TOLD) > 0:
+        if (rest := len(problems) - _PROBLEMS_SHOWN) > 0:
             reporter.warn(f"and {rest} more pictures like these")
     return _Loaded(name, benchmark, data)
 
 
-def _check_places(suite: Suite, each: _Loaded) -> None:
-    """Raises InputError, before anything is written, for a folder with files that are not this run's: the data, others' files
-    of our names, the scores of another benchmark, answers of its own that are not the ones to score."""
+def _check_places(suite: Suite, loaded: _Loaded) -> None:
+    """Raises InputError, before anything is written, for a folder with files that are not this run's: the data, other
+    files under our names, the scores of another benchmark, answers that are not the ones to score."""
     question_lines = outputs.records_with("id", "dataset", "question")
     answers = outputs.records_with("example_id|answer", "answer", "box_status|fingerprint")
     files = {
@@ -167,10 +167,10 @@ def _check_places(suite: Suite, each: _Loaded) -> None:
         **({"questions.jsonl": question_lines, ANSWERS: answers} if suite.config.model else {}),
     }
     for arm in suite.config.arms:
-        folder = suite.folder(each.name, arm)
+        folder = suite.folder(loaded.name, arm)
         if folder is None:
             continue
-        outputs.check_folder(folder, "eval", (suite.data, suite.root(each.name)), files)
+        outputs.check_folder(folder, "eval", (suite.data, suite.root(loaded.name)), files)
         own_answers = folder / ANSWERS
         if suite.config.predictions is not None and len(suite.config.benchmarks) == 1 and own_answers.is_file():
             recorded = suite.config.predictions / ANSWERS if suite.config.predictions.is_dir() else suite.config.predictions
@@ -179,18 +179,18 @@ def _check_places(suite: Suite, each: _Loaded) -> None:
                     f"{folder} holds answers of its own, {recorded} are others; name another folder for their scores"
                 )
         if (folder / manifest.FILE).is_file():
-            there = manifest.read(folder).results.get("benchmark", each.data.name)
-            if there != each.data.name:
-                raise InputError(f"{folder} holds scores of {there}; name another folder for those of {each.data.name}")
+            earlier = manifest.read(folder).results.get("benchmark", loaded.data.name)
+            if earlier != loaded.data.name:
+                raise InputError(f"{folder} holds scores of {earlier}; name another folder for those of {loaded.data.name}")
 
 
-def _answer(suite: Suite, each: _Loaded, settings: InferConfig, workers: Runner, reporter: Reporter) -> None:
+def _answer(suite: Suite, loaded: _Loaded, settings: InferConfig, workers: Runner, reporter: Reporter) -> None:
     """Runs `infer` over a benchmark's questions; they stand beside the answers."""
     arm, part = settings.roi, suite.config.part
-    folder = suite.folder(each.name, arm)
+    folder = suite.folder(loaded.name, arm)
     if folder is None:
         raise InputError("running a model needs a folder for its answers")
-    data = evaluate.first(each.data, suite.limit)
+    data = evaluate.first(loaded.data, suite.limit)
     answers, question_file = folder / ANSWERS, "questions.jsonl"
     if part is not None:
         examples = [example for example in data.examples if part.holds(example.image, example.id)]
@@ -199,7 +199,7 @@ def _answer(suite: Suite, each: _Loaded, settings: InferConfig, workers: Runner,
         if not examples:
             reporter.note(f"{data.name}: part {part.number} of {part.of} has no question")
             return
-    # Questions about no picture (ScienceQA has them) are the data's, not the model's: infer counts them as skipped.
+    # infer counts questions without a picture (ScienceQA has them) as skipped.
     evaluate.write_questions(data, folder / question_file)
     reporter.note(f"{data.name}, --roi {arm}: {len(data.examples)} questions")
     settings = replace(settings, data=folder / question_file, images=data.image_root, out=answers)
@@ -215,27 +215,27 @@ def _answer(suite: Suite, each: _Loaded, settings: InferConfig, workers: Runner,
     reporter.note(manifest.summary(done, answers))
 
 
-def _score(suite: Suite, each: _Loaded, arm: str, reporter: Reporter) -> Scored:
-    folder = suite.folder(each.name, arm)
+def _score(suite: Suite, loaded: _Loaded, arm: str, reporter: Reporter) -> Scored:
+    folder = suite.folder(loaded.name, arm)
     predictions = suite.config.predictions if suite.config.predictions is not None else folder
     if predictions is None:
         raise InputError("nothing to score: neither recorded answers nor a folder with answers is given")
     if suite.config.part is not None and folder is not None:
-        _collect(suite.config.part, evaluate.first(each.data, suite.limit), folder)
+        _collect(suite.config.part, evaluate.first(loaded.data, suite.limit), folder)
     if suite.config.predictions is not None and len(suite.config.benchmarks) > 1:
-        predictions = _recorded(suite.config.predictions, each.name)
-    places = {"data": suite.root(each.name), "predictions": predictions, "out": folder}
-    config = options.widened(EvalConfig, suite.config.scoring, benchmark=each.name, **places)
-    scored = evaluate.run(config, reporter, (each.benchmark, each.data))
+        predictions = _recorded(suite.config.predictions, loaded.name)
+    places = {"data": suite.root(loaded.name), "predictions": predictions, "out": folder}
+    config = options.widened(EvalConfig, suite.config.scoring, benchmark=loaded.name, **places)
+    scored = evaluate.run(config, reporter, (loaded.benchmark, loaded.data))
     if folder is not None:
         reporter.note(manifest.summary(scored, folder))
     upload = None
     if suite.config.submissions and folder is not None:
-        upload = folder / f"{each.data.name}-{each.data.split}-submission{each.benchmark.upload}"
+        upload = folder / f"{loaded.data.name}-{loaded.data.split}-submission{loaded.benchmark.upload}"
         if not evaluate.submission(config, upload):
-            reporter.note(f"{each.data.name} {each.data.split} is scored here; it has no submission file")
+            reporter.note(f"{loaded.data.name} {loaded.data.split} is scored here; it has no submission file")
             upload = None
-    return Scored(each.data.name, arm if suite.config.model or len(suite.config.arms) > 1 else None, scored, folder, upload)
+    return Scored(loaded.data.name, arm if suite.config.model or len(suite.config.arms) > 1 else None, scored, folder, upload)
 
 
 def _recorded(root: Path, name: str) -> Path:
@@ -271,7 +271,7 @@ def _collect(part: Part, data: BenchmarkData, folder: Path) -> None:
 
 @contextmanager
 def _locked(config: SuiteConfig) -> Iterator[None]:
-    """The run's own lock: held until the call ends, and by nobody when its process dies. Parts do not exclude each other."""
+    """The run's lock, released when the call or its process ends. Different parts do not exclude each other."""
     if config.out is None:
         lock: Any = nullcontext()
     else:
@@ -282,10 +282,10 @@ def _locked(config: SuiteConfig) -> Iterator[None]:
         except OSError as error:
             raise InputError(f"{config.out} cannot be made: {error.strerror}") from None
         lock = FileLock(config.out / name, what=config.out)
-    with lock as held:
+    with lock as file_lock:
         yield
-        if held is not None:
-            held.check_place()
+        if file_lock is not None:
+            file_lock.check_place()
 
 
 class Until:

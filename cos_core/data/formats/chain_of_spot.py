@@ -47,10 +47,10 @@ def read(source: ImportSource) -> Iterator[Incoming]:
         report(Problem(source.path, None, key, reason), source.on_problem)
     used = 0
     for example in read_examples(source.data, on_problem=source.on_problem):
-        found = regions.find(example)
-        if found is None:
+        region = regions.find(example)
+        if region is None:
             continue
-        key, _, square = found
+        key, _, square = region
         used += 1
         try:
             frame = source.sizes.frame(example.image, example.meta)

@@ -1,6 +1,6 @@
 """COCO's object detection layout: boxes in pixels, x, y, width, height, to a millionth of a pixel.
 
-What a region is besides a box (example id, score, policy, fingerprint, regions used) travels in further keys of its annotation.
+A region's other fields (example id, score, policy, fingerprint, regions used) are further keys of its annotation.
 """
 
 from __future__ import annotations
@@ -45,13 +45,18 @@ def write(file: BinaryIO, regions: Iterable[Outgoing], description: str) -> int:
     file.write(b'{"info":' + _json(info) + b',"licenses":[],"categories":[' + _json(CATEGORY) + b'],\n"annotations":[')
     count = 0
     for region in regions:
-        kept = region.annotation
-        name = kept.image or kept.example_id
+        record = region.annotation
+        name = record.image or record.example_id
         size = (region.width, region.height)
         picture = pictures.setdefault(name, {"id": len(pictures) + 1, "file_name": name, "width": size[0], "height": size[1]})
         entry = annotation(count + 1, picture["id"], CATEGORY["id"], region.box, size)  # type: ignore[arg-type]
-        entry |= {"example_id": kept.example_id, "score": kept.score, "policy": kept.policy, "fingerprint": kept.fingerprint}
-        entry["regions_used"] = list(kept.regions_used)
+        entry |= {
+            "example_id": record.example_id,
+            "score": record.score,
+            "policy": record.policy,
+            "fingerprint": record.fingerprint,
+        }
+        entry["regions_used"] = list(record.regions_used)
         file.write((b",\n" if count else b"\n") + _json(entry))
         count += 1
     file.write(b'\n],\n"images":[\n' + b",\n".join(map(_json, pictures.values())) + b"\n]}\n")
@@ -91,7 +96,7 @@ def read(data: Mapping[str, Any], source: ImportSource) -> Iterator[Incoming]:
             if picture is None or not isinstance(picture.get("file_name"), str):
                 raise InputError(f"`image_id` {number!r} names no image of the file")
             image = picture["file_name"]
-            found = Annotation(
+            record = Annotation(
                 name,
                 _box(entry.get("bbox"), source.sizes.frame(image, picture, shown="fingerprint" in entry)),
                 _number(entry.get("score", 0.0)),
@@ -106,7 +111,7 @@ def read(data: Mapping[str, Any], source: ImportSource) -> Iterator[Incoming]:
             if name:
                 yield Incoming(name, failure=f"{source.path.name}: {reason}")
             continue
-        yield Incoming(name, found)
+        yield Incoming(name, record)
 
 
 def _box(bbox: object, frame: Frame) -> Box:

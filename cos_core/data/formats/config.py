@@ -43,7 +43,7 @@ class StoreExportConfig:
             raise InputError("COCO boxes are in pixels; give the picture folder (--images) or data that states sizes (--data)")
         if self.format != "jsonl" and (self.failures or self.heats):
             raise InputError(f"the format {self.format} has no place for failures and maps; jsonl has")
-        out = Path(os.path.realpath(self.out))  # not resolve(): links in a circle are told when the file is written
+        out = Path(os.path.realpath(self.out))  # not resolve(): links in a circle are an error when the file is written
         if Path(os.path.realpath(self.store)) in (out, out.parent):
             raise InputError(f"{self.out} lies in the store itself; name a file outside {self.store}")
 

@@ -43,14 +43,14 @@ def export(config: StoreExportConfig, reporter: Reporter) -> RunManifest:
         info = store.info()
         job = _Export(config, store, problems, reporter)
         if config.format == "jsonl" and config.data is None:
-            written = store.export_jsonl(config.out, failures=config.failures, heats=config.heats)
+            count = store.export_jsonl(config.out, failures=config.failures, heats=config.heats)
         elif config.format == "jsonl":
             raise InputError("jsonl holds the whole store and needs no questions' file")
         else:
             with atomic_file(config.out) as file:
-                written = _writers(job)[config.format](file)
+                count = _writers(job)[config.format](file)
     results = {"format": config.format, "fingerprint": info["fingerprint"], "provenance": info["provenance"]}
-    finished = begun.finish({"ok": written, "failed": problems.count, "skipped": job.skipped}, results=results)
+    finished = begun.finish({"ok": count, "failed": problems.count, "skipped": job.skipped}, results=results)
     manifest.write(manifest.path_for(config.out), finished)
     _close(problems, config.max_failures)
     return finished
@@ -87,11 +87,11 @@ class _Export:
                 yield annotation, None
             return
         for example in read_examples(self.config.data, on_problem=self.problems):
-            found = self.store.get(example.id)
-            if found is None:
+            stored = self.store.get(example.id)
+            if stored is None:
                 self.skipped += 1
             else:
-                yield found, example
+                yield stored, example
 
 
 def _writers(job: _Export) -> dict[Format, Callable[[BinaryIO], int]]:
@@ -109,13 +109,13 @@ def load(config: StoreImportConfig, reporter: Reporter) -> RunManifest:
     """Reads `config.source` into the store `config.out`, made or continued, and writes the store's manifest last.
 
     jsonl and our own COCO files bring the fingerprint of the settings that made them, and jsonl's manifest the provenance; what
-    others made gets the digest of the file. A record that cannot be used is told, counted, and, where its example is known,
+    others made gets the digest of the file. A record that cannot be used is reported, counted, and, where its example is known,
     recorded as a failure; the rest goes on. Raises InputError for a file that holds nothing or is of another job than the
     store, FailuresError for more failures than allowed.
     """
     if config.questions is not None:
-        asked = outputs.records_with("answers", "dataset", "question")
-        outputs.check_file(config.questions, "store import", (config.source, config.data), asked)
+        is_questions = outputs.records_with("answers", "dataset", "question")
+        outputs.check_file(config.questions, "store import", (config.source, config.data), is_questions)
     begun = manifest.started("store import", config, inputs={"source": manifest.file_input(config.source)})
     problems = ProblemLogger(config.source, reporter)
     digest = begun.inputs["source"]["sha256"]
@@ -130,10 +130,10 @@ def load(config: StoreImportConfig, reporter: Reporter) -> RunManifest:
         "coco": lambda: coco.read(data, source),
         "visual-cot": lambda: viscot.read(source),
     }
-    found = _keepable(readers[config.format](), source)
+    records = _keepable(readers[config.format](), source)
     if config.data is not None and config.format != "chain-of-spot":
-        found = _known(found, config.data, source)
-    first = next(found, None)
+        records = _of_data(records, config.data, source)
+    first = next(records, None)
     if first is None:
         raise InputError(f"{config.source} holds no region that can be used")
     provenance = _provenance(config, mark, begun.inputs["source"])
@@ -143,7 +143,7 @@ def load(config: StoreImportConfig, reporter: Reporter) -> RunManifest:
             reporter.warn(words)
         manifest.path_for(config.out).unlink(missing_ok=True)
         questions = stack.enter_context(atomic_file(config.questions)) if config.questions else None
-        counts = _fill(store, chain([first], found), questions, reporter)
+        counts = _fill(store, chain([first], records), questions, reporter)
     sizes.tell(reporter)
     results = {"format": config.format, "fingerprint": mark, "provenance": provenance}
     finished = begun.finish({**counts, "failed": problems.count}, results=results)
@@ -152,10 +152,10 @@ def load(config: StoreImportConfig, reporter: Reporter) -> RunManifest:
     return finished
 
 
-def _fill(store: Store, found: Iterator[Incoming], questions: BinaryIO | None, reporter: Reporter) -> dict[str, int]:
+def _fill(store: Store, records: Iterator[Incoming], questions: BinaryIO | None, reporter: Reporter) -> dict[str, int]:
     counts = {"ok": 0, "no_region": 0, "heats": 0}
     done = 0
-    while batch := list(islice(found, BATCH)):
+    while batch := list(islice(records, BATCH)):
         annotations = [r.annotation for r in batch if r.annotation is not None]
         heats = {r.example_id: r.heat for r in batch if r.heat is not None}
         store.commit(annotations, heats, [(r.example_id, r.failure) for r in batch if r.failure is not None])
@@ -171,9 +171,9 @@ def _fill(store: Store, found: Iterator[Incoming], questions: BinaryIO | None, r
     return counts
 
 
-def _keepable(found: Iterator[Incoming], source: ImportSource) -> Iterator[Incoming]:
-    """What the store can keep (see codec.pack); the rest are problems, so that one record does not cost its batch."""
-    for record in found:
+def _keepable(records: Iterator[Incoming], source: ImportSource) -> Iterator[Incoming]:
+    """The records that the store can hold (see codec.pack); the rest become problems, so that one does not fail its batch."""
+    for record in records:
         try:
             key = codec.key_of(record.example_id)
             if record.annotation is not None:
@@ -184,10 +184,10 @@ def _keepable(found: Iterator[Incoming], source: ImportSource) -> Iterator[Incom
         yield record
 
 
-def _known(found: Iterator[Incoming], data: Path, source: ImportSource) -> Iterator[Incoming]:
-    """What belongs to an example of the data; the rest are problems."""
+def _of_data(records: Iterator[Incoming], data: Path, source: ImportSource) -> Iterator[Incoming]:
+    """The records of examples in `data`; the rest become problems."""
     ids = {example.id for example in read_examples(data, text_only="keep", on_problem=source.on_problem)}
-    for record in found:
+    for record in records:
         if record.example_id in ids:
             yield record
         else:
@@ -195,10 +195,10 @@ def _known(found: Iterator[Incoming], data: Path, source: ImportSource) -> Itera
 
 
 def _provenance(config: StoreImportConfig, mark: str, source: Any) -> dict[str, Any]:
-    """What the export's manifest says of the settings, where it lies beside the file; else what was imported."""
-    beside = manifest.path_for(config.source)
-    if beside.is_file():
-        results = manifest.read(beside).results
+    """The provenance in the export's manifest, where that lies beside the file; else the file's path and digest."""
+    manifest_path = manifest.path_for(config.source)
+    if manifest_path.is_file():
+        results = manifest.read(manifest_path).results
         if results.get("fingerprint") == mark and isinstance(results.get("provenance"), dict):
             return results["provenance"]
     return {"imported": {"format": config.format, **source}}

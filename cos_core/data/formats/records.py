@@ -1,4 +1,4 @@
-"""What travels between a store and a file of another format, and the picture sizes that pixels need."""
+"""Records between a store and a file of another format, and the picture sizes that pixel boxes need."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """What a file says of one example: an annotation, perhaps with its map, or a `failure`; the question where it has one."""
+    """A file's record of one example: an annotation, perhaps with its map, or a `failure`; the question where it has one."""
 
     example_id: str
     annotation: Annotation | None = None
@@ -77,8 +77,8 @@ _TURNS: Mapping[int, Callable[[float, float], tuple[float, float]]] = {
 class Sizes:
     """Picture sizes in pixels, from the headers of the pictures and from what the data states (`width`, `height`).
 
-    Counts what a person should hear: `turned` frames by what they are known (see `frame`), and pictures that were not there to
-    be compared with what is stated (`unseen`).
+    Counts for the report: `turned` frames by "clear" or "unclear" (see `frame`), and pictures that could not be read to
+    compare their size with the stated one (`unseen`).
     """
 
     def __init__(self, images: Root) -> None:
@@ -100,8 +100,8 @@ class Sizes:
 
         That of the picture as shown, or one of its shape: the picture as shown. That of the pixels as stored, where EXIF turns
         the picture: those; a size that is both (half a turn, a mirrored or a square picture) counts as stored, unless `shown`
-        says that whoever wrote the data knows pictures upright only. None: the picture as shown. A stated size is believed
-        where there is no picture to compare it with. Raises InputError for one that fits neither, or where none is found.
+        says that the data's author knows pictures upright only. None: the picture as shown. A stated size is used unchecked
+        where there is no picture. Raises InputError for one that fits neither, or where none is found.
         """
         stated = _stated(meta)
         header = self._known(image) if image is not None and self.images is not None else None
@@ -123,7 +123,7 @@ class Sizes:
         raise InputError(f"the stated size {stated[0]}x{stated[1]} is not that of the image {image!r}, which has {has} pixels")
 
     def tell(self, reporter: Reporter) -> None:
-        """Says what was turned, and what could not be compared."""
+        """Reports the counts `turned` and `unseen`."""
         if total := self.turned.total():
             unclear = self.turned["unclear"]
             more = f" (for {unclear} of them the stated size is the same either way)" if unclear else ""

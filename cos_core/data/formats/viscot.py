@@ -36,21 +36,21 @@ def write(file: BinaryIO, regions: Iterable[Outgoing]) -> int:
     """One line a region; returns their number. Raises InputError for regions without their questions."""
     count = 0
     for region in regions:
-        example, kept = region.example, region.annotation
+        example, record = region.example, region.annotation
         if example is None:
             raise InputError("Visual-CoT's layout holds questions and answers; give the questions' file (--data)")
         sides = (region.width, region.height, region.width, region.height)
         line = {
             "question": example.question,
             "answer": example.answers[0] if example.answers else "",
-            "image": kept.image or example.image,
+            "image": record.image or example.image,
             "width": region.width,
             "height": region.height,
             "bboxs": [[round(v * side, 6) for v, side in zip(region.box.corners, sides, strict=True)]],
             "dataset": example.dataset,
             "split": str(example.meta.get("split", "train")),
-            "example_id": kept.example_id,
-            "score": kept.score,
+            "example_id": record.example_id,
+            "score": record.score,
         }
         file.write(encode_line(line))
         count += 1
@@ -69,13 +69,13 @@ def read(source: ImportSource) -> Iterator[Incoming]:
             score = record.get("score", 0.0)
             if isinstance(score, bool) or not isinstance(score, int | float):
                 raise InputError("`score` must be a number")
-            found = Annotation(name, box, float(score), IMPORTED, source.fingerprint, image=example.image)
+            annotation = Annotation(name, box, float(score), IMPORTED, source.fingerprint, image=example.image)
         except InputError as error:
             report(Problem(source.path, line, name, str(error)), source.on_problem)
             if name is not None:
                 yield Incoming(name, failure=f"{source.path.name}:{line}: {error}")
             continue
-        yield Incoming(name, found, example=structs.replace(example, gold=box))
+        yield Incoming(name, annotation, example=structs.replace(example, gold=box))
 
 
 def _records(source: ImportSource) -> Iterator[tuple[int, int, dict[str, Any]]]:
