@@ -27,6 +27,12 @@ BOX_STATUSES: tuple[BoxStatus, ...] = ("ok", "repaired", "clamped", "degenerate"
 UNUSABLE_BOXES: tuple[BoxStatus, ...] = ("degenerate", "unparsable")
 """Statuses of a box that was asked for and could not be used: what was looked at instead is no region of the model's."""
 
+OnBadBox = Literal["full", "center", "skip"]
+"""What replaces the region where the model's box cannot be used: the full picture, its centre crop, or no second pass."""
+
+BoxDecode = Literal["free", "grammar"]
+"""What the first pass may write: any text, or a box only."""
+
 Slot = Literal["full", "roi"]
 Role = Literal["user", "assistant"]
 

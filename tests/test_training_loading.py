@@ -247,9 +247,9 @@ class Card:
         import torch
 
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla V100")
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("Properties", (), {"major": major}))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (major, 0))
 
 
 @pytest.mark.parametrize(

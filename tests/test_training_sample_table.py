@@ -17,7 +17,9 @@ from msgspec import structs
 from training_world import BOX, Collected, Ears, collected, config, examples, make_world, recipe
 
 from cos_core import training
-from cos_core.data.datasets import read_examples
+from cos_core.annotate import AnnotateConfig
+from cos_core.annotate.stage import windows
+from cos_core.data.datasets import Snapshot, read_examples
 from cos_core.data.released import ReleasedRegions
 from cos_core.errors import CosError, InputError
 from cos_core.files import plug
@@ -345,11 +347,26 @@ def test_processes_share_the_samples(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert held < former / 4
 
 
-def test_a_limit_keeps_the_first_samples(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 12])
+def test_a_limit_counts_questions_and_ends_with_a_whole_sample(tmp_path: Path, limit: int) -> None:
+    """What lies behind the limit is neither a sample nor counted, and `cos annotate` with the same limit covers the rest."""
     data = tmp_path / "data.json"
     data.write_text(json.dumps(all_kinds()))
-    whole = built(tmp_path / "table", data)
-    some = sample_table.opened(tmp_path / "table", 2)
-    assert [sample.id for sample in some.samples] == [sample.id for sample in whole.samples][:2]
-    assert (len(some.samples), some.samples.total) == (2, len(whole.samples))
-    assert len(pickle.loads(pickle.dumps(some.samples))) == 2, "in a worker process, too"
+    rules = Rules(plug.load("policies", "from_single_question"), 0, limit=limit)
+    with Store.create_or_resume(tmp_path / "store", "f", {}) as store:
+        (tmp_path / "table").mkdir()
+        sample_table.build(tmp_path / "table", data, rules, store)
+    limited = sample_table.opened(tmp_path / "table")
+    whole = built(tmp_path / "whole", data)
+    assert [sample.id for sample in limited.samples] == [sample.id for sample in whole.samples][: len(limited.samples)]
+    asked = [question for sample in limited.samples for question in sample.questions]
+    assert limited.partial
+    assert not whole.partial
+    assert len(asked) - len(limited.samples[-1].questions) < limit
+    pictured = {question.id for question in asked if question.image is not None}
+    assert pictured <= {skipped.id for skipped in limited.lacking}
+    assert len(limited.lacking) == limited.region_questions
+    job = AnnotateConfig(data, tmp_path, "no model", tmp_path / "regions", policy="gold", limit=limit)
+    annotated = {example.id for window in windows(job, Snapshot(data)) for group in window for example in group}
+    assert pictured <= annotated
+    assert len(pickle.loads(pickle.dumps(limited.samples))) == len(limited.samples), "in a worker process, too"

@@ -20,7 +20,8 @@ from training_world import (
 )
 
 from cos_cli import main
-from cos_core import training
+from cos_core import annotate, training
+from cos_core.annotate import AnnotateConfig
 from cos_core.dialogue.prompts import load_profile
 from cos_core.errors import InputError, MissingError
 from cos_core.files import plug
@@ -108,6 +109,20 @@ def test_impossible_settings_are_refused(world: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "run.json").exists(), "a run that never began takes no directory"
     with pytest.raises(InputError, match="cannot be trained on"):
         training.run(config(world, tmp_path / "short", max_length=8), SilentReporter())
+
+
+def test_annotate_and_train_with_one_limit(world: Path, tmp_path: Path) -> None:
+    """Three questions a picture: 4 questions are two pictures, and these alone are checked."""
+    regions = tmp_path / "regions"
+    limited = config(world, tmp_path / "out", store=regions, limit=4, max_no_region=0.0, max_faults=0, check_only=True)
+    job = AnnotateConfig(limited.data, limited.images, limited.model, regions, policy="gold", limit=4, device="cpu")
+    assert annotate.run(job, SilentReporter()).counts["ok"] == 6
+    done = training.run(limited, SilentReporter())
+    assert (done.counts["ok"], done.results["check"]) == (2, {"checked": 2, "faults": 0, "findings": 0})
+    with pytest.raises(InputError, match="6 of 12 questions about pictures have no region"):
+        training.run(replace(limited, limit=None), SilentReporter())
+    with pytest.raises(InputError, match="3 of 9 questions about pictures have no region"):
+        training.run(replace(limited, limit=7), SilentReporter())
 
 
 def test_the_bill_needs_no_model(world: Path, tmp_path: Path) -> None:

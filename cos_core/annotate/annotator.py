@@ -71,7 +71,7 @@ class Annotator:
     def opens(self, groups: Sequence[Sequence[Example]]) -> list[str]:
         """The names of the pictures that `outcomes` will open for these groups."""
         if self.policy.source == "model":
-            return [group[0].image or "" for group in groups if self._asked(group)[0]]
+            return [group[0].image or "" for group in groups if self._explained_examples(group)[0]]
         return [] if self.candidates is None or self.policy.source == "gold" else [group[0].image or "" for group in groups]
 
     def outcomes(self, groups: Sequence[Sequence[Example]], pictures: PictureOpener | None = None) -> list[RegionResult]:
@@ -108,35 +108,35 @@ class Annotator:
         work: list[tuple[Image, list[Example]]] = []
         owners: list[Sequence[Example]] = []
         for group in groups:
-            asked, unusable = self._asked(group)
+            examples, unusable = self._explained_examples(group)
             failures.update(unusable)
-            image = _opened(group, pictures) if asked else NO_ANSWER
+            image = _opened(group, pictures) if examples else NO_ANSWER
             if isinstance(image, str):
                 failures.update({e.id: failures.get(e.id, image) for e in group})
             else:
-                work.append((image, asked))
+                work.append((image, examples))
                 owners.append(group)
-        chosen: dict[str, tuple[roi.Roi, Heat | None]] = {}
+        rois: dict[str, tuple[roi.Roi, Heat | None]] = {}
         relevant = relevance_of_each(self.backbone, work) if self.backbone is not None else []
-        for (image, asked), group, relevances in zip(work, owners, relevant, strict=True):
+        for (image, examples), group, relevances in zip(work, owners, relevant, strict=True):
             pad = SquarePad(*image.size)
-            usable = {e.id: r for e, r in zip(asked, relevances, strict=True) if isinstance(r, Relevance)}
-            failures.update({e.id: r for e, r in zip(asked, relevances, strict=True) if isinstance(r, str)})
+            usable = {e.id: r for e, r in zip(examples, relevances, strict=True) if isinstance(r, Relevance)}
+            failures.update({e.id: r for e, r in zip(examples, relevances, strict=True) if isinstance(r, str)})
             if self.policy.asks == "single":
-                chosen.update({name: self._choose(relevance, pad) for name, relevance in usable.items()})
+                rois.update({name: self._choose(relevance, pad) for name, relevance in usable.items()})
             elif usable:
                 shared = self._choose(merged(list(usable.values())), pad)
-                chosen.update({e.id: shared for e in group})
+                rois.update({e.id: shared for e in group})
             else:
-                failures.update({e.id: failures[asked[0].id] for e in group})
+                failures.update({e.id: failures[examples[0].id] for e in group})
         return [
-            RegionResult(e, *chosen[e.id]) if e.id in chosen else RegionResult(e, None, None, failures[e.id])
+            RegionResult(e, *rois[e.id]) if e.id in rois else RegionResult(e, None, None, failures[e.id])
             for group in groups
             for e in group
         ]
 
-    def _asked(self, group: Sequence[Example]) -> tuple[list[Example], dict[str, str]]:
-        """What the backbone is asked about a group's image, and which examples fail for want of an answer."""
+    def _explained_examples(self, group: Sequence[Example]) -> tuple[list[Example], dict[str, str]]:
+        """The examples that the backbone explains on a group's image, and the reasons of those that have no answer, by id."""
         if self.policy.asks == "image":
             return [structs.replace(group[0], question="", answers=())], {}
         usable = [e for e in group if not self.needs_answer or (e.answers and e.answers[0].strip())]

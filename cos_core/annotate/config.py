@@ -22,16 +22,16 @@ TargetKind = Literal["log-odds", "logit", "logprob", "argmax"]
 
 
 NOT_IN_FINGERPRINT: Mapping[str, str] = {
-    "data": "which questions are asked",
+    "data": "which questions there are",
     "images": "where the pictures are; the data names them",
     "follow_links": "where the pictures may be",
     "out": "where the regions go",
-    "keep_heat": "maps are kept beside the regions and change none",
-    "batch_images": "who stands beside a picture does not change its regions",
+    "keep_heat": "maps are stored beside the regions and change none",
+    "batch_images": "which pictures share a batch does not change their regions",
     "shard": "which pictures are looked at",
     "scale": "where the work is done",
     "limit": "where a job stops",
-    "max_failures": "when a job is given up",
+    "max_failures": "how many failures end a job",
     "dry_run": "writes nothing",
     "device": "where the model runs",
 }
@@ -147,5 +147,5 @@ class AnnotateConfig:
 
     def rule(self, default: RoiRule) -> RoiRule:
         """The default with what the user set instead. Raises InputError for values out of range."""
-        asked = {name: getattr(self, name) for name in ("region", "threshold", "keep_mass", "extend", "finer")}
-        return replace(default, **{name: value for name, value in asked.items() if value is not None})
+        settings = {name: getattr(self, name) for name in ("region", "threshold", "keep_mass", "extend", "finer")}
+        return replace(default, **{name: value for name, value in settings.items() if value is not None})

@@ -87,11 +87,11 @@ def _listed(items: Sequence[str], none: str, some: str) -> list[str]:
 
 @dataclass(slots=True)
 class _Pictures:
-    """Looks for each picture's file as the data is read; keeps those that were found, for decoding some."""
+    """Looks for each picture's file as the data is read. `present`: names of pictures that have one; `missing`: sentences."""
 
     images: Root
     missing: list[str] = field(default_factory=list)
-    found: list[str] = field(default_factory=list)
+    present: list[str] = field(default_factory=list)
 
     def look(self, example: Example) -> None:
         name = example.image or ""
@@ -102,18 +102,18 @@ class _Pictures:
             self.missing.append(str(error))
             return
         if there:
-            self.found.append(name)
+            self.present.append(name)
         else:
             self.missing.append(f"there is no image {shown(path)}")
 
 
 def run(config: AnnotateConfig, reporter: Reporter) -> RunManifest:
-    """The plan, told and as the `results` of a manifest that is not written. Raises what a real job would before it begins."""
+    """Reports the plan, and returns a manifest with it, which is not written. Raises what a job would at its start."""
     picture_files.check_folder(config.images)
     begun = manifest.started("annotate", config, seed=config.seed, inputs={"data": manifest.files_input(config.data)})
     pictures = _Pictures(config.pictures)
     survey = stage.survey_of(config, reporter, pictures.look)
-    sample = _evenly(pictures.found, DECODED)
+    sample = _evenly(pictures.present, DECODED)
     broken = _broken(config.pictures, sample, reporter)
     seconds, outcomes, annotator = _probe(config, survey, reporter)
     each = seconds / max(1, len(outcomes))
@@ -133,7 +133,7 @@ def run(config: AnnotateConfig, reporter: Reporter) -> RunManifest:
     )
     for line in plan.lines():
         reporter.note(line)
-    if pictures.missing and not pictures.found:
+    if pictures.missing and not pictures.present:
         raise FailuresError(f"none of {survey.pictures} pictures can be found; the first: {pictures.missing[0]}")
     failed = len(survey.problems) + len(pictures.missing) + len(broken)
     counts = {"ok": survey.questions, "failed": failed, "skipped": survey.text_only}
@@ -180,8 +180,8 @@ def _bytes(outcomes: Sequence[RegionResult], annotator: Annotator, questions: in
     if not whole:
         return 0
     copies = min(questions, _COPIES)
-    like = [whole[i % len(whole)] for i in range(copies)]
-    named = [replace(o, example=structs.replace(o.example, id=f"{i:07d}{o.example.id}")) for i, o in enumerate(like)]
+    repeated = [whole[i % len(whole)] for i in range(copies)]
+    named = [replace(o, example=structs.replace(o.example, id=f"{i:07d}{o.example.id}")) for i, o in enumerate(repeated)]
     annotations = [work.annotation(o.example, o.roi, annotator) for o in named if o.roi is not None]
     heats = {o.example.id: o.heat for o in named if o.heat is not None}
     with (

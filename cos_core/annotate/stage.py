@@ -136,7 +136,7 @@ def _listed(config: AnnotateConfig) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What the data holds: questions of this shard; bad records and text-only samples are told by the first shard alone.
+    """What the data holds: questions of this shard; bad records and text-only samples are reported by the first shard alone.
 
     `snapshot`: the data as it was read.
     """
@@ -150,7 +150,7 @@ class Survey:
 
 
 def survey_of(config: AnnotateConfig, reporter: Reporter, each: Callable[[Example], None] | None = None) -> Survey:
-    """Reads the data once, so that bad records are told before the model is loaded and progress knows its end.
+    """Reads the data once, so that bad records are reported before the model is loaded and the progress has a total.
 
     `each` sees the first question of every picture. Raises InputError for data without a question about a picture.
     """
@@ -199,11 +199,11 @@ def _windows(config: AnnotateConfig, problems: list[Problem], text_only: list[Pr
 
 def _groups(config: AnnotateConfig, problems: list[Problem], text_only: list[Problem]) -> Iterator[list[Example]]:
     """The questions of one image after another, up to the limit."""
-    seen = 0
+    questions = 0
     for group in by_image(read_examples(config.data, on_problem=problems.append, on_skip=text_only.append)):
         yield group
-        seen += len(group)
-        if config.limit is not None and seen >= config.limit:
+        questions += len(group)
+        if config.limit is not None and questions >= config.limit:
             return
 
 

@@ -22,13 +22,13 @@ from cos_core.types import Annotation, Example
 
 @dataclass(frozen=True, slots=True)
 class WindowRequest:
-    """One window: the questions of some pictures, picture by picture, and the ids of those that are `wanted` (None: all)."""
+    """One window: the questions of some pictures, picture by picture, and the `ids` of those to annotate (None: all)."""
 
     groups: Sequence[Sequence[Example]]
-    wanted: frozenset[str] | None = None
+    ids: frozenset[str] | None = None
 
     def wants(self, example: Example) -> bool:
-        return self.wanted is None or example.id in self.wanted
+        return self.ids is None or example.id in self.ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class AnnotateJob:
     def split(self, portion: WindowBatch) -> list[WindowBatch]:
         windows = portion.windows
         if len(windows) == 1:
-            windows = [WindowRequest(groups, windows[0].wanted) for groups in self._smaller(windows[0].groups)]
+            windows = [WindowRequest(groups, windows[0].ids) for groups in self._smaller(windows[0].groups)]
         return [replace(portion, windows=part) for part in memory.halves(windows)]
 
     def _smaller(self, groups: Sequence[Sequence[Example]]) -> list[list[Sequence[Example]]]:

@@ -17,20 +17,20 @@ AHEAD_BYTES = 2**30
 
 
 class Ahead(Generic[T]):
-    """Values by picture, each kept until it is taken or its picture ends. For use from any thread."""
+    """Values by picture, each stored until `take` or the end of its picture. For use from any thread."""
 
     def __init__(self, most: int = AHEAD_BYTES) -> None:
         self._most = most
-        self._kept: dict[int, tuple[T, int]] = {}
+        self._values: dict[int, tuple[T, int]] = {}
         self._lock = threading.Lock()
         self.held = 0
-        """Bytes of the values that are kept or being made."""
+        """Bytes of the values that are stored or being computed."""
 
     def put(self, image: Image, size: int, make: Callable[[], T]) -> None:
         """Keeps the value of `make()`, of `size` bytes, for the picture; does nothing where there is no room for it."""
         key = id(image)
         with self._lock:
-            if key in self._kept or self.held + size > self._most:
+            if key in self._values or self.held + size > self._most:
                 return
             self.held += size
         try:
@@ -40,7 +40,7 @@ class Ahead(Generic[T]):
                 self.held -= size
             raise
         with self._lock:
-            self._kept[key] = (value, size)
+            self._values[key] = (value, size)
         weakref.finalize(image, _forget, weakref.ref(self), key)
 
     def take(self, image: Image) -> T | None:
@@ -49,7 +49,7 @@ class Ahead(Generic[T]):
 
     def _pop(self, key: int) -> T | None:
         with self._lock:
-            value, size = self._kept.pop(key, (None, 0))
+            value, size = self._values.pop(key, (None, 0))
             self.held -= size
         return value
 

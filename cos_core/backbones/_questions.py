@@ -72,8 +72,8 @@ class Asker:
         memory ran out where it does so for one question alone.
         """
         relevances: list[torch.Tensor | None] = [None] * len(questions)
-        own_choice = replace(self.settings, target="argmax")
-        for settings, kind in ((own_choice, False), (self.settings, True)):
+        argmax = replace(self.settings, target="argmax")
+        for settings, kind in ((argmax, False), (self.settings, True)):
             places = [i for i, example in enumerate(examples) if bool(example.question) == kind]
             most = min(MOST_TOGETHER, self.questions_allowed.limit or MOST_TOGETHER)
             for batch in self._batches(_units(places, questions, most), questions):
@@ -174,8 +174,8 @@ def load(model: str | llava.Llava, device: str, dtype: str, settings: SweepSetti
     """
     loaded = model if isinstance(model, llava.Llava) else llava.load(model, device=device, dtype=dtype)
     loaded.model.requires_grad_(False)
-    wanted = propagation.wanted_bytes()
-    bytes_there = room(wanted) if room is not None else memory.available(loaded.device)
+    needed = propagation.wanted_bytes()
+    bytes_there = room(needed) if room is not None else memory.available(loaded.device)
     return Asker(loaded, replace(settings, activation_bytes=propagation.activation_bytes(bytes_there)))
 
 

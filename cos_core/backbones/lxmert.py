@@ -91,11 +91,11 @@ class LxmertBackbone(Backbone):
             return regions
         if regions.features is None:
             raise _no_features(self.detector)
-        shape, wanted = np.shape(regions.features), (len(regions.boxes), int(self.model.config.visual_feat_dim))
-        if shape != wanted:
+        shape, expected = np.shape(regions.features), (len(regions.boxes), int(self.model.config.visual_feat_dim))
+        if shape != expected:
             raise InputError(
-                f"the detector's features of the image {path!r} have shape {shape}, but this LXMERT needs {wanted[1]} numbers "
-                f"for each of the {wanted[0]} boxes"
+                f"the detector's features of the image {path!r} have shape {shape}, but this LXMERT needs {expected[1]} "
+                f"numbers for each of the {expected[0]} boxes"
             )
         if not np.isfinite(regions.features).all():
             raise InputError(f"the detector's features of the image {path!r} are not finite")
@@ -292,14 +292,14 @@ def _read_labels(path: Path) -> list[str]:
     return data
 
 
-def _check_features(detector: Detector, wanted: int) -> None:
+def _check_features(detector: Detector, numbers: int) -> None:
     """Raises MissingError for a detector known to give other features, before the first picture is looked at."""
     size = detector.feature_size
     if size == 0:
         raise _no_features(detector)
-    if size not in (None, wanted):
+    if size not in (None, numbers):
         raise MissingError(
-            f"the detector gives features of {size} numbers, but this LXMERT needs {wanted}; use a C4 configuration, or read "
+            f"the detector gives features of {size} numbers, but this LXMERT needs {numbers}; use a C4 configuration, or read "
             "them from files (detector 'precomputed')"
         )
 

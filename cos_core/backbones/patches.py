@@ -94,8 +94,8 @@ class PatchesBackbone(Backbone):
         questions = [self.asker.question(e, features[g]) for e, g in zip(examples, places, strict=True)]
         maps = [heat_map(row) for row in self.asker.explain(examples, questions)]
         count = sum(len(group) for _, group in groups)
-        own, empty = iter(maps[:count]), iter(maps[count:])
-        return [self._finished(image, group, own, empty) for image, group in groups]
+        question_maps, empty_maps = iter(maps[:count]), iter(maps[count:])
+        return [self._finished(image, group, question_maps, empty_maps) for image, group in groups]
 
     def prepare(self, image: Image, path: str) -> None:
         """See interfaces.Backbone: pads and resizes."""
@@ -154,7 +154,7 @@ def build(
 ) -> PatchesBackbone:
     """Loads the checkpoint, unless `model` is one that is loaded. `detector`: boxes to score on the map; None: the map alone.
 
-    `contrast`, `clip`, `smooth`, `score`: see MapOptions; `room`: who shares the model's memory, see _questions.Room.
+    `contrast`, `clip`, `smooth`, `score`: see MapOptions; `room`: what else uses the model's memory, see _questions.Room.
     """
     options = MapOptions(contrast, clip, smooth, score)
     asker = _questions.load(model, device, dtype, SweepSettings(target, last_layers, stream_layers), room)

@@ -5,7 +5,7 @@ Every region that the detector proposes is cut from the original pixels, encoded
 the relevance of the answer to each of them. So the annotator can read what is unreadable in the shrunken picture. Regions are
 encoded once an image, whatever the number of its questions.
 
-No region's place is told: the token of a region carries its content only.
+The model gets no region's place: the token of a region carries its content only.
 """
 
 from __future__ import annotations

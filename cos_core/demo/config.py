@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cos_core import options
 from cos_core.options import INPUT, OUTPUT, SPEED, option
 from cos_core.system import worker_process
-
-if TYPE_CHECKING:
-    from cos_core.infer.passes import BoxDecode
+from cos_core.types import BoxDecode
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,9 @@ from cos_core.dialogue.prompts import Profile
 from cos_core.errors import InputError
 from cos_core.files.images import FILL, MAX_PIXELS, reduced
 from cos_core.geometry import Box, SquarePad, central_box, full_box
-from cos_core.types import BoxStatus, Prediction
+from cos_core.types import BoxStatus, OnBadBox, Prediction
 
 CropFrom = Literal["image", "canvas"]
-OnBadBox = Literal["full", "center", "skip"]
 FALLBACKS: Mapping[OnBadBox, Box | None] = {"full": full_box("image"), "center": central_box("image"), "skip": None}
 """The region that stands in for a text without a usable box; None: none does, the question is left out."""
 

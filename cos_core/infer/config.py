@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from cos_core import options
 from cos_core.files import picture_files
 from cos_core.files.picture_files import PictureFolder
 from cos_core.options import ANSWER, CHECKS, INPUT, MODEL, OUTPUT, REGION, SERVER, SPEED, Files, option
 from cos_core.runners import RunnerConfig
+from cos_core.types import BoxDecode, OnBadBox
 from cos_core.web.addresses import MAX_CONNECTIONS, MAX_TIMEOUT, MIN_TIMEOUT, checked_address
 
 
@@ -23,7 +23,7 @@ class AnsweringOptions:
     number of positions (engines/hf.py), which it does not count. `timeout` is in seconds.
     """
 
-    on_bad_box: Literal["full", "center", "skip"] = option(
+    on_bad_box: OnBadBox = option(
         "full",
         "When the box cannot be used: the full picture, the centre crop, or no second pass.",
         REGION,
@@ -32,7 +32,7 @@ class AnsweringOptions:
     profile: str | None = options.profile_option()
     max_new_tokens: int = option(128, "Longest answer, in tokens.", ANSWER, low=1, high=options.TOKENS)
     box_tokens: int = option(48, "Longest first-pass text, in tokens.", REGION, low=1, high=options.TOKENS)
-    box_decode: Literal["free", "grammar"] = option("free", "Let the first pass write anything, or nothing but a box.", REGION)
+    box_decode: BoxDecode = option("free", "Let the first pass write anything, or nothing but a box.", REGION)
     batch_size: int = option(16, "Questions that go through the model together.", SPEED, low=1, high=options.BATCH)
     reuse: bool = option(True, "Continue the first pass's keys and values; share those of a picture.", SPEED)
     kv_budget: float | None = option(

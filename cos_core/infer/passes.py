@@ -10,22 +10,20 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from cos_core.dialogue.box_text import BoxGrammar, write_box
-from cos_core.dialogue.cropping import FALLBACKS, CropSettings, OnBadBox, Region
+from cos_core.dialogue.cropping import FALLBACKS, CropSettings, Region
 from cos_core.dialogue.prompts import Profile, dialogue
 from cos_core.errors import InputError, TransientError
 from cos_core.geometry import Box, SquarePad
 from cos_core.interfaces import Engine, Policy, Reply, Request
-from cos_core.types import BoxStatus, Example, Prediction
+from cos_core.types import BoxDecode, BoxStatus, Example, OnBadBox, Prediction
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from cos_core.infer.relevance_regions import HeatFinder
-
-BoxDecode = Literal["free", "grammar"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +222,7 @@ class TwoPass:
         elif self._finder is not None:
             yield from self._find_box(state, state.image)
         elif self._policy.source in ("fixed", "gold"):
-            self._take_given_box(state, state.image)
+            self._use_fixed_box(state, state.image)
         if state.error is None:
             yield from self._ask_question(state, state.image)
 
@@ -251,7 +249,7 @@ class TwoPass:
         state.status = region.status
         self._crop(state, image, region)
 
-    def _take_given_box(self, state: _QuestionState, image: Image) -> None:
+    def _use_fixed_box(self, state: _QuestionState, image: Image) -> None:
         """Instead of pass 1: the policy's box."""
         try:
             box = self._policy.fixed_box(state.example, self._setting.seed)

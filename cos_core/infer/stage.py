@@ -53,7 +53,7 @@ def run(config: InferConfig, reporter: Reporter, engine: Engine | None = None, w
         raise InputError("a run needs a file of questions (data) and a file for the answers (out)")
     check_out(config.out, config)
     picture_files.check_folder(config.images)
-    # Before a model is loaded: what is wrong with the data is said at once.
+    # Before a model is loaded: faults of the data are reported at once.
     data = questions(config, reporter)
     if workers is not None:
         return _run(config, config.out, data, reporter, workers)
@@ -81,7 +81,7 @@ def _run(config: InferConfig, out: Path, data: Questions, reporter: Reporter, ru
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """One run: what it was told, its data and its counts."""
+    """One run: its settings, its data and its counts."""
 
     config: InferConfig
     out: Path

@@ -93,7 +93,7 @@ def regular(folder: Path, name: str, limit: int | None = None) -> Path | None:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     if not stat.S_ISREG(info.st_mode):
         raise InputError(f"{path} is not a file (a folder, a pipe or a device)")
-    if link and not _is_own(folder, path):
+    if link and not _stays_inside(folder, path):
         raise InputError(
             f"{path} is a link out of the checkpoint's folder; put the file itself there, or name the folder it lies in"
         )
@@ -102,7 +102,7 @@ def regular(folder: Path, name: str, limit: int | None = None) -> Path | None:
     return path
 
 
-def _is_own(folder: Path, link: Path) -> bool:
+def _stays_inside(folder: Path, link: Path) -> bool:
     """Whether a link stays in its folder, or in the blobs of the hub's cache that the folder is a snapshot in."""
     target, home = link.resolve(), folder.resolve()
     if target.is_relative_to(home):

@@ -54,7 +54,7 @@ def convert(config: ConvertConfig) -> list[str]:
 
     Raises InputError for a source that is not an original LLaVA-1.5 checkpoint, for weights that are missing, unknown or of
     another shape, and for a disk that is full; nothing is left behind then. LockedError: another process writes to `out`.
-    What was converted there before, from the same files, is left as it is, and said.
+    A conversion of the same files that `out` already holds is left as it is, and reported.
     """
     config = _here(config)
     plan = _plan(config)
@@ -62,7 +62,7 @@ def convert(config: ConvertConfig) -> list[str]:
     config.out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock.beside(config.out):
         if config.out.exists() and any(config.out.iterdir()):
-            if not _is_made_by(work.fingerprint, config.out):
+            if not _holds_conversion(work.fingerprint, config.out):
                 raise InputError(f"{config.out} is not empty; give a new directory")
             return [f"{config.out} holds this checkpoint already; nothing to do"]
         part = config.out.with_name(f".{config.out.name}.part")
@@ -101,7 +101,7 @@ def _fingerprint(config: ConvertConfig, plan: _Plan) -> str:
     return manifest.fingerprint({"files": files, "profile": config.profile})
 
 
-def _is_made_by(fingerprint: str, out: Path) -> bool:
+def _holds_conversion(fingerprint: str, out: Path) -> bool:
     try:
         return manifest.read(out).fingerprint == fingerprint
     except InputError:
@@ -138,8 +138,8 @@ def _assemble(config: ConvertConfig, plan: _Plan, out: Path) -> int:
     with pretrained.reading(config.source), torch.device("meta"):
         net = _config(plan, image, tokenizer)
         model = transformers.LlavaForConditionalGeneration(net)
-    wanted = {hub_name(name): tensor.shape for name, tensor in model.state_dict().items()}
-    net.dtype = _weights(config, plan, out, wanted)
+    shapes = {hub_name(name): tensor.shape for name, tensor in model.state_dict().items()}
+    net.dtype = _weights(config, plan, out, shapes)
     net.architectures = [type(model).__name__]
     net.save_pretrained(out)
     transformers.GenerationConfig(
@@ -156,7 +156,7 @@ def _assemble(config: ConvertConfig, plan: _Plan, out: Path) -> int:
         profile=profile,
         card=_card(config, plan),
     )
-    return len(wanted)
+    return len(shapes)
 
 
 def _card(config: ConvertConfig, plan: _Plan) -> layout.ModelCard:
@@ -238,7 +238,7 @@ def _config(plan: _Plan, image: int, tokenizer: Any) -> Any:
     )
 
 
-def _weights(config: ConvertConfig, plan: _Plan, out: Path, wanted: Mapping[str, torch.Size]) -> torch.dtype:
+def _weights(config: ConvertConfig, plan: _Plan, out: Path, shapes: Mapping[str, torch.Size]) -> torch.dtype:
     """Writes the weights, a shard a source file, and their index; returns the language model's number type.
 
     Raises InputError that names missing or unknown ones.
@@ -258,19 +258,19 @@ def _weights(config: ConvertConfig, plan: _Plan, out: Path, wanted: Mapping[str,
             target = _target(key)
             if target is None:
                 continue
-            if target not in wanted:
+            if target not in shapes:
                 unknown.append(key)
                 continue
-            weight = _grown(delta.merged(key, tensor) if delta else tensor, wanted[target])
-            if weight.shape != wanted[target]:
-                raise InputError(f"the weight {key} has shape {tuple(tensor.shape)}, expected {tuple(wanted[target])}")
+            weight = _grown(delta.merged(key, tensor) if delta else tensor, shapes[target])
+            if weight.shape != shapes[target]:
+                raise InputError(f"the weight {key} has shape {tuple(tensor.shape)}, expected {tuple(shapes[target])}")
             tensors[target] = weight.contiguous()
             if target == hub_name("lm_head.weight"):
                 dtype = weight.dtype
             # Later files win: a projector of its own stands for the one inside.
             files[target] = name
         save_file(tensors, out / name, metadata={"format": "pt"})
-    missing = sorted(set(wanted) - set(files))
+    missing = sorted(set(shapes) - set(files))
     if unknown or missing:
         what = [f"lacks {len(missing)} weights, first {missing[0]}"] if missing else []
         what += [f"holds {len(unknown)} unknown weights, first {unknown[0]}"] if unknown else []

@@ -74,7 +74,7 @@ def dtype_name(device: str, dtype: str) -> str:
 def dtype_remark(device: str, dtype: str) -> str | None:
     """What a user should know of the number format on the GPU that a run begins with; None when there is nothing to say."""
     first = devices(device)[0]
-    if not first.startswith("cuda") or _has_bfloat16(_torch(), first) or dtype not in ("auto", "bfloat16"):
+    if not first.startswith("cuda") or has_bfloat16(first) or dtype not in ("auto", "bfloat16"):
         return None
     name = _torch().cuda.get_device_name(first)
     if dtype == "auto":
@@ -86,11 +86,15 @@ def _auto_type(torch: Any, device: Any) -> str:
     """What "auto" means on a device (a torch.device or its name)."""
     if torch.device(device).type != "cuda":
         return "float32"
-    return "bfloat16" if _has_bfloat16(torch, device) else "float16"
+    return "bfloat16" if has_bfloat16(device) else "float16"
 
 
-def _has_bfloat16(torch: Any, device: Any) -> bool:
-    """NVIDIA's have it from compute capability 8.0 (Ampere) on: neither a V100 (7.0) nor a T4 (7.5) does. AMD's all have."""
+def has_bfloat16(device: Any) -> bool:
+    """Whether a GPU (a torch.device or its name) computes in bfloat16; torch emulates it elsewhere, many times slower.
+
+    NVIDIA's do from compute capability 8.0 (Ampere) on: neither a V100 (7.0) nor a T4 (7.5) does. AMD's all do.
+    """
+    torch = _torch()
     return torch.version.hip is not None or bool(torch.cuda.get_device_capability(device) >= (8, 0))
 
 

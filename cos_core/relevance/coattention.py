@@ -67,8 +67,8 @@ class Maps:
         """The last `count` layers of each stream (None: all): cross layers count in both, and come last in both."""
         if count is None:
             return self
-        own = max(0, count - len(self.cross))
-        return Maps(_tail(self.text, own), _tail(self.region, own), _tail(self.cross, count))
+        count_alone = max(0, count - len(self.cross))
+        return Maps(_tail(self.text, count_alone), _tail(self.region, count_alone), _tail(self.cross, count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ def explain(model: LxmertForQuestionAnswering, pairs: Pairs, settings: SweepSett
     one backward pass for the whole batch: y is a sum over questions whose gradients do not mix. Relevance is kept in float32 or
     better. `settings.last_layers`: see `Maps.last`.
     """
-    with torch.enable_grad(), _kept_attention(model) as kept:
+    with torch.enable_grad(), _recorded_attention(model) as recorded:
         logits = model(
             input_ids=pairs.ids,
             attention_mask=pairs.text_mask,
@@ -166,7 +166,7 @@ def explain(model: LxmertForQuestionAnswering, pairs: Pairs, settings: SweepSett
         # y is read at one place, [CLS], so the rules of one stream know what it is.
         place = torch.full_like(answers, CLS)[:, None]
         readings = Readings(place, answers[:, None], torch.ones_like(place, dtype=torch.bool))
-        maps = _averaged(model, kept, target_score(wide[:, None], readings, settings.target))
+        maps = _averaged(model, recorded, target_score(wide[:, None], readings, settings.target))
     like = torch.empty(len(answers), 0, dtype=wide.dtype, device=wide.device)
     state = propagated(maps.last(settings.last_layers), pairs.ids.shape[1], pairs.features.shape[1], like)
     return state.text_region[:, CLS], answers
@@ -174,11 +174,11 @@ def explain(model: LxmertForQuestionAnswering, pairs: Pairs, settings: SweepSett
 
 # --- the model's attention maps ---
 
-_Kept = dict["LxmertAttention", list[torch.Tensor]]
+_Recorded = dict["LxmertAttention", list[torch.Tensor]]
 
 
 @contextmanager
-def _kept_attention(model: LxmertForQuestionAnswering) -> Iterator[_Kept]:
+def _recorded_attention(model: LxmertForQuestionAnswering) -> Iterator[_Recorded]:
     """Keeps, per attention module, its maps (batch, heads, queries, keys) in the order in which they were computed.
 
     `output_attentions` gives neither the self-attentions of the cross layers nor their vision-to-language maps. In eval mode
@@ -186,39 +186,39 @@ def _kept_attention(model: LxmertForQuestionAnswering) -> Iterator[_Kept]:
     starts at the embeddings of both streams: weights may be frozen.
     """
     encoder = model.lxmert.encoder
-    kept: _Kept = {attention: [] for attention in _attentions(encoder)}
+    recorded: _Recorded = {attention: [] for attention in _attentions(encoder)}
     hooks = [
         attention.dropout.register_forward_hook(lambda _module, args, _output, maps=maps: maps.append(args[0]))
-        for attention, maps in kept.items()
+        for attention, maps in recorded.items()
     ]
     hooks += [
         start.register_forward_hook(lambda _module, _args, output: output.requires_grad_(True))
         for start in (model.lxmert.embeddings, encoder.visn_fc)
     ]
     try:
-        yield kept
+        yield recorded
     finally:
         for hook in hooks:
             hook.remove()
 
 
 def _attentions(encoder: LxmertEncoder) -> list[LxmertAttention]:
-    own = [layer.attention.self for layer in (*encoder.layer, *encoder.r_layers)]
+    single = [layer.attention.self for layer in (*encoder.layer, *encoder.r_layers)]
     cross = [
         attention
         for layer in encoder.x_layers
         for attention in (layer.visual_attention.att, layer.lang_self_att.self, layer.visn_self_att.self)
     ]
-    return own + cross
+    return single + cross
 
 
-def _averaged(model: LxmertForQuestionAnswering, kept: _Kept, score: torch.Tensor) -> Maps:
+def _averaged(model: LxmertForQuestionAnswering, recorded: _Recorded, score: torch.Tensor) -> Maps:
     """Rule 5 for every map. A cross layer asks with one module twice: first text to regions, then regions to text."""
     encoder = model.lxmert.encoder
-    flat = [map_ for maps in kept.values() for map_ in maps]
+    flat = [map_ for maps in recorded.values() for map_ in maps]
     gradients = iter(torch.autograd.grad(score, flat, allow_unused=True))
     maps: dict[LxmertAttention, list[torch.Tensor | None]] = {
-        attention: [_rule_5(map_, next(gradients), score.dtype) for map_ in own] for attention, own in kept.items()
+        attention: [_rule_5(map_, next(gradients), score.dtype) for map_ in calls] for attention, calls in recorded.items()
     }
     cross = tuple(
         CrossLayer(*maps[layer.visual_attention.att], *maps[layer.lang_self_att.self], *maps[layer.visn_self_att.self])

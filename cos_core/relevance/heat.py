@@ -42,10 +42,10 @@ def _overlap(cells: int, low: float, high: float) -> slice:
 
 def without_padding(grid: np.ndarray, pad: SquarePad) -> np.ndarray:
     """The map with zeros in cells that lie wholly in the padding."""
-    kept = np.zeros_like(grid)
+    masked = np.zeros_like(grid)
     part = picture_part(grid.shape, pad)
-    kept[part] = grid[part]
-    return kept
+    masked[part] = grid[part]
+    return masked
 
 
 def clipped(grid: np.ndarray, pad: SquarePad, percentile: float) -> np.ndarray:

@@ -95,19 +95,19 @@ class RayTeam:
             self._device = "cpu"
         room = gpus if on_gpus else int(has.get("CPU", 0))
         nodes = sum(1 for node in self._ray.nodes() if node["Alive"])
-        asked = config.workers or (gpus if on_gpus else min(nodes, room))
+        count = config.workers or (gpus if on_gpus else min(nodes, room))
         if not room:
             raise MissingError("the Ray cluster has no free kind of place for a worker: neither a GPU nor a CPU")
-        if asked > room:
+        if count > room:
             what = "GPUs" if on_gpus else "CPUs"
-            self._reporter.warn(f"{asked} workers asked for, and the cluster has {room} {what}; {room} are started")
+            self._reporter.warn(f"{count} workers asked for, and the cluster has {room} {what}; {room} are started")
         cores = int(has.get("CPU", 0))
         # Ray gives a GPU to one actor alone; its memory is the actor's, and so is its share of the cluster's cores.
         self._feeders = max(1, cores // gpus) if on_gpus else 1
         hosts = sum(1 for node in self._ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
-        self._sharers = 1 if on_gpus else math.ceil(min(asked, room) / max(1, hosts))
+        self._sharers = 1 if on_gpus else math.ceil(min(count, room) / max(1, hosts))
         needs = {"num_cpus": 0 if on_gpus else 1, "num_gpus": 1 if on_gpus else 0, "scheduling_strategy": "SPREAD"}
-        return min(asked, room), needs
+        return min(count, room), needs
 
     def begin(self, place: int) -> None:
         actor = (
@@ -148,7 +148,7 @@ class RayTeam:
         try:
             event: WorkerEvent = self._ray.get(reference)
         except (errors.RayActorError, errors.RayTaskError, errors.RaySystemError, errors.ObjectLostError) as error:
-            for other in [r for r, asked in self._places.items() if asked == place]:
+            for other in [r for r, other_place in self._places.items() if other_place == place]:
                 del self._places[other]
             self._living.discard(place)
             self._ray.kill(self._actors.pop(place))
@@ -228,7 +228,7 @@ def _connect(ray: Any, config: RunnerConfig) -> None:
         _check_address(address)
         options = {"address": address}
     try:
-        with _signals_kept():
+        with _restored_signal():
             ray.init(**options, **quiet)
     except (ConnectionError, TimeoutError) as error:
         why = str(error).splitlines()[0]
@@ -260,7 +260,7 @@ def _check_address(address: str) -> None:
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
+def _restored_signal() -> Iterator[None]:
     """Ray takes SIGTERM for itself; the run's own way to end stays."""
     try:
         before = signal.getsignal(signal.SIGTERM)

@@ -72,7 +72,7 @@ def adapt(llava: Llava, config: TrainConfig) -> Any:
 
 
 def merge(base: Any, adapter: dict[str, Any], config: TrainConfig, folder: Path) -> Any:
-    """`base` with the trained adapters added to its weights; the adapters alone are kept in `folder` for peft's users.
+    """`base` with the trained adapters added to its weights; the adapters alone are written to `folder`, for peft.
 
     Each weight is summed in float32 and rounded once to the format that `base` has, so that no second copy of all is needed.
     """

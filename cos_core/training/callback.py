@@ -148,26 +148,26 @@ class TrainingCallback(TrainerCallback):
         timed = self._settings.save_minutes is not None
         due = main and timed and self._settings.clock() - self._last_save >= self._interval
         stop = self._request.requested or (main and (self._settings.out / STOP_FILE).exists())
-        own = StepTotals(stop=float(stop), save=float(due), skipped=float(len(self.trainer.skipped) if self.trainer else 0))
+        sums = StepTotals(stop=float(stop), save=float(due), skipped=float(len(self.trainer.skipped) if self.trainer else 0))
         for contents in self.trainer.contents if self.trainer else []:
-            own.add(contents)
+            sums.add(contents)
         # One sum for everything: all processes must decide alike.
-        self._totals = own.over_all(args.device)
+        self._totals = sums.over_all(args.device)
         if self._totals.stop and state.global_step < state.max_steps:
             self.stopped = control.should_training_stop = True
         if self._totals.save or self.stopped:
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Finishes the checkpoint. The next one by the clock follows at the given interval, later where writing takes long."""
+        """Finishes the checkpoint. The next one by the clock follows at the set interval, later where writing takes long."""
         seconds = self.trainer.finish_checkpoint() if self.trainer else 0.0
         self._last_save = self._settings.clock()
         minutes = self._settings.save_minutes
         if minutes is None:
             return
-        wanted, before = 60 * minutes, self._interval
-        self._interval = max(wanted, seconds / _SAVING_SHARE)
-        if self._interval > wanted and before == wanted and not self.stopped:
+        configured, before = 60 * minutes, self._interval
+        self._interval = max(configured, seconds / _SAVING_SHARE)
+        if self._interval > configured and before == configured and not self.stopped:
             self._settings.reporter.warn(
                 f"a checkpoint took {seconds:.3g} s to write, so the next ones follow after {self._interval / 60:.3g} minutes, "
                 f"not {minutes:g}: writing may take {100 * _SAVING_SHARE:.0f} % of the time"
@@ -243,5 +243,5 @@ class TrainingCallback(TrainerCallback):
         """The samples of the step in all processes. The loss is their common one, so all processes get here together."""
         if self.trainer is None:
             return []
-        own = [name for contents in self.trainer.contents for name in contents.ids]
-        return [name for ids in self.trainer.ranks.gather(own) for name in ids]
+        ids_here = [name for contents in self.trainer.contents for name in contents.ids]
+        return [name for ids in self.trainer.ranks.gather(ids_here) for name in ids]

@@ -35,7 +35,8 @@ class TrainConfig:
     global_batch         over all devices; None: batch_size x devices
     max_length_counts    "positions": each picture with all of its own; "text": each picture as one token, as the released code
                          cuts (2048 are 3198 positions with two pictures of 576)
-    limit                the run is marked as partial: `limit` is part of what is learnt, and of the manifest
+    limit                in questions, as `cos annotate` counts them (see samples.Rules); part of the fingerprint and of the
+                         manifest
     extra_turns          supervised, as the released code trains (upstream §1.5)
     detector, region_tokens   of the annotator "regions", as its backbone takes them
     dtype                auto is bfloat16 on a GPU (float16 on one without), float32 on a CPU
@@ -81,7 +82,7 @@ class TrainConfig:
     )
     limit: int | None = option(
         None,
-        "Train on the first so many samples only, as a trial; the run is marked as partial.",
+        "A trial on the first so many questions, to the end of their sample; the run is marked as partial.",
         INPUT,
         low=1,
         high=options.COUNT,
@@ -193,14 +194,14 @@ class TrainConfig:
 
     @property
     def rate(self) -> float:
-        """The peak learning rate, resolved: the one given, else what suits whole weights or adapters."""
+        """The peak learning rate: `learning_rate`, else the default for whole weights or for adapters."""
         if self.learning_rate is not None:
             return self.learning_rate
         return _RATE if self.lora is None else _ADAPTERS_RATE
 
     @property
     def rate_said(self) -> str:
-        """The peak learning rate for a person, who may not know that adapters have one of their own."""
+        """The peak learning rate as text, with that of all weights where adapters take another default."""
         usual = f" (all weights: {_RATE:g})" if self.lora is not None and self.rate == _ADAPTERS_RATE else ""
         return f"learning rate {self.rate:g}{usual}"
 
@@ -235,12 +236,12 @@ class TrainConfig:
 
     def learnt(self, devices: int) -> dict[str, Any]:
         """The settings that decide what is learnt, for the run's fingerprint; `global_batch` as it comes out."""
-        kept = {key: value for key, value in self.to_json().items() if key not in _NOT_IN_FINGERPRINT}
+        settings = {key: value for key, value in self.to_json().items() if key not in _NOT_IN_FINGERPRINT}
         # Runs that were begun before there was a choice go on.
         for name, default in (("max_length_counts", "positions"), ("limit", None)):
-            if kept[name] == default:
-                del kept[name]
-        return {**kept, "global_batch": self.batch_size * devices * self.accumulation(devices)}
+            if settings[name] == default:
+                del settings[name]
+        return {**settings, "global_batch": self.batch_size * devices * self.accumulation(devices)}
 
 
 def _plain(value: Any) -> Any:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from cos_core.dialogue.encoding import encode
 from cos_core.training.config import TrainConfig
-from cos_core.training.dataset import TrainDataset, expected_picture_tokens, limit, make_turns, question_of
+from cos_core.training.dataset import TrainDataset, encode_text, expected_picture_tokens, limit, question_of
 from cos_core.training.flops import ModelSize, peak_flops
 from cos_core.training.sample_order import SampleOrder
 from cos_core.training.samples import Sample
@@ -35,11 +34,11 @@ class EpochLoad:
 
 def epoch_load(data: TrainDataset, order: SampleOrder, batch: int) -> EpochLoad:
     """Counted on the first samples of the order without opening an image, batches cut as training cuts them."""
-    seen = [data.samples[index] for index in islice(order.indices(0), _COUNTED)]
-    lengths = [_tokens(data, sample) for sample in seen]
+    samples = [data.samples[index] for index in islice(order.indices(0), _COUNTED)]
+    lengths = [_tokens(data, sample) for sample in samples]
     grid = sum(max(part) * len(part) for part in _parts(lengths, batch))
-    scale = len(data) / len(seen)
-    pictures = sum(_pictures(data, sample) for sample in seen)
+    scale = len(data) / len(samples)
+    pictures = sum(_pictures(data, sample) for sample in samples)
     return EpochLoad(
         samples=len(data),
         tokens=round(sum(lengths) * scale),
@@ -55,8 +54,7 @@ def _tokens(data: TrainDataset, sample: Sample) -> int:
     recipe = data.recipe
     which = question_of(sample, 0, recipe)
     box = None if sample.boxes[which] is None else _SOME_BOX
-    turns = make_turns(sample, which, box, recipe)
-    encoded = encode(recipe.profile, turns, recipe.tokenizer, recipe.image_token_id, expected_picture_tokens(recipe))
+    encoded = encode_text(sample, which, box, expected_picture_tokens(recipe), recipe)
     return min(len(encoded), limit(encoded, recipe))
 
 
@@ -84,6 +82,11 @@ class Machine:
     recompute: bool
 
 
+def _learnt(size: ModelSize, config: TrainConfig) -> int:
+    """How many weights are trained when there are no adapters."""
+    return size.language + (size.projector if config.train_projector else 0)
+
+
 def memory(size: ModelSize, machine: Machine, config: TrainConfig, longest: int) -> dict[str, float]:
     """GiB on one device: weights, gradients, optimiser, activations. Fragmentation comes on top.
 
@@ -91,7 +94,7 @@ def memory(size: ModelSize, machine: Machine, config: TrainConfig, longest: int)
     Otherwise float32 weights (4), gradients (4) and moments (8). ZeRO-2 cuts gradients and optimiser by the number of devices,
     ZeRO-3 the weights, too. LoRA learns only its adapters; the weights below them are in bfloat16 (QLoRA: in 4 bits).
     """
-    learnt = size.language + (size.projector if config.train_projector else 0)
+    learnt = _learnt(size, config)
     if config.lora is not None:
         # Seven linear layers in each block; 3 of them reach the wider inner layer, taken as 8/3 of the hidden size.
         learnt = round(size.layers * config.lora * size.hidden * (4 * 2 + 3 * (1 + 8 / 3)))
@@ -120,7 +123,7 @@ def memory(size: ModelSize, machine: Machine, config: TrainConfig, longest: int)
 
 def disk(size: ModelSize, config: TrainConfig, half: bool) -> float:
     """GiB that checkpoints and the result take at the worst moment: two checkpoints and the finished model."""
-    learnt = size.language + (size.projector if config.train_projector else 0)
+    learnt = _learnt(size, config)
     # The moments and, of DeepSpeed, the float32 copy; DeepSpeed writes the model beside the Trainer's own.
     cut = config.deepspeed is not None
     one = size.total * (2 * (2 if half else 4) if cut else 4) + learnt * (12 if cut else 8)

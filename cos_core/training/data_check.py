@@ -1,8 +1,8 @@
 """The check of the training data before a model is loaded or a GPU is taken.
 
-Records and the joining of regions are checked for every sample; pictures, tokens and labels for a sample of them or for all
-(`check = "full"`), through the very functions that training uses. Training cannot use
-a fault; it can use what a remark names, but the user should know. Each finding names the file and line of its sample.
+Records and the joining of regions are checked for every sample; pictures, tokens and labels for some or for all (`check =
+"full"`), by the functions that training uses. A fault is a sample that training cannot use; a remark is about one that it can
+use. Each finding names the file and line of its sample.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cos_core.files.jsonl import encode_line
 from cos_core.files.picture_files import Root, image_path
 from cos_core.geometry import Box, SquarePad
 from cos_core.interfaces import Reporter
-from cos_core.training.dataset import Recipe, draw, encode_sample, limit, outside
+from cos_core.training.dataset import Recipe, draw, encode_sample, limit, outside, place
 from cos_core.training.sample_table import SampleSet, SampleTable
 from cos_core.training.samples import OTHER_IMAGE, Sample
 
@@ -262,8 +262,7 @@ def _examine(sample: Sample, source: CheckInput, full: bool) -> tuple[list[DataF
             findings.append(source.finding(OUTSIDE, sample, f"{reason}; {treated}", i, fault=False))
             continue
         if isinstance(region, Square) and picture is not None and not region.inside(*picture.size):
-            at = f"top {region.top:g}, left {region.left:g}, side {region.side:g}"
-            reason = f"its region ({at}) does not lie in the {picture.width}x{picture.height} picture"
+            reason = f"its region ({place(region)}) does not lie in the {picture.width}x{picture.height} picture"
             findings.append(source.finding("box outside the picture", sample, reason, i))
             continue
         try:
@@ -302,7 +301,7 @@ def _frame_finding(source: CheckInput, indices: Sequence[int]) -> list[DataFindi
     """Boxes that claim frame "image", but look as if measured in the padded square (or the other way round).
 
     In the padded square of a picture that is not square, every box stays inside the picture's band on the short axis. Boxes
-    that truly speak of the picture do so only by accident; the same band on the long axis says how often.
+    in the picture's frame do so only by accident; the share in the same band of the long axis measures how often.
     """
     short, long = Counter[bool](), Counter[bool]()
     first: Sample | None = None

@@ -158,9 +158,13 @@ def outside(region: Region | None, picture: Image) -> str | None:
     try:
         region.box(*picture.size)
     except InputError:
-        at = f"top {region.top:g}, left {region.left:g}, side {region.side:g}"
-        return f"its region ({at}) lies outside the {picture.width}x{picture.height} picture"
+        return f"its region ({place(region)}) lies outside the {picture.width}x{picture.height} picture"
     return None
+
+
+def place(region: Square) -> str:
+    """The numbers of a square, for a sentence."""
+    return f"top {region.top:g}, left {region.left:g}, side {region.side:g}"
 
 
 def with_whole_picture(sample: Sample, which: int) -> Sample:
@@ -171,29 +175,27 @@ def with_whole_picture(sample: Sample, which: int) -> Sample:
 
 def encode_sample(sample: Sample, which: int, picture: Image | None, recipe: Recipe) -> tuple[Encoded, tuple[Image, ...]]:
     """Tokens, labels and pictures of one question of a sample, and its decoded picture. Raises InputError."""
-    if picture is not None and recipe.region_crops is not None:
-        return _encode_crops(sample, which, picture, recipe, recipe.region_crops)
+    region_crops = recipe.region_crops
     views: dict[str, Image] = {}
-    box_text = None
-    if picture is not None:
+    crops: tuple[Image, ...] = ()
+    box_text, image_tokens = None, recipe.image_tokens
+    if picture is not None and region_crops is not None:
+        crops = region_crops.crops(picture, str(sample.image), recipe.profile.crop_from, recipe.fill)
+        image_tokens = len(crops) * region_crops.positions
+    elif picture is not None:
         views["full"] = picture
         region = sample.boxes[which]
         if region is not None:
             box_text, views["roi"] = _zoom(picture, region, recipe)
-    turns = make_turns(sample, which, box_text, recipe)
-    encoded = encode(recipe.profile, turns, recipe.tokenizer, recipe.image_token_id, recipe.image_tokens)
+    encoded = encode_text(sample, which, box_text, image_tokens, recipe)
     encoded = cut(encoded, limit(encoded, recipe), recipe.image_token_id)
-    return encoded, tuple(views[slot] for slot in encoded.slots)
+    return encoded, crops or tuple(views[slot] for slot in encoded.slots)
 
 
-def _encode_crops(
-    sample: Sample, which: int, picture: Image, recipe: Recipe, region_crops: RegionCrops
-) -> tuple[Encoded, tuple[Image, ...]]:
-    """The plain dialogue about a picture, with its regions in place of the picture."""
-    crops = region_crops.crops(picture, str(sample.image), recipe.profile.crop_from, recipe.fill)
-    turns = make_turns(sample, which, None, recipe)
-    encoded = encode(recipe.profile, turns, recipe.tokenizer, recipe.image_token_id, len(crops) * region_crops.positions)
-    return cut(encoded, limit(encoded, recipe), recipe.image_token_id), crops
+def encode_text(sample: Sample, which: int, box_text: str | None, image_tokens: int, recipe: Recipe) -> Encoded:
+    """Tokens and labels of one question of a sample, of any length; `image_tokens`: positions that one picture takes."""
+    turns = make_turns(sample, which, box_text, recipe)
+    return encode(recipe.profile, turns, recipe.tokenizer, recipe.image_token_id, image_tokens)
 
 
 def _zoom(picture: Image, region: Region, recipe: Recipe) -> tuple[str, Image]:

@@ -49,14 +49,14 @@ def read(config: TrainConfig, policy: Policy) -> Iterator[SampleSet]:
     Their table lies in the system's temporary folder. One process of each machine makes it, and all of the run map it. Raises
     InputError when the policy needs regions and none are given, or data or regions cannot be read.
     """
-    rules = Rules(policy, config.seed, config.on_no_region)
+    rules = Rules(policy, config.seed, config.on_no_region, config.limit)
 
     def fill(folder: Path) -> None:
         with regions_of(config, policy) as regions:
             sample_table.build(folder, config.data, rules, regions)
 
     with shared_folder.folder(f"samples-{_table_key(config)}", fill) as folder:
-        yield sample_table.opened(folder, config.limit)
+        yield sample_table.opened(folder)
 
 
 @contextmanager
@@ -82,6 +82,7 @@ def _table_key(config: TrainConfig) -> str:
         "policy": config.rule,
         "seed": config.seed,
         "on_no_region": config.on_no_region,
+        "limit": config.limit,
         "version": __version__,
     }
     return manifest.fingerprint(key)

@@ -32,7 +32,7 @@ def load(config: TrainConfig, checkpoint: StartCheckpoint, device: Any = None, l
     from cos_core.training import adapters, loss
 
     whole = last is not None and config.lora is None and config.deepspeed is None
-    sharded = runtime.zero_stage(runtime.deepspeed_settings(config)) == 3
+    sharded = runtime.shards_weights(config)
     network = llava.read_network(
         str(last) if whole else checkpoint.folder,
         dtype=adapters.base_dtype(config) if config.qlora else getattr(torch, runtime.weights(config)),
@@ -48,7 +48,7 @@ def load(config: TrainConfig, checkpoint: StartCheckpoint, device: Any = None, l
 
 
 def freeze(llava: Llava, train_projector: bool) -> None:
-    """Leaves the language model (and the projector, if asked) to be trained."""
+    """Leaves the language model (and the projector, with `train_projector`) to be trained."""
     model = llava.model
     model.requires_grad_(True)
     model.model.vision_tower.requires_grad_(False)
@@ -84,7 +84,7 @@ def _smaller(config: TrainConfig, devices: int) -> list[str]:
         options.append("--deepspeed zero3" if devices > 1 else "--deepspeed zero3_offload")
     elif settings is not None and runtime.zero_stage(settings) < 3:
         options.append("--deepspeed zero3")
-    elif settings is not None and "offload_optimizer" not in settings.get("zero_optimization", {}):
+    elif settings is not None and not runtime.offloads(settings):
         options.append("--deepspeed zero3_offload")
     if config.lora is None:
         options.append("--lora 128 (adapters only)")

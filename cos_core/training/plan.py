@@ -62,7 +62,7 @@ def _estimate(
         devices=devices,
         device=torch.cuda.get_device_name(0) if gpu else None,
         zero=runtime.zero_stage(zero),
-        offload="offload_optimizer" in (zero or {}).get("zero_optimization", {}),
+        offload=runtime.offloads(zero),
         half=config.dtype != "float32",
         recompute=config.gradient_checkpointing is not False,
     )

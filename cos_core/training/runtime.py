@@ -13,7 +13,7 @@ from packaging.version import Version
 from cos_core.errors import InputError, MissingError
 from cos_core.files import assets
 from cos_core.files.jsonl import decode
-from cos_core.models.devices import quiet_libraries
+from cos_core.models.devices import dtype_name, has_bfloat16, quiet_libraries
 from cos_core.system.extras import install
 from cos_core.training.config import TrainConfig
 from cos_core.training.run_folder import CHECKPOINTS, TENSORBOARD
@@ -62,7 +62,7 @@ def require(config: TrainConfig) -> None:
     quiet_libraries()
     if config.device == "cuda" and not torch.cuda.is_available():
         raise MissingError("device 'cuda' was asked for, but torch sees no CUDA GPU on this machine")
-    if config.dtype == "bfloat16" and arithmetic(config) != "bfloat16":
+    if config.dtype == "bfloat16" and on_gpu(config) and not has_bfloat16("cuda"):
         name = torch.cuda.get_device_name()
         raise MissingError(f"the GPU {name} has no bfloat16; dtype 'auto' takes float16 there, with scaled losses")
     if config.liger and not on_gpu(config):
@@ -70,7 +70,7 @@ def require(config: TrainConfig) -> None:
     if not on_gpu(config):
         # Otherwise DeepSpeed, which the Trainer imports where it is installed, looks for an accelerator and warns of none.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    wanted = {
+    packages = {
         "deepspeed": config.deepspeed is not None,
         "peft": config.lora is not None,
         "bitsandbytes": config.qlora,
@@ -78,7 +78,7 @@ def require(config: TrainConfig) -> None:
         "tensorboard": config.report_to == "tensorboard",
         "wandb": config.report_to == "wandb",
     }
-    for package, needed in wanted.items():
+    for package, needed in packages.items():
         if needed and not _installed(package):
             how = install("train") if package in ("deepspeed", "peft") else f"pip install {package.replace('_', '-')}"
             raise MissingError(f"these settings need the package {package!r}: {how}")
@@ -102,16 +102,8 @@ def on_gpu(config: TrainConfig) -> bool:
 
 
 def arithmetic(config: TrainConfig) -> str:
-    """The number format that this run computes in: "float32", "bfloat16", or "float16" on a GPU that has no bfloat16.
-
-    GPUs before Ampere (compute capability 8.0: V100, T4) have none; torch emulates it there, many times slower.
-    """
-    import torch
-
-    gpu = on_gpu(config)
-    if config.dtype == "float32" or (config.dtype == "auto" and not gpu):
-        return "float32"
-    return "float16" if gpu and not torch.cuda.is_bf16_supported(including_emulation=False) else "bfloat16"
+    """The number format that this run computes in: "float32", "bfloat16", or "float16" on a GPU that has no bfloat16."""
+    return dtype_name("cuda" if on_gpu(config) else "cpu", config.dtype)
 
 
 def weights(config: TrainConfig) -> str:
@@ -159,6 +151,16 @@ def deepspeed_settings(config: TrainConfig) -> dict[str, Any] | None:
 def zero_stage(settings: dict[str, Any] | None) -> int:
     """The ZeRO stage of DeepSpeed settings; 0 without them."""
     return int((settings or {}).get("zero_optimization", {}).get("stage", 0))
+
+
+def shards_weights(config: TrainConfig) -> bool:
+    """Whether each process holds a part of the weights only (ZeRO-3)."""
+    return zero_stage(deepspeed_settings(config)) == 3
+
+
+def offloads(settings: dict[str, Any] | None) -> bool:
+    """Whether DeepSpeed settings keep the optimiser in the host's memory."""
+    return "offload_optimizer" in (settings or {}).get("zero_optimization", {})
 
 
 def arguments(config: TrainConfig, world: World) -> TrainingArguments:

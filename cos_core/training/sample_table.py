@@ -62,7 +62,7 @@ class SampleSet:
     `skipped`: questions that are left out. `region_questions`: how many questions should have a region; `lacking`: those of
     them that have none of their own; `shifted`: those whose released region names another row. `problems`: records of the data
     files that cannot be read, as the reader named them. `unusable`: entries of the released file `regions`, by their keys.
-    `mixed`: some samples have a picture, some have none.
+    `mixed`: some samples have a picture, some have none. `partial`: `Rules.limit` ended the reading before the end of the data.
     """
 
     files: tuple[Path, ...]
@@ -74,6 +74,7 @@ class SampleSet:
     unusable: SkipFile
     region_questions: int
     mixed: bool
+    partial: bool = False
     regions: Path | None = None
 
     def named_problems(self) -> Iterator[Problem]:
@@ -89,19 +90,15 @@ class SampleSet:
 class SampleTable(Sequence[Sample]):
     """The samples of a data set. Equal, sample by sample, to the list of what `collect` yields."""
 
-    def __init__(self, folder: Path, data: Files, stamps: Sequence[Stamp], limit: int | None = None) -> None:
-        """`folder`: as `build` filled it; `stamps`: those of the data files when they were read; `limit`: the first so many
-        samples only.
+    def __init__(self, folder: Path, data: Files, stamps: Sequence[Stamp]) -> None:
+        """`folder`: as `build` filled it; `stamps`: those of the data files when they were read.
 
         Raises CosError when a data file was changed since, or cannot be read.
         """
-        self._origin = folder, data, stamps, limit
+        self._origin = folder, data, stamps
         self._files = RecordFiles(data, stamps)
         self._records = _mapped(folder / "records", _RECORD)
-        samples = _mapped(folder / "samples", _SAMPLE)
-        self.total = len(samples)
-        """Samples of the whole data set."""
-        self._samples = samples[:limit]
+        self._samples = _mapped(folder / "samples", _SAMPLE)
         self._questions = _mapped(folder / "questions", _QUESTION)
         self._ids = _mapped(folder / "ids", np.dtype("u1"))
 
@@ -188,7 +185,7 @@ def _numbers(region: Region | None) -> tuple[float, float, float, float, int]:
 
 
 def build(folder: Path, data: Files, rules: Rules, annotations: Annotations | ReleasedRegions | None) -> None:
-    """Fills `folder` with the samples of `data`, which is read once, from its beginning to its end.
+    """Fills `folder` with the samples of `data`, which is read once, from its beginning to its end or to `rules.limit`.
 
     Raises InputError when a data file or a region cannot be read or the disk is full, CosError when a file changes while it is
     read.
@@ -210,6 +207,7 @@ def build(folder: Path, data: Files, rules: Rules, annotations: Annotations | Re
             "regions": str(annotations.path) if isinstance(annotations, ReleasedRegions) else None,
             "region_questions": account.region_questions,
             "mixed": writer.mixed,
+            "partial": account.partial,
             "logs": {name: asdict(log.reasons) for name, log in logs.items()},
         }
         (folder / _SUMMARY).write_text(json.dumps(summary))
@@ -219,14 +217,14 @@ def build(folder: Path, data: Files, rules: Rules, annotations: Annotations | Re
         ) from None
 
 
-def opened(folder: Path, limit: int | None = None) -> SampleSet:
-    """What `build` left in `folder`, at most `limit` samples. Raises CosError when the data file was changed since."""
+def opened(folder: Path) -> SampleSet:
+    """What `build` left in `folder`. Raises CosError when the data file was changed since."""
     summary = json.loads((folder / _SUMMARY).read_text())
-    logs = {name: SkipFile(folder / name, SkipCounts(**summary["logs"][name])) for name in _LOGS}
+    logs: dict[str, Any] = {name: SkipFile(folder / name, SkipCounts(**summary["logs"][name])) for name in _LOGS}
     files, regions = tuple(map(Path, summary["data"])), summary["regions"] and Path(summary["regions"])
-    samples = SampleTable(folder, files, [(size, changed) for size, changed in summary["stamps"]], limit)
-    count, mixed = summary["region_questions"], summary["mixed"]
-    return SampleSet(files, samples, region_questions=count, mixed=mixed, regions=regions, **logs)
+    samples = SampleTable(folder, files, [(size, changed) for size, changed in summary["stamps"]])
+    facts = {name: summary[name] for name in ("region_questions", "mixed", "partial")}
+    return SampleSet(files, samples, regions=regions, **facts, **logs)
 
 
 class _Writer:

@@ -90,13 +90,15 @@ class Account:
     """Collects the questions that are left out (`skipped`), that have no region of their own (`lacking`), and whose region was
     made for another row of the data file (`shifted`).
 
-    `region_questions`: how many questions about a picture should have a region.
+    `region_questions`: how many questions about a picture should have a region. `partial`: `Rules.limit` left samples out;
+    they are counted nowhere.
     """
 
     skipped: Log
     lacking: Log
     shifted: Log
     region_questions: int = 0
+    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +106,14 @@ class Rules:
     """Settings that decide which samples there are.
 
     `on_no_region`: a question without a region is trained on the whole picture, with the box [0, 0, 1, 1] of the padded square,
-    as the released code does in silence (upstream §1.6), or left out ("skip").
+    as the released code does in silence (upstream §1.6), or left out ("skip"). `limit`: only the samples that begin among the
+    first so many questions, each whole; `cos annotate` with the same limit annotates all questions of these.
     """
 
     policy: Policy
     seed: int
     on_no_region: Literal["full", "skip"] = "full"
+    limit: int | None = None
 
 
 def collect(
@@ -124,6 +128,9 @@ def collect(
     end = 0
     for key, questions in _grouped(examples):
         start, end = end, end + len(questions)
+        if rules.limit is not None and start >= rules.limit:
+            account.partial = True
+            return
         boxes: list[Region | None] = []
         usable: list[int] = []
         fallbacks: list[int] = []
@@ -131,11 +138,11 @@ def collect(
         for i, example in enumerate(questions):
             result = _RegionResult() if example.image is None else _box(example, rules, annotations)
             if result.shifted is not None:
-                shifted.append(Skipped(example.id, str(result.shifted), line=example.line, file=example.file))
+                shifted.append(_skipped(example, str(result.shifted)))
             account.region_questions += example.image is not None and rules.policy.source == "model"
             box, reason = result.box, result.reason
             if result.lacking:
-                account.lacking.append(Skipped(example.id, str(reason), line=example.line, file=example.file))
+                account.lacking.append(_skipped(example, str(reason)))
                 if rules.on_no_region == "full":
                     box, reason = full_box("square"), None
                     fallbacks.append(i)
@@ -145,13 +152,15 @@ def collect(
             if reason is None:
                 usable.append(i)
             else:
-                account.skipped.append(
-                    Skipped(example.id, reason, line=example.line, file=example.file, lacking=result.lacking)
-                )
+                account.skipped.append(_skipped(example, reason, result.lacking))
         if usable:
             for skipped in shifted:
                 account.shifted.append(skipped)
             yield start, Sample(key, tuple(questions), tuple(boxes), tuple(usable), tuple(fallbacks))
+
+
+def _skipped(example: Example, reason: str, lacking: bool = False) -> Skipped:
+    return Skipped(example.id, reason, line=example.line, lacking=lacking, file=example.file)
 
 
 def _grouped(examples: Iterable[Example]) -> Iterator[tuple[str, list[Example]]]:

@@ -21,7 +21,7 @@ from cos_core.errors import InputError
 from cos_core.files.locks import is_current
 
 _DONE = "done"
-"""A file that is made when the folder is filled."""
+"""A file that is written when the folder is filled."""
 
 
 @contextmanager

@@ -163,8 +163,8 @@ def _finish(
         "questions_without_region": len(data.lacking),
         "fallbacks": sum(record["fallbacks"] for record in log),
     }
-    if len(data.samples) < data.samples.total:
-        results["partial"] = {"limit": config.limit, "samples_in_data": data.samples.total}
+    if data.partial:
+        results["partial"] = {"limit": config.limit}
     finished: RunManifest = started.finish(counts, results=results)
 
     def write() -> None:
@@ -308,9 +308,7 @@ def _collator(config: TrainConfig, arguments: TrainingArguments, llava: Llava, d
     from cos_core.training.collate import Collator
 
     # Where all processes must run the tower or a trained projector, a batch of text only needs a picture, too.
-    together = arguments.world_size > 1 and (
-        runtime.zero_stage(runtime.deepspeed_settings(config)) == 3 or config.train_projector
-    )
+    together = arguments.world_size > 1 and (runtime.shards_weights(config) or config.train_projector)
     stand_in = (llava.image_token_id, llava.image_tokens) if together and data.mixed else None
     return Collator(llava.image_processor, _pad_id(llava), llava.fill, stand_in)
 

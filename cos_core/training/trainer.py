@@ -35,7 +35,7 @@ class OneDeviceArguments(TrainingArguments):
 
 
 class ChainTrainer(Trainer):
-    """A Trainer with a given sample order, checkpoints that are whole or absent, and the contents of each step's batches.
+    """A Trainer with its sample order, checkpoints that are whole or absent, and the contents of each step's batches.
 
     `skipped`: samples that were replaced while training, by id, those of an interrupted run included; `skipped_log`: the file
     that gets each new one at once. `contents`: what the batches of the current step hold. `ranks`: the processes of the run.

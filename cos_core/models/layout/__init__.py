@@ -77,10 +77,8 @@ def padding_processor(image_processor: Any) -> Any:
         return image_processor
     names = ("size", "crop_size", "resample", "image_mean", "image_std", "rescale_factor")
     steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
-    settings_kept = {name: getattr(image_processor, name) for name in (*names, *steps) if hasattr(image_processor, name)}
-    return LlavaImageProcessorPil(
-        **{k: dict(v) if isinstance(v, Mapping) else v for k, v in settings_kept.items()}, do_pad=True
-    )
+    settings = {name: getattr(image_processor, name) for name in (*names, *steps) if hasattr(image_processor, name)}
+    return LlavaImageProcessorPil(**{k: dict(v) if isinstance(v, Mapping) else v for k, v in settings.items()}, do_pad=True)
 
 
 def _begins_with_start(tokenizer: Any) -> bool:

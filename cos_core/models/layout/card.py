@@ -27,7 +27,7 @@ class ModelCard:
 
 
 def plain_name(model: str | Path) -> str:
-    """What a checkpoint is called where its path is nobody's affair: a hub id, or the folder's name."""
+    """The name of a checkpoint without its path: a hub id, or the folder's name."""
     path = Path(model)
     if not path.is_dir():
         return str(model)

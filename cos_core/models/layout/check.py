@@ -92,16 +92,16 @@ def check(folder: str | Path, *, weights: bool = True) -> Facts:
 def _checked(folder: Path, needs_weights: bool, _state: object) -> Facts:
     """As `check`, once for a folder that stays as it is: a run asks several times."""
     config = llava_config(folder)
-    found = files.look_over(folder)
-    if "adapter_config.json" in found and files.regular(folder, files.WEIGHTS) is not None:
+    objects = files.look_over(folder)
+    if "adapter_config.json" in objects and files.regular(folder, files.WEIGHTS) is not None:
         raise InputError(f"{folder} holds an adapter beside a model; move adapter_config.json out, or merge the two first")
     facts = sizes(folder, config, needs_weights)
     _plain_settings(folder, config)
     _ends(folder / files.CONFIG, config.get("text_config") or {}, facts)
-    _ends(folder / "generation_config.json", found.get("generation_config.json", {}), facts)
-    _pictures(folder, found, facts)
-    if "tokenizer.json" in found:
-        check_patterns(folder / "tokenizer.json", found["tokenizer.json"])
+    _ends(folder / "generation_config.json", objects.get("generation_config.json", {}), facts)
+    _pictures(folder, objects, facts)
+    if "tokenizer.json" in objects:
+        check_patterns(folder / "tokenizer.json", objects["tokenizer.json"])
     return facts
 
 
@@ -167,13 +167,13 @@ def _whole(where: Path, section: Mapping[str, Any], name: str, usual: int) -> in
 def _feature_layers(where: Path, config: Mapping[str, Any], layers: int) -> int:
     """How many layers' features the projector reads side by side."""
     selected = config.get("vision_feature_layer", -2)
-    wanted = selected if isinstance(selected, list) else [selected]
-    if not wanted or not all(type(layer) is int and -layers - 1 <= layer <= layers for layer in wanted):
+    numbers = selected if isinstance(selected, list) else [selected]
+    if not numbers or not all(type(layer) is int and -layers - 1 <= layer <= layers for layer in numbers):
         raise InputError(
             f"{where}: `vision_feature_layer` must be one of the vision tower's {layers} layers, "
             f"got {one_line(repr(selected), 60)}"
         )
-    return len(wanted)
+    return len(numbers)
 
 
 def _image_token(where: Path, config: Mapping[str, Any], rows: int) -> int:
@@ -243,27 +243,27 @@ def _layers(where: Path, sizes: Mapping[str, int], part: str) -> int:
 
 
 def _compare(
-    folder: Path, shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor], parts: Mapping[str, Mapping[str, int]]
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor], parts: Mapping[str, Mapping[str, int]]
 ) -> None:
     """Raises InputError where the files hold other weights than config.json describes."""
     for name, shape in shapes.items():
-        if name in found and found[name].shape != shape:
+        if name in tensors and tensors[name].shape != shape:
             advice = (
                 "; if its vocabulary was padded, set `vocab_size` to that number of rows"
                 if "embed" in name or "head" in name
                 else ""
             )
             raise InputError(
-                f"cannot load the checkpoint {folder}: the weight {name} has shape {list(found[name].shape)}, "
+                f"cannot load the checkpoint {folder}: the weight {name} has shape {list(tensors[name].shape)}, "
                 f"and config.json asks for {list(shape)}{advice if 'position' not in name else ''}"
             )
     # Without a head of its own the model's output is its embedding, if it says so; what loads it says if it does not.
-    missing = [name for name in shapes if name not in found and name != "language_model.lm_head.weight"]
+    missing = [name for name in shapes if name not in tensors and name != "language_model.lm_head.weight"]
     if missing:
-        raise InputError(f"the checkpoint {folder} lacks {len(missing)} weights, first {missing[0]}{_wrapped(found)}")
+        raise InputError(f"the checkpoint {folder} lacks {len(missing)} weights, first {missing[0]}{_wrapped(tensors)}")
     for prefix, sides in parts.items():
         known = sides["num_hidden_layers"]
-        for name in found:
+        for name in tensors:
             number = _layer_of(name, prefix)
             if number is not None and number >= known:
                 raise InputError(
@@ -271,8 +271,8 @@ def _compare(
                 )
 
 
-def _wrapped(found: Mapping[str, Tensor]) -> str:
-    first = next(iter(found), "")
+def _wrapped(tensors: Mapping[str, Tensor]) -> str:
+    first = next(iter(tensors), "")
     wrapper = next((words for prefix, words in _WRAPPERS.items() if first.startswith(prefix)), None)
     return f": its names, as {one_line(first)}, are those of {wrapper}" if wrapper else ""
 
@@ -318,18 +318,18 @@ def _ends(where: Path, section: Mapping[str, Any], facts: Facts) -> None:
                 raise InputError(f"{where}: `{name}` must be a token of the vocabulary, got {one_line(repr(token), 60)}")
 
 
-def _pictures(folder: Path, found: Mapping[str, Mapping[str, Any]], facts: Facts) -> None:
+def _pictures(folder: Path, objects: Mapping[str, Mapping[str, Any]], facts: Facts) -> None:
     """Raises InputError for a processor whose pictures are not the vision tower's, or would be of any size."""
-    nested = found.get("processor_config.json", {}).get("image_processor")
-    own, name = (
-        (nested, "processor_config.json") if isinstance(nested, Mapping) else (found.get("preprocessor_config.json"), "")
+    nested = objects.get("processor_config.json", {}).get("image_processor")
+    settings, name = (
+        (nested, "processor_config.json") if isinstance(nested, Mapping) else (objects.get("preprocessor_config.json"), "")
     )
-    if own is None:
-        return  # a run's own checkpoints have none; who prepares pictures says what is missing
+    if settings is None:
+        return  # a run's checkpoints have none; pixels.check_pictures names what is missing
     where = folder / (name or "preprocessor_config.json")
-    cuts = own.get("do_center_crop", True) and own.get("crop_size") is not None
+    cuts = settings.get("do_center_crop", True) and settings.get("crop_size") is not None
     for key in ("size", "crop_size"):
-        value = own.get(key)
+        value = settings.get(key)
         for side in value.values() if isinstance(value, Mapping) else [value]:
             last = key == "crop_size" or not cuts
             if side is None or (key == "crop_size" and not cuts):
@@ -340,12 +340,12 @@ def _pictures(folder: Path, found: Mapping[str, Mapping[str, Any]], facts: Facts
                     "of the vision tower"
                 )
     for key in ("image_mean", "image_std"):
-        value = own.get(key)
+        value = settings.get(key)
         if value is not None and not (isinstance(value, list) and len(value) == 3 and all(map(_is_share, value))):
             raise InputError(f"{where}: `{key}` must be three numbers from 0 to 1, got {one_line(repr(value), 60)}")
-    if 0 in (own.get("image_std") or ()):
+    if 0 in (settings.get("image_std") or ()):
         raise InputError(f"{where}: `image_std` must not be 0")
-    factor = own.get("rescale_factor", 1.0)
+    factor = settings.get("rescale_factor", 1.0)
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not math.isfinite(factor):
         raise InputError(f"{where}: `rescale_factor` must be a number, got {one_line(repr(factor), 60)}")
 

@@ -1,4 +1,4 @@
-"""A profile's dialogue as a Jinja chat template: what `encoding.render` writes, for programs that speak in messages.
+"""A profile's dialogue as a Jinja chat template: what `encoding.render` writes, for programs that take messages.
 
 Content may be a text or a list of parts; pictures stand where their parts stand. The line break that the wording has behind
 every picture belongs to the picture, as in the templates of the hub's LLaVA checkpoints, so that nobody has to send it. A given

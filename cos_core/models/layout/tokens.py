@@ -44,16 +44,16 @@ def whole_text(tokenizer: Any, profile: Profile, image_token_id: int, config: Pa
     """
     samples = list(_dialogues(profile))
     try:
-        wanted = [encode(profile, turns, tokenizer, image_token_id, 1) for turns in samples]
+        expected = [encode(profile, turns, tokenizer, image_token_id, 1) for turns in samples]
     except InputError:
         return None
     texts = [_text(profile, turns, tokenizer.convert_ids_to_tokens(image_token_id)) for turns in samples]
     for candidate in (tokenizer, *_with_other_rules(tokenizer, profile)):
         loaded = _loaded_again(candidate, config)
         whole = [tuple(loaded(text)["input_ids"]) for text in texts]
-        if whole != [sample.ids for sample in wanted]:
+        if whole != [sample.ids for sample in expected]:
             continue
-        if [encode(profile, turns, loaded, image_token_id, 1) for turns in samples] == wanted:
+        if [encode(profile, turns, loaded, image_token_id, 1) for turns in samples] == expected:
             return candidate
     return None
 

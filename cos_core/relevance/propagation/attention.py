@@ -132,24 +132,24 @@ class Tape:
     """What passes between `_attention` and a sweep, as an argument of the decoder's forward pass.
 
     `length`: positions of a whole sequence (against which sliding windows are measured). `before`: keys and values of a prefix
-    that every sequence continues, for the layer that runs now; its batch divides the sequences', which repeat it. `kept`: where
-    a list stands here, every layer's keys and values are added to it. `attended`: what the last layer run with gradients left.
+    that every sequence continues, for the layer that runs now; its batch divides the sequences', which repeat it. `recorded`: a
+    list to which every layer's keys and values are added, or None. `attended`: what the last layer run with gradients left.
     """
 
-    __slots__ = ("attended", "before", "kept", "length")
+    __slots__ = ("attended", "before", "length", "recorded")
 
     def __init__(self, length: int) -> None:
         self.length = length
         self.before: tuple[torch.Tensor, torch.Tensor] | None = None
-        self.kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+        self.recorded: list[tuple[torch.Tensor, torch.Tensor]] | None = None
         self.attended: Attended | None = None
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
     ) -> torch.Tensor:
         """(batch, n, heads, d). With gradients the graph is cut here, and `attended` holds both ends."""
-        if self.kept is not None:
-            self.kept.append((key.detach(), value.detach()))
+        if self.recorded is not None:
+            self.recorded.append((key.detach(), value.detach()))
         keys, values = _continued(self.before, key.detach(), value.detach())
         output = _plain(query.detach(), keys, values, mask, scale)
         if query.requires_grad and torch.is_grad_enabled():

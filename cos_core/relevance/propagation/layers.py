@@ -87,7 +87,7 @@ class DecoderPass:
             self._set_before(number)
             with torch.enable_grad():
                 left = _hidden(self.decoder.layers[number](entered, *args[1:], **kwargs))
-            self._pieces[number] = Piece(entered, left, self._taken())
+            self._pieces[number] = Piece(entered, left, self._attended())
         return self._pieces.pop(number)
 
     def _hooked(self, number: int, layer: nn.Module) -> list[Any]:
@@ -113,7 +113,7 @@ class DecoderPass:
         def after(_module: Any, _args: tuple[Any, ...], output: Any) -> Any:
             left = _hidden(output)
             if keep:
-                self._pieces[number] = Piece(leaves.pop(), left, self._taken())
+                self._pieces[number] = Piece(leaves.pop(), left, self._attended())
             self._end = left.detach()
             if last:
                 self._end.requires_grad_(True)
@@ -132,7 +132,7 @@ class DecoderPass:
         if self.tape is not None and self.prefix is not None:
             self.tape.before = self.prefix[number]
 
-    def _taken(self) -> Attended | None:
+    def _attended(self) -> Attended | None:
         return None if self.tape is None else self.tape.take()
 
 

@@ -79,10 +79,10 @@ def sweep_continuations(
     count = walked_layers(decoder, settings)
     front_tape, back_tape = (Tape(start + suffixes.shape[1]) for _ in range(2))
     front = DecoderPass(decoder, count, streamed, front_tape)
-    front_tape.kept = []
+    front_tape.recorded = []
     front.forward(prefix)
-    back = DecoderPass(decoder, count, streamed, back_tape, front_tape.kept)
-    front_tape.kept = None
+    back = DecoderPass(decoder, count, streamed, back_tape, front_tape.recorded)
+    front_tape.recorded = None
     hidden = back.forward(suffixes, start=start)
     back.prefix = None
     after = end_gradient(back, head, hidden, readings, settings)
@@ -95,8 +95,8 @@ def sweep_continuations(
         piece = front.piece(number)
         attended = _cut(piece, decoder)
         back_tape.before = (attended.key.detach(), attended.value.detach())
-        own = back.piece(number)
-        added, after, gradients = _walk_suffix(own, _cut(own, decoder), after, rows, lowest, workspace)
+        tail = back.piece(number)
+        added, after, gradients = _walk_suffix(tail, _cut(tail, decoder), after, rows, lowest, workspace)
         for_front, rows = added[..., :start], rows + added[..., start:]
         continued = None if gradients is None else Gradients(
             torch.zeros(per_image, *attended.query.shape, dtype=attended.query.dtype, device=attended.query.device),
@@ -143,8 +143,8 @@ def _walk_prefix(
         added = walk(attended, by_output, rows, gradients, workspace)
     if gradients is None:
         return added, None
-    own = torch.stack([_through_projections(piece, attended, gradients, i, keep=i < per_image - 1) for i in range(per_image)])
-    return added, own if passed is None else passed.add_(own)
+    inner = torch.stack([_through_projections(piece, attended, gradients, i, keep=i < per_image - 1) for i in range(per_image)])
+    return added, inner if passed is None else passed.add_(inner)
 
 
 def _through_projections(
@@ -155,8 +155,8 @@ def _through_projections(
     by_key, by_value = gradients.key[i], gradients.value[i]
     if last is not None:
         by_key, by_value = by_key[:, :, -last:], by_value[:, :, -last:]
-    given = [g.to(t.dtype) for g, t in zip((gradients.query[i], by_key, by_value), inputs, strict=True)]
-    (passed,) = torch.autograd.grad(inputs, piece.entered, given, retain_graph=keep)
+    outer = [g.to(t.dtype) for g, t in zip((gradients.query[i], by_key, by_value), inputs, strict=True)]
+    (passed,) = torch.autograd.grad(inputs, piece.entered, outer, retain_graph=keep)
     return passed
 
 

@@ -56,14 +56,14 @@ def token_bytes(config: PreTrainedConfig, dtype: torch.dtype, settings: SweepSet
 
 
 def streams(config: PreTrainedConfig, dtype: torch.dtype, settings: SweepSettings, tokens: int) -> bool:
-    """Whether a sweep over `tokens` positions in all streams its layers: as told, or when the graph would be too large."""
+    """Whether a sweep over `tokens` positions in all streams its layers: `stream_layers`, or when the graph is too large."""
     if settings.stream_layers is not None:
         return settings.stream_layers
     return tokens * token_bytes(config, dtype, settings, streamed=False) > _allowed(settings)
 
 
 def sweep_bytes(config: PreTrainedConfig, dtype: torch.dtype, settings: SweepSettings, tokens: int) -> int:
-    """What a sweep over `tokens` positions keeps, streamed only if it is told to: what `tokens_per_call` reckons with."""
+    """What a sweep over `tokens` positions keeps, streamed only with `stream_layers`; for `tokens_per_call`."""
     return tokens * token_bytes(config, dtype, settings, streamed=bool(settings.stream_layers))
 
 
