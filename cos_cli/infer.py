@@ -6,16 +6,16 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
 from cos_cli.command import command
-from cos_cli.console import Session, emit, emit_json, reporting, run_stage
+from cos_cli.console import Session, emit, emit_json, emit_text, reporting, run_stage
 from cos_core import options
-from cos_core.files.text import Lines, escaped_lines
+from cos_core.files.text import Lines, escaped_json, escaped_lines
 from cos_core.options import CHECKS, INPUT, OUTPUT, option
 from cos_core.system.streams import behind
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from cos_core.types import Prediction
 
 
+STDOUT = Path("-")
+"""The value of --out that means stdout."""
 USES = Lines(
     [
         "give one of",
@@ -61,7 +63,7 @@ def infer(session: Session, config: InferConfig, how: InferOptions) -> None:
     The answer is given with the whole picture and the zoomed region.
     With --image and --question: prints box, status and answer. With --data, --images and --out: answers a file of
     questions; killed and started again, it answers only what is missing. With --images, --question and --out: the same
-    question about every picture of a folder.
+    question about every picture of a folder. With --out - the answers are printed as JSON Lines, and kept nowhere.
 
     \b
     Examples:
@@ -79,10 +81,29 @@ def infer(session: Session, config: InferConfig, how: InferOptions) -> None:
         converse(config, session)
     elif single:
         answer(config, how, session)
+    elif config.out == STDOUT:
+        print_answers(config, session)
     else:
         from cos_core.infer import run
 
         run_stage(session, run, config, config.out)
+
+
+def print_answers(config: InferConfig, session: Session) -> None:
+    """Answers a file of questions and prints the predictions as JSON Lines, those of a run that fails, too."""
+    from cos_core.files.jsonl import raw_lines
+    from cos_core.infer import run
+
+    if session.json:
+        raise typer.BadParameter("--json prints the manifest; with --out - stdout is for the answers")
+    with tempfile.TemporaryDirectory(prefix="cos-infer-") as folder:
+        out = Path(folder) / "answers.jsonl"
+        try:
+            run_stage(session, run, replace(config, out=out), "stdout")
+        finally:
+            if out.exists():
+                for _, _, _, line in raw_lines(out):
+                    emit_text(escaped_json(line.decode("utf-8").rstrip("\n")))
 
 
 def answer(config: InferConfig, how: InferOptions, session: Session) -> None:

@@ -397,6 +397,28 @@ def test_an_answer_as_it_comes_and_as_a_picture(tmp_path: Path, capsys: pytest.C
     assert Image.open(saved).width > 40
 
 
+def test_answers_for_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a run that fails as well; nothing of it stays."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    words = scripted(tmp_path)
+    ask = [*words[: words.index("--image")], "--data", str(tmp_path / "q.jsonl"), "--images", str(tmp_path), "--out", "-"]
+    rows = [("1", Path(words[-1]).name), ("2", "gone.png"), ("3", "lost.png")]
+    lines = [json.dumps({"question_id": name, "image": image, "text": "q"}) for name, image in rows]
+    (tmp_path / "q.jsonl").write_text("\n".join(lines[:1]))
+    there = set(tmp_path.iterdir())
+    assert main.run(ask) == 0
+    (answer,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (answer["example_id"], answer["error"]) == ("1", None)
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    assert main.run(ask) == 5, "most of it failed"
+    out = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(each["example_id"], each["error"] is None) for each in out] == [("1", True), ("2", False), ("3", False)]
+    assert set(tmp_path.iterdir()) == there
+    assert main.run([*ask, "--json"]) == 2
+    assert not Path("-").exists()
+
+
 def test_show_draws_in_a_terminal_and_elsewhere_into_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NO_COLOR", raising=False)

@@ -73,7 +73,7 @@ class InferConfig(AnsweringOptions):
     """
 
     model: str | Path = options.model_option()
-    out: Path | None = option(None, "JSONL file of predictions to write or to continue.", OUTPUT)
+    out: Path | None = option(None, "JSONL file of predictions to write or to continue; - prints them.", OUTPUT)
     data: Files | None = option(None, f"Many questions: {options.QUESTIONS}", INPUT)
     images: Path | None = options.images_option(None)
     image: Path | None = option(None, "One picture.", INPUT)
