@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: help setup demo test lint audit test-fast test-slow test-detectron2 test-vllm faults bench completions reference docs clean
 
 help:
-	@echo "make demo         the whole road in small: scenes, annotate, train, eval, a table and a page (about 7 minutes on two cores)"
+	@echo "make demo         the whole road in small: scenes, annotate, train, eval, a table and a page (about 8 minutes on two cores)"
 	@echo "make demo ARGS=--quick   the same stages on less data (about 2 minutes; proves nothing)"
 	@echo "make test         lint, fast tests, slow tests, with the time of each"
 	@echo "make test-detectron2   the detector detectron2 with the real package, in an environment of its own (5.5 GB)"
