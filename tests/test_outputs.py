@@ -13,6 +13,9 @@ from bad.world import World, make_world
 from PIL import Image
 
 from cos_cli.main import run
+from cos_core.errors import InputError
+from cos_core.files.durable import made_folder
+from cos_core.files.locks import FileLock
 
 Arguments = Callable[[World, Path], list[Any]]
 
@@ -118,3 +121,31 @@ def test_an_input_is_no_output(arguments: Arguments, world: World, tmp_path: Pat
     before = seen()
     assert run([str(word) for word in arguments(world, tmp_path)]) == 3
     assert seen() == before
+
+
+def test_a_folder_that_nothing_came_into_is_removed_again(tmp_path: Path) -> None:
+    """Only one that was made for the run: a folder of the user's stays, and so does one with a file."""
+    new, own, used = tmp_path / "a" / "new", tmp_path / "own", tmp_path / "used"
+    own.mkdir()
+
+    def begin(folder: Path, *files: str) -> None:
+        with made_folder(folder), FileLock(folder / ".lock"):
+            for name in files:
+                (folder / name).touch()
+            raise InputError("no model")
+
+    for folder, files in ((new, ()), (own, ()), (used, ("log",))):
+        with pytest.raises(InputError, match="no model"):
+            begin(folder, *files)
+    assert (new.exists(), own.is_dir(), [each.name for each in used.iterdir()]) == (False, True, ["log"])
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file"), made_folder(tmp_path / "file"):
+        pass
+
+
+def test_a_run_that_ends_before_it_begins_leaves_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"id": "1", "image": "a.png", "question": "q", "answers": ["a"]}\n')
+    data = ["--data", str(tmp_path / "q.jsonl"), "--images", str(tmp_path)]
+    for words in (["train", "--roi", "none"], ["annotate"]):
+        assert run([*words, *data, "--model", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")]) in (3, 4)
+        assert not (tmp_path / "out").exists()

@@ -67,6 +67,26 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         file.write(utf8(data) if isinstance(data, str) else data)
 
 
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Makes an output folder, and its parents, for the block; one made here that is still empty at the end is removed again.
+
+    Raises InputError when it cannot be made.
+    """
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        if is_new:
+            # It fails where something lies in it, or another run holds its lock there.
+            with suppress(OSError):
+                folder.rmdir()
+
+
 def sync_folder(folder: Path) -> None:
     """Makes the names in `folder` durable, so that a power cut does not lose a new file. Raises OSError."""
     fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from cos_core import options
 from cos_core.benchmarks import _files
 from cos_core.errors import FailuresError, InputError, RegressionError, TimeUpError, UndefinedError
 from cos_core.evaluate import EvalConfig
 from cos_core.evaluate import stage as evaluate
-from cos_core.files import manifest, outputs, plug
+from cos_core.files import durable, manifest, outputs, plug
 from cos_core.files.locks import FileLock, identity
 from cos_core.files.picture_files import check_folder
 from cos_core.infer import InferConfig
@@ -273,19 +272,13 @@ def _collect(part: Part, data: BenchmarkData, folder: Path) -> None:
 def _locked(config: SuiteConfig) -> Iterator[None]:
     """The run's lock, released when the call or its process ends. Different parts do not exclude each other."""
     if config.out is None:
-        lock: Any = nullcontext()
-    else:
-        part = config.part
-        name = f".part-{part.number}-of-{part.of}.lock" if part and part.number else ".run.lock"
-        try:
-            config.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{config.out} cannot be made: {error.strerror}") from None
-        lock = FileLock(config.out / name, what=config.out)
-    with lock as file_lock:
         yield
-        if file_lock is not None:
-            file_lock.check_place()
+        return
+    part = config.part
+    name = f".part-{part.number}-of-{part.of}.lock" if part and part.number else ".run.lock"
+    with durable.made_folder(config.out), FileLock(config.out / name, what=config.out) as lock:
+        yield
+        lock.check_place()
 
 
 class Until:

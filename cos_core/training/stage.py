@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cos_core.data.datasets import spoken
 from cos_core.errors import InputError
-from cos_core.files import images, manifest, picture_files, plug
+from cos_core.files import durable, images, manifest, picture_files, plug
 from cos_core.files.durable_writer import DurableWriter
 from cos_core.files.jsonl import read_lines
 from cos_core.files.locks import FileLock
@@ -69,7 +69,7 @@ def run(config: TrainConfig, reporter: Reporter) -> RunManifest:
         locks: list[FileLock] = []
 
         def lock_out() -> None:
-            config.out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(durable.made_folder(config.out))
             locks.append(stack.enter_context(FileLock(config.out / ".lock", what=config.out)))
 
         try:
