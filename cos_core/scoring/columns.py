@@ -5,6 +5,7 @@ The classes replace lists and dictionaries of records: sequences of `Example` or
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
@@ -132,8 +133,8 @@ class Texts:
 class _Sequence(Sequence[T]):
     """Base of this module's sequences: slices are lists, and equality is that of the records."""
 
-    def _row(self, place: int) -> T:
-        raise NotImplementedError
+    @abstractmethod
+    def _row(self, place: int) -> T: ...
 
     @overload
     def __getitem__(self, place: int) -> T: ...
