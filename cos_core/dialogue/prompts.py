@@ -2,14 +2,16 @@
 
 A profile (templates/prompts/*.toml) holds everything about the text that changes what a checkpoint sees: system prompt, roles,
 Inst.1 and Inst.2 (CoS Eq. 7 and 9), how a box is written (Eq. 8) and what is cropped. A checkpoint carries its own profile in
-`cos_profile.json`; without one the profile "paper" is used.
+`cos_profile.json`; without one the profile "paper" is used. A profile may leave roles and end marks to the checkpoint's chat
+template, and the writing of a box to its family (a BoxStyle).
 """
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +19,7 @@ from cos_core.errors import InputError
 from cos_core.files import assets
 from cos_core.files.jsonl import decode, why
 from cos_core.files.text import one_line, read_text
+from cos_core.geometry import Frame
 from cos_core.types import ImageSlot, Turn
 
 PROFILE_FILE = "cos_profile.json"
@@ -30,14 +33,76 @@ holds what this version shows."""
 FULL, ROI = ImageSlot("full"), ImageSlot("roi")
 
 AfterEnd = Literal["native", "spaced", "cut", "joined"]
+BoxUnit = Literal["fraction", "thousandth", "1024th", "pixel"]
+BoxOrder = Literal["x0y0x1y1", "x0x1y0y1", "y0x0y1x1"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "box_order": ("x0y0x1y1", "x0x1y0y1"),
     "crop_from": ("image", "canvas"),
     "box_reader": ("lenient", "released"),
     "after_end": get_args(AfterEnd),
     "suffix": ("inside", "after"),
+    "roles": ("profile", "template"),
+    "box": ("profile", "family"),
 }
+_BOX_CHOICES: dict[str, tuple[str, ...]] = {
+    "frame": get_args(Frame),
+    "unit": get_args(BoxUnit),
+    "order": get_args(BoxOrder),
+}
+_PLACES = re.compile(r"\{([xy][01])\}")
+_INSIDE_A_NUMBER = frozenset("0123456789.+-%")
+
+
+@dataclass(frozen=True, slots=True)
+class BoxStyle:
+    """How a box is written.
+
+    `frame`: what the numbers are shares of, the picture ("image") or the picture padded to a square ("square"). `unit`: what
+    1 stands for: the whole side ("fraction", written with `decimals` digits), a thousandth or a 1024th of it, or a pixel of
+    the picture as the model sees it; in the last three the numbers are whole, and `decimals` is 0. A 1024th has four digits,
+    0000 to 1023. `order` names the four numbers as they stand in the text. `text`: what is written, with {x0} {y0} {x1} {y1}
+    once each, in this order; other braces stand for themselves; "": the numbers in square brackets, `[x0, y0, x1, y1]`.
+
+    Without arguments: the style of families that have no documented writing. Raises InputError for what cannot be read back.
+    """
+
+    frame: Frame = "image"
+    unit: BoxUnit = "fraction"
+    order: BoxOrder = "x0y0x1y1"
+    text: str = ""
+    decimals: int = 3
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_kind("box style", "box_" + field.name, getattr(self, field.name))
+        for key, allowed in _BOX_CHOICES.items():
+            if getattr(self, key) not in allowed:
+                raise InputError(f"unknown box_{key} {getattr(self, key)!r}; one of {', '.join(allowed)}")
+        if self.unit == "fraction" and not 1 <= self.decimals <= 6:
+            raise InputError(f"box_decimals must be 1 to 6, got {self.decimals}")
+        if self.unit != "fraction" and self.decimals != 0:
+            raise InputError(f"box_decimals must be 0 where box_unit is {self.unit!r}, got {self.decimals}")
+        if self.text and _PLACES.findall(self.text) != self.places:
+            wanted = " ".join(f"{{{place}}}" for place in self.places)
+            raise InputError(
+                f"box_text must hold {wanted} once each, in this order (box_order), got {one_line(self.text, 80)!r}"
+            )
+        between = self.literals
+        if any(not part for part in between[1:4]):
+            raise InputError(f"box_text needs something between its numbers, got {one_line(self.text, 80)!r}")
+        beside = {part[-1:] for part in between[:4]} | {part[:1] for part in between[1:]}
+        if beside & _INSIDE_A_NUMBER:
+            raise InputError(f"box_text has a digit, point or sign beside a number, got {one_line(self.text, 80)!r}")
+
+    @property
+    def places(self) -> list[str]:
+        """The names of the four numbers in the order of the text: "x0", "y0", ..."""
+        return [self.order[i : i + 2] for i in range(0, 8, 2)]
+
+    @property
+    def literals(self) -> list[str]:
+        """The five stretches of text around the four numbers."""
+        return _PLACES.split(self.text)[::2] if self.text else ["[", ", ", ", ", ", ", "]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +116,11 @@ class Profile:
     falls back wherever the released parser does. `after_end`: how text after the end mark is tokenised (encoding.py).
     `suffix`: whether a request for a format that a benchmark keeps apart from its question stands "inside" the quotes of both
     instructions or "after" the quote of Inst.2 alone (the released MMBench and ScienceQA scripts).
+
+    `roles`: who writes roles and end marks, this profile or the checkpoint's chat "template"; then `user`, `assistant` and
+    `turn_end` are empty, and `system`, if not empty, is sent as a system message. `box`: whose writing of a box holds, this
+    profile's or that of the checkpoint's "family"; the latter is put in by `with_boxes`. The fields that begin with `box_`
+    and have a counterpart in BoxStyle are explained there.
     """
 
     name: str
@@ -63,7 +133,7 @@ class Profile:
     inst1_all: str
     inst1_image: str
     inst2: str
-    box_order: Literal["x0y0x1y1", "x0x1y0y1"] = "x0y0x1y1"
+    box_order: BoxOrder = "x0y0x1y1"
     box_decimals: int = 3
     box_pad_zeros: bool = True
     box_step: float | None = None
@@ -72,6 +142,11 @@ class Profile:
     box_reader: Literal["lenient", "released"] = "lenient"
     after_end: AfterEnd = "native"
     suffix: Literal["inside", "after"] = "inside"
+    roles: Literal["profile", "template"] = "profile"
+    box: Literal["profile", "family"] = "profile"
+    box_frame: Frame = "square"
+    box_unit: BoxUnit = "fraction"
+    box_text: str = ""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -82,16 +157,49 @@ class Profile:
         for key in ("plain", "inst1", "inst1_all", "inst2"):
             if getattr(self, key).count("{question}") != 1:
                 raise InputError(f"profile {self.name!r}: {key} must hold {{question}} exactly once")
-        if not 1 <= self.box_decimals <= 6:
-            raise InputError(f"profile {self.name!r}: box_decimals must be 1 to 6, got {self.box_decimals}")
         if self.box_step is not None and not 0 < self.box_step <= 0.5:
             raise InputError(f"profile {self.name!r}: box_step must lie in (0, 0.5], got {self.box_step}")
         for key, allowed in _CHOICES.items():
             if getattr(self, key) not in allowed:
                 raise InputError(f"profile {self.name!r}: unknown {key} {getattr(self, key)!r}; one of {', '.join(allowed)}")
+        if self.roles == "template" and (self.user or self.assistant or self.turn_end):
+            raise InputError(f"profile {self.name!r}: a chat template writes the roles; leave user, assistant, turn_end empty")
+        self._check_boxes()
+
+    def _check_boxes(self) -> None:
+        try:
+            style = self.boxes
+        except InputError as error:
+            raise InputError(f"profile {self.name!r}: {error}") from None
+        if self.box == "family":
+            if style != _OWN_BOXES:
+                named = ", ".join(f"box_{f.name}" for f in fields(BoxStyle))
+                raise InputError(f"profile {self.name!r}: box = 'family' says how boxes are written; leave out {named}")
+            return
+        if style.unit != "fraction" and self.box_step is not None:
+            raise InputError(f"profile {self.name!r}: box_step goes with fractions, not with box_unit {style.unit!r}")
+        if self.box_reader == "released" and (style.unit != "fraction" or style.text):
+            raise InputError(f"profile {self.name!r}: box_reader 'released' reads bracketed fractions only")
+        if style.frame == "image" and self.crop_from == "canvas":
+            raise InputError(f"profile {self.name!r}: crop_from 'canvas' goes with boxes in the frame 'square'")
+
+    @property
+    def boxes(self) -> BoxStyle:
+        """How this profile writes a box, where `box` is "profile"."""
+        return BoxStyle(self.box_frame, self.box_unit, self.box_order, self.box_text, self.box_decimals)
+
+    def with_boxes(self, style: BoxStyle) -> Profile:
+        """This profile for a checkpoint whose family writes boxes in `style`; the same where it has a writing of its own.
+
+        Raises InputError where the rest of the profile (box_step, box_reader, crop_from) does not go with the style.
+        """
+        if self.box == "profile":
+            return self
+        return replace(self, box="profile", **{f"box_{f.name}": getattr(style, f.name) for f in fields(style)})
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Every setting; those of _LATER only where they are set, since fingerprints are made of this and must stay."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default or f.name not in _LATER}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str = "profile") -> Profile:
@@ -106,6 +214,10 @@ class Profile:
             raise InputError(f"{where}: {error}") from None
 
 
+_LATER = frozenset({"roles", "box", "box_frame", "box_unit", "box_text"})
+"""Settings that profiles of cos 0.2 and before do not have."""
+
+
 def _check_kind(where: str, key: str, value: object) -> None:
     """Raises InputError for a value of another kind than the setting's, a text of whole characters in most cases."""
     kinds: dict[str, type] = {"box_decimals": int, "box_pad_zeros": bool, "box_step": float}
@@ -116,6 +228,10 @@ def _check_kind(where: str, key: str, value: object) -> None:
         raise InputError(f"{where}: {key} must be {named}, got {one_line(repr(value), 60)}")
     if isinstance(value, str) and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
         raise InputError(f"{where}: {key} holds half a character, which is no text")
+
+
+_OWN_BOXES = BoxStyle("square")
+"""What the box fields of a profile say by default."""
 
 
 def profile_names() -> list[str]:
@@ -140,26 +256,29 @@ def load_profile(name: str) -> Profile:
     return Profile.from_json(data, str(path))
 
 
-def checkpoint_profile(folder: str | Path | None, profile: str | Profile | None = None) -> Profile:
+def checkpoint_profile(folder: str | Path | None, profile: str | Profile | None = None, usual: str | None = None) -> Profile:
     """The profile to use with a checkpoint: the given one, else the one stored with the checkpoint, else "paper".
 
     `folder`: the checkpoint's local folder (hub.resolve), None for a model that is known by its name alone. `profile`: a name
     or a file; a Profile has been resolved before and is returned as it is. `after_end` depends on the checkpoint's tokenizer,
-    so the stored value stays.
+    so the stored value stays. `usual`: what stands for "paper".
     """
     if isinstance(profile, Profile):
         return profile
     path = None if folder is None else Path(folder) / PROFILE_FILE
     stored = load_profile(str(path)) if path is not None and path.is_file() else None
     if not profile:
-        return stored or load_profile("paper")
+        return stored or load_profile(usual or "paper")
     return replace(load_profile(profile), after_end=stored.after_end) if stored else load_profile(profile)
 
 
 def break_after_image(profile: Profile) -> bool:
-    """Whether the wording has a line break behind every picture, so that a chat template can put it there by itself."""
+    """Whether the wording has a line break behind every picture, so that a chat template can put it there by itself.
+
+    A chat template that is not written after the profile knows of no such break: it stays part of the text.
+    """
     templates = (profile.plain, profile.inst1, profile.inst1_all, profile.inst1_image, profile.inst2)
-    return all("{image}\n" in template for template in templates)
+    return profile.roles == "profile" and all("{image}\n" in template for template in templates)
 
 
 def dialogue(

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import torch
 
-from cos_core.dialogue.encoding import Encoded
 from cos_core.engines._constrain import TokenGrammar
+from cos_core.engines._features import Picture
 from cos_core.engines._prefix import Match
 from cos_core.interfaces import Request
-from cos_core.models import llava as loader
+from cos_core.models.loaded import PictureSpan
 from cos_core.system import memory
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from transformers import PreTrainedConfig
     from transformers.cache_utils import Cache
 
@@ -30,13 +29,15 @@ T = TypeVar("T")
 class BatchRow:
     """A token sequence to run: its pictures in order, and how much of it is stored already.
 
-    `keys`: the ids with a negative number a picture in its positions, so that equal keys mean equal keys and values.
+    `keys`: the ids with a negative number a picture in its positions, so that equal keys mean equal keys and values;
+    `positions`: position ids, (length,) or (axes, length); `pictures` and `spans`: each picture and where it stands.
     """
 
     ids: np.ndarray
     keys: np.ndarray
-    images: tuple[Image, ...]
-    numbers: tuple[int, ...]
+    positions: np.ndarray
+    pictures: tuple[Picture, ...]
+    spans: tuple[PictureSpan, ...]
     match: Match
 
     @property
@@ -44,20 +45,36 @@ class BatchRow:
         """How many positions are not stored."""
         return len(self.ids) - self.match.length
 
-    def shown(self, size: int) -> list[tuple[Image, int]]:
-        """Pictures that are not stored whole, each with how many of its `size` positions are."""
-        starts = np.flatnonzero(self.keys < 0)[::size]
-        counts = [(image, max(0, self.match.length - int(start))) for image, start in zip(self.images, starts, strict=True)]
-        return [(image, stored) for image, stored in counts if stored < size]
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers that stand for the pictures in `keys`."""
+        return tuple(picture.number for picture in self.pictures)
+
+    @property
+    def last(self) -> int:
+        """The largest position id: the next token's is one more."""
+        return int(self.positions.max(initial=-1))
+
+    def shown(self) -> list[tuple[Picture, int]]:
+        """Pictures that are not stored whole, each with how many of its positions are."""
+        pairs = zip(self.pictures, self.spans, strict=True)
+        counts = [(picture, max(0, self.match.length - span.start), span.stop - span.start) for picture, span in pairs]
+        return [(picture, stored) for picture, stored, size in counts if stored < size]
+
+    def cut(self, length: int, match: Match) -> BatchRow:
+        """Its first `length` positions, with the pictures that end there."""
+        shown = [i for i, span in enumerate(self.spans) if span.stop <= length]
+        pictures, spans = (tuple(each[i] for i in shown) for each in (self.pictures, self.spans))
+        return BatchRow(self.ids[:length], self.keys[:length], self.positions[..., :length], pictures, spans, match)
 
 
 @dataclass(slots=True)
 class GenerationJob:
-    """An encoded request, and what has been generated for it."""
+    """A request with its prompt of `tokens_in` tokens, and what has been generated for it."""
 
     place: int
     request: Request
-    encoded: Encoded
+    tokens_in: int
     row: BatchRow
     grammar: TokenGrammar | None
     forced_first: int = 0
@@ -178,13 +195,3 @@ def choices(rows: Sequence[GenerationJob], logits: torch.Tensor) -> list[tuple[i
         return job.grammar.choose(job.ids, [int(i) for i in order], scores)
 
     return [choice(place, job) for place, job in enumerate(rows)]
-
-
-def stop_ids(llava: loader.Llava) -> frozenset[int]:
-    """The ids that end an answer: the tokenizer's and the model's end tokens, and the profile's end mark if it is one token."""
-    configured = llava.model.generation_config.eos_token_id
-    ids = {llava.tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
-    mark = llava.tokenizer(llava.profile.turn_end, add_special_tokens=False)["input_ids"] if llava.profile.turn_end else []
-    if len(mark) == 1:
-        ids.add(mark[0])
-    return frozenset(int(i) for i in ids if i is not None)

@@ -6,82 +6,105 @@ import itertools
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from cos_core.models import llava as loader
+from cos_core.models.loaded import LoadedModel
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PICTURES_AT_ONCE = 8
+Key = tuple[int, int]
+"""A picture's identity and the variant in which it is seen (LoadedModel.variant)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """A picture as it is seen in a dialogue: `number` stands for it in keys while it lives."""
+
+    image: Image
+    variant: int
+    number: int
+
+    @property
+    def key(self) -> Key:
+        return id(self.image), self.variant
 
 
 class Features:
-    """Pixels and features of the pictures that live; `on_drop` is called with the number of a picture that ended."""
+    """Inputs and features of the pictures that live; `on_drop` is called with the number of a picture that ended."""
 
-    def __init__(self, llava: loader.Llava, on_drop: Callable[[int], None]) -> None:
-        self._llava, self._on_drop = llava, on_drop
-        self._features: dict[int, torch.Tensor] = {}
-        self._pixels: dict[int, torch.Tensor | Future[torch.Tensor]] = {}
-        self._numbers: dict[int, int] = {}
+    def __init__(self, loaded: LoadedModel, on_drop: Callable[[int], None]) -> None:
+        self._loaded, self._on_drop = loaded, on_drop
+        self._features: dict[Key, Any] = {}
+        self._inputs: dict[Key, Any] = {}
+        """What the image processor made of a picture, or the Future of it."""
+        self._numbers: dict[Key, int] = {}
         self._count = itertools.count()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pixels")
 
     def __len__(self) -> int:
         """The number of pictures with anything kept."""
-        return len(self._features.keys() | self._pixels.keys() | self._numbers.keys())
+        return len(self._features.keys() | self._inputs.keys() | self._numbers.keys())
 
-    def number(self, image: Image) -> int:
-        """The number that stands for the picture in keys while it lives; no other picture ever gets it."""
-        if id(image) not in self._numbers:
-            self._numbers[id(image)] = next(self._count)
-            weakref.finalize(image, _forget, weakref.ref(self), id(image))
-        return self._numbers[id(image)]
+    def picture(self, image: Image, variant: int = 0) -> Picture:
+        """The picture with its number; no other picture, nor another variant of it, ever gets that."""
+        key = id(image), variant
+        if key not in self._numbers:
+            self._numbers[key] = next(self._count)
+            weakref.finalize(image, _forget, weakref.ref(self), key)
+        return Picture(image, variant, self._numbers[key])
 
     def prepare(self, images: Iterable[Image]) -> None:
-        """Pads, resizes and normalises pictures ahead of their use; may run in another thread than `of`."""
-        for image in self._unknown(images):
-            self.number(image)
-            self._pixels[id(image)] = self._pixels_of(image)
+        """Makes pictures ready ahead of their use, as a dialogue of one shows them; may run in another thread than `of`."""
+        variant = self._loaded.variant(1)
+        for picture in self._unknown(self.picture(image, variant) for image in images):
+            self._inputs[picture.key] = self._loaded.picture(picture.image, variant)
 
-    def ahead(self, images: Iterable[Image]) -> None:
-        """Pads and resizes pictures beside the model: those of later chunks while earlier ones run."""
-        for image in self._unknown(images):
-            self._pixels[id(image)] = self._thread.submit(self._pixels_of, image)
+    def ahead(self, pictures: Iterable[Picture]) -> None:
+        """Makes pictures ready beside the model: those of later chunks while earlier ones run."""
+        for picture in self._unknown(pictures):
+            self._inputs[picture.key] = self._thread.submit(self._loaded.picture, picture.image, picture.variant)
 
-    def of(self, images: Sequence[Image]) -> list[torch.Tensor]:
-        """(image_tokens, hidden) each, every distinct picture encoded once."""
-        new = {id(image): image for image in images if id(image) not in self._features}
-        ready = [self._pixels.pop(key, None) for key in new]
-        pixels = [
-            one.result() if isinstance(one, Future) else self._pixels_of(image) if one is None else one
-            for image, one in zip(new.values(), ready, strict=True)
-        ]
-        for start in range(0, len(pixels), PICTURES_AT_ONCE):
-            stacked = torch.stack(pixels[start : start + PICTURES_AT_ONCE])
-            keys = list(new)[start : start + PICTURES_AT_ONCE]
-            self._features.update(zip(keys, self._llava.image_features(stacked), strict=True))
-        return [self._features[id(image)] for image in images]
+    def inputs(self, picture: Picture) -> Any:
+        """What the image processor makes of the picture, for models whose prompts depend on it."""
+        if picture.key not in self._inputs:
+            self._inputs[picture.key] = self._loaded.picture(picture.image, picture.variant)
+        return self._ready(picture.key)
+
+    def of(self, pictures: Sequence[Picture]) -> list[Any]:
+        """The features of each; every distinct picture is encoded once."""
+        new = {picture.key: picture for picture in pictures if picture.key not in self._features}
+        inputs = [self.inputs(picture) for picture in new.values()]
+        self._features.update(zip(new, self._loaded.features(inputs), strict=True))
+        for key in new:
+            rest = self._loaded.without_pixels(self._inputs.pop(key))
+            if rest is not None:
+                self._inputs[key] = rest
+        return [self._features[picture.key] for picture in pictures]
 
     def release(self) -> None:
         """Drops all features; they are computed again from the pictures when they are needed."""
+        for key in self._features:
+            self._inputs.pop(key, None)
         self._features.clear()
 
-    def _unknown(self, images: Iterable[Image]) -> Iterable[Image]:
-        return (image for image in images if id(image) not in self._features and id(image) not in self._pixels)
+    def _ready(self, key: Key) -> Any:
+        value = self._inputs[key]
+        if isinstance(value, Future):
+            value = self._inputs[key] = value.result()
+        return value
 
-    def _pixels_of(self, image: Image) -> torch.Tensor:
-        return self._llava.pixels([image])[0]
+    def _unknown(self, pictures: Iterable[Picture]) -> Iterable[Picture]:
+        return (each for each in pictures if each.key not in self._features and each.key not in self._inputs)
 
-    def _drop(self, key: int) -> None:
+    def _drop(self, key: Key) -> None:
         self._features.pop(key, None)
-        self._pixels.pop(key, None)
+        self._inputs.pop(key, None)
         self._on_drop(self._numbers.pop(key))
 
 
-def _forget(features: weakref.ref[Features], key: int) -> None:
+def _forget(features: weakref.ref[Features], key: Key) -> None:
     """Drops what was computed from a picture that ended."""
     self = features()
     if self is not None:

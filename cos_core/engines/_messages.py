@@ -16,21 +16,18 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cos_core.dialogue.prompts import Profile, break_after_image, checkpoint_profile, load_profile
+from cos_core.dialogue.messages import Message, chat_messages
+from cos_core.dialogue.prompts import Profile, checkpoint_profile, load_profile
 from cos_core.errors import InputError
 from cos_core.files.images import FILL, square_pad
 from cos_core.models.checkpoint_info import BICUBIC, fill_of, side_of
 from cos_core.models.pixels import square_resized
-from cos_core.types import ImageSlot, Turn
+from cos_core.types import Slot, Turn
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-Message = dict[str, Any]
-"""One entry of a chat completion's `messages`."""
-
 
 @dataclass(frozen=True, slots=True)
 class ServedDialogue:
@@ -49,24 +46,13 @@ class ServedDialogue:
 
         A system message comes first, save where the profile has none. Raises InputError for a picture that `images` lacks.
         """
-        system = self.profile.system.strip()
-        # Content is given in parts throughout: templates that read parts find nothing in a plain text.
-        head: list[Message] = [{"role": "system", "content": [_text(system)]}] if system else []
-        return [*head, *(self._message(turn, images) for turn in turns)]
 
-    def _message(self, turn: Turn, images: Mapping[str, Image]) -> Message:
-        behind = "\n" if break_after_image(self.profile) else ""
-        content: list[Message] = []
-        after_image = False
-        for part in turn.parts:
-            if isinstance(part, ImageSlot):
-                if part.slot not in images:
-                    raise InputError(f"the dialogue shows a picture {part.slot!r} that the request does not hold")
-                content.append({"type": "image_url", "image_url": {"url": self._url(images[part.slot])}})
-            elif text := part.removeprefix(behind) if after_image else part:
-                content.append(_text(text))
-            after_image = isinstance(part, ImageSlot)
-        return {"role": turn.role, "content": content}
+        def picture(slot: Slot) -> Message:
+            if slot not in images:
+                raise InputError(f"the dialogue shows a picture {slot!r} that the request does not hold")
+            return {"type": "image_url", "image_url": {"url": self._url(images[slot])}}
+
+        return chat_messages(self.profile, turns, picture)
 
     def _url(self, image: Image) -> str:
         url = self._urls.get(id(image))
@@ -104,7 +90,3 @@ def data_url(image: Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _text(text: str) -> Message:
-    return {"type": "text", "text": text}

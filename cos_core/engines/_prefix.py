@@ -91,11 +91,12 @@ class PartLayer(DynamicLayer):
 
     def __init__(self, whole: BufferLayer, first: int, last: int, left: int, fresh: Sequence[int]) -> None:
         super().__init__()
-        self.is_initialized: bool = True
         self.keys = whole.keys[first:last, :, left : whole.used]
         self.values = whole.values[first:last, :, left : whole.used]
         self._fresh = fresh
         self._stored = self.keys.shape[2] - max(fresh)
+        # PaliGemma's mask looks at this to tell a prompt from what follows it.
+        self.is_initialized: bool = self._stored > 0
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any

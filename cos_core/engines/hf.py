@@ -1,4 +1,4 @@
-"""Greedy generation with a LLaVA-1.5-layout checkpoint through `transformers`, batched, on one CPU or GPU.
+"""Greedy generation with a vision-language model through `transformers`, batched, on one CPU or GPU.
 
 Rows of different length are padded on the left; masked positions and explicit position ids keep a row's answer independent of
 its neighbours (up to rounding: kernels of another batch size add in another order, so two nearly equal logits can swap).
@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
-from cos_core.dialogue.encoding import detokenize
 from cos_core.engines._batch import (
     NOT_FINITE,
     BatchRow,
@@ -33,19 +32,21 @@ from cos_core.engines._batch import (
     chunks,
     key_heads,
     segments,
-    stop_ids,
     token_bytes,
     usual_budget,
 )
 from cos_core.engines._constrain import TokenGrammar
-from cos_core.engines._features import Features
+from cos_core.engines._features import Features, Picture
 from cos_core.engines._prefix import Match, PartLayer, PrefixStore, buffer, common_length
 from cos_core.errors import InputError
 from cos_core.interfaces import Engine, Grammar, Reply, Request
 from cos_core.models import hub
-from cos_core.models import llava as loader
+from cos_core.models.llava import Llava
+from cos_core.models.loaded import LoadedModel
+from cos_core.models.loading import load
 from cos_core.models.vocabulary import without_rows
 from cos_core.system import memory
+from cos_core.types import ImageSlot
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,33 +74,38 @@ class HfEngine(Engine):
     name = "hf"
 
     def __init__(
-        self, llava: loader.Llava, *, reuse: bool = True, kv_budget: int | None = None, store: PrefixStore | None = None
+        self, loaded: LoadedModel, *, reuse: bool = True, kv_budget: int | None = None, store: PrefixStore | None = None
     ) -> None:
-        self.llava = llava
-        self._stop = stop_ids(llava)
-        self._excluded = torch.tensor(llava.unused_rows, device=llava.device) if llava.unused_rows else None
-        text = llava.model.config.get_text_config()
-        self._rows = int(text.vocab_size)
-        self._context = llava.context
+        self.loaded = loaded
+        self._stop = loaded.stop_ids
+        self._excluded = torch.tensor(loaded.unused_rows, device=loaded.device) if loaded.unused_rows else None
+        text = loaded.model.config.get_text_config()
         self._layers = int(text.num_hidden_layers)
         self._heads = key_heads(text)
-        self._token_bytes = token_bytes(text, llava.model.dtype)
-        self.reuse = reuse
-        self.kv_budget = kv_budget or usual_budget(llava.device)
+        self._token_bytes = token_bytes(text, loaded.model.dtype)
+        self.reuse = reuse and loaded.continues
+        self.kv_budget = kv_budget or usual_budget(loaded.device)
         self._budget_is_set = kv_budget is not None
         self.kv_peak = 0
         """Most bytes of keys and values ever held at once."""
         self._store = PrefixStore(self.kv_budget // 2) if store is None else store
         # Without reuse nothing is put into the store, and the numbers of pictures mean nothing there.
-        self._features = Features(llava, on_drop=self._store.forget if reuse else lambda _: None)
+        self._features = Features(loaded, on_drop=self._store.forget if self.reuse else lambda _: None)
         self._grammars: dict[Grammar, TokenGrammar] = {}
-        self._prefill = PREFILL_TOKENS[llava.device.type == "cuda"]
+        self._prefill = PREFILL_TOKENS[loaded.device.type == "cuda"]
         self.rows = memory.Allowance()
         """How many rows a batch may have, once memory has run out for more."""
 
+    @property
+    def llava(self) -> Llava:
+        """The model where it is LLaVA-1.5, for those who compute with its parts; AttributeError for another family's."""
+        if not isinstance(self.loaded, Llava):
+            raise AttributeError("llava")
+        return self.loaded
+
     def without_reuse(self) -> HfEngine:
         """The same weights within the same budget, every dialogue computed from its start."""
-        return HfEngine(self.llava, reuse=False, kv_budget=self.kv_budget, store=self._store)
+        return HfEngine(self.loaded, reuse=False, kv_budget=self.kv_budget, store=self._store)
 
     def make_room(self, wanted: int) -> int:
         """Leaves memory to another user of these weights, while the engine rests; how many bytes, at most `wanted`.
@@ -107,7 +113,7 @@ class HfEngine(Engine):
         That is what stays available when the budget is used up. Where this is less than `wanted`, a budget that the user did
         not set is reduced, down to half of it.
         """
-        room = memory.available(self.llava.device) - max(0, self.kv_budget - self._store.held)
+        room = memory.available(self.loaded.device) - max(0, self.kv_budget - self._store.held)
         if room < wanted and not self._budget_is_set:
             reduction = min(wanted - room, self.kv_budget // 2)
             self.kv_budget, room = self.kv_budget - reduction, room + reduction
@@ -140,7 +146,7 @@ class HfEngine(Engine):
                 if len(part) > 1:
                     continue
                 failure = f"out of memory for a single request: {outcome}"
-                outcome = [Reply("", tokens_in=len(part[0].encoded), error=failure, transient=True)]
+                outcome = [Reply("", tokens_in=part[0].tokens_in, error=failure, transient=True)]
             else:
                 self.rows.fitted(len(part))
             replies.update(zip((job.place for job in part), outcome, strict=True))
@@ -152,28 +158,31 @@ class HfEngine(Engine):
         self._features.prepare(images)
 
     def _job(self, place: int, request: Request) -> GenerationJob:
-        encoded = self.llava.encode(request.turns)
-        missing = [slot for slot in encoded.slots if slot not in request.images]
+        slots = [part.slot for turn in request.turns for part in turn.parts if isinstance(part, ImageSlot)]
+        missing = [slot for slot in slots if slot not in request.images]
         if missing:
             raise InputError(f"the dialogue shows a picture {missing[0]!r} that the request does not hold")
-        if encoded.ids.count(self.llava.image_token_id) != len(encoded.slots) * self.llava.image_tokens:
-            raise InputError("the text of the dialogue holds the image mark, which stands for a picture only")
-        if len(encoded) + request.max_new_tokens > self._context:
+        variant = self.loaded.variant(len(slots))
+        shown = {slot: self._features.picture(request.images[slot], variant) for slot in slots}
+        prompt = self.loaded.prompt(request.turns, lambda slot: self._features.inputs(shown[slot]))
+        if len(prompt) + request.max_new_tokens > self.loaded.context:
             raise InputError(
-                f"{len(encoded)} tokens and {request.max_new_tokens} new ones exceed the model's context of {self._context}"
+                f"{len(prompt)} tokens and {request.max_new_tokens} new ones exceed the model's context of {self.loaded.context}"
             )
         grammar = self._grammar(request.grammar)
         forced = grammar.forced([])[: request.max_new_tokens] if grammar else []
-        images = tuple(request.images[slot] for slot in encoded.slots)
-        numbers = tuple(self._features.number(image) for image in images)
-        ids = np.array([*encoded.ids, *forced], dtype=np.int64)
-        if ids.max(initial=0) >= self._rows:
-            raise InputError(f"the tokenizer gives the id {ids.max()}, and the model's vocabulary has {self._rows} rows")
+        ids = np.array([*prompt.ids, *forced], dtype=np.int64)
+        is_image = ids == self.loaded.image_token_id
+        if ids[~is_image].max(initial=0) >= self.loaded.rows:
+            raise InputError(f"the tokenizer gives the id {ids.max()}, and the model's vocabulary has {self.loaded.rows} rows")
+        pictures = tuple(shown[span.slot] for span in prompt.spans)
         keys = ids.copy()
-        keys[ids == self.llava.image_token_id] = np.repeat([-1 - n for n in numbers], self.llava.image_tokens)
-        job = GenerationJob(
-            place, request, encoded, BatchRow(ids, keys, images, numbers, Match()), grammar, len(forced), list(forced)
-        )
+        for picture, span in zip(pictures, prompt.spans, strict=True):
+            part = slice(span.start, span.stop)
+            keys[part] = np.where(is_image[part], -1 - picture.number, keys[part])
+        positions = self.loaded.positions(ids, self._seen(pictures))
+        row = BatchRow(ids, keys, positions, pictures, prompt.spans, Match())
+        job = GenerationJob(place, request, len(prompt), row, grammar, len(forced), list(forced))
         job.margins = [math.inf] * len(forced)
         if job.columns * self._token_bytes > self.kv_budget:
             raise InputError(
@@ -182,12 +191,16 @@ class HfEngine(Engine):
             )
         return job
 
+    def _seen(self, pictures: Sequence[Picture]) -> list[Any]:
+        """What the image processor made of pictures, for models whose positions depend on it."""
+        return [self._features.inputs(picture) for picture in pictures] if self.loaded.positions_need_pictures else []
+
     def _grammar(self, grammar: Grammar | None) -> TokenGrammar | None:
         if grammar is None:
             return None
         if grammar not in self._grammars:
-            tokens = TokenGrammar(grammar, self.llava.tokenizer, self.llava.profile)
-            tokens.index = torch.tensor(tokens.candidates, dtype=torch.long, device=self.llava.device)
+            tokens = TokenGrammar(grammar, self.loaded.tokenizer, self.loaded.profile)
+            tokens.index = torch.tensor(tokens.candidates, dtype=torch.long, device=self.loaded.device)
             self._grammars[grammar] = tokens
         return self._grammars[grammar]
 
@@ -217,10 +230,10 @@ class HfEngine(Engine):
 
     def _reply(self, job: GenerationJob) -> Reply:
         if job.failure is not None:
-            return Reply("", tokens_in=len(job.encoded), steps=job.steps, error=job.failure)
+            return Reply("", tokens_in=job.tokens_in, steps=job.steps, error=job.failure)
         return Reply(
             self._text(job).strip(),
-            tokens_in=len(job.encoded),
+            tokens_in=job.tokens_in,
             tokens_out=len(job.ids),
             finished=self._has_ended(job),
             cached=job.cached,
@@ -233,7 +246,7 @@ class HfEngine(Engine):
         if job.grammar:
             return job.grammar.text(job.ids)
         ids = job.ids[:-1] if job.ids and job.ids[-1] in self._stop else job.ids
-        return detokenize(ids, self.llava.tokenizer)
+        return self.loaded.text(ids)
 
     def _run(self, jobs: Sequence[GenerationJob]) -> None:
         """Gives each job its most likely continuation, the end mark included when it came before the budget was spent."""
@@ -260,10 +273,7 @@ class HfEngine(Engine):
             common = min(min(common_length(first.keys, row.keys), len(row.keys) - 1) for row in group)
             match = self._store.match(first.keys[: common + 1])
             if len(group) > 1 and common - match.length >= WORTH_SHARING:
-                cut = BatchRow(first.ids[:common], first.keys[:common], first.images, first.numbers, match)
-                pictures = int((cut.keys < 0).sum()) // self.llava.image_tokens
-                cut.images, cut.numbers = cut.images[:pictures], cut.numbers[:pictures]
-                shared.append(cut)
+                shared.append(first.cut(common, match))
         for batch in by_length(shared, lambda row: len(row.ids)):
             batch.sort(key=lambda row: row.fresh)
             state = self._prompts(batch, 0)
@@ -276,7 +286,7 @@ class HfEngine(Engine):
         """Prompts, then tokens until every job has its end mark or its budget; finished rows leave at every halving."""
         state = self._prompts([job.row for job in jobs], max(job.columns - len(job.row.ids) for job in jobs))
         for job in jobs:
-            job.cached = min(job.row.match.length, len(job.encoded))
+            job.cached = min(job.row.match.length, job.tokens_in)
         rows = list(jobs)  # which job stands in each row of the batch
         while True:
             self._choose(rows, state.logits)
@@ -305,7 +315,7 @@ class HfEngine(Engine):
             job.steps += 1
             token, lead = choice
             if choice is NOT_FINITE:
-                job.failure, job.done = f"{_NOT_FINITE} in {str(self.llava.model.dtype).removeprefix('torch.')}", True
+                job.failure, job.done = f"{_NOT_FINITE} in {str(self.loaded.model.dtype).removeprefix('torch.')}", True
                 continue
             forced = job.grammar.forced([*job.ids, token]) if job.grammar else []
             room = job.request.max_new_tokens - len(job.ids)
@@ -332,34 +342,45 @@ class HfEngine(Engine):
 
         Rows are sorted by what they compute. Each stands at the right of the buffer, stored and new positions without a gap.
         """
-        model, device = self.llava.model, self.llava.device
+        device = self.loaded.device
         end = max(len(row.ids) for row in rows)
         cache = buffer(self._layers, end + room)
-        like = torch.empty((len(rows), *self._heads[:1], 0, self._heads[1]), dtype=model.dtype, device=device)
+        like = torch.empty((len(rows), *self._heads[:1], 0, self._heads[1]), dtype=self.loaded.model.dtype, device=device)
         for layer, part in enumerate(cache.layers):
             part.start([(len(row.ids), segments(row, layer)) for row in rows], like, end)
-        self._features.ahead(image for row in rows for image, _ in row.shown(self.llava.image_tokens))
+        self._features.ahead(picture for row in rows for picture, _ in row.shown())
         logits = [self._chunk(cache, rows, first, last) for first, last in chunks(rows, self._prefill)]
         lengths = torch.tensor([[len(row.ids)] for row in rows])
         mask = (torch.arange(end) >= end - lengths).long().to(device)
-        return State(cache, mask, (lengths - 1).to(device), torch.cat(logits))
+        return State(cache, mask, torch.tensor([[row.last] for row in rows]).to(device), torch.cat(logits))
 
     def _chunk(self, cache: Cache, rows: Sequence[BatchRow], first: int, last: int) -> torch.Tensor:
         """Runs rows [first, last) and returns the logits behind each, (rows, vocabulary)."""
-        device, part = self.llava.device, rows[first:last]
+        device, part = self.loaded.device, rows[first:last]
         width, longest = max(row.fresh for row in part), max(len(row.ids) for row in part)
-        ids = torch.full((len(part), width), 0 if self.llava.image_token_id else 1)  # any id but the image's; the mask hides it
-        positions = torch.zeros((len(part), width), dtype=torch.long)
+        filler = 0 if self.loaded.image_token_id else 1  # any id but the image's; the mask hides it
+        whole = torch.full((len(part), longest), filler)
+        positions = torch.zeros((*part[0].positions.shape[:-1], len(part), width), dtype=torch.long)
         mask = torch.zeros((len(part), longest), dtype=torch.long)
         for place, row in enumerate(part):
-            ids[place, width - row.fresh :] = torch.from_numpy(row.ids[row.match.length :])
-            positions[place, width - row.fresh :] = torch.arange(row.match.length, len(row.ids))
+            whole[place, longest - len(row.ids) :] = torch.from_numpy(row.ids)
+            positions[..., place, width - row.fresh :] = torch.from_numpy(row.positions[..., row.match.length :])
             mask[place, longest - len(row.ids) :] = 1
-        ids, features = ids.to(device), self._shown(part)
-        embeddings = self.llava.model.get_input_embeddings()(ids) if features is None else self.llava.embed(ids, features)
+        ids = whole[:, longest - width :].clone()
+        for place, row in enumerate(part):
+            ids[place, : width - row.fresh] = filler
         fresh = [row.fresh for row in part]
-        view = Cache(layers=[PartLayer(whole, first, last, whole.used - longest, fresh) for whole in cache.layers])
-        return self._forward(view, mask.to(device), positions.to(device), inputs_embeds=embeddings)
+        view = Cache(layers=[PartLayer(layer, first, last, layer.used - longest, fresh) for layer in cache.layers])
+        shown = [each for row in part for each in row.shown()]
+        features = self._features.of([picture for picture, _ in shown])
+        return self._forward(
+            view,
+            mask.to(device),
+            positions.to(device),
+            ids.to(device),
+            [(each, stored) for each, (_, stored) in zip(features, shown, strict=True)],
+            whole,
+        )
 
     def _step(self, state: State, new: Sequence[Sequence[int]]) -> None:
         """Runs the tokens just chosen, padded on the left to the longest row."""
@@ -368,13 +389,22 @@ class HfEngine(Engine):
         mask = torch.tensor([[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in new]).to(state.mask)
         state.positions = (state.positions[:, -1:] + mask.cumsum(1)).clamp(min=0)
         state.mask = torch.cat([state.mask, mask], dim=1)
-        state.logits = self._forward(state.cache, state.mask, state.positions, input_ids=ids.to(state.mask.device))
+        positions = state.positions if self.loaded.axes is None else state.positions.expand(self.loaded.axes, *mask.shape)
+        state.logits = self._forward(state.cache, state.mask, positions, ids.to(state.mask.device))
 
-    def _forward(self, cache: Cache, mask: torch.Tensor, positions: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+    def _forward(
+        self,
+        cache: Cache,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        ids: torch.Tensor,
+        shown: Sequence[tuple[Any, int]] = (),
+        whole: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Logits behind each row, (rows, vocabulary); what no answer can hold is minus infinity."""
-        logits: torch.Tensor = self.llava.model(
-            **inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
-        ).logits[:, -1]
+        logits = self.loaded.run(
+            ids, shown, attention_mask=mask, position_ids=positions, past_key_values=cache, whole=whole
+        )
         return without_rows(logits, self._excluded)
 
     def _keep(self, state: State, place: int, row: BatchRow, keys: np.ndarray) -> None:
@@ -382,14 +412,6 @@ class HfEngine(Engine):
         columns = state.mask[place].nonzero()[row.match.length :, 0]
         layers = [(part.keys[place, :, columns], part.values[place, :, columns]) for part in state.cache.layers]
         self._store.add(keys, row.match, layers, row.numbers)
-
-    def _shown(self, rows: Sequence[BatchRow]) -> torch.Tensor | None:
-        """Features of every image position that is not stored, in order: (positions, hidden)."""
-        shown = [each for row in rows for each in row.shown(self.llava.image_tokens)]
-        if not shown:
-            return None
-        features = self._features.of([image for image, _ in shown])
-        return torch.cat([whole[stored:] for whole, (_, stored) in zip(features, shown, strict=True)])
 
 
 def build(
@@ -403,6 +425,6 @@ def build(
     kv_budget: int | None = None,
     **_unused: Any,
 ) -> HfEngine:
-    """Loads the checkpoint and returns its engine. Raises what `llava.load` raises."""
-    llava = loader.load(model, profile=profile, device=device, dtype=dtype, attention=attention)
-    return HfEngine(llava, reuse=reuse, kv_budget=kv_budget)
+    """Loads the checkpoint and returns its engine. Raises what `loading.load` raises."""
+    loaded = load(model, profile=profile, device=device, dtype=dtype, attention=attention)
+    return HfEngine(loaded, reuse=reuse, kv_budget=kv_budget)

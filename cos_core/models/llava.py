@@ -6,31 +6,36 @@ layout. Only safetensors are read: a pickle from a stranger can run code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from cos_core.dialogue.encoding import Encoded, encode
+from cos_core.dialogue.encoding import Encoded, detokenize, encode
 from cos_core.dialogue.prompts import Profile, checkpoint_profile
 from cos_core.errors import InputError, MissingError
 from cos_core.models import hub, pretrained
 from cos_core.models.devices import placement, quiet_libraries
 from cos_core.models.layout.check import check
+from cos_core.models.loaded import LoadedModel, PictureSpan, Prompt
 from cos_core.models.pixels import check_pictures, processed
 from cos_core.models.vocabulary import check_tokens, unused_rows
 from cos_core.system.extras import install
 from cos_core.system.memory import is_out_of_memory
-from cos_core.types import Turn
+from cos_core.types import Slot, Turn
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
 
+PICTURES_AT_ONCE = 8
+"""Pictures that go through the vision tower together at most."""
+
+
 @dataclass(slots=True)
-class Llava:
+class Llava(LoadedModel):
     """A loaded model with its tokenizer, image processor and prompt profile.
 
     `image_tokens`: positions that one picture takes in the sequence (576 for LLaVA-1.5); `fill`: the colour that pads a
@@ -49,11 +54,6 @@ class Llava:
     unused_rows: tuple[int, ...] = ()
     """Rows of the vocabulary that no answer can hold (vocabulary.py)."""
 
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self.model.device
-        return device
-
     def pixels(self, images: Sequence[Image]) -> torch.Tensor:
         """Pictures of any size as (n, 3, side, side) in the model's dtype, padded to squares, resized, normalised."""
         return processed(self.image_processor, images, self.fill).to(self.model.device, self.model.dtype)
@@ -63,9 +63,58 @@ class Llava:
         return encode(self.profile, turns, self.tokenizer, self.image_token_id, self.image_tokens, self.context)
 
     @property
-    def context(self) -> int:
-        """Positions of a sequence that the model was made for."""
-        return int(self.model.config.get_text_config().max_position_embeddings)
+    def stop_ids(self) -> frozenset[int]:
+        """The tokenizer's and the model's end tokens, and the profile's end mark if it is one token."""
+        configured = self.model.generation_config.eos_token_id
+        ids = {self.tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
+        mark = self.tokenizer(self.profile.turn_end, add_special_tokens=False)["input_ids"] if self.profile.turn_end else []
+        if len(mark) == 1:
+            ids.add(mark[0])
+        return frozenset(int(i) for i in ids if i is not None)
+
+    def picture(self, image: Image, variant: int = 0) -> torch.Tensor:
+        """Pixels, (3, side, side) in the model's dtype."""
+        return self.pixels([image])[0]
+
+    def features(self, pictures: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """(image_tokens, hidden) each; a few pictures at a time."""
+        import torch
+
+        groups = [torch.stack(list(pictures[at : at + PICTURES_AT_ONCE])) for at in range(0, len(pictures), PICTURES_AT_ONCE)]
+        return [each for group in groups for each in self.image_features(group)]
+
+    def prompt(self, turns: Sequence[Turn], picture: Callable[[Slot], Any]) -> Prompt:
+        encoded = self.encode(turns)
+        places = [place for place, token in enumerate(encoded.ids) if token == self.image_token_id]
+        if len(places) != len(encoded.slots) * self.image_tokens:
+            raise InputError("the text of the dialogue holds the image mark, which stands for a picture only")
+        starts = places[:: self.image_tokens]
+        return Prompt(
+            encoded.ids,
+            tuple(
+                PictureSpan(slot, start, start + self.image_tokens, self.image_tokens)
+                for slot, start in zip(encoded.slots, starts, strict=True)
+            ),
+        )
+
+    def positions(self, ids: Sequence[int], pictures: Sequence[Any]) -> Any:
+        import numpy as np
+
+        return np.arange(len(ids))
+
+    def run(self, ids: torch.Tensor, shown: Sequence[tuple[Any, int]], **inputs: Any) -> torch.Tensor:
+        import torch
+
+        inputs.pop("whole", None)
+        if shown:
+            inputs["inputs_embeds"] = self.embed(ids, torch.cat([features[stored:] for features, stored in shown]))
+        else:
+            inputs["input_ids"] = ids
+        logits: torch.Tensor = self.model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1]
+        return logits
+
+    def text(self, ids: Sequence[int]) -> str:
+        return detokenize(ids, self.tokenizer)
 
     def image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Projected features of pictures: (n, 3, side, side) -> (n, image_tokens, hidden), without gradients."""
@@ -124,12 +173,13 @@ def read_network(
     device: torch.device | None = None,
     attention: str | None = None,
     quantization: Any = None,
+    kind: Literal["llava", "any"] = "llava",
 ) -> Any:
     """The network of a checkpoint folder, in eval mode, each weight read from its file to where it stays.
 
     `device`: a GPU, to which the weights go one by one; None: the CPU, or, where DeepSpeed's ZeRO-3 is set up, the parts that
     it cuts them into. Nothing is moved afterwards: no second copy exists at any time, and what ZeRO-3 placed stays there.
-    `quantization`: a transformers quantization configuration, applied weight by weight. Raises InputError for a checkpoint that
+    `quantization`: a transformers quantization configuration, applied weight by weight; `kind`: "any" takes every family. Raises InputError for a checkpoint that
     cannot be read, is not LLaVA or lacks weights; what says that memory ran out is let through (see memory.py).
     """
     import torch
@@ -142,7 +192,8 @@ def read_network(
         options["device_map"] = {"": torch.device(device.type, index)}
     if quantization is not None:
         options["quantization_config"] = quantization
-    net, info = pretrained.network(where, **options)
+    read = pretrained.network if kind == "llava" else pretrained.any_network
+    net, info = read(where, **options)
     pretrained.check_complete(where, info)
     return net
 

@@ -61,19 +61,34 @@ def configuration(where: str) -> Any:
 
 
 def network(where: str, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """The network of a checked folder, in eval mode, and what was read and what was missing. Raises InputError.
+    """The network of a checked LLaVA-1.5 folder, in eval mode, and what was read and what was missing. Raises InputError.
 
     What says that memory ran out is let through.
     """
     import transformers
 
     check(where)
+    return _network(where, transformers.LlavaForConditionalGeneration, **options)
+
+
+def any_network(where: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """As `network`, for a checked folder of any family; its generation settings are replaced by greedy ones."""
+    import transformers
+
+    net, info = _network(where, transformers.AutoModelForImageTextToText, **options)
+    ends = net.generation_config.eos_token_id
+    # Unset fields of a GenerationConfig are filled from the model's own: only another one in its place keeps, say, a repetition
+    # penalty out of a greedy answer.
+    net.generation_config = transformers.GenerationConfig(eos_token_id=ends, do_sample=False)
+    return net, info
+
+
+def _network(where: str, cls: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
     with reading(where, memory=True):
-        net, info = transformers.LlavaForConditionalGeneration.from_pretrained(
-            where, use_safetensors=True, output_loading_info=True, **_HERE, **options
-        )
+        net, info = cls.from_pretrained(where, use_safetensors=True, output_loading_info=True, **_HERE, **options)
         # Settings of a file that would have the forward pass answer in another form.
-        for part in (net.config, net.config.text_config, net.config.vision_config):
+        parts = [net.config, *(getattr(net.config, name, None) for name in ("text_config", "vision_config"))]
+        for part in filter(None, parts):
             part.return_dict, part.use_cache, part.output_attentions, part.output_hidden_states = True, True, False, False
         return net.eval(), info
 

@@ -56,6 +56,16 @@ def is_llava(config: Mapping[str, Any]) -> bool:
     return kind == "llava" and not is_original(config)
 
 
+def is_llava_15(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is for the fast path: LLaVA-1.5, in either layout, with CLIP's tower (Pixtral-12B's type is `llava`,
+    too). The tower of one that names none is CLIP's."""
+    if is_original(config):
+        return True
+    vision = config.get("vision_config")
+    tower = vision.get("model_type", "clip_vision_model") if isinstance(vision, Mapping) else "clip_vision_model"
+    return is_llava(config) and tower == "clip_vision_model"
+
+
 def is_original(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is of LLaVA-1.5 in its authors' layout."""
     kind = config.get("model_type", "llava")

@@ -1,0 +1,127 @@
+"""Families of vision-language models: what `transformers` cannot be asked of each, one file a family.
+
+A file is named after the `model_type` of config.json and offers `build() -> Family`. A family without a file is `Family` itself:
+a box is written as fractions of the picture, and what the engine assumes is checked when the checkpoint is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from cos_core.dialogue.prompts import BoxStyle
+from cos_core.errors import InputError
+
+DEFAULT_BOXES = BoxStyle()
+"""How a family without a documented writing is asked for boxes: `[x0, y0, x1, y1]`, fractions of the picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class PixelBudget:
+    """How finely a picture is shown; None: as the checkpoint's image processor says.
+
+    `min_pixels`, `max_pixels`: of the resized picture; `max_tiles`: tiles that a picture is cut into, the whole picture apart;
+    `longest_edge`: of the resized picture, in pixels.
+    """
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    max_tiles: int | None = None
+    longest_edge: int | None = None
+
+    @property
+    def given(self) -> dict[str, int]:
+        """The words that are set."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class Family:
+    """A family of models; subclasses say where it differs from the general case."""
+
+    name: ClassVar[str] = ""
+    """What people call it; empty for a family without a file."""
+    boxes: ClassVar[BoxStyle] = DEFAULT_BOXES
+    """How it writes a box by nature."""
+    boxes_source: ClassVar[str] = ""
+    """Where that is documented; empty where nothing is."""
+    budget_words: ClassVar[tuple[str, ...]] = ()
+    """The fields of PixelBudget that it has."""
+    anew: ClassVar[str] = ""
+    """Why a prompt's keys and values cannot be continued, as the end of a sentence; empty where they can."""
+    first_position: ClassVar[int] = 0
+    """The position id of a sequence's first token."""
+    pads_to_square: ClassVar[bool] = False
+    """Whether a picture is padded to a square before the image processor sees it."""
+    whole_ids: ClassVar[bool] = False
+    """Whether the model's mask depends on which tokens are a picture's: it is then given `token_type_ids` of all columns."""
+
+    def variant(self, pictures: int) -> int:
+        """A number for how a picture is seen in a dialogue of `pictures` pictures; equal numbers see it alike."""
+        return 0
+
+    def shown_as(self, variant: int) -> int:
+        """In a dialogue of how many pictures a picture of this variant is prepared."""
+        return 1
+
+    def layout(self, text: str, processor: Any) -> str:
+        """The text of a dialogue as the processor lays it out before it puts image tokens in."""
+        return text
+
+    def token_types(self, is_image: Any) -> Any:
+        """The `token_type_ids` of a sequence, from whether each of its ids is a picture's (0 or 1)."""
+        return is_image
+
+    def resized(self, image_processor: Any, width: int, height: int) -> tuple[int, int]:
+        """(width, height) in pixels of the picture as the model sees it, which boxes in unit "pixel" speak of."""
+        return width, height
+
+    def set_budget(self, image_processor: Any, budget: PixelBudget) -> None:
+        """Sets what `budget` says in a loaded image processor. Raises InputError for a word that the family does not have."""
+        for word in budget.given:
+            if word not in self.budget_words:
+                raise InputError(f"{option(word)} is no setting of {self.name or 'this model'}{self._have()}")
+        if budget.given:
+            self.apply(image_processor, budget)
+
+    def apply(self, image_processor: Any, budget: PixelBudget) -> None:
+        """Sets the words that the family has; at least one is given."""
+
+    def budget(self, image_processor: Any) -> dict[str, int]:
+        """What the image processor is set to, by the family's words."""
+        return {}
+
+    def _have(self) -> str:
+        if not self.budget_words:
+            return ", which shows every picture in one size"
+        return "; it has " + " and ".join(option(word) for word in self.budget_words)
+
+
+def option(word: str) -> str:
+    """How a word of the budget is spelt on the command line."""
+    return "--" + word.replace("_", "-")
+
+
+def names() -> list[str]:
+    """The model types with a file, sorted. Imports nothing."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+
+
+def of_type(model_type: str) -> Family:
+    """The family of a `model_type`; the general one where it has no file."""
+    stem = model_type.replace("-", "_").replace(".", "_")
+    if stem not in names():
+        return Family()
+    family: Family = importlib.import_module(f"{__name__}.{stem}").build()
+    return family
+
+
+def of_config(config: Mapping[str, Any]) -> Family:
+    """The family of a config.json. A `llava` with a Pixtral tower is Pixtral-12B."""
+    vision = config.get("vision_config")
+    tower = vision.get("model_type") if isinstance(vision, Mapping) else None
+    kind = config.get("model_type", "llava")
+    return of_type("pixtral" if kind == "llava" and tower == "pixtral" else str(kind))

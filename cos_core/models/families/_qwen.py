@@ -1,0 +1,36 @@
+"""What the Qwen-VL families share: pictures resized to multiples of a cell, within a budget of pixels."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, ClassVar
+
+from cos_core.models.families import Family, PixelBudget
+
+
+class DynamicResolution(Family):
+    """Pictures keep their shape: each side becomes a multiple of `patch_size * merge_size`, the area stays within the budget."""
+
+    budget_words: ClassVar[tuple[str, ...]] = ("min_pixels", "max_pixels")
+
+    def resized(self, image_processor: Any, width: int, height: int) -> tuple[int, int]:
+        """By the image processor's own `smart_resize`."""
+        smart_resize = sys.modules[type(image_processor).__module__].smart_resize
+        size = image_processor.size
+        factor = image_processor.patch_size * image_processor.merge_size
+        high, wide = smart_resize(height, width, factor, min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"])
+        return wide, high
+
+    def apply(self, image_processor: Any, budget: PixelBudget) -> None:
+        size = dict(image_processor.size)
+        low = size["shortest_edge"] if budget.min_pixels is None else budget.min_pixels
+        high = size["longest_edge"] if budget.max_pixels is None else budget.max_pixels
+        # A ceiling below the checkpoint's own floor lowers the floor: the ceiling is what was asked for.
+        low = min(low, high) if budget.min_pixels is None else low
+        image_processor.size = {"shortest_edge": low, "longest_edge": high}
+        for name, value in (("min_pixels", low), ("max_pixels", high)):
+            if hasattr(image_processor, name):
+                setattr(image_processor, name, value)
+
+    def budget(self, image_processor: Any) -> dict[str, int]:
+        return {"min_pixels": int(image_processor.size["shortest_edge"]), "max_pixels": int(image_processor.size["longest_edge"])}

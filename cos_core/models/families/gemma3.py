@@ -1,0 +1,16 @@
+"""Gemma 3: every picture in one size; the tokens of a picture see one another both ways."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from cos_core.models.families import Family
+
+
+class Gemma3(Family):
+    name: ClassVar[str] = "Gemma 3"
+    whole_ids: ClassVar[bool] = True
+
+
+def build() -> Gemma3:
+    return Gemma3()

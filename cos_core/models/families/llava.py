@@ -1,0 +1,19 @@
+"""LLaVA-1.5 through the general class: pictures padded to squares, as its own path does (models/llava.py)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from cos_core.dialogue.prompts import BoxStyle
+from cos_core.models.families import Family
+
+
+class Llava15(Family):
+    name: ClassVar[str] = "LLaVA-1.5"
+    boxes: ClassVar[BoxStyle] = BoxStyle("square", "fraction", "x0y0x1y1", "", 3)
+    boxes_source: ClassVar[str] = "haotian-liu/LLaVA issue 606; CoS Eq. 8"
+    pads_to_square: ClassVar[bool] = True
+
+
+def build() -> Llava15:
+    return Llava15()

@@ -1,0 +1,15 @@
+"""Mistral 3: one grid of merged patches."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from cos_core.models.families._edge import LongestEdge
+
+
+class Mistral3(LongestEdge):
+    name: ClassVar[str] = "Mistral 3"
+
+
+def build() -> Mistral3:
+    return Mistral3()

@@ -1,0 +1,18 @@
+"""Qwen2-VL: boxes in thousandths of the picture between marks of their own."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from cos_core.dialogue.prompts import BoxStyle
+from cos_core.models.families._qwen import DynamicResolution
+
+
+class Qwen2VL(DynamicResolution):
+    name: ClassVar[str] = "Qwen2-VL"
+    boxes: ClassVar[BoxStyle] = BoxStyle("image", "thousandth", "x0y0x1y1", "<|box_start|>({x0},{y0}),({x1},{y1})<|box_end|>", 0)
+    boxes_source: ClassVar[str] = "QwenLM/Qwen3-VL issue 663"
+
+
+def build() -> Qwen2VL:
+    return Qwen2VL()

@@ -1,0 +1,305 @@
+"""Any vision-language model of `transformers` with a chat template and room for two pictures.
+
+The checkpoint's chat template writes the dialogue, its processor says which tokens stand for a picture, its vision tower is run
+once a picture (`get_image_features`), and the whole model is run on ids, explicit positions and these features
+(`mm_encoder_outputs`): position ids of more axes, features that enter several layers, and masks that look both ways inside a
+picture are the model's own. What differs from family to family stands in families/.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from cos_core.dialogue.messages import chat_messages
+from cos_core.dialogue.prompts import Profile
+from cos_core.errors import InputError, MissingError
+from cos_core.files import images
+from cos_core.files.text import one_line
+from cos_core.models import checkpoint_files as files
+from cos_core.models import families, hub, pretrained
+from cos_core.models import processor as processors
+from cos_core.models.devices import placement
+from cos_core.models.general_check import check
+from cos_core.models.families import Family, PixelBudget
+from cos_core.models.layout.families import is_llava_15
+from cos_core.models.llava import read_network
+from cos_core.models.loaded import LoadedModel, PictureSpan, Prompt
+from cos_core.models.pixels import padding_colour
+from cos_core.models.vocabulary import unused_rows
+from cos_core.models.wording import resolved_profile
+from cos_core.system.memory import is_out_of_memory
+from cos_core.types import Slot, Turn
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, slots=True)
+class PictureInputs:
+    """A picture as the processor prepares it.
+
+    `tensors`: what `get_image_features` takes; `text`: what stands for the picture in a prompt; `tokens`: how many of its tokens
+    are features; `grid`: its `image_grid_thw` (1, 3), for families whose positions depend on it.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    text: str
+    tokens: int
+    grid: torch.Tensor | None = None
+
+
+@dataclass(slots=True)
+class GeneralModel(LoadedModel):
+    """A loaded model of any family with its processor and prompt profile."""
+
+    model: Any
+    processor: Any
+    profile: Profile
+    family: Family
+    image_token_id: int
+    name: str
+    fingerprint: str
+    unused_rows: tuple[int, ...] = ()
+    fill: tuple[int, int, int] = images.FILL
+    """The colour that pads pictures to squares, for families that do."""
+    stop_ids: frozenset[int] = frozenset()
+    axes: int | None = None
+    _feature_options: frozenset[str] = frozenset()
+    _shown_marks: frozenset[int] = field(default_factory=frozenset)
+    """Special tokens that are part of a box's text."""
+
+    def __post_init__(self) -> None:
+        base = self.model.base_model
+        self._feature_options = frozenset(inspect.signature(base.get_image_features).parameters)
+        self.axes = 3 if hasattr(base, "get_rope_index") else None
+        self.stop_ids = _stop_ids(self.model, self.processor)
+        tokenizer = self.tokenizer
+        special = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+        self._shown_marks = frozenset(number for token, number in special if token in self.profile.box_text)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    @property
+    def rows(self) -> int:
+        return int(self.model.get_input_embeddings().num_embeddings)
+
+    @property
+    def continues(self) -> bool:
+        return not self.family.anew
+
+    @property
+    def positions_need_pictures(self) -> bool:
+        return self.axes is not None
+
+    def variant(self, pictures: int) -> int:
+        return self.family.variant(pictures)
+
+    def seen(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) in pixels of a picture of `size` as the model sees it, by the image processor's own rule."""
+        return self.family.resized(self.processor.image_processor, *size)
+
+    def picture(self, image: Image, variant: int = 0) -> PictureInputs:
+        if self.family.pads_to_square:
+            image = images.square_pad(image, self.fill)
+        times = self.family.shown_as(variant)
+        mark = self.processor.image_token
+        batch = self.processor(
+            text=[mark * times], images=[[image] * times], return_text_replacement_offsets=True, return_tensors="pt"
+        )
+        text = str(batch["text_replacement_offsets"][0][0]["replacement"])
+        # Of the copies of a picture that is prepared as one of several, the first counts; its tensors stay together.
+        tensors = {name: value for name, value in batch.items() if name in self._feature_options}
+        tokens = int((batch["input_ids"] == self.image_token_id).sum()) // times
+        grid = tensors["image_grid_thw"][:1] if "image_grid_thw" in tensors else None
+        return PictureInputs(tensors, text, tokens, grid)
+
+    def without_pixels(self, picture: PictureInputs) -> PictureInputs:
+        return replace(picture, tensors={})
+
+    def features(self, pictures: Sequence[PictureInputs]) -> list[Any]:
+        import torch
+
+        with torch.no_grad():
+            return [self._features(each) for each in pictures]
+
+    def _features(self, picture: PictureInputs) -> SimpleNamespace:
+        """What a tower makes of one picture: `pooler_output`, and `deepstack_features` where there are."""
+        tensors = {name: self._placed(value) for name, value in picture.tensors.items()}
+        output = self.model.base_model.get_image_features(**tensors, return_dict=True)
+        features = SimpleNamespace(pooler_output=output.pooler_output)
+        if (deepstack := getattr(output, "deepstack_features", None)) is not None:
+            features.deepstack_features = deepstack
+        return _first(features, picture.tokens)
+
+    def _placed(self, value: torch.Tensor) -> torch.Tensor:
+        value = value.to(self.model.device)
+        return value.to(self.model.dtype) if value.is_floating_point() else value
+
+    def prompt(self, turns: Sequence[Turn], picture: Callable[[Slot], Any]) -> Prompt:
+        slots: list[Slot] = []
+
+        def part(slot: Slot) -> dict[str, Any]:
+            slots.append(slot)
+            return {"type": "image"}
+
+        messages = chat_messages(self.profile, turns, part)
+        text = self.family.layout(self.rendered(messages), self.processor)
+        mark = self.processor.image_token
+        stretches = text.split(mark)
+        if len(stretches) != len(slots) + 1:
+            raise InputError(f"the text of the dialogue holds the image mark {mark!r}, which stands for a picture only")
+        pictures = [picture(slot) for slot in slots]
+        whole = stretches[0] + "".join(each.text + rest for each, rest in zip(pictures, stretches[1:], strict=True))
+        ids = self._ids(whole)
+        places = [place for place, token in enumerate(ids) if token == self.image_token_id]
+        if len(places) != sum(each.tokens for each in pictures):
+            raise InputError("the text of the dialogue holds the image mark, which stands for a picture only")
+        spans: list[PictureSpan] = []
+        for slot, each in zip(slots, pictures, strict=True):
+            shown, places = places[: each.tokens], places[each.tokens :]
+            spans.append(PictureSpan(slot, shown[0], shown[-1] + 1, each.tokens))
+        return Prompt(tuple(ids), tuple(spans))
+
+    def rendered(self, messages: list[dict[str, Any]]) -> str:
+        """The chat template's text of messages, ready for the assistant's answer. Raises InputError where it refuses them."""
+        try:
+            return str(self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # a template is a stranger's program and raises what it likes
+            raise InputError(f"the chat template of {self.name} refuses the dialogue: {pretrained.quoted(error)}") from error
+
+    def _ids(self, text: str) -> list[int]:
+        tokenizer = self.tokenizer
+        begun = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+        return [int(each) for each in tokenizer(text, add_special_tokens=not begun)["input_ids"]]
+
+    def positions(self, ids: Sequence[int], pictures: Sequence[Any]) -> Any:
+        import numpy as np
+        import torch
+
+        if self.axes is None:
+            return np.arange(len(ids)) + self.family.first_position
+        row = torch.as_tensor(np.asarray(ids))[None]
+        grids = torch.cat([each.grid for each in pictures]) if pictures else None
+        kinds = (row == self.image_token_id).int()
+        result, _ = self.model.base_model.get_rope_index(row, mm_token_type_ids=kinds, image_grid_thw=grids)
+        return result[:, 0].numpy()
+
+    def run(self, ids: torch.Tensor, shown: Sequence[tuple[Any, int]], **inputs: Any) -> torch.Tensor:
+        whole = inputs.pop("whole", None)
+        if shown:
+            inputs["mm_encoder_outputs"] = {"image": _joined([features for features, _ in shown])}
+        if self.family.whole_ids and whole is not None:
+            inputs["token_type_ids"] = self.family.token_types((whole == self.image_token_id).long()).to(ids.device)
+        logits: torch.Tensor = self.model(input_ids=ids, **inputs, use_cache=True, logits_to_keep=1).logits[:, -1]
+        return logits
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Special tokens are left out, but for those that a box's text is made of."""
+        hidden = set(self.tokenizer.all_special_ids) - self._shown_marks
+        return str(self.tokenizer.decode([i for i in ids if i not in hidden], clean_up_tokenization_spaces=False))
+
+
+def _first(features: SimpleNamespace, tokens: int) -> SimpleNamespace:
+    """The features of the first picture of several copies: `tokens` of them. Raises InputError where there are fewer."""
+    pooled = features.pooler_output
+    if isinstance(pooled, list | tuple):
+        features.pooler_output = pooled = [pooled[0]]
+    count = sum(each.shape[:-1].numel() for each in pooled)
+    if count != tokens:
+        raise InputError(f"a picture has {tokens} tokens in the prompt, and {count} features")
+    return features
+
+
+def _joined(pictures: Sequence[SimpleNamespace]) -> SimpleNamespace:
+    """The features of several pictures as the model takes them from one call of its tower."""
+    import torch
+
+    first = pictures[0]
+    if len(pictures) == 1:
+        return first
+    if isinstance(first.pooler_output, torch.Tensor):
+        joined = SimpleNamespace(pooler_output=torch.cat([each.pooler_output for each in pictures]))
+    else:
+        joined = SimpleNamespace(pooler_output=[part for each in pictures for part in each.pooler_output])
+    if hasattr(first, "deepstack_features"):
+        layers = zip(*(each.deepstack_features for each in pictures), strict=True)
+        joined.deepstack_features = [
+            torch.cat(list(layer)) if isinstance(layer[0], torch.Tensor) else [part for each in layer for part in each]
+            for layer in layers
+        ]
+    return joined
+
+
+def _stop_ids(model: Any, processor: Any) -> frozenset[int]:
+    """The ids that end an answer: the tokenizer's and the model's end tokens, and the first special token that the chat template
+    writes behind an answer."""
+    tokenizer = processor.tokenizer
+    configured = model.generation_config.eos_token_id
+    ids = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
+    turns = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in (("user", "a"), ("assistant", ANSWER))]
+    text = processor.apply_chat_template(turns, tokenize=False).rpartition(ANSWER)[2]
+    special = set(tokenizer.all_special_ids)
+    behind = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+    ids.add(next((token for token in behind[:1] if token in special), None))
+    return frozenset(int(i) for i in ids if i is not None)
+
+
+ANSWER = "cos-answer"
+"""A text that no template writes by itself."""
+
+
+def serves(folder: str) -> bool:
+    """Whether the checkpoint is one for the general class: of a `model_type` that is not LLaVA-1.5's."""
+    config = files.settings(Path(folder), files.CONFIG)
+    return config is not None and isinstance(config.get("model_type"), str) and not is_llava_15(config)
+
+
+def load(
+    model: str | Path,
+    *,
+    profile: str | Profile | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    attention: str | None = None,
+    budget: PixelBudget | None = None,
+) -> GeneralModel:
+    """Loads a checkpoint of any family for inference; the options as for `llava.load`.
+
+    `budget`: how finely pictures are shown. Raises InputError for a checkpoint that cannot be asked through a chat template with
+    two pictures, MissingError for a package, or for memory, that is not there.
+    """
+    where = hub.resolve(model)
+    config = check(where)
+    target, kind = placement(device, dtype)
+    family = families.of_config(config)
+    processor = processors.processor(where)
+    family.set_budget(processor.image_processor, budget or PixelBudget())
+    try:
+        net = read_network(where, dtype=kind, device=None if target.type == "cpu" else target, attention=attention, kind="any")
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        name = str(kind).removeprefix("torch.")
+        raise MissingError(
+            f"the checkpoint {where} does not fit on {target} in {name}; take bfloat16, or serve it with --engine openai"
+        ) from None
+    image_token = int(net.config.image_token_id)
+    return GeneralModel(
+        model=net,
+        processor=processor,
+        profile=resolved_profile(where, profile),
+        family=family,
+        image_token_id=image_token,
+        name=str(model),
+        fingerprint=hub.fingerprint(where),
+        unused_rows=unused_rows(processor.tokenizer, image_token, int(net.get_input_embeddings().num_embeddings)),
+        fill=padding_colour(processor.image_processor) if family.pads_to_square else images.FILL,
+    )

@@ -1,0 +1,179 @@
+"""A checkpoint's processor: chat template, tokenizer and image processor in one object of `transformers`, with Pillow alone.
+
+`AutoProcessor` is not asked. It takes torchvision's image processors where torchvision is installed, so that answers would depend on
+what else is there (pixels differ by 1 to 2 grey levels), and where torchvision is missing it refuses every processor that can also
+read videos, because transformers has video processors for torchvision only. The same classes are built here from the same files,
+with `None` in the place of the video part. Processors that were saved with theirs were loaded so: ids, masks and grids are equal,
+pixels are bit-equal to those of Pillow's image processors there. No code of a checkpoint is run, and nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from cos_core.errors import InputError
+from cos_core.files.text import one_line
+from cos_core.models import checkpoint_files, pretrained
+
+NAMED_IN = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+"""The files that name the processor's class, in the order in which `AutoProcessor` asks them."""
+
+
+def processor(where: str | Path) -> Any:
+    """The processor of a checkpoint's folder (`transformers.ProcessorMixin`), for text and pictures; its `video_processor`, where
+    its class has one, reads nothing.
+
+    Raises InputError where the folder's files cannot be read, where its processor is not one of this version of transformers or
+    takes no pictures, where its image processor exists for torchvision only, and where that one cannot read a picture.
+    """
+    import transformers
+
+    folder = Path(where)
+    cls = pictures_only(_class(folder))
+    fields = cls.get_attributes()
+    if "image_processor" not in fields or "tokenizer" not in fields:
+        raise InputError(
+            f"cannot use the checkpoint {folder}: its {cls.__name__} takes {' and '.join(fields) or 'nothing'}, and cos needs one "
+            f"that takes text and pictures; name a vision-language model"
+        )
+    parts = [_part(folder, cls, field) for field in fields]
+    with pretrained.reading(folder), _without_needless_packages(cls):
+        options, _ = transformers.ProcessorMixin.get_processor_dict(str(folder), local_files_only=True)
+        result = cls.from_args_and_dict(parts, options)
+    _try(folder, result.image_processor)
+    return result
+
+
+def _class(folder: Path) -> Any:
+    """The class of a folder's processor, by the name in its files, else by its model type. Raises InputError."""
+    import transformers
+
+    for file in NAMED_IN:
+        name = (checkpoint_files.settings(folder, file) or {}).get("processor_class")
+        if isinstance(name, str) and name:
+            break
+    else:
+        with pretrained.reading(folder):
+            config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        if type(config) not in transformers.PROCESSOR_MAPPING:
+            raise InputError(
+                f"cannot use the checkpoint {folder}: transformers {transformers.__version__} has no processor for its model type "
+                f"{one_line(config.model_type)}, and its files name none; cos asks models through theirs"
+            )
+        name = transformers.PROCESSOR_MAPPING[type(config)].__name__
+    if name == "PixtralProcessor":
+        from cos_core.models.pixtral_processor import PixtralProcessor
+
+        return PixtralProcessor
+    cls = getattr(transformers, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, transformers.ProcessorMixin)):
+        raise InputError(
+            f"cannot use the checkpoint {folder}: its processor {one_line(name)} is not one of transformers "
+            f"{transformers.__version__}, and cos runs no code of a checkpoint; a later transformers may have it"
+        )
+    return cls
+
+
+class NoVideo:
+    """Stands where a processor has its video processor. Each of its settings is None: processors copy some of them."""
+
+    model_input_names: tuple[str, ...] = ()
+    _auto_class = None
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+
+@functools.cache
+def pictures_only(cls: Any) -> Any:
+    """A processor class that takes a NoVideo for its `video_processor`; a class without one as it is."""
+    if "video_processor" not in cls.get_attributes():
+        return cls
+
+    class PicturesOnly(cls):  # type: ignore[misc]
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            if isinstance(argument, NoVideo):
+                return NoVideo
+            return super().check_argument_for_proper_class(argument_name, argument)
+
+        def to_dict(self) -> dict[str, Any]:
+            return {name: value for name, value in super().to_dict().items() if not isinstance(value, NoVideo)}
+
+    PicturesOnly.__name__, PicturesOnly.__qualname__, PicturesOnly.__module__ = cls.__name__, cls.__qualname__, cls.__module__
+    return PicturesOnly
+
+
+def _part(folder: Path, cls: Any, field: str) -> Any:
+    """What the processor class gets for one of its parts, read from the folder. Raises InputError."""
+    import transformers
+
+    if field == "image_processor":
+        return _image_processor(folder)
+    if field == "video_processor":
+        return NoVideo()
+    if "tokenizer" in field:
+        # A second one, as InstructBLIP's for its Q-Former, lies in a folder of its name.
+        own = folder / field
+        at = str(own if field != "tokenizer" and own.is_dir() else folder)
+        if cls.__name__ != "PixtralProcessor":
+            return pretrained.tokenizer(at)
+        # As transformers does: tokenizer_config.json of published ones names LlamaTokenizer, which is not what tokenizer.json holds.
+        with pretrained.reading(folder):
+            return transformers.PreTrainedTokenizerFast.from_pretrained(at, local_files_only=True, trust_remote_code=False)
+    if field == "feature_extractor":
+        with pretrained.reading(folder):
+            return transformers.AutoFeatureExtractor.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+    raise InputError(f"cannot use the checkpoint {folder}: its {cls.__name__} needs a {field}, which cos does not know")
+
+
+def _image_processor(folder: Path) -> Any:
+    """The folder's image processor, which works with Pillow. Raises InputError, also where it is torchvision's only."""
+    import transformers
+    from transformers.image_processing_backends import TorchvisionBackend
+
+    config = checkpoint_files.settings(folder, "processor_config.json") or {}
+    image = config.get("image_processor") or checkpoint_files.settings(folder, "preprocessor_config.json") or {}
+    name = image.get("image_processor_type") if isinstance(image, dict) else None
+    needs_torchvision = InputError(
+        f"cannot use the checkpoint {folder}: transformers {transformers.__version__} has its image processor for torchvision only, "
+        f"and cos reads pictures with Pillow alone, so that answers do not depend on what is installed; take another checkpoint"
+    )
+    # Without torchvision such a class is a placeholder.
+    if isinstance(name, str) and getattr(getattr(transformers, name.removesuffix("Fast"), None), "is_dummy", False):
+        raise needs_torchvision
+    result = pretrained.image_processor(str(folder))
+    if isinstance(result, TorchvisionBackend):
+        raise needs_torchvision
+    return result
+
+
+@contextmanager
+def _without_needless_packages(cls: Any) -> Iterator[None]:
+    """Inside the block, SmolVLM's processor can be made without num2words.
+
+    It spells how many frames a video has and refuses to be made without the package, although pictures need no such words. The only
+    way around is the name in its module, which is set to what the question "is it there?" takes for a yes.
+    """
+    module = importlib.import_module(cls.__module__)
+    if getattr(module, "num2words", str) is not None:
+        yield
+        return
+    with mock.patch.object(module, "num2words", str):
+        yield
+
+
+def _try(folder: Path, image_processor: Any) -> None:
+    """Raises InputError where an image processor cannot read a picture, as Fuyu's with Pillow (a TypeError in transformers 5.23)."""
+    from PIL import Image
+
+    with pretrained.reading(folder):
+        image_processor([Image.new("RGB", (64, 48), (90, 120, 30))], return_tensors="pt")
