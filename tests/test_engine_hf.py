@@ -73,10 +73,10 @@ def ids_of(engine: HfEngine, asked: Sequence[Request]) -> list[list[int]]:
 
 def prompt(engine: HfEngine, request: Request) -> tuple[torch.Tensor, tuple[Image.Image, ...]]:
     """Embeddings (1, length, hidden) of the request's dialogue, pictures in place."""
-    job = engine._job(0, request)
     model = engine.llava
-    features = model.image_features(model.pixels(list(job.row.images)))
-    return model.embed(torch.tensor([job.encoded.ids]), features), job.row.images
+    encoded = model.encode(request.turns)
+    shown = tuple(request.images[slot] for slot in encoded.slots)
+    return model.embed(torch.tensor([encoded.ids]), model.image_features(model.pixels(shown))), shown
 
 
 def margin(engine: HfEngine, request: Request, ids: list[int]) -> float:
@@ -129,9 +129,10 @@ def test_the_forward_from_pixels_gives_the_same_first_token(engine: HfEngine) ->
     # The model's own way (ids with image marks, pixel_values) must mean what our embeddings mean, two pictures included.
     request = requests(2)[1]
     job = engine._job(0, request)
-    pixels = engine.llava.pixels(list(job.row.images))
+    encoded = engine.llava.encode(request.turns)
+    pixels = engine.llava.pixels([request.images[slot] for slot in encoded.slots])
     with torch.inference_mode():
-        theirs = engine.llava.model(input_ids=torch.tensor([job.encoded.ids]), pixel_values=pixels).logits[0, -1]
+        theirs = engine.llava.model(input_ids=torch.tensor([encoded.ids]), pixel_values=pixels).logits[0, -1]
         ours = engine._prompts([job.row], 0).logits[0]
     spoken = torch.isfinite(ours)
     assert (~spoken).nonzero().flatten().tolist() == list(engine.llava.unused_rows)

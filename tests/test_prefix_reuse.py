@@ -117,14 +117,21 @@ def greedy_flips(model: llava.Llava, asked: Sequence[Request], replies: Sequence
     Without a cache, a mask, or this project's loop; only dialogues of one length stand together. Given the tokens before it,
     each token must be the arg max, which is what decoding one by one from the start would give.
     """
-    engine, found = HfEngine(model, reuse=False), []
-    jobs = [engine._job(0, request) for request in asked]
-    rows = [(job.encoded.ids, job.row.images, reply.ids) for job, reply in zip(jobs, replies, strict=True)]
+    found, features_of = [], {}
+    encoded = [model.encode(request.turns) for request in asked]
+    rows = [
+        (each.ids, [request.images[slot] for slot in each.slots], reply.ids)
+        for each, request, reply in zip(encoded, asked, replies, strict=True)
+    ]
     rows.sort(key=lambda row: (len(row[0]), len(row[2])))
     with torch.inference_mode():
         for (_, count), group in itertools.groupby(rows, key=lambda row: (len(row[0]), len(row[2]))):
             ids, images, chosen = zip(*group, strict=True)
-            features = torch.cat(engine._features.of([image for row in images for image in row]))
+            shown = [image for row in images for image in row]
+            for image in shown:
+                if id(image) not in features_of:
+                    features_of[id(image)] = model.features([model.picture(image)])[0]
+            features = torch.cat([features_of[id(image)] for image in shown])
             written = model.model.get_input_embeddings()(torch.tensor(chosen)[:, :-1])
             whole = torch.cat([model.embed(torch.tensor(ids), features), written], dim=1)
             logits = model.model(inputs_embeds=whole, logits_to_keep=count).logits
