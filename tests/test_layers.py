@@ -36,6 +36,8 @@ WITH_TORCH = (
     "models.vocabulary",
     "models.convert",
     "models.pretrained",
+    "models.processor",
+    "models.pixtral_processor",
     "models.layout",
     "backbones",
     "engines.hf",

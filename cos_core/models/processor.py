@@ -1,10 +1,11 @@
 """A checkpoint's processor: chat template, tokenizer and image processor in one object of `transformers`, with Pillow alone.
 
-`AutoProcessor` is not asked. It takes torchvision's image processors where torchvision is installed, so that answers would depend on
-what else is there (pixels differ by 1 to 2 grey levels), and where torchvision is missing it refuses every processor that can also
-read videos, because transformers has video processors for torchvision only. The same classes are built here from the same files,
-with `None` in the place of the video part. Processors that were saved with theirs were loaded so: ids, masks and grids are equal,
-pixels are bit-equal to those of Pillow's image processors there. No code of a checkpoint is run, and nothing is fetched.
+`AutoProcessor` is not asked. Where torchvision is installed it takes torchvision's image processors, so that answers would
+depend on what else is there (pixels differ by 1 to 2 grey levels). Where torchvision is missing it refuses every processor
+that can also read videos, because transformers has video processors for torchvision only. The same classes are built here
+from the same files, with nothing in the place of the video part. Folders that the full processors had saved were loaded so:
+ids, masks and grids were equal, and pixels were bit-equal to those of Pillow's image processors there. No code of a
+checkpoint is run, nothing is fetched.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from cos_core.models import checkpoint_files, pretrained
 
 NAMED_IN = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 """The files that name the processor's class, in the order in which `AutoProcessor` asks them."""
+AUDIO = "audio_tokenizer_config.json"
+"""A file by which transformers would load a model of that name from elsewhere."""
 
 
 def processor(where: str | Path) -> Any:
-    """The processor of a checkpoint's folder (`transformers.ProcessorMixin`), for text and pictures; its `video_processor`, where
-    its class has one, reads nothing.
+    """The processor of a checkpoint's folder (a `transformers.ProcessorMixin`), for text and pictures.
 
-    Raises InputError where the folder's files cannot be read, where its processor is not one of this version of transformers or
-    takes no pictures, where its image processor exists for torchvision only, and where that one cannot read a picture.
+    Raises InputError where the folder's files cannot be read, where the processor is none of this version of transformers or
+    takes no pictures, and where its image processor exists for torchvision only or does not work with Pillow.
     """
     import transformers
 
@@ -39,14 +41,17 @@ def processor(where: str | Path) -> Any:
     fields = cls.get_attributes()
     if "image_processor" not in fields or "tokenizer" not in fields:
         raise InputError(
-            f"cannot use the checkpoint {folder}: its {cls.__name__} takes {' and '.join(fields) or 'nothing'}, and cos needs one "
-            f"that takes text and pictures; name a vision-language model"
+            f"cannot use the checkpoint {folder}: its {cls.__name__} is not for text and pictures; name a vision-language model"
+        )
+    if "audio_tokenizer" in (checkpoint_files.settings(folder, NAMED_IN[0]) or {}) or (folder / AUDIO).exists():
+        raise InputError(
+            f"cannot use the checkpoint {folder}: its processor brings a second model for sound, which cos does not load"
         )
     parts = [_part(folder, cls, field) for field in fields]
     with pretrained.reading(folder), _without_needless_packages(cls):
         options, _ = transformers.ProcessorMixin.get_processor_dict(str(folder), local_files_only=True)
         result = cls.from_args_and_dict(parts, options)
-    _try(folder, result.image_processor)
+        _try(folder, result)
     return result
 
 
@@ -63,8 +68,8 @@ def _class(folder: Path) -> Any:
             config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         if type(config) not in transformers.PROCESSOR_MAPPING:
             raise InputError(
-                f"cannot use the checkpoint {folder}: transformers {transformers.__version__} has no processor for its model type "
-                f"{one_line(config.model_type)}, and its files name none; cos asks models through theirs"
+                f"cannot use the checkpoint {folder}: its files name no processor, and transformers {transformers.__version__} "
+                f"has none for the model type {one_line(config.model_type)}; save the processor's files beside the weights"
             )
         name = transformers.PROCESSOR_MAPPING[type(config)].__name__
     if name == "PixtralProcessor":
@@ -97,7 +102,7 @@ def pictures_only(cls: Any) -> Any:
     if "video_processor" not in cls.get_attributes():
         return cls
 
-    class PicturesOnly(cls):  # type: ignore[misc]
+    class PicturesOnly(cls):
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
             if isinstance(argument, NoVideo):
                 return NoVideo
@@ -124,7 +129,7 @@ def _part(folder: Path, cls: Any, field: str) -> Any:
         at = str(own if field != "tokenizer" and own.is_dir() else folder)
         if cls.__name__ != "PixtralProcessor":
             return pretrained.tokenizer(at)
-        # As transformers does: tokenizer_config.json of published ones names LlamaTokenizer, which is not what tokenizer.json holds.
+        # As transformers does: tokenizer_config.json of published ones names LlamaTokenizer, and tokenizer.json is another.
         with pretrained.reading(folder):
             return transformers.PreTrainedTokenizerFast.from_pretrained(at, local_files_only=True, trust_remote_code=False)
     if field == "feature_extractor":
@@ -142,17 +147,19 @@ def _image_processor(folder: Path) -> Any:
 
     config = checkpoint_files.settings(folder, "processor_config.json") or {}
     image = config.get("image_processor") or checkpoint_files.settings(folder, "preprocessor_config.json") or {}
-    name = image.get("image_processor_type") if isinstance(image, dict) else None
-    needs_torchvision = InputError(
-        f"cannot use the checkpoint {folder}: transformers {transformers.__version__} has its image processor for torchvision only, "
-        f"and cos reads pictures with Pillow alone, so that answers do not depend on what is installed; take another checkpoint"
+    named = image.get("image_processor_type") if isinstance(image, dict) else None
+    name = named.removesuffix("Fast") if isinstance(named, str) else "its image processor"
+    only_torchvision = InputError(
+        f"cannot use the checkpoint {folder}: transformers {transformers.__version__} has {one_line(name)} for torchvision "
+        f"only; cos reads pictures with Pillow, so that answers do not depend on what is installed; take a model of "
+        f"another family"
     )
-    # Without torchvision such a class is a placeholder.
-    if isinstance(name, str) and getattr(getattr(transformers, name.removesuffix("Fast"), None), "is_dummy", False):
-        raise needs_torchvision
+    # Where torchvision is missing, such a class is a placeholder. (A class with a Pillow form is not looked up: that warns.)
+    if not hasattr(transformers, f"{name}Pil") and getattr(getattr(transformers, name, None), "is_dummy", False):
+        raise only_torchvision
     result = pretrained.image_processor(str(folder))
     if isinstance(result, TorchvisionBackend):
-        raise needs_torchvision
+        raise only_torchvision
     return result
 
 
@@ -160,8 +167,8 @@ def _image_processor(folder: Path) -> Any:
 def _without_needless_packages(cls: Any) -> Iterator[None]:
     """Inside the block, SmolVLM's processor can be made without num2words.
 
-    It spells how many frames a video has and refuses to be made without the package, although pictures need no such words. The only
-    way around is the name in its module, which is set to what the question "is it there?" takes for a yes.
+    It spells how many frames a video has with that package and refuses to be made without it, although pictures need no such
+    words. Nothing public leaves the package out: the name in its module is set to what passes for "it is installed".
     """
     module = importlib.import_module(cls.__module__)
     if getattr(module, "num2words", str) is not None:
@@ -171,9 +178,23 @@ def _without_needless_packages(cls: Any) -> Iterator[None]:
         yield
 
 
-def _try(folder: Path, image_processor: Any) -> None:
-    """Raises InputError where an image processor cannot read a picture, as Fuyu's with Pillow (a TypeError in transformers 5.23)."""
+def _try(folder: Path, made: Any) -> None:
+    """Raises InputError for a processor that breaks over a picture, as Fuyu's does with Pillow in transformers 5.23.
+
+    One with a chat template is tried with dialogues by those who ask the model. What the class says itself about this picture
+    and this text (a ValueError) is no defect.
+    """
+    import transformers
     from PIL import Image
 
-    with pretrained.reading(folder):
-        image_processor([Image.new("RGB", (64, 48), (90, 120, 30))], return_tensors="pt")
+    if made.chat_template is not None:
+        return
+    try:
+        made(images=[Image.new("RGB", (64, 48), (90, 120, 30))], text=["a"], return_tensors="pt")
+    except (TypeError, AttributeError) as error:
+        raise InputError(
+            f"cannot use the checkpoint {folder}: its {type(made).__name__} does not work with Pillow in transformers "
+            f"{transformers.__version__} ({pretrained.quoted(error)}); take a model of another family"
+        ) from error
+    except ValueError:
+        return
