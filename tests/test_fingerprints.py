@@ -180,8 +180,9 @@ def test_what_a_model_is_shown_is_what_the_version_says() -> None:
     tokenizer = byte_tokenizer()
     picture = Image.new("RGB", (90, 40))
     picture.putdata([(x, y, 7) for y in range(40) for x in range(90)])
-    for name in sorted(profile_names()):
-        profile = load_profile(name)
+    for profile in map(load_profile, sorted(profile_names())):
+        if profile.box == "family":  # says nothing by itself: what it shows stands in STYLES_SHOWN
+            continue
         for turns in _dialogues(profile):
             encoded = encode(profile, turns, tokenizer, tokenizer.convert_tokens_to_ids("<image>"), 2)
             digest.update(repr((encoded.ids, encoded.labels, encoded.slots)).encode())

@@ -11,8 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cos_core.dialogue.encoding import render
-from cos_core.dialogue.prompts import Profile, checkpoint_profile, dialogue, load_profile, profile_names, text_dialogue
+from cos_core.dialogue.prompts import (
+    BoxStyle,
+    Profile,
+    break_after_image,
+    checkpoint_profile,
+    dialogue,
+    load_profile,
+    profile_names,
+    text_dialogue,
+)
 from cos_core.errors import InputError
+from cos_core.models.layout.template import chat_template
 from cos_core.types import ImageSlot, Turn
 
 PAPER, RELEASED = load_profile("paper"), load_profile("repo-2024")
@@ -49,12 +59,14 @@ def test_the_plain_dialogue_is_llavas() -> None:
     )
 
 
+WITH_ROLES = [name for name in profile_names() if load_profile(name).roles == "profile"]
+
 questions = st.text(max_size=30) | st.sampled_from(["{question}", "{image}", "{", '"', "a\nb", "}{", "\\1", "%s"])
 
 
 @settings(deadline=None)
 @given(
-    st.sampled_from(profile_names()),
+    st.sampled_from(WITH_ROLES),
     questions,
     st.text(max_size=20),
     st.text(max_size=20),
@@ -132,6 +144,26 @@ def test_every_shipped_profile_loads_and_round_trips(name: str) -> None:
         ({"box_decimals": "3"}, ""),
         ({"box_step": 0.0}, "box_step must lie in"),
         ({"crop_from": "screen"}, "unknown crop_from"),
+        ({"roles": "server"}, "unknown roles"),
+        ({"roles": "template"}, "leave user"),
+        ({"box": "mine"}, "unknown box"),
+        ({"box": "family", "box_decimals": 2}, "leave out"),
+        ({"box": "family", "box_unit": "pixel"}, "box_decimals"),
+        ({"box_frame": "canvas"}, "unknown box_frame"),
+        ({"box_unit": "metre"}, "unknown box_unit"),
+        ({"box_unit": "pixel"}, "box_decimals must be 0"),
+        ({"box_unit": 3}, "must be a text"),
+        ({"box_unit": "thousandth", "box_decimals": 0, "box_step": 0.1}, "box_step goes with fractions"),
+        ({"box_unit": "thousandth", "box_decimals": 0, "box_reader": "released"}, "bracketed fractions only"),
+        ({"box_text": "<{x0},{y0},{x1},{y1}>", "box_reader": "released"}, "bracketed fractions only"),
+        ({"box_frame": "image", "crop_from": "canvas"}, "frame 'square'"),
+        ({"box_text": "{x0} {y0} {x1}"}, "once each"),
+        ({"box_text": "{x0} {y0} {x1} {y1} {x1}"}, "once each"),
+        ({"box_text": "{y0} {x0} {y1} {x1}"}, "in this order"),
+        ({"box_text": "{x0}{y0} {x1} {y1}"}, "between its numbers"),
+        ({"box_text": "{x0} {y0} {x1} -{y1}"}, "beside a number"),
+        ({"box_text": "{x0}. {y0} {x1} {y1}"}, "beside a number"),
+        ({"box_text": "1{x0} {y0} {x1} {y1}"}, "beside a number"),
     ],
 )
 def test_broken_profiles_are_refused(change: dict, words: str, tmp_path: Path) -> None:
@@ -177,3 +209,71 @@ def test_a_format_kept_apart_stands_where_the_profile_says() -> None:
     assert released.endswith('Answer the question: "Q?"\nOne letter. ASSISTANT:')
     plain = text_of(RELEASED, dialogue(RELEASED, "Q?", chain=False, suffix="\nOne letter."))
     assert plain.endswith("<full>\nQ?\nOne letter. ASSISTANT:")
+
+
+# --- any checkpoint with a chat template --------------------------------------------------------------------------------
+
+CHAT = load_profile("chat")
+PIXELS = BoxStyle("image", "pixel", text='{"bbox_2d": [{x0}, {y0}, {x1}, {y1}]}', decimals=0)
+
+
+def test_old_profiles_are_written_as_they_were() -> None:
+    """Fingerprints and the files beside weights are made of this."""
+    keys = "name system user assistant turn_end plain inst1 inst1_all inst1_image inst2 box_order box_decimals box_pad_zeros"
+    keys += " box_step crop_from extra_turn_prefix box_reader after_end suffix"
+    for name in WITH_ROLES:
+        assert list(load_profile(name).to_json()) == keys.split()
+    assert set(CHAT.to_json()) - set(keys.split()) == {"roles", "box"}
+    assert set(CHAT.with_boxes(PIXELS).to_json()) - set(keys.split()) == {"roles", "box_frame", "box_unit", "box_text"}
+
+
+def test_the_chat_profile_has_the_papers_words_and_no_roles() -> None:
+    for key in ("plain", "inst1", "inst1_all", "inst1_image", "inst2", "extra_turn_prefix"):
+        assert getattr(CHAT, key) == getattr(PAPER, key)
+    assert (CHAT.system, CHAT.user, CHAT.assistant, CHAT.turn_end) == ("", "", "", "")
+    with pytest.raises(InputError, match="chat template"):
+        render(CHAT, dialogue(CHAT, "q"))
+    with pytest.raises(InputError, match="chat template"):
+        chat_template(CHAT, "<image>", start=True)
+    assert break_after_image(PAPER)
+    assert not break_after_image(CHAT), "a template that is not made of the profile adds no line break"
+
+
+def test_a_familys_boxes_take_the_place_of_the_profiles() -> None:
+    resolved = CHAT.with_boxes(PIXELS)
+    assert (resolved.box, resolved.boxes, resolved.inst1) == ("profile", PIXELS, CHAT.inst1)
+    assert Profile.from_json(json.loads(json.dumps(resolved.to_json()))) == resolved
+    assert resolved.with_boxes(BoxStyle()) is resolved, "a writing that is settled stays, whatever the family"
+    assert PAPER.with_boxes(PIXELS) is PAPER
+    assert CHAT.with_boxes(PAPER.boxes).boxes == PAPER.boxes
+    for change in ({"box_step": 0.1}, {"box_reader": "released"}, {"crop_from": "canvas"}):
+        with pytest.raises(InputError, match="chat"):
+            replace(CHAT, **change).with_boxes(PIXELS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"frame": "canvas"},
+        {"unit": "inch"},
+        {"order": "x0y0"},
+        {"unit": "pixel"},
+        {"decimals": 0},
+        {"decimals": 7},
+        {"decimals": True},
+        {"text": 4},
+        {"text": "[{x0}, {y0}, {x1}]"},
+        {"text": "[{x0}{y0}, {x1}, {y1}]"},
+        {"text": "[{x0}, {y0}, {x1}, {y1}0]"},
+    ],
+)
+def test_a_style_that_cannot_be_read_back_is_refused(change: dict) -> None:
+    with pytest.raises(InputError):
+        BoxStyle(**change)
+
+
+def test_what_stands_around_the_numbers() -> None:
+    assert PIXELS.literals == ['{"bbox_2d": [', ", ", ", ", ", ", "]}"]
+    assert BoxStyle().literals == ["[", ", ", ", ", ", ", "]"]
+    loc = BoxStyle("image", "1024th", "y0x0y1x1", "<loc{y0}><loc{x0}><loc{y1}><loc{x1}>", 0)
+    assert (loc.places, loc.literals) == (["y0", "x0", "y1", "x1"], ["<loc", "><loc", "><loc", "><loc", ">"])

@@ -46,8 +46,11 @@ def render(profile: Profile, turns: Sequence[Turn]) -> list[tuple[str, bool] | I
     """The dialogue as stretches: (text, learnt) pairs and image slots, in order.
 
     A dialogue whose last turn is the user's ends with the assistant's role, ready for generation. A learnt stretch is an
-    assistant's text with the space before it and its end mark, as LLaVA supervises it.
+    assistant's text with the space before it and its end mark, as LLaVA supervises it. Raises InputError for a profile that
+    leaves the roles to a chat template.
     """
+    if profile.roles != "profile":
+        raise InputError(f"the profile {profile.name!r} has no roles of its own: the checkpoint's chat template writes them")
     pieces: list[tuple[str, bool] | ImageSlot] = [(profile.system, False)]
     for turn in turns:
         if turn.role == "user":

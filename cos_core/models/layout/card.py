@@ -36,13 +36,25 @@ def plain_name(model: str | Path) -> str:
     return f"{cached[1]}/{cached[2]}" if cached else path.name
 
 
+def _box(profile: Profile) -> str:
+    """How the profile writes a box, in words."""
+    frame = {"square": "padded square", "image": "picture"}[profile.box_frame]
+    units = {
+        "fraction": f"fractions of the {frame}, {profile.box_decimals} decimals",
+        "thousandth": f"thousandths of the {frame}",
+        "1024th": f"1024ths of the {frame}",
+        "pixel": f"pixels of the {frame} as the model sees it",
+    }
+    return ", ".join([profile.box_order, units[profile.box_unit], *([f"`{profile.box_text}`"] if profile.box_text else [])])
+
+
 def written(card: ModelCard, profile: Profile, notes: Sequence[str] = ()) -> str:
     """The card as Markdown with the hub's metadata in front; `notes`: what to beware of, a sentence each."""
     facts = {"base model": card.base or "none, weights began at random", **card.facts}
     crop = {"image": "the picture", "canvas": "the padded square"}[profile.crop_from]
     facts |= {
         "wording (profile)": profile.name,
-        "a box": f"{profile.box_order}, fractions of the padded square, {profile.box_decimals} decimals",
+        "a box": _box(profile),
         "the region is cut from": crop,
     }
     rows = "\n".join(f"| {key} | {_cell(value)} |" for key, value in facts.items())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 
 from cos_core.dialogue.prompts import Profile, break_after_image
+from cos_core.errors import InputError
 
 _TEMPLATE = """\
 {%- for message in messages -%}
@@ -33,7 +34,12 @@ _TEMPLATE = """\
 
 
 def chat_template(profile: Profile, image_token: str, *, start: bool) -> str:
-    """The template's text; `start`: whether a dialogue begins with the tokenizer's start token."""
+    """The template's text; `start`: whether a dialogue begins with the tokenizer's start token.
+
+    Raises InputError for a profile that leaves the roles to the checkpoint's own template.
+    """
+    if profile.roles != "profile":
+        raise InputError(f"the profile {profile.name!r} is told by the checkpoint's own chat template; there is none to write")
     system = profile.system
     words = {
         "SYSTEM": system,
