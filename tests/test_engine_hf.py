@@ -334,9 +334,11 @@ def test_activations_are_bounded_by_the_positions_computed_at_once(engine: HfEng
     seen: list[tuple[int, int]] = []
     real = HfEngine._forward
 
-    def watched(self: HfEngine, cache: Any, mask: torch.Tensor, positions: torch.Tensor, **inputs: Any) -> torch.Tensor:
-        seen.append((positions.shape[0], positions.shape[1] if "inputs_embeds" in inputs else 1))
-        return real(self, cache, mask, positions, **inputs)
+    def watched(
+        self: HfEngine, cache: Any, mask: torch.Tensor, positions: torch.Tensor, ids: torch.Tensor, *rest: Any
+    ) -> torch.Tensor:
+        seen.append((ids.shape[0], ids.shape[1] if rest else 1))
+        return real(self, cache, mask, positions, ids, *rest)
 
     monkeypatch.setattr(HfEngine, "_forward", watched)
     narrow = HfEngine(engine.llava)

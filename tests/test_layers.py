@@ -32,6 +32,8 @@ WITH_TORCH = (
     "system.memory",
     "models.devices",
     "models.llava",
+    "models.loaded",
+    "models.general",
     "models.pixels",
     "models.vocabulary",
     "models.convert",

@@ -158,7 +158,9 @@ def save_processor(parts: Parts, folder: Path, layout: Literal["saved", "publish
 
 
 def _write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, default=lambda v: getattr(v, "__dict__", str(v))) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(value, indent=2, sort_keys=True, default=lambda v: getattr(v, "__dict__", str(v))) + "\n", encoding="utf-8"
+    )
 
 
 # ---- parts that families share ---------------------------------------------------------------------------------------------
@@ -325,7 +327,9 @@ def _qwen(s: Shape, config: str, processor: str, template: str, vision: dict[str
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3], **more}
     shared = {"depth": s.tower_layers, "num_heads": s.tower_heads, "patch_size": s.patch, "initializer_range": 0.2}
     text_config = text(tokens, s, rope_parameters=rope, **({"head_dim": s.hidden // s.heads} if more else {}))
-    settings = getattr(transformers, config)(text_config=text_config, vision_config={**shared, **vision}, **_ids(tokens, **_QWEN))
+    settings = getattr(transformers, config)(
+        text_config=text_config, vision_config={**shared, **vision}, **_ids(tokens, **_QWEN)
+    )
     # From 4 to 36 tokens a picture, or from 9 to 64.
     low, high = (s.grid * s.patch) ** 2, ((2 * s.grid + 4) * s.patch) ** 2
     images = transformers.Qwen2VLImageProcessorPil(
@@ -371,9 +375,7 @@ def _internvl(s: Shape) -> Parts:
         **_ids(tokens, image_token_id="<IMG_CONTEXT>"),
     )
     images = GotOcr2ImageProcessorPil(size=_square(side), crop_to_patches=True, min_patches=1, max_patches=6, **CLIP)
-    return Parts(
-        config, "InternVLProcessor", images, tokens, templates.INTERNVL, ["<|im_end|>"], {"image_seq_length": length}
-    )
+    return Parts(config, "InternVLProcessor", images, tokens, templates.INTERNVL, ["<|im_end|>"], {"image_seq_length": length})
 
 
 def _idefics3_like(s: Shape, config: str, images: str, processor: str) -> Parts:
@@ -445,7 +447,18 @@ def _paligemma(s: Shape) -> Parts:
 def _mistral(s: Shape, config: str, template: str, *, longest: int, merge: int, **more: Any) -> Parts:
     import transformers
 
-    words = ["<pad>", "<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+    words = [
+        "<pad>",
+        "<s>",
+        "</s>",
+        "[INST]",
+        "[/INST]",
+        "[SYSTEM_PROMPT]",
+        "[/SYSTEM_PROMPT]",
+        "[IMG]",
+        "[IMG_BREAK]",
+        "[IMG_END]",
+    ]
     tokens = byte_tokenizer(words, s, bos="<s>", eos="</s>", pad="<pad>")
     settings = getattr(transformers, config)(
         vision_config=tower(s, side=longest, patch=s.patch, model_type="pixtral"),

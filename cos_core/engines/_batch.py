@@ -63,9 +63,15 @@ class BatchRow:
 
     def cut(self, length: int, match: Match) -> BatchRow:
         """Its first `length` positions, with the pictures that end there."""
-        shown = [i for i, span in enumerate(self.spans) if span.stop <= length]
-        pictures, spans = (tuple(each[i] for i in shown) for each in (self.pictures, self.spans))
-        return BatchRow(self.ids[:length], self.keys[:length], self.positions[..., :length], pictures, spans, match)
+        shown = sum(span.stop <= length for span in self.spans)
+        return BatchRow(
+            self.ids[:length],
+            self.keys[:length],
+            self.positions[..., :length],
+            self.pictures[:shown],
+            self.spans[:shown],
+            match,
+        )
 
 
 @dataclass(slots=True)

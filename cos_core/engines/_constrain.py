@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cos_core.dialogue.encoding import tokenize
-from cos_core.dialogue.prompts import Profile
 from cos_core.errors import InputError
 from cos_core.interfaces import Grammar
 
@@ -26,14 +25,16 @@ KNOWN_TEXTS = 20_000
 
 @dataclass(slots=True)
 class TokenGrammar:
-    """One grammar under one tokenizer and profile; shared by all rows that decode by it.
+    """One grammar under one tokenizer; shared by all rows that decode by it.
 
-    Raises InputError when the tokenizer merges the assistant's role with the text behind it.
+    `role`: the text of the prompt in front of a reply, `gap`: what the reply begins with (LoadedModel). Raises InputError when
+    the tokenizer merges the role with the text behind it.
     """
 
     grammar: Grammar
     tokenizer: PreTrainedTokenizerBase
-    profile: Profile
+    role: str
+    gap: str = " "
     candidates: list[int] = field(default_factory=list)
     """Ids of every token that is made of the grammar's characters."""
     index: torch.Tensor = field(init=False, repr=False)
@@ -43,7 +44,7 @@ class TokenGrammar:
     _forced: dict[str, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._role = self._ids(self.profile.assistant)
+        self._role = self._ids(self.role)
         self.ids_of(self.grammar.finish(""))
         allowed = self.grammar.alphabet | {" "}
         spaces = {"\N{LOWER ONE EIGHTH BLOCK}": " ", "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}": " "}
@@ -55,7 +56,7 @@ class TokenGrammar:
 
     def ids_of(self, text: str) -> list[int]:
         """The tokenizer's own tokens of a reply, as they stand behind the assistant's role."""
-        ids = self._ids(f"{self.profile.assistant} {text}")
+        ids = self._ids(f"{self.role}{self.gap}{text}")
         if ids[: len(self._role)] != self._role:
             raise InputError("this tokenizer merges the assistant's role with its reply; decode boxes freely")
         return ids[len(self._role) :]
@@ -64,8 +65,8 @@ class TokenGrammar:
         return [token for token, _, _ in tokenize(text, self.tokenizer, first=False)]
 
     def text(self, ids: Sequence[int]) -> str:
-        """The reply so far; the space in front of it is no part of the grammar."""
-        return "".join(self._texts[i] for i in ids).removeprefix(" ")
+        """The reply so far; the gap in front of it is no part of the grammar."""
+        return "".join(self._texts[i] for i in ids).removeprefix(self.gap)
 
     def forced(self, ids: Sequence[int]) -> list[int]:
         """The tokens that every text that begins with `ids` goes on with; to its end when only one is left."""

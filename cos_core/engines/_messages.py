@@ -29,6 +29,7 @@ from cos_core.types import Slot, Turn
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+
 @dataclass(frozen=True, slots=True)
 class ServedDialogue:
     """What must be known of a served checkpoint to send it a dialogue: its wording, the RGB colour (0-255) that pads its

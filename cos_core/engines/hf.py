@@ -36,7 +36,7 @@ from cos_core.engines._batch import (
     usual_budget,
 )
 from cos_core.engines._constrain import TokenGrammar
-from cos_core.engines._features import Features, Picture
+from cos_core.engines._features import Features
 from cos_core.engines._prefix import Match, PartLayer, PrefixStore, buffer, common_length
 from cos_core.errors import InputError
 from cos_core.interfaces import Engine, Grammar, Reply, Request
@@ -165,9 +165,10 @@ class HfEngine(Engine):
         variant = self.loaded.variant(len(slots))
         shown = {slot: self._features.picture(request.images[slot], variant) for slot in slots}
         prompt = self.loaded.prompt(request.turns, lambda slot: self._features.inputs(shown[slot]))
-        if len(prompt) + request.max_new_tokens > self.loaded.context:
+        context = self.loaded.context
+        if len(prompt) + request.max_new_tokens > context:
             raise InputError(
-                f"{len(prompt)} tokens and {request.max_new_tokens} new ones exceed the model's context of {self.loaded.context}"
+                f"{len(prompt)} tokens and {request.max_new_tokens} new ones exceed the model's context of {context}"
             )
         grammar = self._grammar(request.grammar)
         forced = grammar.forced([])[: request.max_new_tokens] if grammar else []
@@ -180,7 +181,7 @@ class HfEngine(Engine):
         for picture, span in zip(pictures, prompt.spans, strict=True):
             part = slice(span.start, span.stop)
             keys[part] = np.where(is_image[part], -1 - picture.number, keys[part])
-        positions = self.loaded.positions(ids, self._seen(pictures))
+        positions = self.loaded.positions(ids, lambda: [self._features.inputs(picture) for picture in pictures])
         row = BatchRow(ids, keys, positions, pictures, prompt.spans, Match())
         job = GenerationJob(place, request, len(prompt), row, grammar, len(forced), list(forced))
         job.margins = [math.inf] * len(forced)
@@ -191,15 +192,11 @@ class HfEngine(Engine):
             )
         return job
 
-    def _seen(self, pictures: Sequence[Picture]) -> list[Any]:
-        """What the image processor made of pictures, for models whose positions depend on it."""
-        return [self._features.inputs(picture) for picture in pictures] if self.loaded.positions_need_pictures else []
-
     def _grammar(self, grammar: Grammar | None) -> TokenGrammar | None:
         if grammar is None:
             return None
         if grammar not in self._grammars:
-            tokens = TokenGrammar(grammar, self.loaded.tokenizer, self.loaded.profile)
+            tokens = TokenGrammar(grammar, self.loaded.tokenizer, self.loaded.role, self.loaded.gap)
             tokens.index = torch.tensor(tokens.candidates, dtype=torch.long, device=self.loaded.device)
             self._grammars[grammar] = tokens
         return self._grammars[grammar]
@@ -402,9 +399,7 @@ class HfEngine(Engine):
         whole: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits behind each row, (rows, vocabulary); what no answer can hold is minus infinity."""
-        logits = self.loaded.run(
-            ids, shown, attention_mask=mask, position_ids=positions, past_key_values=cache, whole=whole
-        )
+        logits = self.loaded.run(ids, shown, attention_mask=mask, position_ids=positions, past_key_values=cache, whole=whole)
         return without_rows(logits, self._excluded)
 
     def _keep(self, state: State, place: int, row: BatchRow, keys: np.ndarray) -> None:

@@ -19,13 +19,12 @@ from cos_core.dialogue.messages import chat_messages
 from cos_core.dialogue.prompts import Profile
 from cos_core.errors import InputError, MissingError
 from cos_core.files import images
-from cos_core.files.text import one_line
 from cos_core.models import checkpoint_files as files
 from cos_core.models import families, hub, pretrained
 from cos_core.models import processor as processors
 from cos_core.models.devices import placement
-from cos_core.models.general_check import check
 from cos_core.models.families import Family, PixelBudget
+from cos_core.models.general_check import check
 from cos_core.models.layout.families import is_llava_15
 from cos_core.models.llava import read_network
 from cos_core.models.loaded import LoadedModel, PictureSpan, Prompt
@@ -44,8 +43,8 @@ if TYPE_CHECKING:
 class PictureInputs:
     """A picture as the processor prepares it.
 
-    `tensors`: what `get_image_features` takes; `text`: what stands for the picture in a prompt; `tokens`: how many of its tokens
-    are features; `grid`: its `image_grid_thw` (1, 3), for families whose positions depend on it.
+    `tensors`: what `get_image_features` takes; `text`: what stands for the picture in a prompt; `tokens`: how many of its
+    tokens are features; `grid`: its `image_grid_thw` (1, 3), for families whose positions depend on it.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -59,6 +58,7 @@ class GeneralModel(LoadedModel):
     """A loaded model of any family with its processor and prompt profile."""
 
     model: Any
+    tokenizer: Any
     processor: Any
     profile: Profile
     family: Family
@@ -69,6 +69,8 @@ class GeneralModel(LoadedModel):
     fill: tuple[int, int, int] = images.FILL
     """The colour that pads pictures to squares, for families that do."""
     stop_ids: frozenset[int] = frozenset()
+    role: str = ""
+    gap: str = ""
     axes: int | None = None
     _feature_options: frozenset[str] = frozenset()
     _shown_marks: frozenset[int] = field(default_factory=frozenset)
@@ -78,14 +80,16 @@ class GeneralModel(LoadedModel):
         base = self.model.base_model
         self._feature_options = frozenset(inspect.signature(base.get_image_features).parameters)
         self.axes = 3 if hasattr(base, "get_rope_index") else None
-        self.stop_ids = _stop_ids(self.model, self.processor)
         tokenizer = self.tokenizer
+        self.role, self.gap, behind = template_parts(self.processor)
+        configured = self.model.generation_config.eos_token_id
+        ends = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
+        first = tokenizer(behind, add_special_tokens=False)["input_ids"][:1] if behind else []
+        # What the template writes behind an answer ends one, where it is a token made for that.
+        ends |= set(first) & set(tokenizer.all_special_ids)
+        self.stop_ids = frozenset(int(i) for i in ends if i is not None)
         special = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
         self._shown_marks = frozenset(number for token, number in special if token in self.profile.box_text)
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.processor.tokenizer
 
     @property
     def rows(self) -> int:
@@ -94,10 +98,6 @@ class GeneralModel(LoadedModel):
     @property
     def continues(self) -> bool:
         return not self.family.anew
-
-    @property
-    def positions_need_pictures(self) -> bool:
-        return self.axes is not None
 
     def variant(self, pictures: int) -> int:
         return self.family.variant(pictures)
@@ -180,14 +180,14 @@ class GeneralModel(LoadedModel):
         begun = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
         return [int(each) for each in tokenizer(text, add_special_tokens=not begun)["input_ids"]]
 
-    def positions(self, ids: Sequence[int], pictures: Sequence[Any]) -> Any:
+    def positions(self, ids: Any, pictures: Callable[[], Sequence[Any]]) -> Any:
         import numpy as np
         import torch
 
         if self.axes is None:
             return np.arange(len(ids)) + self.family.first_position
-        row = torch.as_tensor(np.asarray(ids))[None]
-        grids = torch.cat([each.grid for each in pictures]) if pictures else None
+        row = torch.from_numpy(ids)[None]
+        grids = torch.cat([each.grid for each in shown]) if (shown := pictures()) else None
         kinds = (row == self.image_token_id).int()
         result, _ = self.model.base_model.get_rope_index(row, mm_token_type_ids=kinds, image_grid_thw=grids)
         return result[:, 0].numpy()
@@ -238,22 +238,24 @@ def _joined(pictures: Sequence[SimpleNamespace]) -> SimpleNamespace:
     return joined
 
 
-def _stop_ids(model: Any, processor: Any) -> frozenset[int]:
-    """The ids that end an answer: the tokenizer's and the model's end tokens, and the first special token that the chat template
-    writes behind an answer."""
-    tokenizer = processor.tokenizer
-    configured = model.generation_config.eos_token_id
-    ids = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
-    turns = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in (("user", "a"), ("assistant", ANSWER))]
-    text = processor.apply_chat_template(turns, tokenize=False).rpartition(ANSWER)[2]
-    special = set(tokenizer.all_special_ids)
-    behind = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-    ids.add(next((token for token in behind[:1] if token in special), None))
-    return frozenset(int(i) for i in ids if i is not None)
+_QUESTION, _ANSWER = "cos-question", "cos-answer"
+"""Texts that no template writes by itself."""
 
 
-ANSWER = "cos-answer"
-"""A text that no template writes by itself."""
+def template_parts(processor: Any) -> tuple[str, str, str]:
+    """What the chat template writes around an answer: (between question and answer, in front of the answer itself, behind it).
+
+    The second is what a model must write that the prompt does not hold, a space in some templates.
+    """
+    turns = [
+        {"role": role, "content": [{"type": "text", "text": text}]}
+        for role, text in (("user", _QUESTION), ("assistant", _ANSWER))
+    ]
+    asked = str(processor.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True))
+    answered = str(processor.apply_chat_template(turns, tokenize=False))
+    before, _, behind = answered.rpartition(_ANSWER)
+    gap = before.removeprefix(asked) if before.startswith(asked) else ""
+    return asked.rpartition(_QUESTION)[2], gap, behind
 
 
 def serves(folder: str) -> bool:
@@ -273,8 +275,8 @@ def load(
 ) -> GeneralModel:
     """Loads a checkpoint of any family for inference; the options as for `llava.load`.
 
-    `budget`: how finely pictures are shown. Raises InputError for a checkpoint that cannot be asked through a chat template with
-    two pictures, MissingError for a package, or for memory, that is not there.
+    `budget`: how finely pictures are shown. Raises InputError for a checkpoint that cannot be asked through a chat template
+    with two pictures, MissingError for a package, or for memory, that is not there.
     """
     where = hub.resolve(model)
     config = check(where)
@@ -283,7 +285,9 @@ def load(
     processor = processors.processor(where)
     family.set_budget(processor.image_processor, budget or PixelBudget())
     try:
-        net = read_network(where, dtype=kind, device=None if target.type == "cpu" else target, attention=attention, kind="any")
+        net = read_network(
+            where, dtype=kind, device=None if target.type == "cpu" else target, attention=attention, read=pretrained.any_network
+        )
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -294,6 +298,7 @@ def load(
     image_token = int(net.config.image_token_id)
     return GeneralModel(
         model=net,
+        tokenizer=processor.tokenizer,
         processor=processor,
         profile=resolved_profile(where, profile),
         family=family,

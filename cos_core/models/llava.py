@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from cos_core.dialogue.encoding import Encoded, detokenize, encode
 from cos_core.dialogue.prompts import Profile, checkpoint_profile
@@ -97,7 +97,7 @@ class Llava(LoadedModel):
             ),
         )
 
-    def positions(self, ids: Sequence[int], pictures: Sequence[Any]) -> Any:
+    def positions(self, ids: Any, pictures: Callable[[], Sequence[Any]]) -> Any:
         import numpy as np
 
         return np.arange(len(ids))
@@ -173,14 +173,15 @@ def read_network(
     device: torch.device | None = None,
     attention: str | None = None,
     quantization: Any = None,
-    kind: Literal["llava", "any"] = "llava",
+    read: Callable[..., tuple[Any, dict[str, Any]]] = pretrained.network,
 ) -> Any:
     """The network of a checkpoint folder, in eval mode, each weight read from its file to where it stays.
 
     `device`: a GPU, to which the weights go one by one; None: the CPU, or, where DeepSpeed's ZeRO-3 is set up, the parts that
     it cuts them into. Nothing is moved afterwards: no second copy exists at any time, and what ZeRO-3 placed stays there.
-    `quantization`: a transformers quantization configuration, applied weight by weight; `kind`: "any" takes every family. Raises InputError for a checkpoint that
-    cannot be read, is not LLaVA or lacks weights; what says that memory ran out is let through (see memory.py).
+    `quantization`: a transformers quantization configuration, applied weight by weight; `read`: what reads the folder, another
+    one for other families. Raises InputError for a checkpoint that cannot be read, is not LLaVA or lacks weights; what says
+    that memory ran out is let through (see memory.py).
     """
     import torch
 
@@ -192,7 +193,6 @@ def read_network(
         options["device_map"] = {"": torch.device(device.type, index)}
     if quantization is not None:
         options["quantization_config"] = quantization
-    read = pretrained.network if kind == "llava" else pretrained.any_network
     net, info = read(where, **options)
     pretrained.check_complete(where, info)
     return net

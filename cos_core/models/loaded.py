@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from cos_core.dialogue.prompts import Profile
 from cos_core.types import Slot, Turn
@@ -68,9 +68,20 @@ class LoadedModel(ABC):
         """Rows of the vocabulary, which ids of texts must not exceed."""
         return int(self.model.config.get_text_config().vocab_size)
 
-    axes: ClassVar[int | None] = None
-    """Axes of position ids: None for one number a token, 3 for M-RoPE."""
-    positions_need_pictures: ClassVar[bool] = False
+    @property
+    def axes(self) -> int | None:
+        """Axes of position ids: None for one number a token, 3 for M-RoPE."""
+        return None
+
+    @property
+    def role(self) -> str:
+        """The end of a prompt's text: the assistant's role, behind which a reply stands."""
+        return self.profile.assistant
+
+    @property
+    def gap(self) -> str:
+        """What a reply begins with before its first word."""
+        return " "
 
     @property
     def continues(self) -> bool:
@@ -106,8 +117,11 @@ class LoadedModel(ABC):
         """
 
     @abstractmethod
-    def positions(self, ids: Sequence[int], pictures: Sequence[Any]) -> Any:
-        """Position ids of a sequence that shows `pictures`, a NumPy array (length,) or (axes, length) of int64."""
+    def positions(self, ids: Any, pictures: Callable[[], Sequence[Any]]) -> Any:
+        """Position ids of a sequence that shows `pictures`, a NumPy array (length,) or (axes, length) of int64.
+
+        `ids`: a NumPy array (length,); `pictures` gives what `picture` made of them, for models that look at it.
+        """
 
     @abstractmethod
     def run(self, ids: torch.Tensor, shown: Sequence[tuple[Any, int]], **inputs: Any) -> torch.Tensor:

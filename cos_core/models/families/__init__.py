@@ -1,7 +1,7 @@
 """Families of vision-language models: what `transformers` cannot be asked of each, one file a family.
 
-A file is named after the `model_type` of config.json and offers `build() -> Family`. A family without a file is `Family` itself:
-a box is written as fractions of the picture, and what the engine assumes is checked when the checkpoint is loaded.
+A file is named after the `model_type` of config.json and offers `build() -> Family`. A family without a file is `Family`
+itself: a box is written as fractions of the picture, and what the engine assumes is checked when the checkpoint is loaded.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from cos_core.models.families import Family, PixelBudget
 
 
 class DynamicResolution(Family):
-    """Pictures keep their shape: each side becomes a multiple of `patch_size * merge_size`, the area stays within the budget."""
+    """Pictures keep their shape: each side becomes a multiple of `patch_size * merge_size`, the area fits the budget."""
 
     budget_words: ClassVar[tuple[str, ...]] = ("min_pixels", "max_pixels")
 
@@ -33,4 +33,7 @@ class DynamicResolution(Family):
                 setattr(image_processor, name, value)
 
     def budget(self, image_processor: Any) -> dict[str, int]:
-        return {"min_pixels": int(image_processor.size["shortest_edge"]), "max_pixels": int(image_processor.size["longest_edge"])}
+        return {
+            "min_pixels": int(image_processor.size["shortest_edge"]),
+            "max_pixels": int(image_processor.size["longest_edge"]),
+        }

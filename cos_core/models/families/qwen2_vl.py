@@ -10,7 +10,9 @@ from cos_core.models.families._qwen import DynamicResolution
 
 class Qwen2VL(DynamicResolution):
     name: ClassVar[str] = "Qwen2-VL"
-    boxes: ClassVar[BoxStyle] = BoxStyle("image", "thousandth", "x0y0x1y1", "<|box_start|>({x0},{y0}),({x1},{y1})<|box_end|>", 0)
+    boxes: ClassVar[BoxStyle] = BoxStyle(
+        "image", "thousandth", "x0y0x1y1", "<|box_start|>({x0},{y0}),({x1},{y1})<|box_end|>", 0
+    )
     boxes_source: ClassVar[str] = "QwenLM/Qwen3-VL issue 663"
 
 

@@ -57,8 +57,8 @@ def is_llava(config: Mapping[str, Any]) -> bool:
 
 
 def is_llava_15(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is for the fast path: LLaVA-1.5, in either layout, with CLIP's tower (Pixtral-12B's type is `llava`,
-    too). The tower of one that names none is CLIP's."""
+    """Whether a config.json is for the fast path: LLaVA-1.5, in either layout, with CLIP's tower; Pixtral-12B's type is
+    `llava`, too. The tower of one that names none is CLIP's."""
     if is_original(config):
         return True
     vision = config.get("vision_config")
