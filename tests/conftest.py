@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -22,3 +24,22 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny_checkpoint(name, **options)`: the folder of a tiny checkpoint, as tiny_families.build writes it, each built once in a session.
+
+    The folder is shared: a test that changes a file copies it first.
+    """
+    import tiny_families
+
+    built: dict[str, Path] = {}
+
+    def checkpoint(name: str, **options: Any) -> Path:
+        key = repr((name, sorted(options.items())))
+        if key not in built:
+            built[key] = tiny_families.build(name, tmp_path_factory.mktemp(name), **options)
+        return built[key]
+
+    return checkpoint

@@ -1,10 +1,9 @@
-"""Chat templates in the wording that the families are published with, tools, videos and dates left out.
+"""Chat templates in the wording that the families are published with; tools, videos and dates are left out.
 
 Where the published one writes a system text by itself (Qwen2-VL, Qwen2.5-VL, Mistral 3), so does this one. LLaVA's and
-LLaVA-OneVision's show a turn's pictures in front of its text, whatever the order; LLaVA-OneVision's writes "assistant " with a blank
-in a finished turn and without one where an answer begins, so that a longer dialogue does not begin as the shorter one did; Gemma's
-strips the texts; Mistral's begin every dialogue with the system text. None but LLaVA's and LLaVA-OneVision's marks the assistant's
-words for training.
+LLaVA-OneVision's show a turn's pictures in front of its text, whatever the order. LLaVA-OneVision's writes "assistant " with a
+blank in a finished turn and without one where an answer begins: a longer dialogue does not begin as the shorter one did. Gemma's
+strips the texts. Only LLaVA's and LLaVA-OneVision's mark the assistant's words for training.
 """
 
 from __future__ import annotations

@@ -1,62 +1,21 @@
 """Tiny random checkpoints of vision-language families: real classes of `transformers`, byte tokenizers, no download.
 
-`build(name, folder)` writes one; `by_hand(name)` gives the processor that it was written from, made without any loader. Widths are
-tens and layers two or three. Weights are drawn wide, so that answers depend on the picture and on the question. The shape "other" has
-other widths, layers, patches and numbers of tokens, and its vocabulary is in another order: a check that fits one shape only fails
-on it.
+`build(name, folder)` writes one; `by_hand(name)` gives the processor that it was written from, made without any loader. Widths
+are tens and layers two or three. Weights are drawn wide, so that answers depend on the picture and on the question. The shape
+"other" has other widths, layers, patches and numbers of tokens, and another order of its vocabulary: a check that fits one
+shape only fails on it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
 import published_templates as templates
-
-CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
-HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Sizes of a checkpoint. `patch` in pixels; `grid`: tokens of a side where a family shows a fixed number of them."""
-
-    hidden: int
-    heads: int
-    key_heads: int
-    layers: int
-    tower: int
-    tower_heads: int
-    tower_layers: int
-    patch: int
-    grid: int
-    words_first: bool
-    """Whether the special words stand in front of the bytes in the vocabulary."""
-
-
-SHAPES = {
-    "usual": Shape(64, 4, 2, 2, 32, 4, 2, patch=7, grid=4, words_first=True),
-    "other": Shape(96, 6, 3, 3, 48, 6, 3, patch=6, grid=6, words_first=False),
-}
-
-
-@dataclass(slots=True)
-class Parts:
-    """What a checkpoint is made of. `cls`: name of the processor's class; `options`: its settings; `stops`: tokens that end an answer."""
-
-    config: Any
-    cls: str
-    image_processor: Any
-    tokenizer: Any
-    template: str | None
-    stops: Sequence[str]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    more: Mapping[str, Any] = field(default_factory=dict)
-    """Tokenizers beside the first, by their names."""
+import tiny_others
+from tiny_parts import CLIP, HALF, SHAPES, Parts, Shape, byte_tokenizer, ids, save_processor, square, text, tower, vicuna_tokens
 
 
 def build(
@@ -85,6 +44,9 @@ def build(
             if key.endswith("mm_input_projection_weight") or "attn_gate" in key or "ffn_gate" in key:
                 # Zero when drawn (Gemma 3's projection, Mllama's gates): pictures would not be seen.
                 torch.nn.init.normal_(weight, std=0.2 if weight.dim() > 1 else 1.0)
+            if parts.cls in ("Gemma3Processor", "PaliGemmaProcessor") and key.endswith("embed_tokens.weight"):
+                # Gemma multiplies them by the root of the width: what a layer adds would be lost, and an answer repeat a token.
+                weight.data *= 0.05
     if bfloat16:
         model = model.to(torch.bfloat16)
     tokens = parts.tokenizer
@@ -127,136 +89,10 @@ def by_hand(name: str, shape: str = "usual") -> Any:
         return cls(**fields, **options)
 
 
-def save_processor(parts: Parts, folder: Path, layout: Literal["saved", "published"] = "saved") -> None:
-    """Writes tokenizer, image processor and chat template.
-
-    "saved": everything in processor_config.json, the template in chat_template.jinja. "published": preprocessor_config.json with the
-    class name `...Fast` and, for Qwen, `min_pixels` and `max_pixels` at the top; the template in chat_template.json;
-    processor_config.json only where the processor has settings of its own.
-    """
-    parts.tokenizer.save_pretrained(folder)
-    for name, tokenizer in parts.more.items():
-        tokenizer.save_pretrained(folder / name)
-    image = parts.image_processor.to_dict()
-    kind = type(parts.image_processor).__name__.removesuffix("Pil")
-    # What every image processor's dictionary holds and no file does
-    image = {key: value for key, value in image.items() if value is not None} | {"image_processor_type": kind}
-    own = {"processor_class": parts.cls, **parts.options}
-    if layout == "saved":
-        _write(folder / "processor_config.json", {**own, "image_processor": image})
-        if parts.template:
-            (folder / "chat_template.jinja").write_text(parts.template, encoding="utf-8")
-        return
-    if "merge_size" in image:
-        size = image.pop("size")
-        image |= {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
-    _write(folder / "preprocessor_config.json", {**image, "image_processor_type": f"{kind}Fast", "processor_class": parts.cls})
-    if parts.options:
-        _write(folder / "processor_config.json", own)
-    if parts.template:
-        _write(folder / "chat_template.json", {"chat_template": parts.template})
-
-
-def _write(path: Path, value: Any) -> None:
-    path.write_text(
-        json.dumps(value, indent=2, sort_keys=True, default=lambda v: getattr(v, "__dict__", str(v))) + "\n", encoding="utf-8"
-    )
-
-
-# ---- parts that families share ---------------------------------------------------------------------------------------------
-
-
-def byte_tokenizer(
-    words: Sequence[str],
-    s: Shape,
-    *,
-    bos: str | None,
-    eos: str,
-    pad: str,
-    named: Mapping[str, str] | None = None,
-    plain: Sequence[str] = (),
-) -> Any:
-    """A fast tokenizer with one token a byte. `words` are read in text as one token each; `bos`, if any, is put in front.
-
-    `named`: attributes such as image_token. `plain`: added words that are not special, as PaliGemma's <loc0000>.
-    """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    order = [*words, *letters] if s.words_first else [*reversed(letters), *reversed(words)]
-    tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(order)}, merges=[]))
-    tokenizer.add_special_tokens(list(words))
-    if plain:
-        tokenizer.add_tokens([AddedToken(word, normalized=False) for word in plain])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A $B:1", special_tokens=[(bos, order.index(bos))]
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=bos,
-        eos_token=eos,
-        pad_token=pad,
-        padding_side="left",
-        model_max_length=8192,
-        extra_special_tokens=dict(named or {}),
-    )
-
-
-def text(tokens: Any, s: Shape, **more: Any) -> dict[str, Any]:
-    """Settings of a Llama-like decoder."""
-    return {
-        "hidden_size": s.hidden,
-        "intermediate_size": 2 * s.hidden,
-        "num_hidden_layers": s.layers,
-        "num_attention_heads": s.heads,
-        "num_key_value_heads": s.key_heads,
-        "max_position_embeddings": 4096,
-        "initializer_range": 0.2,
-        "vocab_size": len(tokens),
-        "bos_token_id": tokens.bos_token_id,
-        "eos_token_id": tokens.eos_token_id,
-        "pad_token_id": tokens.pad_token_id,
-        **more,
-    }
-
-
-def tower(s: Shape, *, side: int, patch: int, **more: Any) -> dict[str, Any]:
-    """Settings of a vision tower for pictures of `side` pixels."""
-    return {
-        "hidden_size": s.tower,
-        "intermediate_size": 2 * s.tower,
-        "num_hidden_layers": s.tower_layers,
-        "num_attention_heads": s.tower_heads,
-        "image_size": side,
-        "patch_size": patch,
-        "initializer_range": 0.2,
-        **more,
-    }
-
-
-def _ids(tokens: Any, **words: str) -> dict[str, int]:
-    return {key: tokens.convert_tokens_to_ids(word) for key, word in words.items()}
-
-
-def _square(side: int) -> dict[str, int]:
-    return {"height": side, "width": side}
-
-
-# ---- the families ----------------------------------------------------------------------------------------------------------
-
-
-def _vicuna_tokens(s: Shape) -> Any:
-    return byte_tokenizer(["<pad>", "<s>", "</s>", "<image>"], s, bos="<s>", eos="</s>", pad="<pad>")
-
-
 def _llava(s: Shape) -> Parts:
     from transformers import CLIPImageProcessorPil, LlavaConfig
 
-    tokens, patch = _vicuna_tokens(s), 2 * s.patch
+    tokens, patch = vicuna_tokens(s), 2 * s.patch
     side = s.grid * patch
     config = LlavaConfig(
         vision_config=tower(s, side=side, patch=patch, model_type="clip_vision_model"),
@@ -267,7 +103,7 @@ def _llava(s: Shape) -> Parts:
         vision_feature_select_strategy="default",
         pad_token_id=tokens.pad_token_id,
     )
-    images = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=_square(side), **CLIP)
+    images = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=square(side), **CLIP)
     options = {"patch_size": patch, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
     return Parts(config, "LlavaProcessor", images, tokens, templates.LLAVA, ["</s>"], options)
 
@@ -275,7 +111,7 @@ def _llava(s: Shape) -> Parts:
 def _llava_next(s: Shape) -> Parts:
     from transformers import LlavaNextConfig, LlavaNextImageProcessorPil
 
-    tokens, side = _vicuna_tokens(s), s.grid * s.patch
+    tokens, side = vicuna_tokens(s), s.grid * s.patch
     # (height, width): LLaVA-NeXT's own list, where a tile has 336 pixels
     pins = [[side, 2 * side], [2 * side, side], [2 * side, 2 * side], [3 * side, side], [side, 3 * side]]
     config = LlavaNextConfig(
@@ -283,11 +119,9 @@ def _llava_next(s: Shape) -> Parts:
         text_config=text(tokens, s, model_type="llama"),
         image_grid_pinpoints=pins,
         image_seq_length=s.grid**2,
-        **_ids(tokens, image_token_index="<image>"),
+        **ids(tokens, image_token_index="<image>"),
     )
-    images = LlavaNextImageProcessorPil(
-        size={"shortest_edge": side}, crop_size=_square(side), image_grid_pinpoints=pins, **CLIP
-    )
+    images = LlavaNextImageProcessorPil(size={"shortest_edge": side}, crop_size=square(side), image_grid_pinpoints=pins, **CLIP)
     options = {"patch_size": s.patch, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
     return Parts(config, "LlavaNextProcessor", images, tokens, templates.LLAVA, ["</s>"], options)
 
@@ -303,9 +137,9 @@ def _llava_onevision(s: Shape) -> Parts:
         text_config=text(tokens, s, model_type="qwen2"),
         image_grid_pinpoints=pins,
         vision_aspect_ratio="anyres_max_4",
-        **_ids(tokens, image_token_index="<image>", video_token_index="<video>"),
+        **ids(tokens, image_token_index="<image>", video_token_index="<video>"),
     )
-    images = LlavaOnevisionImageProcessorPil(size=_square(side), image_grid_pinpoints=pins, **HALF)
+    images = LlavaOnevisionImageProcessorPil(size=square(side), image_grid_pinpoints=pins, **HALF)
     options = {"num_image_tokens": s.grid**2, "vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_4"}
     return Parts(config, "LlavaOnevisionProcessor", images, tokens, templates.LLAVA_ONEVISION, ["<|im_end|>"], options)
 
@@ -328,7 +162,7 @@ def _qwen(s: Shape, config: str, processor: str, template: str, vision: dict[str
     shared = {"depth": s.tower_layers, "num_heads": s.tower_heads, "patch_size": s.patch, "initializer_range": 0.2}
     text_config = text(tokens, s, rope_parameters=rope, **({"head_dim": s.hidden // s.heads} if more else {}))
     settings = getattr(transformers, config)(
-        text_config=text_config, vision_config={**shared, **vision}, **_ids(tokens, **_QWEN)
+        text_config=text_config, vision_config={**shared, **vision}, **ids(tokens, **_QWEN)
     )
     # From 4 to 36 tokens a picture, or from 9 to 64.
     low, high = (s.grid * s.patch) ** 2, ((2 * s.grid + 4) * s.patch) ** 2
@@ -372,9 +206,9 @@ def _internvl(s: Shape) -> Parts:
         text_config=text(tokens, s, model_type="qwen2"),
         image_seq_length=length,
         downsample_ratio=0.5,
-        **_ids(tokens, image_token_id="<IMG_CONTEXT>"),
+        **ids(tokens, image_token_id="<IMG_CONTEXT>"),
     )
-    images = GotOcr2ImageProcessorPil(size=_square(side), crop_to_patches=True, min_patches=1, max_patches=6, **CLIP)
+    images = GotOcr2ImageProcessorPil(size=square(side), crop_to_patches=True, min_patches=1, max_patches=6, **CLIP)
     return Parts(config, "InternVLProcessor", images, tokens, templates.INTERNVL, ["<|im_end|>"], {"image_seq_length": length})
 
 
@@ -389,7 +223,7 @@ def _idefics3_like(s: Shape, config: str, images: str, processor: str) -> Parts:
         text_config=text(tokens, s, model_type="llama"),
         scale_factor=2,
         pad_token_id=tokens.pad_token_id,
-        **_ids(tokens, image_token_id="<image>"),
+        **ids(tokens, image_token_id="<image>"),
     )
     pixels = getattr(transformers, images)(size={"longest_edge": 3 * side}, max_image_size={"longest_edge": side}, **HALF)
     options = {"image_seq_len": (s.grid // 2) ** 2}
@@ -416,11 +250,11 @@ def _gemma3(s: Shape) -> Parts:
         text_config=text(tokens, s, head_dim=head, sliding_window=32, query_pre_attn_scalar=head, layer_types=layers),
         vision_config=tower(s, side=side, patch=s.patch, model_type="siglip_vision_model", vision_use_head=False),
         mm_tokens_per_image=s.grid**2,
-        **_ids(tokens, boi_token_index=named["boi_token"], eoi_token_index=named["eoi_token"]),
-        **_ids(tokens, image_token_index=named["image_token"]),
+        **ids(tokens, boi_token_index=named["boi_token"], eoi_token_index=named["eoi_token"]),
+        **ids(tokens, image_token_index=named["image_token"]),
         eos_token_id=[tokens.eos_token_id, tokens.convert_tokens_to_ids("<end_of_turn>")],
     )
-    images = Gemma3ImageProcessorPil(size=_square(side), **HALF)
+    images = Gemma3ImageProcessorPil(size=square(side), **HALF)
     options = {"image_seq_length": s.grid**2}
     return Parts(config, "Gemma3Processor", images, tokens, templates.GEMMA3, ["<eos>", "<end_of_turn>"], options)
 
@@ -431,7 +265,7 @@ def _paligemma(s: Shape) -> Parts:
     places = tuple(f"<loc{i:04}>" for i in range(1024))
     tokens = byte_tokenizer(["<pad>", "<eos>", "<bos>", "<image>"], s, bos="<bos>", eos="<eos>", pad="<pad>", plain=places)
     side = s.grid * 2 * s.patch
-    images = SiglipImageProcessorPil(size=_square(side), **HALF)
+    images = SiglipImageProcessorPil(size=square(side), **HALF)
     images.image_seq_length = s.grid**2
     config = PaliGemmaConfig(
         vision_config=tower(s, side=side, patch=2 * s.patch, model_type="siglip_vision_model", vision_use_head=False),
@@ -439,7 +273,7 @@ def _paligemma(s: Shape) -> Parts:
         projection_dim=s.hidden,
         hidden_size=s.hidden,
         vocab_size=len(tokens),
-        **_ids(tokens, image_token_index="<image>"),
+        **ids(tokens, image_token_index="<image>"),
     )
     return Parts(config, "PaliGemmaProcessor", images, tokens, templates.PALIGEMMA, ["<eos>"])
 
@@ -463,10 +297,10 @@ def _mistral(s: Shape, config: str, template: str, *, longest: int, merge: int, 
     settings = getattr(transformers, config)(
         vision_config=tower(s, side=longest, patch=s.patch, model_type="pixtral"),
         text_config=text(tokens, s, model_type="mistral", head_dim=s.hidden // s.heads, sliding_window=None),
-        **_ids(tokens, image_token_index="[IMG]"),
+        **ids(tokens, image_token_index="[IMG]"),
         **more,
     )
-    images = transformers.PixtralImageProcessorPil(size={"longest_edge": longest}, patch_size=_square(s.patch), **CLIP)
+    images = transformers.PixtralImageProcessorPil(size={"longest_edge": longest}, patch_size=square(s.patch), **CLIP)
     options = {"patch_size": s.patch, "spatial_merge_size": merge}
     return Parts(settings, "PixtralProcessor", images, tokens, template, ["</s>"], options)
 
@@ -481,97 +315,6 @@ def _pixtral(s: Shape) -> Parts:
     longest = (s.grid + 4) * s.patch
     features = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
     return _mistral(s, "LlavaConfig", templates.PIXTRAL, longest=longest, merge=1, **features)
-
-
-# ---- peers: no chat template ----------------------------------------------------------------------------------------------
-
-
-def _blip(s: Shape, config: str, processor: str, more: Mapping[str, Any]) -> Parts:
-    import transformers
-
-    tokens, side = _vicuna_tokens(s), s.grid * 2 * s.patch
-    opt = {
-        "model_type": "opt",
-        "hidden_size": s.hidden,
-        "word_embed_proj_dim": s.hidden,
-        "ffn_dim": 2 * s.hidden,
-        "num_hidden_layers": s.layers,
-        "num_attention_heads": s.heads,
-        "max_position_embeddings": 2048,
-        "init_std": 0.2,
-        "vocab_size": len(tokens),
-        "bos_token_id": tokens.bos_token_id,
-        "eos_token_id": tokens.eos_token_id,
-        "pad_token_id": tokens.pad_token_id,
-    }
-    questions = {
-        "vocab_size": len(tokens),
-        "hidden_size": s.tower,
-        "intermediate_size": 2 * s.tower,
-        "num_hidden_layers": s.layers,
-        "num_attention_heads": s.tower_heads,
-        "cross_attention_frequency": 1,
-        "initializer_range": 0.2,
-    }
-    queries = 2 * s.grid
-    settings = getattr(transformers, config)(
-        vision_config=tower(s, side=side, patch=2 * s.patch),
-        qformer_config=questions,
-        text_config=opt,
-        num_query_tokens=queries,
-        **_ids(tokens, image_token_index="<image>"),
-    )
-    images = transformers.BlipImageProcessorPil(size=_square(side), **CLIP)
-    return Parts(settings, processor, images, tokens, None, ["</s>"], {"num_query_tokens": queries}, more)
-
-
-def _blip_2(s: Shape) -> Parts:
-    return _blip(s, "Blip2Config", "Blip2Processor", {})
-
-
-def _instructblip(s: Shape) -> Parts:
-    tokens = _vicuna_tokens(s)
-    tokens.padding_side = "right"  # as BERT's, whose positions count from the first column
-    return _blip(s, "InstructBlipConfig", "InstructBlipProcessor", {"qformer_tokenizer": tokens})
-
-
-def _idefics(s: Shape) -> Parts:
-    from transformers import IdeficsConfig, IdeficsImageProcessorPil
-
-    words = ["<pad>", "<s>", "</s>", "<fake_token_around_image>", "<image>", "<end_of_utterance>"]
-    tokens = byte_tokenizer(words, s, bos="<s>", eos="</s>", pad="<pad>", named={"image_token": "<image>"})
-    side = s.grid * 2 * s.patch
-    vision = tower(s, side=side, patch=2 * s.patch)
-    vision["embed_dim"] = vision.pop("hidden_size")
-    decoder = text(tokens, s)
-    del decoder["num_key_value_heads"]
-    config = IdeficsConfig(
-        vision_config=vision,
-        additional_vocab_size=0,
-        use_resampler=False,
-        cross_layer_interval=1,
-        alpha_initializer="ones",
-        tie_word_embeddings=False,
-        qk_layer_norms=False,
-        **decoder,
-    )
-    images = IdeficsImageProcessorPil(image_size=side, **CLIP)
-    return Parts(config, "IdeficsProcessor", images, tokens, None, ["</s>"])
-
-
-def _fuyu(s: Shape) -> Parts:
-    from transformers import FuyuConfig, FuyuImageProcessorPil
-
-    words = ["|ENDOFTEXT|", "<s>", "<0x04>", "|SPEAKER|", "|NEWLINE|", "<0x00>", "<0x01>", "<0x02>", "<0x03>"]
-    tokens, patch = byte_tokenizer(words, s, bos="<s>", eos="|ENDOFTEXT|", pad="|ENDOFTEXT|"), s.patch + 3
-    decoder = text(tokens, s, model_type="persimmon", qk_layernorm=True)
-    del decoder["num_key_value_heads"]
-    shared = {key: decoder[key] for key in ("hidden_size", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
-    config = FuyuConfig(
-        text_config=decoder, patch_size=patch, num_channels=3, **_ids(tokens, image_token_id="|SPEAKER|"), **shared
-    )
-    images = FuyuImageProcessorPil(size={"height": 6 * patch, "width": 8 * patch}, patch_size=_square(patch))
-    return Parts(config, "FuyuProcessor", images, tokens, None, ["|ENDOFTEXT|"])
 
 
 _DIALOGUE: dict[str, Callable[[Shape], Parts]] = {
@@ -589,13 +332,24 @@ _DIALOGUE: dict[str, Callable[[Shape], Parts]] = {
     "mistral3": _mistral3,
     "pixtral": _pixtral,
 }
-_PEERS: dict[str, Callable[[Shape], Parts]] = {"blip_2": _blip_2, "instructblip": _instructblip, "idefics": _idefics}
-_REFUSED: dict[str, Callable[[Shape], Parts]] = {"fuyu": _fuyu}
+_PEERS: dict[str, Callable[[Shape], Parts]] = {
+    "blip_2": tiny_others.blip_2,
+    "instructblip": tiny_others.instructblip,
+    "idefics": tiny_others.idefics,
+}
+_REFUSED: dict[str, Callable[[Shape], Parts]] = {"fuyu": tiny_others.fuyu}
+_HELD_OUT: dict[str, Callable[[Shape], Parts]] = {
+    "glm4v": tiny_others.glm4v,
+    "aya_vision": tiny_others.aya_vision,
+    "mllama": tiny_others.mllama,
+}
 
-BUILDERS = {**_DIALOGUE, **_PEERS, **_REFUSED}
+BUILDERS = {**_DIALOGUE, **_PEERS, **_REFUSED, **_HELD_OUT}
 WITH_DIALOGUE = tuple(_DIALOGUE)
 """Families with a chat template (PaliGemma's is ours)."""
 PEERS = tuple(_PEERS)
 """Models of the paper's tables that know no dialogue."""
 REFUSED = tuple(_REFUSED)
 FAMILIES = WITH_DIALOGUE + PEERS + REFUSED
+HELD_OUT = tuple(_HELD_OUT)
+"""Families that nobody wrote a file for; the last one reads pictures through cross-attention."""
