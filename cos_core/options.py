@@ -16,7 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from cos_core.errors import InputError
-from cos_core.files import plug
+from cos_core.files import deciding, plug
 
 Files = Path | tuple[Path, ...]
 """One file, or several that are one data set, in order."""
@@ -73,7 +73,15 @@ class Declared:
     environment: str | None = None
 
 
-def option(default: Any, help: str, panel: str, **more: Any) -> Any:
+def option(
+    default: Any,
+    help: str,
+    panel: str,
+    *,
+    not_in_fingerprint: str | None = None,
+    before: Any = deciding.ALWAYS,
+    **more: Any,
+) -> Any:
     """A field of a Config that is an option: `epochs: int = option(1, "Passes over the data.", TRAINING, low=1)`.
 
     `default`: a value, REQUIRED, or the class `dict` for an empty mapping. `help`: one or two sentences. `panel`: where --help
@@ -90,10 +98,19 @@ def option(default: Any, help: str, panel: str, **more: Any) -> Any:
     parser          text -> value, where the type alone does not say how; raises InputError
     argument        an argument of the command line, not an option
     environment     the environment variable that sets it
+
+    A field decides the result, and is part of its fingerprint, unless one of these says otherwise (files/deciding.py):
+
+    not_in_fingerprint   why it does not decide, in words: "where the answers go"
+    before               of a field that was added later: the value that stands for how it was before, with which it is left out
     """
-    declared = Declared(help, panel, **more)
-    metadata = {_KEY: declared}
+    metadata = {_KEY: Declared(help, panel, **more), **deciding.declared(not_in_fingerprint, before)}
     return field(default_factory=dict, metadata=metadata) if default is dict else field(default=default, metadata=metadata)
+
+
+def group(of: Callable[[], Any], *, not_in_fingerprint: str | None = None) -> Any:
+    """A field that holds a group of options, a Config of its own; `not_in_fingerprint` as of `option`."""
+    return field(default_factory=of, metadata=deciding.declared(not_in_fingerprint, deciding.ALWAYS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,16 +341,21 @@ QUESTIONS = "LLaVA conversation JSON or JSONL, or a LLaVA question file; may be 
 NUMBER_FORMATS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def data_option(default: Any = REQUIRED) -> Any:
-    return option(default, f"Questions: {QUESTIONS}", INPUT)
+def data_option(default: Any = REQUIRED, **more: Any) -> Any:
+    return option(default, f"Questions: {QUESTIONS}", INPUT, **more)
 
 
 def images_option(default: Any = REQUIRED) -> Any:
-    return option(default, "Folder that the image paths in --data start from.", INPUT)
+    return option(
+        default,
+        "Folder that the image paths in --data start from.",
+        INPUT,
+        not_in_fingerprint="where the pictures are; the data names them",
+    )
 
 
-def follow_links_option() -> Any:
-    return option(False, "Follow links out of the picture folder: you made them, not the data's author.", INPUT)
+def follow_links_option(**more: Any) -> Any:
+    return option(False, "Follow links out of the picture folder: you made them, not the data's author.", INPUT, **more)
 
 
 def model_option(default: Any = REQUIRED) -> Any:
@@ -381,12 +403,20 @@ def settings_option(of: str) -> Any:
 
 
 def limit_option() -> Any:
-    return option(None, "Stop after this many questions.", INPUT, low=1, high=COUNT, shown_default="all")
+    return option(
+        None,
+        "Stop after this many questions.",
+        INPUT,
+        low=1,
+        high=COUNT,
+        shown_default="all",
+        not_in_fingerprint="how many of the questions there are results for",
+    )
 
 
-def max_failures_option() -> Any:
+def max_failures_option(**more: Any) -> Any:
     help = "Exit with code 5 when more questions than this fail."
-    return option(None, help, CHECKS, low=0, high=COUNT, shown_default="no limit")
+    return option(None, help, CHECKS, low=0, high=COUNT, shown_default="no limit", **more)
 
 
 def seed_option(default: int = 0, help: str = "Seed of every random choice.") -> Any:
@@ -394,7 +424,7 @@ def seed_option(default: int = 0, help: str = "Seed of every random choice.") ->
 
 
 def device_option(help: str = "'auto', 'cpu', 'cuda', 'cuda:1', ...") -> Any:
-    return option("auto", help, SPEED)
+    return option("auto", help, SPEED, not_in_fingerprint="where the model runs")
 
 
 def dtype_option(formats: tuple[str, ...], help: str) -> Any:

@@ -58,7 +58,7 @@ LANES: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "#6B6B6B",
         [
             ("cos_core/models/hub.py", "digest of the checkpoint"),
-            ("cos_core/infer/settings.py", "settings that decide"),
+            ("cos_core/files/deciding.py", "fields that decide"),
             ("cos_core/files/manifest.py", "16 hexadecimal digits"),
             ("cos_core/types.py", "kept in each record"),
             ("cos_core/infer/stage.py", "compared on resuming"),

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import ast
+import copy
 import hashlib
+import importlib
 import json
+import re
 import shutil
-from dataclasses import fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
+from documents import ROOT
 from PIL import Image
 from tiny_llava import byte_tokenizer
 from two_passes import QUIET, Recorder, make_config
 
-from cos_core import annotate, evaluate
+from cos_core import annotate, evaluate, options
 from cos_core.annotate import annotator
-from cos_core.annotate.config import NOT_IN_FINGERPRINT as NOT_ANNOTATING
+from cos_core.data.formats.config import StoreExportConfig, StoreImportConfig
+from cos_core.demo import steps
+from cos_core.demo.config import DemoConfig
 from cos_core.dialogue import prompts
 from cos_core.dialogue.box_text import write_box
 from cos_core.dialogue.cropping import CropSettings, crop_region, region_of
@@ -24,15 +33,18 @@ from cos_core.dialogue.encoding import encode
 from cos_core.dialogue.prompts import DIALOGUE_VERSION, dialogue, load_profile, profile_names
 from cos_core.errors import InputError
 from cos_core.evaluate import EvalConfig
-from cos_core.files import assets, manifest, plug
+from cos_core.files import assets, deciding, manifest, plug
 from cos_core.files.images import square_pad
+from cos_core.files.shard import Shard
 from cos_core.geometry import Box
 from cos_core.infer import InferConfig, run
-from cos_core.infer.settings import NOT_IN_FINGERPRINT, resolved_profile, setting
+from cos_core.infer.settings import resolved_profile, setting
+from cos_core.options import SPEED, option
 from cos_core.runners import RunnerConfig
-from cos_core.training.config import _NOT_IN_FINGERPRINT as NOT_LEARNT
-from cos_core.training.config import TrainConfig
+from cos_core.store.merge import MergeConfig
+from cos_core.training import TrainConfig, inputs
 from cos_core.types import Example
+from cos_core.visualize import config as visualize
 
 POLICY = """
 from cos_core.geometry import Box
@@ -47,6 +59,180 @@ def build():
 def model(tmp_path: Path) -> Path:
     """A copy of the miniature, to be changed."""
     return Path(shutil.copytree(assets.miniature_checkpoint(), tmp_path / "model"))
+
+
+# --- the rule --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Group:
+    depth: int = option(1, "", SPEED)
+    name: str = option("n", "", SPEED, not_in_fingerprint="a name")
+
+
+@dataclass(frozen=True)
+class Ruled:
+    model: str = option("m", "", SPEED)
+    out: str = option("o", "", SPEED, not_in_fingerprint="where it goes")
+    most: int | None = option(3, "", SPEED, before=None)
+    bare: int = 0
+    group: Group = options.group(Group)
+    place: Group = options.group(Group, not_in_fingerprint="where the work is done")
+
+
+def test_a_field_decides_unless_its_declaration_says_otherwise() -> None:
+    assert deciding.settings(Ruled()) == {"model": "m", "most": 3, "bare": 0, "group": {"depth": 1}}
+    assert deciding.settings(Ruled(out="x", place=Group(7), most=None)) == {"model": "m", "bare": 0, "group": {"depth": 1}}
+
+
+def test_what_counts_by_its_content_takes_the_place_of_its_fields() -> None:
+    both = {"weights": "5e1f"}
+    made = deciding.settings(Ruled(), {"model": both, "bare": both, "group": {}})
+    assert made == {"weights": "5e1f", "most": 3}
+
+
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        {"nothing": {"nothing": 1}},
+        {"out": {"out": "elsewhere"}},
+        {"place": {}},
+        {"model": {"bare": 0}},
+        {"model": {"weights": 1}, "bare": {"weights": 2}},
+    ],
+)
+def test_a_replacement_that_cannot_be_meant_is_an_error(replaced: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="Ruled"):
+        deciding.settings(Ruled(), replaced)
+
+
+@pytest.mark.parametrize("declared", [{"not_in_fingerprint": " "}, {"not_in_fingerprint": "a reason", "before": None}])
+def test_a_declaration_that_cannot_be_meant_is_an_error(declared: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"not_in_fingerprint|before"):
+        option(1, "", SPEED, **declared)
+
+
+def config_classes() -> list[type]:
+    """Every class of cos_core that has an option, found in the source: `name: type = option(...)` or a call that makes one."""
+    makers = re.compile(r"(options\.)?(\w+_)?option|options\.group")
+    classes = []
+    for file in sorted((ROOT / "cos_core").rglob("*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.ClassDef):
+                continue
+            calls = [each.value for each in node.body if isinstance(each, ast.AnnAssign) and isinstance(each.value, ast.Call)]
+            if any(makers.fullmatch(ast.unparse(call.func)) for call in calls):
+                module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+                classes.append(getattr(importlib.import_module(module), node.name))
+    return classes
+
+
+CONFIGS = config_classes()
+TWO: dict[Any, tuple[Any, Any]] = {
+    bool: (False, True), int: (1, 2), float: (0.5, 1.5), str: ("a", "b"), Path: (Path("a"), Path("b")),
+    Shard: (Shard(1, 2), Shard(2, 2)), dict: ({}, {"most": 3}), tuple: (("a",), ("a", "b")),
+}  # fmt: skip
+"""Two values of each type."""
+
+
+def _two(field: Field[Any], annotation: Any) -> tuple[Any, Any]:
+    """A field's default, else a value of its type, and another one."""
+    members = [annotation]
+    while any(get_origin(each) in (Union, UnionType) for each in members):
+        members = [part for each in members for part in (get_args(each) if get_origin(each) in (Union, UnionType) else [each])]
+    members = [each for each in members if each is not NoneType]
+    kind = get_origin(members[0]) or members[0]
+    if is_dataclass(kind) and kind not in TWO:
+        first = kind()
+        name, other = next((each.name, _two(each, get_type_hints(kind)[each.name])[1]) for each in fields(kind))
+        return first, _with(first, name, other)
+    values = get_args(members[0]) if kind is Literal else TWO[dict if kind is Mapping else kind]
+    if field.default is not MISSING:
+        return field.default, next(value for value in values if value != field.default)
+    return values[:2]
+
+
+def _with(config: Any, name: str, value: Any) -> Any:
+    """The same Config with another value: one that its class may refuse beside the others."""
+    changed = copy.copy(config)
+    object.__setattr__(changed, name, value)
+    return changed
+
+
+def _bare(config: type) -> Any:
+    """A Config that holds the first value of every field."""
+    made, hints = object.__new__(config), get_type_hints(config)
+    for each in fields(config):
+        object.__setattr__(made, each.name, _two(each, hints[each.name])[0])
+    return made
+
+
+def test_every_config_is_looked_at() -> None:
+    stages = {InferConfig, annotate.AnnotateConfig, TrainConfig, EvalConfig, visualize.ReportConfig, MergeConfig, DemoConfig}
+    assert stages | {RunnerConfig, StoreImportConfig} <= set(CONFIGS)
+
+
+@pytest.mark.parametrize(
+    ("config", "field"), [pytest.param(c, f, id=f"{c.__name__}.{f.name}") for c in CONFIGS for f in fields(c)]
+)
+def test_a_field_changes_the_fingerprint_exactly_if_it_decides(config: type, field: Field[Any]) -> None:
+    first, second = _two(field, get_type_hints(config)[field.name])
+    made = _with(_bare(config), field.name, first)
+    marks = [manifest.fingerprint(deciding.settings(each)) for each in (made, _with(made, field.name, second))]
+    assert (marks[0] != marks[1]) == (deciding.reason(field) is None)
+
+
+def known_fingerprints(folder: Path) -> Iterator[tuple[str, str]]:
+    """A run of each stage, and its fingerprint: none depends on a shipped checkpoint."""
+    data, images, out = Path("d.json"), Path("i"), Path("o")
+    yield "infer", setting(InferConfig(model="served", engine="openai", server="http://127.0.0.1:9/v1")).fingerprint
+    by_content: dict[str, dict[str, Any]] = {name: {} for name in ("data", "model", "store", "detector", "detector_options")}
+    yield "train", manifest.fingerprint(TrainConfig(data, images, "m", out, profile="paper").learnt(8, by_content))
+    for policy in ("center_crop", "random", "gold"):
+        yield f"annotate {policy}", annotator.build(annotate.AnnotateConfig(data, images, "m", out, policy=policy)).fingerprint
+    begun = {
+        "eval": EvalConfig("scenes", data, out),
+        "merge": MergeConfig((data, images), out),
+        "export": StoreExportConfig(data, out),
+        "import": StoreImportConfig(data, out),
+        "report": visualize.ReportConfig((data,), Path("r.html")),
+        "compare": visualize.CompareConfig((data,), Path("r.png")),
+        "run export": visualize.RunExportConfig(data, out, "coco"),
+        "overlay": visualize.OverlayConfig(out),
+        "boxes": visualize.BoxStatsConfig(data, out),
+    }
+    for name, config in begun.items():
+        yield name, manifest.started(name, config).fingerprint
+    demo = DemoConfig(folder, quick=True)
+    for split in ("train", "test"):
+        steps.make_scenes(demo, split, QUIET)
+        yield f"scenes {split}", manifest.read(folder / "scenes" / split).fingerprint
+
+
+KNOWN = {
+    "infer": "07bcf0a4fef33463",
+    "train": "e27f0ee0387e3de4",
+    "annotate center_crop": "0efc30da4cf293ae",
+    "annotate random": "28648f46866d11fb",
+    "annotate gold": "746b7865770e7e1c",
+    "eval": "3e48c62d2633125c",
+    "merge": "1a617b78ba5bf1a9",
+    "export": "a06ea3fc76517d78",
+    "import": "5a79a2b58acaee80",
+    "report": "15c5b9024ef30302",
+    "compare": "1b3d701c886fc34f",
+    "run export": "139da99c170292fc",
+    "overlay": "0c452962748e3ba9",
+    "boxes": "c83341b833812f2d",
+    "scenes train": "81a67bca75baa158",
+    "scenes test": "2d4ea13a7612c092",
+}
+"""The fingerprints of 0.2. What was begun with one of them goes on only while it stays: a field that is added later says with
+`before` what it was like before it."""
+
+
+def test_what_was_begun_earlier_goes_on(tmp_path: Path) -> None:
+    assert dict(known_fingerprints(tmp_path)) == KNOWN
 
 
 # --- infer -----------------------------------------------------------------------------------------------------------
@@ -79,8 +265,11 @@ OTHER: dict[str, Any] = {
     "roi": "center",
     "scale": RunnerConfig("processes", 2),
 }
-BY_CONTENT = ("model", "dtype", "profile", "roi")
-"""Declared not to count as they are written, since they count by what they mean."""
+
+
+def decides(config: type, name: str) -> bool:
+    (field,) = [each for each in fields(config) if each.name == name]
+    return deciding.reason(field) is None
 
 
 @pytest.mark.parametrize("name", [f.name for f in fields(InferConfig)])
@@ -97,13 +286,7 @@ def test_every_setting_of_an_answer_counts_or_is_declared_not_to(name: str, mode
         return
     changed = replace(config, **{name: OTHER[name]})
     assert changed != config
-    counts = name not in NOT_IN_FINGERPRINT or name in BY_CONTENT
-    assert (setting(changed).fingerprint != setting(config).fingerprint) == counts
-
-
-def test_what_is_declared_is_a_setting_and_has_a_reason() -> None:
-    assert set(NOT_IN_FINGERPRINT) <= {f.name for f in fields(InferConfig)}
-    assert all(NOT_IN_FINGERPRINT.values())
+    assert (setting(changed).fingerprint != setting(config).fingerprint) == decides(InferConfig, name)
 
 
 def test_a_policy_of_ones_own_counts_by_its_content(model: Path, tmp_path: Path) -> None:
@@ -218,25 +401,42 @@ def _dialogues(profile: prompts.Profile) -> list[Any]:
 
 OTHER_TRAIN: dict[str, Any] = {
     "epochs": 2, "learning_rate": 1e-3, "warmup_ratio": 0.1, "weight_decay": 0.1, "global_batch": 2048, "max_length": 99,
-    "max_length_counts": "text", "limit": 5,
-    "max_steps": 7, "extra_turns": True, "train_projector": True, "seed": 3, "dtype": "bfloat16", "group_by_length": True,
-    "crop_of": "region", "on_no_region": "skip", "annotator": "patches", "region_tokens": 2, "lora": 8, "qlora": True,
-    "profile": "repo-2024", "policy": "center_crop",
+    "max_length_counts": "text", "limit": 5, "max_steps": 7, "extra_turns": True, "train_projector": True, "seed": 3,
+    "dtype": "bfloat16", "group_by_length": True, "crop_of": "region", "on_no_region": "skip", "annotator": "patches",
+    "region_tokens": 2, "lora": 8, "qlora": True, "profile": "repo-2024", "policy": "center_crop", "detector": "components",
+    "detector_options": {"most": 3}, "images": Path("x"), "out": Path("y"), "batch_size": 8, "device": "cpu", "workers": 2,
+    "save_every": 3, "save_minutes": 3.0, "resume": False, "deepspeed": "zero2", "gradient_checkpointing": True,
+    "check": "off", "check_only": True, "max_faults": 2, "dry_run": True, "mfu": 0.2, "liger": True, "report_to": "wandb",
+    "processes": 2, "max_no_region": 0.5, "follow_links": True,
 }  # fmt: skip
-
-
-NEEDED: dict[str, dict[str, Any]] = {"qlora": {"lora": 4}, "region_tokens": {"annotator": "regions"}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "qlora": {"lora": 4},
+    "region_tokens": {"annotator": "regions"},
+    "detector": {"annotator": "regions"},
+    "detector_options": {"annotator": "regions", "detector": "grid"},
+}
 """What must be set for a setting to mean anything."""
 
 
+def _learnt(config: TrainConfig) -> str:
+    policy = plug.load("policies", config.rule)
+    return manifest.fingerprint(inputs.settings(config, policy, 1, inputs.start_checkpoint(config))[0])
+
+
 @pytest.mark.parametrize("name", [f.name for f in fields(TrainConfig)])
-def test_every_setting_of_training_counts_or_is_declared_not_to(name: str) -> None:
-    if name in NOT_LEARNT:
-        return
-    config = TrainConfig(Path("d"), Path("i"), "m", Path("o"), **NEEDED.get(name, {}))
-    assert name in OTHER_TRAIN, f"{name} is neither declared not to count (training/config.py) nor known here"
-    changed = replace(config, **{name: OTHER_TRAIN[name]})
-    assert manifest.fingerprint(changed.learnt(1)) != manifest.fingerprint(config.learnt(1))
+def test_every_setting_of_training_counts_or_is_declared_not_to(name: str, model: Path, tmp_path: Path) -> None:
+    files = {text: tmp_path / f"{text}.json" for text in ("one", "two")}
+    for text, file in files.items():
+        file.write_text(json.dumps(text))
+    settings = {"data": files["one"], "images": Path("i"), "model": str(model), "out": Path("o"), **NEEDED.get(name, {})}
+    config = TrainConfig(**settings)
+    before = _learnt(config)
+    if name == "model":
+        (model / "config.json").write_text((model / "config.json").read_text() + " ")
+        changed = config
+    else:
+        changed = replace(config, **{name: files["two"] if name in ("data", "store") else OTHER_TRAIN[name]})
+    assert (_learnt(changed) != before) == decides(TrainConfig, name)
 
 
 OTHER_ANNOTATE: dict[str, Any] = {
@@ -251,7 +451,7 @@ def test_every_setting_of_annotation_counts_or_is_declared_not_to(model: Path, t
     config = annotate.AnnotateConfig(Path("d"), Path("i"), str(model), Path("o"), device="cpu", detector="grid")
     before = annotator.build(config).fingerprint
     for each in fields(annotate.AnnotateConfig):
-        if each.name in NOT_ANNOTATING:
+        if not decides(annotate.AnnotateConfig, each.name):
             continue
         if each.name == "model":
             text = (model / "config.json").read_text()

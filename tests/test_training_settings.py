@@ -48,7 +48,7 @@ def test_adapters_have_a_learning_rate_of_their_own() -> None:
     adapters = replace(made, lora=8)
     assert (made.rate, adapters.rate, replace(adapters, learning_rate=2e-5).rate) == (2e-5, 2e-4, 2e-5)
     assert made.learnt(8) == replace(made, learning_rate=2e-5).learnt(8), "settings from before, with the number, are the same"
-    assert adapters.learnt(8)["learning_rate"] == adapters.to_json()["learning_rate"] == 2e-4
+    assert adapters.learnt(8)["learning_rate"] == 2e-4
     assert "0.0002 (all weights: 2e-05)" in adapters.rate_said
 
 

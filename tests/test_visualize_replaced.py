@@ -23,6 +23,7 @@ from scored_runs import folder, scored
 from cos_core.errors import FailuresError, InputError, LockedError
 from cos_core.files import manifest
 from cos_core.geometry import Box
+from cos_core.infer import InferConfig
 from cos_core.interfaces import SilentReporter
 from cos_core.store.annotations import Store
 from cos_core.types import Example, Prediction
@@ -149,7 +150,7 @@ def answers(path: Path, statuses: tuple[str, ...], images: str | None = None) ->
         rows.append(Prediction(f"q{i}", "x", box, "[1", status, "model", question="what?", image="a.png"))  # type: ignore[arg-type]
     path.write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows))
     if images is not None:
-        clock = manifest.started("infer", {"images": images})
+        clock = manifest.started("infer", InferConfig(model="m", images=Path(images)))
         manifest.write(manifest.path_for(path), clock.finish({"ok": len(rows)}))
     return path
 

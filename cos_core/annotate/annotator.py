@@ -15,7 +15,7 @@ from msgspec import structs
 from cos_core.annotate.config import AnnotateConfig
 from cos_core.backbones._each import relevance_of_each
 from cos_core.errors import InputError
-from cos_core.files import manifest, plug
+from cos_core.files import deciding, manifest, plug
 from cos_core.files.durable import utf8
 from cos_core.files.images import ImageSource
 from cos_core.files.picture_files import Root
@@ -189,14 +189,16 @@ def merged(relevances: Sequence[Relevance]) -> Relevance:
     return Relevance(heat=tuple(flat[i : i + columns] for i in range(0, len(flat), columns)))
 
 
+_OF_BACKBONE = ("model", "backbone", "backbone_options", "detector", "detector_options", "target", "last_layers", "dtype")
+_OF_RULE = ("region", "threshold", "keep_mass", "extend", "finer")
+"""The fields of AnnotateConfig that count as the backbone, and as the rule for regions, that are built of them."""
+
+
 def build(config: AnnotateConfig) -> Annotator:
     """Loads what the policy needs. Raises InputError for names that are not there, MissingError without torch."""
     policy: Policy = plug.load("policies", config.policy)
     if policy.source == "none":
         raise InputError(f"the policy {config.policy!r} looks at no region, so there is nothing to annotate")
-    # A plug-in of one's own counts by its content; a shipped one by its name, and by the version of what it shows a model.
-    files = plug.sources(config.policy, config.backbone if policy.source == "model" else None, config.detector)
-    settings: dict[str, Any] = {"policy": policy.name, **({"plugins": files} if files else {})}
     rule = config.rule(roi.RoiRule("top1"))
     backbone: Backbone | None = None
     candidates: Detector | None = None
@@ -207,13 +209,9 @@ def build(config: AnnotateConfig) -> Annotator:
         where = {"model": config.model, "device": config.device, "dtype": config.dtype}
         backbone = plug.load("backbones", config.backbone, detector=_detector(config), **options, **where)
         rule = config.rule(backbone.roi or rule)
-        settings |= {"backbone": backbone.settings, "rule": rule}
     elif policy.name == "random":
         candidates = _detector(config) or plug.load("detectors", "grid")
-        settings |= {"detector": plug.described(candidates), "seed": config.seed, "extend": rule.extend}
-    elif policy.source == "fixed":
-        settings |= {"seed": config.seed}
-    plain: dict[str, Any] = manifest.plain(settings)
+    plain: dict[str, Any] = manifest.plain(_settings(config, policy, rule, backbone, candidates))
     mark = manifest.fingerprint(plain)
     notes: tuple[str, ...] = candidates.notes if candidates is not None else ()
     if backbone is not None:
@@ -236,6 +234,25 @@ def build(config: AnnotateConfig) -> Annotator:
         config.keep_heat,
         notes,
     )
+
+
+def _settings(
+    config: AnnotateConfig, policy: Policy, rule: roi.RoiRule, backbone: Backbone | None, candidates: Detector | None
+) -> dict[str, Any]:
+    """All that decides annotations. What is built of fields counts in their place; those of which nothing is built do not."""
+    by_content: dict[str, Mapping[str, Any]] = {name: {} for name in (*_OF_BACKBONE, *_OF_RULE, "seed")}
+    by_content["policy"] = {"policy": policy.name}
+    if backbone is not None:
+        by_content |= {name: {"backbone": backbone.settings} for name in _OF_BACKBONE}
+        by_content |= {name: {"rule": rule} for name in _OF_RULE}
+    if candidates is not None:
+        by_content |= {name: {"detector": plug.described(candidates)} for name in ("detector", "detector_options")}
+        by_content["extend"] = {"extend": rule.extend}
+    if candidates is not None or policy.source == "fixed":
+        by_content["seed"] = {"seed": config.seed}
+    # A plug-in of one's own counts by its content; a shipped one by its name, and by the version of what it shows a model.
+    files = plug.sources(config.policy, config.backbone if backbone is not None else None, config.detector)
+    return {**deciding.settings(config, by_content), **({"plugins": files} if files else {})}
 
 
 def _differences(tuned: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:

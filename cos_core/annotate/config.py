@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,24 +19,6 @@ if TYPE_CHECKING:
     from cos_core.relevance.roi import RoiRule
 
 TargetKind = Literal["log-odds", "logit", "logprob", "argmax"]
-
-
-NOT_IN_FINGERPRINT: Mapping[str, str] = {
-    "data": "which questions there are",
-    "images": "where the pictures are; the data names them",
-    "follow_links": "where the pictures may be",
-    "out": "where the regions go",
-    "keep_heat": "maps are stored beside the regions and change none",
-    "batch_images": "which pictures share a batch does not change their regions",
-    "shard": "which pictures are looked at",
-    "scale": "where the work is done",
-    "limit": "where a job stops",
-    "max_failures": "how many failures end a job",
-    "dry_run": "writes nothing",
-    "device": "where the model runs",
-}
-"""Fields of AnnotateConfig that do not decide a region, each with the reason. Every other one counts, by what it builds: the
-backbone's settings (with the content of the model), the rule, the detector, the policy (see annotator.build)."""
 
 
 def _threshold(text: str) -> float | Literal["otsu"]:
@@ -58,10 +40,15 @@ class AnnotateConfig:
     ends after the image with which this many questions are reached.
     """
 
-    data: Files = options.data_option()
+    data: Files = options.data_option(not_in_fingerprint="which questions there are")
     images: Path = options.images_option()
     model: str = options.model_option()
-    out: Path = option(REQUIRED, "Store to write or to continue: a folder with an LMDB database.", OUTPUT)
+    out: Path = option(
+        REQUIRED,
+        "Store to write or to continue: a folder with an LMDB database.",
+        OUTPUT,
+        not_in_fingerprint="where the regions go",
+    )
     backbone: str = option(
         "regions",
         "How relevance is measured: 'regions', 'patches' or 'lxmert'.",
@@ -113,9 +100,21 @@ class AnnotateConfig:
         high=options.FINER,
         shown_default="1; 4 with patches",
     )
-    keep_heat: bool = option(False, "Keep the relevance maps in the store.", OUTPUT)
+    keep_heat: bool = option(
+        False,
+        "Keep the relevance maps in the store.",
+        OUTPUT,
+        not_in_fingerprint="maps are stored beside the regions and change none",
+    )
     seed: int = options.seed_option()
-    batch_images: int = option(8, "Pictures that go through the model together.", SPEED, low=1, high=options.BATCH)
+    batch_images: int = option(
+        8,
+        "Pictures that go through the model together.",
+        SPEED,
+        low=1,
+        high=options.BATCH,
+        not_in_fingerprint="which pictures share a batch does not change their regions",
+    )
     shard: Shard | None = option(
         None,
         "Only this part of the pictures, for 'cos store merge'.",
@@ -123,14 +122,20 @@ class AnnotateConfig:
         parser=Shard.parse,
         metavar="I/N",
         shown_default="all",
+        not_in_fingerprint="which pictures are looked at",
     )
-    scale: RunnerConfig = field(default_factory=RunnerConfig)
+    scale: RunnerConfig = options.group(RunnerConfig, not_in_fingerprint="where the work is done")
     limit: int | None = options.limit_option()
-    max_failures: int | None = options.max_failures_option()
-    dry_run: bool = option(False, "Count, look at the pictures, estimate time and size, and stop.", CHECKS)
+    max_failures: int | None = options.max_failures_option(not_in_fingerprint="how many failures end a job")
+    dry_run: bool = option(
+        False,
+        "Count, look at the pictures, estimate time and size, and stop.",
+        CHECKS,
+        not_in_fingerprint="writes nothing",
+    )
     device: str = options.device_option()
     dtype: str = options.dtype_option(("float32", "bfloat16", "float16", "float64"), "Number format of the weights.")
-    follow_links: bool = options.follow_links_option()
+    follow_links: bool = options.follow_links_option(not_in_fingerprint="where the pictures may be")
 
     def __post_init__(self) -> None:
         from cos_core.relevance.roi import RoiRule

@@ -95,7 +95,12 @@ class DemoConfig:
     `centre_bias`: share of the questions that ask about the most central object.
     """
 
-    out: Path = option(Path("runs/demo"), "Folder for the run: data, labels, models, answers, scores, index.html.", OUTPUT)
+    out: Path = option(
+        Path("runs/demo"),
+        "Folder for the run: data, labels, models, answers, scores, index.html.",
+        OUTPUT,
+        not_in_fingerprint="where the run goes",
+    )
     model: str = options.model_option("miniature")
     seed: int = options.seed_option()
     test_seed: int = options.seed_option(7001, "Seed of the held-out scenes.")
@@ -110,7 +115,13 @@ class DemoConfig:
         high=1,
     )
     jobs: int = option(
-        0, "Processes at a time, one core each.", SPEED, low=0, high=options.PROCESSES, shown_default="one a core"
+        0,
+        "Processes at a time, one core each.",
+        SPEED,
+        low=0,
+        high=options.PROCESSES,
+        shown_default="one a core",
+        not_in_fingerprint="how many work at a time",
     )
 
     def __post_init__(self) -> None:

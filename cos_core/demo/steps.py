@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cos_core.demo.config import ARMS, LABELS, DemoConfig, arm
-from cos_core.files import manifest
+from cos_core.files import deciding, manifest
 from cos_core.interfaces import Reporter
 from cos_core.types import RunManifest
 
@@ -31,7 +31,10 @@ def make_scenes(config: DemoConfig, split: str, reporter: Reporter) -> None:
     out = config.out / "scenes" / split
     seed = config.seed + 1 if split == "train" else config.test_seed
     count = config.size.train_scenes if split == "train" else config.size.test_scenes
-    settings = {"seed": seed, "count": count, "questions": config.size.questions, "centre_bias": config.centre_bias}
+    # The scenes of a split have one seed, and no model.
+    drawn = {"count": count, "questions": config.size.questions}
+    instead = {"quick": drawn, "seed": {"seed": seed}, "test_seed": {}, "model": {}}
+    settings = deciding.settings(config, instead)
     fingerprint = manifest.fingerprint(settings)
     file = out / manifest.FILE
     if file.is_file() and manifest.read(file).fingerprint == fingerprint:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import cos_core
 from cos_core.errors import InputError
+from cos_core.files import deciding
 from cos_core.files.durable import atomic_write
 from cos_core.files.jsonl import decode, open_input
 from cos_core.files.text import duration
@@ -80,7 +81,10 @@ def canonical(value: Any) -> bytes:
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits that change when any setting does; the order of the keys does not matter."""
+    """16 hexadecimal digits that change when any setting does; the order of the keys does not matter.
+
+    `settings`: those of a Config that decide (deciding.settings), and what decides beside them.
+    """
     return hashlib.sha256(canonical(settings)).hexdigest()[:16]
 
 
@@ -249,8 +253,9 @@ def started(
     inputs: Mapping[str, Mapping[str, Any]] | None = None,
     settings_fingerprint: str | None = None,
 ) -> Started:
-    """The record of a stage that starts now. `config`: its Config; `settings_fingerprint`: by default that of `config`."""
-    mark = settings_fingerprint or fingerprint(plain(config))
+    """The record of a stage that starts now. `config`: its Config; `settings_fingerprint`: by default that of `config`, where
+    nothing counts by its content."""
+    mark = settings_fingerprint or fingerprint(deciding.settings(config))
     return Started(stage, config, seed, dict(inputs or {}), datetime.now(UTC), time.monotonic(), mark)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from cos_core import options
@@ -33,26 +33,61 @@ class AnsweringOptions:
     max_new_tokens: int = option(128, "Longest answer, in tokens.", ANSWER, low=1, high=options.TOKENS)
     box_tokens: int = option(48, "Longest first-pass text, in tokens.", REGION, low=1, high=options.TOKENS)
     box_decode: BoxDecode = option("free", "Let the first pass write anything, or nothing but a box.", REGION)
-    batch_size: int = option(16, "Questions that go through the model together.", SPEED, low=1, high=options.BATCH)
-    reuse: bool = option(True, "Continue the first pass's keys and values; share those of a picture.", SPEED)
+    batch_size: int = option(
+        16,
+        "Questions that go through the model together.",
+        SPEED,
+        low=1,
+        high=options.BATCH,
+        not_in_fingerprint="the other questions of a batch do not change an answer",
+    )
+    reuse: bool = option(
+        True,
+        "Continue the first pass's keys and values; share those of a picture.",
+        SPEED,
+        not_in_fingerprint="what is kept between passes; the answers are the same (cos infer --verify)",
+    )
     kv_budget: float | None = option(
         None,
         "GiB for keys and values; a quarter of the free memory (GPU: 70 %) when not given.",
         SPEED,
         low=0.001,
         high=options.GIB,
+        not_in_fingerprint="how much is kept between passes",
     )
     engine: str = option("hf", "What runs the model.", MODEL, parser=options.plugin_name, metavar="NAME", completes="engines")
-    server: str | None = option(None, "With --engine openai: the server's address, up to /v1.", SERVER)
-    concurrency: int = option(8, "With --engine openai: requests under way at once.", SERVER, low=1, high=MAX_CONNECTIONS)
-    timeout: float = option(
-        120.0, "Seconds that one request to a server or judge may take.", SERVER, low=MIN_TIMEOUT, high=MAX_TIMEOUT
+    server: str | None = option(
+        None,
+        "With --engine openai: the server's address, up to /v1.",
+        SERVER,
+        not_in_fingerprint="the address of a server; what it serves is the model",
     )
-    retry_failed: bool = option(False, "Ask again what --out records as failed, whatever the reason.", CHECKS)
-    max_failures: int | None = options.max_failures_option()
+    concurrency: int = option(
+        8,
+        "With --engine openai: requests under way at once.",
+        SERVER,
+        low=1,
+        high=MAX_CONNECTIONS,
+        not_in_fingerprint="how many requests are under way",
+    )
+    timeout: float = option(
+        120.0,
+        "Seconds that one request to a server or judge may take.",
+        SERVER,
+        low=MIN_TIMEOUT,
+        high=MAX_TIMEOUT,
+        not_in_fingerprint="how long a server may take",
+    )
+    retry_failed: bool = option(
+        False,
+        "Ask again what --out records as failed, whatever the reason.",
+        CHECKS,
+        not_in_fingerprint="which questions are asked again",
+    )
+    max_failures: int | None = options.max_failures_option(not_in_fingerprint="when a run is given up")
     seed: int = options.seed_option()
-    scale: RunnerConfig = field(default_factory=RunnerConfig)
-    follow_links: bool = options.follow_links_option()
+    scale: RunnerConfig = options.group(RunnerConfig, not_in_fingerprint="where the work is done")
+    follow_links: bool = options.follow_links_option(not_in_fingerprint="where the pictures may be")
     device: str = options.device_option(
         "'auto' (every GPU, else the CPU), 'cpu', 'cuda:1', or several with commas: a model on each."
     )
@@ -73,11 +108,23 @@ class InferConfig(AnsweringOptions):
     """
 
     model: str | Path = options.model_option()
-    out: Path | None = option(None, "JSONL file of predictions to write or to continue; - prints them.", OUTPUT)
-    data: Files | None = option(None, f"Many questions: {options.QUESTIONS}", INPUT)
+    out: Path | None = option(
+        None,
+        "JSONL file of predictions to write or to continue; - prints them.",
+        OUTPUT,
+        not_in_fingerprint="where the answers go",
+    )
+    data: Files | None = option(
+        None,
+        f"Many questions: {options.QUESTIONS}",
+        INPUT,
+        not_in_fingerprint="which questions are asked: each is compared with the one that its answer names",
+    )
     images: Path | None = options.images_option(None)
-    image: Path | None = option(None, "One picture.", INPUT)
-    question: str | None = option(None, "The question on --image.", INPUT)
+    image: Path | None = option(None, "One picture.", INPUT, not_in_fingerprint="one picture, of which nothing is written")
+    question: str | None = option(
+        None, "The question on --image.", INPUT, not_in_fingerprint="compared with the one that an answer names"
+    )
     roi: str = option(
         "model",
         "Where the region comes from: 'model' (two passes), 'none' (one), 'relevance' (untrained), 'center', 'full', ...",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from cos_core.dialogue.prompts import DIALOGUE_VERSION, Profile, checkpoint_profile
 from cos_core.engines._served import ServedModel, of_model
 from cos_core.errors import InputError
-from cos_core.files import manifest, plug
+from cos_core.files import deciding, manifest, plug
 from cos_core.files.images import FILL
 from cos_core.files.plug import ROI_ALIASES
 from cos_core.infer import relevance_regions as heat
@@ -32,32 +30,6 @@ def _policy(roi: str) -> Policy:
         raise InputError(f"there is no roi {roi!r}{plug.nearest(roi, [*ROI_ALIASES, heat.POLICY.name, *known])}")
     policy: Policy = plug.load("policies", name)
     return policy
-
-
-NOT_IN_FINGERPRINT: Mapping[str, str] = {
-    "out": "where the answers go",
-    "data": "which questions are asked: each is compared with the one that its answer names",
-    "images": "where the pictures are; the data names them",
-    "follow_links": "where the pictures may be",
-    "image": "one picture, of which nothing is written",
-    "question": "compared with the one that an answer names",
-    "limit": "how many of the questions are asked",
-    "batch_size": "the other questions of a batch do not change an answer",
-    "device": "where the model runs",
-    "max_failures": "when a run is given up",
-    "retry_failed": "which questions are asked again",
-    "reuse": "what is kept between passes; the answers are the same (cos infer --verify)",
-    "kv_budget": "how much is kept between passes",
-    "server": "the address of a server; what it serves is the model",
-    "concurrency": "how many requests are under way",
-    "timeout": "how long a server may take",
-    "scale": "where the work is done",
-    "model": "counts by its content: `model`",
-    "dtype": "counts as what `auto` means here: `dtype`",
-    "profile": "counts by its content: `profile`",
-    "roi": "counts as the policy that it names, and by its content: `policy`",
-}
-"""Fields of InferConfig that do not decide an answer, each with the reason. Every other field is part of the fingerprint."""
 
 
 def checkpoint_folder(config: InferConfig) -> str | None:
@@ -102,13 +74,16 @@ def setting(config: InferConfig) -> Setting:
         check(folder)
     # A served model that is no folder here says nothing of its pictures; LLaVA's own colour is assumed for it.
     fill = FILL if folder is None else fill_of(folder)
-    settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in NOT_IN_FINGERPRINT}
-    settings |= {
-        "model": model_fingerprint(config),
+    # What counts by its content, and not as it is written.
+    by_content: dict[str, dict[str, Any]] = {
+        "model": {"model": model_fingerprint(config)},
         # Rounding differs between number formats, and answers with it; where the model stands is no setting.
-        "dtype": devices.dtype_name(config.device, config.dtype) if config.engine == "hf" else None,
-        "profile": profile.to_json(),
-        "policy": {"name": policy.name, "source": policy.source, "asks": policy.asks},
+        "dtype": {"dtype": devices.dtype_name(config.device, config.dtype) if config.engine == "hf" else None},
+        "profile": {"profile": profile.to_json()},
+        "roi": {"policy": {"name": policy.name, "source": policy.source, "asks": policy.asks}},
+    }
+    settings = {
+        **deciding.settings(config, by_content),
         "plugins": plug.sources(config.engine, policy_name(config.roi)),
         "fill": fill,
         "dialogue": DIALOGUE_VERSION,

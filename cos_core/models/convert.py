@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from cos_core import __version__
 from cos_core.dialogue.prompts import load_profile
 from cos_core.errors import InputError
-from cos_core.files import durable, manifest
+from cos_core.files import deciding, durable, manifest
 from cos_core.files.durable import sync_folder
 from cos_core.files.locks import FileLock
 from cos_core.files.text import one_line
@@ -98,7 +98,8 @@ def _fingerprint(config: ConvertConfig, plan: _Plan) -> str:
     """Of what is converted: the files' names and sizes, wherever they lie, and the wording."""
     read = dict.fromkeys(folder for folder in (config.source, plan.language, plan.tower) if folder is not None)
     files = [{path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()} for folder in read]
-    return manifest.fingerprint({"files": files, "profile": config.profile})
+    by_content = {name: {"files": files} for name in ("source", "base", "vision_tower")}
+    return manifest.fingerprint(deciding.settings(config, by_content))
 
 
 def _holds_conversion(fingerprint: str, out: Path) -> bool:

@@ -15,7 +15,9 @@ class ConvertConfig:
     "repo-2024" for a name with "cos" in it, else "paper"."""
 
     source: Path = option(REQUIRED, "Original LLaVA-1.5 checkpoint: a local folder.", INPUT, argument=True)
-    out: Path = option(REQUIRED, "New folder for the converted checkpoint.", OUTPUT)
+    out: Path = option(
+        REQUIRED, "New folder for the converted checkpoint.", OUTPUT, not_in_fingerprint="where the checkpoint goes"
+    )
     base: Path | None = option(None, "The language model, when SOURCE holds only a projector or a LoRA adapter.", MODEL)
     vision_tower: Path | None = option(
         None, "The CLIP folder, when it is not where the checkpoint's mm_vision_tower says.", MODEL

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cos_core import options
 from cos_core.errors import InputError
+from cos_core.files import deciding
 from cos_core.options import CHECKS, INPUT, MODEL, OUTPUT, REGION, REQUIRED, SPEED, TRAINING, Files, option
 
 if TYPE_CHECKING:
     from cos_core.training.sample_order import BatchSizes
 
-# Settings that do not change what is learnt: where things lie and how the work is cut up. A detector counts as it is built.
-_NOT_IN_FINGERPRINT = (
-    "data", "images", "follow_links", "model", "out", "store", "batch_size", "device", "save_every", "save_minutes", "resume",
-    "workers", "deepspeed", "gradient_checkpointing", "check", "check_only", "max_faults", "dry_run", "mfu", "liger",
-    "report_to", "processes", "max_no_region", "detector", "detector_options",
-)  # fmt: skip
 _LORA_ALPHA = 2
 _RATE, _ADAPTERS_RATE = 2e-5, 2e-4
 """Peak learning rates: the paper's (CoS §4.1) for whole weights, that of LLaVA's own LoRA recipe for adapters."""
@@ -48,7 +43,9 @@ class TrainConfig:
     data: Files = options.data_option()
     images: Path = options.images_option()
     model: str = options.model_option()
-    out: Path = option(REQUIRED, "Folder for checkpoints and the trained model.", OUTPUT)
+    out: Path = option(
+        REQUIRED, "Folder for checkpoints and the trained model.", OUTPUT, not_in_fingerprint="where the model goes"
+    )
     store: Path | None = option(
         None,
         "Store that `cos annotate` wrote, or the released region file (.json).",
@@ -69,13 +66,23 @@ class TrainConfig:
     )
     warmup_ratio: float = option(0.03, "Share of the steps that warm up.", TRAINING, low=0, high=1)
     weight_decay: float = option(0.0, "AdamW weight decay.", TRAINING, low=0, high=10)
-    batch_size: int = option(16, "Samples a device sees at once.", TRAINING, low=1, high=options.BATCH)
+    batch_size: int = option(
+        16,
+        "Samples a device sees at once.",
+        TRAINING,
+        low=1,
+        high=options.BATCH,
+        not_in_fingerprint="how a step is cut up: `global_batch` counts",
+    )
     global_batch: int | None = option(
         1024, "Samples an optimiser step (the paper: 1024), by accumulation.", TRAINING, low=1, high=options.BATCH
     )
     max_length: int = option(2048, "Longest sample, in tokens.", TRAINING, low=1, high=options.BATCH)
     max_length_counts: Literal["positions", "text"] = option(
-        "positions", "In --max-length, a picture counts all its positions, or one token, as the released code cuts.", TRAINING
+        "positions",
+        "In --max-length, a picture counts all its positions, or one token, as the released code cuts.",
+        TRAINING,
+        before="positions",
     )
     max_steps: int | None = option(
         None, "Stop after this many steps.", TRAINING, low=1, high=options.COUNT, shown_default="epochs decide"
@@ -87,6 +94,7 @@ class TrainConfig:
         low=1,
         high=options.COUNT,
         shown_default="all",
+        before=None,
     )
     extra_turns: bool = option(False, "Append the picture's other questions, as the released code does.", TRAINING)
     train_projector: bool = option(False, "Train the projector too, as the released code does.", TRAINING)
@@ -104,17 +112,41 @@ class TrainConfig:
         low=0,
         high=options.PROCESSES,
         shown_default="0 on a CPU, 4 on a GPU",
+        not_in_fingerprint="how samples are read",
     )
     save_every: int | None = option(
-        None, "Steps between checkpoints.", OUTPUT, low=1, high=options.COUNT, shown_default="by time only"
+        None,
+        "Steps between checkpoints.",
+        OUTPUT,
+        low=1,
+        high=options.COUNT,
+        shown_default="by time only",
+        not_in_fingerprint="when a run is saved",
     )
     save_minutes: float | None = option(
-        30.0, "Minutes between checkpoints; more where one takes long to write.", OUTPUT, low=0, high=options.BATCH
+        30.0,
+        "Minutes between checkpoints; more where one takes long to write.",
+        OUTPUT,
+        low=0,
+        high=options.BATCH,
+        not_in_fingerprint="when a run is saved",
     )
-    resume: bool = option(True, "Continue from the last whole checkpoint in --out.", OUTPUT)
-    deepspeed: str | None = option(None, "zero2, zero3, zero3_offload, or a DeepSpeed JSON file.", SPEED, shown_default="none")
+    resume: bool = option(
+        True, "Continue from the last whole checkpoint in --out.", OUTPUT, not_in_fingerprint="where a run begins to work"
+    )
+    deepspeed: str | None = option(
+        None,
+        "zero2, zero3, zero3_offload, or a DeepSpeed JSON file.",
+        SPEED,
+        shown_default="none",
+        not_in_fingerprint="where weights and states are kept",
+    )
     gradient_checkpointing: bool | None = option(
-        None, "Recompute activations to save memory.", SPEED, shown_default="on a GPU only"
+        None,
+        "Recompute activations to save memory.",
+        SPEED,
+        shown_default="on a GPU only",
+        not_in_fingerprint="the same activations, made again",
     )
     group_by_length: bool = option(False, "Make batches of samples of like length: less padding.", SPEED)
     crop_of: Literal["text", "region"] = option(
@@ -123,7 +155,14 @@ class TrainConfig:
     on_no_region: Literal["full", "skip"] = option(
         "full", "A question without a region: train it on the whole picture, and count it, or leave it out.", REGION
     )
-    max_no_region: float = option(0.1, "Share of questions without a region that the check lets pass.", CHECKS, low=0, high=1)
+    max_no_region: float = option(
+        0.1,
+        "Share of questions without a region that the check lets pass.",
+        CHECKS,
+        low=0,
+        high=1,
+        not_in_fingerprint="when the check stops a run",
+    )
     annotator: Literal["regions", "patches"] | None = option(
         None,
         "Fine-tune the annotator instead: plain answers, with pictures as this backbone shows them; no --store.",
@@ -139,13 +178,27 @@ class TrainConfig:
         None, "Train adapters of this rank, merged at the end.", MODEL, low=1, high=options.RANK, shown_default="all weights"
     )
     qlora: bool = option(False, "Adapters over 4-bit weights (GPU, with --lora).", MODEL)
-    liger: bool = option(False, "Liger's fused kernels (GPU).", SPEED)
-    report_to: Literal["none", "tensorboard", "wandb"] = option("none", "Where the Trainer reports to.", OUTPUT)
-    check: Literal["sample", "full", "off"] = option(
-        "sample", "Examine the data first: some samples closely, all, or none.", CHECKS
+    liger: bool = option(
+        False, "Liger's fused kernels (GPU).", SPEED, not_in_fingerprint="the same arithmetic by other kernels"
     )
-    check_only: bool = option(False, "Examine the data and stop.", CHECKS)
-    max_faults: int = option(0, "Faulty samples to pass over instead of stopping.", CHECKS, low=0, high=options.COUNT)
+    report_to: Literal["none", "tensorboard", "wandb"] = option(
+        "none", "Where the Trainer reports to.", OUTPUT, not_in_fingerprint="who is told of a run"
+    )
+    check: Literal["sample", "full", "off"] = option(
+        "sample",
+        "Examine the data first: some samples closely, all, or none.",
+        CHECKS,
+        not_in_fingerprint="what is looked at before a run",
+    )
+    check_only: bool = option(False, "Examine the data and stop.", CHECKS, not_in_fingerprint="nothing is learnt")
+    max_faults: int = option(
+        0,
+        "Faulty samples to pass over instead of stopping.",
+        CHECKS,
+        low=0,
+        high=options.COUNT,
+        not_in_fingerprint="when the check stops a run",
+    )
     processes: int | None = option(
         None,
         "Processes (GPUs) on this machine, by DeepSpeed's launcher.",
@@ -153,10 +206,20 @@ class TrainConfig:
         low=1,
         high=options.PROCESSES,
         shown_default="one",
+        not_in_fingerprint="where the work is done: `global_batch` counts",
     )
-    dry_run: bool = option(False, "Print the bill (steps, memory, disk, hours) and stop.", CHECKS)
-    mfu: float = option(0.4, "Share of a GPU's peak that the bill assumes.", CHECKS, low=0.01, high=1)
-    follow_links: bool = options.follow_links_option()
+    dry_run: bool = option(
+        False, "Print the bill (steps, memory, disk, hours) and stop.", CHECKS, not_in_fingerprint="nothing is learnt"
+    )
+    mfu: float = option(
+        0.4,
+        "Share of a GPU's peak that the bill assumes.",
+        CHECKS,
+        low=0.01,
+        high=1,
+        not_in_fingerprint="an assumption of the bill",
+    )
+    follow_links: bool = options.follow_links_option(not_in_fingerprint="where the pictures may be")
 
     def __post_init__(self) -> None:
         options.check(self)
@@ -229,23 +292,14 @@ class TrainConfig:
         together = self.batch_size * devices
         return BatchSizes(self.batch_size, together, together * self.accumulation(devices))
 
-    def to_json(self) -> dict[str, Any]:
-        """Every setting, paths as text, the learning rate as it comes out."""
-        settings = {key: _plain(value) for key, value in asdict(self).items()}
-        return {**settings, "learning_rate": self.rate}
+    def learnt(self, devices: int, by_content: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+        """The settings that decide what is learnt, for the run's fingerprint; learning rate and global batch as they come out.
 
-    def learnt(self, devices: int) -> dict[str, Any]:
-        """The settings that decide what is learnt, for the run's fingerprint; `global_batch` as it comes out."""
-        settings = {key: value for key, value in self.to_json().items() if key not in _NOT_IN_FINGERPRINT}
-        # Runs that were begun before there was a choice go on.
-        for name, default in (("max_length_counts", "positions"), ("limit", None)):
-            if settings[name] == default:
-                del settings[name]
-        return {**settings, "global_batch": self.batch_size * devices * self.accumulation(devices)}
-
-
-def _plain(value: Any) -> Any:
-    """Paths as text."""
-    if isinstance(value, tuple):
-        return [_plain(each) for each in value]
-    return str(value) if isinstance(value, Path) else value
+        `by_content`: what counts in place of a field (see deciding.settings).
+        """
+        together = self.batch_size * devices * self.accumulation(devices)
+        made: dict[str, Mapping[str, Any]] = {
+            "learning_rate": {"learning_rate": self.rate},
+            "global_batch": {"global_batch": together},
+        }
+        return deciding.settings(self, {**made, **(by_content or {})})

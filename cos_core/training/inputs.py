@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from cos_core.data.datasets import Snapshot, paths_of
 from cos_core.data.released import ReleasedRegions
 from cos_core.dialogue.prompts import DIALOGUE_VERSION, Profile, checkpoint_profile
 from cos_core.errors import InputError
-from cos_core.files import manifest, picture_files, plug
+from cos_core.files import deciding, manifest, picture_files, plug
 from cos_core.interfaces import Policy, Reporter
 from cos_core.models import hub
 from cos_core.store.annotations import Store
@@ -75,14 +75,11 @@ def regions_of(config: TrainConfig, policy: Policy) -> Iterator[Store | Released
 def _table_key(config: TrainConfig) -> str:
     """The name of a run's sample table: equal in all processes of the run, different in every other run."""
     key = {
+        "settings": deciding.settings(config),
         "out": config.out.absolute(),
         "data": [path.absolute() for path in paths_of(config.data)],
         "stamps": Snapshot(config.data).stamps,
         "store": config.store and config.store.absolute(),
-        "policy": config.rule,
-        "seed": config.seed,
-        "on_no_region": config.on_no_region,
-        "limit": config.limit,
         "version": __version__,
     }
     return manifest.fingerprint(key)
@@ -96,26 +93,27 @@ def settings(
         "data": manifest.files_input(config.data),
         "model": {"path": config.model, "fingerprint": hub.fingerprint(checkpoint.folder)},
     }
-    decisive = {
-        **config.learnt(devices),
-        "policy": [policy.name, policy.source, policy.asks],
-        "plugins": plug.sources(config.rule, config.detector),
-        "dialogue": DIALOGUE_VERSION,
-        "profile": checkpoint.profile.to_json(),
-        "data": inputs["data"]["sha256"],
-        "model": inputs["model"]["fingerprint"],
-    }
     crops = region_crops(config)
-    if crops is not None:
-        decisive["detector"] = plug.described(crops.detector)
+    detector = {"detector": plug.described(crops.detector)} if crops is not None else {}
+    by_content: dict[str, Mapping[str, Any]] = {
+        "data": {"data": inputs["data"]["sha256"]},
+        "model": {"model": inputs["model"]["fingerprint"]},
+        "store": {},
+        "profile": {"profile": checkpoint.profile.to_json()},
+        "policy": {"policy": [policy.name, policy.source, policy.asks]},
+        "detector": detector,
+        "detector_options": detector,
+    }
     if config.store is not None and config.store.suffix == ".json":
         inputs["store"] = manifest.file_input(config.store)
-        decisive["store"] = inputs["store"]["sha256"]
+        by_content["store"] = {"store": inputs["store"]["sha256"]}
     elif config.store is not None:
         with Store.read(config.store) as store:
             inputs["store"] = {"path": str(config.store), **store.info()}
         # Times, failures and bytes differ between equal stores; the settings of the job and its progress do not.
-        decisive["store"] = {key: inputs["store"][key] for key in ("fingerprint", "annotations")}
+        by_content["store"] = {"store": {key: inputs["store"][key] for key in ("fingerprint", "annotations")}}
+    beside = {"plugins": plug.sources(config.rule, config.detector), "dialogue": DIALOGUE_VERSION}
+    decisive: dict[str, Any] = manifest.plain({**config.learnt(devices, by_content), **beside})
     return decisive, inputs
 
 

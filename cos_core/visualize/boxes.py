@@ -35,8 +35,7 @@ def run(config: BoxStatsConfig, reporter: Reporter) -> RunManifest:
     Unreadable lines are counted as failed and reported, not fatal. Raises InputError when the source is not there or holds
     no example.
     """
-    settings = {"source": config.source, "images": config.images, "reference": config.reference}
-    work = manifest.started("visualize boxes", config, settings_fingerprint=manifest.fingerprint(settings))
+    work = manifest.started("visualize boxes", config)
     outputs.check_folder(config.out, "visualize boxes", (config.source, config.images, config.reference), _OURS)
     if not config.source.exists():
         raise InputError(f"{config.source}: no such store or predictions file")

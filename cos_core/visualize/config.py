@@ -190,11 +190,13 @@ class BoxStatsConfig:
     source: Path = option(
         REQUIRED, "Store of `cos annotate`, or a predictions file.", INPUT, argument=True, metavar="SOURCE", completes="store"
     )
-    out: Path = option(REQUIRED, "Folder for the plots and the numbers beside them.", OUTPUT)
+    out: Path = option(
+        REQUIRED, "Folder for the plots and the numbers beside them.", OUTPUT, not_in_fingerprint="where the plots go"
+    )
     images: Path | None = option(
         None, "Picture folder, for aspect ratios in pixels.", INPUT, shown_default="fractions of the picture"
     )
     reference: Path | None = option(
         None, "Regions to measure against: a store, predictions, or questions with gold regions.", INPUT
     )
-    follow_links: bool = options.follow_links_option()
+    follow_links: bool = options.follow_links_option(not_in_fingerprint="where the pictures may be")
