@@ -17,7 +17,7 @@ from cos_core.infer.passes import Setting
 from cos_core.interfaces import Engine, Policy, Reporter
 from cos_core.models import devices, hub
 from cos_core.models.checkpoint_info import fill_of
-from cos_core.models.layout.check import check
+from cos_core.models.loading import check
 from cos_core.options import policy_name
 
 

@@ -5,9 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from cos_core.dialogue.prompts import Profile
-from cos_core.models import general, hub, llava
+from cos_core.models import general, general_check, hub, llava
 from cos_core.models.families import PixelBudget
+from cos_core.models.layout import check as layout_check
 from cos_core.models.loaded import LoadedModel
+
+
+def check(where: str | Path) -> None:
+    """Looks at a checkpoint's folder before anything is built from it. Raises what `load` raises for its files."""
+    if general.serves(str(where)):
+        general_check.check(where)
+    else:
+        layout_check.check(where)
 
 
 def load(

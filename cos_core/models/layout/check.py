@@ -21,6 +21,7 @@ from cos_core.models.checkpoint_files import Tensor
 from cos_core.models.layout import families
 from cos_core.models.layout.tokenizer_file import check_patterns
 from cos_core.models.layout.weights import hub_name
+from cos_core.models.plain_settings import check_ends, check_words
 
 TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen3")
 """Language models with Llama's names of weights."""
@@ -49,9 +50,6 @@ _TOWER = {
 }
 """What `transformers` takes for a size that is left out: of Llama, of a `vision_config`, and where there is none at all."""
 _MOST = 2**31 - 1
-_DTYPES = ("float32", "float16", "bfloat16", "float64")
-_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-_WORDS = {"dtype": _DTYPES, "torch_dtype": _DTYPES, "attn_implementation": _ATTENTION, "_attn_implementation": _ATTENTION}
 _WRAPPERS = {
     "base_model.model.": "peft's wrapper (save it after merge_and_unload)",
     "module.": "torch's wrapper for several GPUs (save model.module)",
@@ -92,17 +90,23 @@ def check(folder: str | Path, *, weights: bool = True) -> Facts:
 def _checked(folder: Path, needs_weights: bool, _state: object) -> Facts:
     """As `check`, once for a folder that stays as it is: a run asks several times."""
     config = llava_config(folder)
-    objects = files.look_over(folder)
-    if "adapter_config.json" in objects and files.regular(folder, files.WEIGHTS) is not None:
-        raise InputError(f"{folder} holds an adapter beside a model; move adapter_config.json out, or merge the two first")
+    objects = look_over(folder)
     facts = sizes(folder, config, needs_weights)
     _plain_settings(folder, config)
-    _ends(folder / files.CONFIG, config.get("text_config") or {}, facts)
-    _ends(folder / "generation_config.json", objects.get("generation_config.json", {}), facts)
+    check_ends(folder / files.CONFIG, config.get("text_config") or {}, facts.vocabulary)
+    check_ends(folder / "generation_config.json", objects.get("generation_config.json", {}), facts.vocabulary)
     _pictures(folder, objects, facts)
     if "tokenizer.json" in objects:
         check_patterns(folder / "tokenizer.json", objects["tokenizer.json"])
     return facts
+
+
+def look_over(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """As files.look_over, for a folder that is no adapter's beside a model. Raises InputError."""
+    objects = files.look_over(folder)
+    if "adapter_config.json" in objects and files.has_weights(folder):
+        raise InputError(f"{folder} holds an adapter beside a model; move adapter_config.json out, or merge the two first")
+    return objects
 
 
 def llava_config(folder: Path) -> dict[str, Any]:
@@ -291,14 +295,7 @@ def _plain_settings(folder: Path, config: Mapping[str, Any]) -> None:
     where = folder / files.CONFIG
     text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
     for section in (config, text, vision):
-        if section.get("quantization_config") is not None:
-            how = section["quantization_config"]
-            kind = one_line(how.get("quant_method") if isinstance(how, Mapping) else how, 60)
-            raise InputError(f"{where}: the weights are quantized ({kind}); cos reads float32, float16 and bfloat16")
-        for name, allowed in _WORDS.items():
-            value = section.get(name)
-            if value is not None and value not in allowed:
-                raise InputError(f"{where}: `{name}` is {one_line(repr(value), 60)}; known are {', '.join(allowed)}")
+        check_words(where, section)
     strategy = config.get("vision_feature_select_strategy", "default")
     if strategy not in ("default", "full"):
         raise InputError(f"{where}: `vision_feature_select_strategy` is {one_line(repr(strategy), 60)}, not default or full")
@@ -306,16 +303,6 @@ def _plain_settings(folder: Path, config: Mapping[str, Any]) -> None:
     for section, name in ((text, "hidden_act"), (vision, "hidden_act"), (config, "projector_hidden_act")):
         if not isinstance(section.get(name, ""), str):
             raise InputError(f"{where}: `{name}` must name a function, got {one_line(repr(section[name]), 60)}")
-
-
-def _ends(where: Path, section: Mapping[str, Any], facts: Facts) -> None:
-    """Raises InputError for marks that are no tokens. Whatever else generation settings say, answers here are greedy."""
-    for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
-        value = section.get(name)
-        each = value if isinstance(value, list) and name == "eos_token_id" else [value]
-        for token in each:
-            if token is not None and (type(token) is not int or not -1 <= token < facts.vocabulary):
-                raise InputError(f"{where}: `{name}` must be a token of the vocabulary, got {one_line(repr(token), 60)}")
 
 
 def _pictures(folder: Path, objects: Mapping[str, Mapping[str, Any]], facts: Facts) -> None:
@@ -341,7 +328,7 @@ def _pictures(folder: Path, objects: Mapping[str, Mapping[str, Any]], facts: Fac
                 )
     for key in ("image_mean", "image_std"):
         value = settings.get(key)
-        if value is not None and not (isinstance(value, list) and len(value) == 3 and all(map(_is_share, value))):
+        if value is not None and not (isinstance(value, list) and len(value) == 3 and all(map(is_share, value))):
             raise InputError(f"{where}: `{key}` must be three numbers from 0 to 1, got {one_line(repr(value), 60)}")
     if 0 in (settings.get("image_std") or ()):
         raise InputError(f"{where}: `image_std` must not be 0")
@@ -350,5 +337,5 @@ def _pictures(folder: Path, objects: Mapping[str, Mapping[str, Any]], facts: Fac
         raise InputError(f"{where}: `rescale_factor` must be a number, got {one_line(repr(factor), 60)}")
 
 
-def _is_share(value: object) -> bool:
+def is_share(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
