@@ -47,6 +47,7 @@ WITH_TORCH = (
     "engines._prefix",
     "engines._batch",
     "engines._constrain",
+    "engines._plain",
     "detectors.detectron2",
     "training",
     "doctor.probe",

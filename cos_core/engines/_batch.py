@@ -166,6 +166,9 @@ def usual_budget(device: torch.device) -> int:
 NOT_FINITE = (-1, math.nan)
 """Instead of a token and its lead: the model's numbers are NaN or infinite."""
 
+NOT_A_NUMBER = "the model's output is not a number (NaN or overflow): its weights are damaged, or too large to compute with"
+"""What a reply without an answer says then."""
+
 
 def choices(rows: Sequence[GenerationJob], logits: torch.Tensor) -> list[tuple[int, float] | None]:
     """For each unfinished row its next token and the lead of that token's logit over the second; `logits` (rows, vocabulary).

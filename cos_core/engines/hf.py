@@ -23,6 +23,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from cos_core.engines._batch import (
+    NOT_A_NUMBER,
     NOT_FINITE,
     BatchRow,
     GenerationJob,
@@ -55,8 +56,6 @@ if TYPE_CHECKING:
 
 WORTH_SHARING = 16
 """Fewer common tokens than this are not computed apart for the questions of one picture."""
-
-_NOT_FINITE = "the model's output is not a number (NaN or overflow): its weights are damaged, or too large to compute with"
 
 PREFILL_TOKENS = (1024, 4096)
 """Positions that are computed at once at most, on a CPU and on a GPU, save for one longer dialogue: what bounds activations."""
@@ -312,7 +311,7 @@ class HfEngine(Engine):
             job.steps += 1
             token, lead = choice
             if choice is NOT_FINITE:
-                job.failure, job.done = f"{_NOT_FINITE} in {str(self.loaded.model.dtype).removeprefix('torch.')}", True
+                job.failure, job.done = f"{NOT_A_NUMBER} in {str(self.loaded.model.dtype).removeprefix('torch.')}", True
                 continue
             forced = job.grammar.forced([*job.ids, token]) if job.grammar else []
             room = job.request.max_new_tokens - len(job.ids)
