@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,10 +12,11 @@ import typer
 
 from cos_cli.command import command
 from cos_cli.console import Session, columns, emit, emit_json, reporting
+from cos_cli.evaluate.figures import WIDTH
 from cos_core import options
 from cos_core.errors import InputError
-from cos_core.files.text import Lines
-from cos_core.options import INPUT, OUTPUT, REQUIRED, SCORING, option
+from cos_core.files.text import Lines, escaped
+from cos_core.options import INPUT, OUTPUT, SCORING, option
 
 if TYPE_CHECKING:
     from cos_core.evaluate.paper import PaperCell
@@ -25,8 +27,8 @@ class ReportOptions:
     """Which runs stand for which rows of the paper."""
 
     runs: tuple[str, ...] = option(
-        REQUIRED,
-        "Runs by the row they stand for: cos-13b=FOLDER, base-13b=FOLDER, none=FOLDER, ...",
+        (),
+        "Runs by the row they stand for: cos-13b=FOLDER, base-13b=FOLDER, monkey=FOLDER, none=FOLDER, ...",
         INPUT,
         argument=True,
         metavar="ROW=RUN...",
@@ -38,16 +40,19 @@ class ReportOptions:
 
 @command("eval report", ReportOptions)
 def report(session: Session, config: ReportOptions) -> None:
-    """Set the paper's tables beside finished runs: ours, theirs, the difference, its interval, a verdict.
+    """Show the paper's tables, with finished runs beside: ours, the difference, its interval, a verdict.
 
-    Rows: base-7b, cos-7b, base-13b, cos-13b (Tables 1 and 2); none, center_crop, from_image, from_questions,
-    from_single_question (3a); low-rate, one-epoch, two-epochs, three-epochs (3b).
+    Rows: base-7b, cos-7b, base-13b, cos-13b, and the peers blip2, instructblip, shikra, idefics-80b, qwen-vl,
+    qwen-vl-chat, mplug-owl2, monkey (Tables 1 and 2); none, center_crop, from_image, from_questions,
+    from_single_question (3a); low-rate, one-epoch, two-epochs, three-epochs (3b). A peer's verdict is about the protocol,
+    not about Chain-of-Spot.
 
     \b
     Example:
       cos eval report --paper base-13b=runs/base cos-13b=runs/cos --out report
     """
     from cos_core.evaluate import paper as papers
+    from cos_core.evaluate import paper_files
     from cos_core.files import outputs
 
     if not config.paper:
@@ -59,35 +64,43 @@ def report(session: Session, config: ReportOptions) -> None:
             raise InputError(f"a run is given as ROW=FOLDER, such as cos-13b=runs/cos, not {text!r}")
         named[row] = Path(folder)
     if config.out is not None:
-        outputs.check_folder(config.out, "eval report", named.values(), papers.OURS)
+        outputs.check_folder(config.out, "eval report", named.values(), paper_files.FILES)
     with reporting(session) as reporter:
-        cells = papers.report(named, replicates=config.replicates)
+        cells = papers.report(named, replicates=config.replicates, reporter=reporter)
         if config.out is not None:
-            for path in papers.write(cells, config.out):
+            for path in paper_files.write(cells, config.out):
                 reporter.note(f"written: {path}")
     if session.json:
         emit_json({"cells": [asdict(cell) for cell in cells]})
     else:
-        emit(describe([cell for cell in cells if cell.verdict != papers.ABSENT]))
+        emit(describe(cells))
 
 
 def describe(cells: Sequence[PaperCell]) -> Lines:
-    """What was run, table by table, row by row; under a figure the gain over the row's reference, where there is one."""
+    """The tables as the paper prints them, our figures below; then what was run, row by row; under a figure the gain over the
+    row's reference, where there is one."""
+    from cos_core.evaluate import paper_files
+
     parts: list[str] = []
-    for title, row in dict.fromkeys((cell.table, cell.row) for cell in cells):
+    for title, group in paper_files.by_table(cells).items():
+        parts += ["", title, columns(paper_files.overview(group))]
+        parts += [line for words in paper_files.remarks(title) for line in textwrap.wrap(words, WIDTH)]
+    run = [cell for cell in cells if cell.ours is not None or cell.note]
+    for title, row in dict.fromkeys((cell.table, cell.row) for cell in run):
         lines: list[tuple[str, ...]] = [("", "paper", "ours", "95 %", "ours - paper", "verdict")]
-        for cell in (cell for cell in cells if (cell.table, cell.row) == (title, row)):
+        for cell in (cell for cell in run if (cell.table, cell.row) == (title, row)):
             lines.append(_figures(cell.column, "", cell.paper, (cell.ours, cell.low, cell.high), cell.verdict))
             if cell.gain_verdict is not None:
                 values = (cell.gain, cell.gain_low, cell.gain_high)
                 lines.append(_figures("  gain", "+", cell.paper_gain, values, cell.gain_verdict or ""))
-        notes = [f"{cell.column}: {cell.note}" for cell in cells if cell.note and (cell.table, cell.row) == (title, row)]
-        parts += ["", title, row, columns(lines), *notes]
+        notes = [f"{cell.column}: {cell.note}" for cell in run if cell.note and (cell.table, cell.row) == (title, row)]
+        wrapped = [line for note in notes for line in textwrap.wrap(escaped(note), WIDTH)]
+        parts += ["", f"{row} ({title})", columns(lines), *wrapped]
     return Lines(parts[1:])
 
 
 def _figures(name: str, sign: str, paper: float | None, ours: Sequence[float | None], verdict: str) -> tuple[str, ...]:
     value, *ends = ours
-    shown = [f"{x:{sign}.1f}" if x is not None else "" for x in (paper, value)]
+    shown = ["-" if paper is None else f"{paper:{sign}.1f}", "" if value is None else f"{value:{sign}.1f}"]
     between = " to ".join(f"{end:{sign}.1f}" for end in ends if end is not None)
     return (name, *shown, between, f"{value - paper:+.1f}" if value is not None and paper is not None else "", verdict)

@@ -4,129 +4,53 @@ A cell's verdict weighs the interval of our figure against the effect that the t
 reference row): narrower than that and holding the paper's figure, it is reproduced; narrower and not holding it, it is not;
 wider, it is underpowered. A figure that is not a number is undefined. The paper's figures, given without errors, are taken as
 exact.
+
+A peer's row (another model) claims no gain, and its figures were not measured by the paper's authors: what is compared is the
+protocol. An interval that does not hold the paper's figure differs. One that holds it agrees when it is narrower than the
+smallest gain that Chain-of-Spot claims in the column (an error of that size would show), else it is underpowered. A cell that
+the paper leaves empty has no verdict.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cos_core.errors import InputError
 from cos_core.evaluate import compare_runs as compare
 from cos_core.evaluate.counted import remark_lines
-from cos_core.files import csv_writer, outputs, pages
-from cos_core.files.durable import atomic_write
+from cos_core.evaluate.paper_tables import ROWS, TABLES, Column, PaperRow, PaperTable
+from cos_core.interfaces import Reporter
 from cos_core.scoring import comparison, statistics
 from cos_core.scoring.comparison import Comparison, ScoredRun
 
 REPRODUCED, NOT, UNDERPOWERED, ELSEWHERE, ABSENT = "reproduced", "not reproduced", "underpowered", "not comparable", "not run"
+AGREES, DIFFERS = "agrees", "differs"
+"""The verdicts on a peer's figure."""
 UNDEFINED = "undefined"
 """The verdict on a figure, or an interval, that is not a number."""
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One figure of a table: the benchmark, the metric's path, its factor to the paper's unit, and the split that it is of."""
-
-    title: str
-    benchmark: str
-    metric: str
-    scale: float = 1.0
-    split: str | None = None
-
-
-VQA = (
-    Column("VQAv2", "vqav2", "accuracy", split="test-dev"),
-    Column("GQA", "gqa", "accuracy"),
-    Column("VizWiz", "vizwiz", "accuracy", split="test"),
-    Column("SQA-IMG", "scienceqa", "image_accuracy"),
-    Column("TextVQA", "textvqa", "accuracy"),
-    Column("OKVQA", "okvqa", "accuracy"),
-)
-MULTIMODAL = (
-    Column("SEED", "seed", "Total", split="all"),
-    Column("SEED-I", "seed", "image", split="all"),
-    Column("MME", "mme", "perception"),
-    Column("MMB", "mmbench", "accuracy", split="en"),
-    Column("POPE", "pope", "mean_f1", 100.0),
-    Column("MM-Vet", "mmvet", "total"),
-)
-ABLATION = (VQA[1], VQA[0])
-
-Figures = tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PaperRow:
-    """A row: the name a run is given under, the title, the paper's figures, and the row that its gain is over."""
-
-    name: str
-    title: str
-    figures: Figures
-    reference: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PaperTable:
-    """One table of the paper."""
-
-    title: str
-    columns: Sequence[Column]
-    rows: Sequence[PaperRow]
-
-
-def _both(figures: Mapping[str, Figures]) -> tuple[PaperRow, ...]:
-    """Rows of both sizes, without and with Chain-of-Spot."""
-    return tuple(
-        PaperRow(f"{kind}-{size}", f"LLaVA-1.5 {size.upper()}{' + CoS' if kind == 'cos' else ''}", figures[f"{kind}-{size}"],
-            f"base-{size}" if kind == "cos" else None)
-        for size in ("7b", "13b") for kind in ("base", "cos")
-    )  # fmt: skip
-
-
-TABLES = (
-    PaperTable("Table 1: visual question answering", VQA, _both({
-        "base-7b": (78.5, 62.0, 50.0, 66.8, 58.2, 57.9), "cos-7b": (80.7, 63.7, 50.8, 68.2, 60.9, 58.4),
-        "base-13b": (80.0, 63.3, 53.6, 71.6, 61.3, 60.9), "cos-13b": (81.8, 64.8, 58.0, 71.9, 62.4, 62.9),
-    })),
-    PaperTable("Table 2: multimodal benchmarks", MULTIMODAL, _both({
-        "base-7b": (58.6, 66.1, 1510.7, 64.3, 85.9, 30.5), "cos-7b": (59.7, 67.1, 1501.1, 64.4, 86.4, 30.8),
-        "base-13b": (61.6, 68.2, 1531.3, 67.7, 85.9, 35.4), "cos-13b": (62.3, 69.6, 1546.1, 68.2, 86.1, 37.6),
-    })),
-    PaperTable("Table 3(a): how the region is found (13B)", ABLATION, (
-        PaperRow("none", "without Chain-of-Spot", (63.9, 80.2)),
-        PaperRow("center_crop", "centre crop", (64.0, 80.4), "none"),
-        PaperRow("from_image", "from image", (64.1, 80.6), "none"),
-        PaperRow("from_questions", "from questions", (64.3, 81.1), "none"),
-        PaperRow("from_single_question", "from single question", (64.8, 81.8), "none"),
-    )),
-    PaperTable("Table 3(b): training (13B)", ABLATION, (
-        PaperRow("low-rate", "lower learning rate", (64.1, 81.2), "one-epoch"),
-        PaperRow("one-epoch", "learning rate 2e-5, one epoch", (64.8, 81.8)),
-        PaperRow("two-epochs", "two epochs", (64.9, 81.2), "one-epoch"),
-        PaperRow("three-epochs", "three epochs", (64.4, 80.9), "one-epoch"),
-    )),
-)  # fmt: skip
-"""Learning rates and epochs of Table 3(b) are named by their order in the table."""
-
-ROWS = tuple(dict.fromkeys(row.name for table in TABLES for row in table.rows))
+EMPTY = "empty in the paper"
+"""In the place of a verdict where the paper has no figure."""
 
 
 @dataclass(frozen=True, slots=True)
 class PaperCell:
     """One figure of ours and the paper's, in the paper's unit. `difference`: ours minus the paper's, with its 95 % interval.
 
+    `name`: what a run of the row is given under; `language`: its language model, where the table says; `paper` None where the
+    paper's cell is empty.
     `gain`, `paper_gain`: over the table's reference row, ours paired by question; `gain_verdict` is about that.
     """
 
     table: str
+    name: str
     row: str
+    language: str
     column: str
-    paper: float
+    paper: float | None
     ours: float | None = None
     low: float | None = None
     high: float | None = None
@@ -140,8 +64,11 @@ class PaperCell:
     note: str = ""
 
 
-def report(runs: Mapping[str, Path], *, replicates: int = statistics.REPLICATES) -> list[PaperCell]:
-    """Every cell of the four tables. `runs`: a row's name (ROWS) -> the folder of its run.
+def report(
+    runs: Mapping[str, Path], *, replicates: int = statistics.REPLICATES, reporter: Reporter | None = None
+) -> list[PaperCell]:
+    """Every cell of the four tables. `runs`: a row's name (ROWS) -> the folder of its run; `reporter` is warned of scores that
+    have no cell there.
 
     Raises InputError for an unknown row, a folder without finished runs, or two runs of one gain that were not made alike.
     """
@@ -149,71 +76,104 @@ def report(runs: Mapping[str, Path], *, replicates: int = statistics.REPLICATES)
     if unknown:
         raise InputError(f"the paper's tables have no row {unknown[0]!r}; there are: {', '.join(ROWS)}")
     finished = {name: compare.runs_below(path) for name, path in runs.items()}
+    for name, benchmarks in finished.items():
+        columns = {column.benchmark for table in TABLES if _named(table, name) for column in table.columns}
+        if reporter is not None and (others := sorted(set(benchmarks) - columns)):
+            reporter.warn(f"{name}: the paper's tables have no figure of {', '.join(others)} in this row")
     cells = []
     for table in TABLES:
-        figures = {row.name: row.figures for row in table.rows}
         for row in table.rows:
             for place, column in enumerate(table.columns):
-                reference = row.reference and (finished.get(row.reference, {}).get(column.benchmark))
-                claim = row.figures[place] - figures[row.reference][place] if row.reference else _claim(table, row, place)
+                claim, gain = _claims(table, row, place)
                 cell = PaperCell(
-                    table.title, row.title, column.title, row.figures[place], paper_gain=claim if row.reference else None
+                    table.title, row.name, row.title, row.language, column.title, row.figures[place], paper_gain=gain
                 )
+                cell = replace(cell, verdict=EMPTY) if cell.paper is None else cell
                 run = finished.get(row.name, {}).get(column.benchmark)
-                cells.append(cell if run is None else _filled(cell, column, run, reference or None, claim, replicates))
+                reference = finished.get(row.reference, {}).get(column.benchmark) if row.reference else None
+                cells.append(cell if run is None else _filled(cell, column, run, reference, claim, row.peer, replicates))
     return cells
 
 
-def _claim(table: PaperTable, row: PaperRow, place: int) -> float:
-    """The smallest gain that the table claims over a reference row: the difference that a figure of it must resolve."""
-    gains = [abs(other.figures[place] - row.figures[place]) for other in table.rows if other.reference == row.name]
-    return min(gains, default=0.0)
+def _named(table: PaperTable, name: str) -> PaperRow | None:
+    return next((row for row in table.rows if row.name == name), None)
+
+
+def _claims(table: PaperTable, row: PaperRow, place: int) -> tuple[float, float | None]:
+    """The effect that a figure must resolve, and the paper's gain of the row, in the column at `place`.
+
+    The effect is the gain; for a row that others gain on, the smallest of theirs; for a peer, the smallest of the column.
+    """
+    gains = {
+        other.name: figure - base
+        for other in table.rows
+        if other.reference and (reference := _named(table, other.reference))
+        and (figure := other.figures[place]) is not None
+        and (base := reference.figures[place]) is not None
+    }  # fmt: skip
+    if row.reference:
+        return gains[row.name], gains[row.name]
+    on = [name for name in gains if row.peer or next(r for r in table.rows if r.name == name).reference == row.name]
+    return min((abs(gains[name]) for name in on), default=0.0), None
 
 
 def _filled(
-    cell: PaperCell, column: Column, run: ScoredRun, reference: ScoredRun | None, claim: float, replicates: int
+    cell: PaperCell, column: Column, run: ScoredRun, reference: ScoredRun | None, claim: float, peer: bool, replicates: int
 ) -> PaperCell:
-    split = run.protocol.get("split")
-    not_comparable = column.split not in (None, split)
-    note = f"ours is of split {split}, the paper's of {column.split}" if not_comparable else ""
-    if limit := run.protocol.get("limit"):
-        not_comparable, note = True, f"ours is of the first {limit} questions only"
+    elsewhere = _not_comparable(column, run)
+    notes = [elsewhere] if elsewhere else []
+    if recorded := run.protocol.get("recorded_by"):
+        notes.append(f"answers recorded by {recorded}, to its prompts")
     metrics: Any = run.manifest.results.get("metrics", {})
     if metrics.get("server_scored"):
-        return _replaced(cell, verdict=ELSEWHERE, note="scored by a server")
+        return replace(cell, verdict=ELSEWHERE, note="scored by a server")
     for key in column.metric.split("."):
         metrics = metrics.get(key) if isinstance(metrics, Mapping) else None
     if not isinstance(metrics, int | float) or not math.isfinite(metrics):
-        return _replaced(cell, verdict=UNDEFINED, note=f"{column.metric} is {'missing' if metrics is None else 'not a number'}")
+        why = f"{column.metric} is {'missing' if metrics is None else 'not a number'}"
+        if metrics is None and (scorer := run.protocol.get("scorer")):
+            why += f" (scorer {scorer})"
+        return replace(cell, verdict=UNDEFINED, note="; ".join([*notes, why]))
     ours = column.scale * metrics
+    cell = replace(cell, ours=ours)
     # Without an interval (a single picture) the figure's error is unknown.
     low, high = run.manifest.results.get("intervals", {}).get(column.metric, (None, None))
-    verdict = UNDEFINED
     if low is not None and high is not None:
-        low, high = column.scale * low, column.scale * high
-        verdict = weigh(low, high, cell.paper, claim)
+        cell = replace(cell, low=column.scale * low, high=column.scale * high)
     else:
-        note = note or "the run gives no interval"
-    cell = _replaced(cell, ours=ours, low=low, high=high, difference=ours - cell.paper, verdict=verdict, note=note)
+        notes.append("the run gives no interval")
+    if cell.paper is not None:
+        verdict = UNDEFINED
+        if cell.low is not None and cell.high is not None:
+            verdict = (weigh_peer if peer else weigh)(cell.low, cell.high, cell.paper, claim)
+        cell = replace(cell, difference=ours - cell.paper, verdict=verdict)
     if reference is not None and run.scores and reference.scores:
         comparison.fair(reference, run)
         if column.metric == run.manifest.results.get("headline", {}).get("metric"):
-            cell = _with_gain(
-                cell, column.scale, comparison.pair(reference, run, names=("reference", "run"), replicates=replicates)
-            )
-    if remarks := remark_lines(run.manifest.results.get("beside", {})):
-        cell = _replaced(cell, note="; ".join(filter(None, [cell.note, *remarks])))
-    elsewhere = {"verdict": ELSEWHERE, **({"gain_verdict": ELSEWHERE} if cell.gain_verdict else {})}
-    return _replaced(cell, **elsewhere) if not_comparable else cell
+            pair = comparison.pair(reference, run, names=("reference", "run"), replicates=replicates)
+            cell = _with_gain(cell, column.scale, pair)
+    notes += [cell.note, *remark_lines(run.manifest.results.get("beside", {}))]
+    cell = replace(cell, note="; ".join(filter(None, notes)))
+    if not elsewhere or cell.paper is None:
+        return cell
+    return replace(cell, verdict=ELSEWHERE, gain_verdict=ELSEWHERE if cell.gain_verdict else None)
+
+
+def _not_comparable(column: Column, run: ScoredRun) -> str:
+    """Why a run's figure is of other questions than the paper's; empty when it is not."""
+    if limit := run.protocol.get("limit"):
+        return f"ours is of the first {limit} questions only"
+    split = run.protocol.get("split")
+    return f"ours is of split {split}, the paper's of {column.split}" if column.split not in (None, split) else ""
 
 
 def _with_gain(cell: PaperCell, scale: float, pair: Comparison) -> PaperCell:
     if pair.undefined:
-        return _replaced(cell, gain_verdict=UNDEFINED, note=f"{cell.note}; gain: {pair.undefined}".removeprefix("; "))
+        return replace(cell, gain_verdict=UNDEFINED, note=f"gain: {pair.undefined}")
     gain, low, high = (scale * value for value in (pair.found.difference, pair.found.low, pair.found.high))
     claim = cell.paper_gain or 0.0
-    ends = {"gain_low": low, "gain_high": high} if math.isfinite(low) and math.isfinite(high) else {}
-    return _replaced(cell, gain=gain, gain_verdict=weigh(low, high, claim, claim), **ends)
+    cell = replace(cell, gain=gain, gain_verdict=weigh(low, high, claim, claim))
+    return replace(cell, gain_low=low, gain_high=high) if math.isfinite(low) and math.isfinite(high) else cell
 
 
 def weigh(low: float, high: float, paper: float, claim: float) -> str:
@@ -228,84 +188,9 @@ def weigh(low: float, high: float, paper: float, claim: float) -> str:
     return REPRODUCED if low <= paper <= high else NOT
 
 
-def _replaced(cell: PaperCell, **changes: Any) -> PaperCell:
-    return PaperCell(**{**asdict(cell), **changes})
-
-
-# --- formats ---------------------------------------------------------------------------------------------------------
-
-_HEAD = ("row", "column", "paper", "ours", "95 %", "difference", "verdict", "gain: paper", "gain: ours", "95 %", "gain verdict")
-
-
-def _lines(cell: PaperCell) -> tuple[str, ...]:
-    def number(value: float | None, sign: str = "") -> str:
-        return "" if value is None else f"{value:{sign}.1f}"
-
-    def interval(low: float | None, high: float | None, sign: str = "") -> str:
-        return "" if low is None else f"{number(low, sign)} to {number(high, sign)}"
-
-    verdict = f"{cell.verdict} ({cell.note})" if cell.note else cell.verdict
-    first = (cell.row, cell.column, number(cell.paper), number(cell.ours), interval(cell.low, cell.high))
-    gain = (number(cell.paper_gain, "+"), number(cell.gain, "+"), interval(cell.gain_low, cell.gain_high, "+"))
-    return (*first, number(cell.difference, "+"), verdict, *gain, cell.gain_verdict or "")
-
-
-def _by_table(cells: Sequence[PaperCell]) -> dict[str, list[PaperCell]]:
-    result: dict[str, list[PaperCell]] = {}
-    for cell in cells:
-        result.setdefault(cell.table, []).append(cell)
-    return result
-
-
-def markdown(cells: Sequence[PaperCell]) -> str:
-    """Every table of the paper as a Markdown table."""
-    parts = []
-    for title, group in _by_table(cells).items():
-        rows = [_HEAD, tuple("---" for _ in _HEAD), *map(_lines, group)]
-        parts.append(f"## {title}\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows))
-    return "\n\n".join(parts) + "\n"
-
-
-def page(cells: Sequence[PaperCell]) -> str:
-    """One self-contained HTML page."""
-    parts = []
-    for title, group in _by_table(cells).items():
-        head = "".join(f"<th>{pages.text(name)}</th>" for name in _HEAD)
-        body = "".join("<tr>" + "".join(f"<td>{pages.text(text)}</td>" for text in _lines(cell)) + "</tr>\n" for cell in group)
-        parts.append(f"<h2>{pages.text(title)}</h2>\n<table>\n<tr>{head}</tr>\n{body}</table>\n")
-    head = pages.head("The paper's tables", _STYLE)
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n{head}</head>\n<body>\n'
-        f"<h1>The paper's tables, run again</h1>\n{''.join(parts)}</body>\n</html>\n"
-    )
-
-
-OURS = {
-    "paper.md": outputs.beginning(b"## Table", b"\n"),
-    "paper.csv": outputs.beginning(b"table,", b"\n"),
-    "paper.json": outputs.beginning(b'{\n  "cells"'),
-    "paper.html": lambda head: False,
-}
-"""Tests for the first bytes of the files that `write` writes; a page is recognised by its own mark."""
-
-_STYLE = """
-:root{color-scheme:light dark}
-body{font:15px system-ui,sans-serif;margin:2rem;line-height:1.4}
-table{border-collapse:collapse;margin-bottom:2rem}
-td,th{padding:.2rem .6rem;text-align:left}
-tr:nth-child(odd){background:#8881}
-"""
-
-
-def write(cells: Sequence[PaperCell], out: Path) -> list[Path]:
-    """paper.md, paper.csv, paper.json and paper.html below `out`. Raises InputError."""
-    texts = {
-        "paper.md": markdown(cells),
-        "paper.json": json.dumps({"cells": [asdict(cell) for cell in cells]}, indent=2) + "\n",
-        "paper.html": page(cells),
-    }
-    for name, text in texts.items():
-        atomic_write(out / name, text)
-    head = [column.name for column in fields(PaperCell)]
-    csv_writer.write(out / "paper.csv", head, ([getattr(cell, name) for name in head] for cell in cells))
-    return [out / name for name in ("paper.md", "paper.csv", "paper.json", "paper.html")]
+def weigh_peer(low: float, high: float, paper: float, claim: float) -> str:
+    """The verdict on a peer's interval; `claim`: the smallest gain that the paper claims in the column."""
+    verdict = weigh(low, high, paper, claim)
+    if verdict != UNDEFINED and not low <= paper <= high:
+        return DIFFERS
+    return AGREES if verdict == REPRODUCED else verdict
