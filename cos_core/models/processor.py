@@ -37,7 +37,7 @@ def processor(where: str | Path) -> Any:
     import transformers
 
     folder = Path(where)
-    cls = pictures_only(_class(folder))
+    cls = pictures_only(processor_class(folder))
     fields = cls.get_attributes()
     if "image_processor" not in fields or "tokenizer" not in fields:
         raise InputError(
@@ -55,7 +55,7 @@ def processor(where: str | Path) -> Any:
     return result
 
 
-def _class(folder: Path) -> Any:
+def processor_class(folder: Path) -> Any:
     """The class of a folder's processor, by the name in its files, else by its model type. Raises InputError."""
     import transformers
 
@@ -120,7 +120,7 @@ def _part(folder: Path, cls: Any, field: str) -> Any:
     import transformers
 
     if field == "image_processor":
-        return _image_processor(folder)
+        return image_processor(folder)
     if field == "video_processor":
         return NoVideo()
     if "tokenizer" in field:
@@ -140,7 +140,7 @@ def _part(folder: Path, cls: Any, field: str) -> Any:
     raise InputError(f"cannot use the checkpoint {folder}: its {cls.__name__} needs a {field}, which cos does not know")
 
 
-def _image_processor(folder: Path) -> Any:
+def image_processor(folder: Path) -> Any:
     """The folder's image processor, which works with Pillow. Raises InputError, also where it is torchvision's only."""
     import transformers
     from transformers.image_processing_backends import TorchvisionBackend

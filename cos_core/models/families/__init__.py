@@ -56,6 +56,9 @@ class Family:
     """The position id of a sequence's first token."""
     pads_to_square: ClassVar[bool] = False
     """Whether a picture is padded to a square before the image processor sees it."""
+    published: ClassVar[Mapping[str, Any]] = {}
+    """What sizes pictures in the image processor of the family's published checkpoints, for a served one whose files are not here:
+    `image_processor_type` and its settings; empty: they differ, or the processor does more than one resize."""
     whole_ids: ClassVar[bool] = False
     """Whether the model's mask depends on which tokens are a picture's: it is then given `token_type_ids` of all columns."""
 
@@ -78,6 +81,10 @@ class Family:
     def resized(self, image_processor: Any, width: int, height: int) -> tuple[int, int]:
         """(width, height) in pixels of the picture as the model sees it, which boxes in unit "pixel" speak of."""
         return width, height
+
+    def resized_once(self, image_processor: Any) -> bool:
+        """Whether a picture of the size `resized` is left as it is by the image processor, so that it can be resized beforehand."""
+        return False
 
     def set_budget(self, image_processor: Any, budget: PixelBudget) -> None:
         """Sets what `budget` says in a loaded image processor. Raises InputError for a word that the family does not have."""
@@ -119,9 +126,41 @@ def of_type(model_type: str) -> Family:
     return family
 
 
-def of_config(config: Mapping[str, Any]) -> Family:
-    """The family of a config.json. A `llava` with a Pixtral tower is Pixtral-12B."""
+def type_of(config: Mapping[str, Any]) -> str:
+    """The `model_type` of a config.json. A `llava` with a Pixtral tower is Pixtral-12B."""
     vision = config.get("vision_config")
     tower = vision.get("model_type") if isinstance(vision, Mapping) else None
     kind = config.get("model_type", "llava")
-    return of_type("pixtral" if kind == "llava" and tower == "pixtral" else str(kind))
+    return "pixtral" if kind == "llava" and tower == "pixtral" else str(kind)
+
+
+def of_config(config: Mapping[str, Any]) -> Family:
+    """The family of a config.json."""
+    return of_type(type_of(config))
+
+
+_SPELLINGS = {
+    "llava15": "llava",
+    "llavav15": "llava",
+    "llava16": "llava_next",
+    "llavav16": "llava_next",
+    "mistralsmall3": "mistral3",
+    "gemma3n": "",
+    "internvlchat": "",
+}
+"""How the hub's names spell a family where that is not its `model_type`; "": not one of those with a file."""
+
+
+def guessed(name: str) -> str | None:
+    """The family, one of `names`, that a model's name speaks of: "Qwen/Qwen2.5-VL-7B-Instruct" gives "qwen2_5_vl".
+
+    The longest that fits; None where none does.
+    """
+    plain = _plain(name.rstrip("/").rpartition("/")[2])
+    spellings = {_plain(stem): stem for stem in names()} | _SPELLINGS
+    found = max((each for each in spellings if each in plain), key=len, default=None)
+    return spellings[found] or None if found is not None else None
+
+
+def _plain(text: str) -> str:
+    return "".join(character for character in text.lower() if character.isalnum())

@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from cos_core.models.families import Family, PixelBudget
+
+
+CELLS_OF_28: Mapping[str, Any] = {
+    "image_processor_type": "Qwen2VLImageProcessorPil",
+    "patch_size": 14,
+    "merge_size": 2,
+    "size": {"shortest_edge": 3136, "longest_edge": 12845056},
+}
+"""preprocessor_config.json of Qwen/Qwen2-VL-7B-Instruct and Qwen/Qwen2.5-VL-7B-Instruct: 4 to 16,384 tokens a picture. The class
+of `transformers` has 1,280 tokens for its default."""
+CELLS_OF_32: Mapping[str, Any] = {
+    "image_processor_type": "Qwen2VLImageProcessorPil",
+    "patch_size": 16,
+    "merge_size": 2,
+    "size": {"shortest_edge": 65536, "longest_edge": 16777216},
+}
+"""preprocessor_config.json of Qwen/Qwen3-VL-8B-Instruct: 64 to 16,384 tokens a picture."""
 
 
 class DynamicResolution(Family):
@@ -20,6 +38,9 @@ class DynamicResolution(Family):
         factor = image_processor.patch_size * image_processor.merge_size
         high, wide = smart_resize(height, width, factor, min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"])
         return wide, high
+
+    def resized_once(self, image_processor: Any) -> bool:
+        return bool(image_processor.do_resize)
 
     def apply(self, image_processor: Any, budget: PixelBudget) -> None:
         size = dict(image_processor.size)

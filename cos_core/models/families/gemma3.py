@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from cos_core.models.families import Family
+from cos_core.models.families._one_size import OneSize
 
 
-class Gemma3(Family):
+class Gemma3(OneSize):
     name: ClassVar[str] = "Gemma 3"
     whole_ids: ClassVar[bool] = True
 

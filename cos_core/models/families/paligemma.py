@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from cos_core.dialogue.prompts import BoxStyle
-from cos_core.models.families import Family
+from cos_core.models.families._one_size import OneSize
 
 
-class PaliGemma(Family):
+class PaliGemma(OneSize):
     name: ClassVar[str] = "PaliGemma"
     boxes: ClassVar[BoxStyle] = BoxStyle("image", "1024th", "y0x0y1x1", "<loc{y0}><loc{x0}><loc{y1}><loc{x1}>", 0)
     boxes_source: ClassVar[str] = "ai.google.dev/gemma/docs/paligemma"
