@@ -9,7 +9,7 @@ from cos_core.files.images import open_image
 from cos_core.infer.answers_file import was_skipped
 from cos_core.infer.config import InferConfig
 from cos_core.infer.passes import TwoPass
-from cos_core.infer.settings import build_engine, finder, note_dtype, note_served, setting
+from cos_core.infer.settings import build_engine, finder, note_dtype, note_family, note_served, setting
 from cos_core.interfaces import Engine, Reporter
 from cos_core.types import UNUSABLE_BOXES, Example, Prediction
 
@@ -33,6 +33,7 @@ class Conversation:
         self._image = config.image
         resolved = setting(config)
         note_dtype(config, reporter)
+        note_family(config, reporter)
         # The engine keeps what it computed for as long as this picture lives.
         self._picture = open_image(None, str(config.image))
         if engine is None:

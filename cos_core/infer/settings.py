@@ -15,7 +15,7 @@ from cos_core.infer import relevance_regions as heat
 from cos_core.infer.config import InferConfig
 from cos_core.infer.passes import Setting
 from cos_core.interfaces import Engine, Policy, Reporter
-from cos_core.models import devices, hub
+from cos_core.models import checkpoint_files, devices, families, hub
 from cos_core.models.checkpoint_info import fill_of
 from cos_core.models.loading import check
 from cos_core.options import policy_name
@@ -101,6 +101,14 @@ def setting(config: InferConfig) -> Setting:
         box_decode=config.box_decode,
         seed=config.seed,
     )
+
+
+def note_family(config: InferConfig, reporter: Reporter) -> None:
+    """Says once a run what its model's family does otherwise than most."""
+    folder = checkpoint_folder(config)
+    settings = None if folder is None else checkpoint_files.settings(Path(folder), checkpoint_files.CONFIG)
+    for note in families.of_config(settings).notes if settings else ():
+        reporter.note(note)
 
 
 def note_dtype(config: InferConfig, reporter: Reporter) -> None:

@@ -26,7 +26,7 @@ from cos_core.infer.answers_file import AnswerCounts, AnswerLine, FormerAnswers
 from cos_core.infer.config import InferConfig
 from cos_core.infer.passes import Setting
 from cos_core.infer.questions import Questions, problems_file, questions
-from cos_core.infer.settings import model_fingerprint, note_dtype, setting
+from cos_core.infer.settings import model_fingerprint, note_dtype, note_family, setting
 from cos_core.infer.work import around, portions, start
 from cos_core.interfaces import Engine, Reporter, Runner
 from cos_core.runners.local import Local
@@ -75,6 +75,7 @@ def _run(config: InferConfig, out: Path, data: Questions, reporter: Reporter, ru
     run = _Run(config, out, data, reporter, setting(config))
     started = run.started()
     note_dtype(config, reporter)
+    note_family(config, reporter)
     run.answer(runner)
     return run.finish(started)
 

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from cos_core.models.families import Family, PixelBudget
 
-
 CELLS_OF_28: Mapping[str, Any] = {
     "image_processor_type": "Qwen2VLImageProcessorPil",
     "patch_size": 14,

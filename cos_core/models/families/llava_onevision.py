@@ -9,9 +9,7 @@ from cos_core.models.families.llava_next import LlavaNext
 
 class LlavaOneVision(LlavaNext):
     name: ClassVar[str] = "LLaVA-OneVision"
-    two_pictures: ClassVar[str] = (
-        "pass 2 shows the picture and its crop at base resolution, where pass 1 shows the picture in tiles"
-    )
+    base_view: ClassVar[bool] = True
 
     def variant(self, pictures: int) -> int:
         return int(pictures > 1)
