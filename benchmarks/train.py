@@ -48,7 +48,7 @@ from cos_core.dialogue.encoding import IGNORE, encode
 from cos_core.dialogue.prompts import load_profile
 from cos_core.files import assets, plug
 from cos_core.files.images import reuse_memory
-from cos_core.geometry import Box, SquarePad
+from cos_core.geometry import Box
 from cos_core.models import pretrained
 from cos_core.training.collate import Collator
 from cos_core.training.dataset import Recipe, TrainDataset, as_written, make_turns
@@ -177,7 +177,7 @@ def plain_batches(data: TrainDataset, views: Callable[[Path, Box, Colour], list[
         for sample in data.samples[i : i + BATCH]:
             box = sample.boxes[0]
             assert isinstance(box, Box)
-            text, written = as_written(box, SquarePad(*SIZE), made.profile)
+            text, written = as_written(box, SIZE, made.profile)
             pixels.append(torch.cat(views(made.images / str(sample.image), written, made.fill), dim=0))
             turns = make_turns(sample, 0, text, made)
             encoded = encode(made.profile, turns, made.tokenizer, made.image_token_id, IMAGE_TOKENS)

@@ -208,3 +208,14 @@ class SquarePad:
             (box.y1 * s - dy) / self.height,
             "image",
         )
+
+
+def in_frame(box: Box, frame: Frame, size: tuple[int, int]) -> Box:
+    """The box in the frame asked for; `size`: (width, height) of its picture in pixels.
+
+    Raises InputError for a box that lies wholly in the padding of the square, asked for in frame "image".
+    """
+    if box.frame == frame:
+        return box
+    pad = SquarePad(*size)
+    return pad.to_square(box) if frame == "square" else pad.to_image(box)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cos_core.dialogue.box_text import BoxGrammar, read_box, write_box
+from cos_core.dialogue.box_grammar import BoxGrammar
+from cos_core.dialogue.box_text import read_box, write_box
 from cos_core.dialogue.prompts import Profile, load_profile
 from cos_core.errors import FrameError, InputError
 from cos_core.geometry import Box

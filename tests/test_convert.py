@@ -220,7 +220,7 @@ def test_what_is_no_number_is_that_questions_failure(loaded: llava.Llava, way: s
     """And the image mark is never written, even where its row is the likeliest of all; the original writes `<unk>` there."""
     from copy import deepcopy
 
-    from cos_core.dialogue.box_text import BoxGrammar
+    from cos_core.dialogue.box_grammar import BoxGrammar
 
     turns = dialogue(RELEASED, "what?", chain=False)
     grammar = BoxGrammar(RELEASED) if way == "grammar" else None

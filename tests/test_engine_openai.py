@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from cos_core.dialogue import prompts
-from cos_core.dialogue.box_text import BoxGrammar
+from cos_core.dialogue.box_grammar import BoxGrammar
 from cos_core.engines.openai import OpenAIEngine, build
 from cos_core.errors import InputError
 from cos_core.interfaces import Request

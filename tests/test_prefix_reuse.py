@@ -15,7 +15,8 @@ from PIL import Image
 from tiny_llava import make_checkpoint
 
 from cos_core.dialogue import prompts
-from cos_core.dialogue.box_text import BoxGrammar, read_box
+from cos_core.dialogue.box_grammar import BoxGrammar
+from cos_core.dialogue.box_text import read_box
 from cos_core.engines._batch import choices
 from cos_core.engines._prefix import Match, PrefixStore
 from cos_core.engines.hf import HfEngine

@@ -125,7 +125,7 @@ def crop_of(place: tuple[int, int], case: dict[str, Any]) -> bytes:
     assert isinstance(square, Square)
     pad = SquarePad(*picture.size)
     assert list(square.on_canvas(pad)) == case["crop_call"]["box"]
-    text, _ = as_written(square.box(*picture.size), pad, load_profile("repo-2024-train"))
+    text, _ = as_written(square.box(*picture.size), picture.size, load_profile("repo-2024-train"))
     assert text == case["box_text"], place
     canvas = Image.new("RGB", (pad.side, pad.side), (122, 116, 104))
     canvas.paste(picture, pad.offset)

@@ -104,7 +104,7 @@ def test_training_tokens_start_with_the_tokens_of_both_inference_passes(world: P
         }
         passes = [dialogue(recipe_.profile, question, **asking)]
         if chain:
-            text, _ = as_written(sample.boxes[chosen] or BOX, SquarePad(*size), recipe_.profile)
+            text, _ = as_written(sample.boxes[chosen] or BOX, size, recipe_.profile)
             passes.append(dialogue(recipe_.profile, question, box_text=text, **asking))
         for turns in passes:
             prompt = encode(recipe_.profile, turns, recipe_.tokenizer, recipe_.image_token_id, IMAGE_TOKENS)
@@ -138,7 +138,7 @@ def test_every_box_survives_being_written(
     profile: Profile = replace(load_profile("paper"), box_step=step)
     x, y, w, h = numbers
     box = Box(x, y, min(1.0, x + w), min(1.0, y + h))
-    text, written = as_written(box, SquarePad(*size), profile)
+    text, written = as_written(box, size, profile)
     square = SquarePad(*size).to_square(box)
     unit = step or 0.001
     assert read_box(text, profile) == (written, "ok")

@@ -12,7 +12,7 @@ from cos_core.dialogue.box_text import read_box
 from cos_core.dialogue.prompts import Profile
 from cos_core.errors import InputError
 from cos_core.files.images import FILL, MAX_PIXELS, reduced
-from cos_core.geometry import Box, SquarePad, central_box, full_box
+from cos_core.geometry import Box, SquarePad, central_box, full_box, in_frame
 from cos_core.types import BoxStatus, OnBadBox, Prediction
 
 CropFrom = Literal["image", "canvas"]
@@ -29,13 +29,12 @@ def crop_region(picture: Image.Image, box: Box, crop_from: CropFrom, fill: tuple
     code's inference); cut from the `reduced` picture where it would have more than MAX_PIXELS pixels. Raises InputError for
     "image" and a box that lies wholly in the padding.
     """
-    pad = SquarePad(*picture.size)
     if crop_from == "image":
-        inside = box if box.frame == "image" else pad.to_image(box)
-        return picture.crop(inside.pixels(*picture.size))
+        return picture.crop(in_frame(box, "image", picture.size).pixels(*picture.size))
     if crop_from != "canvas":
         raise InputError(f"crop_from is 'image' or 'canvas', got {crop_from!r}")
-    on_canvas = box if box.frame == "square" else pad.to_square(box)
+    pad = SquarePad(*picture.size)
+    on_canvas = in_frame(box, "square", picture.size)
     left, top, right, bottom = on_canvas.pixels(pad.side, pad.side)
     if (right - left) * (bottom - top) > MAX_PIXELS:
         return crop_region(reduced(picture, MAX_PIXELS), on_canvas, crop_from, fill)
@@ -50,20 +49,26 @@ def crop_region(picture: Image.Image, box: Box, crop_from: CropFrom, fill: tuple
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """What a box text means for one picture. `area` is what is cut, in the frame that the text speaks of ("square") or that of
-    the fallback ("image"); `box` is the part of it on the picture (frame "image"). Both are None where nothing is looked at."""
+    """What a box text means for one picture. `area` is what is cut, in the frame that the text speaks of (the profile's
+    `box_frame`) or that of the fallback ("image"); `box` is the part of it on the picture (frame "image"), the area itself
+    where that has this frame. Both are None where nothing is looked at."""
 
     area: Box | None
     box: Box | None
     status: BoxStatus
 
 
-def region_of(text: str, size: tuple[int, int], profile: Profile, on_bad_box: OnBadBox) -> Region:
-    """The region that `text` names in a picture of `size` (width, height in pixels), or the fallback that stands in for it."""
-    square, status = read_box(text, profile)
-    if square is not None:
+def region_of(
+    text: str, size: tuple[int, int], profile: Profile, on_bad_box: OnBadBox, seen: tuple[int, int] | None = None
+) -> Region:
+    """The region that `text` names in a picture of `size` (width, height in pixels), or the fallback that stands in for it.
+
+    `seen`: its size as the model sees it, for boxes in pixels (see `read_box`, which says what is raised).
+    """
+    area, status = read_box(text, profile, seen)
+    if area is not None:
         try:
-            return Region(square, SquarePad(*size).to_image(square), status)
+            return Region(area, in_frame(area, "image", size), status)
         except InputError:  # it lies wholly in the padding: nothing of the picture is left in it
             status = "degenerate"
     fallback = FALLBACKS[on_bad_box]
@@ -86,20 +91,27 @@ class CropSettings:
             crops = cls(Profile.from_json(settings["profile"]), (red, green, blue), settings["on_bad_box"])
         except (KeyError, TypeError, ValueError, InputError):
             return None
-        return crops if crops.on_bad_box in FALLBACKS and all(0 <= value <= 255 for value in crops.fill) else None
+        known = crops.on_bad_box in FALLBACKS and crops.profile.box == "profile"
+        return crops if known and all(0 <= value <= 255 for value in crops.fill) else None
 
-    def region(self, text: str, picture: Image.Image) -> Region:
+    def region(self, text: str, picture: Image.Image, seen: tuple[int, int] | None = None) -> Region:
         """See `region_of`."""
-        return region_of(text, picture.size, self.profile, self.on_bad_box)
+        return region_of(text, picture.size, self.profile, self.on_bad_box, seen)
 
     def cut(self, picture: Image.Image, area: Box) -> Image.Image:
         """See `crop_region`."""
         return crop_region(picture, area, self.profile.crop_from, self.fill)
 
     def crop(self, picture: Image.Image, prediction: Prediction) -> Image.Image | None:
-        """The region that the second pass of `prediction` saw; None where it saw none."""
+        """The region that the second pass of `prediction` saw; None where it saw none.
+
+        Where boxes are of the picture, the prediction's own box is what was cut; its text may speak of pixels of a picture
+        whose size only the model knows.
+        """
         if prediction.box_text is None or prediction.box is None:
             return None
+        if self.profile.box_frame == "image":
+            return self.cut(picture, prediction.box)
         area = self.region(prediction.box_text, picture).area
         return None if area is None else self.cut(picture, area)
 

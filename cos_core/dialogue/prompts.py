@@ -82,6 +82,8 @@ class BoxStyle:
             raise InputError(f"box_decimals must be 1 to 6, got {self.decimals}")
         if self.unit != "fraction" and self.decimals != 0:
             raise InputError(f"box_decimals must be 0 where box_unit is {self.unit!r}, got {self.decimals}")
+        if self.unit == "pixel" and self.frame != "image":
+            raise InputError("boxes in pixels are of the picture: box_frame must be 'image'")
         if self.text and _PLACES.findall(self.text) != self.places:
             wanted = " ".join(f"{{{place}}}" for place in self.places)
             raise InputError(

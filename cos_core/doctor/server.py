@@ -24,6 +24,8 @@ from cos_core.web.client import HttpReply
 SECONDS = 300.0
 """Time limit of one probe: some servers load the model at the first request."""
 _QUESTION = "What colour is the ball on the left?"
+_SHOWN = (96, 64)
+"""Width and height of the picture that is sent."""
 _NAMED = 8
 _LIMITED = re.compile(r"at most \d+ images?|limit[-_]mm[-_]per[-_]prompt|too many images|only (one|1|a single) image", re.I)
 
@@ -71,13 +73,13 @@ def examine_server(config: ServerConfig) -> Iterator[MachineFinding]:
 
 def probes(profile: Profile) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
     """The dialogue of either pass about a question."""
-    box = write_box(Box(0.25, 0.375, 0.75, 0.625, "square"), profile)
+    box = write_box(Box(0.25, 0.375, 0.75, 0.625, profile.box_frame), profile, _SHOWN)
     return dialogue(profile, _QUESTION), dialogue(profile, _QUESTION, box_text=box)
 
 
 def _messages(served: ServedModel, turns: Sequence[Turn]) -> list[dict[str, Any]]:
     """What the engine sends, with a picture and a region that are not square."""
-    picture = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
+    picture = Image.linear_gradient("L").resize(_SHOWN).convert("RGB")
     return served.dialogue.messages(turns, {"full": picture, "roi": picture.crop((24, 24, 72, 40))})
 
 

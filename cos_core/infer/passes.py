@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from cos_core.dialogue.box_text import BoxGrammar, write_box
+from cos_core.dialogue.box_grammar import BoxGrammar
+from cos_core.dialogue.box_text import write_box
 from cos_core.dialogue.cropping import FALLBACKS, CropSettings, Region
 from cos_core.dialogue.prompts import Profile, dialogue
 from cos_core.errors import InputError, TransientError
-from cos_core.geometry import Box, SquarePad
+from cos_core.geometry import Box, full_box, in_frame
 from cos_core.interfaces import Engine, Policy, Reply, Request
 from cos_core.types import BoxDecode, BoxStatus, Example, OnBadBox, Prediction
 
@@ -31,7 +33,8 @@ class Setting:
     """What decides the answers; the rest as in InferConfig.
 
     `fill`: the colour (RGB) in which the checkpoint pads pictures, and what a crop holds of the padding. `settings`: everything
-    that decides, as plain JSON; `fingerprint` is its hash, which a resumed run must share.
+    that decides, as plain JSON; `fingerprint` is its hash, which a resumed run must share. `seen`: the size (width, height in
+    pixels) at which the model sees a picture of a given size, for profiles whose boxes are in pixels.
     """
 
     policy: Policy
@@ -44,11 +47,35 @@ class Setting:
     box_tokens: int = 48
     box_decode: BoxDecode = "free"
     seed: int = 0
+    seen: Callable[[tuple[int, int]], tuple[int, int]] | None = None
 
     @property
     def crops(self) -> CropSettings:
         """How regions are cut."""
         return CropSettings(self.profile, self.fill, self.on_bad_box)
+
+    def seen_of(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """The size at which the model sees a picture, where boxes are in its pixels; None where no box depends on it.
+
+        Raises InputError for a picture that the model cannot be shown.
+        """
+        return self.seen(size) if self.seen is not None and self.profile.box_unit == "pixel" else None
+
+    def grammar(self, seen: tuple[int, int] | None) -> BoxGrammar | None:
+        """The texts that the first pass may write about a picture, one object for all pictures that share them; None: any."""
+        return _grammar(self.profile, seen) if self.box_decode == "grammar" else None
+
+    def check_boxes(self) -> None:
+        """Raises InputError where boxes cannot be written under this profile, or not by grammar."""
+        if self.policy.source != "none":
+            seen = self.seen_of((64, 64))  # of any picture: what is refused is the same for all
+            write_box(full_box(self.profile.box_frame), self.profile, seen)
+            self.grammar(seen)
+
+
+@lru_cache(maxsize=64)
+def _grammar(profile: Profile, seen: tuple[int, int] | None) -> BoxGrammar:
+    return BoxGrammar(profile, seen)
 
 
 @dataclass(slots=True)
@@ -57,6 +84,7 @@ class _QuestionState:
 
     example: Example
     image: Image | None
+    seen: tuple[int, int] | None = None
     error: str | None = None
     transient: bool = False
     box_text: str | None = None
@@ -117,7 +145,10 @@ class TwoPass:
     ) -> None:
         """`siblings`: all questions of each image, by its name, for the policy that asks with all of them; `listen` is called
         with each new piece of an answer; `finder` gives the regions instead of the policy, from plain answers.
+
+        Raises InputError where boxes cannot be written as the setting asks.
         """
+        setting.check_boxes()
         self._engine = engine
         self._finder = finder
         self._listen = listen
@@ -128,7 +159,6 @@ class TwoPass:
         """The first-pass replies that questions share, by key, finished or not."""
         self._shared_lock = threading.Lock()
         self._finder_lock = threading.Lock()
-        self._grammar = BoxGrammar(setting.profile) if setting.box_decode == "grammar" else None
 
     def predict(self, batch: Sequence[tuple[Example, Image | InputError]]) -> list[Prediction]:
         """One Prediction an example, in order; `seconds` is the batch's wall time divided by its size."""
@@ -217,6 +247,12 @@ class TwoPass:
         """A question's way: where to look, the crop, the answer; ends early with `state.error`."""
         if state.image is None:
             return
+        if self._policy.source != "none":
+            try:
+                state.seen = self._setting.seen_of(state.image.size)
+            except InputError as error:
+                state.error = str(error)
+                return
         if self._policy.source == "model":
             yield from self._ask_where(state, state.image)
         elif self._finder is not None:
@@ -236,7 +272,7 @@ class TwoPass:
     def _ask_where(self, state: _QuestionState, image: Image) -> Steps:
         """Pass 1 (CoS Eq. 2): the text of the box; asked once an image by policies that do not look at the question."""
         turns = dialogue(self._profile, state.example.question, **self._first_turns(state.example))
-        request = Request(turns, {"full": image}, self._setting.box_tokens, self._grammar)
+        request = Request(turns, {"full": image}, self._setting.box_tokens, self._setting.grammar(state.seen))
         key = None if self._policy.asks == "single" else state.example.image or ""
         answered: PassReply = yield PassRequest(request, key)
         if answered.first:
@@ -245,7 +281,7 @@ class TwoPass:
             _fail(state, 1, answered.reply)
             return
         state.box_text = answered.reply.text
-        region = self._crops.region(answered.reply.text, image)
+        region = self._crops.region(answered.reply.text, image, state.seen)
         state.status = region.status
         self._crop(state, image, region)
 
@@ -284,8 +320,8 @@ class TwoPass:
 
         The status stays "skipped": it says nothing about the model.
         """
-        state.box_text = write_box(SquarePad(*image.size).to_square(box), self._profile)
-        self._crop(state, image, self._crops.region(state.box_text, image))
+        state.box_text = write_box(in_frame(box, self._profile.box_frame, image.size), self._profile, state.seen)
+        self._crop(state, image, self._crops.region(state.box_text, image, state.seen))
 
     def _crop(self, state: _QuestionState, image: Image, region: Region) -> None:
         """Cuts the region that the box text names, or that stands in for it, from the picture."""

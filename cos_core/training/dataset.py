@@ -20,7 +20,7 @@ from cos_core.errors import InputError
 from cos_core.files.durable import utf8
 from cos_core.files.images import open_image
 from cos_core.files.picture_files import Root
-from cos_core.geometry import Box, SquarePad, full_box
+from cos_core.geometry import Box, full_box, in_frame
 from cos_core.interfaces import Policy
 from cos_core.training.sample_table import SampleTable
 from cos_core.training.samples import Outline, Region, Sample, Samples
@@ -28,6 +28,8 @@ from cos_core.training.skipped import Skipped
 from cos_core.types import Turn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from PIL.Image import Image
 
     from cos_core.training.region_crops import RegionCrops
@@ -58,6 +60,7 @@ class Recipe:
     """Everything that turns a sample into an item, equal in every worker process.
 
     `region_crops`: regions in place of the picture, as an annotator sees them; None: the picture, and its region after the box.
+    `seen`: the size (width, height in pixels) at which the model sees a picture of a given size, for boxes in pixels.
     """
 
     policy: Policy
@@ -74,6 +77,7 @@ class Recipe:
     crop_of: Literal["text", "region"] = "text"
     on_no_region: Literal["full", "skip"] = "full"
     region_crops: RegionCrops | None = None
+    seen: Callable[[tuple[int, int]], tuple[int, int]] | None = None
 
 
 def draw(seed: int, sample_id: str, epoch: int, n: int) -> int:
@@ -200,21 +204,22 @@ def encode_text(sample: Sample, which: int, box_text: str | None, image_tokens: 
 
 def _zoom(picture: Image, region: Region, recipe: Recipe) -> tuple[str, Image]:
     """The box text of a region and its crop; `crop_of` "region" cuts the region itself, as the released code trains."""
-    pad = SquarePad(*picture.size)
     box = region.box(*picture.size) if isinstance(region, Square) else region
-    text, written = as_written(box, pad, recipe.profile)
+    seen = recipe.seen(picture.size) if recipe.seen is not None and recipe.profile.box_unit == "pixel" else None
+    text, written = as_written(box, picture.size, recipe.profile, seen)
     cut_from = written if recipe.crop_of == "text" else box
     return text, crop_region(picture, cut_from, recipe.profile.crop_from, recipe.fill)
 
 
-def as_written(box: Box, pad: SquarePad, profile: Profile) -> tuple[str, Box]:
-    """The text of a box and the box that this text names, in frame "square".
+def as_written(box: Box, size: tuple[int, int], profile: Profile, seen: tuple[int, int] | None = None) -> tuple[str, Box]:
+    """The text of a box of a picture of `size` (width, height in pixels) and the box that this text names, in the profile's
+    frame. `seen`: as in `write_box`.
 
     The crop that training shows is cut from the text's own box, as inference will cut it, not from the annotation: when the
     profile rounds or snaps coarsely the two differ by pixels.
     """
-    text = write_box(box if box.frame == "square" else pad.to_square(box), profile)
-    written, _ = read_box(text, profile)
+    text = write_box(in_frame(box, profile.box_frame, size), profile, seen)
+    written, _ = read_box(text, profile, seen)
     if written is None:
         raise InputError(f"the box {box.corners} does not survive being written as {text!r}")
     return text, written
