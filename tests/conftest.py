@@ -28,7 +28,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`tiny_checkpoint(name, **options)`: the folder of a tiny checkpoint, as tiny_families.build writes it, each built once in a session.
+    """`tiny_checkpoint(name, **options)`: the folder of a checkpoint as tiny_families.build writes it, built once a session.
 
     The folder is shared: a test that changes a file copies it first.
     """

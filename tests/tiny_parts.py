@@ -71,7 +71,7 @@ def save_processor(parts: Parts, folder: Path, layout: Literal["saved", "publish
         if parts.template:
             (folder / "chat_template.jinja").write_text(parts.template, encoding="utf-8")
         return
-    if "merge_size" in image:
+    if kind.startswith("Qwen"):
         size = image.pop("size")
         image |= {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
     _write(folder / "preprocessor_config.json", {**image, "image_processor_type": f"{kind}Fast", "processor_class": parts.cls})

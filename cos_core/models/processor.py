@@ -19,11 +19,13 @@ from typing import Any
 from unittest import mock
 
 from cos_core.errors import InputError
+from cos_core.files.jsonl import kind_of
 from cos_core.files.text import one_line
 from cos_core.models import checkpoint_files, pretrained
 
 NAMED_IN = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 """The files that name the processor's class, in the order in which `AutoProcessor` asks them."""
+TEMPLATES = ("chat_template.jinja", "chat_template.json")
 AUDIO = "audio_tokenizer_config.json"
 """A file by which transformers would load a model of that name from elsewhere."""
 
@@ -44,14 +46,18 @@ def processor(where: str | Path) -> Any:
             f"cannot use the checkpoint {folder}: its {cls.__name__} is not for text and pictures; name a vision-language model"
         )
     if "audio_tokenizer" in (checkpoint_files.settings(folder, NAMED_IN[0]) or {}) or (folder / AUDIO).exists():
-        raise InputError(
-            f"cannot use the checkpoint {folder}: its processor brings a second model for sound, which cos does not load"
-        )
+        raise InputError(f"cannot use the checkpoint {folder}: its processor brings a model for sound, which cos does not load")
+    for name in TEMPLATES:
+        checkpoint_files.regular(folder, name, checkpoint_files.PLAIN_LIMITS[name])
     parts = [_part(folder, cls, field) for field in fields]
     with pretrained.reading(folder), _without_needless_packages(cls):
         options, _ = transformers.ProcessorMixin.get_processor_dict(str(folder), local_files_only=True)
         result = cls.from_args_and_dict(parts, options)
         _try(folder, result)
+    if not isinstance(result.chat_template, str | dict | None):
+        raise InputError(
+            f"cannot use the checkpoint {folder}: its chat template is {kind_of(result.chat_template)} and no text"
+        )
     return result
 
 
