@@ -473,6 +473,20 @@ def test_every_setting_of_annotation_counts_or_is_declared_not_to(model: Path, t
     assert marks[0] != marks[1]
 
 
+SHOWN_TO_BACKBONES = {"regions": "41f325fe497a2751", "patches": "b4fed95180e653e3"}
+"""The fingerprints of 0.2 without the model's: what a backbone says of itself counts, the profile's settings included."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", sorted(SHOWN_TO_BACKBONES))
+def test_a_store_of_a_model_that_was_begun_earlier_goes_on(backbone: str) -> None:
+    config = annotate.AnnotateConfig(Path("d"), Path("i"), "miniature", Path("o"), device="cpu", backbone=backbone)
+    settings = annotator.build(config).settings
+    shown = {name: value for name, value in settings["backbone"].items() if name != "model"}
+    counts = {"policy": settings["policy"], "rule": settings["rule"], "backbone": shown}
+    assert manifest.fingerprint(counts) == SHOWN_TO_BACKBONES[backbone]
+
+
 def test_a_benchmark_of_ones_own_counts_by_its_content(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     (tmp_path / "a.jsonl").write_text('{"question_id": "1", "text": "yes"}\n')

@@ -136,7 +136,7 @@ class Asker:
         return {
             "model": self.model.fingerprint,
             "dtype": str(self.model.model.dtype).removeprefix("torch."),
-            "profile": self.model.profile,
+            "profile": self.model.profile.to_json(),
             "dialogue": DIALOGUE_VERSION,
             "target": self.settings.target,
             "last_layers": self.settings.last_layers,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from cos_core.errors import InputError
-from cos_core.files import assets
+from cos_core.files import assets, deciding
 from cos_core.files.jsonl import decode, why
 from cos_core.files.text import one_line, read_text
 from cos_core.geometry import Frame
@@ -144,11 +144,11 @@ class Profile:
     box_reader: Literal["lenient", "released"] = "lenient"
     after_end: AfterEnd = "native"
     suffix: Literal["inside", "after"] = "inside"
-    roles: Literal["profile", "template"] = "profile"
-    box: Literal["profile", "family"] = "profile"
-    box_frame: Frame = "square"
-    box_unit: BoxUnit = "fraction"
-    box_text: str = ""
+    roles: Literal["profile", "template"] = deciding.later("profile")
+    box: Literal["profile", "family"] = deciding.later("profile")
+    box_frame: Frame = deciding.later("square")
+    box_unit: BoxUnit = deciding.later("fraction")
+    box_text: str = deciding.later("")
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -200,8 +200,8 @@ class Profile:
         return replace(self, box="profile", **{f"box_{f.name}": getattr(style, f.name) for f in fields(style)})
 
     def to_json(self) -> dict[str, Any]:
-        """Every setting; those of _LATER only where they are set, since fingerprints are made of this and must stay."""
-        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default or f.name not in _LATER}
+        """Every setting that decides, as it counts in a fingerprint (see deciding.settings)."""
+        return deciding.settings(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str = "profile") -> Profile:
@@ -214,10 +214,6 @@ class Profile:
             return cls(**data)
         except (TypeError, AttributeError) as error:
             raise InputError(f"{where}: {error}") from None
-
-
-_LATER = frozenset({"roles", "box", "box_frame", "box_unit", "box_text"})
-"""Settings that profiles of cos 0.2 and before do not have."""
 
 
 def _check_kind(where: str, key: str, value: object) -> None:

@@ -2,13 +2,15 @@
 
 A field is declared with `options.option(..., not_in_fingerprint="where the answers go")`, which is the reason, or with
 `option(..., before=None)`, the value that stands for how it was before the field was added: with it the field is left out, so
-that what was begun earlier goes on. `settings` is the one reader of both; `manifest.fingerprint` hashes what it returns.
+that what was begun earlier goes on. `later` declares the same of a record that is no Config. `settings` is the one reader of
+all; `manifest.fingerprint` hashes what it returns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import Field, fields, is_dataclass
+from dataclasses import field as new_field
 from typing import Any
 
 ALWAYS: Any = object()
@@ -29,6 +31,11 @@ def declared(not_in_fingerprint: str | None, before: Any) -> dict[str, Any]:
     if before is not ALWAYS:
         raise ValueError("a field that never decides is left out with every value; `before` is for one that does")
     return {_KEY: (not_in_fingerprint, before)}
+
+
+def later(before: Any) -> Any:
+    """A field, which is no option, with the default `before`, that was added to a record after fingerprints were made of it."""
+    return new_field(default=before, metadata=declared(None, before))
 
 
 def reason(field: Field[Any]) -> str | None:
