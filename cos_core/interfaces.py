@@ -233,6 +233,10 @@ class Engine(Plugin):
     concurrency: int = 1
     """Requests that may be under way at once; above 1 `generate` is called from several threads, each with one question's next
     request."""
+    remark: str = ""
+    """What a user should know of how it answers, said once a run."""
+    one_picture: str = ""
+    """Why a dialogue shows one picture only, as the beginning of a sentence; empty where it shows two."""
 
     def prepare(self, images: Sequence[Image]) -> None:
         """Does beforehand, in another thread, what it can for pictures of later requests (the same objects)."""

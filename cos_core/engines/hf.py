@@ -38,10 +38,12 @@ from cos_core.engines._batch import (
 )
 from cos_core.engines._constrain import TokenGrammar
 from cos_core.engines._features import Features
+from cos_core.engines._probe import tried
 from cos_core.engines._prefix import Match, PartLayer, PrefixStore, buffer, common_length
 from cos_core.errors import InputError
 from cos_core.interfaces import Engine, Grammar, Reply, Request
 from cos_core.models import hub
+from cos_core.models.general import GeneralModel
 from cos_core.models.llava import Llava
 from cos_core.models.loaded import LoadedModel
 from cos_core.models.loading import load
@@ -151,6 +153,19 @@ class HfEngine(Engine):
             replies.update(zip((job.place for job in part), outcome, strict=True))
             todo = todo[len(part) :]
         return [replies[place] for place in range(len(requests))]
+
+    def logits(self, requests: Sequence[Request]) -> torch.Tensor:
+        """The logits (requests, vocabulary) behind dialogues that run together; what was computed of them is kept, as `generate`
+        keeps it. Raises InputError where one cannot be run."""
+        jobs = [self._job(place, request) for place, request in enumerate(requests)]
+        with torch.inference_mode():
+            self._share([job.row for job in jobs])
+            order = sorted(range(len(jobs)), key=lambda place: jobs[place].row.fresh)
+            state = self._prompts([jobs[place].row for place in order], 0)
+            if self.reuse:
+                for at, place in enumerate(order):
+                    self._keep(state, at, jobs[place].row, jobs[place].row.keys)
+        return state.logits[torch.tensor(order).argsort()]
 
     def prepare(self, images: Sequence[Image]) -> None:
         """Pads, resizes and normalises pictures ahead of their use; may run in another thread than `generate`."""
@@ -418,7 +433,12 @@ def build(
     reuse: bool = True,
     kv_budget: int | None = None,
     **_unused: Any,
-) -> HfEngine:
-    """Loads the checkpoint and returns its engine. Raises what `loading.load` raises."""
+) -> Engine:
+    """Loads the checkpoint and returns its engine; for a family without a file, the one that answers as the model does.
+
+    Raises what `loading.load` raises.
+    """
     loaded = load(model, profile=profile, device=device, dtype=dtype, attention=attention)
+    if isinstance(loaded, GeneralModel) and not loaded.family.name:
+        return tried(loaded, lambda: HfEngine(loaded, reuse=reuse, kv_budget=kv_budget), kv_budget)
     return HfEngine(loaded, reuse=reuse, kv_budget=kv_budget)

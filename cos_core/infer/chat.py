@@ -41,6 +41,8 @@ class Conversation:
             if config.engine == "hf":
                 reporter.note(f"loading {config.model} ...")
         engine = engine or build_engine(config)
+        if engine.remark:
+            reporter.note(engine.remark)
         self._chain = TwoPass(engine, resolved, listen=listen, finder=finder(config, engine))
 
     def ask(self, question: str) -> Prediction:

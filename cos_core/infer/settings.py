@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cos_core.dialogue.prompts import DIALOGUE_VERSION, Profile, checkpoint_profile
+from cos_core.dialogue.prompts import DIALOGUE_VERSION, Profile
+from cos_core.dialogue.box_text import BoxGrammar
 from cos_core.engines._served import ServedModel, of_model
 from cos_core.errors import InputError
 from cos_core.files import deciding, manifest, plug
@@ -15,9 +16,9 @@ from cos_core.infer import relevance_regions as heat
 from cos_core.infer.config import InferConfig
 from cos_core.infer.passes import Setting
 from cos_core.interfaces import Engine, Policy, Reporter
-from cos_core.models import checkpoint_files, devices, families, hub
+from cos_core.models import devices, hub, loading, wording
 from cos_core.models.checkpoint_info import fill_of
-from cos_core.models.loading import check
+from cos_core.models.layout.check import llava_config
 from cos_core.options import policy_name
 
 
@@ -64,14 +65,18 @@ def model_fingerprint(config: InferConfig) -> str:
 
 def resolved_profile(config: InferConfig) -> Profile:
     """The one profile of a run: for its dialogues, its crops and the engine's encoding. Raises InputError."""
-    return checkpoint_profile(checkpoint_folder(config), config.profile)
+    return wording.resolved_profile(checkpoint_folder(config), config.profile)
 
 
 def setting(config: InferConfig) -> Setting:
     """Resolves policy, profile and padding colour. Raises InputError for an unknown policy or profile."""
     policy, profile, folder = _policy(config.roi), resolved_profile(config), checkpoint_folder(config)
+    if folder is not None and policy is heat.POLICY:
+        llava_config(Path(folder))
     if folder is not None and config.engine == "hf":
-        check(folder)
+        loading.check(folder, profile, pictures=1 if policy.source == "none" else 2)
+    if policy.source == "model" and config.box_decode == "grammar":
+        BoxGrammar(profile)  # before a model is loaded: there are boxes that no grammar describes
     # A served model that is no folder here says nothing of its pictures; LLaVA's own colour is assumed for it.
     fill = FILL if folder is None else fill_of(folder)
     # What counts by its content, and not as it is written.
@@ -101,14 +106,6 @@ def setting(config: InferConfig) -> Setting:
         box_decode=config.box_decode,
         seed=config.seed,
     )
-
-
-def note_family(config: InferConfig, reporter: Reporter) -> None:
-    """Says once a run what its model's family does otherwise than most."""
-    folder = checkpoint_folder(config)
-    settings = None if folder is None else checkpoint_files.settings(Path(folder), checkpoint_files.CONFIG)
-    for note in families.of_config(settings).notes if settings else ():
-        reporter.note(note)
 
 
 def note_dtype(config: InferConfig, reporter: Reporter) -> None:
@@ -141,4 +138,13 @@ def build_engine(config: InferConfig) -> Engine:
         timeout=config.timeout,
         kv_budget=None if config.kv_budget is None else int(config.kv_budget * 2**30),
     )
+    if engine.one_picture and _policy(config.roi).source != "none":
+        raise InputError(f"{engine.one_picture}, and Chain-of-Spot shows two; ask it with --roi none")
     return engine
+
+
+def note_family(config: InferConfig, reporter: Reporter) -> None:
+    """Says once a run what is special about the model's family on this machine: dialogues computed anew, a family without a file."""
+    if config.engine != "hf" or (remark := loading.remark(hub.resolve(config.model))) is None:
+        return
+    reporter.note(remark)

@@ -25,6 +25,7 @@ from cos_core.models import processor as processors
 from cos_core.models.devices import placement
 from cos_core.models.families import Family, PixelBudget
 from cos_core.models.general_check import check
+from cos_core.models.general_probe import check_dialogue, needs_template
 from cos_core.models.layout.families import is_llava_15
 from cos_core.models.llava import read_network
 from cos_core.models.loaded import LoadedModel, PictureSpan, Prompt
@@ -78,7 +79,9 @@ class GeneralModel(LoadedModel):
 
     def __post_init__(self) -> None:
         base = self.model.base_model
-        self._feature_options = frozenset(inspect.signature(base.get_image_features).parameters)
+        # Without such a method (cross-attention) pictures cannot be encoded apart: engines/_probe.py finds the plain way for it.
+        encode = getattr(base, "get_image_features", None)
+        self._feature_options = frozenset(inspect.signature(encode).parameters if encode else ())
         self.axes = 3 if hasattr(base, "get_rope_index") else None
         tokenizer = self.tokenizer
         self.role, self.gap, behind = template_parts(self.processor)
@@ -280,6 +283,9 @@ def load(
     """
     where = hub.resolve(model)
     config = check(where)
+    resolved = resolved_profile(where, profile)
+    if needs_template(resolved):
+        check_dialogue(where)
     target, kind = placement(device, dtype)
     family = families.of_config(config)
     processor = processors.processor(where)
@@ -295,12 +301,12 @@ def load(
         raise MissingError(
             f"the checkpoint {where} does not fit on {target} in {name}; take bfloat16, or serve it with --engine openai"
         ) from None
-    image_token = int(net.config.image_token_id)
+    image_token = int(getattr(net.config, "image_token_id", None) or processor.image_token_id)
     return GeneralModel(
         model=net,
         tokenizer=processor.tokenizer,
         processor=processor,
-        profile=resolved_profile(where, profile),
+        profile=resolved,
         family=family,
         image_token_id=image_token,
         name=str(model),

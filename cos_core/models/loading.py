@@ -5,18 +5,41 @@ from __future__ import annotations
 from pathlib import Path
 
 from cos_core.dialogue.prompts import Profile
-from cos_core.models import general, general_check, hub, llava
+from cos_core.files.text import one_line
+from cos_core.models import checkpoint_files as files
+from cos_core.models import families, general, general_check, general_probe, hub, llava
 from cos_core.models.families import PixelBudget
 from cos_core.models.layout import check as layout_check
 from cos_core.models.loaded import LoadedModel
 
 
-def check(where: str | Path) -> None:
-    """Looks at a checkpoint's folder before anything is built from it. Raises what `load` raises for its files."""
-    if general.serves(str(where)):
-        general_check.check(where)
-    else:
+def check(where: str | Path, profile: Profile, *, pictures: int) -> None:
+    """Looks at a checkpoint's folder before anything is built from it, for dialogues of so many pictures under `profile`.
+
+    Raises what `load` raises for its files, and InputError where a dialogue shows fewer pictures.
+    """
+    if not general.serves(str(where)):
         layout_check.check(where)
+    elif general_probe.needs_template(profile):
+        general_probe.check_dialogue(where, pictures=pictures)
+    else:
+        general_check.check(where)
+
+
+def remark(where: str | Path) -> str | None:
+    """What a user should know of how a checkpoint's family is run, a sentence; None where there is nothing to say."""
+    if not general.serves(str(where)):
+        return None
+    config = files.settings(Path(where), files.CONFIG) or {}
+    family, kind = families.of_config(config), one_line(config.get("model_type"), 60)
+    if not family.name:
+        return (
+            f"{kind} is a family without a file in cos: it is tried on two small pictures once it is loaded, and where cos's way is not "
+            f"equal to its own, every dialogue is computed from its start"
+        )
+    anew = f"pass 2 is computed from its start, because {family.anew}" if family.anew else ""
+    said = "; ".join(filter(None, (family.two_pictures, anew)))
+    return f"{family.name}: {said}" if said else None
 
 
 def load(
@@ -29,6 +52,9 @@ def load(
     budget: PixelBudget | None = None,
 ) -> LoadedModel:
     """Loads a checkpoint for inference. Raises what `llava.load` and `general.load` raise."""
-    if general.serves(hub.resolve(model)):
+    where = hub.resolve(model)
+    if general.serves(where):
         return general.load(model, profile=profile, device=device, dtype=dtype, attention=attention, budget=budget)
+    if budget is not None:
+        families.of_type("llava").set_budget(None, budget)
     return llava.load(model, profile=profile, device=device, dtype=dtype, attention=attention)

@@ -32,6 +32,12 @@ class PixelBudget:
     max_tiles: int | None = None
     longest_edge: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise InputError(
+                f"{option('min_pixels')} {self.min_pixels} lies above {option('max_pixels')} {self.max_pixels}; give a floor below it"
+            )
+
     @property
     def given(self) -> dict[str, int]:
         """The words that are set."""
@@ -52,8 +58,8 @@ class Family:
     """The fields of PixelBudget that it has."""
     anew: ClassVar[str] = ""
     """Why a prompt's keys and values cannot be continued, as the end of a sentence; empty where they can."""
-    base_view: ClassVar[bool] = False
-    """Whether a dialogue of several pictures shows each of them more coarsely than a dialogue of one."""
+    two_pictures: ClassVar[str] = ""
+    """What pass 2 shows otherwise than pass 1, a sentence without its end; empty where nothing is."""
     first_position: ClassVar[int] = 0
     """The position id of a sequence's first token."""
     pads_to_square: ClassVar[bool] = False
@@ -63,19 +69,6 @@ class Family:
     `image_processor_type` and its settings; empty: they differ, or the processor does more than one resize."""
     whole_ids: ClassVar[bool] = False
     """Whether the model's mask depends on which tokens are a picture's: it is then given `token_type_ids` of all columns."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a user should know before the work begins, a sentence each."""
-        notes = []
-        if self.anew:
-            notes.append(f"{self.name} computes pass 2 anew: {self.anew}")
-        if self.base_view:
-            notes.append(
-                f"{self.name} shows pictures in tiles only while a dialogue has one: in pass 2 the picture and its crop are "
-                "shown at base resolution, and computed anew"
-            )
-        return tuple(notes)
 
     def variant(self, pictures: int) -> int:
         """A number for how a picture is seen in a dialogue of `pictures` pictures; equal numbers see it alike."""

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from cos_core.errors import InputError
 from cos_core.models.families import Family, PixelBudget
 
 CELLS_OF_28: Mapping[str, Any] = {
@@ -47,6 +48,8 @@ class DynamicResolution(Family):
         high = size["longest_edge"] if budget.max_pixels is None else budget.max_pixels
         # A ceiling below the checkpoint's own floor lowers the floor: the ceiling is what was asked for.
         low = min(low, high) if budget.min_pixels is None else low
+        if low > high:
+            raise InputError(f"--min-pixels {low} lies above the checkpoint's own ceiling, --max-pixels {high}; give both")
         image_processor.size = {"shortest_edge": low, "longest_edge": high}
         for name, value in (("min_pixels", low), ("max_pixels", high)):
             if hasattr(image_processor, name):

@@ -9,7 +9,9 @@ from cos_core.models.families.llava_next import LlavaNext
 
 class LlavaOneVision(LlavaNext):
     name: ClassVar[str] = "LLaVA-OneVision"
-    base_view: ClassVar[bool] = True
+    two_pictures: ClassVar[str] = (
+        "pass 2 shows the picture and its crop at base resolution, where pass 1 shows the picture in tiles"
+    )
 
     def variant(self, pictures: int) -> int:
         return int(pictures > 1)
