@@ -40,6 +40,7 @@ WITH_TORCH = (
     "models.pretrained",
     "models.processor",
     "models.pixtral_processor",
+    "models.textual",
     "models.layout",
     "backbones",
     "engines.hf",

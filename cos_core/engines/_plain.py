@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import transformers
@@ -23,6 +23,7 @@ from cos_core.files import images
 from cos_core.interfaces import Engine, Grammar, Reply, Request
 from cos_core.models import pretrained
 from cos_core.models.general import GeneralModel
+from cos_core.models.textual import TextualModel
 from cos_core.system import memory
 from cos_core.types import ImageSlot, Slot
 
@@ -56,7 +57,33 @@ class _Job:
         self.ids, self.margins, self.steps, self.tokens_in, self.done, self.failure = [], [], 0, 0, False, None
 
 
-class TemplateInputs:
+class _Inputs(Protocol):
+    """How dialogues become what `generate` takes."""
+
+    def check(self, request: Request) -> None:
+        """Raises InputError for a dialogue that cannot be run."""
+
+    def tensors(self, requests: Sequence[Request]) -> dict[str, Any]:
+        """What `generate` takes for dialogues of equally many pictures, padded on the left.
+
+        Raises what a processor raises over a picture or a text that it does not take.
+        """
+
+
+class TextInputs(_Inputs):
+    """Questions in plain text as tensors (textual.py)."""
+
+    def __init__(self, loaded: TextualModel) -> None:
+        self._loaded = loaded
+
+    def check(self, request: Request) -> None:
+        self._loaded.check(request.turns)
+
+    def tensors(self, requests: Sequence[Request]) -> dict[str, Any]:
+        return self._loaded.tensors([(request.turns, request.images) for request in requests])
+
+
+class TemplateInputs(_Inputs):
     """Dialogues as tensors, by the processor's own `apply_chat_template`."""
 
     def __init__(self, loaded: GeneralModel) -> None:
@@ -77,7 +104,6 @@ class TemplateInputs:
             raise InputError("the text of the dialogue holds the image mark, which stands for a picture only")
 
     def tensors(self, requests: Sequence[Request]) -> dict[str, Any]:
-        """What `generate` takes for dialogues of equally many pictures, padded on the left."""
         batch = self._loaded.processor.apply_chat_template(
             [self._messages(request) for request in requests],
             tokenize=True,
@@ -105,9 +131,9 @@ class PlainEngine(Engine):
 
     name = "hf"
 
-    def __init__(self, loaded: GeneralModel, *, kv_budget: int | None = None) -> None:
+    def __init__(self, loaded: GeneralModel | TextualModel, *, kv_budget: int | None = None) -> None:
         self.loaded = loaded
-        self._inputs = TemplateInputs(loaded)
+        self._inputs: _Inputs = TextInputs(loaded) if isinstance(loaded, TextualModel) else TemplateInputs(loaded)
         self._stop = loaded.stop_ids
         self._grammars: dict[Grammar, TokenGrammar] = {}
         self._token_bytes = token_bytes(loaded.model.config.get_text_config(), loaded.model.dtype)
@@ -179,7 +205,8 @@ class PlainEngine(Engine):
             if memory.is_out_of_memory(error):
                 raise
             if len(jobs) == 1:
-                jobs[0].failure = f"the processor of {self.loaded.name} refuses the dialogue: {pretrained.quoted(error)}"
+                reason = f"the processor of {self.loaded.name} refuses the dialogue: {pretrained.quoted(error)}"
+                jobs[0].failure = str(error) if isinstance(error, InputError) else reason
                 return
             for part in memory.halves(jobs):
                 self._run(part)

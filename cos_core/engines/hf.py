@@ -38,15 +38,18 @@ from cos_core.engines._batch import (
 )
 from cos_core.engines._constrain import TokenGrammar
 from cos_core.engines._features import Features
-from cos_core.engines._probe import tried
+from cos_core.engines._plain import PlainEngine
 from cos_core.engines._prefix import Match, PartLayer, PrefixStore, buffer, common_length
+from cos_core.engines._probe import tried
 from cos_core.errors import InputError
 from cos_core.interfaces import Engine, Grammar, Reply, Request
 from cos_core.models import hub
+from cos_core.models.families import PixelBudget
 from cos_core.models.general import GeneralModel
 from cos_core.models.llava import Llava
 from cos_core.models.loaded import LoadedModel
 from cos_core.models.loading import load
+from cos_core.models.textual import TextualModel
 from cos_core.models.vocabulary import without_rows
 from cos_core.system import memory
 from cos_core.types import ImageSlot
@@ -432,13 +435,17 @@ def build(
     attention: str | None = None,
     reuse: bool = True,
     kv_budget: int | None = None,
+    budget: PixelBudget | None = None,
     **_unused: Any,
 ) -> Engine:
-    """Loads the checkpoint and returns its engine; for a family without a file, the one that answers as the model does.
+    """Loads the checkpoint and returns its engine: for a family without a file, the one that answers as the model does; for
+    models without a dialogue, the library's own way.
 
     Raises what `loading.load` raises.
     """
-    loaded = load(model, profile=profile, device=device, dtype=dtype, attention=attention)
+    loaded = load(model, profile=profile, device=device, dtype=dtype, attention=attention, budget=budget)
+    if isinstance(loaded, TextualModel):
+        return PlainEngine(loaded, kv_budget=kv_budget)
     if isinstance(loaded, GeneralModel) and not loaded.family.name:
         return tried(loaded, lambda: HfEngine(loaded, reuse=reuse, kv_budget=kv_budget), kv_budget)
     return HfEngine(loaded, reuse=reuse, kv_budget=kv_budget)

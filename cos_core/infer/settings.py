@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cos_core.dialogue.prompts import DIALOGUE_VERSION, Profile
 from cos_core.dialogue.box_text import BoxGrammar
+from cos_core.dialogue.prompts import DIALOGUE_VERSION, Profile
 from cos_core.engines._served import ServedModel, of_model
 from cos_core.errors import InputError
 from cos_core.files import deciding, manifest, plug
@@ -74,7 +74,7 @@ def setting(config: InferConfig) -> Setting:
     if folder is not None and policy is heat.POLICY:
         llava_config(Path(folder))
     if folder is not None and config.engine == "hf":
-        loading.check(folder, profile, pictures=1 if policy.source == "none" else 2)
+        loading.check(folder, pictures=1 if policy.source == "none" else 2)
     if policy.source == "model" and config.box_decode == "grammar":
         BoxGrammar(profile)  # before a model is loaded: there are boxes that no grammar describes
     # A served model that is no folder here says nothing of its pictures; LLaVA's own colour is assumed for it.

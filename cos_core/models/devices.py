@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cos_core.errors import InputError, MissingError
 from cos_core.system.extras import install
+from cos_core.system.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +42,20 @@ def placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     if not isinstance(kind, torch.dtype):
         raise InputError(f"unknown dtype {dtype!r}; use auto, float32, bfloat16 or float16")
     return target, kind
+
+
+@contextmanager
+def fits(where: str, target: torch.device, kind: torch.dtype) -> Iterator[None]:
+    """Inside the block a checkpoint is read; what says that memory ran out becomes a MissingError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        name = str(kind).removeprefix("torch.")
+        raise MissingError(
+            f"the checkpoint {where} does not fit on {target} in {name}; take bfloat16, or serve it with --engine openai"
+        ) from None
 
 
 def gpus() -> int:

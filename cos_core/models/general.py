@@ -17,22 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 from cos_core.dialogue.messages import chat_messages
 from cos_core.dialogue.prompts import Profile
-from cos_core.errors import InputError, MissingError
+from cos_core.errors import InputError
 from cos_core.files import images
 from cos_core.models import checkpoint_files as files
 from cos_core.models import families, hub, pretrained
 from cos_core.models import processor as processors
-from cos_core.models.devices import placement
+from cos_core.models.devices import fits, placement
 from cos_core.models.families import Family, PixelBudget
 from cos_core.models.general_check import check
-from cos_core.models.general_probe import check_dialogue, needs_template
+from cos_core.models.general_probe import check_dialogue
 from cos_core.models.layout.families import is_llava_15
 from cos_core.models.llava import read_network
 from cos_core.models.loaded import LoadedModel, PictureSpan, Prompt
 from cos_core.models.pixels import padding_colour
 from cos_core.models.vocabulary import unused_rows
 from cos_core.models.wording import resolved_profile
-from cos_core.system.memory import is_out_of_memory
 from cos_core.types import Slot, Turn
 
 if TYPE_CHECKING:
@@ -284,23 +283,15 @@ def load(
     where = hub.resolve(model)
     config = check(where)
     resolved = resolved_profile(where, profile)
-    if needs_template(resolved):
-        check_dialogue(where)
+    check_dialogue(where)
     target, kind = placement(device, dtype)
     family = families.of_config(config)
     processor = processors.processor(where)
     family.set_budget(processor.image_processor, budget or PixelBudget())
-    try:
+    with fits(where, target, kind):
         net = read_network(
             where, dtype=kind, device=None if target.type == "cpu" else target, attention=attention, read=pretrained.any_network
         )
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        name = str(kind).removeprefix("torch.")
-        raise MissingError(
-            f"the checkpoint {where} does not fit on {target} in {name}; take bfloat16, or serve it with --engine openai"
-        ) from None
     image_token = int(getattr(net.config, "image_token_id", None) or processor.image_token_id)
     return GeneralModel(
         model=net,

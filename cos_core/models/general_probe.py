@@ -7,7 +7,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cos_core.dialogue.prompts import Profile
 from cos_core.errors import InputError
 from cos_core.models import checkpoint_files as files
 from cos_core.models import pretrained
@@ -28,12 +27,6 @@ class Dialogues:
 
     template: str
     one_picture: str
-
-
-def needs_template(profile: Profile) -> bool:
-    """Whether dialogues under a profile are written by the checkpoint's chat template: families other than LLaVA-1.5 are asked
-    through it, whoever the profile says writes the roles."""
-    return profile.roles in ("template", "profile")
 
 
 def check_dialogue(where: str | Path, *, pictures: int = 1) -> None:

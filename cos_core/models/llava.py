@@ -16,13 +16,12 @@ from cos_core.dialogue.encoding import Encoded, detokenize, encode
 from cos_core.dialogue.prompts import Profile, checkpoint_profile
 from cos_core.errors import InputError, MissingError
 from cos_core.models import hub, pretrained
-from cos_core.models.devices import placement, quiet_libraries
+from cos_core.models.devices import fits, placement, quiet_libraries
 from cos_core.models.layout.check import check
 from cos_core.models.loaded import LoadedModel, PictureSpan, Prompt
 from cos_core.models.pixels import check_pictures, processed
 from cos_core.models.vocabulary import check_tokens, unused_rows
 from cos_core.system.extras import install
-from cos_core.system.memory import is_out_of_memory
 from cos_core.types import Slot, Turn
 
 if TYPE_CHECKING:
@@ -154,15 +153,8 @@ def load(
     # Checked before anything large is imported, so that the error comes at once.
     check(where)
     target, kind = placement(device, dtype)
-    try:
+    with fits(where, target, kind):
         net = read_network(where, dtype=kind, device=None if target.type == "cpu" else target, attention=attention)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        name = str(kind).removeprefix("torch.")
-        raise MissingError(
-            f"the checkpoint {where} does not fit on {target} in {name}; take bfloat16, or serve it with --engine openai"
-        ) from None
     return equipped(net, where, name=str(model), profile=profile)
 
 

@@ -1,4 +1,7 @@
-"""Loading any checkpoint that `cos` can ask: LLaVA-1.5 by its own fast path, every other family by the general class."""
+"""Loading any checkpoint that `cos` can ask.
+
+LLaVA-1.5 has a fast path of its own, models without a dialogue are asked in plain text, every other family is of the general class.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,27 @@ from pathlib import Path
 from cos_core.dialogue.prompts import Profile
 from cos_core.files.text import one_line
 from cos_core.models import checkpoint_files as files
-from cos_core.models import families, general, general_check, general_probe, hub, llava
+from cos_core.models import families, general, general_check, general_probe, hub, llava, textual
 from cos_core.models.families import PixelBudget
 from cos_core.models.layout import check as layout_check
 from cos_core.models.loaded import LoadedModel
+from cos_core.models.textual import TextualModel
 
 
-def check(where: str | Path, profile: Profile, *, pictures: int) -> None:
-    """Looks at a checkpoint's folder before anything is built from it, for dialogues of so many pictures under `profile`.
+def check(where: str | Path, *, pictures: int) -> None:
+    """Looks at a checkpoint's folder before anything is built from it, for dialogues of so many pictures.
 
     Raises what `load` raises for its files, and InputError where a dialogue shows fewer pictures.
     """
     if not general.serves(str(where)):
         layout_check.check(where)
-    elif general_probe.needs_template(profile):
-        general_probe.check_dialogue(where, pictures=pictures)
-    else:
+        return
+    family = _family(where)
+    if family.text_profile:
         general_check.check(where)
+        textual.check_pictures(family, pictures)
+    else:
+        general_probe.check_dialogue(where, pictures=pictures)
 
 
 def remark(where: str | Path) -> str | None:
@@ -34,8 +41,8 @@ def remark(where: str | Path) -> str | None:
     family, kind = families.of_config(config), one_line(config.get("model_type"), 60)
     if not family.name:
         return (
-            f"{kind} is a family without a file in cos: it is tried on two small pictures once it is loaded, and where cos's way is not "
-            f"equal to its own, every dialogue is computed from its start"
+            f"{kind} is a family without a file in cos: it is tried on two small pictures once it is loaded, and where cos's way "
+            f"is not equal to its own, every dialogue is computed from its start"
         )
     anew = f"pass 2 is computed from its start, because {family.anew}" if family.anew else ""
     said = "; ".join(filter(None, (family.two_pictures, anew)))
@@ -50,11 +57,16 @@ def load(
     dtype: str = "auto",
     attention: str | None = None,
     budget: PixelBudget | None = None,
-) -> LoadedModel:
+) -> LoadedModel | TextualModel:
     """Loads a checkpoint for inference. Raises what `llava.load` and `general.load` raise."""
     where = hub.resolve(model)
-    if general.serves(where):
-        return general.load(model, profile=profile, device=device, dtype=dtype, attention=attention, budget=budget)
-    if budget is not None:
-        families.of_type("llava").set_budget(None, budget)
-    return llava.load(model, profile=profile, device=device, dtype=dtype, attention=attention)
+    if not general.serves(where):
+        if budget is not None:
+            families.of_type("llava").set_budget(None, budget)
+        return llava.load(model, profile=profile, device=device, dtype=dtype, attention=attention)
+    read = textual.load if _family(where).text_profile else general.load
+    return read(model, profile=profile, device=device, dtype=dtype, attention=attention, budget=budget)
+
+
+def _family(folder: str | Path) -> families.Family:
+    return families.of_config(files.settings(Path(folder), files.CONFIG) or {})

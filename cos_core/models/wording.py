@@ -14,8 +14,8 @@ CHAT = "chat"
 
 
 def resolved_profile(folder: str | Path | None, profile: str | Profile | None = None) -> Profile:
-    """The profile to use with a checkpoint: the given one, else the one stored with the checkpoint, else "paper" for LLaVA-1.5
-    and "chat" for every other family; boxes that are left to the family are the family's.
+    """The profile to use with a checkpoint: the given one, else the one stored with the checkpoint, else "paper" for LLaVA-1.5,
+    the family's own where it has no dialogue, and "chat" for every other; boxes that are left to the family are the family's.
 
     `folder`: as for `checkpoint_profile`; None: a model that is known by its name alone. Raises InputError for a profile that
     cannot be read or does not go with the family.
@@ -23,5 +23,6 @@ def resolved_profile(folder: str | Path | None, profile: str | Profile | None = 
     config = None if folder is None else files.settings(Path(folder), files.CONFIG)
     if config is None:
         return checkpoint_profile(folder, profile)
-    chosen = checkpoint_profile(folder, profile, None if is_llava_15(config) else CHAT)
-    return chosen.with_boxes(families.of_config(config).boxes)
+    family = families.of_config(config)
+    chosen = checkpoint_profile(folder, profile, None if is_llava_15(config) else family.text_profile or CHAT)
+    return chosen.with_boxes(family.boxes)

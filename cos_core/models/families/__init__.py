@@ -62,6 +62,10 @@ class Family:
     """What pass 2 shows otherwise than pass 1, a sentence without its end; empty where nothing is."""
     first_position: ClassVar[int] = 0
     """The position id of a sequence's first token."""
+    text_profile: ClassVar[str] = ""
+    """The profile of a family without a dialogue, which is asked in plain text about one picture (textual.py); else empty."""
+    pictures_in_text: ClassVar[bool] = False
+    """Whether its processor takes texts and pictures in one list; else one picture and one text (textual.py)."""
     pads_to_square: ClassVar[bool] = False
     """Whether a picture is padded to a square before the image processor sees it."""
     published: ClassVar[Mapping[str, Any]] = {}

@@ -1,0 +1,16 @@
+"""BLIP-2: one picture in front of all text, no dialogue."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from cos_core.models.families import Family
+
+
+class Blip2(Family):
+    name: ClassVar[str] = "BLIP-2"
+    text_profile: ClassVar[str] = "short-answer"
+
+
+def build() -> Blip2:
+    return Blip2()
