@@ -41,6 +41,8 @@ TOKENS = 100_000
 """The longest text a model is asked for, in tokens."""
 FINER, REGION_SIDE, RANK = 64, 64, 4096
 """Times that a relevance map is made finer; visual tokens of a region along a side; the largest rank of an adapter."""
+SHOWN_PX, SHOWN_SIDE, TILES = 10**9, 10**5, 1000
+"""The most pixels and the longest side that a picture is shown to a model with; the most tiles that it is cut into."""
 LONGEST_PX = 8192
 """The longer side of a drawn picture, in pixels."""
 GIB = 100_000

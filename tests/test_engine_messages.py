@@ -125,5 +125,7 @@ def test_a_served_name_is_a_folder_a_cached_hub_id_or_a_name_alone(tmp_path: Pat
     assert build("org/cos", server=url).dialogue.profile.name == "theirs"
     assert build("miniature", server=url).dialogue == of_folder(assets.miniature_checkpoint())
     for name in ("org/other", "cos-13b", "a b", "/no/such/folder", ""):
-        assert build(name, server=url).dialogue == assumed()
-    assert build("cos-13b", server=url, profile="repo-2024").dialogue == assumed("repo-2024")
+        assert build(name, server=url).dialogue == assumed(kind="")
+        assert build(name, server=url, family="llava").dialogue == assumed()
+    assert build("llava-hf/llava-1.5-7b-hf", server=url).dialogue == assumed()
+    assert build("cos-13b", server=url, profile="repo-2024").dialogue == assumed("repo-2024"), "only LLaVA writes roles so"

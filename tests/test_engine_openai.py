@@ -76,7 +76,7 @@ def server() -> Iterator[ThreadingHTTPServer]:
 
 
 def test_every_item_ends_as_answered_or_failed_with_a_reason(server: ThreadingHTTPServer) -> None:
-    engine = build("m", server=f"http://127.0.0.1:{server.server_port}/v1", timeout=4, pause=0.01, attempts=3)
+    engine = build("m", family="llava", server=f"http://127.0.0.1:{server.server_port}/v1", timeout=4, pause=0.01, attempts=3)
     words = ["fine", "busy", "broken", "drops", "hangs", "nonsense", "refused", "never"]
     image = Image.new("RGB", (8, 6), "red")
     replies = engine.generate([Request(prompts.dialogue(PROFILE, w), {"full": image}, 4) for w in words])
@@ -89,7 +89,7 @@ def test_every_item_ends_as_answered_or_failed_with_a_reason(server: ThreadingHT
 
 
 def test_the_second_pass_begins_as_the_first(server: ThreadingHTTPServer) -> None:
-    engine = build("m", server=f"http://127.0.0.1:{server.server_port}/v1")
+    engine = build("m", family="llava", server=f"http://127.0.0.1:{server.server_port}/v1")
     image = Image.frombytes("RGB", (4, 5), bytes(range(60)))
     images = {"full": image, "roi": image.crop((0, 0, 2, 2))}
     engine.generate([Request(prompts.dialogue(PROFILE, "q"), images, 4)])
@@ -103,7 +103,7 @@ def test_without_a_server() -> None:
     with pytest.raises(InputError, match="--server"):
         build("m", server="localhost:8000")
     image = Image.new("RGB", (8, 6))
-    engine = build("m", server="http://127.0.0.1:9/v1", attempts=1)
+    engine = build("m", family="llava", server="http://127.0.0.1:9/v1", attempts=1)
     plain = Request(prompts.dialogue(PROFILE, "q"), {"full": image}, 4)
     assert engine.generate([plain])[0].error
     assert "'full'" in (engine.generate([Request(plain.turns, {}, 4)])[0].error or "")
@@ -130,7 +130,7 @@ def grammar_request(budget: int = 48) -> Request:
 
 def serving(server: ThreadingHTTPServer, *says: object) -> OpenAIEngine:
     server.RequestHandlerClass, server.says = Grammars, says  # type: ignore[attr-defined]
-    return build("m", server=f"http://127.0.0.1:{server.server_port}/v1", attempts=1)
+    return build("m", family="llava", server=f"http://127.0.0.1:{server.server_port}/v1", attempts=1)
 
 
 def test_a_grammar_is_sent_as_servers_know_it(server: ThreadingHTTPServer) -> None:
@@ -198,7 +198,7 @@ def test_never_more_requests_than_allowed_whoever_asks(server: ThreadingHTTPServ
 
     Slow.addresses = set()
     server.RequestHandlerClass = Slow
-    engine = build("m", server=f"http://127.0.0.1:{server.server_port}/v1", concurrency=3)
+    engine = build("m", family="llava", server=f"http://127.0.0.1:{server.server_port}/v1", concurrency=3)
     assert engine.concurrency == 3
     request = replace(grammar_request(), grammar=None)
     with ThreadPoolExecutor(12) as pool:

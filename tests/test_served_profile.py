@@ -45,7 +45,7 @@ def config(url: str, **options: Any) -> InferConfig:
 
 def resolved(settings: InferConfig) -> _served.Served:
     """The served model; the engine and the setting of a run must have the same."""
-    served = _served.of_model(settings.model, settings.server, settings.profile)
+    served = _served.of_model(settings.model, settings.server, settings.profile, settings.family)
     engine = build_engine(settings)
     assert isinstance(engine, OpenAIEngine)
     assert engine.dialogue == served.dialogue
@@ -97,8 +97,10 @@ def test_what_the_server_does_not_say_is_assumed_aloud(behaviour: Behaviour, mon
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with serving(behaviour) as url:
         served = resolved(config(url))
-        assert (served.dialogue, served.folder, said(served)) == (assumed(), None, (0, 1))
+        assert (served.dialogue, served.folder, said(served)) == (assumed(kind=""), None, (0, 1))
         assert model_fingerprint(config(url)) == hub.name_fingerprint("served")
+        llava = resolved(config(url, family="llava"))
+        assert (llava.dialogue, llava.folder, said(llava)) == (assumed(), None, (0, 1))
         named = resolved(config(url, profile="repo-2024"))
         assert (named.dialogue.profile.name, said(named)) == ("repo-2024", (1, 0)), "only the colour is assumed"
         assert len(behaviour.seen) == 1, "a run asks once and sees one answer"
@@ -163,5 +165,7 @@ def test_infer_chat_and_eval_warn_once(
             monkeypatch.setattr("sys.stdin", io.StringIO("what?\n\n"))
             main.run(arguments)
             assert capsys.readouterr().err.count(WARNED) == 1, arguments
-        again = replace(config(url), profile="paper")
-        assert setting(again).fingerprint == setting(config(url)).fingerprint, "an assumption that is named is no other setting"
+        for kind, profile in ((None, "chat"), ("llava", "paper")):
+            one = config(url, family=kind)
+            again = replace(one, profile=profile)
+            assert setting(again).fingerprint == setting(one).fingerprint, "an assumption that is named is no other setting"

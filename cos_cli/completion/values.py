@@ -23,9 +23,9 @@ _ID = b'"example_id"'
 def values(kind: str, typed: str, words: Sequence[str]) -> list[str] | None:
     """The completions of `typed`, sorted; None: any path, which the shell completes. `words`: those before it.
 
-    `kind`: a kind of plug-ins, "roi", "profile", "model", "run", "store", "example", "command".
+    `kind`: a kind of plug-ins, "roi", "profile", "family", "model", "run", "store", "example", "command".
     """
-    named = kind in plug.KINDS or kind in ("profile", "roi")
+    named = kind in plug.KINDS or kind in ("profile", "family", "roi")
     if typed.startswith(("~", "./", "../", "/") if named else "~"):
         return None
     if kind in plug.KINDS or kind == "roi":
@@ -38,6 +38,8 @@ def values(kind: str, typed: str, words: Sequence[str]) -> list[str] | None:
         from cos_core.files.assets import profile_names
 
         return [name for name in profile_names() if name.startswith(typed)]
+    if kind == "family":
+        return [name for name in _families() if name.startswith(typed.replace("-", "_"))]
     if kind == "example":
         return _examples(typed, words)
     if kind == "model":
@@ -52,6 +54,12 @@ def _names(kind: str) -> list[str]:
     short = {name: alias for alias, name in plug.ROI_ALIASES.items()} if kind in ("roi", "policies") else {}
     known = plug.available("policies" if kind == "roi" else kind) + (["relevance"] if kind == "roi" else [])
     return sorted(short.get(name, name) for name in known)
+
+
+def _families() -> list[str]:
+    """The families with a file, sorted; importing their package would take too long."""
+    folder = Path(plug.__file__).parents[1] / "models" / "families"
+    return sorted(path.stem for path in folder.glob("[!_]*.py"))
 
 
 def _plain(name: str) -> str:

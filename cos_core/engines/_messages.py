@@ -2,10 +2,11 @@
 
 What the server's chat template adds is left to it: the roles, the assistant's end mark, and the line break behind a picture
 where the wording has one behind every picture (LLaVA's own templates put it there, and so do those that `cos` writes).
-Sent are the profile's system message without the space at its end, the parts of each turn in their order, and every picture
-padded to a square under the checkpoint's own colour: a CLIP processor would cut the longer sides off. Where the side that the
-model sees is known, the square is resized to it here: a server's image library rounds differently (torchvision's pixels are one
-level off Pillow's), and a picture that has its size already is left alone.
+Sent are the profile's system message without the space at its end, the parts of each turn in their order, and the pictures.
+Those of LLaVA-1.5 are padded to a square under the checkpoint's own colour: a CLIP processor would cut the longer sides off.
+Where the side that the model sees is known, the square is resized to it here: a server's image library rounds differently
+(torchvision's pixels are one level off Pillow's), and a picture that has its size already is left alone. Pictures of other
+families are sent as models/sight.py shows them.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cos_core.dialogue.messages import Message, chat_messages
-from cos_core.dialogue.prompts import Profile, checkpoint_profile, load_profile
+from cos_core.dialogue.prompts import Profile
 from cos_core.errors import InputError
 from cos_core.files.images import FILL, square_pad
+from cos_core.models import sight as sights
 from cos_core.models.checkpoint_info import BICUBIC, fill_of, side_of
+from cos_core.models.families import PixelBudget
 from cos_core.models.pixels import square_resized
+from cos_core.models.sight import LLAVA_15, Sight
+from cos_core.models.wording import assumed_profile, resolved_profile
 from cos_core.types import Slot, Turn
 
 if TYPE_CHECKING:
@@ -32,15 +37,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ServedDialogue:
-    """What must be known of a served checkpoint to send it a dialogue: its wording, the RGB colour (0-255) that pads its
-    pictures to squares, and the side in pixels to which it resizes them, bicubic as Pillow does it (None: left to the server).
+    """What must be known of a served checkpoint to send it a dialogue: its wording, and how it is shown pictures.
+
+    `sight`: for every family but LLaVA-1.5. For that: `fill`, the RGB colour (0-255) that pads its pictures to squares, and
+    `side` in pixels to which it resizes them, bicubic as Pillow does it (None: left to the server).
     """
 
     profile: Profile
     fill: tuple[int, int, int] = FILL
     side: int | None = None
+    sight: Sight | None = None
     _urls: dict[int, str] = field(default_factory=dict, compare=False, repr=False)
-    """The padded pictures at hand as data URLs, by the picture's identity, for as long as the caller holds the picture."""
+    """The pictures at hand as they are sent, data URLs by the picture's identity, for as long as the caller holds the picture."""
 
     def messages(self, turns: Sequence[Turn], images: Mapping[str, Image]) -> list[Message]:
         """The messages of a dialogue; `images`: its pictures by slot, of any size.
@@ -58,32 +66,48 @@ class ServedDialogue:
     def _url(self, image: Image) -> str:
         url = self._urls.get(id(image))
         if url is None:
-            url = data_url(self._square(image))
+            url = data_url(self._shown(image))
             # Both passes, and all questions of a picture, show it: it is written as PNG once.
             if id(image) not in self._urls:
                 weakref.finalize(image, self._urls.pop, id(image), None)
             self._urls[id(image)] = url
         return url
 
-    def _square(self, image: Image) -> Image:
+    def _shown(self, image: Image) -> Image:
+        if self.sight is not None:
+            return self.sight.shown(image)
         return square_pad(image, self.fill) if self.side is None else square_resized(image, self.side, BICUBIC, self.fill)
 
 
-def of_folder(folder: str | Path, named_profile: str | Profile | None = None) -> ServedDialogue:
-    """Wording and colour of a checkpoint in the `transformers` layout; `named_profile`: a profile to use instead of its own.
+def of_folder(
+    folder: str | Path, named_profile: str | Profile | None = None, budget: PixelBudget | None = None
+) -> ServedDialogue:
+    """Wording and sight of a checkpoint in the `transformers` layout; `named_profile`: a profile to use instead of its own.
 
-    Reads no weights and imports no torch. Raises InputError for a profile or an image processor that cannot be read.
+    Reads no weights and imports no torch. Raises InputError for a profile or an image processor that cannot be read, and for a
+    pixel budget that the family does not have or that resizing here does not bring about.
     """
-    return ServedDialogue(
-        named_profile if isinstance(named_profile, Profile) else checkpoint_profile(folder, named_profile),
-        fill_of(folder),
-        side_of(folder),
-    )
+    profile, sight = resolved_profile(folder, named_profile), sights.of_folder(folder, budget)
+    sights.check_told(sight, budget)
+    return ServedDialogue(profile, sight=sight) if sight else ServedDialogue(profile, fill_of(folder), side_of(folder))
 
 
-def assumed(named_profile: str | Profile | None = None) -> ServedDialogue:
-    """What is assumed of a served model that no folder tells about: the profile asked for, else "paper", and CLIP's mean."""
-    return ServedDialogue(named_profile if isinstance(named_profile, Profile) else load_profile(named_profile or "paper"), FILL)
+def assumed(
+    named_profile: str | Profile | None = None, kind: str = LLAVA_15, budget: PixelBudget | None = None
+) -> ServedDialogue:
+    """What is assumed of a served model that no folder tells about: its family is `kind` ("": not known).
+
+    The profile asked for, else the family's usual one; for LLaVA-1.5 CLIP's mean, for others the sizes in which their published
+    checkpoints show pictures. Raises InputError as `of_folder` does, and for boxes in pixels of a size that is not known.
+    """
+    sight = sights.of_family(kind, budget)
+    profile = assumed_profile(kind, named_profile)
+    if profile.box_unit == "pixel" and (sight is None or sight.image_processor is None):
+        raise InputError(
+            f"boxes of the profile {profile.name!r} are in pixels of the picture as the model sees it, whose size is not known: "
+            "name the model as its folder is called here, or its family with --family"
+        )
+    return ServedDialogue(profile, FILL, sight=sight)
 
 
 def data_url(image: Image) -> str:

@@ -1,7 +1,8 @@
-"""The checkpoint behind a served model: its folder, and with it the wording and the padding colour of what is sent.
+"""The checkpoint behind a served model: its folder, or at least its family, and with it the wording and the pictures sent.
 
 A server names its models as it likes. The folder is the one that the name leads to here (hub.local), else the `root` that vLLM
-and SGLang list beside the name, where that lies on this machine. Engine, fingerprint and doctor take it from here.
+and SGLang list beside the name, where that lies on this machine. Without a folder the family is the one that the user names,
+else the one that the model's name speaks of. Engine, fingerprint and doctor take it from here.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cos_core.dialogue.prompts import Profile
+from cos_core.dialogue.prompts import Profile, load_profile
 from cos_core.engines._messages import ServedDialogue, assumed, of_folder
 from cos_core.errors import InputError
 from cos_core.interfaces import Reporter
-from cos_core.models import hub
+from cos_core.models import checkpoint_files, families, hub
+from cos_core.models import sight as sights
+from cos_core.models.families import PixelBudget
+from cos_core.models.sight import LLAVA_15, Sight
 from cos_core.web.addresses import check_key, checked_address
 from cos_core.web.client import Client, HttpReply, ServerError, payload
 
@@ -29,7 +33,7 @@ class ServedModel:
     """A served model and what is known of its checkpoint.
 
     `folder`: the checkpoint on this machine, None where that is not known; `by_root`: the folder is the server's `root`;
-    `named_profile`: the profile that the user named.
+    `kind`: its family (families.names), "" where that is not known; `named_profile`, `named_family`, `budget`: the user's.
     """
 
     model: str
@@ -37,6 +41,14 @@ class ServedModel:
     folder: str | None = None
     by_root: bool = False
     named_profile: str | Profile | None = None
+    kind: str = LLAVA_15
+    named_family: str | None = None
+    budget: PixelBudget | None = None
+
+    @property
+    def sight(self) -> Sight | None:
+        """How it is shown pictures; None for LLaVA-1.5."""
+        return self.dialogue.sight
 
     @property
     def colour(self) -> str:
@@ -45,15 +57,53 @@ class ServedModel:
     def report(self, reporter: Reporter) -> None:
         """Says what is assumed or taken from the server: one line, or none where the name itself is a checkpoint here."""
         wording, name = self.dialogue.profile.name, self.model
+        unknown = f"the checkpoint behind the served model {name!r} is not known here"
         if self.by_root:
             reporter.note(f"served model {name!r}: its checkpoint is {self.folder}, says the server; wording {wording!r}")
+        elif self.folder is None and self.sight is not None:
+            named = self.named_profile and self.named_family
+            (reporter.note if named else reporter.warn)(f"{unknown}: assumed are {self.assumptions}")
         elif self.folder is None and self.named_profile:
             reporter.note(f"served model {name!r}: pictures are padded in CLIP's mean colour {self.colour}, which is assumed")
         elif self.folder is None:
+            family = "" if self.named_family else "LLaVA-1.5 (by its name; --family names another), "
             reporter.warn(
-                f"the checkpoint behind the served model {name!r} is not known here: assumed are the wording {wording!r} "
-                f"and the padding colour {self.colour}; name another wording with --profile FILE (its cos_profile.json)"
+                f"{unknown}: assumed are {family}the wording {wording!r} and the padding colour {self.colour}; name another "
+                "wording with --profile FILE (its cos_profile.json)"
             )
+        if (words := self.untold) is not None:
+            reporter.warn(words)
+
+    @property
+    def assumptions(self) -> str:
+        """What is assumed of a model of another family than LLaVA-1.5 whose folder is not known, as a list in words."""
+        profile, parts = self.dialogue.profile, []
+        if not self.kind:
+            parts.append("no family (--family names one: llava is LLaVA-1.5)")
+        elif self.named_family is None:
+            parts.append(f"the family {self.kind} (by its name; --family names another)")
+        if not self.named_profile:
+            parts.append(f"the wording {profile.name!r}")
+        frame = "padded square" if profile.box_frame == "square" else "picture"
+        parts.append(f"boxes in {profile.box_unit}s of the {frame}")
+        if self.sight is not None and self.sight.resizes:
+            sizes = "{min_pixels:,} to {max_pixels:,} pixels".format(**self.sight.budget)
+            parts.append(f"pictures as its published checkpoints show them, resized here to {sizes}")
+        return ", ".join(parts)
+
+    @property
+    def untold(self) -> str | None:
+        """What the server itself must be told of the pixel budget; None where what it is known to have includes the run's."""
+        if self.budget is None or not self.budget.given or self.sight is None:
+            return None
+        of_server = sights.of_folder(self.folder) if self.folder else sights.of_family(self.kind)
+        own, now = {} if of_server is None else of_server.budget, self.sight.budget
+        if own.get("min_pixels", 0) <= now.get("min_pixels", 0) and now.get("max_pixels", 0) <= own.get("max_pixels", 0):
+            return None
+        return (
+            f"pictures are sent with {now['min_pixels']} to {now['max_pixels']} pixels, and by its files the server shows "
+            f"{own['min_pixels']} to {own['max_pixels']}: start it with that budget, too, or it resizes them again"
+        )
 
 
 def address(server: str | None) -> str:
@@ -74,16 +124,50 @@ def key() -> str | None:
     return secret
 
 
-def of_model(model: str | Path, server: str | None, named_profile: str | Profile | None = None) -> ServedModel:
-    """The served model `model` of `server`; `named_profile`: a profile to use instead of the checkpoint's own.
+def of_model(
+    model: str | Path,
+    server: str | None,
+    named_profile: str | Profile | None = None,
+    named_family: str | None = None,
+    budget: PixelBudget | None = None,
+) -> ServedModel:
+    """The served model `model` of `server`; `named_profile`: a profile to use instead of the checkpoint's own; `named_family`:
+    its family, where its folder is not known.
 
-    Raises InputError for an address that is none, and for a profile or an image processor that cannot be read.
+    Raises InputError for an address that is none, for a profile or an image processor that cannot be read, for a family that is
+    not the folder's, and for a pixel budget that the family does not have.
     """
     url, name = address(server), str(model)
     folder = _checkpoint(name)
     by_root = folder is None and bool(name) and (folder := _root(url, name)) is not None
-    dialogue = of_folder(folder, named_profile) if folder else assumed(named_profile)
-    return ServedModel(name, dialogue, folder, by_root, named_profile)
+    if folder is not None:
+        check_family(folder, named_family)
+        dialogue = of_folder(folder, named_profile, budget)
+        kind = LLAVA_15 if dialogue.sight is None else dialogue.sight.kind
+    else:
+        kind = _kind(name, named_profile, named_family)
+        dialogue = assumed(named_profile, kind, budget)
+    return ServedModel(name, dialogue, folder, by_root, named_profile, kind, named_family, budget)
+
+
+def check_family(folder: str, named_family: str | None) -> None:
+    """Raises InputError for the name of another family than the folder's."""
+    if named_family is None:
+        return
+    kind = families.type_of(checkpoint_files.settings(Path(folder), checkpoint_files.CONFIG) or {})
+    if kind != named_family:
+        raise InputError(f"--family {named_family}: {folder} is of the family {kind}, by its config.json; leave --family out")
+
+
+def _kind(name: str, named_profile: str | Profile | None, named_family: str | None) -> str:
+    """The family of a model that is known by its name alone; "" where nothing tells it."""
+    if named_family is not None:
+        return named_family
+    if (guessed := families.guessed(name)) is not None:
+        return guessed
+    # A wording with roles of its own is LLaVA's.
+    profile = named_profile if isinstance(named_profile, Profile) else load_profile(named_profile) if named_profile else None
+    return LLAVA_15 if profile is not None and profile.roles == "profile" else ""
 
 
 def listed(reply: HttpReply) -> dict[str, str | None] | None:

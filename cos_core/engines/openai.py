@@ -2,7 +2,7 @@
 
 What is asked first stands first (picture, Inst.1, box, then the crop): the server's own prefix cache finds the first pass in
 the second. A busy or failing server is asked again after a growing pause, and what still fails is a Reply with `error`. What is
-sent is what the engine `hf` computes (_messages.py), under the wording and the padding colour of the checkpoint behind the
+sent is what the engine `hf` computes (_messages.py), under the wording and with the pictures of the checkpoint behind the
 server; the server's chat template decides the final prompt. A grammar is sent as its regular expression.
 """
 
@@ -21,11 +21,17 @@ from cos_core.engines._messages import ServedDialogue
 from cos_core.errors import InputError
 from cos_core.files.text import one_line
 from cos_core.interfaces import Engine, Grammar, Reply, Request
+from cos_core.models.families import PixelBudget
 from cos_core.web import chat_completions as completions
 from cos_core.web.client import PAUSES_SECONDS, Client, RetryPolicy, ServerError, payload
 
 REFUSED = (400, 404, 422)
 """HTTP statuses of a server that does not take a request as it is."""
+
+NO_PENALTY: Mapping[str, float] = {"frequency_penalty": 0.0, "repetition_penalty": 1.0}
+"""Sent with every family but LLaVA-1.5, whose checkpoints name no penalty: servers take generation_config.json for their
+defaults, and a repetition penalty there (1.05 in several published Qwen checkpoints) changes greedy answers. vLLM and SGLang know
+the second word. OpenAI knows the first, which `transformers serve` takes for the second, less 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,7 @@ class OpenAIEngine(Engine):
         self._patience = RetryPolicy(settings.attempts, settings.pause, settings.pauses)
         self._keeps_grammars = False
         """Whether a reply has kept to a grammar."""
+        self._no_penalty = {} if dialogue.sight is None else NO_PENALTY
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply a request, in order. What the server does to one request is a Reply with `error`.
@@ -100,6 +107,19 @@ class OpenAIEngine(Engine):
 
     def _asked(self, request: Mapping[str, Any]) -> Reply:
         """Raises ServerError when the last attempt brought no answer either."""
+        asked = self._no_penalty
+        try:
+            return self._sent({**request, **asked})
+        except ServerError as error:
+            if "repetition_penalty" not in asked or error.status not in REFUSED:
+                raise
+        # A server that knows OpenAI's words only.
+        fewer = {name: value for name, value in asked.items() if name != "repetition_penalty"}
+        reply = self._sent({**request, **fewer})
+        self._no_penalty = fewer
+        return reply
+
+    def _sent(self, request: Mapping[str, Any]) -> Reply:
         said = self._client.ask("/chat/completions", payload(request), completions.read, self._patience)
         return Reply(said.text.strip(), said.tokens_in, said.tokens_out, said.finished, cached=said.cached)
 
@@ -135,15 +155,21 @@ def _grammar_fields(grammar: Grammar | None) -> Mapping[str, Any]:
 
 
 def build(
-    model: str | os.PathLike[str] = "", *, server: str | None = None, profile: str | Profile | None = None, **options: Any
+    model: str | os.PathLike[str] = "",
+    *,
+    server: str | None = None,
+    profile: str | Profile | None = None,
+    family: str | None = None,
+    budget: PixelBudget | None = None,
+    **options: Any,
 ) -> OpenAIEngine:
     """An engine for the model called `model` on `server` (its address up to /v1), else on $OPENAI_BASE_URL.
 
-    Wording and padding colour are those of the checkpoint's folder, where that is known here (_served.py); `profile` names
-    another wording. The key, if any, is $OPENAI_API_KEY. Further options: `concurrency`, `attempts`, `timeout`,
-    `pause`. Raises InputError without an http address.
+    Wording and pictures are those of the checkpoint's folder, where that is known here, else of its `family` (_served.py);
+    `profile` names another wording. The key, if any, is $OPENAI_API_KEY. Further options: `concurrency`, `attempts`, `timeout`,
+    `pause`. Raises InputError without an http address, and as `_served.of_model`.
     """
-    dialogue = _served.of_model(str(model), server, profile).dialogue
+    dialogue = _served.of_model(str(model), server, profile, family, budget).dialogue
     names = ("concurrency", "attempts", "timeout", "pause", "pauses")
     known = {name: options[name] for name in names if options.get(name) is not None}
     return OpenAIEngine(ServerSettings(_served.address(server), str(model), _served.key(), **known), dialogue)

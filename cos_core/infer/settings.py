@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cos_core.dialogue.box_text import BoxGrammar
 from cos_core.dialogue.prompts import DIALOGUE_VERSION, Profile
-from cos_core.engines._served import ServedModel, of_model
+from cos_core.engines._served import ServedModel, check_family, of_model
 from cos_core.errors import InputError
 from cos_core.files import deciding, manifest, plug
 from cos_core.files.images import FILL
@@ -16,9 +15,12 @@ from cos_core.infer import relevance_regions as heat
 from cos_core.infer.config import InferConfig
 from cos_core.infer.passes import Setting
 from cos_core.interfaces import Engine, Policy, Reporter
-from cos_core.models import devices, hub, loading, wording
+from cos_core.models import devices, hub, loading
+from cos_core.models import sight as sights
 from cos_core.models.checkpoint_info import fill_of
 from cos_core.models.layout.check import llava_config
+from cos_core.models.sight import Sight
+from cos_core.models.wording import resolved_profile as profile_of
 from cos_core.options import policy_name
 
 
@@ -51,7 +53,9 @@ def note_served(config: InferConfig, reporter: Reporter) -> None:
 
 
 def _served(config: InferConfig) -> ServedModel | None:
-    return of_model(config.model, config.server, config.profile) if config.engine == "openai" else None
+    if config.engine != "openai":
+        return None
+    return of_model(config.model, config.server, config.profile, config.family, config.pixel_budget)
 
 
 def model_fingerprint(config: InferConfig) -> str:
@@ -65,22 +69,40 @@ def model_fingerprint(config: InferConfig) -> str:
 
 def resolved_profile(config: InferConfig) -> Profile:
     """The one profile of a run: for its dialogues, its crops and the engine's encoding. Raises InputError."""
-    return wording.resolved_profile(checkpoint_folder(config), config.profile)
+    served = _served(config)
+    return profile_of(checkpoint_folder(config), config.profile) if served is None else served.dialogue.profile
+
+
+def _sight(config: InferConfig) -> Sight | None:
+    """How the run's model is shown pictures; None for LLaVA-1.5, and where an engine of another kind decides.
+
+    Raises InputError for a pixel budget that the model's family does not have, and for a family that is not the model's.
+    """
+    if (served := _served(config)) is not None:
+        return served.sight
+    folder = checkpoint_folder(config)
+    if folder is None:
+        return sights.of_family(sights.LLAVA_15, config.pixel_budget)
+    check_family(folder, config.family)
+    return sights.of_folder(folder, config.pixel_budget)
 
 
 def setting(config: InferConfig) -> Setting:
-    """Resolves policy, profile and padding colour. Raises InputError for an unknown policy or profile."""
+    """Resolves policy, profile, padding colour and pixel budget. Raises InputError for an unknown policy or profile, and for a
+    checkpoint that cannot be used."""
     policy, profile, folder = _policy(config.roi), resolved_profile(config), checkpoint_folder(config)
+    sight = _sight(config)
     if folder is not None and policy is heat.POLICY:
         llava_config(Path(folder))
     if folder is not None and config.engine == "hf":
         loading.check(folder, pictures=1 if policy.source == "none" else 2)
-    if policy.source == "model" and config.box_decode == "grammar":
-        BoxGrammar(profile)  # before a model is loaded: there are boxes that no grammar describes
-    # A served model that is no folder here says nothing of its pictures; LLaVA's own colour is assumed for it.
-    fill = FILL if folder is None else fill_of(folder)
+    # Families that do not pad have no colour of their own. A served model that is no folder here says nothing of its pictures;
+    # LLaVA's own colour is assumed for it.
+    fill = FILL if folder is None or (sight is not None and not sight.family.pads_to_square) else fill_of(folder)
     # What counts by its content, and not as it is written.
+    seen = {} if sight is None else sight.settings()
     by_content: dict[str, dict[str, Any]] = {
+        **dict.fromkeys(("family", "min_pixels", "max_pixels", "max_tiles", "longest_edge"), seen),
         "model": {"model": model_fingerprint(config)},
         # Rounding differs between number formats, and answers with it; where the model stands is no setting.
         "dtype": {"dtype": devices.dtype_name(config.device, config.dtype) if config.engine == "hf" else None},
@@ -105,6 +127,7 @@ def setting(config: InferConfig) -> Setting:
         box_tokens=config.box_tokens,
         box_decode=config.box_decode,
         seed=config.seed,
+        seen=None if sight is None else sight.seen,
     )
 
 
@@ -137,6 +160,8 @@ def build_engine(config: InferConfig) -> Engine:
         concurrency=config.concurrency,
         timeout=config.timeout,
         kv_budget=None if config.kv_budget is None else int(config.kv_budget * 2**30),
+        family=config.family,
+        budget=config.pixel_budget,
     )
     if engine.one_picture and _policy(config.roi).source != "none":
         raise InputError(f"{engine.one_picture}, and Chain-of-Spot shows two; ask it with --roi none")

@@ -26,7 +26,7 @@ from cos_core.models.devices import fits, placement
 from cos_core.models.families import Family, PixelBudget
 from cos_core.models.general_check import check
 from cos_core.models.general_probe import check_dialogue
-from cos_core.models.layout.families import is_llava_15
+from cos_core.models.layout.families import is_other
 from cos_core.models.llava import read_network
 from cos_core.models.loaded import LoadedModel, PictureSpan, Prompt
 from cos_core.models.pixels import padding_colour
@@ -263,7 +263,7 @@ def template_parts(processor: Any) -> tuple[str, str, str]:
 def serves(folder: str) -> bool:
     """Whether the checkpoint is one for the general class: of a `model_type` that is not LLaVA-1.5's."""
     config = files.settings(Path(folder), files.CONFIG)
-    return config is not None and isinstance(config.get("model_type"), str) and not is_llava_15(config)
+    return config is not None and is_other(config)
 
 
 def load(

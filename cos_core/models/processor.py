@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,27 @@ def image_processor(folder: Path) -> Any:
     if isinstance(result, TorchvisionBackend):
         raise only_torchvision
     return result
+
+
+def published(settings: Mapping[str, Any]) -> Any:
+    """An image processor of Family.published, for a checkpoint whose files are not here."""
+    import transformers
+
+    options = dict(settings)
+    return getattr(transformers, options.pop("image_processor_type"))(**options)
+
+
+def chat_template(folder: Path) -> str | None:
+    """The text of a folder's chat template; None where it has none. Raises InputError for a file that cannot be read."""
+    import transformers
+
+    with pretrained.reading(folder):
+        settings, _ = transformers.ProcessorMixin.get_processor_dict(str(folder), local_files_only=True)
+    named = settings.get("chat_template") or (checkpoint_files.settings(folder, "tokenizer_config.json") or {}).get("chat_template")
+    if isinstance(named, list):  # older files list several
+        named = {each.get("name"): each.get("template") for each in named if isinstance(each, dict)}
+    text = named.get("default") if isinstance(named, dict) else named
+    return text if isinstance(text, str) else None
 
 
 @contextmanager

@@ -6,6 +6,7 @@ itself: a box is written as fractions of the picture, and what the engine assume
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -129,6 +130,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
 
 
+@functools.cache
 def of_type(model_type: str) -> Family:
     """The family of a `model_type`; the general one where it has no file."""
     stem = model_type.replace("-", "_").replace(".", "_")

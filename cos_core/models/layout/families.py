@@ -69,6 +69,11 @@ def is_llava_15(config: Mapping[str, Any]) -> bool:
     return is_llava(config) and tower == "clip_vision_model"
 
 
+def is_other(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of a family for the general class: it names a `model_type`, and is not LLaVA-1.5's."""
+    return isinstance(config.get("model_type"), str) and not is_llava_15(config)
+
+
 def is_original(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is of LLaVA-1.5 in its authors' layout."""
     kind = config.get("model_type", "llava")
