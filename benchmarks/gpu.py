@@ -39,10 +39,11 @@ from PIL import Image
 from cos_core.errors import CosError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import random_models
 import two_pass
 
 BEGIN, END = "<!-- gpu tables: begin -->", "<!-- gpu tables: end -->"
-SMALL = two_pass.Shape(128, 2, 344, 32000, 64, 2, 128)
+SMALL = random_models.Shape(128, 2, 344, 32000, 64, 2, 128)
 TRAINING_BYTES = 16
 """Bytes that full training holds of one weight: float32 weight, gradient and two moments."""
 FREE_SHARE = 0.8
@@ -65,8 +66,8 @@ class Plan:
     small: bool
 
     @property
-    def shape(self) -> two_pass.Shape:
-        return SMALL if self.small else two_pass.SHAPE_7B
+    def shape(self) -> random_models.Shape:
+        return SMALL if self.small else random_models.SHAPE_7B
 
     @property
     def dtype(self) -> str:
@@ -111,12 +112,12 @@ def prepare(plan: Plan) -> dict[str, Any]:
     start = time.perf_counter()
     model = plan.folder / "model"
     model.mkdir()
-    two_pass.make_model(model, plan.shape, getattr(torch, plan.dtype), plan.device)
+    random_models.make_model(model, plan.shape, getattr(torch, plan.dtype), plan.device)
     layers = fitting_layers(plan)
     if layers < plan.shape.layers:
         shorter = plan.folder / "shorter"
         shorter.mkdir()
-        two_pass.make_model(shorter, replace(plan.shape, layers=layers), getattr(torch, plan.dtype), plan.device)
+        random_models.make_model(shorter, replace(plan.shape, layers=layers), getattr(torch, plan.dtype), plan.device)
     questions(plan.folder, pictures=24 if plan.small else 64, asked=1 if plan.small else 3)
     return {"seconds": time.perf_counter() - start, "layers": layers}
 
@@ -162,7 +163,7 @@ def answers(plan: Plan) -> dict[str, Any]:
     two_pass.Arms(model, 2, 2).engine("warm-up", "from_single_question")
     arms = two_pass.Arms(model, count, count // 2)
     arms.once()
-    floors = two_pass.operations(model, two_pass.shape_of(model))
+    floors = two_pass.operations(model, two_pass.built(plan.shape, model))
     peak = plan.peak
     rows = {
         name: {"rate": 1 / arms.seconds(name), "mfu": floors[name] / arms.seconds(name) / peak if peak else None}
