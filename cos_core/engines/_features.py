@@ -6,9 +6,11 @@ import itertools
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cos_core.errors import InputError
 from cos_core.models.loaded import LoadedModel
 
 if TYPE_CHECKING:
@@ -59,7 +61,8 @@ class Features:
         """Makes pictures ready ahead of their use, as a dialogue of one shows them; may run in another thread than `of`."""
         variant = self._loaded.variant(1)
         for picture in self._unknown(self.picture(image, variant) for image in images):
-            self._inputs[picture.key] = self._loaded.picture(picture.image, variant)
+            with suppress(InputError):  # said where the picture is used
+                self._inputs[picture.key] = self._loaded.picture(picture.image, variant)
 
     def ahead(self, pictures: Iterable[Picture]) -> None:
         """Makes pictures ready beside the model: those of later chunks while earlier ones run."""

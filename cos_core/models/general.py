@@ -32,6 +32,7 @@ from cos_core.models.loaded import LoadedModel, PictureSpan, Prompt
 from cos_core.models.pixels import padding_colour
 from cos_core.models.vocabulary import unused_rows
 from cos_core.models.wording import resolved_profile
+from cos_core.system.memory import is_out_of_memory
 from cos_core.types import Slot, Turn
 
 if TYPE_CHECKING:
@@ -109,13 +110,22 @@ class GeneralModel(LoadedModel):
         return self.family.resized(self.processor.image_processor, *size)
 
     def picture(self, image: Image, variant: int = 0) -> PictureInputs:
+        """Raises InputError for a picture that the processor does not take: families refuse shapes like 1 x 5,000 pixels."""
         if self.family.pads_to_square:
             image = images.square_pad(image, self.fill)
         times = self.family.shown_as(variant)
         mark = self.processor.image_token
-        batch = self.processor(
-            text=[mark * times], images=[[image] * times], return_text_replacement_offsets=True, return_tensors="pt"
-        )
+        try:
+            batch = self.processor(
+                text=[mark * times], images=[[image] * times], return_text_replacement_offsets=True, return_tensors="pt"
+            )
+        except Exception as error:  # a processor is a library's and raises what it likes over a picture
+            if is_out_of_memory(error):
+                raise
+            raise InputError(
+                f"the image processor of {self.name} does not take a picture of {image.width} x {image.height} pixels: "
+                f"{pretrained.quoted(error)}"
+            ) from error
         text = str(batch["text_replacement_offsets"][0][0]["replacement"])
         # Of the copies of a picture that is prepared as one of several, the first counts; its tensors stay together.
         tensors = {name: value for name, value in batch.items() if name in self._feature_options}
