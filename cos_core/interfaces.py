@@ -241,6 +241,10 @@ class Engine(Plugin):
     def prepare(self, images: Sequence[Image]) -> None:
         """Does beforehand, in another thread, what it can for pictures of later requests (the same objects)."""
 
+    def refuses(self, crop: Image) -> bool:
+        """Whether the model cannot be shown a crop as the second picture of a dialogue: too thin for its image processor."""
+        return False
+
     def without_reuse(self) -> Engine | None:
         """The same model, answering without anything kept from earlier requests; None: such an engine is built anew."""
         return None

@@ -27,6 +27,9 @@ BOX_STATUSES: tuple[BoxStatus, ...] = ("ok", "repaired", "clamped", "degenerate"
 UNUSABLE_BOXES: tuple[BoxStatus, ...] = ("degenerate", "unparsable")
 """Statuses of a box that was asked for and could not be used: what was looked at instead is no region of the model's."""
 
+USABLE_BOXES: tuple[BoxStatus, ...] = ("ok", "repaired", "clamped")
+"""Statuses of a box of the model's that is looked at."""
+
 OnBadBox = Literal["full", "center", "skip"]
 """What replaces the region where the model's box cannot be used: the full picture, its centre crop, or no second pass."""
 

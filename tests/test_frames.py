@@ -1,9 +1,10 @@
-"""Boxes of every family: from a share of the picture to text and back, at the sizes at which its own processor shows pictures."""
+"""Boxes of every family: from a share of the picture to text and back, at the sizes its own processor shows pictures in."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,21 @@ import tiny_families
 from PIL import Image
 
 from cos_core.dialogue.box_text import read_box, write_box
-from cos_core.dialogue.cropping import in_frame
+from cos_core.dialogue.cropping import region_of
+from cos_core.engines.hf import HfEngine
 from cos_core.errors import InputError
+from cos_core.files import plug
 from cos_core.files.images import square_pad
-from cos_core.geometry import Box
-from cos_core.models import families, processor, sight
+from cos_core.geometry import Box, in_frame
+from cos_core.infer.passes import Setting, TwoPass
+from cos_core.interfaces import Reply, Request
+from cos_core.models import families, loading, processor, sight
 from cos_core.models.checkpoint_files import settings
 from cos_core.models.wording import resolved_profile
+from cos_core.types import Example, OnBadBox
 
-SIZES = ((384, 384), (1, 5000), (5000, 1), (1, 1), (3, 2), (57, 200), (640, 480), (1333, 800), (47, 2000), (4096, 4096), (9000, 60))
+SQUARES = ((384, 384), (1, 1), (4096, 4096))
+SIZES = (*SQUARES, (1, 5000), (5000, 1), (3, 2), (57, 200), (640, 480), (1333, 800), (47, 2000), (9000, 60))
 """Pictures, width x height: from a line of pixels to beyond every family's budget."""
 
 STEPS = {"thousandth": 1 / 1000, "1024th": 1 / 1024}
@@ -91,11 +98,11 @@ def test_a_box_is_within_a_unit_after_text(tiny_checkpoint: Callable[..., Path],
             assert read is not None
             assert status == "ok", text
             back = in_frame(read, "image", size)
-            side = max(size)
-            for low, high, extent, pixels in zip(box.corners, back.corners, (*size, *size), (*(seen or size),) * 2, strict=True):
-                unit = {"pixel": 1 / pixels, "fraction": 10.0**-profile.box_decimals}.get(profile.box_unit) or STEPS[profile.box_unit]
+            for axis, (low, high) in enumerate(zip(box.corners, back.corners, strict=True)):
+                extent, pixels = size[axis % 2], (seen or size)[axis % 2]
+                steps = {**STEPS, "pixel": 1 / pixels, "fraction": 10.0**-profile.box_decimals}
                 # A share of the square is a larger share of the shorter side.
-                unit *= side / extent if profile.box_frame == "square" else 1
+                unit = steps[profile.box_unit] * (max(size) / extent if profile.box_frame == "square" else 1)
                 assert abs(low - high) <= min(1.0, unit * 1.001), (text, box, back)
 
 
@@ -106,3 +113,42 @@ def test_only_llava_pads(tiny_checkpoint: Callable[..., Path]) -> None:
         family = families.of_config(settings(where, "config.json") or {})
         assert (resolved_profile(where).box_frame == "square") == family.pads_to_square == (name == "llava")
     assert square_pad(Image.new("RGB", (4, 2)), (1, 2, 3)).size == (4, 4)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "mistral3", "idefics3"])
+@pytest.mark.parametrize("on_bad_box", ["full", "skip"])
+def test_a_line_of_pixels_is_no_region(tiny_checkpoint: Callable[..., Path], name: str, on_bad_box: OnBadBox) -> None:
+    """A crop that the image processor refuses counts as a box without area; a picture that it refuses fails alone."""
+    loaded = loading.load(tiny_checkpoint(name), device="cpu", dtype="float32")
+    engine = HfEngine(loaded)
+    view = sight.of_folder(tiny_checkpoint(name))
+    assert view is not None
+    thin = write_box(Box(0.1, 0.5, 1.0, 0.5004), loaded.profile, seen := view.seen((2000, 1000)))
+    area = region_of(thin, (2000, 1000), loaded.profile, "full", seen).area
+    assert area is not None
+    # Written in pixels of a small picture, a line is some pixels of the large one.
+    crop, line_is_refused = PICTURES[0].crop(area.pixels(2000, 1000)), engine.refuses(PICTURES[1])
+    assert engine.refuses(crop) == (name == "mistral3")
+
+    class Written(HfEngine):
+        def generate(self, requests: Sequence[Request]) -> list[Reply]:
+            """The model's replies, but for a first pass: there a line of pixels."""
+            return [
+                reply if "roi" in request.images or reply.error else replace(reply, text=thin)
+                for request, reply in zip(requests, super().generate(requests), strict=True)
+            ]
+
+    setting = Setting(
+        plug.load("policies", "from_single_question"), loaded.profile, (0, 0, 0), on_bad_box=on_bad_box, seen=view.seen
+    )
+    asked = [(Example(str(number), "d", f"{number}.png", "what?"), image) for number, image in enumerate(PICTURES)]
+    wide, line = TwoPass(Written(loaded), setting).predict(asked)
+    if engine.refuses(crop):
+        assert wide.box_status == "degenerate"
+        assert (wide.box, wide.error is None) == ((Box(0, 0, 1, 1), True) if on_bad_box == "full" else (None, False))
+    else:
+        assert (wide.box_status, wide.error) == ("ok", None)
+    assert (line.answer is None) == line_is_refused == ("3000 x 1" in str(line.error))
+
+
+PICTURES = (Image.new("RGB", (2000, 1000), (30, 60, 200)), Image.new("RGB", (3000, 1)))

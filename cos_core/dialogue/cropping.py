@@ -71,6 +71,11 @@ def region_of(
             return Region(area, in_frame(area, "image", size), status)
         except InputError:  # it lies wholly in the padding: nothing of the picture is left in it
             status = "degenerate"
+    return fallback_region(status, on_bad_box)
+
+
+def fallback_region(status: BoxStatus, on_bad_box: OnBadBox) -> Region:
+    """The region that stands in for a box that cannot be used, for the reason `status`."""
     fallback = FALLBACKS[on_bad_box]
     return Region(fallback, fallback, status)
 

@@ -174,6 +174,15 @@ class HfEngine(Engine):
         """Pads, resizes and normalises pictures ahead of their use; may run in another thread than `generate`."""
         self._features.prepare(images)
 
+    def refuses(self, crop: Image) -> bool:
+        if not self.loaded.refuses_shapes:
+            return False
+        try:
+            self._features.inputs(self._features.picture(crop, self.loaded.variant(2)))
+        except InputError:
+            return True
+        return False
+
     def _job(self, place: int, request: Request) -> GenerationJob:
         slots = [part.slot for turn in request.turns for part in turn.parts if isinstance(part, ImageSlot)]
         missing = [slot for slot in slots if slot not in request.images]

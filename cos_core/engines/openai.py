@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cos_core.dialogue.prompts import Profile
 from cos_core.engines import _served
@@ -24,6 +24,9 @@ from cos_core.interfaces import Engine, Grammar, Reply, Request
 from cos_core.models.families import PixelBudget
 from cos_core.web import chat_completions as completions
 from cos_core.web.client import PAUSES_SECONDS, Client, RetryPolicy, ServerError, payload
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 REFUSED = (400, 404, 422)
 """HTTP statuses of a server that does not take a request as it is."""
@@ -80,6 +83,13 @@ class OpenAIEngine(Engine):
             return [self._reply(requests[0])]
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="server") as pool:
             return list(pool.map(self._reply, requests))
+
+    def refuses(self, crop: Image) -> bool:
+        sight = self.dialogue.sight
+        try:
+            return sight is not None and sight.resizes and sight.seen(crop.size) is None
+        except InputError:
+            return True
 
     def _reply(self, request: Request) -> Reply:
         try:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from cos_core.dialogue.box_grammar import BoxGrammar
 from cos_core.dialogue.box_text import write_box
-from cos_core.dialogue.cropping import FALLBACKS, CropSettings, Region
+from cos_core.dialogue.cropping import FALLBACKS, CropSettings, Region, fallback_region
 from cos_core.dialogue.prompts import Profile, dialogue
 from cos_core.errors import InputError, TransientError
 from cos_core.geometry import Box, full_box, in_frame
 from cos_core.interfaces import Engine, Policy, Reply, Request
-from cos_core.types import BoxDecode, BoxStatus, Example, OnBadBox, Prediction
+from cos_core.types import USABLE_BOXES, BoxDecode, BoxStatus, Example, OnBadBox, Prediction
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -331,6 +331,10 @@ class TwoPass:
             state.error = f"no usable box in the first pass ({region.status}): {text!r}; skipped as asked"
             return
         state.crop = self._crops.cut(image, region.area)
+        if state.status in USABLE_BOXES and self._engine.refuses(state.crop):
+            # As good as no area: no model can be shown a line of pixels.
+            state.status = "degenerate"
+            self._crop(state, image, fallback_region("degenerate", self._setting.on_bad_box))
 
     def _ask_question(self, state: _QuestionState, image: Image) -> Steps:
         """Pass 2 (CoS Eq. 3), or the only pass of the plain dialogue."""

@@ -102,6 +102,10 @@ class GeneralModel(LoadedModel):
     def continues(self) -> bool:
         return not self.family.anew
 
+    @property
+    def refuses_shapes(self) -> bool:
+        return not self.family.pads_to_square
+
     def variant(self, pictures: int) -> int:
         return self.family.variant(pictures)
 

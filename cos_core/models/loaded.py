@@ -89,6 +89,11 @@ class LoadedModel(ABC):
         return True
 
     @property
+    def refuses_shapes(self) -> bool:
+        """Whether `picture` may raise InputError for a picture's shape."""
+        return False
+
+    @property
     def stop_ids(self) -> frozenset[int]:
         """The ids that end an answer."""
         return frozenset()
