@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cos_cli.command import Group, command
 from cos_cli.console import Session, emit, emit_json, emit_text, reporting
@@ -30,7 +32,7 @@ class ModelPath:
     """The checkpoint that is described."""
 
     model: str = option(
-        REQUIRED, "A converted checkpoint: a local folder, or 'miniature'.", INPUT, argument=True, completes="model"
+        REQUIRED, "A checkpoint: a local folder, a hub id, or 'miniature'.", INPUT, argument=True, completes="model"
     )
 
 
@@ -61,7 +63,9 @@ def convert(session: Session, config: ConvertConfig) -> None:
 
 @command("model info", ModelPath, leaves_out=("config_file",))
 def info(session: Session, which: ModelPath) -> None:
-    """Say what a checkpoint is: weights, sizes, wording; and whether cos can use it.
+    """Say what a checkpoint is, and what of cos works with it.
+
+    Weights, sizes, wording; how its family writes a box, how finely it shows a picture, and which options change that.
 
     \b
     Example:
@@ -75,10 +79,42 @@ def info(session: Session, which: ModelPath) -> None:
         if session.json:
             emit_json(facts)
         else:
-            width = max(map(len, facts))
-            emit(Lines(f"{name:<{width}}  {value}" for name, value in facts.items()))
+            emit(Lines(_lines(facts)))
         if refused is not None:
             raise InputError(refused)
+
+
+def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each fact, longer ones broken at 80 columns; facts of several parts are indented below their name."""
+    width = max(len(name) for value in (facts, *facts.values()) if isinstance(value, Mapping) for name in value) + 2
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield f"{_WORDS.get(name, name)}" + ("" if value else f"{'':<{width + 2 - len(name)}}every picture in one size")
+            for part, each in value.items():
+                text = f"no: {each}" if name == "works" and each is not True else _text(each)
+                yield from _wrapped(f"  {_WORDS.get(part, part):<{width}}", text)
+        else:
+            yield from _wrapped(f"{_WORDS.get(name, name):<{width + 2}}", _text(value))
+
+
+_WORDS = {
+    "two_passes": "two passes",
+    "model_type": "model type",
+    "example_of": "",
+    "image_side": "image side",
+    "image_tokens": "image tokens",
+}
+
+
+def _text(value: Any) -> str:
+    if value is True:
+        return "yes"
+    return "none" if value is None else str(value)
+
+
+def _wrapped(label: str, text: str) -> list[str]:
+    lines = textwrap.wrap(text, 80 - len(label), break_long_words=False, break_on_hyphens=False) or [""]
+    return [(label if at == 0 else " " * len(label)) + line for at, line in enumerate(lines)]
 
 
 @command("model template", Wording, leaves_out=("config_file", "json"))

@@ -222,9 +222,21 @@ def test_old_profiles_are_written_as_they_were() -> None:
     keys = "name system user assistant turn_end plain inst1 inst1_all inst1_image inst2 box_order box_decimals box_pad_zeros"
     keys += " box_step crop_from extra_turn_prefix box_reader after_end suffix"
     for name in WITH_ROLES:
-        assert list(load_profile(name).to_json()) == keys.split()
+        if load_profile(name).box == "profile":  # those of models without a dialogue came later
+            assert list(load_profile(name).to_json()) == keys.split()
     assert set(CHAT.to_json()) - set(keys.split()) == {"roles", "box"}
     assert set(CHAT.with_boxes(PIXELS).to_json()) - set(keys.split()) == {"roles", "box_frame", "box_unit", "box_text"}
+
+
+def test_a_wording_that_asks_for_a_format_itself_leaves_the_benchmarks_request_out() -> None:
+    profile = load_profile("short-answer")
+    request = "\nAnswer the question using a single word or phrase."
+    expected = (Turn("user", (ImageSlot("full"), "Question: Is it red? Short answer:")),)
+    assert dialogue(profile, f"Is it red?{request}", chain=False) == expected
+    assert dialogue(profile, "Is it red?", suffix=request, chain=False) == expected
+    other = "\nAnswer with the option's letter from the given choices directly."
+    (turn,) = dialogue(profile, f"Is it red?{other}", chain=False)
+    assert turn.parts[1] == f"Question: Is it red?{other} Short answer:"
 
 
 def test_the_chat_profile_has_the_papers_words_and_no_roles() -> None:

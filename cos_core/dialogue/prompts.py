@@ -117,7 +117,8 @@ class Profile:
     "canvas" cuts from the padded square, as the released code does. `box_reader`: "lenient" reads what models write, "released"
     falls back wherever the released parser does. `after_end`: how text after the end mark is tokenised (encoding.py).
     `suffix`: whether a request for a format that a benchmark keeps apart from its question stands "inside" the quotes of both
-    instructions or "after" the quote of Inst.2 alone (the released MMBench and ScienceQA scripts).
+    instructions or "after" the quote of Inst.2 alone (the released MMBench and ScienceQA scripts). `left_out`: a request for a
+    format that this wording makes in its own way; a question that ends with it is asked without it.
 
     `roles`: who writes roles and end marks, this profile or the checkpoint's chat "template"; then `user`, `assistant` and
     `turn_end` are empty, and `system`, if not empty, is sent as a system message. `box`: whose writing of a box holds, this
@@ -144,6 +145,7 @@ class Profile:
     box_reader: Literal["lenient", "released"] = "lenient"
     after_end: AfterEnd = "native"
     suffix: Literal["inside", "after"] = "inside"
+    left_out: str = deciding.later("")
     roles: Literal["profile", "template"] = deciding.later("profile")
     box: Literal["profile", "family"] = deciding.later("profile")
     box_frame: Frame = deciding.later("square")
@@ -300,7 +302,7 @@ def dialogue(
     loss. `suffix`: a request for a format that was kept apart from the question; the profile says where it stands.
     `extra_turns` are further (question, answer) pairs of the image, supervised (the released code's variant).
     """
-    second = question + suffix
+    question, second = (text.removesuffix(profile.left_out) for text in (question, question + suffix))
     if profile.suffix == "inside":
         question = second
     if not chain:

@@ -193,8 +193,10 @@ class PlainEngine(Engine):
     def _grammar(self, grammar: Grammar | None) -> TokenGrammar | None:
         if grammar is None:
             return None
+        if isinstance(self.loaded, TextualModel):
+            raise InputError(f"{self.loaded.family.name} is asked one question in plain text, which no grammar goes with")
         if grammar not in self._grammars:
-            self._grammars[grammar] = TokenGrammar(grammar, self.loaded.tokenizer, self.loaded.profile)
+            self._grammars[grammar] = TokenGrammar(grammar, self.loaded.tokenizer, self.loaded.role, self.loaded.gap)
         return self._grammars[grammar]
 
     def _run(self, jobs: Sequence[_Job]) -> None:

@@ -1,8 +1,9 @@
 """Whether the fast way of hf.py gives a model's own answers, tried on small pictures where its family has no file.
 
 The fast way encodes a picture once, gives explicit positions, pads rows on the left, and continues the keys and values of a
-dialogue's beginning. A model that nobody has looked at may not allow one of these. It is asked a dialogue of one picture and one of
-two that continues it: in the fast way, one after the other and together, and by `model(**tensors)` on what its processor writes.
+dialogue's beginning. A model that nobody has looked at may not allow one of these. It is asked a dialogue of one picture and
+one of two that continues it: in the fast way, one after the other and together, and by `model(**tensors)` on what its processor
+writes.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ _BOX = "[0.250, 0.250, 0.750, 0.750]"
 
 
 def tried(loaded: GeneralModel, fast: Callable[[], HfEngine], kv_budget: int | None) -> Engine:
-    """The engine that `fast` makes for a model of a family without a file, where it gives the model's own answers; the plain one
-    where it does not, with a `remark` that says so. Where a second picture changes nothing, `one_picture` says that.
+    """The engine that `fast` makes for a model of a family without a file, where it gives the model's own answers; the plain
+    one where it does not, with a `remark` that says so. Where a second picture changes nothing, `one_picture` says that.
 
     Raises InputError where the model cannot be asked at all, and lets through what says that memory ran out.
     """
@@ -48,10 +49,10 @@ def tried(loaded: GeneralModel, fast: Callable[[], HfEngine], kv_budget: int | N
         one_picture = f"{loaded.name} shows one picture in a dialogue (another second picture changes no logit)"
     reason = _why_plain(fast, plain, (one, two), own)
     if isinstance(reason, str):
-        engine: Engine = plain
+        engine: HfEngine | PlainEngine = plain
         engine.remark = (
-            f"{loaded.name} is of a family without a file in cos: every dialogue is computed from its start by the library's own "
-            f"generate, more slowly, because {reason}"
+            f"{loaded.name} is of a family without a file in cos: every dialogue is computed from its start by the library's "
+            f"own generate, more slowly, because {reason}"
         )
     else:
         engine = reason
@@ -62,8 +63,8 @@ def tried(loaded: GeneralModel, fast: Callable[[], HfEngine], kv_budget: int | N
 def _why_plain(
     fast: Callable[[], HfEngine], plain: PlainEngine, requests: Sequence[Request], own: Sequence[torch.Tensor]
 ) -> str | HfEngine:
-    """The fast engine where it answers `requests` as the model does, whose logits behind them are `own`; else why it is not taken, as
-    the end of a sentence."""
+    """The fast engine where it answers `requests` as the model does, whose logits behind them are `own`; else why it is not
+    taken, as the end of a sentence."""
     slow = plain.generate(requests)
     try:
         engine = fast()

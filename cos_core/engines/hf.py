@@ -158,8 +158,8 @@ class HfEngine(Engine):
         return [replies[place] for place in range(len(requests))]
 
     def logits(self, requests: Sequence[Request]) -> torch.Tensor:
-        """The logits (requests, vocabulary) behind dialogues that run together; what was computed of them is kept, as `generate`
-        keeps it. Raises InputError where one cannot be run."""
+        """The logits (requests, vocabulary) behind dialogues that run together; what was computed of them is kept, as
+        `generate` keeps it. Raises InputError where one cannot be run."""
         jobs = [self._job(place, request) for place, request in enumerate(requests)]
         with torch.inference_mode():
             self._share([job.row for job in jobs])

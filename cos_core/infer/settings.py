@@ -169,7 +169,8 @@ def build_engine(config: InferConfig) -> Engine:
 
 
 def note_family(config: InferConfig, reporter: Reporter) -> None:
-    """Says once a run what is special about the model's family on this machine: dialogues computed anew, a family without a file."""
+    """Says once a run what is special about the model's family on this machine: dialogues computed anew, a family without a
+    file."""
     if config.engine != "hf" or (remark := loading.remark(hub.resolve(config.model))) is None:
         return
     reporter.note(remark)

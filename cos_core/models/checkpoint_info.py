@@ -14,9 +14,9 @@ from cos_core.files.jsonl import decode
 from cos_core.files.manifest import plain
 from cos_core.files.text import one_line, read_text
 from cos_core.models import checkpoint_files as files
-from cos_core.models import hub
+from cos_core.models import families, general_check, hub, support, wording
 from cos_core.models.checkpoint_files import Tensor
-from cos_core.models.layout import families
+from cos_core.models.layout import families as layout_families
 from cos_core.models.layout.check import check, sizes
 
 ANNOTATOR_FILE = "cos_annotator.json"
@@ -118,21 +118,32 @@ def _is_share(value: object) -> bool:
 
 
 def describe(model: str) -> tuple[dict[str, Any], str | None]:
-    """Name, weights, sizes and wording of a checkpoint, and why `cos` cannot use it: None where it can.
+    """What a checkpoint is, what of `cos` works with it, and why nothing does: None where something does. No weights are read.
 
-    Of another family's folder, what its files tell. Raises InputError for a folder that is no checkpoint, and for files that
-    cannot be read or do not fit one another.
+    `weights` (numbers), `dtype`, `MiB`, sizes, `profile`, `fingerprint`; `family`; `works`: by part, True or the sentence that
+    says why not; `boxes`: frame, unit, order, an example, source; `budget`: options and what they are set to; `tokens` of a
+    picture by its size; `template`: sha256 and its own system text. Of a folder that nothing here can ask, what its files tell.
+    Raises InputError for a folder that is no checkpoint, and for files that cannot be read or do not fit one another;
+    MissingError for another family's checkpoint without torch and transformers.
     """
     where = Path(hub.resolve(model))
     config = files.settings(where, files.CONFIG)
     if config is None:
         raise InputError(f"{where} is not a checkpoint: it has no config.json")
-    if not families.is_llava(config):
-        return _other(where, config)
+    if layout_families.is_llava_15(config) or not isinstance(config.get("model_type"), str):
+        return _llava(where, config)
+    return _general(where, config)
+
+
+def _llava(where: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    if layout_families.is_original(config) or not layout_families.is_llava(config):
+        raise InputError(layout_families.refusal(where, config))
     facts = sizes(where, config)
     profile = checkpoint_profile(where)
+    family = families.of_type("llava")
     described = {
         **_held(where, facts.weights),
+        "family": family.name,
         "layers": facts.layers,
         "hidden": facts.hidden,
         "vocabulary": facts.vocabulary,
@@ -141,30 +152,59 @@ def describe(model: str) -> tuple[dict[str, Any], str | None]:
         "profile": profile.name,
         "after_end": profile.after_end,
         "fingerprint": hub.fingerprint(where),
+        "works": {"answer": True, "two_passes": True, "reuse": True, "annotate": True, "train": True},
+        "boxes": support.boxes(profile, family),
+        "budget": {},
     }
     try:
         check(where)
     except InputError as error:
-        return described, str(error)
+        return {**described, "works": dict.fromkeys(described["works"], str(error))}, str(error)
     return described, None
 
 
-def _other(where: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Facts of a folder that is no LLaVA-1.5, and the message that refuses it."""
-    refusal = families.refusal(where, config)
-    kind = config.get("model_type")
-    if not isinstance(kind, str):
-        raise InputError(refusal)
+def _general(where: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """Facts of a folder of another family, and the sentence that refuses it where nothing works with it."""
+    family, kind = families.of_config(config), one_line(config["model_type"], 60)
+    named = {"family": family.name or layout_families.name_of(kind), "model_type": kind}
+    try:
+        facts = general_check.facts(where)
+    except InputError as error:
+        return {**_readable(where, config), **named}, str(error)
+    profile = wording.resolved_profile(where)
+    described = {
+        **_held(where, facts.weights),
+        **named,
+        "layers": facts.layers,
+        "hidden": facts.hidden,
+        "vocabulary": facts.rows,
+        "context": facts.context,
+        "profile": profile.name,
+        "fingerprint": hub.fingerprint(where),
+    }
+    try:
+        described["works"] = support.works(where, config)
+        if family.two_pictures:
+            described["note"] = family.two_pictures
+        if described["works"]["answer"] is True:
+            described |= support.asked(where, profile, family)
+    except InputError as error:
+        return described, str(error)
+    answer = described["works"]["answer"]
+    return described, None if answer is True else str(answer)
+
+
+def _readable(where: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What can be told of a folder that is refused."""
     text = config.get("text_config")
     sections = [section for section in (text, config) if isinstance(section, Mapping)]
     names = {"layers": "num_hidden_layers", "hidden": "hidden_size", "vocabulary": "vocab_size"}
     counts = {name: next((s[key] for s in sections if isinstance(s.get(key), int)), None) for name, key in names.items()}
     try:
         held = _held(where, files.tensors(where))
-    except InputError:  # another family may keep its weights in another way
+    except InputError:  # its weights may be kept in another way
         held = {"model": str(where)}
-    facts = {**held, "model_type": one_line(kind, 60), **{name: value for name, value in counts.items() if value is not None}}
-    return facts, f"{one_line(kind, 60)}: not usable by cos: {refusal}"
+    return {**held, **{name: value for name, value in counts.items() if value is not None}}
 
 
 def _held(where: Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:

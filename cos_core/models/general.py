@@ -79,7 +79,7 @@ class GeneralModel(LoadedModel):
 
     def __post_init__(self) -> None:
         base = self.model.base_model
-        # Without such a method (cross-attention) pictures cannot be encoded apart: engines/_probe.py finds the plain way for it.
+        # A model without it (cross-attention) is asked the plain way: engines/_probe.py.
         encode = getattr(base, "get_image_features", None)
         self._feature_options = frozenset(inspect.signature(encode).parameters if encode else ())
         self.axes = 3 if hasattr(base, "get_rope_index") else None

@@ -1,9 +1,10 @@
 """What a folder of any family is looked at for before anything is built from it.
 
 A configuration decides how much memory a model takes; it is believed only where the weights agree. The table in front of each
-weight file names every tensor with its shape (checkpoint_files.py). The model is built without memory (torch's device "meta"), as
-long as it is no larger than these, and the library's own loader then puts the tables' tensors into it, likewise without memory: so
-its own renaming and joining of weights holds, and what is missing or of another shape is known before a file is read.
+weight file names every tensor with its shape (checkpoint_files.py). The model is built without memory (torch's device "meta"),
+as long as it is no larger than these, and the library's own loader then puts the tables' tensors into it, likewise without
+memory: so its own renaming and joining of weights holds, and what is missing or of another shape is known before a file is
+read.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ def facts(where: str | Path) -> GeneralFacts:
     """Looks at a checkpoint's files before a library does.
 
     Raises InputError, one sentence: for a folder of something else than an image-text-to-text model of this transformers; for a
-    file that is no regular file of the folder or is larger than its kind; for settings that no model has; and for weights that are
-    not the ones config.json describes. Raises MissingError without torch, transformers or a package that the model needs.
+    file that is no regular file of the folder or is larger than its kind; for settings that no model has; and for weights that
+    are not the ones config.json describes. Raises MissingError without torch, transformers or a package that the model needs.
     """
     return _checked(Path(where), files.state(Path(where)))
 
@@ -92,8 +93,8 @@ def _checked(folder: Path, _state: object) -> GeneralFacts:
     odd = next((tensor.dtype for tensor in weights.values() if tensor.dtype not in _PLAIN), None)
     if odd is not None:
         raise InputError(
-            f"{folder} holds weights of type {one_line(odd, 20)}; cos reads float32, float16 and bfloat16: take the checkpoint that "
-            f"it was made from, or {_SERVED}"
+            f"{folder} holds weights of type {one_line(odd, 20)}; cos reads float32, float16 and bfloat16: take the checkpoint "
+            f"that it was made from, or {_SERVED}"
         )
     cls = _model_class(folder, config)
     with pretrained.reading(folder):
@@ -170,8 +171,8 @@ def _model_class(folder: Path, config: Mapping[str, Any]) -> Any:
     if kind not in CONFIG_MAPPING_NAMES:
         if "auto_map" in config:
             raise InputError(
-                f"{holds}, whose code lies in the checkpoint (`auto_map`), and transformers {version} has none of its own; cos runs "
-                f"no code of a checkpoint: {_SERVED}"
+                f"{holds}, whose code lies in the checkpoint (`auto_map`), and transformers {version} has none of its own; cos "
+                f"runs no code of a checkpoint: {_SERVED}"
             )
         raise InputError(f"{holds}, a type that transformers {version} does not know; a later one may, or {_SERVED}")
     name = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(kind)
@@ -221,8 +222,8 @@ def _built(folder: Path, cls: Any, config: Any, weights: Mapping[str, Tensor]) -
     empty = {name: torch.empty(tensor.shape, device="meta") for name, tensor in weights.items()}
     options = {"device_map": {"": "meta"}, "dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
     larger = InputError(
-        f"cannot load the checkpoint {folder}: config.json describes a larger model than its files, which hold {held:,} numbers; are "
-        f"they those of its language model or of its tower alone, or of another model?"
+        f"cannot load the checkpoint {folder}: config.json describes a larger model than its files, which hold {held:,} "
+        "numbers; are they those of its language model or of its tower alone, or of another model?"
     )
     try:
         # Built twice as large at most: tied weights are made apart, and each tensor is put in once more.
@@ -238,8 +239,8 @@ def _built(folder: Path, cls: Any, config: Any, weights: Mapping[str, Tensor]) -
         raise larger
     for name, found, asked in sorted(info["mismatched_keys"], key=lambda entry: str(entry[0])):
         raise InputError(
-            f"cannot load the checkpoint {folder}: the weight {one_line(name)} has shape {list(found)}, and config.json asks for "
-            f"{list(asked)}"
+            f"cannot load the checkpoint {folder}: the weight {one_line(name)} has shape {list(found)}, and config.json asks "
+            f"for {list(asked)}"
         )
     pretrained.check_complete(str(folder), info)
     _no_further_layers(folder, set(net.state_dict()), info["unexpected_keys"])
@@ -251,7 +252,9 @@ def _no_further_layers(folder: Path, names: set[str], unexpected: Any) -> None:
     kinds = {_without_numbers(name) for name in names}
     for name in sorted(map(str, unexpected)):
         if re.search(r"\.\d+\.", name) and _without_numbers(name) in kinds:
-            raise InputError(f"cannot load the checkpoint {folder}: it holds {one_line(name)}, and config.json speaks of fewer layers")
+            raise InputError(
+                f"cannot load the checkpoint {folder}: it holds {one_line(name)}, and config.json speaks of fewer layers"
+            )
 
 
 def _without_numbers(name: str) -> str:

@@ -30,14 +30,15 @@ class Dialogues:
 
 
 def check_dialogue(where: str | Path, *, pictures: int = 1) -> None:
-    """Raises InputError where a dialogue of so many pictures cannot be held with the checkpoint, besides what `facts` raises."""
+    """Raises InputError where a dialogue of so many pictures cannot be held with the checkpoint, besides what `facts`
+    raises."""
     folder = Path(where)
     facts(folder)
     found = dialogues(folder)
     if not found.template:
         raise InputError(
-            f"the checkpoint {folder} has no chat template, and cos asks families other than LLaVA-1.5 through theirs; put the one "
-            f"that its family was trained with into the folder, as chat_template.jinja"
+            f"the checkpoint {folder} has no chat template, and cos asks families other than LLaVA-1.5 through theirs; put the "
+            "one that its family was trained with into the folder, as chat_template.jinja"
         )
     if pictures > 1 and found.one_picture:
         raise InputError(f"{found.one_picture}; Chain-of-Spot shows two in a dialogue: ask it with --roi none")
@@ -67,36 +68,32 @@ def _one_picture(folder: Path, processor: Any) -> str:
     """Why a dialogue shows one picture only, or nothing. Raises InputError where it shows none."""
     if not isinstance(getattr(processor, "image_token", None), str):
         raise InputError(
-            f"the {type(processor).__name__} of {folder} has no mark for a picture, so that cos cannot say where one stands in a "
-            f"dialogue; take a model of another family"
+            f"the {type(processor).__name__} of {folder} has no mark for a picture, so that cos cannot say where one stands in "
+            "a dialogue; take a model of another family"
         )
     with pretrained.reading(folder):
-        one = _tokens(processor, 1)
+        one = tokens(processor, 1)
     try:
-        two = _tokens(processor, 2)
+        two = tokens(processor, 2)
     except Exception as error:  # templates and processors are strangers' programs and raise what they like
         return f"{folder} shows one picture in a dialogue ({pretrained.quoted(error)})"
     # LLaVA-OneVision shows two in fewer tokens than one, and three in more than two.
-    if two <= one and _tokens(processor, 3) <= two:
+    if two <= one and tokens(processor, 3) <= two:
         return f"{folder} shows one picture in a dialogue (two pictures take {two} tokens, and one takes {one})"
     return ""
 
 
-def _tokens(processor: Any, pictures: int) -> int:
-    """Tokens of so many pictures in a dialogue: those of the dialogue less those of its text."""
+def tokens(processor: Any, pictures: int, size: tuple[int, int] = SIZE) -> int:
+    """Image tokens of a dialogue that shows so many pictures of `size`."""
+    from PIL import Image
+
     turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where?"}]}]
     for _ in range(pictures - 1):
         turns += [{"role": "assistant", "content": [{"type": "text", "text": "Here."}]}, turns[0]]
     text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    batch = processor(text=[text], images=[[_picture()] * pictures], return_tensors="pt")
     marks = text.count(processor.image_token)
     if marks != pictures:
         raise InputError(f"its chat template writes {marks} pictures where the dialogue has {pictures}")
-    bare = processor.tokenizer(text.replace(processor.image_token, ""), add_special_tokens=False)["input_ids"]
-    return int(batch["input_ids"].shape[1]) - len(bare)
-
-
-def _picture() -> Any:
-    from PIL import Image
-
-    return Image.new("RGB", SIZE, (90, 120, 30))
+    shown = Image.new("RGB", size, (90, 120, 30))
+    batch = processor(text=[text], images=[[shown] * pictures], return_tensors="pt")
+    return int((batch["input_ids"] == processor.tokenizer.convert_tokens_to_ids(processor.image_token)).sum())

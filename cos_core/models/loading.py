@@ -41,8 +41,8 @@ def remark(where: str | Path) -> str | None:
     family, kind = families.of_config(config), one_line(config.get("model_type"), 60)
     if not family.name:
         return (
-            f"{kind} is a family without a file in cos: it is tried on two small pictures once it is loaded, and where cos's way "
-            f"is not equal to its own, every dialogue is computed from its start"
+            f"{kind} is a family without a file in cos: it is tried on two small pictures once it is loaded, and where cos's "
+            "way is not equal to its own, every dialogue is computed from its start"
         )
     anew = f"pass 2 is computed from its start, because {family.anew}" if family.anew else ""
     said = "; ".join(filter(None, (family.two_pictures, anew)))

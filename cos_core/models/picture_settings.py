@@ -49,7 +49,9 @@ def check_picture_settings(folder: Path, objects: Mapping[str, Mapping[str, Any]
         for key, number in _numbers(settings.get(name)):
             top = _SIDE if not (area and key in _AREAS) else _FLOOR if key == "shortest_edge" else _CEILING
             if not 1 <= number <= top:
-                raise InputError(f"{where}: `{name}` holds {one_line(number, 40)}, which is no size of a picture in pixels (1 to {top})")
+                raise InputError(
+                    f"{where}: `{name}` holds {one_line(number, 40)}, which is no size of a picture in pixels (1 to {top})"
+                )
     for name in ("image_mean", "image_std"):
         value = settings.get(name)
         # Fuyu's processor has one number for all three.

@@ -23,8 +23,8 @@ def check_words(where: Path, section: Mapping[str, Any]) -> None:
     if how is not None:
         kind = one_line(how.get("quant_method") if isinstance(how, Mapping) else how, 60)
         raise InputError(
-            f"{where}: the weights are quantized ({kind}); cos reads float32, float16 and bfloat16: take the checkpoint that it was "
-            f"made from, or serve it and ask it with --engine openai"
+            f"{where}: the weights are quantized ({kind}); cos reads float32, float16 and bfloat16: take the checkpoint that "
+            "it was made from, or serve it and ask it with --engine openai"
         )
     for name, allowed in _WORDS.items():
         value = section.get(name)
@@ -36,8 +36,8 @@ def check_words(where: Path, section: Mapping[str, Any]) -> None:
 
 
 def check_ends(where: Path, section: Mapping[str, Any], rows: int) -> None:
-    """Raises InputError for marks that are no tokens of the `rows` of a vocabulary. Whatever else generation settings say, answers
-    here are greedy."""
+    """Raises InputError for marks that are no tokens of the `rows` of a vocabulary. Whatever else generation settings say,
+    answers here are greedy."""
     for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
         value = section.get(name)
         each = value if isinstance(value, list) and name == "eos_token_id" else [value]

@@ -167,7 +167,6 @@ def load(
     with fits(where, target, kind):
         place = None if target.type == "cpu" else target
         net = read_network(where, dtype=kind, device=place, attention=attention, read=pretrained.any_network)
-    _without_habits(net)
     rows = int(net.get_output_embeddings().out_features) + int(getattr(net.config, "additional_vocab_size", 0))
     return TextualModel(
         model=net,
@@ -196,17 +195,6 @@ def _image_marks(where: str, processor: Any) -> frozenset[int]:
         words = ["<image>", "<fake_token_around_image>"]
     vocabulary = tokenizer.get_vocab()
     return frozenset(vocabulary[word] for word in words if word in vocabulary)
-
-
-def _without_habits(net: Any) -> None:
-    """Replaces the generation settings of the language model inside, whose own `generate` BLIP-2 calls (see any_network)."""
-    import transformers
-
-    inner = getattr(net, "language_model", None)
-    if inner is not None:
-        names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-        kept = {name: getattr(inner.generation_config, name) for name in names}
-        inner.generation_config = transformers.GenerationConfig(do_sample=False, **kept)
 
 
 def _stop_ids(net: Any, tokenizer: Any, profile: Profile) -> frozenset[int]:

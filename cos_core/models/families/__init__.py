@@ -36,7 +36,8 @@ class PixelBudget:
     def __post_init__(self) -> None:
         if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
             raise InputError(
-                f"{option('min_pixels')} {self.min_pixels} lies above {option('max_pixels')} {self.max_pixels}; give a floor below it"
+                f"{option('min_pixels')} {self.min_pixels} lies above {option('max_pixels')} {self.max_pixels}; give a floor "
+                "below it"
             )
 
     @property
@@ -70,8 +71,8 @@ class Family:
     pads_to_square: ClassVar[bool] = False
     """Whether a picture is padded to a square before the image processor sees it."""
     published: ClassVar[Mapping[str, Any]] = {}
-    """What sizes pictures in the image processor of the family's published checkpoints, for a served one whose files are not here:
-    `image_processor_type` and its settings; empty: they differ, or the processor does more than one resize."""
+    """What sizes pictures in the image processor of the family's published checkpoints, for a served one whose files are not
+    here: `image_processor_type` and its settings; empty: they differ, or the processor does more than one resize."""
     whole_ids: ClassVar[bool] = False
     """Whether the model's mask depends on which tokens are a picture's: it is then given `token_type_ids` of all columns."""
 
@@ -96,7 +97,8 @@ class Family:
         return width, height
 
     def resized_once(self, image_processor: Any) -> bool:
-        """Whether a picture of the size `resized` is left as it is by the image processor, so that it can be resized beforehand."""
+        """Whether a picture of the size `resized` is left as it is by the image processor, so that it can be resized
+        beforehand."""
         return False
 
     def set_budget(self, image_processor: Any, budget: PixelBudget) -> None:

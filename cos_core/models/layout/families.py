@@ -48,7 +48,21 @@ _VISION_LANGUAGE = {
 _TOWERS = ("clip", "clip_vision_model", "siglip", "siglip_vision_model", "siglip2", "dinov2", "vit", "chinese_clip", "altclip")
 _EYES = ("vision_config", "visual", "vision_tower_config")
 """Sections of config.json that describe a vision tower."""
-_LANGUAGE = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2", "opt", "t5", "bert")
+_LANGUAGE = (
+    "llama",
+    "mistral",
+    "mixtral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "gpt2",
+    "opt",
+    "t5",
+    "bert",
+)
 """The most frequent types without a tower; what is not here is known after transformers is imported."""
 
 
@@ -82,7 +96,8 @@ def is_original(config: Mapping[str, Any]) -> bool:
 
 
 def refusal(folder: Path, config: Mapping[str, Any]) -> str:
-    """The sentence for a folder whose config.json is not LLaVA-1.5's where only LLaVA-1.5 will do: its family, and what to do."""
+    """The sentence for a folder whose config.json is not LLaVA-1.5's where only LLaVA-1.5 will do: its family, and what to
+    do."""
     if is_original(config):
         return f"{folder} is not in the transformers layout of LLaVA; convert it with: cos model convert"
     if (other := sightless(folder, config)) is not None:
@@ -90,8 +105,8 @@ def refusal(folder: Path, config: Mapping[str, Any]) -> str:
     word = one_line(config["model_type"], 60)
     named = f" ({_VISION_LANGUAGE[word]})" if word in _VISION_LANGUAGE else ""
     return (
-        f"{folder} holds {word}{named}, and {LLAVA_ONLY} need LLaVA-1.5 in the transformers layout (docs/models.md); what works with "
-        f"this checkpoint, says: cos model info {folder}"
+        f"{folder} holds {word}{named}, and {LLAVA_ONLY} need LLaVA-1.5 in the transformers layout (docs/models.md); what "
+        f"works with this checkpoint, says: cos model info {folder}"
     )
 
 
@@ -100,7 +115,8 @@ LLAVA_ONLY = "annotating, training, converting and --roi relevance"
 
 
 def sightless(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The sentence for a folder that nothing here can ask about a picture, by its config.json alone; None where there is hope."""
+    """The sentence for a folder that nothing here can ask about a picture, by its config.json alone; None where there is
+    hope."""
     kind = config.get("model_type")
     if not isinstance(kind, str) or not kind:
         return f"{folder} is in no layout of transformers: its config.json names no `model_type`"
@@ -109,7 +125,10 @@ def sightless(folder: Path, config: Mapping[str, Any]) -> str | None:
     if kind in _TOWERS:
         return f"{folder} holds {word}, a vision tower without a language model: {needs}"
     if kind == "lxmert":
-        return f"{folder} holds lxmert, which only locates regions: annotate with --backbone lxmert, or name a vision-language model"
+        return (
+            f"{folder} holds lxmert, which only locates regions: annotate with --backbone lxmert, or name a "
+            f"vision-language model"
+        )
     if kind in _VISION_LANGUAGE or any(isinstance(config.get(name), Mapping) for name in _EYES):
         return None
     if kind in _LANGUAGE:
