@@ -1,9 +1,9 @@
 """Checkpoints of random weights in the shapes that `two_pass.py` and `gpu.py` measure, and what they cost to run.
 
 A shape counts floating-point operations: the least that a prompt, a generated text and a picture take. Normalisation,
-activation functions, position embeddings (M-RoPE too) and moving data count nothing; a tower counts whole, as its library runs it.
-tests/test_benchmark_two_pass.py holds the counts against PyTorch's own. Every tokenizer is Llama's, which splits digits; every
-model writes BOX_TEXT.
+activation functions, position embeddings (M-RoPE too) and moving data count nothing; a tower counts whole, as its library runs
+it. tests/test_benchmark_two_pass.py holds the counts against PyTorch's own. Every tokenizer is Llama's, which splits digits;
+every model writes BOX_TEXT.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ On a GPU the time is wall time and the model has the 7B shape in bfloat16 (13 GB
 Answers a second and the share of the card's peak (MFU) stand beside the ratios; there is no limit.
 
     python benchmarks/two_pass.py [--questions 16] [--batch 16] [--layers 2] [--hidden 2048] [--rounds 2]
-    python benchmarks/two_pass.py --family qwen2_5_vl|llava_next [--questions 8] [--batch 8]
+    python benchmarks/two_pass.py --family qwen2_5_vl|llava_next [--questions 16] [--batch 16] [--rounds 1]
     python benchmarks/two_pass.py --device cuda [--family NAME] [--questions 64] [--batch 32]
     python benchmarks/two_pass.py --quick [--family NAME]     tiny, no limits; a second model's answers differ and are compared
 """
@@ -192,6 +192,7 @@ class Arms:
             max_new_tokens=ANSWER_TOKENS,
             box_tokens=BOX_TOKENS,
             box_decode=decode,
+            seen=getattr(self.model, "seen", None),
         )
         chain = TwoPass(engine, setting)
         predictions = [each for at in range(0, len(asked), batch) for each in chain.predict(asked[at : at + batch])]
@@ -251,38 +252,38 @@ def _copied(asked: Asked) -> Asked:
     return [(example, copies[id(image)]) for example, image in asked]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=tuple(FAMILIES), default="llava")
-    for name, default in (("questions", None), ("batch", None), ("layers", 2), ("hidden", 2048), ("rounds", 2)):
+    for name, default in (("questions", None), ("batch", None), ("layers", 2), ("hidden", 2048), ("rounds", None)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     gpu, few = chosen.device == "cuda", chosen.family != "llava"
-    questions = chosen.questions or (8 if few or chosen.quick else 16)
-    batch = chosen.batch or questions
+    questions = chosen.questions or (8 if chosen.quick else 16)
+    batch, rounds = chosen.batch or 16, chosen.rounds or (1 if few else 2)
     full = FAMILIES[chosen.family]
     shape = full if gpu else type(full).small(chosen.hidden, chosen.layers)
     if chosen.quick:
         shape = replace(type(full).small(256, 2), side=full.quick_side)
         full = replace(full, side=full.quick_side)
-        print(f"{compared(shape)} different answers of 8 questions, the same by the engine and by the loop")
+        print(f"{compared(shape)} different answers of 4 questions, the same by the engine and by the loop")
     dtype = "bfloat16" if gpu else "float32"
     model = made(shape, chosen.device, dtype)
     before = _peak_mib()
     size = shape.picture_size
     Arms(model, 2, 2, size).engine("warm-up", CHAIN)
     arms = Arms(model, questions, batch, size, few=few)
-    for _ in range(chosen.rounds):
+    for _ in range(rounds):
         arms.once()
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
     machine = torch.cuda.get_device_name() if gpu else f"one thread; {platform.machine()}, {os.cpu_count()} cores"
     print(
-        f"{chosen.family}: {questions} questions, batch {batch}, median of {chosen.rounds} rounds; {shape.layers} layers of "
+        f"{chosen.family}: {questions} questions, batch {batch}, median of {rounds} rounds; {shape.layers} layers of "
         f"{shape.width}, {shape.image_tokens} image tokens, {dtype}, {machine}; {versions}"
     )
     floors = operations(model, built(shape, model))
@@ -302,7 +303,7 @@ def compared(shape: Shape) -> int:
     """`Arms.compare` on a model that does not write BOX_TEXT, in float64."""
     model = made(shape, "cpu", "float32", box_text=False)
     model.model.double()
-    return Arms(model, 8, 8, shape.picture_size).compare()
+    return Arms(model, 4, 4, shape.picture_size).compare()
 
 
 def verdict(arms: Arms, floors: dict[str, float], *, few: bool) -> int:

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 from msgspec import structs
 
 from cos_core.benchmarks import _files
+from cos_core.data.sheets import MISSING
 from cos_core.errors import InputError
 from cos_core.files import manifest
 from cos_core.files.durable import atomic_write
@@ -215,14 +216,12 @@ def _read_notes(path: Path) -> dict[str, list[object]]:
 # --- options ---
 
 LETTERS = "ABCD"
-_MISSING = frozenset(("#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A"))
-_MISSING |= {"", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
-"""What pandas reads as a missing value (read_csv's default `na_values`), and LLaVA's reader and VLMEvalKit with it."""
 
 
 def blank(cell: str | None) -> bool:
-    """Whether a cell is empty to LLaVA's reader: a missing value as pandas reads it, or "none" or "nan" in any case."""
-    return cell is None or cell in _MISSING or cell.lower() in ("nan", "none")
+    """Whether a cell is empty to LLaVA's reader, and to VLMEvalKit's: a missing value as pandas reads it, or "none" or "nan" in
+    any case."""
+    return cell is None or cell in MISSING or cell.lower() in ("nan", "none")
 
 
 def first_options(row: Mapping[str, str]) -> dict[str, str]:

@@ -48,7 +48,7 @@ class ServedDialogue:
     side: int | None = None
     sight: Sight | None = None
     _urls: dict[int, str] = field(default_factory=dict, compare=False, repr=False)
-    """The pictures at hand as they are sent, data URLs by the picture's identity, for as long as the caller holds the picture."""
+    """The pictures at hand as they are sent: data URLs by the picture's identity, while the caller holds the picture."""
 
     def messages(self, turns: Sequence[Turn], images: Mapping[str, Image]) -> list[Message]:
         """The messages of a dialogue; `images`: its pictures by slot, of any size.
@@ -104,8 +104,8 @@ def assumed(
     profile = assumed_profile(kind, named_profile)
     if profile.box_unit == "pixel" and (sight is None or sight.image_processor is None):
         raise InputError(
-            f"boxes of the profile {profile.name!r} are in pixels of the picture as the model sees it, whose size is not known: "
-            "name the model as its folder is called here, or its family with --family"
+            f"boxes of the profile {profile.name!r} are in pixels of the picture as the model sees it, and its size is not "
+            "known: name the model as its folder is called here, or its family with --family"
         )
     return ServedDialogue(profile, FILL, sight=sight)
 

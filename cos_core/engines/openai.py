@@ -33,8 +33,8 @@ REFUSED = (400, 404, 422)
 
 NO_PENALTY: Mapping[str, float] = {"frequency_penalty": 0.0, "repetition_penalty": 1.0}
 """Sent with every family but LLaVA-1.5, whose checkpoints name no penalty: servers take generation_config.json for their
-defaults, and a repetition penalty there (1.05 in several published Qwen checkpoints) changes greedy answers. vLLM and SGLang know
-the second word. OpenAI knows the first, which `transformers serve` takes for the second, less 1."""
+defaults, and a repetition penalty there (1.05 in several published Qwen checkpoints) changes greedy answers. vLLM and SGLang
+know the second word. OpenAI knows the first, which `transformers serve` takes for the second, less 1."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,7 @@ def join(data: BenchmarkData, recorded: Recorded, benchmark: Benchmark | None = 
     `limit`: only the data's first questions count, and answers to later ones are passed over.
     Raises InputError when the file holds no answer at all, or none that belongs to the data.
     """
-    finder = _Finder(data, benchmark)
+    finder = Finder(data, benchmark)
     joined, before, first = Joined(Answers(finder.ids, recorded)), -1, None
     answers = joined.predictions
     for line, prediction in recorded.walk():
@@ -195,7 +195,7 @@ def join(data: BenchmarkData, recorded: Recorded, benchmark: Benchmark | None = 
     return joined
 
 
-class _Finder:
+class Finder:
     """Finds the question that a prediction answers. Indexes that only some files need are made on first use."""
 
     def __init__(self, data: BenchmarkData, benchmark: Benchmark | None) -> None:
@@ -250,12 +250,12 @@ class _Finder:
         if len(candidates) > 1:
             prompt = prediction.question or ""
             question = prompt if self._benchmark is None else self._benchmark.asked(prompt)
-            words = _words(question or "")
-            candidates = [place for place in candidates if _words(self.question_at(place)) == words]
+            words = words_of(question or "")
+            candidates = [place for place in candidates if words_of(self.question_at(place)) == words]
             # The same question twice on one image: the answers are assigned in order.
             candidates = [place for place in candidates if not answers.has_prediction(place)][:1] or candidates[-1:]
         if not candidates or (
-            prediction.question is not None and not _contains_question(prediction.question, self.question_at(candidates[0]))
+            prediction.question is not None and not contains_question(prediction.question, self.question_at(candidates[0]))
         ):
             return None
         return candidates[0]
@@ -330,10 +330,11 @@ def _side_by_side(joined: Joined, unknown: str, missing: str) -> str:
     return f"the first such prediction is {one_line(unknown, 80)!r}, the first question without one {one_line(missing, 80)!r}"
 
 
-def _contains_question(prompt: str, question: str) -> bool:
+def contains_question(prompt: str, question: str) -> bool:
     """Whether the recorded prompt holds the example's question; guards against another version of the data."""
-    return question in prompt or _words(question) in _words(prompt)
+    return question in prompt or words_of(question) in words_of(prompt)
 
 
-def _words(text: str) -> str:
+def words_of(text: str) -> str:
+    """A text in lower case with single spaces, for comparing."""
     return " ".join(text.lower().split())

@@ -122,8 +122,8 @@ def _filled(
 ) -> PaperCell:
     elsewhere = _not_comparable(column, run)
     notes = [elsewhere] if elsewhere else []
-    if recorded := run.protocol.get("recorded_by"):
-        notes.append(f"answers recorded by {recorded}, to its prompts")
+    if recorded := run.manifest.results.get("recorded"):
+        notes.append(f"answers recorded by {recorded['harness']} (model {recorded['model'] or 'not named'}), to its prompts")
     metrics: Any = run.manifest.results.get("metrics", {})
     if metrics.get("server_scored"):
         return replace(cell, verdict=ELSEWHERE, note="scored by a server")

@@ -1,8 +1,9 @@
 """Stage `eval`: recorded predictions -> a score per question, and every aggregate from those alone. Never runs a model.
 
-Predictions are our JSONL (`example_id`) or LLaVA's answers file (`question_id`, `prompt`, `text`). Whatever does not fit is
-named and counted: missing, failed, doubled and unknown answers, unreadable lines. `beside` in the results has further counts
-(counted.py). Predictions that join badly are refused (joining.check).
+Predictions are our JSONL (`example_id`), LLaVA's answers file (`question_id`, `prompt`, `text`), or what VLMEvalKit or
+lmms-eval recorded (importing.py), which is brought into our format first. Whatever does not fit is named and counted: missing,
+failed, doubled and unknown answers, unreadable lines. `beside` in the results has further counts (counted.py). Predictions that
+join badly are refused (joining.check).
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import msgspec
 
 from cos_core.benchmarks import _files
 from cos_core.errors import InputError
-from cos_core.evaluate import judge
+from cos_core.evaluate import answers_file, judge
+from cos_core.evaluate.answers_file import AnswersFile
 from cos_core.evaluate.config import EvalConfig
 from cos_core.evaluate.counted import count_remarks
 from cos_core.evaluate.joining import NAMED, Answers, Joined, check, join, read_predictions
@@ -86,11 +88,21 @@ def _without_collector() -> Iterator[None]:
 
 
 def _run(config: EvalConfig, reporter: Reporter, loaded: Loaded | None) -> RunManifest:
-    file = _predictions_file(config.predictions)
+    file = answers_file.find(config.predictions, config.benchmark)
     benchmark, data = loaded or load(config.benchmark, config.data, config.split, config.scorer)
-    clock = manifest.started("eval", config, seed=config.seed, inputs=_inputs(config, file, data))
-    recorded = read_predictions(file)
+    with answers_file.opened(file, benchmark, data) as answers:
+        return _scored(config, benchmark, data, answers, reporter)
+
+
+def _scored(
+    config: EvalConfig, benchmark: Benchmark, data: BenchmarkData, answers: AnswersFile, reporter: Reporter
+) -> RunManifest:
+    questions = {"path": str(config.data.absolute()), "questions_sha256": data_digest(data)}
+    clock = manifest.started("eval", config, seed=config.seed, inputs={**answers.inputs(config.out), "data": questions})
+    recorded = answers.read()
     joined = join(data, recorded, benchmark, limit=config.limit)
+    for words in answers.imported.remarks() if answers.imported is not None else ():
+        reporter.warn(words)
     warning = check(joined, data, recorded, config.limit)
     if warning is not None and not config.partial_join:
         raise InputError(f"{warning}. --partial-join scores them nevertheless")
@@ -112,6 +124,8 @@ def _run(config: EvalConfig, reporter: Reporter, loaded: Loaded | None) -> RunMa
         results["protocol"]["rule"] = rule
     if isinstance(benchmark, JudgedBenchmark) and grades is not None:
         results["protocol"]["judge"] = judge.protocol(config, benchmark)
+    if answers.imported is not None:
+        results["recorded"] = answers.imported.report(scores, benchmark.scorer, reporter)
     results["problems"] = joined.first_ids()
     counts = _counts(len(data.examples), joined)
     if grades is not None:
@@ -125,7 +139,7 @@ def _run(config: EvalConfig, reporter: Reporter, loaded: Loaded | None) -> RunMa
     complete = not (counts["missing"] or counts["failed"])
     finished = clock.finish(counts, "complete" if complete else "partial", results)
     if config.out is not None:
-        _write(config.out, scores, regions, joined, finished)
+        _write(config.out, scores, regions, joined, finished, answers)
     return finished
 
 
@@ -184,8 +198,9 @@ def submission(config: EvalConfig, path: Path) -> bool:
     benchmark, data = load(config.benchmark, config.data, config.split, config.scorer)
     if config.limit is not None:
         raise InputError("a submission holds every question; leave --limit out")
-    joined = join(data, read_predictions(_predictions_file(config.predictions)), benchmark)
-    content = benchmark.submission(config.data, data, joined.predictions)
+    with answers_file.opened(answers_file.find(config.predictions, config.benchmark), benchmark, data) as answers:
+        joined = join(data, answers.read(), benchmark)
+        content = benchmark.submission(config.data, data, joined.predictions)
     if content is not None:
         atomic_write(path, content)
     return content is not None
@@ -328,17 +343,6 @@ def _counts(total: int, joined: Joined) -> dict[str, int]:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def _predictions_file(path: Path) -> Path:
-    return path / "predictions.jsonl" if path.is_dir() else path
-
-
-def _inputs(config: EvalConfig, file: Path, data: BenchmarkData) -> dict[str, dict[str, Any]]:
-    return {
-        "predictions": manifest.file_input(file),
-        "data": {"path": str(config.data.absolute()), "questions_sha256": data_digest(data)},
-    }
-
-
 def data_digest(data: BenchmarkData) -> str:
     """SHA-256 over every question as it is scored and asked: id, picture's name, text, answers and suffix, in order."""
     digest = hashlib.sha256()
@@ -356,7 +360,9 @@ def data_digest(data: BenchmarkData) -> str:
     return digest.hexdigest()
 
 
-def _write(out: Path, scores: Scores, regions: Sequence[RegionScore], joined: Joined, finished: RunManifest) -> None:
+def _write(
+    out: Path, scores: Scores, regions: Sequence[RegionScore], joined: Joined, finished: RunManifest, answers: AnswersFile
+) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -369,6 +375,7 @@ def _write(out: Path, scores: Scores, regions: Sequence[RegionScore], joined: Jo
             (out / name).unlink(missing_ok=True)
             if lines:
                 _write_lines(out / name, lines)
+        answers.keep(out)
         manifest.write(out / manifest.FILE, finished)
         lock.check_place()
 

@@ -132,12 +132,10 @@ class AnsweringOptions:
         options.check(self)
         if self.server is not None:
             checked_address(self.server)
-        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
-            raise InputError(f"min_pixels must not exceed max_pixels, got {self.min_pixels:,} and {self.max_pixels:,}")
 
     @property
     def pixel_budget(self) -> PixelBudget:
-        """How finely pictures are shown."""
+        """How finely pictures are shown. Raises InputError for a floor above its ceiling."""
         from cos_core.models.families import PixelBudget
 
         return PixelBudget(self.min_pixels, self.max_pixels, self.max_tiles, self.longest_edge)

@@ -70,7 +70,7 @@ def model_fingerprint(config: InferConfig) -> str:
 def resolved_profile(config: InferConfig) -> Profile:
     """The one profile of a run: for its dialogues, its crops and the engine's encoding. Raises InputError."""
     served = _served(config)
-    return profile_of(checkpoint_folder(config), config.profile) if served is None else served.dialogue.profile
+    return wording.resolved_profile(checkpoint_folder(config), config.profile) if served is None else served.dialogue.profile
 
 
 def _sight(config: InferConfig) -> Sight | None:
@@ -116,7 +116,7 @@ def setting(config: InferConfig) -> Setting:
         "dialogue": DIALOGUE_VERSION,
     }
     plain: dict[str, Any] = manifest.plain(settings)
-    return Setting(
+    result = Setting(
         policy=policy,
         profile=profile,
         fill=fill,
@@ -129,6 +129,8 @@ def setting(config: InferConfig) -> Setting:
         seed=config.seed,
         seen=None if sight is None else sight.seen,
     )
+    result.check_boxes()  # before a model is loaded: there are boxes that no grammar describes
+    return result
 
 
 def note_dtype(config: InferConfig, reporter: Reporter) -> None:

@@ -183,7 +183,8 @@ def chat_template(folder: Path) -> str | None:
 
     with pretrained.reading(folder):
         settings, _ = transformers.ProcessorMixin.get_processor_dict(str(folder), local_files_only=True)
-    named = settings.get("chat_template") or (checkpoint_files.settings(folder, "tokenizer_config.json") or {}).get("chat_template")
+    of_tokenizer = checkpoint_files.settings(folder, "tokenizer_config.json") or {}
+    named = settings.get("chat_template") or of_tokenizer.get("chat_template")
     if isinstance(named, list):  # older files list several
         named = {each.get("name"): each.get("template") for each in named if isinstance(each, dict)}
     text = named.get("default") if isinstance(named, dict) else named

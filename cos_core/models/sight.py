@@ -1,6 +1,6 @@
 """How a model of a family is shown pictures and dialogues, as far as that is known without its weights.
 
-What is sent to a server, how boxes in pixels are read, and what of a checkpoint's processor decides an answer are told from here.
+What is sent to a server, how boxes in pixels are read, and what of a checkpoint's processor decides an answer, is told here.
 LLaVA-1.5 has none: its padded squares are models/pixels.py's.
 """
 
@@ -33,9 +33,9 @@ LLAVA_15 = "llava"
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """`kind`: the `model_type`, "" where it is not known; `image_processor`: with the run's pixel budget applied, None where it is
-    not known; `budget`: what it is set to, by the family's words. `processor`: the name of the processor's class, and `template`:
-    the SHA-256 of the chat template's text, where the checkpoint's files are here.
+    """`kind`: the `model_type`, "" where it is not known; `image_processor`: with the run's pixel budget applied, None where it
+    is not known; `budget`: what it is set to, by the family's words. `processor`: the name of the processor's class, and
+    `template`: the SHA-256 of the chat template's text, where the checkpoint's files are here.
     """
 
     kind: str
@@ -65,7 +65,7 @@ class Sight:
     def shown(self, picture: Image) -> Image:
         """The picture as it is given to an image processor that may not be ours: padded to a square for families that pad.
 
-        Where the image processor does nothing but resize it, it is resized here with the same filter: another processor's library
+        Where the image processor does nothing but resize it, it is resized here with the same filter: another one's library
         rounds differently (torchvision's pixels are up to two levels off Pillow's), and leaves a picture of that size alone.
         """
         if self.family.pads_to_square and self.image_processor is not None:

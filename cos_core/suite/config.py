@@ -61,8 +61,8 @@ class SuiteConfig:
     data: Path | None = option(None, "Folder with a benchmark's official files, or with one such folder a benchmark.", INPUT)
     predictions: Path | None = option(
         None,
-        "Recorded answers to score (no model, no torch): ours, or LLaVA's answer files; for several benchmarks, a folder with "
-        "<benchmark>.jsonl.",
+        "Recorded answers to score (no model, no torch): ours, LLaVA's answer files, VLMEvalKit's sheets, lmms-eval's "
+        "samples; for several benchmarks, a folder with <benchmark>.jsonl or the harness's files.",
         INPUT,
     )
     model: str | None = option(None, "Checkpoint to run instead: a folder, a hub id, or 'miniature'.", MODEL, completes="model")

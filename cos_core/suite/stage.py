@@ -15,7 +15,7 @@ from pathlib import Path
 from cos_core import options
 from cos_core.benchmarks import _files
 from cos_core.errors import FailuresError, InputError, RegressionError, TimeUpError, UndefinedError
-from cos_core.evaluate import EvalConfig
+from cos_core.evaluate import EvalConfig, answers_file, importing
 from cos_core.evaluate import stage as evaluate
 from cos_core.files import durable, manifest, outputs, plug
 from cos_core.files.locks import FileLock, identity
@@ -163,6 +163,7 @@ def _check_places(suite: Suite, loaded: _Loaded) -> None:
         "scores.jsonl": outputs.records_with("example_id", "value"),
         "regions.jsonl": outputs.records_with("example_id"),
         "problems.jsonl": outputs.records_with("kind", "line", "id"),
+        importing.FILE: answers,
         **({"questions.jsonl": question_lines, ANSWERS: answers} if suite.config.model else {}),
     }
     for arm in suite.config.arms:
@@ -238,10 +239,12 @@ def _score(suite: Suite, loaded: _Loaded, arm: str, reporter: Reporter) -> Score
 
 
 def _recorded(root: Path, name: str) -> Path:
-    """The answers to one of several benchmarks: ROOT/<name>.jsonl or ROOT/<name>/predictions.jsonl."""
+    """The answers to one of several benchmarks: ROOT/<name>.jsonl, ROOT/<name>/predictions.jsonl, or a harness's file there."""
     for path in (root / f"{plug.short(name)}.jsonl", root / plug.short(name) / ANSWERS):
         if path.is_file():
             return path
+    if (recorded := answers_file.file_for(root, name)) is not None:
+        return recorded
     raise InputError(f"{root} has neither {plug.short(name)}.jsonl nor {plug.short(name)}/{ANSWERS}")
 
 

@@ -97,8 +97,7 @@ class Family:
         return width, height
 
     def resized_once(self, image_processor: Any) -> bool:
-        """Whether a picture of the size `resized` is left as it is by the image processor, so that it can be resized
-        beforehand."""
+        """Whether the image processor leaves a picture of the size `resized` as it is, so that it can be resized beforehand."""
         return False
 
     def set_budget(self, image_processor: Any, budget: PixelBudget) -> None:

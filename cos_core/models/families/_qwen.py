@@ -15,8 +15,8 @@ CELLS_OF_28: Mapping[str, Any] = {
     "merge_size": 2,
     "size": {"shortest_edge": 3136, "longest_edge": 12845056},
 }
-"""preprocessor_config.json of Qwen/Qwen2-VL-7B-Instruct and Qwen/Qwen2.5-VL-7B-Instruct: 4 to 16,384 tokens a picture. The
-class of `transformers` has 1,280 tokens for its default."""
+"""preprocessor_config.json of Qwen/Qwen2-VL-7B-Instruct and Qwen/Qwen2.5-VL-7B-Instruct: 4 to 16,384 tokens a picture. Without
+one, the class in `transformers` shows 1,280 tokens at most."""
 CELLS_OF_32: Mapping[str, Any] = {
     "image_processor_type": "Qwen2VLImageProcessorPil",
     "patch_size": 16,

@@ -1,0 +1,161 @@
+"""Tables of texts from spreadsheets (xlsx) and from text files (csv, tsv), row by row.
+
+Nothing in a workbook is run: of a formula the value that stands beside it is taken, links lead nowhere, macros are passed over.
+What a workbook unpacks to is bounded before anything is parsed, and a document type definition, which no workbook has, is
+refused: entities that grow when they are expanded stand there.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import ParseError
+
+from cos_core.errors import InputError, MissingError
+from cos_core.files.jsonl import open_input
+from cos_core.files.text import one_line
+from cos_core.system.extras import install
+
+MISSING = frozenset(("#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A"))
+MISSING |= {"", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
+"""What pandas reads as a missing value (the default `na_values` of read_csv and read_excel)."""
+
+ZIP = b"PK\x03\x04"
+"""The first bytes of an xlsx file."""
+
+MAX_BYTES = 128 * 2**20
+"""The most that the parts of a workbook may unpack to, together."""
+
+MAX_PARTS = 1_000
+MAX_TAGS = 20_000_000
+"""Of XML, in all parts of a workbook: each takes memory, however short it is."""
+
+MAX_CELLS = 20_000_000
+"""Of a workbook's sheet, empty ones between others included."""
+
+_CELL_LIMIT = 64 * 2**20
+"""Characters of one cell in a text file."""
+
+_CHUNK = 2**20
+
+Row = dict[str, str]
+"""Column -> text; columns whose cell is empty are left out."""
+
+# What openpyxl raises on a file that is damaged is not declared.
+_DAMAGED = (
+    zipfile.BadZipFile, zlib.error, ParseError, KeyError, ValueError, TypeError, IndexError, AttributeError, OSError, EOFError,
+    NotImplementedError, RuntimeError,
+)  # fmt: skip
+
+
+def read(path: Path) -> Iterator[tuple[int, Row]]:
+    """(line or row number from 1, cells) of each row below the head, which names the columns.
+
+    The file is a workbook when it begins as one, else text with tabs where its first line holds one, else with commas. Raises
+    InputError: not a table, or too large; MissingError without the package that reads workbooks.
+    """
+    with open_input(path) as file:
+        if file.peek(len(ZIP)).startswith(ZIP):
+            yield from _rows(path, _workbook(path, file))
+            return
+        yield from _rows(path, _text(path, file))
+
+
+def _rows(path: Path, lines: Iterable[tuple[int, Sequence[str]]]) -> Iterator[tuple[int, Row]]:
+    head: Sequence[str] | None = None
+    for number, cells in lines:
+        if head is None:
+            head = [cell.strip() for cell in cells]
+            doubled = sorted({name for name in head if name and head.count(name) > 1})
+            if doubled:
+                raise InputError(f"{path} has two columns {one_line(doubled[0], 40)!r}")
+            continue
+        yield number, {name: cell for name, cell in zip(head, cells, strict=False) if name and cell}
+
+
+def _text(path: Path, file: Any) -> Iterator[tuple[int, Sequence[str]]]:
+    csv.field_size_limit(max(_CELL_LIMIT, csv.field_size_limit()))
+    first = file.peek(_CHUNK).split(b"\n", 1)[0]
+    try:
+        with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+            reader = csv.reader(text, delimiter="\t" if b"\t" in first else ",")
+            for cells in reader:
+                if cells:
+                    yield reader.line_num, cells
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise InputError(f"{path} cannot be read as a table: {error}") from None
+
+
+def _workbook(path: Path, file: Any) -> Iterator[tuple[int, Sequence[str]]]:
+    try:
+        from openpyxl import load_workbook
+    except ModuleNotFoundError:
+        raise MissingError(f"{path} is an xlsx file; {install('sheets')}") from None
+    try:
+        with zipfile.ZipFile(file) as archive:
+            _check(path, archive)
+        book = load_workbook(file, read_only=True, data_only=True, keep_links=False, keep_vba=False)
+        try:
+            yield from _sheet(path, book)
+        finally:
+            book.close()
+    except _DAMAGED as error:
+        raise InputError(f"{path} cannot be read as a workbook: {one_line(str(error) or type(error).__name__, 120)}") from None
+
+
+def _check(path: Path, archive: zipfile.ZipFile) -> None:
+    """Raises InputError for a workbook that unpacks to too much, or that declares entities."""
+    parts = archive.infolist()
+    unpacked = sum(part.file_size for part in parts)
+    if len(parts) > MAX_PARTS or unpacked > MAX_BYTES:
+        raise InputError(
+            f"{path} unpacks to {unpacked >> 20:,} MiB in {len(parts):,} parts; at most {MAX_BYTES >> 20} MiB in {MAX_PARTS:,} "
+            "are read; save the sheet as tsv"
+        )
+    tags = 0
+    for part in parts:
+        if not part.filename.lower().endswith((".xml", ".rels", ".vml")):
+            continue
+        before = b""
+        # A part is never longer than its entry says: zipfile stops there.
+        with archive.open(part) as file:
+            while chunk := file.read(_CHUNK):
+                if b"\0" in chunk:
+                    raise InputError(f"{path}: {part.filename} is not UTF-8")
+                tags += chunk.count(b"<")
+                if b"<!DOCTYPE" in before + chunk or b"<!ENTITY" in before + chunk:
+                    raise InputError(
+                        f"{path}: {part.filename} declares a document type, which no workbook needs; it is not read"
+                    )
+                before = chunk[-16:]
+        if tags > MAX_TAGS:
+            raise InputError(f"{path} has more than {MAX_TAGS:,} cells and marks; save the sheet as tsv")
+
+
+def _sheet(path: Path, book: Any) -> Iterator[tuple[int, Sequence[str]]]:
+    if not book.worksheets:
+        raise InputError(f"{path} has no sheet")
+    sheet = book.worksheets[0]
+    # What a sheet says about its size is not believed.
+    sheet.reset_dimensions()
+    cells = 0
+    for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
+        cells += 1 + len(row)
+        if cells > MAX_CELLS:
+            raise InputError(f"{path} has more than {MAX_CELLS:,} cells; save the sheet as tsv")
+        if any(value is not None for value in row):
+            yield number, [_shown(value) for value in row]
+
+
+def _shown(value: object) -> str:
+    """A cell's text: whole numbers without a decimal point, as pandas has them."""
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    return str(value)
