@@ -6,12 +6,10 @@ Example -> Annotation -> (checkpoint) -> Prediction -> Score, and a RunManifest 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -118,12 +116,7 @@ class Example(msgspec.Struct, frozen=True, eq=False):
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Example:
         """The inverse of `to_json`; other keys are passed over. Raises InputError for an object that is no example."""
-        if not isinstance(data, Mapping):
-            raise InputError(f"an Example record must be a JSON object, got {type(data).__name__}")
-        try:
-            return msgspec.convert({name: data[name] for name in _ON_DISK if name in data}, cls)
-        except msgspec.ValidationError as error:
-            raise InputError(f"not an Example record: {error}") from None
+        return _read(cls, data, _ON_DISK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +135,7 @@ class Regions:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Annotation:
+class Annotation(msgspec.Struct, frozen=True):
     """The region of interest of one example, in frame "image"; `box` None with a `reason` when none was found.
 
     With a box, `reason` is what sets it apart from the others, if anything does (interfaces.Relevance.note).
@@ -153,7 +145,7 @@ class Annotation:
 
     example_id: str
     box: Box | None
-    score: float
+    score: int | float
     policy: str
     fingerprint: str
     regions_used: tuple[int, ...] = ()
@@ -166,13 +158,10 @@ class Annotation:
         if self.box is None and not self.reason:
             raise InputError(f"an annotation without a box needs a reason ({self.example_id!r})")
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Annotation, _ANNOTATION(self)
-
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; the box as its four corners, which are in frame "image"."""
         return {
-            **_shallow(self),
+            **msgspec.structs.asdict(self),
             "box": list(self.box.corners) if self.box else None,
             "regions_used": list(self.regions_used),
         }
@@ -180,10 +169,7 @@ class Annotation:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Annotation:
         """The inverse of `to_json`. Raises InputError for an object that is no annotation."""
-        data = _known(cls, data)
-        box = data.get("box")
-        used = tuple(int(i) for i in data.get("regions_used", ()))
-        return cls(**{**data, "box": None if box is None else Box.from_json(box), "regions_used": used})
+        return _read(cls, data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +192,7 @@ class Turn:
             raise InputError("only an assistant's turn can be learnt")
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(msgspec.Struct, frozen=True):
     """What one run answered to one example.
 
     `box` is in frame "image" and is the region whose crop the second pass saw (None when there was none or it was unusable);
@@ -225,8 +210,8 @@ class Prediction:
     profile: str = "paper"
     question: str | None = None
     image: str | None = None
-    tokens: Mapping[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
+    tokens: Mapping[str, int] = {}
+    seconds: int | float = 0.0
     fingerprint: str = ""
     error: str | None = None
     transient: bool = False
@@ -239,7 +224,11 @@ class Prediction:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; the box as its four corners, which are in frame "image"."""
-        record = {**_shallow(self), "box": list(self.box.corners) if self.box else None, "tokens": dict(self.tokens)}
+        record = {
+            **msgspec.structs.asdict(self),
+            "box": list(self.box.corners) if self.box else None,
+            "tokens": dict(self.tokens),
+        }
         if not self.transient:
             del record["transient"]
         return record
@@ -247,14 +236,10 @@ class Prediction:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Prediction:
         """The inverse of `to_json`. Raises InputError for an object that is no prediction."""
-        data = _known(cls, data)
-        box = data.get("box")
-        data["transient"] = data.get("transient") is True
-        return cls(**{**data, "box": None if box is None else Box.from_json(box)})
+        return _read(cls, data)
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
+class Score(msgspec.Struct, frozen=True):
     """The verdict on one example; every aggregate is computed from these and nothing else.
 
     `value` is in the metric's own units (0..1 for accuracies); `extracted` is what was read from the answer;
@@ -262,24 +247,23 @@ class Score:
     """
 
     example_id: str
-    value: float
+    value: int | float
     extracted: str | None = None
     expected: str | None = None
-    groups: Mapping[str, str] = field(default_factory=dict)
+    groups: Mapping[str, str] = {}
     note: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
-        return {**_shallow(self), "groups": dict(self.groups)}
+        return {**msgspec.structs.asdict(self), "groups": dict(self.groups)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Score:
         """The inverse of `to_json`. Raises InputError for an object that is no score."""
-        return cls(**_known(cls, data))
+        return _read(cls, data)
 
 
-@dataclass(frozen=True, slots=True)
-class RunManifest:
+class RunManifest(msgspec.Struct, frozen=True):
     """Written last and atomically beside a stage's output: a directory without one is not finished.
 
     `counts` has at least `ok`, `failed` and `skipped`; `inputs` maps a name to {path, sha256 or fingerprint};
@@ -292,22 +276,22 @@ class RunManifest:
     fingerprint: str
     counts: Mapping[str, int]
     seed: int | None = None
-    inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    results: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    hardware: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Mapping[str, Any]] = {}
+    results: Mapping[str, Any] = {}
+    versions: Mapping[str, str] = {}
+    hardware: Mapping[str, Any] = {}
     started: str = ""
     finished: str = ""
-    seconds: float = 0.0
+    seconds: int | float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, as far as what was put in is; `manifest.write` checks."""
-        return asdict(self)
+        return msgspec.structs.asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RunManifest:
         """The inverse of `to_json`. Raises InputError for an object that is no manifest."""
-        return cls(**_known(cls, data))
+        return _read(cls, data)
 
 
 def _split(meta: Mapping[str, Any], example_id: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -371,50 +355,24 @@ steering_of = attrgetter(*STEERING_NAMES)
 """Their values, None where there is none."""
 _record_of = attrgetter(*_ON_DISK, *STEERING_NAMES)
 
-# Pickled as the call that makes them: millions travel between processes, and a frozen dataclass's own way is ten times slower.
-_ANNOTATION = attrgetter(*(f.name for f in fields(Annotation)))
+
+R = TypeVar("R", bound=msgspec.Struct)
 
 
-def _shallow(record: Any) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in record.__slots__}
+def _read(cls: type[R], data: Mapping[str, Any], names: Sequence[str] | None = None) -> R:
+    """A record of the fields `names` (by default all) that plain JSON holds; other keys, of a newer version, are passed over.
 
-
-def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `cls` found in `data`, of the kinds that JSON gives them; keys from a newer version are ignored.
-
-    Raises InputError when one is missing or of another kind. Boxes and lists are left to whoever makes them.
+    A box is its four corners. Raises InputError for an object that lacks a field, or has one of another kind or not finite.
     """
     if not isinstance(data, Mapping):
         raise InputError(f"a {cls.__name__} record must be a JSON object, got {type(data).__name__}")
-    found = {}
-    for name, required, kinds, words in _layout(cls):
-        if name not in data:
-            if required:
-                raise InputError(f"a {cls.__name__} record lacks {name!r}")
-            continue
-        value = found[name] = data[name]
-        fits = kinds is None or (isinstance(value, kinds) and not isinstance(value, bool))
-        if not fits or (type(value) is float and not math.isfinite(value)):
-            raise InputError(f"`{name}` of a {cls.__name__} record must be {words}, got {str(value)[:40]!r}")
-    return found
-
-
-_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "str": ((str,), "a text"),
-    "int": ((int,), "a whole number"),
-    "float": ((int, float), "a finite number"),
-    "Mapping": ((Mapping,), "an object"),
-}
-"""The beginning of a field's type: what JSON gives for it, and its name in a message."""
-
-
-@lru_cache
-def _layout(cls: type) -> tuple[tuple[str, bool, tuple[type, ...] | None, str], ...]:
-    """Name, whether it must be there, kinds (None: anything) and their words, of each field."""
-    rows: list[tuple[str, bool, tuple[type, ...] | None, str]] = []
-    for f in fields(cls):
-        kinds, words = _KINDS.get(re.split(r"\W", str(f.type))[0], (None, "something else"))
-        if kinds is not None and str(f.type).endswith("| None"):
-            kinds, words = (*kinds, type(None)), f"{words} or null"
-        rows.append((f.name, f.default is MISSING and f.default_factory is MISSING, kinds, words))
-    return tuple(rows)
+    values = {name: data[name] for name in names or cls.__struct_fields__ if name in data}
+    for name, value in values.items():
+        if type(value) is float and not math.isfinite(value):
+            raise InputError(f"`{name}` of a {cls.__name__} record must be a finite number, got {value}")
+    if values.get("box") is not None:
+        values["box"] = Box.from_json(values["box"])
+    try:
+        return msgspec.convert(values, cls)
+    except msgspec.ValidationError as error:
+        raise InputError(f"not a {cls.__name__} record: {error}") from None

@@ -38,7 +38,7 @@ def test_every_arm_runs_and_the_engine_answers_as_the_loop(family: str, capsys: 
     assert int(compared.split()[0]) > 2, "most answers differ, so that equal ones say something"
     for arm in ARMS:
         seconds, ratio, *_ = next(line for line in lines if line.startswith(arm.ljust(29))).removeprefix(arm).split()
-        assert float(seconds) > 0 and float(ratio) > 0
+        assert min(float(seconds), float(ratio)) > 0
 
 
 def test_an_engine_that_answers_otherwise_stops_it(monkeypatch: pytest.MonkeyPatch):

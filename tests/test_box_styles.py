@@ -11,10 +11,12 @@ import pytest
 from box_styles import PROFILES, SPECIAL, STYLES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_llava import byte_tokenizer
 
 from cos_core.dialogue.box_grammar import BoxGrammar
 from cos_core.dialogue.box_text import read_box, write_box
 from cos_core.dialogue.prompts import load_profile
+from cos_core.engines._constrain import TokenGrammar
 from cos_core.errors import FrameError, InputError
 from cos_core.geometry import Box, in_frame
 from cos_core.types import BOX_STATUSES
@@ -265,7 +267,7 @@ def test_a_text_that_ends_with_a_number_is_no_grammar() -> None:
         BoxGrammar(replace(PROFILES["undocumented"], box_text="{x0} {y0} {x1} {y1}"))
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     st.sampled_from(PLAIN),
     st.sampled_from([SEEN, (1, 1), (9, 10), (1, 3000), (28, 99), (100, 1001)]),
@@ -348,3 +350,22 @@ def test_the_pattern_of_whole_numbers(top: int, inside: str, outside: str) -> No
         assert re.fullmatch(pattern, f"x {number}:{number}; y {number}/{number};")
     assert not re.fullmatch(pattern, f"x {outside}:{outside}; y {outside}/{outside};")
     assert not re.fullmatch(pattern, "x 00:1; y 0/1;")
+
+
+def test_marks_that_a_tokenizer_takes_for_special_tokens_are_refused() -> None:
+    """InternVL's `<box>`: a reply would come without it. As plain text, or as a token like others, it is decoded."""
+    grammar = grammar_of("internvl")
+    for special in (None, False, True):
+        tokenizer = byte_tokenizer()
+        if special is not None:
+            tokenizer.add_tokens(["<box>", "</box>"], special_tokens=special)
+        if special:
+            with pytest.raises(InputError, match="special tokens"):
+                TokenGrammar(grammar, tokenizer, "ASSISTANT:")
+            continue
+        tokens = TokenGrammar(grammar, tokenizer, "ASSISTANT:")
+        written = tokens.ids_of(WRITTEN["internvl"])
+        assert tokens.text(written) == WRITTEN["internvl"]
+        assert tokens.complete(written)
+        again = TokenGrammar(grammar_of("internvl"), tokenizer, "ASSISTANT:")
+        assert again.candidates == tokens.candidates

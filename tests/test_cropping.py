@@ -7,16 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from box_styles import PROFILES
 from PIL import Image
 from two_passes import QUIET, Recorder, make_pictures, questions, stored
 
+from cos_core.dialogue.box_grammar import BoxGrammar
 from cos_core.dialogue.cropping import CropSettings, crop_region, region_of
 from cos_core.dialogue.prompts import load_profile
+from cos_core.errors import InputError
 from cos_core.files import manifest, plug
 from cos_core.files.images import open_image
 from cos_core.geometry import Box
 from cos_core.infer import InferConfig, run
+from cos_core.infer.passes import Setting, TwoPass
+from cos_core.training.dataset import as_written
 from cos_core.training.region_crops import RegionCrops
+from cos_core.types import Example, Prediction
 from cos_core.visualize import run_report
 from cos_core.visualize.overlay import OverlayConfig
 from cos_core.visualize.overlay import run as overlay
@@ -126,3 +132,92 @@ def test_an_album_is_cut_as_its_backbone_cuts(crop_from: str) -> None:
     crops = RegionCrops(grid).crops(picture, "a.png", profile.crop_from, GREY)
     expected = [crop_region(picture, box, profile.crop_from, GREY) for box in grid.detect(picture, "a.png").boxes]
     assert [crop.tobytes() for crop in crops] == [crop.tobytes() for crop in expected]
+
+
+# --- boxes of the picture ------------------------------------------------------------------------------------------------
+
+
+def shown_smaller(size: tuple[int, int]) -> tuple[int, int]:
+    """As a model that sees half the pixels; of the portrait it says that it cannot be shown."""
+    if size[1] > size[0]:
+        raise InputError("the picture is too tall")
+    return size[0] // 2, size[1] // 2
+
+
+def one_pass(picture: Image.Image, engine: Recorder, **changes: object) -> Prediction:
+    profile = PROFILES["qwen2_5_vl"]
+    policy = changes.pop("policy", "from_single_question")
+    values: dict = {"policy": plug.load("policies", str(policy)), "profile": profile, "fill": GREY, "seen": shown_smaller}
+    example = Example(id="q", dataset="d", image="a.png", question="colour?", meta={"gold": [0.1, 0.3, 0.5, 0.9]})
+    (prediction,) = TwoPass(engine, Setting(**{**values, **changes})).predict([(example, picture)])
+    return prediction
+
+
+def test_the_area_of_a_box_of_the_picture_is_the_box() -> None:
+    region = region_of('{"bbox_2d": [5, 2, 10, 10]}', (40, 20), PROFILES["qwen2_5_vl"], "full", (20, 10))
+    assert region.area == region.box == Box(0.25, 0.2, 0.5, 1.0, "image")
+    assert region.status == "ok"
+    assert region_of("[0, 0, 0, 9]", (40, 20), PROFILES["qwen3_vl"], "center").area == Box(0.25, 0.25, 0.75, 0.75, "image")
+
+
+def test_pixels_are_read_at_the_size_that_the_model_sees() -> None:
+    picture = Image.new("RGB", (40, 20))
+    picture.putdata([(x, y, 9) for y in range(20) for x in range(40)])
+    engine = Recorder('{"bbox_2d": [5, 2, 10, 10]}')
+    prediction = one_pass(picture, engine)
+    assert (prediction.box, prediction.box_status) == (Box(0.25, 0.2, 0.5, 1.0), "ok")
+    seen = engine.seen[-1].images["roi"]
+    assert seen.tobytes() == picture.crop((10, 4, 20, 20)).tobytes()
+    # A report knows the recorded settings and the prediction, not the model.
+    settings = {"profile": json.loads(json.dumps(PROFILES["qwen2_5_vl"].to_json())), "fill": GREY, "on_bad_box": "full"}
+    crops = CropSettings.from_settings(settings)
+    assert crops is not None
+    again = crops.crop(picture, Prediction.from_json(json.loads(json.dumps(prediction.to_json()))))
+    assert again is not None
+    assert again.tobytes() == seen.tobytes()
+    assert CropSettings.from_settings({**settings, "profile": load_profile("chat").to_json()}) is None
+
+
+def test_a_fixed_box_is_written_at_the_size_that_the_model_sees() -> None:
+    prediction = one_pass(Image.new("RGB", (40, 20)), Recorder(), policy="gold")
+    assert prediction.box_text == '{"bbox_2d": [2, 3, 10, 9]}'
+    assert prediction.box == Box(0.1, 0.3, 0.5, 0.9)
+
+
+def test_a_picture_that_cannot_be_shown_fails_alone() -> None:
+    prediction = one_pass(Image.new("RGB", (20, 40)), Recorder())
+    assert prediction.error == "the picture is too tall"
+    assert one_pass(Image.new("RGB", (20, 40)), Recorder(), policy="none").error is None, "no box, no size"
+
+
+def test_the_grammar_of_pixels_is_the_pictures() -> None:
+    engine = Recorder('{"bbox_2d": [5, 2, 10, 10]}')
+    one_pass(Image.new("RGB", (40, 20)), engine, box_decode="grammar")
+    assert engine.seen[0].grammar == BoxGrammar(PROFILES["qwen2_5_vl"], (20, 10))
+    one_pass(Image.new("RGB", (40, 20)), engine, box_decode="grammar", profile=PROFILES["qwen3_vl"])
+    assert engine.seen[2].grammar == BoxGrammar(PROFILES["qwen3_vl"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"profile": load_profile("chat")},
+        {"seen": None},
+        {"profile": PROFILES["qwen2_vl"], "box_decode": "grammar"},
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_the_first_question(changes: dict) -> None:
+    engine = Recorder()
+    with pytest.raises(InputError):
+        one_pass(Image.new("RGB", (40, 20)), engine, **changes)
+    assert not engine.seen
+    assert one_pass(Image.new("RGB", (40, 20)), engine, policy="none", **changes).error is None
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_training_cuts_what_answering_cuts(name: str) -> None:
+    size, profile = (61, 47), PROFILES[name]
+    text, written = as_written(Box(0.2, 0.3, 0.7, 0.8), size, profile, (122, 94))
+    region = region_of(text, size, profile, "skip", (122, 94))
+    assert (region.area, region.status) == (written, "ok")
+    assert written.frame == profile.box_frame

@@ -16,6 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
+from box_styles import PROFILES
 from documents import ROOT
 from PIL import Image
 from tiny_llava import byte_tokenizer
@@ -394,6 +395,32 @@ def test_what_a_model_is_shown_is_what_the_version_says() -> None:
         box = policy.fixed_box(example, 3) if policy.fixed_box else None
         digest.update(repr((policy.name, policy.source, policy.asks, box)).encode())
     assert digest.hexdigest() == SHOWN[DIALOGUE_VERSION]
+
+
+STYLES_SHOWN = {1: "d1e3441c18931a0b5e993322e2f90414fd5e1a974468ee271449b3b9d20266c6"}  # pragma: allowlist secret
+"""As SHOWN, for checkpoints that are asked through their chat templates and write boxes as their families do."""
+
+
+def test_what_the_families_are_shown_is_what_the_version_says() -> None:
+    digest = hashlib.sha256(repr(_dialogues(load_profile("chat"))).encode())
+    size, seen = (90, 40), (84, 56)
+    for name, profile in sorted(PROFILES.items()):
+        texts = [write_box(Box(*corners, profile.box_frame), profile, seen) for corners in BOXES]
+        for text in (*texts, *TEXTS, *TEXTS_OF_FAMILIES):
+            digest.update(repr((name, text, region_of(text, size, profile, "center", seen))).encode())
+    assert digest.hexdigest() == STYLES_SHOWN[DIALOGUE_VERSION]
+
+
+BOXES = ((0.1234567, 0.2, 0.5, 0.99999), (0.0, 0.0, 1.0, 1.0), (0.3, 0.4, 0.30001, 0.9))
+TEXTS_OF_FAMILIES = (
+    "(74,361),(324,808)",
+    '```json\n[{"bbox_2d": [7, 3, 32, 40], "label": "2 dogs"}, {"bbox_2d": [1, 2, 3, 4]}]\n```',
+    '{"bbox_2d": ["324", "808", "74", "361"]}',
+    "<ref>cats</ref><box>[[7.5, 3, 32, 1940]]</box>",
+    "<loc0256><loc0077><loc0768><loc0512> 2 dogs",
+    "x0=0.1, y0=0.2, x1=0.8, y1=0.9",
+    "In 1990 there were 3 dogs, 4 cats and 12 birds.",
+)
 
 
 def _dialogues(profile: prompts.Profile) -> list[Any]:

@@ -74,7 +74,7 @@ def test_both_passes_are_the_same(
     for a, b in zip(own, other, strict=True):
         assert (b.box_text, b.box_status, b.answer, b.tokens, b.error) == (a.box_text, a.box_status, a.answer, a.tokens, None)
     assert len({prediction.answer for prediction in own}) > 3, "one answer to everything would show nothing"
-    # The base model answers in its first pass where nothing keeps it from that: it has not been trained yet. By grammar all is a
-    # box, and a few of them lie in the padding.
+    # The base model answers in its first pass where nothing keeps it from that: it has not been trained yet. By grammar all is
+    # a box, and a few of them lie in the padding.
     usable = sum(prediction.box_status == "ok" for prediction in own)
     assert usable > (0.8 * len(asked) if box_decode == "grammar" else 0)

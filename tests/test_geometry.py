@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cos_core.dialogue.box_text import read_box, write_box
 from cos_core.dialogue.prompts import load_profile
 from cos_core.errors import FrameError, InputError
-from cos_core.geometry import Box, SquarePad, bounding, clipped, full_box
+from cos_core.geometry import Box, SquarePad, bounding, clipped, full_box, in_frame
 
 PRIMES = (1, 2, 3, 7, 13, 97, 101, 239, 337, 641, 997, 1009, 2003, 4999, 7919, 30011)
 sizes = st.tuples(st.sampled_from(PRIMES), st.sampled_from(PRIMES))
@@ -152,3 +152,14 @@ def test_json_round_trip() -> None:
     box = Box(0.1, 0.2, 0.3, 0.4, "square")
     assert Box.from_json(box.to_json()) == box
     assert Box.from_json([0, 0, 1, 1]) == full_box()
+
+
+def test_a_box_in_the_frame_asked_for() -> None:
+    wide, box = (40, 20), Box(0.25, 0.5, 0.75, 1.0)
+    assert in_frame(box, "image", wide) is box
+    square = in_frame(box, "square", wide)
+    assert square == SquarePad(*wide).to_square(box)
+    assert in_frame(square, "square", wide) is square
+    assert in_frame(square, "image", wide) == box
+    with pytest.raises(InputError):
+        in_frame(Box(0, 0, 1, 0.2, "square"), "image", wide)

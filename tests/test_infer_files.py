@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 from PIL import Image
 from reporters import Told
 from two_passes import BOX, QUIET, Recorder, comparable, failing_data, make_config, questions, stored
@@ -154,7 +155,9 @@ def test_failures_are_asked_again_only_when_wished(config: InferConfig, tmp_path
     assert (done.counts["ok"], done.counts["failed"]) == (4, 1)
     straight = replace(config, out=tmp_path / "straight.jsonl")
     run(straight, QUIET, Recorder())
-    assert [replace(p, seconds=0) for p in stored(config.out)] == [replace(p, seconds=0) for p in stored(straight.out)]
+    assert [structs.replace(p, seconds=0) for p in stored(config.out)] == [
+        structs.replace(p, seconds=0) for p in stored(straight.out)
+    ]
 
 
 def test_a_doubled_line_with_another_answer_is_warned_of(config: InferConfig) -> None:

@@ -7,12 +7,13 @@ import hashlib
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from refusals import refused
 
 import cos_core
@@ -152,7 +153,7 @@ def test_a_run_from_start_to_manifest(tmp_path: Path) -> None:
     assert manifest.read(path).to_json() == done.to_json()
     beside = manifest.path_for(tmp_path / "out.jsonl")
     assert beside.name == "out.jsonl.manifest.json"
-    manifest.write(beside, replace(done, stage="infer"))
+    manifest.write(beside, structs.replace(done, stage="infer"))
     assert manifest.read(beside).stage == "infer"
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from cos_core.dialogue.encoding import tokenize
 from cos_core.errors import InputError
@@ -28,7 +29,8 @@ class TokenGrammar:
     """One grammar under one tokenizer; shared by all rows that decode by it.
 
     `role`: the text of the prompt in front of a reply, `gap`: what the reply begins with (LoadedModel). Raises InputError when
-    the tokenizer merges the role with the text behind it.
+    the tokenizer merges the role with the text behind it, and when it writes the grammar's texts with special tokens, which
+    are dropped from every reply.
     """
 
     grammar: Grammar
@@ -45,14 +47,11 @@ class TokenGrammar:
 
     def __post_init__(self) -> None:
         self._role = self._ids(self.role)
-        self.ids_of(self.grammar.finish(""))
-        allowed = self.grammar.alphabet | {" "}
-        spaces = {"\N{LOWER ONE EIGHTH BLOCK}": " ", "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}": " "}
-        for token, number in self.tokenizer.get_vocab().items():
-            written = "".join(spaces.get(c, c) for c in token)
-            if written and set(written) <= allowed:
-                self.candidates.append(number)
-                self._texts[number] = written
+        special = {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        if (special - {self.tokenizer.unk_token_id}) & set(self.ids_of(self.grammar.finish(""))):
+            raise InputError("this tokenizer writes a box with special tokens; decode boxes freely")
+        self._texts = _made_of(self.grammar.alphabet | {" "}, self.tokenizer)
+        self.candidates = list(self._texts)
 
     def ids_of(self, text: str) -> list[int]:
         """The tokenizer's own tokens of a reply, as they stand behind the assistant's role."""
@@ -108,6 +107,23 @@ class TokenGrammar:
         """Whether `ids` are a whole text."""
         text = self.text(ids)
         return not self.grammar.follows(text) and self.grammar.viable(text)
+
+
+_KNOWN_TOKENS: WeakKeyDictionary[PreTrainedTokenizerBase, dict[frozenset[str], dict[int, str]]] = WeakKeyDictionary()
+"""What `_made_of` found: where boxes are in pixels every size of picture has its own grammar, and all have one alphabet."""
+
+
+def _made_of(characters: frozenset[str], tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """The tokens that are made of these characters, id to text; not to be changed."""
+    known = _KNOWN_TOKENS.setdefault(tokenizer, {})
+    if characters not in known:
+        spaces = {"\N{LOWER ONE EIGHTH BLOCK}": " ", "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}": " "}
+        texts = known[characters] = {}
+        for token, number in tokenizer.get_vocab().items():
+            written = "".join(spaces.get(c, c) for c in token)
+            if written and set(written) <= characters:
+                texts[number] = written
+    return known[characters]
 
 
 def shared(ways: Sequence[list[int]]) -> list[int]:

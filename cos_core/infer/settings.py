@@ -70,7 +70,7 @@ def model_fingerprint(config: InferConfig) -> str:
 def resolved_profile(config: InferConfig) -> Profile:
     """The one profile of a run: for its dialogues, its crops and the engine's encoding. Raises InputError."""
     served = _served(config)
-    return wording.resolved_profile(checkpoint_folder(config), config.profile) if served is None else served.dialogue.profile
+    return profile_of(checkpoint_folder(config), config.profile) if served is None else served.dialogue.profile
 
 
 def _sight(config: InferConfig) -> Sight | None:

@@ -1,6 +1,7 @@
 """Loading any checkpoint that `cos` can ask.
 
-LLaVA-1.5 has a fast path of its own, models without a dialogue are asked in plain text, every other family is of the general class.
+LLaVA-1.5 has a fast path of its own, models without a dialogue are asked in plain text, every other family is of the general
+class.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class TextualModel:
         profile = self.profile
         return profile.system + profile.user + "".join(before), slot.slot, "".join(after) + profile.assistant
 
-    def tensors(self, asked: Sequence[tuple[Sequence[Turn], Mapping[Slot, Image]]]) -> dict[str, torch.Tensor]:
+    def tensors(self, asked: Sequence[tuple[Sequence[Turn], Mapping[str, Image]]]) -> dict[str, torch.Tensor]:
         """What `generate` takes for dialogues and their pictures by slot: rows padded to one length, on the left.
 
         Raises InputError for a question that is too long for the query transformer.
@@ -97,7 +97,7 @@ class TextualModel:
         rows = [self._row(self.prompt(turns), images) for turns, images in asked]
         return {name: _stacked(name, [row[name] for row in rows]) for name in rows[0]}
 
-    def _row(self, prompt: tuple[str, Slot, str], images: Mapping[Slot, Image]) -> dict[str, torch.Tensor]:
+    def _row(self, prompt: tuple[str, Slot, str], images: Mapping[str, Image]) -> dict[str, torch.Tensor]:
         before, slot, after = prompt
         if self.family.pictures_in_text:
             row = dict(

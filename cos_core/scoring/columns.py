@@ -276,15 +276,6 @@ ScoreTexts = tuple[str | None, str | None, str | None]
 """A score's texts: extracted, expected, note."""
 
 
-class _ScoreRow(msgspec.Struct, gc=False):
-    example_id: str
-    value: int | float
-    extracted: str | None = None
-    expected: str | None = None
-    groups: dict[str, str] = {}
-    note: str | None = None
-
-
 class Scores(_Sequence[Score]):
     """Scores as columns, equal texts stored once. `known`: ids that the scores are expected to have, in order."""
 
@@ -381,9 +372,7 @@ class Scores(_Sequence[Score]):
         columns = (column[start:stop] for column in self._text_columns.values())
         rows = zip(self.ids.names[start:stop], range(start, stop), *columns, strict=True)
         try:
-            return _encode_lines(
-                [_ScoreRow(name, self.value(n), x, y, self.groups_of(n), note) for name, n, x, y, note in rows]
-            )
+            return _encode_lines([Score(name, self.value(n), x, y, self.groups_of(n), note) for name, n, x, y, note in rows])
         except (UnicodeEncodeError, OverflowError):
             # A lone surrogate in an id or an answer: msgspec does not encode it.
             return b"".join(encode_line(self._row(place).to_json()) for place in range(start, stop))
@@ -412,7 +401,7 @@ class Scores(_Sequence[Score]):
 
 
 _encode_lines = msgspec.json.Encoder().encode_lines
-_quick_score = msgspec.json.Decoder(_ScoreRow).decode
+_quick_score = msgspec.json.Decoder(Score).decode
 
 
 def read_scores(path: Path, on_problem: OnProblem | None = None, known: IdColumn | None = None) -> Scores:
