@@ -227,8 +227,6 @@ class Reply:
 class Engine(Plugin):
     """Turns requests into replies, in order. It knows nothing of Chain-of-Spot."""
 
-    __slots__ = ()
-
     name: str
     concurrency: int = 1
     """Requests that may be under way at once; above 1 `generate` is called from several threads, each with one question's next

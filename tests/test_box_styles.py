@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny_llava import byte_tokenizer
 
 from cos_core.dialogue.box_grammar import BoxGrammar
-from cos_core.dialogue.box_text import read_box, write_box
+from cos_core.dialogue.box_text import read_box, with_marks, write_box
 from cos_core.dialogue.prompts import load_profile
 from cos_core.engines._constrain import TokenGrammar
 from cos_core.errors import FrameError, InputError
@@ -211,6 +211,17 @@ def test_a_long_text_takes_no_long_time(piece: str) -> None:
         for hostile in (text, f'{{"bbox_2d": [{text}, 2, 3, 4]}}', f"[1{text}%"):
             read_box(hostile, PROFILES[name], SEEN)
         assert time.process_time() - start < 5, name
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_marks_that_a_decoder_dropped_are_put_back(name: str) -> None:
+    text, profile = WRITTEN[name], PROFILES[name]
+    dropped = re.sub(r"<[|/]?box[^>]*>", "", text)
+    assert (dropped != text) == (name in ("qwen2_vl", "internvl"))
+    assert with_marks(dropped, profile) == with_marks(text, profile) == text
+    assert with_marks(f" {dropped}\n", profile) == (text if dropped != text else f" {dropped}\n")
+    for other in ("", "red", dropped + ".", dropped[1:], "(1, 2),(3, 4)", "[[1,2,3,4]]", "<|box_start|>(1,2),(3,4)"):
+        assert with_marks(other, profile) == other
 
 
 # --- there and back ------------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def test_the_table_is_fresh() -> None:
 
 
 def test_every_line_of_the_table_is_understood() -> None:
-    known = {"command", "usual", "flag", "text", "path", "profile", "model", "run", "store", "example"}
+    known = {"command", "usual", "flag", "text", "path", "profile", "family", "model", "run", "store", "example"}
     known |= {"backbones", "benchmarks", "detectors", "engines", "policies", "runners", "roi"}
     for line in table.table().splitlines():
         path, name, takes, repeated, value, words = line.split("\t")

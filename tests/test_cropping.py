@@ -178,6 +178,16 @@ def test_pixels_are_read_at_the_size_that_the_model_sees() -> None:
     assert CropSettings.from_settings({**settings, "profile": load_profile("chat").to_json()}) is None
 
 
+def test_the_second_pass_shows_the_marks_that_a_server_dropped() -> None:
+    engine = Recorder("(250,200),(500,999)")
+    prediction = one_pass(Image.new("RGB", (40, 20)), engine, profile=PROFILES["qwen2_vl"])
+    assert (prediction.box_text, prediction.box_status) == ("<|box_start|>(250,200),(500,999)<|box_end|>", "ok")
+    assert engine.seen[-1].turns[1].parts == (prediction.box_text,)
+    engine = Recorder("at (250, 200), (500, 999)")
+    prediction = one_pass(Image.new("RGB", (40, 20)), engine, profile=PROFILES["qwen2_vl"])
+    assert (prediction.box_text, prediction.box_status) == ("at (250, 200), (500, 999)", "repaired")
+
+
 def test_a_fixed_box_is_written_at_the_size_that_the_model_sees() -> None:
     prediction = one_pass(Image.new("RGB", (40, 20)), Recorder(), policy="gold")
     assert prediction.box_text == '{"bbox_2d": [2, 3, 10, 9]}'

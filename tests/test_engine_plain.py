@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from cos_core.dialogue import prompts
-from cos_core.dialogue.box_text import BoxGrammar
+from cos_core.dialogue.box_grammar import BoxGrammar
 from cos_core.engines._batch import token_bytes
 from cos_core.engines._plain import PlainEngine
 from cos_core.engines.hf import HfEngine

@@ -262,7 +262,8 @@ def _gemma3(s: Shape) -> Parts:
 def _paligemma(s: Shape) -> Parts:
     from transformers import PaliGemmaConfig, SiglipImageProcessorPil
 
-    places = tuple(f"<loc{i:04}>" for i in range(1024))
+    # Its processor adds these two kinds of words to a tokenizer that lacks them.
+    places = tuple(f"<loc{i:04}>" for i in range(1024)) + tuple(f"<seg{i:03}>" for i in range(128))
     tokens = byte_tokenizer(["<pad>", "<eos>", "<bos>", "<image>"], s, bos="<bos>", eos="<eos>", pad="<pad>", plain=places)
     side = s.grid * 2 * s.patch
     images = SiglipImageProcessorPil(size=square(side), **HALF)

@@ -40,6 +40,9 @@ def table(manifest: RunManifest) -> Lines:
     regions = results.get("regions", {})
     below += [f"regions: {regions['usable']:,} of {regions['n']:,} boxes usable; the others are no hits"] if regions else []
     below += [f"beside the score: {words}" for words in remark_lines(results.get("beside", {}))]
+    if recorded := results.get("recorded"):
+        about = f"recorded by {recorded['harness']} of {recorded['model'] or 'a model without name'}, to its own prompts"
+        below += textwrap.wrap(escaped(f"{about}; questions found by {recorded['found_by']}"), WIDTH)
     below += (
         textwrap.wrap(escaped(f"joined in part only: {results['partial_join']}"), WIDTH) if "partial_join" in results else []
     )

@@ -47,13 +47,15 @@ def sides(style: BoxStyle, seen: tuple[int, int] | None) -> tuple[int, int]:
 class _Reading:
     """What `read_box` looks for under a style.
 
-    `exact`: whole texts as `write_box` writes them, and the same without the marks in angle brackets, which decoders drop with
-    other special tokens. `numbers`: every number in a text, and whether "%" follows. `word`: the last word in front of the
-    first number ("bbox_2d", "box_start"), if there is one. `opening`, `gaps`: what stands in front of the first number and
-    between the numbers, blanks and quotes left out.
+    `places`, `literals`: the style's. `exact`: whole texts as `write_box` writes them, and the same without the marks in angle
+    brackets, which decoders drop with other special tokens. `numbers`: every number in a text, and whether "%" follows. `word`:
+    the last word in front of the first number ("bbox_2d", "box_start"), if there is one. `opening`, `gaps`: what stands in
+    front of the first number and between the numbers, blanks and quotes left out.
     """
 
     style: BoxStyle
+    places: tuple[str, ...]
+    literals: tuple[str, ...]
     exact: tuple[re.Pattern[str], ...]
     numbers: re.Pattern[str]
     word: re.Pattern[str] | None
@@ -79,6 +81,8 @@ def _reading(profile: Profile) -> _Reading:
     opening = re.search(r"[^\w]?\w*$", _squeezed(bare[0]))
     return _Reading(
         style,
+        tuple(style.places),
+        tuple(literals),
         exact,
         re.compile(rf"((?:{starts}){_NUMERAL}|\bnan\b|\binf(?:inity)?\b)(?:\s?(%))?", re.IGNORECASE),
         re.compile(rf"{re.escape(words[-1])}\W*$") if words else None,
@@ -99,7 +103,8 @@ def write_box(box: Box, profile: Profile, seen: tuple[int, int] | None = None) -
     sees it, for boxes in pixels. Raises FrameError for a box in another frame, InputError for a profile whose boxes are not
     settled (`box` "family"), and for pixels without `seen`.
     """
-    style = _reading(profile).style
+    reading = _reading(profile)
+    style = reading.style
     if box.frame != style.frame:
         raise FrameError(
             f"the profile {profile.name!r} writes boxes in the frame {style.frame!r}, got one in {box.frame!r};"
@@ -113,8 +118,23 @@ def write_box(box: Box, profile: Profile, seen: tuple[int, int] | None = None) -
         x = [whole(v, style) for v in _lines(box.x0, box.x1, wide, style)]
         y = [whole(v, style) for v in _lines(box.y0, box.y1, high, style)]
     named = {"x0": x[0], "y0": y[0], "x1": x[1], "y1": y[1]}
-    literals = style.literals
-    return literals[0] + "".join(named[place] + behind for place, behind in zip(style.places, literals[1:], strict=True))
+    return _joined([named[place] for place in reading.places], reading)
+
+
+def _joined(numbers: Sequence[str], reading: _Reading) -> str:
+    first, *rest = reading.literals
+    return first + "".join(number + behind for number, behind in zip(numbers, rest, strict=True))
+
+
+def with_marks(text: str, profile: Profile) -> str:
+    """A reply as the model wrote it, where a decoder dropped the marks of a box with other special tokens.
+
+    Only a text that is exactly what the codec writes, without any mark in angle brackets, gets them back; the second pass then
+    shows the model its own tokens. Every other text is returned as it is.
+    """
+    reading = _reading(profile)
+    bare = reading.exact[1].fullmatch(text.strip()) if len(reading.exact) > 1 else None
+    return _joined(bare.groups(), reading) if bare else text
 
 
 def _digits(value: float, profile: Profile) -> str:
@@ -188,7 +208,7 @@ def read_box(text: str, profile: Profile, seen: tuple[int, int] | None = None) -
         status, found = "repaired", _found(text, profile, reading)
     if found is None:
         return None, "unparsable"
-    named = dict(zip(reading.style.places, found, strict=True))
+    named = dict(zip(reading.places, found, strict=True))
     if _in_fractions(found, reading.style):
         wide, high = 1, 1
     x0, x1 = (named[place].of(wide) for place in ("x0", "x1"))

@@ -42,4 +42,5 @@ def _message(turn: Turn, behind: str, picture: Callable[[Slot], Message]) -> Mes
         elif text := part.removeprefix(behind) if after_image else part:
             content.append(text_part(text))
         after_image = isinstance(part, ImageSlot)
-    return {"role": turn.role, "content": content}
+    # Templates ask what a turn begins with (Idefics3's), and a first pass may have written nothing.
+    return {"role": turn.role, "content": content or [text_part("")]}

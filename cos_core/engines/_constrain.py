@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+import torch
+
 from cos_core.dialogue.encoding import tokenize
 from cos_core.errors import InputError
 from cos_core.interfaces import Grammar
+from cos_core.models.loaded import LoadedModel
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
 KNOWN_TEXTS = 20_000
@@ -30,7 +32,7 @@ class TokenGrammar:
 
     `role`: the text of the prompt in front of a reply, `gap`: what the reply begins with (LoadedModel). Raises InputError when
     the tokenizer merges the role with the text behind it, and when it writes the grammar's texts with special tokens, which
-    are dropped from every reply.
+    may be left out of a reply's text.
     """
 
     grammar: Grammar
@@ -124,6 +126,29 @@ def _made_of(characters: frozenset[str], tokenizer: PreTrainedTokenizerBase) -> 
             if written and set(written) <= characters:
                 texts[number] = written
     return known[characters]
+
+
+GRAMMARS = 32
+"""Grammars that are remembered: boxes in pixels have one for every size of a picture."""
+
+
+class TokenGrammars:
+    """The grammars of one model, the last ones remembered; `device`: where its logits are."""
+
+    def __init__(self, loaded: LoadedModel, device: torch.device) -> None:
+        self._loaded, self._device = loaded, device
+        self._known: dict[Grammar, TokenGrammar] = {}
+
+    def of(self, grammar: Grammar) -> TokenGrammar:
+        """Raises InputError for one that the model's tokenizer cannot write."""
+        tokens = self._known.pop(grammar, None)
+        if tokens is None:
+            tokens = TokenGrammar(grammar, self._loaded.tokenizer, self._loaded.role, self._loaded.gap)
+            tokens.index = torch.tensor(tokens.candidates, dtype=torch.long, device=self._device)
+        self._known[grammar] = tokens
+        if len(self._known) > GRAMMARS:
+            del self._known[next(iter(self._known))]
+        return tokens
 
 
 def shared(ways: Sequence[list[int]]) -> list[int]:

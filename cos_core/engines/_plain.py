@@ -17,7 +17,7 @@ import transformers
 
 from cos_core.dialogue.messages import Message, chat_messages
 from cos_core.engines._batch import NOT_A_NUMBER, token_bytes, usual_budget
-from cos_core.engines._constrain import TokenGrammar
+from cos_core.engines._constrain import TokenGrammar, TokenGrammars
 from cos_core.errors import InputError
 from cos_core.files import images
 from cos_core.interfaces import Engine, Grammar, Reply, Request
@@ -135,7 +135,7 @@ class PlainEngine(Engine):
         self.loaded = loaded
         self._inputs: _Inputs = TextInputs(loaded) if isinstance(loaded, TextualModel) else TemplateInputs(loaded)
         self._stop = loaded.stop_ids
-        self._grammars: dict[Grammar, TokenGrammar] = {}
+        self._grammars: TokenGrammars | None = None
         self._token_bytes = token_bytes(loaded.model.config.get_text_config(), loaded.model.dtype)
         self.kv_budget = kv_budget or usual_budget(loaded.device)
         self.rows = memory.Allowance()
@@ -195,9 +195,9 @@ class PlainEngine(Engine):
             return None
         if isinstance(self.loaded, TextualModel):
             raise InputError(f"{self.loaded.family.name} is asked one question in plain text, which no grammar goes with")
-        if grammar not in self._grammars:
-            self._grammars[grammar] = TokenGrammar(grammar, self.loaded.tokenizer, self.loaded.role, self.loaded.gap)
-        return self._grammars[grammar]
+        if self._grammars is None:
+            self._grammars = TokenGrammars(self.loaded, self.loaded.device)
+        return self._grammars.of(grammar)
 
     def _run(self, jobs: Sequence[_Job]) -> None:
         """Answers jobs together; one whose pictures the processor does not take, or that is too long, fails alone."""

@@ -9,6 +9,7 @@ writes.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,20 @@ from cos_core.models import pretrained
 from cos_core.system.memory import is_out_of_memory
 
 if TYPE_CHECKING:
-    from cos_core.engines.hf import HfEngine
     from cos_core.models.general import GeneralModel
+
+
+class FastEngine(Engine):
+    """An engine whose ways are tried: it keeps what it computed for later, and gives its logits."""
+
+    @abstractmethod
+    def logits(self, requests: Sequence[Request]) -> torch.Tensor:
+        """Logits behind each dialogue, (requests, vocabulary). Raises InputError where one cannot be run."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Lets go of what it keeps for later."""
+
 
 _ROOM = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 2e-2}
 _ROOM_OF_BFLOAT16 = 6e-2
@@ -32,7 +45,7 @@ _NEW_TOKENS = 4
 _BOX = "[0.250, 0.250, 0.750, 0.750]"
 
 
-def tried(loaded: GeneralModel, fast: Callable[[], HfEngine], kv_budget: int | None) -> Engine:
+def tried(loaded: GeneralModel, fast: Callable[[], FastEngine], kv_budget: int | None) -> Engine:
     """The engine that `fast` makes for a model of a family without a file, where it gives the model's own answers; the plain
     one where it does not, with a `remark` that says so. Where a second picture changes nothing, `one_picture` says that.
 
@@ -49,7 +62,7 @@ def tried(loaded: GeneralModel, fast: Callable[[], HfEngine], kv_budget: int | N
         one_picture = f"{loaded.name} shows one picture in a dialogue (another second picture changes no logit)"
     reason = _why_plain(fast, plain, (one, two), own)
     if isinstance(reason, str):
-        engine: HfEngine | PlainEngine = plain
+        engine: Engine = plain
         engine.remark = (
             f"{loaded.name} is of a family without a file in cos: every dialogue is computed from its start by the library's "
             f"own generate, more slowly, because {reason}"
@@ -61,8 +74,8 @@ def tried(loaded: GeneralModel, fast: Callable[[], HfEngine], kv_budget: int | N
 
 
 def _why_plain(
-    fast: Callable[[], HfEngine], plain: PlainEngine, requests: Sequence[Request], own: Sequence[torch.Tensor]
-) -> str | HfEngine:
+    fast: Callable[[], FastEngine], plain: PlainEngine, requests: Sequence[Request], own: Sequence[torch.Tensor]
+) -> str | FastEngine:
     """The fast engine where it answers `requests` as the model does, whose logits behind them are `own`; else why it is not
     taken, as the end of a sentence."""
     slow = plain.generate(requests)

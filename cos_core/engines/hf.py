@@ -36,13 +36,13 @@ from cos_core.engines._batch import (
     token_bytes,
     usual_budget,
 )
-from cos_core.engines._constrain import TokenGrammar
+from cos_core.engines._constrain import TokenGrammars
 from cos_core.engines._features import Features
 from cos_core.engines._plain import PlainEngine
 from cos_core.engines._prefix import Match, PartLayer, PrefixStore, buffer, common_length
-from cos_core.engines._probe import tried
+from cos_core.engines._probe import FastEngine, tried
 from cos_core.errors import InputError
-from cos_core.interfaces import Engine, Grammar, Reply, Request
+from cos_core.interfaces import Engine, Reply, Request
 from cos_core.models import hub
 from cos_core.models.families import PixelBudget
 from cos_core.models.general import GeneralModel
@@ -66,7 +66,7 @@ PREFILL_TOKENS = (1024, 4096)
 """Positions that are computed at once at most, on a CPU and on a GPU, save for one longer dialogue: what bounds activations."""
 
 
-class HfEngine(Engine):
+class HfEngine(FastEngine):
     """Turns dialogues into text with one loaded model. Not for use from several threads at once, `prepare` excepted.
 
     `reuse` False computes every dialogue from its start. `kv_budget`: bytes that keys and values may take, those of the running
@@ -95,7 +95,7 @@ class HfEngine(Engine):
         self._store = PrefixStore(self.kv_budget // 2) if store is None else store
         # Without reuse nothing is put into the store, and the numbers of pictures mean nothing there.
         self._features = Features(loaded, on_drop=self._store.forget if self.reuse else lambda _: None)
-        self._grammars: dict[Grammar, TokenGrammar] = {}
+        self._grammars = TokenGrammars(loaded, loaded.device)
         self._prefill = PREFILL_TOKENS[loaded.device.type == "cuda"]
         self.rows = memory.Allowance()
         """How many rows a batch may have, once memory has run out for more."""
@@ -196,7 +196,7 @@ class HfEngine(Engine):
             raise InputError(
                 f"{len(prompt)} tokens and {request.max_new_tokens} new ones exceed the model's context of {context}"
             )
-        grammar = self._grammar(request.grammar)
+        grammar = None if request.grammar is None else self._grammars.of(request.grammar)
         forced = grammar.forced([])[: request.max_new_tokens] if grammar else []
         ids = np.array([*prompt.ids, *forced], dtype=np.int64)
         is_image = ids == self.loaded.image_token_id
@@ -217,15 +217,6 @@ class HfEngine(Engine):
                 f"more than the budget of {self.kv_budget / 2**20:.0f} MiB (--kv-budget)"
             )
         return job
-
-    def _grammar(self, grammar: Grammar | None) -> TokenGrammar | None:
-        if grammar is None:
-            return None
-        if grammar not in self._grammars:
-            tokens = TokenGrammar(grammar, self.loaded.tokenizer, self.loaded.role, self.loaded.gap)
-            tokens.index = torch.tensor(tokens.candidates, dtype=torch.long, device=self.loaded.device)
-            self._grammars[grammar] = tokens
-        return self._grammars[grammar]
 
     def _fitting(self, jobs: Sequence[GenerationJob]) -> int:
         """How many of the first jobs run together: half the budget is theirs, half the store's; at least one runs."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cos_core.benchmarks._harness import HARNESSES
 from cos_core.errors import InputError
 from cos_core.evaluate import compare_runs as compare
 from cos_core.evaluate.counted import remark_lines
@@ -124,6 +125,8 @@ def _filled(
     notes = [elsewhere] if elsewhere else []
     if recorded := run.manifest.results.get("recorded"):
         notes.append(f"answers recorded by {recorded['harness']} (model {recorded['model'] or 'not named'}), to its prompts")
+    if (scorer := run.protocol.get("scorer")) in HARNESSES[1:]:
+        notes.append(f"scored by {scorer}'s rule")
     metrics: Any = run.manifest.results.get("metrics", {})
     if metrics.get("server_scored"):
         return replace(cell, verdict=ELSEWHERE, note="scored by a server")

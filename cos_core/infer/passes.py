@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from cos_core.dialogue.box_grammar import BoxGrammar
-from cos_core.dialogue.box_text import write_box
+from cos_core.dialogue.box_text import with_marks, write_box
 from cos_core.dialogue.cropping import FALLBACKS, CropSettings, Region, fallback_region
 from cos_core.dialogue.prompts import Profile, dialogue
 from cos_core.errors import InputError, TransientError
@@ -280,8 +280,8 @@ class TwoPass:
         if answered.reply.error is not None:
             _fail(state, 1, answered.reply)
             return
-        state.box_text = answered.reply.text
-        region = self._crops.region(answered.reply.text, image, state.seen)
+        state.box_text = with_marks(answered.reply.text, self._profile)
+        region = self._crops.region(state.box_text, image, state.seen)
         state.status = region.status
         self._crop(state, image, region)
 

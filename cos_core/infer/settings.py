@@ -91,11 +91,11 @@ def setting(config: InferConfig) -> Setting:
     """Resolves policy, profile, padding colour and pixel budget. Raises InputError for an unknown policy or profile, and for a
     checkpoint that cannot be used."""
     policy, profile, folder = _policy(config.roi), resolved_profile(config), checkpoint_folder(config)
-    sight = _sight(config)
     if folder is not None and policy is heat.POLICY:
         llava_config(Path(folder))
     if folder is not None and config.engine == "hf":
         loading.check(folder, pictures=1 if policy.source == "none" else 2)
+    sight = _sight(config)
     # Families that do not pad have no colour of their own. A served model that is no folder here says nothing of its pictures;
     # LLaVA's own colour is assumed for it.
     fill = FILL if folder is None or (sight is not None and not sight.family.pads_to_square) else fill_of(folder)
@@ -171,8 +171,7 @@ def build_engine(config: InferConfig) -> Engine:
 
 
 def note_family(config: InferConfig, reporter: Reporter) -> None:
-    """Says once a run what is special about the model's family on this machine: dialogues computed anew, a family without a
-    file."""
+    """Says once a run what is special about the model's family: dialogues computed anew, a family without a file."""
     if config.engine != "hf" or (remark := loading.remark(hub.resolve(config.model))) is None:
         return
     reporter.note(remark)

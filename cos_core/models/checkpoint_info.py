@@ -186,7 +186,7 @@ def _general(where: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], st
         described["works"] = support.works(where, config)
         if family.two_pictures:
             described["note"] = family.two_pictures
-        if described["works"]["answer"] is True:
+        if described["works"]["answer"] is True and not family.text_profile:
             described |= support.asked(where, profile, family)
     except InputError as error:
         return described, str(error)

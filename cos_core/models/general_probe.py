@@ -96,4 +96,8 @@ def tokens(processor: Any, pictures: int, size: tuple[int, int] = SIZE) -> int:
         raise InputError(f"its chat template writes {marks} pictures where the dialogue has {pictures}")
     shown = Image.new("RGB", size, (90, 120, 30))
     batch = processor(text=[text], images=[[shown] * pictures], return_tensors="pt")
-    return int((batch["input_ids"] == processor.tokenizer.convert_tokens_to_ids(processor.image_token)).sum())
+    # Aya Vision's mark is another word than its image tokens.
+    token = getattr(processor, "image_token_id", None)
+    if token is None:
+        token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    return int((batch["input_ids"] == token).sum())

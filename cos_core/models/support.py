@@ -15,7 +15,7 @@ from cos_core.dialogue.box_text import write_box
 from cos_core.dialogue.prompts import Profile
 from cos_core.errors import InputError
 from cos_core.geometry import Box, in_frame
-from cos_core.models import families, general_probe, pretrained
+from cos_core.models import families, general_probe, pretrained, textual
 from cos_core.models import processor as processors
 from cos_core.models.families import Family
 
@@ -39,15 +39,22 @@ def works(where: Path, config: Mapping[str, Any]) -> Works:
     answer: str | bool = True
     two: str | bool = "it cannot be asked"
     reuse: str | bool = two
-    try:
-        general_probe.check_dialogue(where)
-    except InputError as error:
-        answer = str(error)
+    if family.text_profile:
+        try:
+            textual.check_pictures(family, 2)
+        except InputError as error:
+            two = str(error)
+        reuse = "one pass has nothing to continue"
     else:
-        two = general_probe.dialogues(where).one_picture or True
-        reuse = f"computed from its start, because {family.anew}" if family.anew else True
-        if not family.name:
-            reuse = "found out when it is loaded, since its family has no file in cos"
+        try:
+            general_probe.check_dialogue(where)
+        except InputError as error:
+            answer = str(error)
+        else:
+            two = general_probe.dialogues(where).one_picture or True
+            reuse = f"computed from its start, because {family.anew}" if family.anew else True
+            if not family.name:
+                reuse = "found out when it is loaded, since its family has no file in cos"
     other = "needs LLaVA-1.5 in the transformers layout"
     return {
         "answer": answer,
