@@ -21,7 +21,7 @@ class Behaviour:
     `template`: its chat template, "" for none; `folder`: where its tokenizer is; `special`: whether that adds its start token;
     `image_tokens`: positions of one picture; `tokenize`: whether POST /tokenize shows the ids ("placeholders": one a picture);
     `models`: what GET /models lists, None when it is not answered; `key`: the one it asks for; `images`: how many it takes;
-    `refuses`: (HTTP status, words) for every chat completion; `silent`: whether it keeps the token counts to itself.
+    `refuses`: (HTTP status, words) for every chat completion; `unknown`: fields that it takes for an error; `silent`: whether it keeps the token counts to itself.
     """
 
     template: str = ""
@@ -33,6 +33,7 @@ class Behaviour:
     key: str | None = None
     images: int = 9
     refuses: tuple[int, str] | None = None
+    unknown: frozenset[str] = frozenset()
     silent: bool = False
     text: str = "[0.250, 0.250, 0.750, 0.750]"
     seen: list[tuple[str, Any]] = field(default_factory=list)
@@ -85,6 +86,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(404, {"detail": "Not Found"})
         elif how.refuses:
             self.answer(how.refuses[0], {"error": {"message": how.refuses[1], "code": how.refuses[0]}})
+        elif odd := how.unknown & set(body):
+            self.answer(422, {"detail": f"Unexpected fields in the request: {odd}"})
         elif pictures > how.images:
             self.answer(
                 400, {"error": {"message": f"At most {how.images} image(s) may be provided in one prompt.", "code": 400}}

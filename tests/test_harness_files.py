@@ -305,12 +305,14 @@ def test_cells_are_texts_and_formulas_are_not_run(tmp_path: Path) -> None:
         ({SHEET: LAUGHS}, ("document type",)),
         ({SHEET: b"<!--" + b" " * 2**21 + b"-->" + LAUGHS}, ("document type",)),
         ({SHEET: LAUGHS.decode().encode("utf-16")}, ("UTF-8",)),
+        ({SHEET: b'<?xml version="1.0" encoding="cp500"?>' + LAUGHS.decode().encode("cp500")}, ("UTF-8",)),
+        ({"xl/media/a.png": LAUGHS}, ("document type",)),
         ({"xl/media/image1.png": bytes(sheets.MAX_BYTES)}, ("MiB", "tsv")),
         ({SHEET: HEAD + b"<row>"}, ("cannot be read as a workbook",)),
         ({SHEET: b""}, ("cannot be read as a workbook",)),
         ({"[Content_Types].xml": b"<x/>"}, ("cannot be read as a workbook",)),
     ],
-    ids=["entities", "entities-far-in", "utf-16", "bomb", "torn", "empty", "no-types"],
+    ids=["entities", "entities-far-in", "utf-16", "ebcdic", "entities-elsewhere", "bomb", "torn", "empty", "no-types"],
 )
 def test_a_workbook_that_does_harm_is_refused(tmp_path: Path, parts: dict[str, bytes], words: tuple[str, ...]) -> None:
     with refused(*words):

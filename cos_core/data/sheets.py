@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -42,6 +43,8 @@ _CELL_LIMIT = 64 * 2**20
 """Characters of one cell in a text file."""
 
 _CHUNK = 2**20
+_DECLARED = re.compile(rb"<!(?:DOCTYPE|ENTITY)", re.IGNORECASE)
+_ENCODING = re.compile(rb"(?:\xef\xbb\xbf)?\s*<\?xml[^>]*?encoding\s*=\s*[\"']([^\"']*)")
 
 Row = dict[str, str]
 """Column -> text; columns whose cell is empty are left out."""
@@ -119,22 +122,28 @@ def _check(path: Path, archive: zipfile.ZipFile) -> None:
         )
     tags = 0
     for part in parts:
-        if not part.filename.lower().endswith((".xml", ".rels", ".vml")):
-            continue
-        before = b""
-        # A part is never longer than its entry says: zipfile stops there.
+        # Any part may be the sheet, whatever it is called. None is longer than its entry says: zipfile stops there.
         with archive.open(part) as file:
+            before = b""
             while chunk := file.read(_CHUNK):
-                if b"\0" in chunk:
-                    raise InputError(f"{path}: {part.filename} is not UTF-8")
-                tags += chunk.count(b"<")
-                if b"<!DOCTYPE" in before + chunk or b"<!ENTITY" in before + chunk:
+                if not before and not _is_ascii_like(chunk):
+                    raise InputError(f"{path}: {part.filename} is text in another encoding than UTF-8; it is not read")
+                if _DECLARED.search(before[-16:] + chunk):
                     raise InputError(
                         f"{path}: {part.filename} declares a document type, which no workbook needs; it is not read"
                     )
-                before = chunk[-16:]
+                tags += chunk.count(b"<")
+                before = chunk
         if tags > MAX_TAGS:
             raise InputError(f"{path} has more than {MAX_TAGS:,} cells and marks; save the sheet as tsv")
+
+
+def _is_ascii_like(start: bytes) -> bool:
+    """Whether a part, if it is XML, is written so that its marks are their ASCII bytes. `start`: its first bytes."""
+    if start.startswith((b"\xff\xfe", b"\xfe\xff", b"<\0", b"\0<")):
+        return False
+    encoding = _ENCODING.match(start)
+    return encoding is None or encoding[1].lower() in (b"utf-8", b"utf8", b"us-ascii")
 
 
 def _sheet(path: Path, book: Any) -> Iterator[tuple[int, Sequence[str]]]:

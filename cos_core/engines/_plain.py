@@ -240,8 +240,6 @@ class PlainEngine(Engine):
 
     def _generate(self, jobs: Sequence[_Job], tensors: dict[str, Any]) -> None:
         model = self.loaded.model
-        if hasattr(model.base_model, "rope_deltas"):
-            model.base_model.rope_deltas = None  # Qwen's, of the call before
         settings = transformers.GenerationConfig(
             do_sample=False,
             max_new_tokens=max(job.request.max_new_tokens for job in jobs),

@@ -96,7 +96,7 @@ class Import:
             return {}
         by_id = scores.by_id()
         ours = {name: by_id[name].value for name in self.verdicts if name in by_id}
-        other = [name for name, value in ours.items() if abs(value - self.verdicts[name]) > 1e-6]
+        other = [name for name, value in ours.items() if not abs(value - self.verdicts[name]) <= 1e-6]
         return {"compared": len(ours), "equal": len(ours) - len(other), **({"other": other[:20]} if other else {})}
 
     def report(self, scores: Scores, scorer: str | None, reporter: Reporter) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class _Joiner:
             if places is not None:
                 done.found_by = kind
                 return places
-        if all(row.place < len(self._examples) and self._fits(row, row.place) for row in source.rows):
+        if all(0 <= row.place < len(self._examples) and self._fits(row, row.place) for row in source.rows):
             done.found_by = "place"
             return [(row.place,) for row in source.rows]
         done.found_by = "content"

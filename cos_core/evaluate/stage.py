@@ -9,6 +9,7 @@ join badly are refused (joining.check).
 from __future__ import annotations
 
 import gc
+import glob
 import hashlib
 import json
 import math
@@ -114,7 +115,7 @@ def _scored(
     if (official := other_count(benchmark, data)) is not None:
         results["n_official"] = official
     results["beside"] = count_remarks(data, joined.predictions, scores, grades)
-    results["protocol"] = protocol(benchmark, data, joined.predictions)
+    results["protocol"] = protocol(benchmark, data, joined.predictions) | _pixel_budget(file)
     if len(data.examples) < len(whole.examples):
         results["protocol"]["limit"] = config.limit
     if warning is not None:
@@ -310,6 +311,22 @@ def protocol(benchmark: Benchmark, data: BenchmarkData, predictions: Mapping[str
         **data.protocol,
         **benchmark.protocol(predictions),
     }
+
+
+def _pixel_budget(file: Path) -> dict[str, str]:
+    """How finely the run that answered showed its pictures, by the words of its model's family, as part of the protocol.
+
+    The same model differs by tens of points over it. Empty where answers do not say (another tool's), and for families that have
+    no such setting. Answers in several parts have one setting (suite).
+    """
+    parts = sorted(file.parent.glob(f"{glob.escape(file.stem)}.*-of-*{file.suffix}.{manifest.FILE}"))
+    for path in filter(Path.is_file, (manifest.path_for(file), *parts)):
+        settings = manifest.read(path).results.get("settings")
+        budget = settings.get("pixel_budget") if isinstance(settings, Mapping) else None
+        if isinstance(budget, Mapping) and budget:
+            return {"pixel_budget": ", ".join(f"{word} {value}" for word, value in budget.items())}
+        return {}
+    return {}
 
 
 def _name_ungraded(grades: Mapping[str, Sequence[float]], counts: dict[str, int], reporter: Reporter) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def _shown(help: str, high: int) -> Any:
     """An option of the pixel budget."""
-    return option(None, help, MODEL, low=1, high=high, shown_default="as the checkpoint says")
+    return option(None, help, MODEL, low=1, high=high, shown_default="as the checkpoint says", before=None)
 
 
 def _family(text: str) -> str:
@@ -58,6 +58,7 @@ class AnsweringOptions:
         metavar="NAME",
         completes="family",
         shown_default="by the model's name",
+        before=None,
     )
     min_pixels: int | None = _shown("Fewest pixels that a picture is shown with (Qwen-VL).", options.SHOWN_PX)
     max_pixels: int | None = _shown("Most pixels that a picture is shown with (Qwen-VL).", options.SHOWN_PX)

@@ -99,6 +99,8 @@ def setting(config: InferConfig) -> Setting:
     # Families that do not pad have no colour of their own. A served model that is no folder here says nothing of its pictures;
     # LLaVA's own colour is assumed for it.
     fill = FILL if folder is None or (sight is not None and not sight.family.pads_to_square) else fill_of(folder)
+    shown = {} if sight is None else sight.settings()
+    budget = {name: value for name, value in shown.items() if name == "pixel_budget"}
     # What counts by its content, and not as it is written.
     seen = {} if sight is None else sight.settings()
     by_content: dict[str, dict[str, Any]] = {
@@ -108,6 +110,8 @@ def setting(config: InferConfig) -> Setting:
         "dtype": {"dtype": devices.dtype_name(config.device, config.dtype) if config.engine == "hf" else None},
         "profile": {"profile": profile.to_json()},
         "roi": {"policy": {"name": policy.name, "source": policy.source, "asks": policy.asks}},
+        "family": {name: value for name, value in shown.items() if name != "pixel_budget"},
+        **dict.fromkeys(("min_pixels", "max_pixels", "max_tiles", "longest_edge"), budget),
     }
     settings = {
         **deciding.settings(config, by_content),

@@ -27,8 +27,8 @@ from cos_core.types import RunManifest, Score
 ARM = ("policy",)
 """Fields of the protocol that may differ, as runs are compared by them."""
 
-SINCE_0_2 = ("rule",)
-"""Fields that older runs do not have; a run without one does not count as different."""
+SINCE_0_2 = ("rule", "pixel_budget")
+"""Fields that older runs, or runs of other models, do not have; a run without one does not count as different."""
 
 LEVEL = 0.05
 

@@ -61,6 +61,7 @@ def _run_cells(run: FinishedRun, role: str) -> list[Html]:
     unused, requested = run.summary.unread, run.summary.requested
     regions: Mapping[str, Any] = run.results.get("regions", {})
     how = [_listed(run.protocol.get(key)) or _recorded_values(run, key) for key in ("policy", "profile")]
+    how.append(_listed(run.protocol.get("pixel_budget")))
     return [
         element("th", joined([run.name, element("small", run.about or run.benchmark or "not scored")]), scope="row"),
         element("td", chart, class_="chart"),
