@@ -110,6 +110,7 @@ completions: $(STAMP)
 
 reference: $(STAMP)
 	$(BIN)/python -m cos_cli.reference docs/reference/cli.md
+	$(BIN)/python -m cos_cli.models_page docs/models.md
 
 docs: $(STAMP)
 	$(BIN)/mkdocs build --strict

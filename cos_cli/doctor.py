@@ -32,6 +32,7 @@ class DoctorOptions:
     server: str | None = option(None, "Examine a served model instead: the server's address, up to /v1.", SERVER)
     model: str | None = option(None, "With --server: the model, as the server calls it.", SERVER)
     profile: str | None = options.profile_option()
+    family: str | None = options.family_option()
 
 
 @command("doctor", DoctorOptions, leaves_out=("config_file",))
@@ -50,14 +51,14 @@ def doctor(session: Session, at: DoctorOptions) -> None:
     """
     from cos_core.doctor import examine
 
-    if (at.server is None) != (at.model is None) or (at.server is None and at.profile is not None):
-        raise typer.BadParameter("--server and --model belong together, and --profile to them")
+    if (at.server is None) != (at.model is None) or (at.server is None and (at.profile or at.family)):
+        raise typer.BadParameter("--server and --model belong together, and --profile and --family to them")
     findings = []
     about: list[Iterable[MachineFinding]] = [] if at.server is not None and at.task is None else [examine(at.task, at.folder)]
     if at.server is not None and at.model is not None:
         from cos_core.doctor.server import ServerConfig, examine_server
 
-        about.append(examine_server(ServerConfig(at.server, at.model, at.profile)))
+        about.append(examine_server(ServerConfig(at.server, at.model, at.profile, at.family)))
     for finding in itertools.chain.from_iterable(about):
         findings.append(finding)
         if not session.json and not (session.quiet and finding.level in ("ok", "note")):

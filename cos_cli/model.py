@@ -76,12 +76,12 @@ def info(session: Session, which: ModelPath) -> None:
 
     with reporting(session):
         facts, refused = describe(which.model)
-        if session.json:
-            emit_json(facts)
-        else:
-            emit(Lines(_lines(facts)))
-        if refused is not None:
-            raise InputError(refused)
+    if session.json:
+        emit_json(facts)
+    else:
+        emit(Lines(_lines(facts)))
+    if refused is not None:
+        raise InputError(refused)
 
 
 def _lines(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -310,6 +310,14 @@ def policy_name(text: str) -> str:
     return plug.ROI_ALIASES.get(name, name)
 
 
+def family_name(text: str) -> str:
+    """A family as its file is called: `qwen2.5-vl` is `qwen2_5_vl`. Raises InputError for one without a file."""
+    name = text.lower().replace("-", "_").replace(".", "_")
+    if name not in plug.families():
+        raise InputError(f"there is no family {text!r}{plug.nearest(name, plug.families())}")
+    return name
+
+
 def files_of(paths: Sequence[Path]) -> Files:
     """One path, or several in order. Raises InputError for a file that is there twice."""
     import os
@@ -385,6 +393,19 @@ def policy_option(default: str = "from_single_question") -> Any:
 
 def profile_option() -> Any:
     return option(None, "Wording of the dialogue; by default the checkpoint's own, else 'paper'.", MODEL, completes="profile")
+
+
+def family_option() -> Any:
+    return option(
+        None,
+        "The family of a served model whose checkpoint is not here.",
+        MODEL,
+        parser=family_name,
+        metavar="NAME",
+        completes="family",
+        shown_default="by the model's name",
+        before=None,
+    )
 
 
 def detector_option() -> Any:

@@ -21,7 +21,8 @@ class Behaviour:
     `template`: its chat template, "" for none; `folder`: where its tokenizer is; `special`: whether that adds its start token;
     `image_tokens`: positions of one picture; `tokenize`: whether POST /tokenize shows the ids ("placeholders": one a picture);
     `models`: what GET /models lists, None when it is not answered; `key`: the one it asks for; `images`: how many it takes;
-    `refuses`: (HTTP status, words) for every chat completion; `unknown`: fields that it takes for an error; `silent`: whether it keeps the token counts to itself.
+    `refuses`: (HTTP status, words) for every chat completion; `unknown`: fields that it takes for an error; `silent`: whether
+    it keeps the token counts to itself.
     """
 
     template: str = ""

@@ -177,18 +177,19 @@ def main(sound: Path, scratch: Path, count: int) -> None:
     from PIL import Image
 
     from cos_core.dialogue.prompts import dialogue
-    from cos_core.engines.hf import HfEngine
+    from cos_core.engines.hf import HfEngine, build
     from cos_core.errors import CosError
     from cos_core.interfaces import Request
-    from cos_core.models import llava
 
     def too_long(*_: object) -> None:
         raise TooLongError
 
     def answered(folder: Path) -> str:
-        model = llava.load(folder, device="cpu", dtype="float32")
+        engine = build(folder, device="cpu", dtype="float32", kv_budget=2**26)
+        assert isinstance(engine, HfEngine)
+        model = engine.loaded
         request = Request(dialogue(model.profile, "what?", chain=False), {"full": Image.new("RGB", (20, 10))}, 1)
-        return HfEngine(model, kv_budget=2**26).generate([request])[0].error or "answered"
+        return engine.generate([request])[0].error or "answered"
 
     told: dict[str, str] = {"sound": answered(sound)}
     signal.signal(signal.SIGPROF, too_long)

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from documents import DOCUMENTS, ROOT, Block, blocks
 
-from cos_cli import main
+from cos_cli import main, models_page
 from cos_cli.command import Command, all_commands
 from cos_cli.reference import reference
 from cos_core import errors
+from cos_core.models import families
 
 COMMANDS = list(all_commands(main.TREE))
 NAMING = [*DOCUMENTS, ROOT / "SECURITY.md", *sorted((ROOT / "docs" / "pictures").glob("*.svg"))]
@@ -29,6 +30,13 @@ def test_the_reference_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     written = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
     stale = difflib.unified_diff(written.splitlines(), reference().splitlines(), "docs", "cos --help", lineterm="", n=0)
     assert not list(stale), "docs/reference/cli.md is stale: make reference"
+
+
+def test_the_table_of_families_is_fresh() -> None:
+    written = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    stale = difflib.unified_diff(written.splitlines(), models_page.page().splitlines(), "docs", "families", lineterm="", n=0)
+    assert not list(stale), "docs/models.md is stale: make reference"
+    assert all(families.of_type(kind).name in written for kind in families.names())
 
 
 def test_the_reference_has_every_command_and_option() -> None:

@@ -184,21 +184,19 @@ def test_two_passes_and_one(
     assert sorted(len(request.images) for request in requests) == [1] * 8 + [2] * 4
     assert len({reply.ids for reply in replies}) >= 8, "answers depend on picture and question, or the test shows nothing"
 
-    # Computed anew, and one question after the other
+    check_reuse(name, requests, replies)
+
+    # Question after question, each dialogue from its start
     asked.requests, asked.replies = [], []
     for place, each in enumerate((config, one)):
-        anew = replace(each, reuse=False, out=tmp_path / f"anew{place}.jsonl")
-        run(anew, QUIET)
-        assert comparable(anew.out) == comparable(each.out)
-    for reply, other in zip(replies, asked.replies, strict=True):
-        assert reply.ids == other.ids
-        assert reply.margins == pytest.approx(other.margins, abs=1e-4)
-        assert other.cached == 0
-    for place, each in enumerate((config, one)):
-        alone = replace(each, batch_size=1, out=tmp_path / f"alone{place}.jsonl")
+        alone = replace(each, batch_size=1, reuse=False, out=tmp_path / f"alone{place}.jsonl")
         run(alone, QUIET)
         assert comparable(alone.out) == comparable(each.out)
-    check_reuse(name, requests, replies)
+    anew = dict(zip((request.turns for request in asked.requests), asked.replies, strict=True))
+    for request, reply in zip(requests, replies, strict=True):
+        assert reply.ids == anew[request.turns].ids
+        assert reply.margins == pytest.approx(anew[request.turns].margins, abs=1e-4)
+        assert anew[request.turns].cached == 0
 
     if name == "llava":
         return  # cos pads its pictures to squares where the library cuts their sides off; test_engine_hf.py has it by hand

@@ -16,6 +16,7 @@ from PIL import Image
 from reporters import Told
 from test_engine_messages import picture, words
 
+from cos_cli import main
 from cos_core.dialogue.prompts import dialogue, load_profile
 from cos_core.engines import _served, openai
 from cos_core.engines._messages import ServedDialogue, assumed, of_folder
@@ -80,7 +81,8 @@ def test_a_picture_is_sent_in_the_size_that_the_model_sees(folder: Folder, name:
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "paligemma"])
 def test_the_processor_sees_the_same_pixels_as_without_a_server(folder: Folder, name: str) -> None:
     shown, ours = sight.of_folder(folder(name)), processor.image_processor(folder(name))
-    assert shown is not None and shown.resizes
+    assert shown is not None
+    assert shown.resizes
     for size in SIZES:
         sent = shown.shown(drawn(*size))
         assert sent.size == shown.seen(size) == shown.seen(sent.size)
@@ -192,7 +194,8 @@ def test_a_budget_is_part_of_what_decides(folder: Folder, engine: str) -> None:
     less = setting(replace(config, max_pixels=own["max_pixels"] // 2))
     assert less.fingerprint != plain.fingerprint
     assert less.settings["pixel_budget"] == {**own, "max_pixels": own["max_pixels"] // 2}
-    assert less.seen is not None and np.prod(less.seen((400, 300))) <= own["max_pixels"] // 2
+    assert less.seen is not None
+    assert np.prod(less.seen((400, 300))) <= own["max_pixels"] // 2
     assert not {"min_pixels", "family_name"} & set(plain.settings)
 
 
@@ -254,5 +257,20 @@ def test_scores_of_two_budgets_are_not_compared_unasked(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="pixel_budget"):
         comparison.fair(*runs)
     assert comparison.fair(*runs, despite=["pixel_budget"]) == ["pixel_budget"]
-    llava = comparison.ScoredRun(tmp_path, RunManifest("eval", "complete", {}, "", {}, results={"protocol": {"profile": "chat"}}), ())
+    none = RunManifest("eval", "complete", {}, "", {}, results={"protocol": {"profile": "chat"}})
+    llava = comparison.ScoredRun(tmp_path, none, ())
     assert comparison.fair(runs[0], llava) == [], "a model without such a setting"
+
+
+def test_the_doctor_compares_with_what_the_processor_writes(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    """tests/test_served_families_server.py shows that it agrees with a server that computes our prompts."""
+    where = folder("qwen2_5_vl")
+    for models, code, level in (
+        ([{"id": "served", "root": str(where)}], 4, "missing"),  # this one counts nine tokens, whatever it is asked
+        ([{"id": "served"}], 0, "warning"),
+    ):
+        capsys.readouterr()
+        with serving(Behaviour(models=models)) as url:
+            assert main.run(["doctor", "--server", url, "--model", "served", "--json"]) == code
+        findings = json.loads(capsys.readouterr().out)["findings"]
+        assert [finding["level"] for finding in findings if finding["check"] == "prompt"] == [level]

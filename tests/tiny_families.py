@@ -46,7 +46,7 @@ def build(
                 torch.nn.init.normal_(weight, std=0.2 if weight.dim() > 1 else 1.0)
             if parts.cls in ("Gemma3Processor", "PaliGemmaProcessor") and key.endswith("embed_tokens.weight"):
                 # Gemma multiplies them by the root of the width: what a layer adds would be lost, and an answer repeat a token.
-                weight.data *= 0.05
+                weight.data *= 0.2
     if bfloat16:
         model = model.to(torch.bfloat16)
     tokens = parts.tokenizer

@@ -39,7 +39,7 @@ def values(kind: str, typed: str, words: Sequence[str]) -> list[str] | None:
 
         return [name for name in profile_names() if name.startswith(typed)]
     if kind == "family":
-        return [name for name in _families() if name.startswith(typed.replace("-", "_"))]
+        return [name for name in plug.families() if name.startswith(typed.replace("-", "_"))]
     if kind == "example":
         return _examples(typed, words)
     if kind == "model":
@@ -54,12 +54,6 @@ def _names(kind: str) -> list[str]:
     short = {name: alias for alias, name in plug.ROI_ALIASES.items()} if kind in ("roi", "policies") else {}
     known = plug.available("policies" if kind == "roi" else kind) + (["relevance"] if kind == "roi" else [])
     return sorted(short.get(name, name) for name in known)
-
-
-def _families() -> list[str]:
-    """The families with a file, sorted; importing their package would take too long."""
-    folder = Path(plug.__file__).parents[1] / "models" / "families"
-    return sorted(path.stem for path in folder.glob("[!_]*.py"))
 
 
 def _plain(name: str) -> str:

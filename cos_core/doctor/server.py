@@ -11,7 +11,7 @@ from PIL import Image
 
 from cos_core.dialogue.box_text import write_box
 from cos_core.dialogue.prompts import Profile, dialogue
-from cos_core.doctor import prompt
+from cos_core.doctor import family_prompt, prompt
 from cos_core.doctor.finding import MachineFinding
 from cos_core.engines import _served
 from cos_core.engines._served import ServedModel
@@ -33,12 +33,13 @@ _LIMITED = re.compile(r"at most \d+ images?|limit[-_]mm[-_]per[-_]prompt|too man
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
     """`url`: the server's address up to /v1; `model`: as the server calls it; `profile`: a wording other than the
-    checkpoint's own.
+    checkpoint's own; `family`: that of a model whose checkpoint is not here.
     """
 
     url: str
     model: str
     profile: str | None = None
+    family: str | None = None
 
 
 def examine_server(config: ServerConfig) -> Iterator[MachineFinding]:
@@ -52,23 +53,20 @@ def examine_server(config: ServerConfig) -> Iterator[MachineFinding]:
     yield reached
     if reached.level == "missing":
         return
-    served = _served.of_model(config.model, url, config.profile)
+    served = _served.of_model(config.model, url, config.profile, config.family)
     yield _wording(served)
-    dialogues = probes(served.dialogue.profile)
+    images, dialogues = _images(), probes(served.dialogue.profile)
     answers = []
     for number, turns in enumerate(dialogues, 1):
-        body = {"model": config.model, "messages": _messages(served, turns)}
+        body = {"model": config.model, "messages": served.dialogue.messages(turns, images)}
         reply = _served.ask(url, "/chat/completions", {**body, "max_tokens": 1, "temperature": 0, "stream": False}, SECONDS)
         if (refused := _refused(number, reply, config.model, _served.listed(listing))) is not None:
             yield refused
             return
         answers.append(prompt.Seen(_count(reply), _ids(url, body)))
     yield MachineFinding("passes", "ok", "both passes are answered, the second with two pictures")
-    yield from _prompts(served, dialogues, answers)
-    message = (
-        f"sent padded to squares in the colour {served.colour}; tokens do not show whether the server cuts or resizes them"
-    )
-    yield MachineFinding("pictures", "note", message)
+    yield from _prompts(served, dialogues, images, answers)
+    yield MachineFinding("pictures", "note", f"{_sent(served)}; tokens do not show whether the server cuts or resizes them")
 
 
 def probes(profile: Profile) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
@@ -77,10 +75,17 @@ def probes(profile: Profile) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
     return dialogue(profile, _QUESTION), dialogue(profile, _QUESTION, box_text=box)
 
 
-def _messages(served: ServedModel, turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    """What the engine sends, with a picture and a region that are not square."""
+def _images() -> dict[str, Image.Image]:
+    """A picture and a region that are not square."""
     picture = Image.linear_gradient("L").resize(_SHOWN).convert("RGB")
-    return served.dialogue.messages(turns, {"full": picture, "roi": picture.crop((24, 24, 72, 40))})
+    return {"full": picture, "roi": picture.crop((24, 24, 72, 40))}
+
+
+def _sent(served: ServedModel) -> str:
+    """How pictures are sent."""
+    if served.sight is None:
+        return f"sent padded to squares in the colour {served.colour}"
+    return "sent in the size that the model sees" if served.sight.resizes else "sent as they are"
 
 
 def _reached(url: str, listing: HttpReply) -> MachineFinding:
@@ -113,10 +118,15 @@ def _names(models: Mapping[str, Any]) -> str:
 
 
 def _wording(served: ServedModel) -> MachineFinding:
-    wording = f"wording {served.dialogue.profile.name!r}, padding colour {served.colour}"
+    of = f"padding colour {served.colour}" if served.sight is None else f"family {served.kind or 'unknown'}"
+    wording = f"wording {served.dialogue.profile.name!r}, {of}"
     if served.folder is not None:
         source = " (the server says where it is)" if served.by_root else ""
         return MachineFinding("wording", "ok", f"{wording}; checkpoint {served.folder}{source}")
+    if served.sight is not None:
+        todo = None if served.named_family else "name its family with --family"
+        unknown = f"the checkpoint of {served.model!r} is not known here"
+        return MachineFinding("wording", "warning", f"{wording}; {unknown}: assumed are {served.assumptions}", todo)
     assumed = "the colour is assumed" if served.named_profile else "both are assumed"
     todo = None if served.named_profile else "name the wording with --profile FILE (the checkpoint's cos_profile.json)"
     return MachineFinding(
@@ -166,12 +176,18 @@ def _ids(url: str, body: dict[str, Any]) -> tuple[int, ...] | None:
 
 
 def _prompts(
-    served: ServedModel, dialogues: tuple[tuple[Turn, ...], ...], seen: Sequence[prompt.Seen]
+    served: ServedModel,
+    dialogues: tuple[tuple[Turn, ...], ...],
+    images: Mapping[str, Image.Image],
+    seen: Sequence[prompt.Seen],
 ) -> Iterator[MachineFinding]:
     """Whether the prompts are the local ones, and in what they differ."""
     if served.folder is None:
         todo = "name the model as its folder is called here, or run the doctor on the server's machine"
         yield MachineFinding("prompt", "warning", "not compared: the checkpoint is not known here", todo)
+        return
+    if served.sight is not None and any(each.count is not None or each.ids is not None for each in seen):
+        yield from family_prompt.findings(served, dialogues, images, seen)
         return
     try:
         encoder = llava.encoder(served.folder)

@@ -18,12 +18,14 @@ from PIL import Image
 
 from cos_core.dialogue.prompts import dialogue
 from cos_core.engines._plain import PlainEngine, TemplateInputs
+from cos_core.errors import InputError
 from cos_core.interfaces import Engine, Reply, Request
 from cos_core.models import pretrained
 from cos_core.system.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from cos_core.models.general import GeneralModel
+    from cos_core.models.loaded import LoadedModel
 
 
 class FastEngine(Engine):
@@ -73,6 +75,24 @@ def tried(loaded: GeneralModel, fast: Callable[[], FastEngine], kv_budget: int |
     return engine
 
 
+def run_once(engine: FastEngine, loaded: LoadedModel) -> None:
+    """Runs a loaded model of a known family on one small picture.
+
+    Raises InputError where its own classes fail: there are sizes in config.json that no weight shows. A dialogue that is too
+    long, or too large for the memory that is free, is the requests' affair.
+    """
+    request, _ = _requests(loaded, _picture(0), _picture(1))
+    try:
+        engine.logits([request])
+    except InputError:
+        return
+    except Exception as error:  # a library's class raises what it likes
+        if not is_out_of_memory(error):
+            raise InputError(f"the model in {loaded.name} cannot be run: {pretrained.quoted(error)}") from error
+    finally:
+        engine.release()
+
+
 def _why_plain(
     fast: Callable[[], FastEngine], plain: PlainEngine, requests: Sequence[Request], own: Sequence[torch.Tensor]
 ) -> str | FastEngine:
@@ -119,7 +139,7 @@ def _placed(model: Any, value: Any) -> Any:
     return value.to(model.dtype) if value.is_floating_point() else value
 
 
-def _requests(loaded: GeneralModel, full: Image.Image, roi: Image.Image) -> tuple[Request, Request]:
+def _requests(loaded: LoadedModel, full: Image.Image, roi: Image.Image) -> tuple[Request, Request]:
     """Both passes of one question."""
     first = dialogue(loaded.profile, "What is this?")
     second = dialogue(loaded.profile, "What is this?", box_text=_BOX)

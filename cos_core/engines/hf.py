@@ -40,7 +40,7 @@ from cos_core.engines._constrain import TokenGrammars
 from cos_core.engines._features import Features
 from cos_core.engines._plain import PlainEngine
 from cos_core.engines._prefix import Match, PartLayer, PrefixStore, buffer, common_length
-from cos_core.engines._probe import FastEngine, tried
+from cos_core.engines._probe import FastEngine, run_once, tried
 from cos_core.errors import InputError
 from cos_core.interfaces import Engine, Reply, Request
 from cos_core.models import hub
@@ -448,4 +448,7 @@ def build(
         return PlainEngine(loaded, kv_budget=kv_budget)
     if isinstance(loaded, GeneralModel) and not loaded.family.name:
         return tried(loaded, lambda: HfEngine(loaded, reuse=reuse, kv_budget=kv_budget), kv_budget)
-    return HfEngine(loaded, reuse=reuse, kv_budget=kv_budget)
+    engine = HfEngine(loaded, reuse=reuse, kv_budget=kv_budget)
+    if isinstance(loaded, GeneralModel):
+        run_once(engine, loaded)
+    return engine

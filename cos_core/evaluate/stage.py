@@ -115,7 +115,7 @@ def _scored(
     if (official := other_count(benchmark, data)) is not None:
         results["n_official"] = official
     results["beside"] = count_remarks(data, joined.predictions, scores, grades)
-    results["protocol"] = protocol(benchmark, data, joined.predictions) | _pixel_budget(file)
+    results["protocol"] = protocol(benchmark, data, joined.predictions) | _pixel_budget(answers.path)
     if len(data.examples) < len(whole.examples):
         results["protocol"]["limit"] = config.limit
     if warning is not None:
@@ -316,8 +316,8 @@ def protocol(benchmark: Benchmark, data: BenchmarkData, predictions: Mapping[str
 def _pixel_budget(file: Path) -> dict[str, str]:
     """How finely the run that answered showed its pictures, by the words of its model's family, as part of the protocol.
 
-    The same model differs by tens of points over it. Empty where answers do not say (another tool's), and for families that have
-    no such setting. Answers in several parts have one setting (suite).
+    The same model differs by tens of points over it. Empty where answers do not say (another tool's), and for families that
+    have no such setting. Answers in several parts have one setting (suite).
     """
     parts = sorted(file.parent.glob(f"{glob.escape(file.stem)}.*-of-*{file.suffix}.{manifest.FILE}"))
     for path in filter(Path.is_file, (manifest.path_for(file), *parts)):

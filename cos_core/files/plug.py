@@ -174,3 +174,9 @@ def nearest(name: str, names: list[str]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; there are: {', '.join(names)}" if names else "; it has none"
+
+
+def families() -> list[str]:
+    """The families of models that have a file, sorted. Imports nothing."""
+    folder = Path(__file__).parents[1] / "models" / "families"
+    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))

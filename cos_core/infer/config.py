@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cos_core import options
-from cos_core.errors import InputError
-from cos_core.files import picture_files, plug
+from cos_core.files import picture_files
 from cos_core.files.picture_files import PictureFolder
 from cos_core.options import ANSWER, CHECKS, INPUT, MODEL, OUTPUT, REGION, SERVER, SPEED, Files, option
 from cos_core.runners import RunnerConfig
@@ -22,15 +21,6 @@ if TYPE_CHECKING:
 def _shown(help: str, high: int) -> Any:
     """An option of the pixel budget."""
     return option(None, help, MODEL, low=1, high=high, shown_default="as the checkpoint says", before=None)
-
-
-def _family(text: str) -> str:
-    from cos_core.models import families
-
-    name = text.replace("-", "_").replace(".", "_")
-    if name not in families.names():
-        raise InputError(f"there is no family {text!r}{plug.nearest(name, families.names())}")
-    return name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,16 +40,7 @@ class AnsweringOptions:
         aliases={"centre": "center"},
     )
     profile: str | None = options.profile_option()
-    family: str | None = option(
-        None,
-        "The family of a served model whose checkpoint is not here.",
-        MODEL,
-        parser=_family,
-        metavar="NAME",
-        completes="family",
-        shown_default="by the model's name",
-        before=None,
-    )
+    family: str | None = options.family_option()
     min_pixels: int | None = _shown("Fewest pixels that a picture is shown with (Qwen-VL).", options.SHOWN_PX)
     max_pixels: int | None = _shown("Most pixels that a picture is shown with (Qwen-VL).", options.SHOWN_PX)
     max_tiles: int | None = _shown("Most tiles that a picture is cut into (InternVL, LLaVA-NeXT).", options.TILES)

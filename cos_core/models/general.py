@@ -131,8 +131,10 @@ class GeneralModel(LoadedModel):
                 f"{pretrained.quoted(error)}"
             ) from error
         text = str(batch["text_replacement_offsets"][0][0]["replacement"])
-        # Of the copies of a picture that is prepared as one of several, the first counts; its tensors stay together.
         tensors = {name: value for name, value in batch.items() if name in self._feature_options}
+        if times > 1:
+            # Of the copies of a picture that is prepared as one of several, only the first goes through the tower.
+            tensors = {name: value[:1] if len(value) == times else value for name, value in tensors.items()}
         tokens = int((batch["input_ids"] == self.image_token_id).sum()) // times
         grid = tensors["image_grid_thw"][:1] if "image_grid_thw" in tensors else None
         return PictureInputs(tensors, text, tokens, grid)

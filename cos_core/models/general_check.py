@@ -102,6 +102,13 @@ def _checked(folder: Path, _state: object) -> GeneralFacts:
         text = built.get_text_config()
     rows = _built(folder, cls, built, weights)
     check_ends(folder / files.CONFIG, config, rows)
+    for name in ("image_token_id", "image_token_index"):
+        token = config.get(name)
+        if token is not None and (type(token) is not int or not 0 <= token < rows):
+            raise InputError(
+                f"{folder / files.CONFIG}: `{name}` must be a row of the vocabulary, 0 to {rows - 1}, got "
+                f"{one_line(repr(token), 60)}"
+            )
     check_ends(folder / "generation_config.json", objects.get("generation_config.json", {}), rows)
     if "tokenizer.json" in objects:
         check_patterns(folder / "tokenizer.json", objects["tokenizer.json"])

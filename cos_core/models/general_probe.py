@@ -84,7 +84,7 @@ def _one_picture(folder: Path, processor: Any) -> str:
 
 
 def tokens(processor: Any, pictures: int, size: tuple[int, int] = SIZE) -> int:
-    """Image tokens of a dialogue that shows so many pictures of `size`."""
+    """Image tokens of a dialogue that shows so many pictures of `size`; ValueError where its template leaves one out."""
     from PIL import Image
 
     turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where?"}]}]
@@ -93,7 +93,7 @@ def tokens(processor: Any, pictures: int, size: tuple[int, int] = SIZE) -> int:
     text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     marks = text.count(processor.image_token)
     if marks != pictures:
-        raise InputError(f"its chat template writes {marks} pictures where the dialogue has {pictures}")
+        raise ValueError(f"its chat template writes {marks} pictures where the dialogue has {pictures}")
     shown = Image.new("RGB", size, (90, 120, 30))
     batch = processor(text=[text], images=[[shown] * pictures], return_tensors="pt")
     # Aya Vision's mark is another word than its image tokens.

@@ -12,6 +12,7 @@ from cos_core.dialogue.prompts import Profile
 from cos_core.files.text import one_line
 from cos_core.models import checkpoint_files as files
 from cos_core.models import families, general, general_check, general_probe, hub, llava, textual
+from cos_core.models import processor as processors
 from cos_core.models.families import PixelBudget
 from cos_core.models.layout import check as layout_check
 from cos_core.models.loaded import LoadedModel
@@ -46,7 +47,9 @@ def remark(where: str | Path) -> str | None:
             "way is not equal to its own, every dialogue is computed from its start"
         )
     anew = f"pass 2 is computed from its start, because {family.anew}" if family.anew else ""
-    said = "; ".join(filter(None, (family.two_pictures, anew)))
+    dated = "strftime_now" in (processors.chat_template(Path(where)) or "")
+    date = "its chat template writes today's date, so that answers of two days may differ" if dated else ""
+    said = "; ".join(filter(None, (family.two_pictures, anew, date)))
     return f"{family.name}: {said}" if said else None
 
 

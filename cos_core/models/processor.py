@@ -153,12 +153,17 @@ def image_processor(folder: Path) -> Any:
 
     config = checkpoint_files.settings(folder, "processor_config.json") or {}
     image = config.get("image_processor") or checkpoint_files.settings(folder, "preprocessor_config.json") or {}
+    if not image:
+        raise InputError(
+            f"{folder} does not say how pictures are prepared: it has neither of {' and '.join(NAMED_IN[:2])} with settings of "
+            "an image processor; save its processor beside the weights"
+        )
     named = image.get("image_processor_type") if isinstance(image, dict) else None
     name = named.removesuffix("Fast") if isinstance(named, str) else "its image processor"
     only_torchvision = InputError(
         f"cannot use the checkpoint {folder}: transformers {transformers.__version__} has {one_line(name)} for torchvision "
-        f"only; cos reads pictures with Pillow, so that answers do not depend on what is installed; take a model of "
-        f"another family"
+        "only; cos reads pictures with Pillow, so that answers do not depend on what is installed; take a model of another "
+        "family"
     )
     # Where torchvision is missing, such a class is a placeholder. (A class with a Pillow form is not looked up: that warns.)
     if not hasattr(transformers, f"{name}Pil") and getattr(getattr(transformers, name, None), "is_dummy", False):

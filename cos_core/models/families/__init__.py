@@ -10,11 +10,11 @@ import functools
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, ClassVar
 
 from cos_core.dialogue.prompts import BoxStyle
 from cos_core.errors import InputError
+from cos_core.files import plug
 
 DEFAULT_BOXES = BoxStyle()
 """How a family without a documented writing is asked for boxes: `[x0, y0, x1, y1]`, fractions of the picture."""
@@ -128,7 +128,7 @@ def option(word: str) -> str:
 
 def names() -> list[str]:
     """The model types with a file, sorted. Imports nothing."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+    return plug.families()
 
 
 @functools.cache
