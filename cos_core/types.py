@@ -375,4 +375,4 @@ def _read(cls: type[R], data: Mapping[str, Any], names: Sequence[str] | None = N
     try:
         return msgspec.convert(values, cls)
     except msgspec.ValidationError as error:
-        raise InputError(f"not a {cls.__name__} record: {error}") from None
+        raise InputError(f"no {cls.__name__} record: {error}") from None

@@ -73,8 +73,6 @@ def fill_of(folder: str | Path) -> tuple[int, int, int]:
     mean = settings.get("image_mean")
     if mean is None:
         return FILL
-    if _is_share(mean):
-        mean = [mean] * 3
     if not isinstance(mean, list) or len(mean) != 3 or not all(_is_share(value) for value in mean):
         raise InputError(f"{path}: `image_mean` must be three numbers from 0 to 1, got {mean!r}")
     red, green, blue = (int(255 * value) for value in mean)

@@ -91,7 +91,7 @@ INFO: list[tuple[str, Callable[[Path], object], str]] = [
     ("settings that are a list", lambda m: put(m / "config.json", []), "config.json"),
     ("settings nested too deeply", lambda m: put(m / "config.json", "[" * 100_000), "nested"),
     ("settings in UTF-16", lambda m: put(m / "config.json", "{}".encode("utf-16")), "UTF-8"),
-    ("settings of LLaVA-NeXT", lambda m: put(m / "config.json", {"model_type": "llava_next", "vision_config": {}}), "llava_next"),
+    ("settings of LLaVA-NeXT", lambda m: put(m / "config.json", {"model_type": "llava_next", "vision_config": {}}), "config.json"),
     ("settings of another model", lambda m: put(m / "config.json", {"model_type": "llama"}), "llama"),
     ("settings of an original", lambda m: put(m / "config.json", {"mm_hidden_size": 1}), "cos model convert"),
     ("no vision settings", lambda m: put(m / "config.json", {"text_config": {}}), "transformers"),

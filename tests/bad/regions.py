@@ -63,7 +63,7 @@ JSONL: list[tuple[str, Any, str]] = [
     ("a reason that is a list", {**KEPT, "reason": []}, "`reason`"),
     ("a box of five numbers", {**KEPT, "box": [0, 0, 1, 1, 1]}, "box"),
     ("a box off the picture", {**KEPT, "box": [0, 0, 1, 3]}, "box"),
-    ("regions that are words", {**KEPT, "regions_used": ["a"]}, "'a'"),
+    ("regions that are words", {**KEPT, "regions_used": ["a"]}, "$.regions_used"),
     ("regions that are a number", {**KEPT, "regions_used": 7}, "int"),
     ("a region below zero", {**KEPT, "regions_used": [-1]}, "good#q0"),
     ("a failure that is a list", {"example_id": "x", "failure": []}, "`failure`"),
