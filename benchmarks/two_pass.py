@@ -13,8 +13,8 @@ arms that its limits are about: Qwen2.5-VL with 576 image positions and a tower 
 
 A round runs the other arms in turn, one pass before and after each. A run counts relative to the two beside it, as a machine's
 speed drifts; an arm's figure is the median of its runs, beside which stand the least and the most. Floors are floating-point
-operations, counted on the very prompts (random_models.py). The loop of `generate` must give the engine's answers, else the
-script stops. Exit code 6: a ratio is over its limit.
+operations, counted on the very prompts (random_models.py). The engine's first passes must be the box's text, else the script
+stops; `--quick` compares the loop's answers with the engine's as well. Exit code 6: a ratio is over its limit.
 
 On a GPU the time is wall time and the model has the 7B shape in bfloat16 (13 GB, first written to the temporary folder).
 Answers a second and the share of the card's peak (MFU) stand beside the ratios; there is no limit.
