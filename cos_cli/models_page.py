@@ -79,9 +79,8 @@ def _row(kind: str, family: Family) -> str:
     style = family.boxes
     unit = f"{support.UNITS[style.unit]}" + ("" if style.unit == "pixel" else f" of the {_frame(style.frame)}")
     options = ", ".join(f"`{families.option(word)}`" for word in family.budget_words) or "none: one size"
-    passes = f"yes; {family.two_pictures}" if family.two_pictures else "yes"
-    continued = f"no: {family.anew}" if family.anew else "yes"
-    return f"| {family.name} | {_types(kind)} | {passes} | {continued} | {unit} | {options} |"
+    continued = f"no: {family.not_continued}" if family.not_continued else "yes"
+    return f"| {family.name} | {_types(kind)} | yes | {continued} | {unit} | {options} |"
 
 
 def _types(stem: str) -> str:

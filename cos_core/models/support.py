@@ -52,7 +52,7 @@ def works(where: Path, config: Mapping[str, Any]) -> Works:
             answer = str(error)
         else:
             two = general_probe.dialogues(where).one_picture or True
-            reuse = f"computed from its start, because {family.anew}" if family.anew else True
+            reuse = f"computed from its start, because {family.not_continued}" if family.not_continued else True
             if not family.name:
                 reuse = "found out when it is loaded, since its family has no file in cos"
     other = "needs LLaVA-1.5 in the transformers layout"
