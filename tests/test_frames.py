@@ -21,7 +21,7 @@ from cos_core.files.images import square_pad
 from cos_core.geometry import Box, in_frame
 from cos_core.infer.passes import Setting, TwoPass
 from cos_core.interfaces import Reply, Request
-from cos_core.models import families, loading, processor, sight
+from cos_core.models import families, loading, processor, vision_input
 from cos_core.models.checkpoint_files import settings
 from cos_core.models.wording import resolved_profile
 from cos_core.types import Example, OnBadBox
@@ -68,7 +68,7 @@ def test_the_resized_size_is_the_processor_s(tiny_checkpoint: Callable[..., Path
     rng = random.Random(5)
     sizes = [*SIZES, *((rng.randint(1, 900), rng.randint(1, 900)) for _ in range(60))]
     for budget in (families.PixelBudget(), families.PixelBudget(max_pixels=9000), families.PixelBudget(min_pixels=4000)):
-        view = sight.of_folder(where, budget)
+        view = vision_input.of_folder(where, budget)
         assert view is not None
         loaded.image_processor = view.image_processor
         refused = 0
@@ -86,7 +86,7 @@ def test_the_resized_size_is_the_processor_s(tiny_checkpoint: Callable[..., Path
 @pytest.mark.parametrize("name", tiny_families.WITH_DIALOGUE)
 def test_a_box_is_within_a_unit_after_text(tiny_checkpoint: Callable[..., Path], name: str) -> None:
     where = tiny_checkpoint(name)
-    profile, view = resolved_profile(where), sight.of_folder(where)
+    profile, view = resolved_profile(where), vision_input.of_folder(where)
     for number, size in enumerate(SIZES):
         try:
             seen = view.seen(size) if view is not None else None
@@ -121,7 +121,7 @@ def test_a_line_of_pixels_is_no_region(tiny_checkpoint: Callable[..., Path], nam
     """A crop that the image processor refuses counts as a box without area; a picture that it refuses fails alone."""
     loaded = loading.load(tiny_checkpoint(name), device="cpu", dtype="float32")
     engine = HfEngine(loaded)
-    view = sight.of_folder(tiny_checkpoint(name))
+    view = vision_input.of_folder(tiny_checkpoint(name))
     assert view is not None
     thin = write_box(Box(0.1, 0.5, 1.0, 0.5004), loaded.profile, seen := view.seen((2000, 1000)))
     area = region_of(thin, (2000, 1000), loaded.profile, "full", seen).area

@@ -26,7 +26,7 @@ from cos_core.files import assets, manifest
 from cos_core.infer import InferConfig
 from cos_core.infer.settings import setting
 from cos_core.interfaces import Request
-from cos_core.models import families, processor, sight
+from cos_core.models import families, processor, vision_input
 from cos_core.models.families import PixelBudget
 from cos_core.scoring import comparison
 from cos_core.types import RunManifest
@@ -59,13 +59,13 @@ def test_roles_and_system_text_are_left_to_the_template(folder: Folder, name: st
     assert [message["role"] for message in messages] == ["user", "assistant", "user"]
     assert words(messages[0]) == [
         "<picture>",
-        '\nTo answer the question: "What is it?", where is the region of interest in the image?',
-    ], "the line break behind a picture is part of the text: no template is made of this profile"
+        'To answer the question: "What is it?", where is the region of interest in the image?',
+    ], "what stands behind a picture is the template's"
     assert words(messages[1]) == ["BOX"]
     assert words(messages[2]) == [
         "The region of interest in the image is ",
         "<picture>",
-        '\n. Answer the question: "What is it?"',
+        '. Answer the question: "What is it?"',
     ]
 
 
@@ -80,7 +80,7 @@ def test_a_picture_is_sent_in_the_size_that_the_model_sees(folder: Folder, name:
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "paligemma"])
 def test_the_processor_sees_the_same_pixels_as_without_a_server(folder: Folder, name: str) -> None:
-    shown, ours = sight.of_folder(folder(name)), processor.image_processor(folder(name))
+    shown, ours = vision_input.of_folder(folder(name)), processor.image_processor(folder(name))
     assert shown is not None
     assert shown.resizes
     for size in SIZES:
@@ -131,7 +131,7 @@ def test_a_family_is_named_guessed_or_not_known(monkeypatch: pytest.MonkeyPatch)
     assert guessed.dialogue.profile.box_unit == "pixel"
     sent = picture(two_passes(guessed.dialogue, drawn(333, 90))[0]["content"][0])
     assert sent.size == (336, 84), "multiples of 28, within the published budget"
-    assert of_model("Qwen3-VL-8B").dialogue.sight.seen((333, 90)) == (512, 160), "multiples of 32, 65,536 pixels at least"
+    assert of_model("Qwen3-VL-8B").dialogue.vision.seen((333, 90)) == (512, 160), "multiples of 32, 65,536 pixels at least"
     unknown = of_model("mine")
     assert (unknown.kind, said(unknown), unknown.dialogue.profile.name) == ("", (0, 1), "chat")
     assert (unknown.dialogue.profile.box_unit, unknown.dialogue.profile.box_frame) == ("fraction", "image")
@@ -237,7 +237,7 @@ def test_llavas_settings_are_what_they_were() -> None:
 
 
 def test_a_server_that_shows_less_is_warned_of(folder: Folder) -> None:
-    own = sight.of_folder(folder("qwen2_5_vl")).budget  # type: ignore[union-attr]
+    own = vision_input.of_folder(folder("qwen2_5_vl")).budget  # type: ignore[union-attr]
     where = str(folder("qwen2_5_vl"))
     assert said(of_model(where, budget=PixelBudget(max_pixels=own["max_pixels"] // 2))) == (0, 0)
     assert said(of_model(where, budget=PixelBudget(max_pixels=own["max_pixels"] * 2))) == (0, 1)

@@ -19,7 +19,7 @@ import tiny_families
 from PIL import Image, ImageDraw
 
 from cos_cli import main
-from cos_core.models import processor, sight
+from cos_core.models import processor, vision_input
 
 pytest.importorskip("fastapi", reason="the server's own packages are not installed")
 
@@ -86,7 +86,7 @@ def build(name: str, folder: Path) -> Path:
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3", "internvl", "idefics3"])
 def test_a_family_answers_as_locally(address: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = build(name, tmp_path / name)
-    found = sight.of_folder(model)
+    found = vision_input.of_folder(model)
     assert found is not None
     if not found.resizes and find_spec("torchvision") is not None:
         pytest.skip("torchvision's tiles are a level off Pillow's")

@@ -50,10 +50,10 @@ def findings(
 
 def _ids(served: ServedModel, processor: Any, turns: Sequence[Turn], images: Mapping[str, Image]) -> tuple[int, ...]:
     """The ids of a dialogue, picture tokens and all. Raises InputError where the checkpoint's template refuses it."""
-    sight = served.sight
+    vision = served.vision
 
     def picture(slot: Slot) -> dict[str, Any]:
-        return {"type": "image", "image": images[slot] if sight is None else sight.shown(images[slot])}
+        return {"type": "image", "image": images[slot] if vision is None else vision.shown(images[slot])}
 
     messages = chat_messages(served.dialogue.profile, turns, picture)
     with pretrained.reading(served.folder):

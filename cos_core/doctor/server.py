@@ -83,9 +83,9 @@ def _images() -> dict[str, Image.Image]:
 
 def _sent(served: ServedModel) -> str:
     """How pictures are sent."""
-    if served.sight is None:
+    if served.vision is None:
         return f"sent padded to squares in the colour {served.colour}"
-    return "sent in the size that the model sees" if served.sight.resizes else "sent as they are"
+    return "sent in the size that the model sees" if served.vision.resizes else "sent as they are"
 
 
 def _reached(url: str, listing: HttpReply) -> MachineFinding:
@@ -118,12 +118,12 @@ def _names(models: Mapping[str, Any]) -> str:
 
 
 def _wording(served: ServedModel) -> MachineFinding:
-    of = f"padding colour {served.colour}" if served.sight is None else f"family {served.kind or 'unknown'}"
+    of = f"padding colour {served.colour}" if served.vision is None else f"family {served.kind or 'unknown'}"
     wording = f"wording {served.dialogue.profile.name!r}, {of}"
     if served.folder is not None:
         source = " (the server says where it is)" if served.by_root else ""
         return MachineFinding("wording", "ok", f"{wording}; checkpoint {served.folder}{source}")
-    if served.sight is not None:
+    if served.vision is not None:
         todo = None if served.named_family else "name its family with --family"
         unknown = f"the checkpoint of {served.model!r} is not known here"
         return MachineFinding("wording", "warning", f"{wording}; {unknown}: assumed are {served.assumptions}", todo)
@@ -186,7 +186,7 @@ def _prompts(
         todo = "name the model as its folder is called here, or run the doctor on the server's machine"
         yield MachineFinding("prompt", "warning", "not compared: the checkpoint is not known here", todo)
         return
-    if served.sight is not None and any(each.count is not None or each.ids is not None for each in seen):
+    if served.vision is not None and any(each.count is not None or each.ids is not None for each in seen):
         yield from family_prompt.findings(served, dialogues, images, seen)
         return
     try:

@@ -6,7 +6,7 @@ Sent are the profile's system message without the space at its end, the parts of
 Those of LLaVA-1.5 are padded to a square under the checkpoint's own colour: a CLIP processor would cut the longer sides off.
 Where the side that the model sees is known, the square is resized to it here: a server's image library rounds differently
 (torchvision's pixels are one level off Pillow's), and a picture that has its size already is left alone. Pictures of other
-families are sent as models/sight.py shows them.
+families are sent as models/vision_input.py shows them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from cos_core.dialogue.messages import Message, chat_messages
 from cos_core.dialogue.prompts import Profile
 from cos_core.errors import InputError
 from cos_core.files.images import FILL, square_pad
-from cos_core.models import sight as sights
+from cos_core.models import vision_input
 from cos_core.models.checkpoint_info import BICUBIC, fill_of, side_of
 from cos_core.models.families import PixelBudget
 from cos_core.models.pixels import square_resized
-from cos_core.models.sight import LLAVA_15, Sight
+from cos_core.models.vision_input import LLAVA_15, VisionInput
 from cos_core.models.wording import assumed_profile, resolved_profile
 from cos_core.types import Slot, Turn
 
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 class ServedDialogue:
     """What must be known of a served checkpoint to send it a dialogue: its wording, and how it is shown pictures.
 
-    `sight`: for every family but LLaVA-1.5. For that: `fill`, the RGB colour (0-255) that pads its pictures to squares, and
+    `vision`: for every family but LLaVA-1.5. For that: `fill`, the RGB colour (0-255) that pads its pictures to squares, and
     `side` in pixels to which it resizes them, bicubic as Pillow does it (None: left to the server).
     """
 
     profile: Profile
     fill: tuple[int, int, int] = FILL
     side: int | None = None
-    sight: Sight | None = None
+    vision: VisionInput | None = None
     _urls: dict[int, str] = field(default_factory=dict, compare=False, repr=False)
     """The pictures at hand as they are sent: data URLs by the picture's identity, while the caller holds the picture."""
 
@@ -74,40 +74,40 @@ class ServedDialogue:
         return url
 
     def _shown(self, image: Image) -> Image:
-        if self.sight is not None:
-            return self.sight.shown(image)
+        if self.vision is not None:
+            return self.vision.shown(image)
         return square_pad(image, self.fill) if self.side is None else square_resized(image, self.side, BICUBIC, self.fill)
 
 
 def of_folder(
     folder: str | Path, named_profile: str | Profile | None = None, budget: PixelBudget | None = None
 ) -> ServedDialogue:
-    """Wording and sight of a checkpoint in the `transformers` layout; `named_profile`: a profile to use instead of its own.
+    """Wording and vision input of a checkpoint in the `transformers` layout; `named_profile` replaces its own profile.
 
     Reads no weights and imports no torch. Raises InputError for a profile or an image processor that cannot be read, and for a
     pixel budget that the family does not have or that resizing here does not bring about.
     """
-    profile, sight = resolved_profile(folder, named_profile), sights.of_folder(folder, budget)
-    sights.check_told(sight, budget)
-    return ServedDialogue(profile, sight=sight) if sight else ServedDialogue(profile, fill_of(folder), side_of(folder))
+    profile, vision = resolved_profile(folder, named_profile), vision_input.of_folder(folder, budget)
+    vision_input.check_resizable(vision, budget)
+    return ServedDialogue(profile, vision=vision) if vision else ServedDialogue(profile, fill_of(folder), side_of(folder))
 
 
 def assumed(
     named_profile: str | Profile | None = None, kind: str = LLAVA_15, budget: PixelBudget | None = None
 ) -> ServedDialogue:
-    """What is assumed of a served model that no folder tells about: its family is `kind` ("": not known).
+    """What is assumed of a served model whose folder is not known: its family is `kind` ("": not known).
 
     The profile asked for, else the family's usual one; for LLaVA-1.5 CLIP's mean, for others the sizes in which their published
     checkpoints show pictures. Raises InputError as `of_folder` does, and for boxes in pixels of a size that is not known.
     """
-    sight = sights.of_family(kind, budget)
+    vision = vision_input.of_family(kind, budget)
     profile = assumed_profile(kind, named_profile)
-    if profile.box_unit == "pixel" and (sight is None or sight.image_processor is None):
+    if profile.box_unit == "pixel" and (vision is None or vision.image_processor is None):
         raise InputError(
             f"boxes of the profile {profile.name!r} are in pixels of the picture as the model sees it, and its size is not "
             "known: name the model as its folder is called here, or its family with --family"
         )
-    return ServedDialogue(profile, FILL, sight=sight)
+    return ServedDialogue(profile, FILL, vision=vision)
 
 
 def data_url(image: Image) -> str:

@@ -2,7 +2,7 @@
 
 A server names its models as it likes. The folder is the one that the name leads to here (hub.local), else the `root` that vLLM
 and SGLang list beside the name, where that lies on this machine. Without a folder the family is the one that the user names,
-else the one that the model's name speaks of. Engine, fingerprint and doctor take it from here.
+else the one in the model's name. Engine, fingerprint and doctor take it from here.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from cos_core.dialogue.prompts import Profile, load_profile
 from cos_core.engines._messages import ServedDialogue, assumed, of_folder
 from cos_core.errors import InputError
 from cos_core.interfaces import Reporter
-from cos_core.models import checkpoint_files, families, hub
-from cos_core.models import sight as sights
+from cos_core.models import checkpoint_files, families, hub, vision_input
 from cos_core.models.families import PixelBudget
-from cos_core.models.sight import LLAVA_15, Sight
+from cos_core.models.vision_input import LLAVA_15, VisionInput
 from cos_core.web.addresses import check_key, checked_address
 from cos_core.web.client import Client, HttpReply, ServerError, payload
 
@@ -46,9 +45,9 @@ class ServedModel:
     budget: PixelBudget | None = None
 
     @property
-    def sight(self) -> Sight | None:
-        """How it is shown pictures; None for LLaVA-1.5."""
-        return self.dialogue.sight
+    def vision(self) -> VisionInput | None:
+        """Its vision input; None for LLaVA-1.5."""
+        return self.dialogue.vision
 
     @property
     def colour(self) -> str:
@@ -60,7 +59,7 @@ class ServedModel:
         unknown = f"the checkpoint behind the served model {name!r} is not known here"
         if self.by_root:
             reporter.note(f"served model {name!r}: its checkpoint is {self.folder}, says the server; wording {wording!r}")
-        elif self.folder is None and self.sight is not None:
+        elif self.folder is None and self.vision is not None:
             named = self.named_profile and self.named_family
             (reporter.note if named else reporter.warn)(f"{unknown}: assumed are {self.assumptions}")
         elif self.folder is None and self.named_profile:
@@ -71,7 +70,7 @@ class ServedModel:
                 f"{unknown}: assumed are {family}the wording {wording!r} and the padding colour {self.colour}; name another "
                 "wording with --profile FILE (its cos_profile.json)"
             )
-        if (words := self.untold) is not None:
+        if (words := self.server_budget_note) is not None:
             reporter.warn(words)
 
     @property
@@ -86,18 +85,18 @@ class ServedModel:
             parts.append(f"the wording {profile.name!r}")
         frame = "padded square" if profile.box_frame == "square" else "picture"
         parts.append(f"boxes in {profile.box_unit}s of the {frame}")
-        if self.sight is not None and self.sight.resizes:
-            sizes = "{min_pixels:,} to {max_pixels:,} pixels".format(**self.sight.budget)
+        if self.vision is not None and self.vision.resizes:
+            sizes = "{min_pixels:,} to {max_pixels:,} pixels".format(**self.vision.budget)
             parts.append(f"pictures as its published checkpoints show them, resized here to {sizes}")
         return ", ".join(parts)
 
     @property
-    def untold(self) -> str | None:
-        """What the server itself must be told of the pixel budget; None where what it is known to have includes the run's."""
-        if self.budget is None or not self.budget.given or self.sight is None:
+    def server_budget_note(self) -> str | None:
+        """The warning that the server must be started with the run's pixel budget; None where its own includes it."""
+        if self.budget is None or not self.budget.given or self.vision is None:
             return None
-        of_server = sights.of_folder(self.folder) if self.folder else sights.of_family(self.kind)
-        own, now = {} if of_server is None else of_server.budget, self.sight.budget
+        of_server = vision_input.of_folder(self.folder) if self.folder else vision_input.of_family(self.kind)
+        own, now = {} if of_server is None else of_server.budget, self.vision.budget
         if own.get("min_pixels", 0) <= now.get("min_pixels", 0) and now.get("max_pixels", 0) <= own.get("max_pixels", 0):
             return None
         return (
@@ -143,7 +142,7 @@ def of_model(
     if folder is not None:
         check_family(folder, named_family)
         dialogue = of_folder(folder, named_profile, budget)
-        kind = LLAVA_15 if dialogue.sight is None else dialogue.sight.kind
+        kind = LLAVA_15 if dialogue.vision is None else dialogue.vision.kind
     else:
         kind = _kind(name, named_profile, named_family)
         dialogue = assumed(named_profile, kind, budget)
@@ -160,7 +159,7 @@ def check_family(folder: str, named_family: str | None) -> None:
 
 
 def _kind(name: str, named_profile: str | Profile | None, named_family: str | None) -> str:
-    """The family of a model that is known by its name alone; "" where nothing tells it."""
+    """The family of a model that is known by its name alone; "" where the name does not say."""
     if named_family is not None:
         return named_family
     if (guessed := families.guessed(name)) is not None:

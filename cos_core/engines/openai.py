@@ -72,7 +72,7 @@ class OpenAIEngine(Engine):
         self._patience = RetryPolicy(settings.attempts, settings.pause, settings.pauses)
         self._keeps_grammars = False
         """Whether a reply has kept to a grammar."""
-        self._no_penalty = {} if dialogue.sight is None else NO_PENALTY
+        self._no_penalty = {} if dialogue.vision is None else NO_PENALTY
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply a request, in order. What the server does to one request is a Reply with `error`.
@@ -85,9 +85,9 @@ class OpenAIEngine(Engine):
             return list(pool.map(self._reply, requests))
 
     def refuses(self, crop: Image) -> bool:
-        sight = self.dialogue.sight
+        vision = self.dialogue.vision
         try:
-            return sight is not None and sight.resizes and sight.seen(crop.size) is None
+            return vision is not None and vision.resizes and vision.seen(crop.size) is None
         except InputError:
             return True
 

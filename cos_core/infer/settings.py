@@ -15,11 +15,10 @@ from cos_core.infer import relevance_regions as heat
 from cos_core.infer.config import InferConfig
 from cos_core.infer.passes import Setting
 from cos_core.interfaces import Engine, Policy, Reporter
-from cos_core.models import devices, hub, loading
-from cos_core.models import sight as sights
+from cos_core.models import devices, hub, loading, vision_input
 from cos_core.models.checkpoint_info import fill_of
 from cos_core.models.layout.check import llava_config
-from cos_core.models.sight import Sight
+from cos_core.models.vision_input import VisionInput
 from cos_core.models.wording import resolved_profile as profile_of
 from cos_core.options import policy_name
 
@@ -73,18 +72,18 @@ def resolved_profile(config: InferConfig) -> Profile:
     return profile_of(checkpoint_folder(config), config.profile) if served is None else served.dialogue.profile
 
 
-def _sight(config: InferConfig) -> Sight | None:
-    """How the run's model is shown pictures; None for LLaVA-1.5, and where an engine of another kind decides.
+def _vision(config: InferConfig) -> VisionInput | None:
+    """The vision input of the run's model; None for LLaVA-1.5, and where an engine of another kind decides.
 
     Raises InputError for a pixel budget that the model's family does not have, and for a family that is not the model's.
     """
     if (served := _served(config)) is not None:
-        return served.sight
+        return served.vision
     folder = checkpoint_folder(config)
     if folder is None:
-        return sights.of_family(sights.LLAVA_15, config.pixel_budget)
+        return vision_input.of_family(vision_input.LLAVA_15, config.pixel_budget)
     check_family(folder, config.family)
-    return sights.of_folder(folder, config.pixel_budget)
+    return vision_input.of_folder(folder, config.pixel_budget)
 
 
 def setting(config: InferConfig) -> Setting:
@@ -95,22 +94,20 @@ def setting(config: InferConfig) -> Setting:
         llava_config(Path(folder))
     if folder is not None and config.engine == "hf":
         loading.check(folder, pictures=1 if policy.source == "none" else 2)
-    sight = _sight(config)
+    vision = _vision(config)
     # Families that do not pad have no colour of their own. A served model that is no folder here says nothing of its pictures;
     # LLaVA's own colour is assumed for it.
-    fill = FILL if folder is None or (sight is not None and not sight.family.pads_to_square) else fill_of(folder)
-    shown = {} if sight is None else sight.settings()
-    budget = {name: value for name, value in shown.items() if name == "pixel_budget"}
+    fill = FILL if folder is None or (vision is not None and not vision.family.pads_to_square) else fill_of(folder)
+    vision_settings = {} if vision is None else vision.settings()
+    budget = {name: value for name, value in vision_settings.items() if name == "pixel_budget"}
     # What counts by its content, and not as it is written.
-    seen = {} if sight is None else sight.settings()
     by_content: dict[str, dict[str, Any]] = {
-        **dict.fromkeys(("family", "min_pixels", "max_pixels", "max_tiles", "longest_edge"), seen),
         "model": {"model": model_fingerprint(config)},
         # Rounding differs between number formats, and answers with it; where the model stands is no setting.
         "dtype": {"dtype": devices.dtype_name(config.device, config.dtype) if config.engine == "hf" else None},
         "profile": {"profile": profile.to_json()},
         "roi": {"policy": {"name": policy.name, "source": policy.source, "asks": policy.asks}},
-        "family": {name: value for name, value in shown.items() if name != "pixel_budget"},
+        "family": {name: value for name, value in vision_settings.items() if name != "pixel_budget"},
         **dict.fromkeys(("min_pixels", "max_pixels", "max_tiles", "longest_edge"), budget),
     }
     settings = {
@@ -131,7 +128,7 @@ def setting(config: InferConfig) -> Setting:
         box_tokens=config.box_tokens,
         box_decode=config.box_decode,
         seed=config.seed,
-        seen=None if sight is None else sight.seen,
+        seen=None if vision is None else vision.seen,
     )
     result.check_boxes()  # before a model is loaded: there are boxes that no grammar describes
     return result

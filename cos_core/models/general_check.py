@@ -26,7 +26,7 @@ from cos_core.models import pretrained
 from cos_core.models.checkpoint_files import Tensor
 from cos_core.models.devices import quiet_libraries
 from cos_core.models.layout.check import look_over
-from cos_core.models.layout.families import name_of, sightless
+from cos_core.models.layout.families import name_of, not_vision_language
 from cos_core.models.layout.tokenizer_file import check_patterns
 from cos_core.models.picture_settings import check_picture_settings
 from cos_core.models.plain_settings import check_ends, check_words
@@ -81,7 +81,7 @@ def _checked(folder: Path, _state: object) -> GeneralFacts:
     config = files.settings(folder, files.CONFIG)
     if config is None:
         raise InputError(f"{folder} is not a checkpoint: it has no config.json")
-    if (sentence := sightless(folder, config)) is not None:
+    if (sentence := not_vision_language(folder, config)) is not None:
         raise InputError(sentence)
     objects = look_over(folder)
     _look_into_others(folder)

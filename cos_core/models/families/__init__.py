@@ -62,6 +62,7 @@ class Family:
     """Why a prompt's keys and values cannot be continued, as the end of a sentence; empty where they can."""
     two_pictures: ClassVar[str] = ""
     """What pass 2 shows otherwise than pass 1, a sentence without its end; empty where nothing is."""
+
     @property
     def not_continued(self) -> str:
         """Why pass 2 does not go on from pass 1's keys and values, as the end of a sentence; empty where it does."""

@@ -100,7 +100,7 @@ def refusal(folder: Path, config: Mapping[str, Any]) -> str:
     do."""
     if is_original(config):
         return f"{folder} is not in the transformers layout of LLaVA; convert it with: cos model convert"
-    if (other := sightless(folder, config)) is not None:
+    if (other := not_vision_language(folder, config)) is not None:
         return other
     word = one_line(config["model_type"], 60)
     named = f" ({_VISION_LANGUAGE[word]})" if word in _VISION_LANGUAGE else ""
@@ -114,9 +114,9 @@ LLAVA_ONLY = "annotating, training, converting and --roi relevance"
 """What runs LLaVA-1.5 alone, as the subject of a sentence."""
 
 
-def sightless(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The sentence for a folder that nothing here can ask about a picture, by its config.json alone; None where there is
-    hope."""
+def not_vision_language(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """The sentence that refuses a folder of no vision-language model, by its config.json alone; None for one that is, and for a
+    type that is not listed here, of which transformers decides."""
     kind = config.get("model_type")
     if not isinstance(kind, str) or not kind:
         return f"{folder} is in no layout of transformers: its config.json names no `model_type`"

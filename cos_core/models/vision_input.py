@@ -1,7 +1,7 @@
-"""How a model of a family is shown pictures and dialogues, as far as that is known without its weights.
+"""The vision input of a model: its image processor and pixel budget, as far as they are known without its weights.
 
-What is sent to a server, how boxes in pixels are read, and what of a checkpoint's processor decides an answer, is told here.
-LLaVA-1.5 has none: its padded squares are models/pixels.py's.
+It decides what is sent to a server, how boxes in pixels are read, and what of the processor is part of a fingerprint. LLaVA-1.5
+has none: models/pixels.py pads and resizes its pictures.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LLAVA_15 = "llava"
-"""The family that is asked in its own way."""
+"""The family with a path of its own (models/llava.py)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """`kind`: the `model_type`, "" where it is not known; `image_processor`: with the run's pixel budget applied, None where it
+class VisionInput:
+    """How pictures of a model are prepared.
+
+    `kind`: the `model_type`, "" where it is not known; `image_processor`: with the run's pixel budget applied, None where it
     is not known; `budget`: what it is set to, by the family's words. `processor`: the name of the processor's class, and
     `template`: the SHA-256 of the chat template's text, where the checkpoint's files are here.
     """
@@ -56,14 +58,16 @@ class Sight:
         Raises InputError for a picture that the rule refuses, and where it is not known.
         """
         if self.image_processor is None:
-            raise InputError("how large the model sees a picture is not known without its image processor")
+            raise InputError(
+                "the size of a picture as the model sees it is not known without its image processor; name the model's folder"
+            )
         try:
             return self.family.resized(self.image_processor, *size)
         except ValueError as error:
             raise InputError(f"a picture of {size[0]} x {size[1]} pixels: {pretrained.quoted(error)}") from None
 
     def shown(self, picture: Image) -> Image:
-        """The picture as it is given to an image processor that may not be ours: padded to a square for families that pad.
+        """The picture as it is sent to a server: padded to a square for families that pad.
 
         Where the image processor does nothing but resize it, it is resized here with the same filter: another one's library
         rounds differently (torchvision's pixels are up to two levels off Pillow's), and leaves a picture of that size alone.
@@ -79,7 +83,7 @@ class Sight:
         return picture.resize(size, self.image_processor.resample)
 
     def settings(self) -> dict[str, Any]:
-        """What of all this decides an answer, as plain JSON."""
+        """The settings that are part of a fingerprint, as plain JSON."""
         return {
             "family": self.kind or None,
             "pixel_budget": dict(self.budget),
@@ -88,8 +92,8 @@ class Sight:
         }
 
 
-def of_folder(folder: str | Path, budget: PixelBudget | None = None) -> Sight | None:
-    """How the checkpoint in `folder` is shown pictures; None for LLaVA-1.5 and for a folder without a config.json.
+def of_folder(folder: str | Path, budget: PixelBudget | None = None) -> VisionInput | None:
+    """The vision input of the checkpoint in `folder`; None for LLaVA-1.5 and for a folder without a config.json.
 
     Raises InputError for files that cannot be read, and for a word of the budget that the family does not have.
     """
@@ -104,11 +108,11 @@ def of_folder(folder: str | Path, budget: PixelBudget | None = None) -> Sight | 
         image_processor = processors.image_processor(where)
         family.set_budget(image_processor, budget)
         cls, template = processors.processor_class(where).__name__, processors.chat_template(where)
-    return Sight(kind, family, image_processor, family.budget(image_processor), cls, _digest(template))
+    return VisionInput(kind, family, image_processor, family.budget(image_processor), cls, _digest(template))
 
 
-def of_family(kind: str, budget: PixelBudget | None = None) -> Sight | None:
-    """How a model of the family `kind` ("" for one that is not known) is shown pictures, its files not being here.
+def of_family(kind: str, budget: PixelBudget | None = None) -> VisionInput | None:
+    """The vision input of a model of the family `kind` ("": not known) whose files are not here.
 
     The sizes are those of the family's published checkpoints. None for LLaVA-1.5. Raises InputError for a pixel budget that the
     family does not have or that resizing here does not bring about.
@@ -119,14 +123,14 @@ def of_family(kind: str, budget: PixelBudget | None = None) -> Sight | None:
     if kind == LLAVA_15 or not set(budget.given) <= set(family.budget_words):
         family.set_budget(image_processor, budget)
         return None
-    check_told(Sight(kind, family, image_processor), budget)
+    check_resizable(VisionInput(kind, family, image_processor), budget)
     family.set_budget(image_processor, budget)
-    return Sight(kind, family, image_processor, {} if image_processor is None else family.budget(image_processor))
+    return VisionInput(kind, family, image_processor, {} if image_processor is None else family.budget(image_processor))
 
 
 @contextmanager
 def _libraries(kind: str) -> Iterator[None]:
-    """Inside the block, a missing `transformers` is said in one sentence."""
+    """Inside the block, a missing `transformers` becomes a MissingError."""
     try:
         yield
     except ImportError as error:
@@ -134,11 +138,11 @@ def _libraries(kind: str) -> Iterator[None]:
         raise MissingError(f"{needs} ({error})") from None
 
 
-def check_told(sight: Sight | None, budget: PixelBudget | None) -> None:
-    """Raises InputError for a pixel budget that only the server itself can be set to: no resizing here brings it about."""
-    if sight is not None and budget is not None and budget.given and not sight.resizes:
+def check_resizable(vision: VisionInput | None, budget: PixelBudget | None) -> None:
+    """Raises InputError for a pixel budget that resizing a picture before it is sent does not bring about."""
+    if vision is not None and budget is not None and budget.given and not vision.resizes:
         words = " and ".join(map(families.option, budget.given))
-        raise InputError(f"{words} cannot be asked of a server with {sight.family.name}; set it where the model is served")
+        raise InputError(f"{words} cannot be asked of a server with {vision.family.name}; set it where the model is served")
 
 
 def _digest(text: str | None) -> str | None:
