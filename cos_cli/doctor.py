@@ -31,7 +31,7 @@ class DoctorOptions:
     folder: Path = option(Path(), "Where stores and checkpoints are to be written.", OUTPUT)
     server: str | None = option(None, "Examine a served model instead: the server's address, up to /v1.", SERVER)
     model: str | None = option(None, "With --server: the model, as the server calls it.", SERVER)
-    profile: str | None = options.profile_option()
+    profile: str | None = options.profile_option(options.ANY_FAMILY)
     family: str | None = options.family_option()
 
 

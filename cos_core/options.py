@@ -368,10 +368,11 @@ def follow_links_option(**more: Any) -> Any:
     return option(False, "Follow links out of the picture folder: you made them, not the data's author.", INPUT, **more)
 
 
-def model_option(default: Any = REQUIRED) -> Any:
+def model_option(default: Any = REQUIRED, what: str = "LLaVA-1.5 checkpoint") -> Any:
+    """`what`: the kind of checkpoint that the stage runs, as the first words of the help."""
     return option(
         default,
-        "LLaVA-1.5 checkpoint: a local folder, a hub id (llava-hf/llava-1.5-7b-hf, @REVISION after it), or 'miniature'.",
+        f"{what}: a local folder, a hub id (llava-hf/llava-1.5-7b-hf, @REVISION after it), or 'miniature'.",
         MODEL,
         completes="model",
     )
@@ -391,8 +392,13 @@ def policy_option(default: str = "from_single_question") -> Any:
     )
 
 
-def profile_option() -> Any:
-    return option(None, "Wording of the dialogue; by default the checkpoint's own, else 'paper'.", MODEL, completes="profile")
+def profile_option(usual: str = "'paper'") -> Any:
+    """`usual`: the profile of a checkpoint without one, as the help names it."""
+    return option(None, f"Wording of the dialogue; by default the checkpoint's own, else {usual}.", MODEL, completes="profile")
+
+
+ANY_FAMILY = "'paper' (LLaVA-1.5) or 'chat'"
+"""The usual profiles where any family is asked."""
 
 
 def family_option() -> Any:

@@ -39,7 +39,7 @@ class AnsweringOptions:
         REGION,
         aliases={"centre": "center"},
     )
-    profile: str | None = options.profile_option()
+    profile: str | None = options.profile_option(options.ANY_FAMILY)
     family: str | None = options.family_option()
     min_pixels: int | None = _shown("Fewest pixels that a picture is shown with (Qwen-VL).", options.SHOWN_PX)
     max_pixels: int | None = _shown("Most pixels that a picture is shown with (Qwen-VL).", options.SHOWN_PX)
@@ -131,7 +131,7 @@ class InferConfig(AnsweringOptions):
     "center" for short, or "relevance" (relevance_regions.py: no training needed).
     """
 
-    model: str | Path = options.model_option()
+    model: str | Path = options.model_option(what="Vision-language checkpoint")
     out: Path | None = option(
         None,
         "JSONL file of predictions to write or to continue; - prints them.",

@@ -182,8 +182,6 @@ def _general(where: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], st
     }
     try:
         described["works"] = support.works(where, config)
-        if family.two_pictures:
-            described["note"] = family.two_pictures
         if described["works"]["answer"] is True and not family.text_profile:
             described |= support.asked(where, profile, family)
     except InputError as error:
