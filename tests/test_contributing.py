@@ -1,15 +1,20 @@
-"""The four tasks of CONTRIBUTING.md: each diff fits the tree, and the plug-ins that it adds work as files of a user's own."""
+"""The five tasks of CONTRIBUTING.md: each diff fits the tree, and the modules that it adds work as files of a user's own."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import family_contract
 import pytest
+import tiny_families
 from documents import ROOT, blocks
+from PIL import Image
+from tiny_parts import SHAPES
 
 from cos_core.files import plug
 from cos_core.interfaces import Request
@@ -46,7 +51,8 @@ DIFFS = diffs()
 
 def test_there_is_a_diff_for_each_task() -> None:
     paths = {diff.path for diff in DIFFS}
-    assert {"cos_core/benchmarks/yesno.py", "cos_core/engines/constant.py", "cos_core/types.py"} <= paths
+    added = {"cos_core/benchmarks/yesno.py", "cos_core/engines/constant.py", "cos_core/models/families/glm4v.py"}
+    assert added | {"cos_core/infer/config.py", "cos_core/types.py"} <= paths
 
 
 @pytest.mark.parametrize("diff", DIFFS, ids=lambda diff: diff.path)
@@ -59,12 +65,17 @@ def test_a_diff_fits_the_tree(diff: FileDiff) -> None:
         assert path.read_text(encoding="utf-8").count(before) == 1
 
 
-def _plugged(path: str, kind: str, folder: Path, **options: object) -> Any:
-    """The plug-in that a diff adds, as a file of a user's own."""
+def _written(path: str, folder: Path) -> Path:
+    """The file that a diff adds, written into `folder`."""
     (diff,) = [each for each in DIFFS if each.path == path]
     file = folder / Path(path).name
     file.write_text(diff.added(), encoding="utf-8")
-    return plug.load(kind, str(file), **options)
+    return file
+
+
+def _plugged(path: str, kind: str, folder: Path, **options: object) -> Any:
+    """The plug-in that a diff adds, as a file of a user's own."""
+    return plug.load(kind, str(_written(path, folder)), **options)
 
 
 def test_the_benchmark_scores(tmp_path: Path) -> None:
@@ -82,3 +93,18 @@ def test_the_engine_answers(tmp_path: Path) -> None:
     engine = _plugged("cos_core/engines/constant.py", "engines", tmp_path, model="no", device="cpu")
     (reply,) = engine.generate([Request((Turn("user", ("Is it red?",)),), {})])
     assert reply.text == "no"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_family_holds_the_contract(shape: str, tmp_path: Path) -> None:
+    file = _written("cos_core/models/families/glm4v.py", tmp_path)
+    spec = importlib.util.spec_from_file_location("added_family", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    family, images = module.build(), tiny_families.BUILDERS[file.stem](SHAPES[shape]).image_processor
+    family_contract.check(family, images)
+    for size in family_contract.SIZES:
+        _, rows, columns = images(Image.new("RGB", size), return_tensors="pt")["image_grid_thw"][0].tolist()
+        assert family.resized(images, *size) == (columns * images.patch_size, rows * images.patch_size)

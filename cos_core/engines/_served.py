@@ -154,7 +154,7 @@ def check_family(folder: str, named_family: str | None) -> None:
     if named_family is None:
         return
     kind = families.type_of(checkpoint_files.settings(Path(folder), checkpoint_files.CONFIG) or {})
-    if kind != named_family:
+    if families.file_name(kind) != named_family:
         raise InputError(f"--family {named_family}: {folder} is of the family {kind}, by its config.json; leave --family out")
 
 

@@ -137,10 +137,15 @@ def names() -> list[str]:
     return plug.families()
 
 
+def file_name(model_type: str) -> str:
+    """How the file of a `model_type` is called: "blip-2" is blip_2.py."""
+    return model_type.replace("-", "_").replace(".", "_")
+
+
 @functools.cache
 def of_type(model_type: str) -> Family:
     """The family of a `model_type`; the general one where it has no file."""
-    stem = model_type.replace("-", "_").replace(".", "_")
+    stem = file_name(model_type)
     if stem not in names():
         return Family()
     family: Family = importlib.import_module(f"{__name__}.{stem}").build()
