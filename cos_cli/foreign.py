@@ -1,4 +1,7 @@
-"""Names of options in other tools (LLaVA's scripts, the Trainer, lmms-eval, vLLM), and the options of cos that they mean."""
+"""Names of options in other tools, and the options of cos that they mean.
+
+The tools are LLaVA's scripts, the Trainer, VLMEvalKit, lmms-eval, and vLLM.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,14 @@ from collections.abc import Iterable
 from cos_core.options import Option
 
 _GREEDY = "Answers are greedy: the most likely token each time, and nothing to set."
+_CONFIG_SAYS = "It follows from the checkpoint's own files: cos model info M says what it is and what works with it."
+_REMOTE = "cos runs no code of a checkpoint; a model that needs it is asked through a server, with --engine openai."
+_SERVER = "A setting of the server: give it where the model is served (docs/howto/serve-qwen-vl.md)."
+_SIZE = "Qwen-VL; others have --max-tiles or --longest-edge: cos model info M says which"
+_VIDEO = "Pictures only: cos shows no videos."
 _QUANTISED = "cos runs the weights in --dtype; a model that a server quantised is asked with --engine openai."
 
-_ROWS: tuple[tuple[str, str, str], ...] = (
+ROWS: tuple[tuple[str, str, str], ...] = (
     ("lr max-lr base-lr", "--learning-rate", ""),
     ("lr-scheduler-type lr-scheduler scheduler", "", "The learning rate falls along a cosine after --warmup-ratio."),
     ("warmup-steps num-warmup-steps", "--warmup-ratio", "a share of all steps"),
@@ -54,6 +62,30 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ("policy roi-policy crop", "--roi", ""),
     ("url base-url api-base endpoint host", "--server --judge-url", ""),
     ("api-key key", "", "A key is taken from the environment: OPENAI_API_KEY, COS_JUDGE_KEY."),
+    ("max-num max-dynamic-patch max-num-tiles max-patches max-slices max-crops num-tiles max-partitions", "--max-tiles",
+     "the whole picture apart"),
+    ("total-pixels max-image-pixels", "--max-pixels", ""),
+    ("min-image-pixels", "--min-pixels", ""),
+    ("max-edge max-image-edge size-longest-edge", "--longest-edge", ""),
+    ("image-size image-resolution resolution input-size resize dynamic-image-size", "--max-pixels", _SIZE),
+    ("processor-kwargs image-processor mm-processor-kwargs", "--max-pixels", _SIZE),
+    ("model-type model-family architecture hf-overrides model-arch", "--family",
+     "of a served model; a folder's stands in its config.json"),
+    ("model-args model-kwargs", "--model", "with the settings as options of their own"),
+    ("tokenizer tokenizer-path processor processor-path tokenizer-mode config-format load-format use-fast", "", _CONFIG_SAYS),
+    ("trust-remote-code allow-remote-code", "", _REMOTE),
+    ("limit-mm-per-prompt limit-mm-per-prompt-image", "", "A server must allow two pictures a prompt: vllm serve "
+     "--limit-mm-per-prompt '{\"image\": 2}'."),
+    ("max-model-len gpu-memory-utilization served-model-name enforce-eager max-num-seqs enable-prefix-caching", "", _SERVER),
+    ("use-vllm backend", "--engine", "openai, with --server, asks what vLLM serves"),
+    ("use-cache", "--reuse --no-reuse", ""),
+    ("gen-kwargs generation-kwargs", "--max-new-tokens", "answers are greedy"),
+    ("judge judge-args", "--judge-model", ""),
+    ("fps nframe nframes max-frames num-frames video video-path", "", _VIDEO),
+    ("device-map", "--device", ""),
+    ("work-dir", "--out", ""),
+    ("api-nproc max-num-concurrent num-concurrent", "--concurrency", ""),
+    ("reuse-aux rerun", "--retry-failed", ""),
     ("verbose v", "", "Progress is shown unless --quiet; --traceback shows where an error arose."),
 )  # fmt: skip
 """(names elsewhere; options of cos, of which the first that the command has counts; a note). Without options: a sentence."""
@@ -63,7 +95,7 @@ def answer(known: Iterable[Option], name: str) -> str | None:
     """The sentence for an unknown option `name` (`--lr`, `output_dir`): the option of cos, or why there is none; else None."""
     spelled = {spelling for each in known for spelling in each.names}
     wanted = name.lstrip("-").replace("_", "-").lower()
-    for names, ours, words in _ROWS:
+    for names, ours, words in ROWS:
         if wanted not in names.split():
             continue
         if not ours:

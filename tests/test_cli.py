@@ -17,7 +17,7 @@ import pytest
 import typer
 from PIL import Image
 
-from cos_cli import infer, main
+from cos_cli import foreign, infer, main
 from cos_cli.command import Command, all_commands
 from cos_cli.console import Session
 from cos_cli.once import find_repeated, renamed
@@ -330,6 +330,14 @@ def test_a_line_in_a_config_is_an_option(capsys: pytest.CaptureFixture[str]) -> 
         _Config(Path("o"), kind="c")  # type: ignore[arg-type]
 
 
+def test_names_of_other_tools_answer_with_options_that_exist() -> None:
+    ours = {name for command in all_commands(main.TREE) for each in command.options for name in (*each.names, *each.off)}
+    for names, options, words in foreign.ROWS:
+        assert options or words
+        assert set(options.split()) <= ours, options
+        assert not [name for name in names.split() if name != name.strip("-_").lower() or "_" in name]
+
+
 @pytest.mark.parametrize(
     ("line", "ours"),
     [
@@ -353,6 +361,18 @@ def test_a_line_in_a_config_is_an_option(capsys: pytest.CaptureFixture[str]) -> 
         ("eval --tasks pope", "cos eval pope"),
         ("eval --log-samples", "scores.jsonl"),
         ("infer --overwrite", "--out"),
+        ("infer --max_pixels 9", "--max-pixels"),
+        ("infer --max-dynamic-patch 6", "--max-tiles"),
+        ("eval --image_size 448", "--max-pixels"),
+        ("infer --model-type qwen2_5_vl", "--family"),
+        ("infer --trust-remote-code", "--engine openai"),
+        ("infer --limit-mm-per-prompt image=2", "vllm serve"),
+        ("eval --use-vllm", "--engine"),
+        ("eval --use_cache x", "--reuse"),
+        ("eval --judge m", "--judge-model"),
+        ("eval --model_args pretrained=m", "--model"),
+        ("infer --chat-template t.jinja", "--profile"),
+        ("infer --nframe 8", "videos"),
     ],
 )
 def test_names_of_other_tools_are_answered_with_ours(line: str, ours: str | None, capsys: pytest.CaptureFixture[str]) -> None:
