@@ -105,7 +105,7 @@ def test_every_exit_code_is_explained() -> None:
 
 _PATH = re.compile(r"(?<![\w/.])(?:cos_core|cos_cli|benchmarks|scripts|tests|templates|completions)/[\w./-]*\w")
 _MODULE = re.compile(r"(?<![\w/.])cos_(?:core|cli)(?:\.\w+)+")
-_MADE_BY_THE_READER = re.compile(r"cos_core/_templates|.*/(quiz|yesno|constant)(\.py)?")
+_MADE_BY_THE_READER = re.compile(r"cos_core/_templates|.*/(quiz|yesno|constant|glm4v)(\.py)?")
 
 
 @pytest.mark.parametrize("page", NAMING, ids=[str(page.relative_to(ROOT)) for page in NAMING])
