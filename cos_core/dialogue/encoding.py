@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cos_core.dialogue.messages import IMAGE_MARK
 from cos_core.dialogue.prompts import AfterEnd, Profile
 from cos_core.errors import InputError
 from cos_core.files.text import one_line
@@ -97,7 +98,7 @@ def encode(
         if stretch:
             new_ids, new_labels = _encode_text(stretch, tokenizer, profile.after_end, first=not ids)
             if image_token_id in new_ids:
-                raise InputError("a question or answer holds the image mark; take it out of the text")
+                raise InputError(IMAGE_MARK)
             ids.extend(new_ids)
             labels.extend(new_labels)
             stretch.clear()

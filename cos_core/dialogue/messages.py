@@ -12,6 +12,9 @@ from typing import Any
 from cos_core.dialogue.prompts import Profile, break_after_image
 from cos_core.types import ImageSlot, Slot, Turn
 
+IMAGE_MARK = "a question or answer holds the image mark, which stands for a picture only; take it out of the text"
+"""The sentence for text that a processor would take for a picture."""
+
 Message = dict[str, Any]
 """One entry of `messages`: a role and its content, in parts."""
 

@@ -94,10 +94,10 @@ def torch(needed: bool, gpu: bool, driver_cuda: str | None, answers: Answers) ->
     else:
         yield MachineFinding("torch", "ok", words)
     for each in answer.get("gpus", ()):
-        yield _usable(each, answer)
+        yield _usable(each)
 
 
-def _usable(gpu: dict[str, object], answer: dict[str, object]) -> MachineFinding:
+def _usable(gpu: dict[str, object]) -> MachineFinding:
     if not gpu.get("works"):
         message = f"torch cannot compute on {gpu['name']}: {gpu.get('error', 'a wrong result')}"
         return MachineFinding("torch", "missing", message, f"install a torch that is built for {gpu['architecture']}")

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 import transformers
 
-from cos_core.dialogue.messages import Message, chat_messages
+from cos_core.dialogue.messages import IMAGE_MARK, Message, chat_messages
 from cos_core.engines._batch import NOT_A_NUMBER, token_bytes, usual_budget
 from cos_core.engines._constrain import TokenGrammar, TokenGrammars
 from cos_core.errors import InputError
 from cos_core.files import images
 from cos_core.interfaces import Engine, Grammar, Reply, Request
 from cos_core.models import pretrained
+from cos_core.models.devices import placed
 from cos_core.models.general import GeneralModel
 from cos_core.models.textual import TextualModel
 from cos_core.system import memory
@@ -101,7 +102,7 @@ class TemplateInputs(_Inputs):
         if loaded.rendered(messages).count(loaded.processor.image_token) != pictures or any(
             loaded.image_token_id in loaded.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts
         ):
-            raise InputError("the text of the dialogue holds the image mark, which stands for a picture only")
+            raise InputError(IMAGE_MARK)
 
     def tensors(self, requests: Sequence[Request]) -> dict[str, Any]:
         batch = self._loaded.processor.apply_chat_template(
@@ -249,17 +250,11 @@ class PlainEngine(Engine):
         )
         with torch.inference_mode():
             model.generate(
-                **{name: self._placed(value) for name, value in tensors.items()},
+                **{name: placed(model, value) for name, value in tensors.items()},
                 generation_config=settings,
                 logits_processor=transformers.LogitsProcessorList([_Choices(jobs, model.dtype)]),
                 stopping_criteria=transformers.StoppingCriteriaList([_Ends(self, jobs)]),
             )
-
-    def _placed(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        value = value.to(self.loaded.device)
-        return value.to(self.loaded.model.dtype) if value.is_floating_point() else value
 
     def heard(self, job: _Job, token: int) -> None:
         """Takes note of a job's next token: its text is passed on, and it ends with an end mark or its budget."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -21,6 +21,7 @@ from cos_core.engines._plain import PlainEngine, TemplateInputs
 from cos_core.errors import InputError
 from cos_core.interfaces import Engine, Reply, Request
 from cos_core.models import pretrained
+from cos_core.models.devices import placed
 from cos_core.system.memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -127,16 +128,9 @@ def _logits(loaded: GeneralModel, inputs: TemplateInputs, request: Request) -> t
     if hasattr(loaded.model.base_model, "rope_deltas"):
         loaded.model.base_model.rope_deltas = None  # Qwen's, of the call before
     with torch.inference_mode():
-        tensors = {name: _placed(loaded.model, value) for name, value in inputs.tensors([request]).items()}
+        tensors = {name: placed(loaded.model, value) for name, value in inputs.tensors([request]).items()}
         logits: torch.Tensor = loaded.model(**tensors).logits[0, -1]
     return logits
-
-
-def _placed(model: Any, value: Any) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return value
-    value = value.to(model.device)
-    return value.to(model.dtype) if value.is_floating_point() else value
 
 
 def _requests(loaded: LoadedModel, full: Image.Image, roi: Image.Image) -> tuple[Request, Request]:

@@ -44,6 +44,16 @@ def placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     return target, kind
 
 
+def placed(model: Any, value: Any) -> Any:
+    """A tensor on a model's device, one of floats in the model's number format; anything else as it is."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value.to(model.device)
+    return value.to(model.dtype) if value.is_floating_point() else value
+
+
 @contextmanager
 def fits(where: str, target: torch.device, kind: torch.dtype) -> Iterator[None]:
     """Inside the block a checkpoint is read; what says that memory ran out becomes a MissingError."""

@@ -15,14 +15,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from cos_core.dialogue.messages import chat_messages
+from cos_core.dialogue.messages import IMAGE_MARK, chat_messages
 from cos_core.dialogue.prompts import Profile
 from cos_core.errors import InputError
 from cos_core.files import images
 from cos_core.models import checkpoint_files as files
 from cos_core.models import families, hub, pretrained
 from cos_core.models import processor as processors
-from cos_core.models.devices import fits, placement
+from cos_core.models.devices import fits, placed, placement
 from cos_core.models.families import Family, PixelBudget
 from cos_core.models.general_check import check
 from cos_core.models.general_probe import check_dialogue
@@ -150,16 +150,12 @@ class GeneralModel(LoadedModel):
 
     def _features(self, picture: PictureInputs) -> SimpleNamespace:
         """What a tower makes of one picture: `pooler_output`, and `deepstack_features` where there are."""
-        tensors = {name: self._placed(value) for name, value in picture.tensors.items()}
+        tensors = {name: placed(self.model, value) for name, value in picture.tensors.items()}
         output = self.model.base_model.get_image_features(**tensors, return_dict=True)
         features = SimpleNamespace(pooler_output=output.pooler_output)
         if (deepstack := getattr(output, "deepstack_features", None)) is not None:
             features.deepstack_features = deepstack
         return _first(features, picture.tokens)
-
-    def _placed(self, value: torch.Tensor) -> torch.Tensor:
-        value = value.to(self.model.device)
-        return value.to(self.model.dtype) if value.is_floating_point() else value
 
     def prompt(self, turns: Sequence[Turn], picture: Callable[[Slot], Any]) -> Prompt:
         slots: list[Slot] = []
@@ -173,13 +169,13 @@ class GeneralModel(LoadedModel):
         mark = self.processor.image_token
         stretches = text.split(mark)
         if len(stretches) != len(slots) + 1:
-            raise InputError(f"the text of the dialogue holds the image mark {mark!r}, which stands for a picture only")
+            raise InputError(IMAGE_MARK)
         pictures = [picture(slot) for slot in slots]
         whole = stretches[0] + "".join(each.text + rest for each, rest in zip(pictures, stretches[1:], strict=True))
         ids = self._ids(whole)
         places = [place for place, token in enumerate(ids) if token == self.image_token_id]
         if len(places) != sum(each.tokens for each in pictures):
-            raise InputError("the text of the dialogue holds the image mark, which stands for a picture only")
+            raise InputError(IMAGE_MARK)
         spans: list[PictureSpan] = []
         for slot, each in zip(slots, pictures, strict=True):
             shown, places = places[: each.tokens], places[each.tokens :]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cos_core.dialogue.encoding import Encoded, detokenize, encode
+from cos_core.dialogue.messages import IMAGE_MARK
 from cos_core.dialogue.prompts import Profile, checkpoint_profile
 from cos_core.errors import InputError, MissingError
 from cos_core.models import hub, pretrained
@@ -86,7 +87,7 @@ class Llava(LoadedModel):
         encoded = self.encode(turns)
         places = [place for place, token in enumerate(encoded.ids) if token == self.image_token_id]
         if len(places) != len(encoded.slots) * self.image_tokens:
-            raise InputError("the text of the dialogue holds the image mark, which stands for a picture only")
+            raise InputError(IMAGE_MARK)
         starts = places[:: self.image_tokens]
         return Prompt(
             encoded.ids,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cos_core.dialogue.messages import IMAGE_MARK
 from cos_core.dialogue.prompts import Profile
 from cos_core.errors import InputError
 from cos_core.models import families, hub, pretrained
@@ -75,7 +76,7 @@ class TextualModel:
             raise InputError(f"{self.family.name} knows no dialogue: it takes one question; --roi none asks one")
         for text in self.prompt(turns)[::2]:
             if self.image_marks & set(self.tokenizer(text, add_special_tokens=False)["input_ids"]):
-                raise InputError("the text of the question holds the image mark, which stands for a picture only")
+                raise InputError(IMAGE_MARK)
             if self.family.pictures_in_text and _is_address(text):
                 raise InputError("the question is an address, which the processor of IDEFICS would fetch as a picture")
 

@@ -21,8 +21,6 @@ from cos_core.types import Prediction
 UNSAID = "unknown"
 """The profile and policy of answers whose format has none (LLaVA's)."""
 
-_BUFFER = 1 << 18
-
 
 class _Row(msgspec.Struct, gc=False):
     """A line in either format, as it is nearly always written; whatever else is read by way of a dictionary."""
