@@ -138,7 +138,8 @@ def test_pieces_of_a_text_are_passed_on(load: Load) -> None:
     asked = requests(loaded)
     reply = PlainEngine(loaded).generate([asked[1], replace(asked[0], listen=heard.append)])[1]
     assert len(heard) > 1
-    assert "".join(heard).strip() == reply.text
+    # Half a character may be the last thing that is written; it is never passed on.
+    assert "".join(heard).strip() == reply.text.rstrip("\N{REPLACEMENT CHARACTER}")
 
 
 def test_rows_that_stand_for_no_text_never_come_out(load: Load) -> None:

@@ -150,6 +150,13 @@ def test_the_manifest_says_whose_answers_they_are_and_keeps_them(tmp_path: Path)
     assert "VLMEvalKit" in cells["monkey"].note
 
 
+def test_scoring_kept_answers_anew_leaves_them(tmp_path: Path) -> None:
+    first = run("gqa", SHEETS / "ToyVLM_GQA_TestDev_Balanced.xlsx", out=tmp_path / "run")
+    again = run("gqa", tmp_path / "run" / "imported.jsonl", out=tmp_path / "run")
+    assert (tmp_path / "run" / "imported.jsonl").is_file()
+    assert again.results["metrics"] == first.results["metrics"]
+
+
 def test_a_folder_of_a_harness_serves_several_benchmarks(tmp_path: Path) -> None:
     data = tmp_path / "data"
     for name in ("gqa", "mmbench"):
@@ -208,7 +215,7 @@ def test_rows_that_count_only_are_joined_by_content(tmp_path: Path) -> None:
 
 def test_a_wrong_join_is_an_error_and_not_a_score(tmp_path: Path) -> None:
     other = tsv(tmp_path / "X_GQA_TestDev_Balanced.tsv", gqa_rows(question="Who is it?"))
-    with refused("none of the 40"):
+    with refused("none of the 40", other):
         run("gqa", other)
     # Right ids and questions, other true answers: another version of the data.
     with refused("none of the 40"):
@@ -233,6 +240,34 @@ def test_files_of_another_kind_are_refused(tmp_path: Path, benchmark: str, name:
     shutil.copy(SHEETS / "ToyVLM_MMBench_DEV_EN.xlsx", tmp_path / name)
     with refused(*words):
         run(benchmark, tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", ["xlsx", "tsv", "csv", "json"])
+def test_a_sheet_without_a_column_is_refused_and_the_nearest_is_named(tmp_path: Path, ending: str) -> None:
+    rows = [{("Prediction" if name == "prediction" else name): cell for name, cell in row.items()} for row in gqa_rows()]
+    file = tmp_path / f"X_GQA_TestDev_Balanced.{ending}"
+    if ending == "xlsx":
+        book = openpyxl.Workbook()
+        for cells in (list(rows[0]), *(list(row.values()) for row in rows)):
+            book.active.append(cells)
+        book.save(file)
+    elif ending == "json":
+        file.write_text(json.dumps(rows), encoding="utf-8")
+    else:
+        separator = "\t" if ending == "tsv" else ","
+        file.write_text("\n".join(separator.join(map(str, row)) for row in (rows[0], *(row.values() for row in rows))))
+    with refused(file, "'prediction'", "'Prediction'"):
+        run("gqa", file)
+
+
+@pytest.mark.parametrize("cell", ['"red', '"red" car'], ids=["never-closed", "goes-on"])
+def test_a_quote_that_is_not_closed_takes_no_rows_with_it(tmp_path: Path, cell: str) -> None:
+    lines = ["index,question,answer,prediction", *(",".join(map(str, row.values())) for row in gqa_rows())]
+    lines[3] = lines[3].rpartition(",")[0] + f",{cell}"
+    file = tmp_path / "X_GQA_TestDev_Balanced.csv"
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with refused(f"{file}:4"):
+        run("gqa", file)
 
 
 def test_a_failed_answer_is_a_failure(tmp_path: Path) -> None:
@@ -327,6 +362,38 @@ def test_a_workbook_with_far_too_many_cells_is_refused(tmp_path: Path, monkeypat
     monkeypatch.setattr(sheets, "MAX_TAGS", 30)
     with refused("marks", "tsv"):
         list(sheets.read(workbook(tmp_path / "y.xlsx")))
+
+
+LONG = b"x" * 2**17
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [b'<a b="%s"/>' % LONG, b'<a b="%s"/>' % LONG.replace(b"xx", b"x>"), b"<a b='%s" % LONG, b"<!--%s-->" % LONG,
+     b"<!--%s-->" % LONG.replace(b"xx", b"<x"), b"<?a %s?>" % LONG.replace(b"xx", b"<>"), b"<a %s/>" % (b'b="" ' * 2**14)],
+    ids=["value", "value-with-ends", "open", "comment", "comment-with-tags", "instruction", "attributes"],
+)  # fmt: skip
+def test_a_workbook_with_a_mark_that_takes_forever_is_refused(tmp_path: Path, mark: bytes) -> None:
+    with refused("mark", "tsv"):
+        list(sheets.read(workbook(tmp_path / "x.xlsx", **{SHEET: HEAD + mark + b"</sheetData></worksheet>"})))
+
+
+def test_long_cells_are_no_marks(tmp_path: Path) -> None:
+    for name, text in (("x", LONG), ("y", LONG.replace(b"xx", b'">')), ("z", b"<![CDATA[%s]]>" % LONG)):
+        row = b'<row r="1"><c r="A1" t="inlineStr"><is><t>index</t></is></c></row>'
+        row += b'<row r="2"><c r="A2" t="inlineStr"><is><t>%s</t></is></c></row>' % text
+        file = workbook(tmp_path / f"{name}.xlsx", **{SHEET: HEAD + row + b"</sheetData></worksheet>"})
+        assert [len(cells["index"]) for _, cells in sheets.read(file)] == [2**17]
+
+
+def test_one_text_in_very_many_cells_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sheets, "MAX_TEXT", 1000)
+    book = openpyxl.Workbook()
+    for number in range(30):
+        book.active.append((number, "x" * 50))
+    book.save(tmp_path / "x.xlsx")
+    with refused("characters", "tsv"):
+        list(sheets.read(tmp_path / "x.xlsx"))
 
 
 def test_a_file_that_only_begins_as_a_workbook(tmp_path: Path) -> None:

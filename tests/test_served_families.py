@@ -60,7 +60,7 @@ def test_roles_and_system_text_are_left_to_the_template(folder: Folder, name: st
     assert words(messages[0]) == [
         "<picture>",
         'To answer the question: "What is it?", where is the region of interest in the image?',
-    ], "what stands behind a picture is the template's"
+    ], "the line break behind a picture is the template's affair"
     assert words(messages[1]) == ["BOX"]
     assert words(messages[2]) == [
         "The region of interest in the image is ",

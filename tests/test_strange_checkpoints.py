@@ -243,7 +243,7 @@ def test_two_hundred_mutations_are_answers_or_sentences(tmp_path: Path) -> None:
 def test_mutations_of_another_family(name: str, tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     program = Path(__file__).with_name("strange_checkpoints.py")
     done = subprocess.run(
-        [sys.executable, program, tiny_checkpoint(name), tmp_path / "scratch", "260"],
+        [sys.executable, program, tiny_checkpoint(name), tmp_path / "scratch", "120"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         check=True,

@@ -62,6 +62,9 @@ TASKS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 """lmms-eval's name of a task -> the benchmark and the splits that it belongs to."""
 
+COLUMNS = ("index", "question", "prediction")
+"""The columns that every prediction sheet has."""
+
 FAILURE = "Failed to obtain answer"
 """The beginning of what VLMEvalKit writes in the place of an answer that it did not get."""
 
@@ -125,14 +128,16 @@ def read(path: Path) -> HarnessFile | None:
         start = file.peek(4096)[:4096]
         line = file.readline(jsonl.MAX_RECORD_BYTES)
     if start.startswith(sheets.ZIP):
-        return _sheet(path, sheets.read(path))
+        return _sheet(path, sheets.read(path, COLUMNS))
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(b"{"):
         return _samples(path, line)
     if text.startswith(b"["):
         return _listed(path)
     head = {name.strip(b' "\r\n') for name in line.removeprefix(b"\xef\xbb\xbf").replace(b"\t", b",").split(b",")}
-    return _sheet(path, sheets.read(path)) if {b"index", b"prediction"} <= head else None
+    if path.suffix.lower() in (".tsv", ".csv") or {b"index", b"prediction"} <= head:
+        return _sheet(path, sheets.read(path, COLUMNS))
+    return None
 
 
 # --- VLMEvalKit ------------------------------------------------------------------------------------------------------
@@ -191,10 +196,11 @@ def _named(path: Path) -> tuple[str | None, str | None]:
 
 
 def _listed(path: Path) -> HarnessFile | None:
-    """A JSON list of rows; None where the first is no row of a prediction sheet. NaN stands for an empty cell."""
+    """A JSON list of rows; None for a list of anything else. NaN stands for an empty cell."""
     rows = _whole(path)
-    if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict) or not {"index", "prediction"} <= rows[0].keys():
+    if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
         return None
+    sheets.check_columns(path, rows[0], COLUMNS)
     cells = (_filled(row) if isinstance(row, dict) else {} for row in rows)
     return _sheet(path, enumerate(cells, 1), as_json=True)
 

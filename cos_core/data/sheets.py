@@ -19,6 +19,7 @@ from xml.etree.ElementTree import ParseError
 
 from cos_core.errors import InputError, MissingError
 from cos_core.files.jsonl import open_input
+from cos_core.files.plug import nearest
 from cos_core.files.text import one_line
 from cos_core.system.extras import install
 
@@ -33,16 +34,28 @@ MAX_BYTES = 128 * 2**20
 """The most that the parts of a workbook may unpack to, together."""
 
 MAX_PARTS = 1_000
-MAX_TAGS = 20_000_000
-"""Of XML, in all parts of a workbook: each takes memory, however short it is."""
+MAX_TAGS = 5_000_000
+"""Of XML, in all parts of a workbook: each takes memory, however short it is. A cell has up to eight."""
 
-MAX_CELLS = 20_000_000
+MAX_CELLS = 5_000_000
 """Of a workbook's sheet, empty ones between others included."""
+
+MAX_TEXT = 256 * 2**20
+"""Characters of a workbook's sheet: any number of cells may show one text of the workbook."""
+
+_LONGEST_MARK = 2**16
+"""Of XML, in bytes."""
 
 _CELL_LIMIT = 64 * 2**20
 """Characters of one cell in a text file."""
 
+_NAMED = 30
+"""How many of a sheet's columns a message looks at."""
+
+_START = 2**10
 _CHUNK = 2**20
+_LONG_RUN = re.compile(rb"<(?![!?])[^<]{%d,}" % _LONGEST_MARK)
+_TAG = re.compile(rb"<(?:[^>\"']++|\"[^\"]*+(?:\"|$)|'[^']*+(?:'|$))*+")
 _DECLARED = re.compile(rb"<!(?:DOCTYPE|ENTITY)", re.IGNORECASE)
 _ENCODING = re.compile(rb"(?:\xef\xbb\xbf)?\s*<\?xml[^>]*?encoding\s*=\s*[\"']([^\"']*)")
 
@@ -56,20 +69,28 @@ _DAMAGED = (
 )  # fmt: skip
 
 
-def read(path: Path) -> Iterator[tuple[int, Row]]:
+def read(path: Path, needed: Sequence[str] = ()) -> Iterator[tuple[int, Row]]:
     """(line or row number from 1, cells) of each row below the head, which names the columns.
 
     The file is a workbook when it begins as one, else text with tabs where its first line holds one, else with commas. Raises
-    InputError: not a table, or too large; MissingError without the package that reads workbooks.
+    InputError: not a table, without a column of `needed`, or too large; MissingError without the package that reads workbooks.
     """
     with open_input(path) as file:
         if file.peek(len(ZIP)).startswith(ZIP):
-            yield from _rows(path, _workbook(path, file))
+            yield from _rows(path, _workbook(path, file), needed)
             return
-        yield from _rows(path, _text(path, file))
+        yield from _rows(path, _text(path, file), needed)
 
 
-def _rows(path: Path, lines: Iterable[tuple[int, Sequence[str]]]) -> Iterator[tuple[int, Row]]:
+def check_columns(path: Path, columns: Iterable[object], needed: Sequence[str]) -> None:
+    """Raises InputError when a column of `needed` is not among `columns`; the one that was probably meant is named."""
+    names = [one_line(name, 40) for name in columns if name]
+    for missing in needed:
+        if missing not in names:
+            raise InputError(f"{path} has no column {missing!r}{nearest(missing, names[:_NAMED])}")
+
+
+def _rows(path: Path, lines: Iterable[tuple[int, Sequence[str]]], needed: Sequence[str]) -> Iterator[tuple[int, Row]]:
     head: Sequence[str] | None = None
     for number, cells in lines:
         if head is None:
@@ -77,6 +98,7 @@ def _rows(path: Path, lines: Iterable[tuple[int, Sequence[str]]]) -> Iterator[tu
             doubled = sorted({name for name in head if name and head.count(name) > 1})
             if doubled:
                 raise InputError(f"{path} has two columns {one_line(doubled[0], 40)!r}")
+            check_columns(path, head, needed)
             continue
         yield number, {name: cell for name, cell in zip(head, cells, strict=False) if name and cell}
 
@@ -86,11 +108,16 @@ def _text(path: Path, file: Any) -> Iterator[tuple[int, Sequence[str]]]:
     first = file.peek(_CHUNK).split(b"\n", 1)[0]
     try:
         with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-            reader = csv.reader(text, delimiter="\t" if b"\t" in first else ",")
+            # Strict: a quote that is never closed would take all rows after it into one cell.
+            reader = csv.reader(text, delimiter="\t" if b"\t" in first else ",", strict=True)
+            begun = 1
             for cells in reader:
                 if cells:
                     yield reader.line_num, cells
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
+                begun = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{path}:{begun} cannot be read as a row of a table: {error}") from None
+    except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path} cannot be read as a table: {error}") from None
 
 
@@ -124,18 +151,34 @@ def _check(path: Path, archive: zipfile.ZipFile) -> None:
     for part in parts:
         # Any part may be the sheet, whatever it is called. None is longer than its entry says: zipfile stops there.
         with archive.open(part) as file:
-            before = b""
-            while chunk := file.read(_CHUNK):
-                if not before and not _is_ascii_like(chunk):
-                    raise InputError(f"{path}: {part.filename} is text in another encoding than UTF-8; it is not read")
-                if _DECLARED.search(before[-16:] + chunk):
-                    raise InputError(
-                        f"{path}: {part.filename} declares a document type, which no workbook needs; it is not read"
-                    )
-                tags += chunk.count(b"<")
-                before = chunk
+            content = file.read()
+        if not _is_ascii_like(content[:_START]):
+            raise InputError(f"{path}: {part.filename} is text in another encoding than UTF-8; it is not read")
+        if _DECLARED.search(content):
+            raise InputError(f"{path}: {part.filename} declares a document type, which no workbook needs; it is not read")
+        tags += content.count(b"<")
         if tags > MAX_TAGS:
             raise InputError(f"{path} has more than {MAX_TAGS:,} cells and marks; save the sheet as tsv")
+        if _has_long_mark(content):
+            raise InputError(f"{path}: {part.filename} has a mark of more than {_LONGEST_MARK:,} bytes; save the sheet as tsv")
+
+
+def _has_long_mark(content: bytes) -> bool:
+    """Whether a part that may be XML has a tag, a comment or an instruction longer than `_LONGEST_MARK`.
+
+    The parser begins again at the start of an unfinished mark with every piece of the file that it gets: the time that a mark
+    takes grows with the square of its length.
+    """
+    if not content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
+        return False
+    for opening, closing in ((b"<!--", b"-->"), (b"<?", b"?>")):
+        begin = content.find(opening)
+        while begin >= 0:
+            end = content.find(closing, begin)
+            if (len(content) if end < 0 else end) - begin > _LONGEST_MARK:
+                return True
+            begin = content.find(opening, begin + len(opening))
+    return any(len(_TAG.match(run[0])[0]) > _LONGEST_MARK for run in _LONG_RUN.finditer(content))  # type: ignore[index]
 
 
 def _is_ascii_like(start: bytes) -> bool:
@@ -152,13 +195,17 @@ def _sheet(path: Path, book: Any) -> Iterator[tuple[int, Sequence[str]]]:
     sheet = book.worksheets[0]
     # What a sheet says about its size is not believed.
     sheet.reset_dimensions()
-    cells = 0
+    cells = characters = 0
     for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
         cells += 1 + len(row)
         if cells > MAX_CELLS:
             raise InputError(f"{path} has more than {MAX_CELLS:,} cells; save the sheet as tsv")
         if any(value is not None for value in row):
-            yield number, [_shown(value) for value in row]
+            shown = [_shown(value) for value in row]
+            characters += sum(map(len, shown))
+            if characters > MAX_TEXT:
+                raise InputError(f"{path} shows more than {MAX_TEXT:,} characters; save the sheet as tsv")
+            yield number, shown
 
 
 def _shown(value: object) -> str:

@@ -34,6 +34,7 @@ class AnswersFile:
         """The answers; those of a harness's file that could not be read are among the unreadable."""
         recorded = read_predictions(self.path)
         if self.imported is not None:
+            recorded.named = self.imported.source.path
             recorded.unreadable += self.imported.source.problems
         return recorded
 
@@ -48,10 +49,16 @@ class AnswersFile:
         return {"predictions": predictions, "recorded": recorded}
 
     def keep(self, out: Path) -> None:
-        """Leaves imported answers beside their scores. Raises InputError."""
-        (out / importing.FILE).unlink(missing_ok=True)
+        """Leaves imported answers beside their scores; those of an earlier run go, unless they are what was scored.
+
+        Raises InputError.
+        """
+        kept = out / importing.FILE
+        if self.imported is None and kept.exists() and kept.samefile(self.path):
+            return
+        kept.unlink(missing_ok=True)
         if self.imported is not None:
-            with self.path.open("rb") as answers, atomic_file(out / importing.FILE) as file:
+            with self.path.open("rb") as answers, atomic_file(kept) as file:
                 shutil.copyfileobj(answers, file)
 
 

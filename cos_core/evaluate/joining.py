@@ -187,7 +187,7 @@ def join(data: BenchmarkData, recorded: Recorded, benchmark: Benchmark | None = 
         answers.put(place, len(recorded) - 1, prediction)
     if first is None:
         why = f"; {recorded.unreadable[0]}" if recorded.unreadable else ", it is empty"
-        raise InputError(f"{recorded.path} holds no prediction{why}")
+        raise InputError(f"{recorded.named} holds no prediction{why}")
     for place, other in finder.repeats():
         if answers.has_prediction(other) and not answers.has_prediction(place):
             answers.copy(place, other)
@@ -279,7 +279,7 @@ def _add_gaps(joined: Joined, data: BenchmarkData, recorded: Recorded, first: st
     answers = joined.predictions
     if not len(answers):
         raise InputError(
-            f"none of the {len(recorded)} predictions in {recorded.path} belongs to {data.name} {data.split}; "
+            f"none of the {len(recorded)} predictions in {recorded.named} belongs to {data.name} {data.split}; "
             + _side_by_side(joined, first, data.examples[0].id)
         )
     names = answers.ids.names[:limit]
@@ -311,7 +311,7 @@ def check(joined: Joined, data: BenchmarkData, recorded: Recorded, limit: int | 
     if not unknown or len(unknown) < WRONG_JOIN * len(recorded) or 5 * len(missing) < 4 * ids:
         return None
     return (
-        f"{recorded.path}: {len(unknown):,} of {len(recorded):,} predictions belong to no question of {data.name} "
+        f"{recorded.named}: {len(unknown):,} of {len(recorded):,} predictions belong to no question of {data.name} "
         f"{data.split}, and {len(missing):,} questions have none: the files do not belong together, or their ids are spelt "
         f"otherwise; {_side_by_side(joined, unknown[0][1], missing[0][1])}"
     )

@@ -98,11 +98,12 @@ def read(path: Path, on_problem: OnProblem | None = None, ours: bool = False) ->
 class Recorded(Sequence[Prediction]):
     """The predictions of a file: `walk` reads them in order; after that each is read by its row.
 
-    `unreadable`: the lines without a prediction, complete after `walk`. Raises InputError when a file changes while it is read.
+    `unreadable`: the lines without a prediction, complete after `walk`; `named`: the file that messages name, where the
+    predictions were made of another one. Raises InputError when a file changes while it is read.
     """
 
     def __init__(self, path: Path, on_problem: OnProblem | None = None, ours: bool = False) -> None:
-        self.path = path
+        self.path = self.named = path
         self.unreadable: list[Problem] = []
         self._ours = ours
         self._on_problem = on_problem or self.unreadable.append
