@@ -288,6 +288,18 @@ def test_second_pass_after_a_first_without_words(name: str, tiny_checkpoint: Bui
     assert list(ids) == ByHand(folder).tensors(request)["input_ids"][0].tolist()
 
 
+@pytest.mark.parametrize("name", ["mistral3", *(pytest.param(n, marks=pytest.mark.slow) for n in KNOWN if n != "mistral3")])
+def test_pictures_of_a_few_pixels(name: str, tiny_checkpoint: Build, config: InferConfig, tmp_path: Path) -> None:
+    """A crop can be as small; Mistral 3 shows it as one token. A line of 900 pixels fails alone, where it does."""
+    folder, sizes = tmp_path / "few", {"five": (5, 5), "one": (1, 1), "line": (900, 1)}
+    folder.mkdir()
+    for key, size in sizes.items():
+        Image.new("RGB", size, "red").save(folder / f"{key}.png")
+    data = questions(tmp_path, [(key, f"{key}.png", "What?") for key in sizes], "few.jsonl")
+    run(replace(config, model=tiny_checkpoint(name), data=data, images=folder), QUIET)
+    assert {p.example_id for p in stored(config.out) if p.error} <= {"line"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KNOWN)
 def test_half_precision(name: str, tiny_checkpoint: Build, config: InferConfig) -> None:

@@ -1,8 +1,9 @@
-"""How often the general class runs a vision tower."""
+"""How often the general class runs a vision tower, and pictures that are hard on one."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import torch
 from PIL import Image
 from tiny_families import build
 
+from cos_core.dialogue.prompts import dialogue
+from cos_core.engines.hf import HfEngine
+from cos_core.interfaces import Reply, Request
 from cos_core.models import general
 
 
@@ -37,3 +41,47 @@ def counted(forward: Any, seen: list[int]) -> Any:
         return forward(pixel_values, **options)
 
     return run
+
+
+def answers(engine: HfEngine, pictures: list[Image.Image]) -> list[Reply]:
+    turns = dialogue(engine.loaded.profile, "What is this?")
+    return engine.generate([Request(turns, {"full": picture}, 4) for picture in pictures])
+
+
+def test_a_picture_of_one_token(tiny_checkpoint: Callable[..., Path]) -> None:
+    """Mistral 3's classes lose the axis of a single one (transformers 5.23)."""
+    model = general.load(tiny_checkpoint("mistral3"), device="cpu", dtype="float32")
+    pictures = [Image.new("RGB", size, (90, 200, 30)) for size in ((1, 1), (50, 40))]
+    small, large = map(model.picture, pictures)
+    assert small.tokens == 1 < large.tokens
+    sizes = torch.cat([small.tensors["image_sizes"], large.tensors["image_sizes"]])
+    both = torch.zeros(2, *large.tensors["pixel_values"].shape[1:])
+    both[:1, :, : sizes[0, 0], : sizes[0, 1]] = small.tensors["pixel_values"]
+    both[1:] = large.tensors["pixel_values"]
+    with torch.no_grad():
+        together = model.model.base_model.get_image_features(pixel_values=both, image_sizes=sizes, return_dict=True)
+    (features,) = model.features([small])[0].pooler_output
+    torch.testing.assert_close(features, together.pooler_output[0])
+    engine = HfEngine(model)
+    assert [reply.ids for reply in answers(engine, pictures)] == [answers(engine, [each])[0].ids for each in pictures]
+
+
+def test_a_picture_that_the_tower_does_not_take(tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = general.load(tiny_checkpoint("qwen2_5_vl"), device="cpu", dtype="float32")
+    engine = HfEngine(model)
+    pictures = [Image.new("RGB", size, (90, 200, 30)) for size in ((40, 40), (64, 40), (40, 64))]
+    expected = answers(engine, pictures)
+    engine.release()
+    encode, beyond = model.model.base_model.get_image_features, model.picture(pictures[1]).grid
+
+    def narrow(**tensors: Any) -> Any:
+        if torch.equal(tensors["image_grid_thw"], beyond):
+            raise RuntimeError("shape '[3, 5]' is invalid for input of size 16")
+        return encode(**tensors)
+
+    monkeypatch.setattr(model.model.base_model, "get_image_features", narrow)
+    found = answers(engine, pictures)
+    assert found[1].error is not None
+    assert "invalid for input of size 16" in found[1].error
+    assert [found[i].ids for i in (0, 2)] == [expected[i].ids for i in (0, 2)]
+    assert expected[0].ids

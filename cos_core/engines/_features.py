@@ -33,6 +33,14 @@ class Picture:
         return id(self.image), self.variant
 
 
+class NotEncodedError(Exception):
+    """The vision tower does not take `picture`; the message says why."""
+
+    def __init__(self, picture: Picture, why: str) -> None:
+        super().__init__(why)
+        self.picture = picture
+
+
 class Features:
     """Inputs and features of the pictures that live; `on_drop` is called with the number of a picture that ended."""
 
@@ -76,15 +84,22 @@ class Features:
         return self._ready(picture.key)
 
     def of(self, pictures: Sequence[Picture]) -> list[Any]:
-        """The features of each; every distinct picture is encoded once."""
+        """The features of each; every distinct picture is encoded once. Raises NotEncodedError for one that cannot be."""
         new = {picture.key: picture for picture in pictures if picture.key not in self._features}
-        inputs = [self.inputs(picture) for picture in new.values()]
-        self._features.update(zip(new, self._loaded.features(inputs), strict=True))
+        self._features.update(zip(new, self._encoded(list(new.values())), strict=True))
         for key in new:
             rest = self._loaded.without_pixels(self._inputs.pop(key))
             if rest is not None:
                 self._inputs[key] = rest
         return [self._features[picture.key] for picture in pictures]
+
+    def _encoded(self, pictures: Sequence[Picture]) -> list[Any]:
+        try:
+            return self._loaded.features([self.inputs(picture) for picture in pictures])
+        except InputError as error:
+            if len(pictures) == 1:
+                raise NotEncodedError(pictures[0], str(error)) from error
+            return [features for picture in pictures for features in self._encoded([picture])]
 
     def release(self) -> None:
         """Drops all features; they are computed again from the pictures when they are needed."""

@@ -37,7 +37,7 @@ from cos_core.engines._batch import (
     usual_budget,
 )
 from cos_core.engines._constrain import TokenGrammars
-from cos_core.engines._features import Features
+from cos_core.engines._features import Features, NotEncodedError
 from cos_core.engines._plain import PlainEngine
 from cos_core.engines._prefix import Match, PartLayer, PrefixStore, buffer, common_length
 from cos_core.engines._probe import FastEngine, run_once, tried
@@ -132,8 +132,8 @@ class HfEngine(FastEngine):
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply a request, in order.
 
-        A request that cannot be run (a picture is missing, `<image>` stands in its text, it is too long for the model's context
-        or for the budget, memory runs out for it alone) gets a Reply with `error`; the others are answered.
+        A request that cannot be run (a picture is missing or beyond the tower, `<image>` stands in its text, it is too long for
+        the model's context or for the budget, memory runs out for it alone) gets a Reply with `error`; the others are answered.
         """
         replies: dict[int, Reply] = {}
         todo: list[GenerationJob] = []
@@ -144,7 +144,15 @@ class HfEngine(FastEngine):
                 replies[place] = Reply("", error=str(error))
         while todo:
             part = todo[: self._fitting(todo)]
-            outcome = self._unless_out_of_memory(part)
+            try:
+                outcome = self._unless_out_of_memory(part)
+            except NotEncodedError as error:
+                showing = {job.place for job in part if error.picture.number in job.row.numbers}
+                replies.update((place, Reply("", error=str(error))) for place in showing)
+                todo = [job for job in todo if job.place not in showing]
+                for job in part:
+                    job.restart()
+                continue
             if isinstance(outcome, str):
                 self.rows.ran_out(len(part))
                 if len(part) > 1:

@@ -150,8 +150,17 @@ class GeneralModel(LoadedModel):
 
     def _features(self, picture: PictureInputs) -> SimpleNamespace:
         """What a tower makes of one picture: `pooler_output`, and `deepstack_features` where there are."""
+        import torch
+
         tensors = {name: placed(self.model, value) for name, value in picture.tensors.items()}
-        output = self.model.base_model.get_image_features(**tensors, return_dict=True)
+        if picture.tokens == 1 and self.family.one_token_with_another:
+            tensors = {name: torch.cat([value, value]) for name, value in tensors.items()}
+        try:
+            output = self.model.base_model.get_image_features(**tensors, return_dict=True)
+        except (IndexError, RuntimeError, ValueError) as error:  # a tower is a library's: some shapes are beyond it
+            if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
+                raise
+            raise InputError(f"the vision tower of {self.name} does not take a picture: {pretrained.quoted(error)}") from error
         features = SimpleNamespace(pooler_output=output.pooler_output)
         if (deepstack := getattr(output, "deepstack_features", None)) is not None:
             features.deepstack_features = deepstack

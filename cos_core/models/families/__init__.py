@@ -79,6 +79,8 @@ class Family:
     published: ClassVar[Mapping[str, Any]] = {}
     """What sizes pictures in the image processor of the family's published checkpoints, for a served one whose files are not
     here: `image_processor_type` and its settings; empty: they differ, or the processor does more than one resize."""
+    one_token_with_another: ClassVar[bool] = False
+    """Whether the classes in `transformers` cannot encode a single picture of one token: a copy goes along then."""
     whole_ids: ClassVar[bool] = False
     """Whether the model's mask depends on which tokens are a picture's: it is then given `token_type_ids` of all columns."""
 

@@ -9,6 +9,7 @@ from cos_core.models.families._edge import LongestEdge
 
 class Mistral3(LongestEdge):
     name: ClassVar[str] = "Mistral 3"
+    one_token_with_another: ClassVar[bool] = True
 
 
 def build() -> Mistral3:
