@@ -16,6 +16,7 @@ from cos_core.dialogue.prompts import dialogue
 from cos_core.engines.hf import HfEngine
 from cos_core.interfaces import Reply, Request
 from cos_core.models import general
+from cos_core.models.families import PixelBudget
 
 
 def test_a_picture_that_is_prepared_as_one_of_two_goes_through_the_tower_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -85,3 +86,17 @@ def test_a_picture_that_the_tower_does_not_take(tiny_checkpoint: Callable[..., P
     assert "invalid for input of size 16" in found[1].error
     assert [found[i].ids for i in (0, 2)] == [expected[i].ids for i in (0, 2)]
     assert expected[0].ids
+
+
+@pytest.mark.parametrize(("name", "fewest"), [("llava_next", 2), ("llava_onevision", 1)])
+def test_fewer_tiles_are_joined_as_they_were_cut(name: str, fewest: int, tiny_checkpoint: Callable[..., Path]) -> None:
+    """`features` counts what the tower gives of a picture against the tokens that the processor wrote."""
+    sizes = [(90, 70), (200, 30), (30, 200)]
+    counts = []
+    for tiles in (fewest, 3, None):
+        budget = PixelBudget(max_tiles=tiles)
+        model = general.load(tiny_checkpoint(name), device="cpu", dtype="float32", budget=budget)
+        shown = [model.picture(Image.new("RGB", size, (90, 200, 30)), model.variant(1)) for size in sizes]
+        assert len(model.features(shown)) == len(sizes)
+        counts.append(sum(each.tokens for each in shown))
+    assert counts[0] < counts[-1]

@@ -33,7 +33,7 @@ class Picture:
         return id(self.image), self.variant
 
 
-class NotEncodedError(Exception):
+class NotEncodedError(ValueError):
     """The vision tower does not take `picture`; the message says why."""
 
     def __init__(self, picture: Picture, why: str) -> None:
@@ -60,10 +60,12 @@ class Features:
     def picture(self, image: Image, variant: int = 0) -> Picture:
         """The picture with its number; no other picture, nor another variant of it, ever gets that."""
         key = id(image), variant
-        if key not in self._numbers:
-            self._numbers[key] = next(self._count)
+        number = next(self._count)
+        # In one step: `prepare` may ask for the same picture in another thread.
+        given = self._numbers.setdefault(key, number)
+        if given == number:
             weakref.finalize(image, _forget, weakref.ref(self), key)
-        return Picture(image, variant, self._numbers[key])
+        return Picture(image, variant, given)
 
     def prepare(self, images: Iterable[Image]) -> None:
         """Makes pictures ready ahead of their use, as a dialogue of one shows them; may run in another thread than `of`."""
@@ -103,7 +105,7 @@ class Features:
 
     def release(self) -> None:
         """Drops all features; they are computed again from the pictures when they are needed."""
-        for key in self._features:
+        for key in list(self._features):  # a picture may end meanwhile
             self._inputs.pop(key, None)
         self._features.clear()
 

@@ -313,6 +313,8 @@ def load(
         net = read_network(
             where, dtype=kind, device=None if target.type == "cpu" else target, attention=attention, read=pretrained.any_network
         )
+    if budget is not None and budget.given:
+        family.agree(net.base_model.config, processor.image_processor)
     image_token = int(getattr(net.config, "image_token_id", None) or processor.image_token_id)
     return GeneralModel(
         model=net,

@@ -119,11 +119,16 @@ class Family:
     def apply(self, image_processor: Any, budget: PixelBudget) -> None:
         """Sets the words that the family has; at least one is given."""
 
+    def agree(self, config: Any, image_processor: Any) -> None:
+        """Sets in a loaded model's config what its classes read there of the image processor's settings."""
+
     def budget(self, image_processor: Any) -> dict[str, int]:
         """What the image processor is set to, by the family's words."""
         return {}
 
     def _have(self) -> str:
+        if not self.name:
+            return "; its family has no file in cos, which knows no such setting of it"
         if not self.budget_words:
             return ", which shows every picture in one size"
         return "; it has " + " and ".join(option(word) for word in self.budget_words)

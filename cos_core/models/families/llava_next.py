@@ -17,6 +17,10 @@ class LlavaNext(Family):
         most = max(budget.max_tiles or 1, min(tiles.values()))
         image_processor.image_grid_pinpoints = [list(canvas) for canvas, count in tiles.items() if count <= most]
 
+    def agree(self, config: Any, image_processor: Any) -> None:
+        """The model joins the tiles again by the canvas that it chooses from its own list."""
+        config.image_grid_pinpoints = image_processor.image_grid_pinpoints
+
     def budget(self, image_processor: Any) -> dict[str, int]:
         return {"max_tiles": max(self._tiles(image_processor, canvas) for canvas in image_processor.image_grid_pinpoints)}
 
