@@ -17,6 +17,12 @@ processor that works with Pillow, and room for two pictures in a dialogue. Annot
 `cos model convert` need LLaVA-1.5. `cos model info M` says what works with a checkpoint, and how it is shown pictures. This
 page is written by `make reference`; a test fails when it is stale.
 
+<!-- not run: needs a checkpoint of 7 billion weights -->
+```bash
+cos model info Qwen/Qwen2.5-VL-7B-Instruct
+cos infer --model Qwen/Qwen2.5-VL-7B-Instruct --image photo.jpg --question "What does the sign say?"
+```
+
 ## Families
 
 `model type` stands in the checkpoint's `config.json`. "Continued": pass 2 goes on from pass 1's keys and values. "Boxes": the

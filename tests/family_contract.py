@@ -50,7 +50,7 @@ def check_sizes(family: Family, image_processor: Any) -> None:
         assert all(type(side) is int and side > 0 for side in seen)
         if family.resized_once(image_processor):
             assert family.resized(image_processor, *seen) == seen
-    assert family.shown_as(family.variant(1)) == 1
+    assert family.copies(family.variant(1)) == 1
 
 
 def check_budget(family: Family, new_image_processor: Callable[[], Any]) -> None:

@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -105,6 +105,13 @@ def test_what_counts_by_its_content_takes_the_place_of_its_fields() -> None:
 def test_a_replacement_that_cannot_be_meant_is_an_error(replaced: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="Ruled"):
         deciding.settings(Ruled(), replaced)
+
+
+@pytest.mark.parametrize(("before", "other"), [(0, False), (1, True), (True, 1), (1, 1.0), (None, 0)])
+def test_a_value_of_another_type_is_not_the_one_before(before: Any, other: Any) -> None:
+    changed = make_dataclass("Changed", [("added", Any, deciding.later(before))])
+    assert deciding.settings(changed()) == {}
+    assert "added" in deciding.settings(changed(other))
 
 
 @pytest.mark.parametrize("declared", [{"not_in_fingerprint": " "}, {"not_in_fingerprint": "a reason", "before": None}])

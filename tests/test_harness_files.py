@@ -21,9 +21,11 @@ from reporters import Told
 from cos_cli import main
 from cos_core import evaluate
 from cos_core.data import harness_files, sheets
-from cos_core.evaluate import EvalConfig, paper
-from cos_core.files import manifest
-from cos_core.types import RunManifest
+from cos_core.data.harness_files import HarnessFile, HarnessRow
+from cos_core.evaluate import EvalConfig, importing, paper
+from cos_core.files import manifest, plug
+from cos_core.interfaces import BenchmarkData
+from cos_core.types import Example, RunManifest
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = GOLDEN / "harness"
@@ -211,6 +213,23 @@ def test_rows_that_count_only_are_joined_by_content(tmp_path: Path) -> None:
     assert (finished.counts["ok"], finished.counts["unknown"], finished.counts["missing"]) == (13, 27, 27)
     with refused("27"):
         evaluate.run(EvalConfig("gqa", data_of("gqa"), tmp_path / "Y_GQA_TestDev_Balanced.tsv", replicates=10))
+
+
+def test_lists_of_true_answers_are_read_once_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One question asked of many pictures, as in VizWiz: rows in another order, told apart by ten answers each."""
+    count, read, calls = 50, importing.ast.literal_eval, []
+    monkeypatch.setattr(importing.ast, "literal_eval", lambda text: calls.append(text) or read(text))
+    answers = [tuple(f"{number}-{each}" for each in range(10)) for number in range(count)]
+    examples = [Example(f"e{number}", "vizwiz", f"{number}.jpg", "What is this?", answers[number]) for number in range(count)]
+    data = BenchmarkData("vizwiz", "val", examples, Path())
+    rows = [
+        HarnessRow(2 + row, row, "What is this?", "x", truth=str(list(reversed(answers[place]))))
+        for row, place in enumerate(reversed(range(count)))
+    ]
+    source = HarnessFile(Path("x"), harness_files.VLMEVALKIT, rows=rows)
+    found = importing._Joiner(data, plug.load("benchmarks", "vizwiz")).places(source, importing.Import(source))
+    assert found == [(place,) for place in reversed(range(count))]
+    assert len(calls) <= 2 * count
 
 
 def test_a_wrong_join_is_an_error_and_not_a_score(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def _check(path: Path, archive: zipfile.ZipFile) -> None:
         with archive.open(part) as file:
             content = file.read()
         if not _is_ascii_like(content[:_START]):
-            raise InputError(f"{path}: {part.filename} is text in another encoding than UTF-8; it is not read")
+            raise InputError(f"{path}: {part.filename} is text in another encoding than UTF-8; save the sheet as tsv")
         if _DECLARED.search(content):
             raise InputError(f"{path}: {part.filename} declares a document type, which no workbook needs; it is not read")
         tags += content.count(b"<")

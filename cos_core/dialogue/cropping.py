@@ -49,7 +49,7 @@ def crop_region(picture: Image.Image, box: Box, crop_from: CropFrom, fill: tuple
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """What a box text means for one picture. `area` is what is cut, in the frame that the text speaks of (the profile's
+    """What a box text means for one picture. `area` is what is cut, in the frame of the text (the profile's
     `box_frame`) or that of the fallback ("image"); `box` is the part of it on the picture (frame "image"), the area itself
     where that has this frame. Both are None where nothing is looked at."""
 
@@ -110,7 +110,7 @@ class CropSettings:
     def crop(self, picture: Image.Image, prediction: Prediction) -> Image.Image | None:
         """The region that the second pass of `prediction` saw; None where it saw none.
 
-        Where boxes are of the picture, the prediction's own box is what was cut; its text may speak of pixels of a picture
+        Where boxes are of the picture, the prediction's own box is what was cut; its text may be in pixels of a picture
         whose size only the model knows.
         """
         if prediction.box_text is None or prediction.box is None:

@@ -204,7 +204,7 @@ class PlainEngine(Engine):
         """Answers jobs together; one whose pictures the processor does not take, or that is too long, fails alone."""
         try:
             tensors = self._inputs.tensors([job.request for job in jobs])
-        except Exception as error:  # a processor is a library's and raises what it likes over a picture
+        except Exception as error:  # processors declare no errors: any can come of a picture
             if memory.is_out_of_memory(error):
                 raise
             if len(jobs) == 1:

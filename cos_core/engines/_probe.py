@@ -87,7 +87,7 @@ def run_once(engine: FastEngine, loaded: LoadedModel) -> None:
         engine.logits([request])
     except InputError:
         return
-    except Exception as error:  # a library's class raises what it likes
+    except Exception as error:  # the library's classes declare no errors
         if not is_out_of_memory(error):
             raise InputError(f"the model in {loaded.name} cannot be run: {pretrained.quoted(error)}") from error
     finally:
@@ -107,7 +107,7 @@ def _why_plain(
         together = engine.logits(requests)
         engine.release()
         answers = engine.generate(requests)
-    except Exception as error:  # a stranger's class raises what it likes
+    except Exception as error:  # a class of any family can raise anything
         if is_out_of_memory(error):
             raise
         return f"its classes do not take pictures that were encoded before ({pretrained.quoted(error)})"

@@ -93,7 +93,7 @@ class ServedModel:
     @property
     def server_budget_note(self) -> str | None:
         """The warning that the server must be started with the run's pixel budget; None where its own includes it."""
-        if self.budget is None or not self.budget.given or self.vision is None:
+        if self.budget is None or not self.budget.words or self.vision is None:
             return None
         of_server = vision_input.of_folder(self.folder) if self.folder else vision_input.of_family(self.kind)
         own, now = {} if of_server is None else of_server.budget, self.vision.budget

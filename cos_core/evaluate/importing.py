@@ -1,10 +1,10 @@
 """Answers that another harness recorded, as answers in our format: each row finds its question by id, by place or by content.
 
-A way of finding is taken for the whole file, and only when it holds: an id when nearly every row whose id names a question here
-also asks it, with the same true answer; the place when every row stands where its question does. Else a row finds its question
-by content: question, true answer, options, hint, picture and category, as far as the row has them. Questions that nothing tells
-apart are paired in order and counted; without a true answer to compare they are not paired at all. A row of VLMEvalKit's POPE
-that names several splits answers the question of each.
+A way of finding is taken for the whole file, and only when it holds: an id when nearly every row whose id names a question
+here also asks it, with the same true answer; the place when every row stands where its question does. Else a row finds its
+question by content: question, true answer, options, hint, picture and category, as far as the row has them. Questions that are
+equal in all of this are paired in order and counted; without a true answer to compare they are not paired at all. A row of
+VLMEvalKit's POPE that names several splits answers the question of each.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import ast
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class Import:
         counted = {
             "rows with the text and the true answer of several questions, paired with them in order": self.by_order,
             "rows that ask a question of the data and have another true answer, not joined": self.other_truth,
-            "rows that fit several questions which nothing tells apart, not joined": self.untold,
+            "rows that fit several questions alike, not joined": self.untold,
             "answers that pandas reads as missing values, scored as 'nan', as VLMEvalKit does": self.missing,
         }
         for words, count in counted.items():
@@ -148,7 +148,8 @@ def _check(source: HarnessFile, benchmark: Benchmark, data: BenchmarkData) -> No
     name, splits = known
     if name != benchmark.name:
         raise InputError(
-            f"{source.path} holds answers to {source.harness}'s {source.dataset}, which is {name}, not {benchmark.name}"
+            f"{source.path} holds answers to {source.harness}'s {source.dataset}, which is {name}, not "
+            f"{benchmark.name}; name {name}"
         )
     if splits and data.split not in splits:
         raise InputError(
@@ -164,6 +165,7 @@ class _Joiner:
         self._examples: Sequence[Example] = data.examples
         self._benchmark = benchmark
         self._finder = Finder(data, benchmark)
+        self._sorted_truths: dict[int, list[str]] = {}
         self._categories = {example.meta.get("category") for example in data.examples}
 
     def places(self, source: HarnessFile, done: Import) -> list[tuple[int, ...]]:
@@ -211,7 +213,12 @@ class _Joiner:
         if len(truth) == 1:
             return _plain(row.truth) == _plain(truth[0])
         theirs = _list_of(row.truth)
-        return None if theirs is None else Counter(map(_plain, theirs)) == Counter(map(_plain, truth))
+        return None if theirs is None else theirs == self._sorted_truth(place)
+
+    def _sorted_truth(self, place: int) -> list[str]:
+        if place not in self._sorted_truths:
+            self._sorted_truths[place] = sorted(map(_plain, self._examples[place].answers))
+        return self._sorted_truths[place]
 
     # --- by content
 
@@ -248,7 +255,7 @@ class _Joiner:
         return tuple(place for places in found for place in places)
 
     def _told_apart(self, row: HarnessRow, places: list[int]) -> list[int]:
-        """Those of several places that the rest of the row speaks for: options, hint, picture."""
+        """Those of several places whose options, hint and picture are the row's."""
         tests = []
         if row.options:
             mine = [words_of(option) for option in row.options]
@@ -279,15 +286,17 @@ def _plain(text: str) -> str:
     return " ".join(text.lower().split()).rstrip(".")
 
 
+# A row's list is compared with that of every question with the row's text, hundreds of them in VizWiz.
+@lru_cache(maxsize=1)
 def _list_of(text: str) -> list[str] | None:
-    """The texts of a list as Python writes it; None for anything else. Nothing is evaluated."""
+    """The texts of a list as Python writes it, sorted, as `_plain` has them; None for anything else. Nothing is evaluated."""
     if not text.startswith("[") or len(text) > _LONGEST_TRUTH:
         return None
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return None
-    return [str(each) for each in value] if isinstance(value, list) else None
+    return sorted(_plain(str(each)) for each in value) if isinstance(value, list) else None
 
 
 def _bare(question: str) -> str:

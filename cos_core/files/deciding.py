@@ -75,7 +75,8 @@ def _own(config: Any, each: Field[Any]) -> Mapping[str, Any]:
     """A field as it is written: {name: value}; empty where it does not decide."""
     value = getattr(config, each.name)
     why, before = each.metadata.get(_KEY, (None, ALWAYS))
-    if why is not None or (before is not ALWAYS and value == before):
+    # False == 0 and True == 1, which are other settings.
+    if why is not None or (before is not ALWAYS and type(value) is type(before) and value == before):
         return {}
     if is_dataclass(value) and not isinstance(value, type):
         group = settings(value)

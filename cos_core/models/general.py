@@ -100,7 +100,7 @@ class GeneralModel(LoadedModel):
 
     @property
     def continues(self) -> bool:
-        return not self.family.anew
+        return not self.family.not_continuable
 
     @property
     def refuses_shapes(self) -> bool:
@@ -117,13 +117,13 @@ class GeneralModel(LoadedModel):
         """Raises InputError for a picture that the processor does not take: families refuse shapes like 1 x 5,000 pixels."""
         if self.family.pads_to_square:
             image = images.square_pad(image, self.fill)
-        times = self.family.shown_as(variant)
+        times = self.family.copies(variant)
         mark = self.processor.image_token
         try:
             batch = self.processor(
                 text=[mark * times], images=[[image] * times], return_text_replacement_offsets=True, return_tensors="pt"
             )
-        except Exception as error:  # a processor is a library's and raises what it likes over a picture
+        except Exception as error:  # processors declare no errors: any can come of a picture
             if is_out_of_memory(error):
                 raise
             raise InputError(
@@ -195,7 +195,7 @@ class GeneralModel(LoadedModel):
         """The chat template's text of messages, ready for the assistant's answer. Raises InputError where it refuses them."""
         try:
             return str(self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        except Exception as error:  # a template is a stranger's program and raises what it likes
+        except Exception as error:  # a template is a program of the checkpoint and can raise anything
             raise InputError(f"the chat template of {self.name} refuses the dialogue: {pretrained.quoted(error)}") from error
 
     def _ids(self, text: str) -> list[int]:
@@ -219,7 +219,7 @@ class GeneralModel(LoadedModel):
         whole = inputs.pop("whole", None)
         if shown:
             inputs["mm_encoder_outputs"] = {"image": _joined([features for features, _ in shown])}
-        if self.family.whole_ids and whole is not None:
+        if self.family.needs_token_types and whole is not None:
             inputs["token_type_ids"] = self.family.token_types((whole == self.image_token_id).long()).to(ids.device)
         logits: torch.Tensor = self.model(input_ids=ids, **inputs, use_cache=True, logits_to_keep=1).logits[:, -1]
         return logits
@@ -237,7 +237,9 @@ def _first(features: SimpleNamespace, tokens: int) -> SimpleNamespace:
         features.pooler_output = pooled = [pooled[0]]
     count = sum(each.shape[:-1].numel() for each in pooled)
     if count != tokens:
-        raise InputError(f"a picture has {tokens} tokens in the prompt, and {count} features")
+        raise InputError(
+            f"a picture has {tokens} tokens in the prompt and {count} features: the processor's settings do not fit config.json"
+        )
     return features
 
 
@@ -313,7 +315,7 @@ def load(
         net = read_network(
             where, dtype=kind, device=None if target.type == "cpu" else target, attention=attention, read=pretrained.any_network
         )
-    if budget is not None and budget.given:
+    if budget is not None and budget.words:
         family.agree(net.base_model.config, processor.image_processor)
     image_token = int(getattr(net.config, "image_token_id", None) or processor.image_token_id)
     return GeneralModel(

@@ -255,12 +255,13 @@ def _built(folder: Path, cls: Any, config: Any, weights: Mapping[str, Tensor]) -
 
 
 def _no_further_layers(folder: Path, names: set[str], unexpected: Any) -> None:
-    """Raises InputError where the files hold layers that config.json does not speak of: they would be left out in silence."""
+    """Raises InputError where the files hold layers that config.json does not have: they would be left out in silence."""
     kinds = {_without_numbers(name) for name in names}
     for name in sorted(map(str, unexpected)):
         if re.search(r"\.\d+\.", name) and _without_numbers(name) in kinds:
             raise InputError(
-                f"cannot load the checkpoint {folder}: it holds {one_line(name)}, and config.json speaks of fewer layers"
+                f"cannot load the checkpoint {folder}: it holds {one_line(name)}, and config.json has fewer layers; take the "
+                "config.json that came with the weights"
             )
 
 

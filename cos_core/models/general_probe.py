@@ -75,7 +75,7 @@ def _one_picture(folder: Path, processor: Any) -> str:
         one = tokens(processor, 1)
     try:
         two = tokens(processor, 2)
-    except Exception as error:  # templates and processors are strangers' programs and raise what they like
+    except Exception as error:  # templates and processors can raise anything
         return f"{folder} shows one picture in a dialogue ({pretrained.quoted(error)})"
     # LLaVA-OneVision shows two in fewer tokens than one, and three in more than two.
     if two <= one and tokens(processor, 3) <= two:

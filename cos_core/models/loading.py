@@ -46,10 +46,10 @@ def remark(where: str | Path) -> str | None:
             f"{kind} is a family without a file in cos: it is tried on two small pictures once it is loaded, and where cos's "
             "way is not equal to its own, every dialogue is computed from its start"
         )
-    anew = f"pass 2 is computed from its start, because {family.anew}" if family.anew else ""
+    anew = f"pass 2 is computed from its start, because {family.not_continuable}" if family.not_continuable else ""
     dated = "strftime_now" in (processors.chat_template(Path(where)) or "")
     date = "its chat template writes today's date, so that answers of two days may differ" if dated else ""
-    said = "; ".join(filter(None, (family.two_pictures, anew, date)))
+    said = "; ".join(filter(None, (family.second_view_change, anew, date)))
     return f"{family.name}: {said}" if said else None
 
 

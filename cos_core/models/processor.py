@@ -46,7 +46,10 @@ def processor(where: str | Path) -> Any:
             f"cannot use the checkpoint {folder}: its {cls.__name__} is not for text and pictures; name a vision-language model"
         )
     if "audio_tokenizer" in (checkpoint_files.settings(folder, NAMED_IN[0]) or {}) or (folder / AUDIO).exists():
-        raise InputError(f"cannot use the checkpoint {folder}: its processor brings a model for sound, which cos does not load")
+        raise InputError(
+            f"cannot use the checkpoint {folder}: its processor brings a model for sound, which cos does not load; name one "
+            "for text and pictures"
+        )
     for name in TEMPLATES:
         checkpoint_files.regular(folder, name, checkpoint_files.PLAIN_LIMITS[name])
     parts = [_part(folder, cls, field) for field in fields]

@@ -120,7 +120,7 @@ def of_family(kind: str, budget: PixelBudget | None = None) -> VisionInput | Non
     family, budget = families.of_type(kind), budget or PixelBudget()
     with _libraries(kind):
         image_processor = processors.published(family.published) if family.published else None
-    if kind == LLAVA_15 or not set(budget.given) <= set(family.budget_words):
+    if kind == LLAVA_15 or not set(budget.words) <= set(family.budget_words):
         family.set_budget(image_processor, budget)
         return None
     check_resizable(VisionInput(kind, family, image_processor), budget)
@@ -140,8 +140,8 @@ def _libraries(kind: str) -> Iterator[None]:
 
 def check_resizable(vision: VisionInput | None, budget: PixelBudget | None) -> None:
     """Raises InputError for a pixel budget that resizing a picture before it is sent does not bring about."""
-    if vision is not None and budget is not None and budget.given and not vision.resizes:
-        words = " and ".join(map(families.option, budget.given))
+    if vision is not None and budget is not None and budget.words and not vision.resizes:
+        words = " and ".join(map(families.option, budget.words))
         raise InputError(f"{words} cannot be asked of a server with {vision.family.name}; set it where the model is served")
 
 

@@ -41,8 +41,8 @@ class PixelBudget:
             )
 
     @property
-    def given(self) -> dict[str, int]:
-        """The words that are set."""
+    def words(self) -> dict[str, int]:
+        """The fields that are set, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -51,22 +51,22 @@ class Family:
     """A family of models; subclasses say where it differs from the general case."""
 
     name: ClassVar[str] = ""
-    """What people call it; empty for a family without a file."""
+    """Its name in messages and documents; empty for a family without a file."""
     boxes: ClassVar[BoxStyle] = DEFAULT_BOXES
-    """How it writes a box by nature."""
+    """How it writes a box where nothing was fine-tuned."""
     boxes_source: ClassVar[str] = ""
     """Where that is documented; empty where nothing is."""
     budget_words: ClassVar[tuple[str, ...]] = ()
     """The fields of PixelBudget that it has."""
-    anew: ClassVar[str] = ""
+    not_continuable: ClassVar[str] = ""
     """Why a prompt's keys and values cannot be continued, as the end of a sentence; empty where they can."""
-    two_pictures: ClassVar[str] = ""
-    """What pass 2 shows otherwise than pass 1, a sentence without its end; empty where nothing is."""
+    second_view_change: ClassVar[str] = ""
+    """How pass 2 shows the picture otherwise than pass 1, a sentence without its end; empty where it shows it alike."""
 
     @property
     def not_continued(self) -> str:
         """Why pass 2 does not go on from pass 1's keys and values, as the end of a sentence; empty where it does."""
-        return self.anew or self.two_pictures
+        return self.not_continuable or self.second_view_change
 
     first_position: ClassVar[int] = 0
     """The position id of a sequence's first token."""
@@ -81,19 +81,19 @@ class Family:
     here: `image_processor_type` and its settings; empty: they differ, or the processor does more than one resize."""
     one_token_with_another: ClassVar[bool] = False
     """Whether the classes in `transformers` cannot encode a single picture of one token: a copy goes along then."""
-    whole_ids: ClassVar[bool] = False
+    needs_token_types: ClassVar[bool] = False
     """Whether the model's mask depends on which tokens are a picture's: it is then given `token_type_ids` of all columns."""
 
     def variant(self, pictures: int) -> int:
         """A number for how a picture is seen in a dialogue of `pictures` pictures; equal numbers see it alike."""
         return 0
 
-    def shown_as(self, variant: int) -> int:
-        """In a dialogue of how many pictures a picture of this variant is prepared."""
+    def copies(self, variant: int) -> int:
+        """How many pictures the dialogue has in which the processor prepares a picture of this variant."""
         return 1
 
     def layout(self, text: str, processor: Any) -> str:
-        """The text of a dialogue as the processor lays it out before it puts image tokens in."""
+        """The rendered dialogue as the family's processor changes it before it puts image tokens in."""
         return text
 
     def token_types(self, is_image: Any) -> Any:
@@ -101,7 +101,10 @@ class Family:
         return is_image
 
     def resized(self, image_processor: Any, width: int, height: int) -> tuple[int, int]:
-        """(width, height) in pixels of the picture as the model sees it, which boxes in unit "pixel" speak of."""
+        """(width, height) in pixels of a picture of `width` x `height` as the model sees it; boxes in unit "pixel" are of it.
+
+        Raises ValueError, the library's own, for a picture that the image processor refuses.
+        """
         return width, height
 
     def resized_once(self, image_processor: Any) -> bool:
@@ -110,20 +113,20 @@ class Family:
 
     def set_budget(self, image_processor: Any, budget: PixelBudget) -> None:
         """Sets what `budget` says in a loaded image processor. Raises InputError for a word that the family does not have."""
-        for word in budget.given:
+        for word in budget.words:
             if word not in self.budget_words:
                 raise InputError(f"{option(word)} is no setting of {self.name or 'this model'}{self._have()}")
-        if budget.given:
+        if budget.words:
             self.apply(image_processor, budget)
 
     def apply(self, image_processor: Any, budget: PixelBudget) -> None:
-        """Sets the words that the family has; at least one is given."""
+        """Sets the words that the family has in a loaded image processor; at least one is set in `budget`."""
 
     def agree(self, config: Any, image_processor: Any) -> None:
         """Sets in a loaded model's config what its classes read there of the image processor's settings."""
 
     def budget(self, image_processor: Any) -> dict[str, int]:
-        """What the image processor is set to, by the family's words."""
+        """The image processor's settings of `budget_words`, word to number."""
         return {}
 
     def _have(self) -> str:
@@ -185,7 +188,7 @@ _SPELLINGS = {
 
 
 def guessed(name: str) -> str | None:
-    """The family, one of `names`, that a model's name speaks of: "Qwen/Qwen2.5-VL-7B-Instruct" gives "qwen2_5_vl".
+    """The family, one of `names`, in a model's name: "Qwen/Qwen2.5-VL-7B-Instruct" gives "qwen2_5_vl".
 
     The longest that fits; None where none does.
     """

@@ -9,7 +9,7 @@ from cos_core.models.families._one_size import OneSize
 
 class Gemma3(OneSize):
     name: ClassVar[str] = "Gemma 3"
-    whole_ids: ClassVar[bool] = True
+    needs_token_types: ClassVar[bool] = True
 
 
 def build() -> Gemma3:

@@ -9,14 +9,14 @@ from cos_core.models.families.llava_next import LlavaNext
 
 class LlavaOneVision(LlavaNext):
     name: ClassVar[str] = "LLaVA-OneVision"
-    two_pictures: ClassVar[str] = (
+    second_view_change: ClassVar[str] = (
         "pass 2 shows the picture and its crop at base resolution, where pass 1 shows the picture in tiles"
     )
 
     def variant(self, pictures: int) -> int:
         return int(pictures > 1)
 
-    def shown_as(self, variant: int) -> int:
+    def copies(self, variant: int) -> int:
         return 1 + variant
 
 

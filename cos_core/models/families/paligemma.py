@@ -12,9 +12,9 @@ class PaliGemma(OneSize):
     name: ClassVar[str] = "PaliGemma"
     boxes: ClassVar[BoxStyle] = BoxStyle("image", "1024th", "y0x0y1x1", "<loc{y0}><loc{x0}><loc{y1}><loc{x1}>", 0)
     boxes_source: ClassVar[str] = "ai.google.dev/gemma/docs/paligemma"
-    anew: ClassVar[str] = "its prompt is read in both directions, so that a longer one changes what stands before"
+    not_continuable: ClassVar[str] = "its prompt is read in both directions, so that a longer one changes what stands before"
     first_position: ClassVar[int] = 1
-    whole_ids: ClassVar[bool] = True
+    needs_token_types: ClassVar[bool] = True
 
     def layout(self, text: str, processor: Any) -> str:
         """The start token stands behind the last picture, a line break at the end."""

@@ -39,7 +39,10 @@ def chat_template(profile: Profile, image_token: str, *, start: bool) -> str:
     Raises InputError for a profile that leaves the roles to the checkpoint's own template.
     """
     if profile.roles != "profile":
-        raise InputError(f"the profile {profile.name!r} is told by the checkpoint's own chat template; there is none to write")
+        raise InputError(
+            f"the profile {profile.name!r} leaves the roles to the checkpoint's own chat template; name one with "
+            "roles of its own"
+        )
     system = profile.system
     words = {
         "SYSTEM": system,
