@@ -196,9 +196,11 @@ def _named(path: Path) -> tuple[str | None, str | None]:
 
 
 def _listed(path: Path) -> HarnessFile | None:
-    """A JSON list of rows; None for a list of anything else. NaN stands for an empty cell."""
+    """A JSON list of rows; None for a list of anything else, which has none of the columns. NaN stands for an empty cell."""
     rows = _whole(path)
     if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
+        return None
+    if not {str(name).casefold() for name in rows[0]} & set(COLUMNS):
         return None
     sheets.check_columns(path, rows[0], COLUMNS)
     cells = (_filled(row) if isinstance(row, dict) else {} for row in rows)
