@@ -139,12 +139,13 @@ def test_the_forward_from_pixels_gives_the_same_first_token(engine: HfEngine) ->
     assert torch.allclose(ours[spoken], theirs[spoken], atol=1e-5)
 
 
-def test_each_row_has_its_own_budget_and_end_mark(engine: HfEngine) -> None:
+def test_each_row_has_its_own_budget_and_end_mark(engine: HfEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [Request(r.turns, r.images, 1 + i) for i, r in enumerate(requests(6))]
     long = ids_of(engine, requests(6))
     # An end mark in the middle: declare a token that some rows write to be one.
     stop = long[5][2]
-    engine._stop = frozenset({stop})
+    monkeypatch.setattr(engine.llava.model.generation_config, "eos_token_id", stop)
+    engine = HfEngine(engine.llava)
     for i, (got, free) in enumerate(zip(ids_of(engine, asked), long, strict=True)):
         cut = free[: free.index(stop) + 1] if stop in free else free
         assert got == cut[: 1 + i]

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,13 +14,16 @@ import torch
 from cos_core.engines._constrain import TokenGrammar
 from cos_core.engines._features import Picture
 from cos_core.engines._prefix import Match
-from cos_core.interfaces import Request
+from cos_core.interfaces import Reply, Request
 from cos_core.models.loaded import PictureSpan
 from cos_core.system import memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
     from transformers.cache_utils import Cache
+
+    from cos_core.models.loaded import LoadedModel
+    from cos_core.models.textual import TextualModel
 
 T = TypeVar("T")
 
@@ -116,6 +119,63 @@ class State:
     mask: torch.Tensor
     positions: torch.Tensor
     logits: torch.Tensor
+
+
+class Generated(Protocol):
+    """A request, and what has been generated for it: what the jobs of all engines have in common."""
+
+    request: Request
+    tokens_in: int
+    grammar: TokenGrammar | None
+    ids: list[int]
+    margins: list[float]
+    steps: int
+    cached: int
+    streamed: int
+    failure: str | None
+
+
+class Texts:
+    """Generated tokens as text and as replies, under one model's end marks."""
+
+    def __init__(self, loaded: LoadedModel | TextualModel) -> None:
+        self._loaded, self._stop = loaded, loaded.stop_ids
+
+    def of(self, job: Generated) -> str:
+        """The text so far, without its end mark."""
+        if job.grammar:
+            return job.grammar.text(job.ids)
+        ids = job.ids[:-1] if job.ids and job.ids[-1] in self._stop else job.ids
+        return self._loaded.text(ids)
+
+    def has_ended(self, job: Generated) -> bool:
+        """Whether the text is whole: it has its end mark, or all that its grammar asks for."""
+        return job.grammar.complete(job.ids) if job.grammar else bool(job.ids) and job.ids[-1] in self._stop
+
+    def pass_on(self, job: Generated) -> None:
+        """Calls the request's `listen`, where it has one, with the text that is new."""
+        if job.request.listen is None:
+            return
+        text = self.of(job).lstrip()
+        # A character of several tokens shows as a replacement mark until its last token is there.
+        if not text.endswith("\N{REPLACEMENT CHARACTER}") and len(text) > job.streamed:
+            job.request.listen(text[job.streamed :])
+            job.streamed = len(text)
+
+    def reply(self, job: Generated) -> Reply:
+        """The reply of a job that was run."""
+        if job.failure is not None:
+            return Reply("", tokens_in=job.tokens_in, steps=job.steps, error=job.failure)
+        return Reply(
+            self.of(job).strip(),
+            tokens_in=job.tokens_in,
+            tokens_out=len(job.ids),
+            finished=self.has_ended(job),
+            cached=job.cached,
+            steps=job.steps,
+            ids=tuple(job.ids),
+            margins=tuple(job.margins),
+        )
 
 
 def segments(row: BatchRow, layer: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

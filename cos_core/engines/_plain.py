@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from cos_core.dialogue.messages import IMAGE_MARK, Message, chat_messages
-from cos_core.engines._batch import NOT_A_NUMBER, token_bytes, usual_budget
+from cos_core.engines._batch import NOT_A_NUMBER, Texts, token_bytes, usual_budget
 from cos_core.engines._constrain import TokenGrammar, TokenGrammars
 from cos_core.errors import InputError
 from cos_core.files import images
@@ -49,6 +49,7 @@ class _Job:
     lead: float = math.nan
     """Of the token that is being chosen."""
     steps: int = 0
+    cached: int = 0
     streamed: int = 0
     """Characters of the text that `request.listen` has been called with; they are not repeated when the job is run again."""
     done: bool = False
@@ -135,7 +136,7 @@ class PlainEngine(Engine):
     def __init__(self, loaded: GeneralModel | TextualModel, *, kv_budget: int | None = None) -> None:
         self.loaded = loaded
         self._inputs: _Inputs = TextInputs(loaded) if isinstance(loaded, TextualModel) else TemplateInputs(loaded)
-        self._stop = loaded.stop_ids
+        self._texts = Texts(loaded)
         self._grammars: TokenGrammars | None = None
         self._token_bytes = token_bytes(loaded.model.config.get_text_config(), loaded.model.dtype)
         self.kv_budget = kv_budget or usual_budget(loaded.device)
@@ -173,7 +174,7 @@ class PlainEngine(Engine):
                     continue
                 failure = f"out of memory for a single request: {reason}"
                 replies[part[0].place] = Reply("", tokens_in=part[0].tokens_in, error=failure, transient=True)
-            replies |= {job.place: self._reply(job) for job in part if job.place not in replies}
+            replies |= {job.place: self._texts.reply(job) for job in part if job.place not in replies}
             todo = todo[len(part) :]
         return [replies[place] for place in range(len(requests))]
 
@@ -244,7 +245,7 @@ class PlainEngine(Engine):
         settings = transformers.GenerationConfig(
             do_sample=False,
             max_new_tokens=max(job.request.max_new_tokens for job in jobs),
-            eos_token_id=sorted(self._stop) or None,
+            eos_token_id=sorted(self.loaded.stop_ids) or None,
             pad_token_id=self.loaded.tokenizer.pad_token_id or 0,
             suppress_tokens=list(self.loaded.unused_rows) or None,
         )
@@ -260,35 +261,9 @@ class PlainEngine(Engine):
         """Takes note of a job's next token: its text is passed on, and it ends with an end mark or its budget."""
         job.ids.append(token)
         job.margins.append(job.lead)
-        if job.failure is None and job.request.listen is not None:
-            text = self._text(job).lstrip()
-            # A character of several tokens shows as a replacement mark until its last token is there.
-            if not text.endswith("\N{REPLACEMENT CHARACTER}") and len(text) > job.streamed:
-                job.request.listen(text[job.streamed :])
-                job.streamed = len(text)
-        job.done = job.failure is not None or self._has_ended(job) or len(job.ids) >= job.request.max_new_tokens
-
-    def _has_ended(self, job: _Job) -> bool:
-        return job.grammar.complete(job.ids) if job.grammar else bool(job.ids) and job.ids[-1] in self._stop
-
-    def _text(self, job: _Job) -> str:
-        if job.grammar:
-            return job.grammar.text(job.ids)
-        ids = job.ids[:-1] if job.ids and job.ids[-1] in self._stop else job.ids
-        return self.loaded.text(ids)
-
-    def _reply(self, job: _Job) -> Reply:
-        if job.failure is not None:
-            return Reply("", tokens_in=job.tokens_in, steps=job.steps, error=job.failure)
-        return Reply(
-            self._text(job).strip(),
-            tokens_in=job.tokens_in,
-            tokens_out=len(job.ids),
-            finished=self._has_ended(job),
-            steps=job.steps,
-            ids=tuple(job.ids),
-            margins=tuple(job.margins),
-        )
+        if job.failure is None:
+            self._texts.pass_on(job)
+        job.done = job.failure is not None or self._texts.has_ended(job) or len(job.ids) >= job.request.max_new_tokens
 
 
 class _Choices(transformers.LogitsProcessor):

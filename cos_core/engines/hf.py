@@ -14,7 +14,7 @@ token ids with `transformers`' `generate`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from cos_core.engines._batch import (
     BatchRow,
     GenerationJob,
     State,
+    Texts,
     by_length,
     choices,
     chunks,
@@ -81,7 +82,7 @@ class HfEngine(FastEngine):
         self, loaded: LoadedModel, *, reuse: bool = True, kv_budget: int | None = None, store: PrefixStore | None = None
     ) -> None:
         self.loaded = loaded
-        self._stop = loaded.stop_ids
+        self._texts = Texts(loaded)
         self._excluded = torch.tensor(loaded.unused_rows, device=loaded.device) if loaded.unused_rows else None
         text = loaded.model.config.get_text_config()
         self._layers = int(text.num_hidden_layers)
@@ -240,7 +241,7 @@ class HfEngine(FastEngine):
         """The replies; or, when memory ran out, the error's words, after everything was freed and the jobs were reset."""
         try:
             self._run(jobs)
-            return [self._reply(job) for job in jobs]
+            return [self._texts.reply(job) for job in jobs]
         except (RuntimeError, MemoryError, OSError) as error:
             if not memory.is_out_of_memory(error):
                 raise
@@ -249,26 +250,6 @@ class HfEngine(FastEngine):
                 job.restart()
             memory.let_go(error)
             return memory.reason(error)
-
-    def _reply(self, job: GenerationJob) -> Reply:
-        if job.failure is not None:
-            return Reply("", tokens_in=job.tokens_in, steps=job.steps, error=job.failure)
-        return Reply(
-            self._text(job).strip(),
-            tokens_in=job.tokens_in,
-            tokens_out=len(job.ids),
-            finished=self._has_ended(job),
-            cached=job.cached,
-            steps=job.steps,
-            ids=tuple(job.ids),
-            margins=tuple(job.margins),
-        )
-
-    def _text(self, job: GenerationJob) -> str:
-        if job.grammar:
-            return job.grammar.text(job.ids)
-        ids = job.ids[:-1] if job.ids and job.ids[-1] in self._stop else job.ids
-        return self.loaded.text(ids)
 
     def _run(self, jobs: Sequence[GenerationJob]) -> None:
         """Gives each job its most likely continuation, the end mark included when it came before the budget was spent."""
@@ -313,7 +294,7 @@ class HfEngine(FastEngine):
         while True:
             self._choose(rows, state.logits)
             for place, job in enumerate(rows):
-                if not job.done and (len(job.ids) >= job.request.max_new_tokens or self._has_ended(job)):
+                if not job.done and (len(job.ids) >= job.request.max_new_tokens or self._texts.has_ended(job)):
                     job.done = True
                     if self.reuse and len(job.row.numbers) == 1:
                         fed = job.ids[job.forced_first : len(job.ids) - len(job.pending)]
@@ -344,20 +325,7 @@ class HfEngine(FastEngine):
             job.pending = [token, *forced][:room]
             job.ids += job.pending
             job.margins += [lead, *(math.inf for _ in forced)][:room]
-            if job.request.listen is not None:
-                self._stream(job, job.request.listen)
-
-    def _stream(self, job: GenerationJob, listen: Callable[[str], None]) -> None:
-        """Calls `listen` with the text that is new."""
-        text = self._text(job).lstrip()
-        # A character of several tokens shows as a replacement mark until its last token is there.
-        if not text.endswith("\N{REPLACEMENT CHARACTER}") and len(text) > job.streamed:
-            listen(text[job.streamed :])
-            job.streamed = len(text)
-
-    def _has_ended(self, job: GenerationJob) -> bool:
-        """Whether the text is whole: it has its end mark, or all that its grammar asks for."""
-        return job.grammar.complete(job.ids) if job.grammar else bool(job.ids) and job.ids[-1] in self._stop
+            self._texts.pass_on(job)
 
     def _prompts(self, rows: Sequence[BatchRow], room: int) -> State:
         """Runs what is not stored of each row, a few rows at a time; leaves room for `room` more positions.

@@ -125,5 +125,5 @@ def own_system_text(processor: Any) -> str:
 def _rendered(processor: Any, turns: list[dict[str, Any]]) -> str:
     try:
         return str(processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    except Exception:
+    except Exception:  # a template is a program of the checkpoint's; one that refuses a system turn has no text to show
         return ""
