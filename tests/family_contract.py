@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cos_core.dialogue.box_text import read_box, write_box
 from cos_core.dialogue.prompts import load_profile, profile_names
 from cos_core.errors import InputError
 from cos_core.geometry import Box
+from cos_core.models import grids
 from cos_core.models.families import DEFAULT_BOXES, Family, PixelBudget
 
 WORDS = tuple(field.name for field in fields(PixelBudget))
@@ -75,8 +77,33 @@ def check_budget(family: Family, new_image_processor: Callable[[], Any]) -> None
             assert wide * high <= after[word]
 
 
-def check(family: Family, image_processor: Any) -> None:
-    """All of the contract; `image_processor`: one of the family's, which is left as it is."""
+def check_grids(family: Family, config: Any, processor: Any) -> None:
+    """Image tokens together look at the whole picture, and at no more than its square and a token beyond it."""
+    for size, pictures in [(size, pictures) for size in (*SIZES, *LINES) for pictures in (1, 2)]:
+        if family.no_grid:
+            with pytest.raises(InputError):
+                family.grids(config, processor, size, pictures)
+            continue
+        try:
+            found = family.grids(config, processor, size, pictures)
+        except (InputError, ValueError):
+            if size in LINES:
+                continue
+            raise
+        looked_at = np.array([area for area in grids.areas(found) if area is not None])
+        assert len(grids.areas(found)) == grids.tokens(found) >= len(looked_at) > 0
+        low, high = looked_at[:, :2], looked_at[:, 2:]
+        assert (low < high).all()
+        assert low.min(0) == pytest.approx(np.minimum(low.min(0), 0), abs=1e-9)
+        assert high.max(0) == pytest.approx(np.maximum(high.max(0), 1), abs=1e-9)
+        square, token = np.array(grids.square(*size)), (high - low).max(0)
+        assert (low >= square[:2] - token - 1e-9).all()
+        assert (high <= square[2:] + token + 1e-9).all()
+
+
+def check(family: Family, config: Any, processor: Any) -> None:
+    """All of the contract; `config`, `processor`: of one of the family's checkpoints, which are left as they are."""
+    image_processor = processor.image_processor
     assert isinstance(family, Family)
     assert family.name
     if family.text_profile:
@@ -85,3 +112,4 @@ def check(family: Family, image_processor: Any) -> None:
     check_boxes(family, copy.deepcopy(image_processor))
     check_sizes(family, copy.deepcopy(image_processor))
     check_budget(family, lambda: copy.deepcopy(image_processor))
+    check_grids(family, config, processor)

@@ -103,8 +103,11 @@ def test_the_family_holds_the_contract(shape: str, tmp_path: Path) -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    family, images = module.build(), tiny_families.BUILDERS[file.stem](SHAPES[shape]).image_processor
-    family_contract.check(family, images)
+    family, processor = module.build(), tiny_families.by_hand(file.stem, shape)
+    config, images = tiny_families.BUILDERS[file.stem](SHAPES[shape]).config, processor.image_processor
+    family_contract.check(family, config, processor)
     for size in family_contract.SIZES:
         _, rows, columns = images(Image.new("RGB", size), return_tensors="pt")["image_grid_thw"][0].tolist()
         assert family.resized(images, *size) == (columns * images.patch_size, rows * images.patch_size)
+        (grid,) = family.grids(config, processor, size)
+        assert (grid.rows, grid.columns) == (rows // images.merge_size, columns // images.merge_size)

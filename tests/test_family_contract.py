@@ -32,4 +32,4 @@ def test_a_family_holds_the_contract(kind: str, shape: str) -> None:
     assert type(families.of_config(config)) is type(families.of_type(kind)), "its own config.json leads to it"
     assert families.file_name(families.type_of(config)) == kind
     assert is_llava_15(config) is (kind == "llava")
-    family_contract.check(families.of_type(kind), parts.image_processor)
+    family_contract.check(families.of_type(kind), parts.config, tiny_families.by_hand(kind, shape))

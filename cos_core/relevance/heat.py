@@ -14,6 +14,11 @@ import numpy as np
 
 from cos_core.errors import InputError
 from cos_core.geometry import Box, SquarePad
+from cos_core.models import grids as token_grids
+from cos_core.models.grids import Area, Grid
+
+MOST_CELLS = 128
+"""The most cells along a side of a map over grids: 16,384 image tokens on a square picture have as many."""
 
 ScoreKind = Literal["contrast", "area"]
 SCORE_KINDS: tuple[ScoreKind, ...] = get_args(ScoreKind)
@@ -25,6 +30,60 @@ def as_grid(heat: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
     if grid.ndim != 2 or grid.size == 0:
         raise InputError(f"a heat map has rows and columns, got shape {grid.shape}")
     return grid
+
+
+def over_grids(row: np.ndarray, grids: Sequence[Grid], size: tuple[int, int]) -> np.ndarray:
+    """The relevance of a picture's image tokens, (tokens,) in the order of the sequence, as a map (n, n) in float64.
+
+    `size`: (width, height) of the picture in pixels. One grid over exactly the square is the map itself. Else n is how many of
+    the finest grid's cells fit along the square's side, `MOST_CELLS` at most; every token's relevance is spread evenly over its
+    area, what falls on padding is left out, and grids add up. A cell's value is per share of it that is picture: cells at the
+    picture's border do not look cold. Newlines and class tokens do not show.
+
+    Raises InputError for another number of values than the grids have tokens, and for no grids.
+    """
+    values = np.asarray(row, dtype=np.float64)
+    if not grids or values.shape != (token_grids.tokens(grids),):
+        raise InputError(f"relevance of shape {values.shape} for {token_grids.tokens(grids)} image tokens")
+    square = token_grids.square(*size)
+    (left, top, right, bottom), first = square, grids[0]
+    if len(grids) == 1 and first.area == square and first.rows == first.columns:
+        return _cells(values, first)
+    n = min(MOST_CELLS, max(_across(grid, square) for grid in grids if grid.columns))
+    across, down = (np.linspace(low, high, n + 1) for low, high in ((left, right), (top, bottom)))
+    total, at = np.zeros((n, n)), 0
+    for grid in grids:
+        x0, y0, x1, y1 = grid.area
+        if grid.columns:
+            cells = _cells(values[at : at + len(grid)], grid)
+            total += _spread(down, y0, y1, grid.rows) @ cells @ _spread(across, x0, x1, grid.columns).T
+        at += len(grid)
+    share = np.outer(*(np.diff(edges.clip(0, 1)) / np.diff(edges) for edges in (down, across)))
+    # A cell that only rounding calls a part of the picture would be a division by nothing.
+    return np.divide(total, share, out=np.zeros_like(total), where=share > 1e-9)
+
+
+def _cells(values: np.ndarray, grid: Grid) -> np.ndarray:
+    """(rows, columns) of a grid's tokens, without those that look at no part."""
+    plain = values[grid.class_token :]
+    if grid.newlines == "row":
+        return plain.reshape(grid.rows, grid.columns + 1)[:, :-1]
+    return plain[: grid.rows * grid.columns].reshape(grid.rows, grid.columns)
+
+
+def _across(grid: Grid, square: Area) -> int:
+    """How many of a grid's cells fit along the square's side, along the axis on which they are finer."""
+    x0, y0, x1, y1 = grid.area
+    left, top, right, bottom = square
+    return max(1, round(grid.columns * (right - left) / (x1 - x0)), round(grid.rows * (bottom - top) / (y1 - y0)))
+
+
+def _spread(edges: np.ndarray, low: float, high: float, count: int) -> np.ndarray:
+    """(cells, count): which share of each of `count` equal stretches of [low, high] lies in each cell's part of the picture."""
+    stretches, inside = np.linspace(low, high, count + 1), edges.clip(0, 1)
+    overlap = np.minimum(inside[1:, None], stretches[1:]) - np.maximum(inside[:-1, None], stretches[:-1])
+    shares: np.ndarray = overlap.clip(0) * (count / (high - low))
+    return shares
 
 
 def picture_part(shape: tuple[int, ...], pad: SquarePad) -> tuple[slice, slice]:

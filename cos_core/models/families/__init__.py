@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from cos_core.dialogue.prompts import BoxStyle
 from cos_core.errors import InputError
 from cos_core.files import plug
+from cos_core.models.grids import Grid
 
 DEFAULT_BOXES = BoxStyle()
 """How a family without a documented writing is asked for boxes: `[x0, y0, x1, y1]`, fractions of the picture."""
@@ -68,12 +69,19 @@ class Family:
         """Why pass 2 does not go on from pass 1's keys and values, as the end of a sentence; empty where it does."""
         return self.not_continuable or self.second_view_change
 
+    @property
+    def not_trained(self) -> str:
+        """Why it cannot learn dialogues of two passes, as the end of a sentence; empty where it can."""
+        return "it knows no dialogue" if self.text_profile else self.not_continuable
+
     first_position: ClassVar[int] = 0
     """The position id of a sequence's first token."""
     text_profile: ClassVar[str] = ""
     """The profile of a family without a dialogue, which is asked in plain text about one picture (textual.py); else empty."""
     pictures_in_text: ClassVar[bool] = False
     """Whether its processor takes texts and pictures in one list; else one picture and one text (textual.py)."""
+    replies_behind: ClassVar[bool] = False
+    """Whether a reply is no turn of its own: it stands behind the whole prompt, then the tokenizer's end token."""
     pads_to_square: ClassVar[bool] = False
     """Whether a picture is padded to a square before the image processor sees it."""
     published: ClassVar[Mapping[str, Any]] = {}
@@ -81,8 +89,20 @@ class Family:
     here: `image_processor_type` and its settings; empty: they differ, or the processor does more than one resize."""
     one_token_with_another: ClassVar[bool] = False
     """Whether the classes in `transformers` cannot encode a single picture of one token: a copy goes along then."""
+    projector: ClassVar[tuple[str, ...]] = ()
+    """Where the modules stand in the model (`base_model`) that turn the tower's features into tokens; empty: not known."""
     needs_token_types: ClassVar[bool] = False
     """Whether the model's mask depends on which tokens are a picture's: it is then given `token_type_ids` of all columns."""
+
+    no_grid: ClassVar[str] = ""
+    """Why no image token looks at a part of the picture, as a sentence without its end; empty where they do."""
+
+    def around(self, text: str, word: str) -> tuple[str, str]:
+        """What stands before and behind the image tokens of a picture of one grid, from the text of any picture.
+
+        `word`: the text of an image token.
+        """
+        return text[: text.index(word)], text[text.rindex(word) + len(word) :]
 
     def variant(self, pictures: int) -> int:
         """A number for how a picture is seen in a dialogue of `pictures` pictures; equal numbers see it alike."""
@@ -96,8 +116,11 @@ class Family:
         """The rendered dialogue as the family's processor changes it before it puts image tokens in."""
         return text
 
-    def token_types(self, is_image: Any) -> Any:
-        """The `token_type_ids` of a sequence, from whether each of its ids is a picture's (0 or 1)."""
+    def token_types(self, is_image: Any, replied: Any = None) -> Any:
+        """The `token_type_ids` of a sequence, from whether each of its ids is a picture's (0 or 1).
+
+        `replied`: which of them (booleans) stand behind the prompt; None: none does.
+        """
         return is_image
 
     def resized(self, image_processor: Any, width: int, height: int) -> tuple[int, int]:
@@ -110,6 +133,23 @@ class Family:
     def resized_once(self, image_processor: Any) -> bool:
         """Whether the image processor leaves a picture of the size `resized` as it is, so that it can be resized beforehand."""
         return False
+
+    def grids(self, config: Any, processor: Any, size: tuple[int, int], pictures: int = 1) -> tuple[Grid, ...]:
+        """The grids of image tokens of a picture of `size` (width, height in pixels) in a dialogue of `pictures` pictures.
+
+        `config`: the model's configuration; `processor`: the checkpoint's, with the run's pixel budget. Raises InputError where
+        no image token looks at a part of the picture, or where it is not known which one.
+        """
+        if self.no_grid:
+            raise InputError(f"relevance of {self.name} cannot be mapped to the picture: {self.no_grid}")
+        raise InputError(
+            f"cos does not know which part of the picture each image token of {self.name or 'this model'} looks at, so that "
+            "relevance cannot be mapped to the picture; a family says it in cos_core/models/families (Family.grids)"
+        )
+
+    def text_layout(self, grids: Sequence[Grid]) -> Hashable:
+        """What the number of a picture's tokens beside its image tokens depends on: pictures of equal layouts have as many."""
+        return None
 
     def set_budget(self, image_processor: Any, budget: PixelBudget) -> None:
         """Sets what `budget` says in a loaded image processor. Raises InputError for a word that the family does not have."""

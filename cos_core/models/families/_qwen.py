@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from cos_core.errors import InputError
 from cos_core.models.families import Family, PixelBudget
+from cos_core.models.families._pieces import library
+from cos_core.models.grids import Grid
 
 CELLS_OF_28: Mapping[str, Any] = {
     "image_processor_type": "Qwen2VLImageProcessorPil",
@@ -33,11 +34,21 @@ class DynamicResolution(Family):
 
     def resized(self, image_processor: Any, width: int, height: int) -> tuple[int, int]:
         """By the image processor's own `smart_resize`."""
-        smart_resize = sys.modules[type(image_processor).__module__].smart_resize
-        size = image_processor.size
-        factor = image_processor.patch_size * image_processor.merge_size
-        high, wide = smart_resize(height, width, factor, min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"])
+        size, cell = image_processor.size, self.cell(image_processor)
+        high, wide = library(image_processor).smart_resize(
+            height, width, cell, min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"]
+        )
         return wide, high
+
+    def grids(self, config: Any, processor: Any, size: tuple[int, int], pictures: int = 1) -> tuple[Grid, ...]:
+        """One grid: a token is a cell of the resized picture."""
+        cell = self.cell(processor.image_processor)
+        wide, high = self.resized(processor.image_processor, *size)
+        return (Grid(high // cell, wide // cell),)
+
+    def cell(self, image_processor: Any) -> int:
+        """Side of a token's part of the resized picture, in pixels."""
+        return int(image_processor.patch_size * image_processor.merge_size)
 
     def resized_once(self, image_processor: Any) -> bool:
         return bool(image_processor.do_resize)

@@ -11,6 +11,7 @@ class Idefics(Family):
     name: ClassVar[str] = "IDEFICS"
     text_profile: ClassVar[str] = "idefics"
     pictures_in_text: ClassVar[bool] = True
+    no_grid: ClassVar[str] = "its pictures are read through cross-attention and have no tokens in the sequence"
 
 
 def build() -> Idefics:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from cos_core.models.families._edge import LongestEdge
+from cos_core.models.families._edge import TilesOfEdge
 
 
-class Idefics3(LongestEdge):
+class Idefics3(TilesOfEdge):
     name: ClassVar[str] = "Idefics3"
+    projector: ClassVar[tuple[str, ...]] = ("connector",)
 
 
 def build() -> Idefics3:

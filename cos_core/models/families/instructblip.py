@@ -10,6 +10,9 @@ from cos_core.models.families import Family
 class InstructBlip(Family):
     name: ClassVar[str] = "InstructBLIP"
     text_profile: ClassVar[str] = "short-answer"
+    no_grid: ClassVar[str] = (
+        "a query transformer stands between its vision tower and its decoder, and each image token looks at the whole picture"
+    )
 
 
 def build() -> InstructBlip:

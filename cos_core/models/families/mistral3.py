@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from cos_core.models.families._edge import LongestEdge
+from cos_core.models.families._edge import PatchesOfEdge
 
 
-class Mistral3(LongestEdge):
+class Mistral3(PatchesOfEdge):
     name: ClassVar[str] = "Mistral 3"
+    projector: ClassVar[tuple[str, ...]] = ("multi_modal_projector",)
     one_token_with_another: ClassVar[bool] = True
 
 

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 from cos_core.dialogue.prompts import BoxStyle
 from cos_core.models.families._one_size import OneSize
+from cos_core.models.families._pieces import patches
+from cos_core.models.grids import Grid
 
 
 class PaliGemma(OneSize):
@@ -15,6 +17,11 @@ class PaliGemma(OneSize):
     not_continuable: ClassVar[str] = "its prompt is read in both directions, so that a longer one changes what stands before"
     first_position: ClassVar[int] = 1
     needs_token_types: ClassVar[bool] = True
+    replies_behind: ClassVar[bool] = True
+
+    def grids(self, config: Any, processor: Any, size: tuple[int, int], pictures: int = 1) -> tuple[Grid, ...]:
+        """One grid over the whole picture."""
+        return (Grid(*patches(config)),)
 
     def layout(self, text: str, processor: Any) -> str:
         """The start token stands behind the last picture, a line break at the end."""
@@ -22,9 +29,9 @@ class PaliGemma(OneSize):
         end = text.rfind(mark) + len(mark)
         return text[:end] + processor.tokenizer.bos_token + text[end:] + "\n"
 
-    def token_types(self, is_image: Any) -> Any:
-        """All of a prompt is its prefix (0), pictures and text alike."""
-        return is_image * 0
+    def token_types(self, is_image: Any, replied: Any = None) -> Any:
+        """All of a prompt is its prefix (0), pictures and text alike; what is replied (1) is read in one direction."""
+        return is_image * 0 if replied is None else replied.to(is_image.dtype)
 
 
 def build() -> PaliGemma:

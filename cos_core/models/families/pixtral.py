@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from cos_core.models.families._edge import LongestEdge
+from cos_core.models.families._edge import PatchesOfEdge
 
 
-class Pixtral(LongestEdge):
+class Pixtral(PatchesOfEdge):
     name: ClassVar[str] = "Pixtral"
+    projector: ClassVar[tuple[str, ...]] = ("multi_modal_projector",)
 
 
 def build() -> Pixtral:

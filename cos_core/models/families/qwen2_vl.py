@@ -11,6 +11,7 @@ from cos_core.models.families._qwen import CELLS_OF_28, DynamicResolution
 
 class Qwen2VL(DynamicResolution):
     name: ClassVar[str] = "Qwen2-VL"
+    projector: ClassVar[tuple[str, ...]] = ("visual.merger",)
     boxes: ClassVar[BoxStyle] = BoxStyle(
         "image", "thousandth", "x0y0x1y1", "<|box_start|>({x0},{y0}),({x1},{y1})<|box_end|>", 0
     )

@@ -11,6 +11,7 @@ from cos_core.models.families._qwen import CELLS_OF_32, DynamicResolution
 
 class Qwen3VL(DynamicResolution):
     name: ClassVar[str] = "Qwen3-VL"
+    projector: ClassVar[tuple[str, ...]] = ("visual.merger", "visual.deepstack_merger_list")
     boxes: ClassVar[BoxStyle] = BoxStyle("image", "thousandth", "x0y0x1y1", '{"bbox_2d": [{x0}, {y0}, {x1}, {y1}]}', 0)
     boxes_source: ClassVar[str] = "QwenLM/Qwen3-VL issues 1427 and 1486"
     published: ClassVar[Mapping[str, Any]] = CELLS_OF_32
