@@ -13,9 +13,10 @@ _HEAD = """\
 # Models
 
 `cos` asks any vision-language model that `transformers` has as an image-text-to-text model, with a chat template, an image
-processor that works with Pillow, and room for two pictures in a dialogue. Annotating, training, `--roi relevance` and
-`cos model convert` need LLaVA-1.5. `cos model info M` says what works with a checkpoint, and how it is shown pictures. This
-page is written by `make reference`; a test fails when it is stale.
+processor that works with Pillow, and room for two pictures in a dialogue. It annotates with those whose image tokens look at
+known parts of the picture, and trains those with a dialogue. `cos model convert` reads original LLaVA-1.5 folders. `cos model
+info M` says what works with a checkpoint, and how it is shown pictures. This page is written by `make reference`; a test fails
+when it is stale.
 
 <!-- not run: needs a checkpoint of 7 billion weights -->
 ```bash
@@ -25,9 +26,10 @@ cos infer --model Qwen/Qwen2.5-VL-7B-Instruct --image photo.jpg --question "What
 
 ## Families
 
-`model type` stands in the checkpoint's `config.json`. "Continued": pass 2 goes on from pass 1's keys and values. "Boxes": the
-unit, and what it is a share of. "Options": what changes how finely a picture is shown; the same model differs by many points
-over it, so these are part of the fingerprint.
+`model type` stands in the checkpoint's `config.json`. "Continued": pass 2 goes on from pass 1's keys and values. "Annotated":
+whether its relevance can be mapped to the picture, for `cos annotate` (both backbones) and `--roi relevance`. "Trained": by
+`cos train`, whole or with adapters. "Boxes": the unit, and what it is a share of. "Options": what changes how finely a picture
+is shown; the same model differs by many points over it, so these are part of the fingerprint.
 """
 _EXAMPLES = """
 ## How a box is written
@@ -41,7 +43,8 @@ _TAIL = """
 
 Every other type is tried when it is loaded: a dialogue of one picture and one of two, computed as `cos` computes them, must
 give the model's own logits. Where they differ, each dialogue is computed from its start by the library's own `generate`, which
-is slower, and a note says so. Boxes are fractions of the picture, as for families whose way is not documented.
+is slower, and a note says so. Boxes are fractions of the picture, as for families whose way is not documented. They are not
+annotated with: which part of the picture an image token looks at, says the family's file.
 
 ## What is refused
 
@@ -56,6 +59,7 @@ One sentence each, code 3 (code 4 for a package that is missing), before a weigh
 | no processor, one for torchvision only, or one that does not work with Pillow | save its files beside the weights |
 | no chat template | put the family's into the folder, as `chat_template.jinja` |
 | one picture in a dialogue | `--roi none` |
+| annotating and `--roi relevance` where no image token looks at a known part of the picture | the sentence says why |
 | an option of the pixel budget that the family does not have; a floor above the ceiling | the sentence names those it has |
 | `--box-decode grammar` where a box is written with special tokens | decode freely |
 
@@ -73,20 +77,32 @@ def page() -> str:
     width, height = support.EXAMPLE
     words = {"box": "0.25, 0.5, 0.75, 1 (left, top, right, bottom)", "width": width, "height": height}
     return (
-        f"{_HEAD}\n| family | model type | two passes | continued | boxes | options |\n|---|---|---|---|---|---|\n{rows}\n"
+        f"{_HEAD}\n| family | model type | two passes | continued | annotated | trained | boxes | options |\n"
+        f"|---|---|---|---|---|---|---|---|\n{rows}\n"
         f"{_EXAMPLES.format(**words)}\n| family | order | text |\n|---|---|---|\n{examples}\n\nDocumented "
         f"by:\n\n{sources}\n{_TAIL}"
     )
 
 
 def _row(kind: str, family: Family) -> str:
+    learns = f"{_annotated(family)} | {_trained(family)}"
     if family.text_profile:
-        return f"| {family.name} | {_types(kind)} | no: one picture, `--roi none` | | | |"
+        return f"| {family.name} | {_types(kind)} | no: one picture, `--roi none` | | {learns} | | |"
     style = family.boxes
     unit = f"{support.UNITS[style.unit]}" + ("" if style.unit == "pixel" else f" of the {_frame(style.frame)}")
     options = ", ".join(f"`{families.option(word)}`" for word in family.budget_words) or "none: one size"
     continued = f"no: {family.not_continued}" if family.not_continued else "yes"
-    return f"| {family.name} | {_types(kind)} | yes | {continued} | {unit} | {options} |"
+    return f"| {family.name} | {_types(kind)} | yes | {continued} | {learns} | {unit} | {options} |"
+
+
+def _annotated(family: Family) -> str:
+    if family.no_grid:
+        return f"no: {family.no_grid}"
+    return "no: its grids are not known" if type(family).grids is Family.grids else "yes"
+
+
+def _trained(family: Family) -> str:
+    return f"no: {family.not_trained}" if family.not_trained else "yes"
 
 
 def _types(stem: str) -> str:

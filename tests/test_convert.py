@@ -150,7 +150,8 @@ def marked(model: llava.Llava, ids: tuple[int, ...]) -> list[int]:
 @pytest.mark.parametrize("legacy", ["false", "true"])
 @pytest.mark.parametrize("kind", ["forced", "free"])
 def test_both_passes(loaded: llava.Llava, legacy: str, kind: str) -> None:
-    model = replace(loaded, profile=replace(RELEASED, after_end="cut" if legacy == "false" else "spaced"))
+    profile = replace(RELEASED, after_end="cut" if legacy == "false" else "spaced")
+    model = replace(loaded, encoder=replace(loaded.encoder, profile=profile))
     for case in expected(f"d_{kind}_legacy_{legacy}.json"):
         engine, prediction = two_passes(model, case)
         assert marked(model, model.encode(engine.asked[0].turns).ids) == case["pass1_input_ids"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ def test_a_server_that_computes_the_local_prompt(
     assert (code, err) == (0, "")
     assert {finding["level"] for finding in findings} == {"ok", "note"}
     (said,) = of("prompt", findings)
-    first, second = (len(encoder(folder).encode(PAPER, turns)) for turns in probes(PAPER))
+    worded = replace(encoder(folder), profile=PAPER)
+    first, second = (len(worded.encode(turns)) for turns in probes(PAPER))
     assert f"{first} and {second} tokens" in said["said"]
     assert ("id by id" in said["said"]) == (tokenize is not None)
     assert "do not show" in of("pictures", findings)[0]["said"]

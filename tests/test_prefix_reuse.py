@@ -41,7 +41,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> llava.Llava:
     torch.set_num_threads(1)
     shape: dict[str, Any] = {"image_size": 28, "hidden": 32, "layers": 32, "num_attention_heads": 2}
     where = make_checkpoint(tmp_path_factory.mktemp("deep"), **shape, initializer_range=0.3)
-    return replace(llava.load(where, device="cpu", dtype="float32"), profile=BRIEF)
+    return llava.load(where, device="cpu", dtype="float32", profile=BRIEF)
 
 
 def pictures(count: int) -> list[Image.Image]:

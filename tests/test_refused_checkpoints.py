@@ -266,7 +266,6 @@ def test_sound_checkpoints_pass(name: str, layout: str, tiny_checkpoint: Build) 
 @pytest.mark.parametrize(
     ("options", "fact"),
     [
-        (["--roi", "relevance"], "LLaVA-1.5"),
         (["--max-tiles", "4"], "--max-tiles"),
         (["--longest-edge", "500"], "--longest-edge"),
         (["--min-pixels", "900", "--max-pixels", "800"], "900"),
@@ -338,7 +337,7 @@ def test_what_works_is_told_without_weights(tiny_checkpoint: Build, monkeypatch:
     found, refused = checkpoint_info.describe(str(tiny_checkpoint("qwen2_5_vl")))
     assert refused is None
     assert {part: word is True for part, word in found["works"].items()} == {
-        "answer": True, "two_passes": True, "reuse": True, "annotate": False, "train": False,
+        "answer": True, "two_passes": True, "reuse": True, "annotate": True, "train": True,
     }  # fmt: skip
     assert found["boxes"]["unit"] == "pixel of the resized picture"
     assert json.loads(found["boxes"]["example"])["bbox_2d"][0] > 0
@@ -349,6 +348,7 @@ def test_what_works_is_told_without_weights(tiny_checkpoint: Build, monkeypatch:
     assert refused is None
     assert found["works"]["answer"] is True
     assert found["works"]["two_passes"] is not True
+    assert found["works"]["annotate"] is not True
     found, refused = checkpoint_info.describe("miniature")
     assert refused is None
     assert set(found["works"].values()) == {True}

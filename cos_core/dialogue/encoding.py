@@ -88,7 +88,7 @@ def encode(
     characters, for a tokenizer without offsets, for text that holds the image token's own mark, and for half a character.
     """
     pieces = render(profile, turns)
-    _check_letters(pieces, context)
+    check_letters([piece[0] for piece in pieces if not isinstance(piece, ImageSlot)], context)
     ids: list[int] = []
     labels: list[int] = []
     slots: list[Slot] = []
@@ -117,9 +117,11 @@ def encode(
     return Encoded(tuple(ids), tuple(labels), tuple(slots))
 
 
-def _check_letters(pieces: Sequence[tuple[str, bool] | ImageSlot], context: int | None) -> None:
-    """What can be told before a tokenizer, whose time and memory grow with the text, sees it."""
-    texts = [piece[0] for piece in pieces if not isinstance(piece, ImageSlot)]
+def check_letters(texts: Sequence[str], context: int | None = None) -> None:
+    """Raises InputError for the texts of a dialogue that are too long together, or hold half a character.
+
+    That can be told before a tokenizer sees them, whose time and memory grow with the text. `context`: as for `encode`.
+    """
     letters = sum(map(len, texts))
     if letters > MOST_LETTERS or (context is not None and letters > _LETTERS_A_TOKEN * context):
         words = f"the dialogue has {letters:,} characters: a text is too long"

@@ -14,7 +14,7 @@ from typing import get_args
 from cos_core.dialogue.encoding import render
 from cos_core.dialogue.prompts import AfterEnd, Profile
 from cos_core.errors import InputError
-from cos_core.models.llava import DialogueEncoder
+from cos_core.models.llava import LlavaEncoder
 from cos_core.types import ImageSlot, Turn
 
 _MOST_BY_COUNTS, _MOST_BY_IDS = 2, 3
@@ -38,18 +38,18 @@ class Rendering:
     starts: int = 1
     whole: bool = False
 
-    def ids(self, encoder: DialogueEncoder) -> tuple[tuple[int, ...], ...]:
+    def ids(self, encoder: LlavaEncoder) -> tuple[tuple[int, ...], ...]:
         """The ids of each dialogue, with one image token a picture."""
         return tuple(self._ids(replace(encoder, image_tokens=1), turns) for turns in self.dialogues)
 
-    def _ids(self, encoder: DialogueEncoder, turns: Sequence[Turn]) -> tuple[int, ...]:
+    def _ids(self, encoder: LlavaEncoder, turns: Sequence[Turn]) -> tuple[int, ...]:
         tokenizer = encoder.tokenizer
         if self.whole:
             mark = tokenizer.convert_ids_to_tokens(encoder.image_token_id)
             text = "".join(mark if isinstance(piece, ImageSlot) else piece[0] for piece in render(self.profile, turns))
             ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
         else:
-            ids = encoder.encode(self.profile, turns).ids
+            ids = replace(encoder, profile=self.profile).encode(turns).ids
         start = tokenizer.bos_token_id
         if start is None:
             return ids
@@ -156,12 +156,12 @@ FAMILIES: tuple[tuple[Difference, ...], ...] = (
 """Families of departures; a prompt has at most one of each family."""
 
 
-def matches(local: Rendering, encoder: DialogueEncoder, seen: Sequence[Seen]) -> bool:
+def matches(local: Rendering, encoder: LlavaEncoder, seen: Sequence[Seen]) -> bool:
     """Whether the server's reports of all dialogues agree with the local encoding."""
     return _left(local.ids(encoder), encoder, seen) == ()
 
 
-def explanations(local: Rendering, encoder: DialogueEncoder, seen: Sequence[Seen]) -> list[tuple[str, ...]]:
+def explanations(local: Rendering, encoder: LlavaEncoder, seen: Sequence[Seen]) -> list[tuple[str, ...]]:
     """The smallest sets of differences that explain the server's reports, as descriptions; empty when no known ones do."""
     most = _MOST_BY_IDS if any(each.ids is not None for each in seen) else _MOST_BY_COUNTS
     smallest: list[tuple[str, ...]] = []
@@ -176,7 +176,7 @@ def explanations(local: Rendering, encoder: DialogueEncoder, seen: Sequence[Seen
 
 
 def _renderings(
-    local: Rendering, encoder: DialogueEncoder, most: int
+    local: Rendering, encoder: LlavaEncoder, most: int
 ) -> Iterator[tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]]:
     """Sets of differences, the smallest first, and the ids that they give the dialogues, where no smaller set gives them."""
     base = local.ids(encoder)
@@ -196,14 +196,14 @@ def _renderings(
                     yield tuple(difference.description for difference in differences), ids
 
 
-def _ids(rendering: Rendering, encoder: DialogueEncoder) -> tuple[tuple[int, ...], ...] | None:
+def _ids(rendering: Rendering, encoder: LlavaEncoder) -> tuple[tuple[int, ...], ...] | None:
     try:
         return rendering.ids(encoder)
     except InputError:  # the tokenizer does not support this change
         return None
 
 
-def _left(ids: Sequence[Sequence[int]], encoder: DialogueEncoder, seen: Sequence[Seen]) -> tuple[str, ...] | None:
+def _left(ids: Sequence[Sequence[int]], encoder: LlavaEncoder, seen: Sequence[Seen]) -> tuple[str, ...] | None:
     """The remaining difference when the prompts are `ids`: none, or a picture's number of positions; None for other prompts."""
     positions: set[int] = set()
     for mine, theirs in zip(ids, seen, strict=True):
@@ -237,7 +237,7 @@ def collapsed(ids: Sequence[int], image_token_id: int) -> tuple[tuple[int, ...],
     return tuple(texts), tuple(runs)
 
 
-def first_difference(mine: Sequence[int], theirs: Sequence[int], encoder: DialogueEncoder) -> tuple[int, str, str] | None:
+def first_difference(mine: Sequence[int], theirs: Sequence[int], encoder: LlavaEncoder) -> tuple[int, str, str] | None:
     """(place, text there, text here) where two prompts with one image token a picture part; None where they do not."""
     pairs: Iterator[tuple[int, tuple[int | None, int | None]]] = enumerate(itertools.zip_longest(mine, theirs))
     place = next((i for i, (a, b) in pairs if a != b), None)

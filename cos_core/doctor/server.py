@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
@@ -203,7 +203,8 @@ def _prompts(
         )
         return
     local = prompt.Rendering(served.dialogue.profile, dialogues)
-    here = [len(encoder.encode(served.dialogue.profile, turns)) for turns in dialogues]
+    worded = replace(encoder, profile=served.dialogue.profile)
+    here = [len(worded.encode(turns)) for turns in dialogues]
     by_ids = all(each.ids is not None for each in seen)
     if prompt.matches(local, encoder, seen):
         proof = "id by id" if by_ids else "by their number: what keeps it can go unseen without /tokenize"
@@ -225,7 +226,7 @@ def _prompts(
 _ADVICE = "serve the checkpoint's own chat_template.jinja (vllm serve ... --chat-template FILE), or name its wording: --profile"
 
 
-def _places(local: prompt.Rendering, encoder: llava.DialogueEncoder, seen: Sequence[prompt.Seen]) -> Iterator[MachineFinding]:
+def _places(local: prompt.Rendering, encoder: llava.LlavaEncoder, seen: Sequence[prompt.Seen]) -> Iterator[MachineFinding]:
     """Where ids first differ, pass by pass."""
     for number, (mine, theirs) in enumerate(zip(local.ids(encoder), seen, strict=True), 1):
         if theirs.ids is not None:

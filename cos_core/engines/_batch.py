@@ -15,7 +15,7 @@ from cos_core.engines._constrain import TokenGrammar
 from cos_core.engines._features import Picture
 from cos_core.engines._prefix import Match
 from cos_core.interfaces import Reply, Request
-from cos_core.models.loaded import PictureSpan
+from cos_core.models.encoder import PictureSpan
 from cos_core.system import memory
 
 if TYPE_CHECKING:

@@ -4,30 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from cos_core import options
 from cos_core.files import picture_files
 from cos_core.files.picture_files import PictureFolder
+from cos_core.models.budget_options import BudgetOptions
 from cos_core.options import ANSWER, CHECKS, INPUT, MODEL, OUTPUT, REGION, SERVER, SPEED, Files, option
 from cos_core.runners import RunnerConfig
 from cos_core.types import BoxDecode, OnBadBox
 from cos_core.web.addresses import MAX_CONNECTIONS, MAX_TIMEOUT, MIN_TIMEOUT, checked_address
 
-if TYPE_CHECKING:
-    from cos_core.models.families import PixelBudget
-
-
-def _shown(help: str, high: int) -> Any:
-    """An option of the pixel budget."""
-    return option(None, help, MODEL, low=1, high=high, shown_default="as the checkpoint says", before=None)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnsweringOptions:
+class AnsweringOptions(BudgetOptions):
     """How a model is run over questions: what `cos infer` and `cos eval --model` share; each field says what it is.
 
-    Which of the pixel budget's options a checkpoint has, says its family (models/families).
     `box_tokens`: three decimals take 29 tokens in LLaVA's tokenizer, six take 41, and a few words may stand around them.
     `kv_budget` bounds the keys and values of both passes; beside them stand the weights and the activations of a bounded
     number of positions (engines/hf.py), which it does not count. `timeout` is in seconds.
@@ -41,12 +32,6 @@ class AnsweringOptions:
     )
     profile: str | None = options.profile_option(options.ANY_FAMILY)
     family: str | None = options.family_option()
-    min_pixels: int | None = _shown("Fewest pixels that a picture is shown with (Qwen-VL).", options.SHOWN_PX)
-    max_pixels: int | None = _shown("Most pixels that a picture is shown with (Qwen-VL).", options.SHOWN_PX)
-    max_tiles: int | None = _shown("Most tiles that a picture is cut into (InternVL, LLaVA-NeXT).", options.TILES)
-    longest_edge: int | None = _shown(
-        "Longest side of a picture as it is shown, in pixels (Idefics3, SmolVLM, Pixtral).", options.SHOWN_SIDE
-    )
     max_new_tokens: int = option(128, "Longest answer, in tokens.", ANSWER, low=1, high=options.TOKENS)
     box_tokens: int = option(48, "Longest first-pass text, in tokens.", REGION, low=1, high=options.TOKENS)
     box_decode: BoxDecode = option("free", "Let the first pass write anything, or nothing but a box.", REGION)
@@ -114,13 +99,6 @@ class AnsweringOptions:
         options.check(self)
         if self.server is not None:
             checked_address(self.server)
-
-    @property
-    def pixel_budget(self) -> PixelBudget:
-        """How finely pictures are shown. Raises InputError for a floor above its ceiling."""
-        from cos_core.models.families import PixelBudget
-
-        return PixelBudget(self.min_pixels, self.max_pixels, self.max_tiles, self.longest_edge)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from cos_core.infer.passes import Setting
 from cos_core.interfaces import Engine, Policy, Reporter
 from cos_core.models import devices, hub, loading, vision_input
 from cos_core.models.checkpoint_info import fill_of
-from cos_core.models.layout.check import llava_config
 from cos_core.models.vision_input import VisionInput
 from cos_core.models.wording import resolved_profile as profile_of
 from cos_core.options import policy_name
@@ -91,7 +90,7 @@ def setting(config: InferConfig) -> Setting:
     checkpoint that cannot be used."""
     policy, profile, folder = _policy(config.roi), resolved_profile(config), checkpoint_folder(config)
     if folder is not None and policy is heat.POLICY:
-        llava_config(Path(folder))
+        loading.check_grids(folder, config.pixel_budget)
     if folder is not None and config.engine == "hf":
         loading.check(folder, pictures=1 if policy.source == "none" else 2)
     vision = _vision(config)
@@ -146,7 +145,7 @@ def finder(config: InferConfig, engine: Engine) -> heat.HeatFinder | None:
     """The HeatFinder for `roi="relevance"`, on the engine's model where it has one; None for every other choice."""
     if config.roi != heat.POLICY.name:
         return None
-    return heat.build(str(config.model), config.device.partition(",")[0], config.dtype, engine)
+    return heat.build(str(config.model), config.device.partition(",")[0], config.dtype, engine, config.pixel_budget)
 
 
 def build_engine(config: InferConfig) -> Engine:

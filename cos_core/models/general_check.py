@@ -65,18 +65,18 @@ def check(where: str | Path) -> dict[str, Any]:
     return dict(facts(where).config)
 
 
-def facts(where: str | Path) -> GeneralFacts:
-    """Looks at a checkpoint's files before a library does.
+def facts(where: str | Path, *, weights: bool = True) -> GeneralFacts:
+    """Looks at a checkpoint's files before a library does. `weights`: False where the folder may be without them.
 
     Raises InputError, one sentence: for a folder of something else than an image-text-to-text model of this transformers; for a
     file that is no regular file of the folder or is larger than its kind; for settings that no model has; and for weights that
     are not the ones config.json describes. Raises MissingError without torch, transformers or a package that the model needs.
     """
-    return _checked(Path(where), files.state(Path(where)))
+    return _checked(Path(where), weights, files.state(Path(where)))
 
 
 @lru_cache(maxsize=8)
-def _checked(folder: Path, _state: object) -> GeneralFacts:
+def _checked(folder: Path, needs_weights: bool, _state: object) -> GeneralFacts:
     """As `facts`, once for a folder that stays as it is: a run asks several times."""
     config = files.settings(folder, files.CONFIG)
     if config is None:
@@ -89,7 +89,7 @@ def _checked(folder: Path, _state: object) -> GeneralFacts:
         check_words(folder / files.CONFIG, section)
         _check_counts(folder / files.CONFIG, section)
     check_picture_settings(folder, objects)
-    weights = files.tensors(folder)
+    weights = files.tensors(folder) if needs_weights or files.has_weights(folder) else {}
     odd = next((tensor.dtype for tensor in weights.values() if tensor.dtype not in _PLAIN), None)
     if odd is not None:
         raise InputError(
@@ -100,7 +100,7 @@ def _checked(folder: Path, _state: object) -> GeneralFacts:
     with pretrained.reading(folder):
         built = _transformers().AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         text = built.get_text_config()
-    rows = _built(folder, cls, built, weights)
+    rows = _built(folder, cls, built, weights) if weights else int(text.vocab_size)
     check_ends(folder / files.CONFIG, config, rows)
     for name in ("image_token_id", "image_token_index"):
         token = config.get(name)

@@ -29,11 +29,11 @@ class Dialogues:
     one_picture: str
 
 
-def check_dialogue(where: str | Path, *, pictures: int = 1) -> None:
+def check_dialogue(where: str | Path, *, pictures: int = 1, weights: bool = True) -> None:
     """Raises InputError where a dialogue of so many pictures cannot be held with the checkpoint, besides what `facts`
-    raises."""
+    raises. `weights`: as there."""
     folder = Path(where)
-    facts(folder)
+    facts(folder, weights=weights)
     found = dialogues(folder)
     if not found.template:
         raise InputError(

@@ -18,12 +18,14 @@ from cos_core.dialogue.prompts import Profile, checkpoint_profile
 from cos_core.errors import InputError, MissingError
 from cos_core.models import hub, pretrained
 from cos_core.models.devices import fits, placement, quiet_libraries
+from cos_core.models.encoder import Encoder, PictureSpan, Prompt
+from cos_core.models.grids import Grid, square
 from cos_core.models.layout.check import check
-from cos_core.models.loaded import LoadedModel, PictureSpan, Prompt
+from cos_core.models.loaded import LoadedModel
 from cos_core.models.pixels import check_pictures, processed
 from cos_core.models.vocabulary import check_tokens, unused_rows
 from cos_core.system.extras import install
-from cos_core.types import Slot, Turn
+from cos_core.types import ImageSlot, Slot, Turn
 
 if TYPE_CHECKING:
     import torch
@@ -35,32 +37,91 @@ PICTURES_AT_ONCE = 8
 
 
 @dataclass(slots=True)
-class Llava(LoadedModel):
-    """A loaded model with its tokenizer, image processor and prompt profile.
+class LlavaEncoder(Encoder):
+    """LLaVA-1.5's dialogues and pictures.
 
-    `image_tokens`: positions that one picture takes in the sequence (576 for LLaVA-1.5); `fill`: the colour that pads a
-    picture to a square (the processor's mean, as LLaVA pads).
+    `config`: the model's configuration; `image_tokens`: positions that one picture takes in the sequence (576 for LLaVA-1.5);
+    `fill`: the processor's mean, as LLaVA pads; `context`: the most positions that the model has.
     """
 
-    model: Any
+    config: Any
     tokenizer: Any
     image_processor: Any
     profile: Profile
     image_token_id: int
     image_tokens: int
-    fill: tuple[int, int, int]
+    fill: tuple[int, int, int] = (0, 0, 0)
+    context: int | None = None
+
+    def picture(self, image: Image, variant: int = 0) -> torch.Tensor:
+        """Pixels, (3, side, side) in float32."""
+        return processed(self.image_processor, [image], self.fill)[0]
+
+    def crops(self, tokens: int) -> int:
+        return tokens
+
+    def encode(self, turns: Sequence[Turn], picture: Callable[[Slot], Any] | None = None) -> Encoded:
+        """Every picture takes `image_tokens` positions, or as many as the `crops` that stand in its place."""
+        slots = (part.slot for turn in turns for part in turn.parts if isinstance(part, ImageSlot))
+        shown = None if picture is None or (slot := next(slots, None)) is None else picture(slot)
+        tokens = shown if isinstance(shown, int) else self.image_tokens
+        return encode(self.profile, turns, self.tokenizer, self.image_token_id, tokens, self.context)
+
+    def prompt(self, turns: Sequence[Turn], picture: Callable[[Slot], Any] | None = None) -> Prompt:
+        encoded = self.encode(turns)
+        places = [place for place, token in enumerate(encoded.ids) if token == self.image_token_id]
+        if len(places) != len(encoded.slots) * self.image_tokens:
+            raise InputError(IMAGE_MARK)
+        starts = places[:: self.image_tokens]
+        return Prompt(
+            encoded.ids,
+            tuple(
+                PictureSpan(slot, start, start + self.image_tokens, self.image_tokens)
+                for slot, start in zip(encoded.slots, starts, strict=True)
+            ),
+        )
+
+    def tensors(self, pictures: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        import torch
+
+        return {"pixel_values": torch.stack(list(pictures))}
+
+    def grids(self, size: tuple[int, int], pictures: int = 1) -> tuple[Grid, ...]:
+        """One grid over the square that the picture is padded to."""
+        side = int(self.config.vision_config.image_size) // int(self.config.vision_config.patch_size)
+        return (Grid(side, side, square(*size), class_token=self.image_tokens == side * side + 1),)
+
+    def picture_tokens(self, size: tuple[int, int], pictures: int = 1) -> int:
+        return self.image_tokens
+
+
+@dataclass(slots=True)
+class Llava(LoadedModel):
+    """A loaded model with its encoder."""
+
+    model: Any
+    encoder: LlavaEncoder
     name: str
     fingerprint: str
     unused_rows: tuple[int, ...] = ()
     """Rows of the vocabulary that no answer can hold (vocabulary.py)."""
 
+    @property
+    def decoder(self) -> Any:
+        return self.model.model.language_model
+
+    @property
+    def image_processor(self) -> Any:
+        return self.encoder.image_processor
+
+    @property
+    def image_tokens(self) -> int:
+        """Positions that one picture takes in the sequence."""
+        return self.encoder.image_tokens
+
     def pixels(self, images: Sequence[Image]) -> torch.Tensor:
         """Pictures of any size as (n, 3, side, side) in the model's dtype, padded to squares, resized, normalised."""
         return processed(self.image_processor, images, self.fill).to(self.model.device, self.model.dtype)
-
-    def encode(self, turns: Sequence[Turn]) -> Encoded:
-        """Token ids, labels and image slots of a dialogue under this checkpoint's profile."""
-        return encode(self.profile, turns, self.tokenizer, self.image_token_id, self.image_tokens, self.context)
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -76,6 +137,18 @@ class Llava(LoadedModel):
         """Pixels, (3, side, side) in the model's dtype."""
         return self.pixels([image])[0]
 
+    def encode(self, turns: Sequence[Turn], picture: Callable[[Slot], Any] | None = None) -> Encoded:
+        """See LlavaEncoder."""
+        return self.encoder.encode(turns, picture)
+
+    def pooled(self, features: torch.Tensor, pool: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        return pool(features)
+
+    def joined(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        import torch
+
+        return torch.cat(list(features))
+
     def features(self, pictures: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """(image_tokens, hidden) each; a few pictures at a time."""
         import torch
@@ -83,34 +156,21 @@ class Llava(LoadedModel):
         groups = [torch.stack(list(pictures[at : at + PICTURES_AT_ONCE])) for at in range(0, len(pictures), PICTURES_AT_ONCE)]
         return [each for group in groups for each in self.image_features(group)]
 
-    def prompt(self, turns: Sequence[Turn], picture: Callable[[Slot], Any]) -> Prompt:
-        encoded = self.encode(turns)
-        places = [place for place, token in enumerate(encoded.ids) if token == self.image_token_id]
-        if len(places) != len(encoded.slots) * self.image_tokens:
-            raise InputError(IMAGE_MARK)
-        starts = places[:: self.image_tokens]
-        return Prompt(
-            encoded.ids,
-            tuple(
-                PictureSpan(slot, start, start + self.image_tokens, self.image_tokens)
-                for slot, start in zip(encoded.slots, starts, strict=True)
-            ),
-        )
-
     def positions(self, ids: Any, pictures: Callable[[], Sequence[Any]]) -> Any:
         import numpy as np
 
         return np.arange(len(ids))
 
-    def run(self, ids: torch.Tensor, shown: Sequence[tuple[Any, int]], **inputs: Any) -> torch.Tensor:
+    def forward(self, ids: torch.Tensor, shown: Sequence[tuple[Any, int]], **inputs: Any) -> torch.Tensor:
         import torch
 
         inputs.pop("whole", None)
+        inputs.pop("replied", None)
         if shown:
             inputs["inputs_embeds"] = self.embed(ids, torch.cat([features[stored:] for features, stored in shown]))
         else:
             inputs["input_ids"] = ids
-        logits: torch.Tensor = self.model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1]
+        logits: torch.Tensor = self.model(**inputs).logits
         return logits
 
     def text(self, ids: Sequence[int]) -> str:
@@ -197,35 +257,24 @@ def equipped(net: Any, where: str, *, name: str, profile: str | Profile | None =
     rows = int(net.config.text_config.vocab_size)
     check_tokens(where, tokenizer, rows)
     fill = check_pictures(where, processor, int(net.config.vision_config.image_size))
-    return Llava(
-        model=net,
+    encoder = LlavaEncoder(
+        config=net.config,
         tokenizer=tokenizer,
         image_processor=processor,
         profile=checkpoint_profile(where, profile),
         image_token_id=int(net.config.image_token_id),
         image_tokens=image_tokens_of(net.config),
         fill=fill,
-        name=name,
-        fingerprint=hub.fingerprint(where),
-        unused_rows=unused_rows(tokenizer, int(net.config.image_token_id), rows),
+        context=int(net.config.get_text_config().max_position_embeddings),
     )
+    return Llava(net, encoder, name, hub.fingerprint(where), unused_rows(tokenizer, encoder.image_token_id, rows))
 
 
-@dataclass(frozen=True, slots=True)
-class DialogueEncoder:
-    """Turns dialogues into token ids without the weights; `image_tokens`: positions of one picture."""
+def encoder(folder: str, profile: Profile | None = None, *, pictures: bool = False) -> LlavaEncoder:
+    """The encoder of a checkpoint's folder, which may be without weights, for dialogues of any length.
 
-    tokenizer: Any
-    image_token_id: int
-    image_tokens: int
-
-    def encode(self, profile: Profile, turns: Sequence[Turn]) -> Encoded:
-        """Ids, labels and slots of a dialogue (encoding.py)."""
-        return encode(profile, turns, self.tokenizer, self.image_token_id, self.image_tokens)
-
-
-def encoder(folder: str) -> DialogueEncoder:
-    """The encoder of a checkpoint's folder. Raises MissingError without transformers, InputError for what is no LLaVA."""
+    It has an image processor with `pictures` only. Raises MissingError without transformers, InputError for what is no LLaVA.
+    """
     check(folder, weights=False)
     try:
         import transformers  # noqa: F401
@@ -234,7 +283,17 @@ def encoder(folder: str) -> DialogueEncoder:
     quiet_libraries()
     config, tokenizer = pretrained.configuration(folder), pretrained.tokenizer(folder)
     check_tokens(folder, tokenizer, int(config.text_config.vocab_size))
-    return DialogueEncoder(tokenizer, int(config.image_token_id), image_tokens_of(config))
+    processor = pretrained.image_processor(folder) if pictures else None
+    fill = check_pictures(folder, processor, int(config.vision_config.image_size)) if pictures else (0, 0, 0)
+    return LlavaEncoder(
+        config=config,
+        tokenizer=tokenizer,
+        image_processor=processor,
+        profile=checkpoint_profile(folder, profile),
+        image_token_id=int(config.image_token_id),
+        image_tokens=image_tokens_of(config),
+        fill=fill,
+    )
 
 
 def image_tokens_of(config: Any) -> int:

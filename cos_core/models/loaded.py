@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cos_core.dialogue.encoding import Encoded
 from cos_core.dialogue.prompts import Profile
+from cos_core.models.encoder import Encoder, Prompt
+from cos_core.models.grids import Grid
 from cos_core.types import Slot, Turn
 
 if TYPE_CHECKING:
@@ -15,43 +17,36 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-@dataclass(frozen=True, slots=True)
-class PictureSpan:
-    """The positions of one picture in a prompt: features stand at `tokens` of the positions [start, stop)."""
-
-    slot: Slot
-    start: int
-    stop: int
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """The token ids of a dialogue that ends with the assistant's role, and where its pictures stand, in order."""
-
-    ids: tuple[int, ...]
-    spans: tuple[PictureSpan, ...]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
 class LoadedModel(ABC):
-    """A model with its tokenizer and wording, as the engine `hf` runs it.
+    """A model with its encoder, as the engine `hf` and the annotator run it.
 
-    `image_token_id`: the id that stands where a picture's features go; `unused_rows`: rows of the vocabulary that no answer
+    `unused_rows`: rows of the vocabulary that no answer
     holds (vocabulary.py); `fingerprint`: of the checkpoint's content.
     """
 
     __slots__ = ()
 
     model: Any
-    tokenizer: Any
-    profile: Profile
-    image_token_id: int
+    encoder: Encoder
     name: str
     fingerprint: str
     unused_rows: tuple[int, ...]
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.encoder.tokenizer
+
+    @property
+    def profile(self) -> Profile:
+        return self.encoder.profile
+
+    @property
+    def image_token_id(self) -> int:
+        return self.encoder.image_token_id
+
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        return self.encoder.fill
 
     @property
     def device(self) -> torch.device:
@@ -62,6 +57,11 @@ class LoadedModel(ABC):
     def context(self) -> int:
         """Positions of a sequence that the model was made for."""
         return int(self.model.config.get_text_config().max_position_embeddings)
+
+    @property
+    def decoder(self) -> Any:
+        """The language model with its `layers`."""
+        return self.model.get_decoder()
 
     @property
     def rows(self) -> int:
@@ -99,12 +99,12 @@ class LoadedModel(ABC):
         return frozenset()
 
     def variant(self, pictures: int) -> int:
-        """A number for how a picture is seen in a dialogue of `pictures` pictures; equal numbers see it alike."""
-        return 0
+        """See Encoder."""
+        return self.encoder.variant(pictures)
 
-    @abstractmethod
     def picture(self, image: Image, variant: int = 0) -> Any:
-        """What the model's image processor makes of a picture, on the CPU; may be called from any thread."""
+        """See Encoder; may be called from any thread."""
+        return self.encoder.picture(image, variant)
 
     def without_pixels(self, picture: Any) -> Any:
         """What is kept of a `picture` once its features are known: what prompts and positions need."""
@@ -115,11 +115,28 @@ class LoadedModel(ABC):
         """What the vision tower and its projector make of `picture`s, one entry each, without gradients."""
 
     @abstractmethod
-    def prompt(self, turns: Sequence[Turn], picture: Callable[[Slot], Any]) -> Prompt:
-        """The prompt of a dialogue; `picture` gives the `picture` of a slot.
+    def pooled(self, features: Any, pool: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        """Features of a picture of which `pool` keeps or makes some tokens: (tokens, hidden) -> (fewer tokens, hidden)."""
 
-        Raises InputError for text that holds the image mark, or that cannot be tokenised.
-        """
+    @abstractmethod
+    def joined(self, features: Sequence[Any]) -> Any:
+        """Features of several pictures as those of one, its tokens one behind the other."""
+
+    def prompt(self, turns: Sequence[Turn], picture: Callable[[Slot], Any]) -> Prompt:
+        """See Encoder."""
+        return self.encoder.prompt(turns, picture)
+
+    def encode(self, turns: Sequence[Turn], picture: Callable[[Slot], Any]) -> Encoded:
+        """See Encoder."""
+        return self.encoder.encode(turns, picture)
+
+    def seen(self, size: tuple[int, int]) -> tuple[int, int]:
+        """See Encoder."""
+        return self.encoder.seen(size)
+
+    def grids(self, size: tuple[int, int], pictures: int = 1) -> tuple[Grid, ...]:
+        """See Encoder."""
+        return self.encoder.grids(size, pictures)
 
     @abstractmethod
     def positions(self, ids: Any, pictures: Callable[[], Sequence[Any]]) -> Any:
@@ -128,13 +145,18 @@ class LoadedModel(ABC):
         `ids`: a NumPy array (length,); `pictures` gives what `picture` made of them, for models that look at it.
         """
 
-    @abstractmethod
     def run(self, ids: torch.Tensor, shown: Sequence[tuple[Any, int]], **inputs: Any) -> torch.Tensor:
-        """Logits behind the last position of each row, (rows, vocabulary).
+        """Logits behind the last position of each row, (rows, vocabulary), by `forward`."""
+        return self.forward(ids, shown, **inputs, use_cache=True, logits_to_keep=1)[:, -1]
 
-        `ids`: (rows, width), padded on the left; `shown`: the features whose image tokens stand in `ids`, in order, each with
-        how many of its tokens stand in front of `ids`; `inputs`: attention_mask (rows, columns), position_ids, past_key_values
-        and, for models that ask for it, `whole` (rows, columns), the ids of every column.
+    @abstractmethod
+    def forward(self, ids: torch.Tensor, shown: Sequence[tuple[Any, int]], **inputs: Any) -> torch.Tensor:
+        """Logits behind each position, (rows, width, vocabulary), of the whole model: its own masks, positions and features.
+
+        `ids`: (rows, width); `shown`: the features whose image tokens stand in `ids`, in order, each with how many of its
+        tokens stand in front of `ids`; `inputs`: whatever the model's forward takes (attention_mask (rows, columns),
+        position_ids, past_key_values, logits_to_keep) and, for models that ask for it, `whole` (rows, columns), the ids of
+        every column, and `replied` (rows, columns), which of them stand behind the prompt; none where it is not given.
         """
 
     @abstractmethod

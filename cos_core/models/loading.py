@@ -35,6 +35,23 @@ def check(where: str | Path, *, pictures: int) -> None:
         general_probe.check_dialogue(where, pictures=pictures)
 
 
+def check_grids(where: str | Path, budget: PixelBudget | None = None) -> None:
+    """Looks at a checkpoint's folder before relevance is mapped to pictures with it.
+
+    Raises what `load` raises for its files, and InputError where its image tokens look at no known part of the picture.
+    """
+    if not general.serves(str(where)):
+        layout_check.check(where)
+        families.of_type("llava").set_budget(None, budget or PixelBudget())
+        return
+    family = _family(where)
+    if family.text_profile:
+        general_check.check(where)
+        family.grids(None, None, general_probe.SIZE)
+    else:
+        general.encoder_of(str(where), budget=budget).grids(general_probe.SIZE)
+
+
 def remark(where: str | Path) -> str | None:
     """What a user should know of how a checkpoint's family is run, a sentence; None where there is nothing to say."""
     if not general.serves(str(where)):

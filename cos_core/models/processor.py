@@ -129,7 +129,7 @@ def _part(folder: Path, cls: Any, field: str) -> Any:
     import transformers
 
     if field == "image_processor":
-        return image_processor(folder)
+        return settled(cls, image_processor(folder))
     if field == "video_processor":
         return NoVideo()
     if "tokenizer" in field:
@@ -175,6 +175,17 @@ def image_processor(folder: Path) -> Any:
     if isinstance(result, TorchvisionBackend):
         raise only_torchvision
     return result
+
+
+def settled(cls: Any, image_processor: Any) -> Any:
+    """An image processor with what its processor's class sets at each call whatever the files say: InternVL's cuts tiles.
+
+    Whoever asks the settings how a picture is shown then hears what is done.
+    """
+    for name, value in getattr(cls, "images_kwargs", {}).items():
+        if name in image_processor.to_dict():
+            setattr(image_processor, name, value)
+    return image_processor
 
 
 def published(settings: Mapping[str, Any]) -> Any:

@@ -15,9 +15,10 @@ from cos_core.dialogue.box_text import write_box
 from cos_core.dialogue.prompts import Profile
 from cos_core.errors import InputError
 from cos_core.geometry import Box, in_frame
-from cos_core.models import families, general_probe, pretrained, textual
+from cos_core.models import families, general, general_probe, loading, pretrained, textual
 from cos_core.models import processor as processors
 from cos_core.models.families import Family
+from cos_core.types import Turn
 
 SIZES = ((336, 336), (1280, 720), (3000, 2000))
 """Pictures, in pixels, of which the tokens are counted."""
@@ -37,6 +38,7 @@ def works(where: Path, config: Mapping[str, Any]) -> Works:
     """
     family = families.of_config(config)
     answer: str | bool = True
+    annotate: str | bool = True
     two: str | bool = "it cannot be asked"
     reuse: str | bool = two
     if family.text_profile:
@@ -55,14 +57,35 @@ def works(where: Path, config: Mapping[str, Any]) -> Works:
             reuse = f"computed from its start, because {family.not_continued}" if family.not_continued else True
             if not family.name:
                 reuse = "found out when it is loaded, since its family has no file in cos"
-    other = "needs LLaVA-1.5 in the transformers layout"
+    try:
+        loading.check_grids(where)
+    except InputError as error:
+        annotate = str(error)
     return {
         "answer": answer,
         "two_passes": two,
         "reuse": reuse,
-        "annotate": f"annotating {other}, and so does --roi relevance",
-        "train": f"training {other}",
+        "annotate": annotate,
+        "train": _trained(where, family, two),
     }
+
+
+def _trained(where: Path, family: Family, two_passes: str | bool) -> str | bool:
+    """Whether a checkpoint can learn dialogues of two passes, or why not."""
+    if family.not_trained:
+        return family.not_trained
+    if two_passes is not True:
+        return two_passes
+    asked, said = (Turn("user", ("Where?",)), Turn("assistant", ("Here.",), learn=True))
+    try:
+        general.encoder_of(str(where)).encode([asked, said, asked, said], _no_picture)
+    except InputError as error:
+        return str(error)
+    return True
+
+
+def _no_picture(slot: str) -> Any:
+    raise AssertionError(f"a dialogue of words asks for the picture {slot!r}")
 
 
 def boxes(profile: Profile, family: Family, image_processor: Any = None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from cos_core.errors import InputError, MissingError
 from cos_core.files.durable import utf8
 from cos_core.files.images import square_pad
 from cos_core.models import checkpoint_files as files
-from cos_core.models import families, pretrained
+from cos_core.models import families, general_probe, pretrained
 from cos_core.models import processor as processors
 from cos_core.models.families import Family, PixelBudget
 from cos_core.models.layout.families import is_other
@@ -26,6 +26,8 @@ from cos_core.system.extras import install
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from cos_core.models.general_encoder import GeneralEncoder
 
 LLAVA_15 = "llava"
 """The family with a path of its own (models/llava.py)."""
@@ -109,6 +111,14 @@ def of_folder(folder: str | Path, budget: PixelBudget | None = None) -> VisionIn
         family.set_budget(image_processor, budget)
         cls, template = processors.processor_class(where).__name__, processors.chat_template(where)
     return VisionInput(kind, family, image_processor, family.budget(image_processor), cls, _digest(template))
+
+
+def of_encoder(encoder: GeneralEncoder) -> VisionInput:
+    """The vision input of a checkpoint whose encoder is here; equal to that of its folder."""
+    family, processor = encoder.family, encoder.processor
+    image_processor, template = processor.image_processor, general_probe.template_of(processor)
+    kind, budget = families.type_of(encoder.config.to_dict()), family.budget(image_processor)
+    return VisionInput(kind, family, image_processor, budget, type(processor).__name__, _digest(template))
 
 
 def of_family(kind: str, budget: PixelBudget | None = None) -> VisionInput | None:

@@ -16,7 +16,8 @@ class ModelCard:
 
     `name`: what the checkpoint is called (a folder's name, no path); `origin`: one sentence, how it came to be; `base`: a hub
     id or a folder's name; `facts`: data and settings, in the order in which they are to stand; `chain`: whether it learnt to
-    look first (Chain-of-Spot), or answers plain questions.
+    look first (Chain-of-Spot), or answers plain questions; `own_processor`: processor and chat template were written after the
+    wording (layout.complete), else they are the base model's.
     """
 
     name: str
@@ -24,6 +25,8 @@ class ModelCard:
     base: str | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
     chain: bool = True
+    model_type: str = "llava"
+    own_processor: bool = True
 
 
 def plain_name(model: str | Path) -> str:
@@ -65,7 +68,7 @@ def written(card: ModelCard, profile: Profile, notes: Sequence[str] = ()) -> str
 library_name: transformers
 pipeline_tag: image-text-to-text
 {_base(card.base)}tags:
-- llava
+- {card.model_type}
 - chain-of-spot
 ---
 
@@ -100,12 +103,17 @@ makes of it.
 
 ## For other programs
 
+{_OWN_PROCESSOR if card.own_processor else _BASE_PROCESSOR}
+{_requests(card, profile)}
+"""
+
+
+_OWN_PROCESSOR = """\
 - The image processor pads a picture to a square in its mean colour, as in training; nothing of it is cut off. Boxes are
   fractions of that square.
 - The chat template writes the wording's roles, its system message (unless one is given), the end mark behind an answer and the
-  start token. A program that renders it to text and tokenises the text later must not add a second start token.
-{_requests(card, profile)}
-"""
+  start token. A program that renders it to text and tokenises the text later must not add a second start token."""
+_BASE_PROCESSOR = "- Processor, tokenizer and chat template are the base model's, as in training."
 
 
 _TWICE = (

@@ -110,7 +110,7 @@ def refusal(folder: Path, config: Mapping[str, Any]) -> str:
     )
 
 
-LLAVA_ONLY = "annotating, training, converting and --roi relevance"
+LLAVA_ONLY = "training and converting"
 """What runs LLaVA-1.5 alone, as the subject of a sentence."""
 
 
