@@ -27,7 +27,7 @@ BOX_TEXT = "[0.251, 0.251, 0.251, 0.251,"
 class Shape:
     """What decides how many floating-point operations a model takes; this class: LLaVA-1.5's.
 
-    `side`: of a picture in pixels.
+    `side`: of a picture in pixels; `head_width`: of a head of the decoder.
     """
 
     width: int
@@ -38,6 +38,7 @@ class Shape:
     vision_layers: int
     vision_inner: int
     side: int = 336
+    head_width: int = 128
 
     quick_side: ClassVar[int] = 84
     """Of the pictures in tests."""
@@ -97,8 +98,8 @@ class Shape:
             "hidden_size": self.width,
             "intermediate_size": self.inner,
             "num_hidden_layers": self.layers,
-            "num_attention_heads": self.width // 128,
-            "num_key_value_heads": self.key_width // 128,
+            "num_attention_heads": self.width // self.head_width,
+            "num_key_value_heads": self.key_width // self.head_width,
             "max_position_embeddings": 4096,
             "bos_token_id": 1,
             "eos_token_id": 2,
@@ -177,7 +178,7 @@ class WindowShape(Shape):
 
     @property
     def key_width(self) -> int:
-        return max(1, round(self.width * 4 / 3584)) * 128
+        return max(1, round(self.width / self.head_width / 7)) * self.head_width
 
     @property
     def image_tokens(self) -> int:
@@ -198,7 +199,11 @@ class WindowShape(Shape):
     def parts(self, tokenizer: Any) -> tuple[Any, Any]:
         names = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
         names |= {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
-        rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+        rope = {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "mrope_section": [part * self.head_width // 128 for part in (16, 24, 24)],
+        }
         vision = {
             "depth": self.vision_layers,
             "hidden_size": self.vision_width,

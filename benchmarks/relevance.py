@@ -3,24 +3,28 @@
     python benchmarks/relevance.py                          all cases (the reference at 2048/32 takes 8.5 GB and a minute)
     python benchmarks/relevance.py --cases 640/12 1300/12   positions/layers
     python benchmarks/relevance.py --cases                  the questions on one picture alone
+    python benchmarks/relevance.py --family qwen2_5_vl      a whole vision-language model, one picture and a question
 
-The model is a random Llama of hidden size 256 and 8 heads, weights frozen, float32, one thread. The reference keeps what the
-public notebooks keep: every map of "eager" attention and its gradient, and R as an N x N matrix. Every case is run twice, each
-time in a process of its own: once for CPU seconds (so that other work on the machine counts as little as it can), once for the
-most memory that it held beyond the loaded model, attention and all other activations together, with an allocator that gives
-back at once what is freed. Exit code 6: a goal was missed.
+The model is a random Llama of hidden size 256 and 8 heads, or a family's model around a decoder of that size; weights frozen,
+float32, one thread. The reference keeps what the public notebooks keep: every map of "eager" attention and its gradient, and R
+as an N x N matrix. Every case is run twice, each time in a process of its own: once for CPU seconds (so that other work on the
+machine counts as little as it can), once for the most memory that it held beyond the loaded model and the picture's features,
+attention and all other activations together, with an allocator that gives back at once what is freed. Exit code 6: a goal was
+missed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,91 +33,233 @@ CASES = ("640/12", "1300/12", "2048/12", "640/32", "1300/32", "2048/32")
 GOALS = {"1300/12": (2.5, 15.0), "2048/32": (3.0, 40.0)}
 """For some cases the least speed-up and the least saving of memory that the streamed sweep must reach."""
 
+LLAMA = "llama"
 HIDDEN, HEADS, WIDE = 256, 8, 688
 PREFIX, SUFFIX, ASKED, ASKED_GOAL = 620, 40, 6, 1.5
 TIGHT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """Memory that is freed goes back to the system: the peak does not count what lies idle in the allocator."""
 
-
-def make_model(layers: int) -> Any:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=1000,
-        hidden_size=HIDDEN,
-        intermediate_size=WIDE,
-        num_hidden_layers=layers,
-        num_attention_heads=HEADS,
-        max_position_embeddings=8192,
-        initializer_range=0.05,
-    )
-    return LlamaForCausalLM(config).eval().requires_grad_(False)
+Ways = Mapping[str, Callable[[], Any]]
+WAYS = ("reference", "fused", "streamed")
 
 
-def make_input(model: Any, batch: int, length: int, seed: int) -> Any:
-    import torch
+class Subject(ABC):
+    """A model whose relevance is measured."""
 
-    ids = torch.randint(0, 1000, (batch, length), generator=torch.Generator().manual_seed(seed))
-    return model.model.embed_tokens(ids).detach() * 10
+    @abstractmethod
+    def ways(self, length: int) -> Ways:
+        """For each of WAYS what computes relevance in a sequence of `length` positions, a row without the last position."""
+
+    @abstractmethod
+    def asked(self) -> tuple[Callable[[Any], Sequence[Any]], Callable[[Any], Sequence[Any]]]:
+        """ASKED questions on one picture, one by one and sharing it: settings to a row each."""
 
 
-def make_readings(batch: int, position: int) -> Any:
+class Llama(Subject):
+    """A random Llama, asked about random embeddings."""
+
+    def __init__(self, layers: int) -> None:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=1000,
+            hidden_size=HIDDEN,
+            intermediate_size=WIDE,
+            num_hidden_layers=layers,
+            num_attention_heads=HEADS,
+            max_position_embeddings=8192,
+            initializer_range=0.05,
+        )
+        self.model = LlamaForCausalLM(config).eval().requires_grad_(False)
+
+    def ways(self, length: int) -> Ways:
+        embeddings, last = self._embeddings(1, length, 1), _readings(1, length - 1)
+
+        def reference() -> Any:
+            self.model.set_attn_implementation("eager")
+            leaf = embeddings.requires_grad_(True)
+            out = self.model(inputs_embeds=leaf, use_cache=False, output_attentions=True, logits_to_keep=1)
+            return _row(out, last)[0, :-1]
+
+        def swept(streamed: bool) -> Any:
+            from cos_core.relevance.propagation import SweepSettings, relevance_attention, sweep
+
+            with relevance_attention(self.model.model):
+                return sweep(self._sequences(embeddings), last, SweepSettings(stream_layers=streamed))[0, 0, :-1]
+
+        return {"reference": reference, "fused": lambda: swept(False), "streamed": lambda: swept(True)}
+
+    def asked(self) -> tuple[Callable[[Any], Sequence[Any]], Callable[[Any], Sequence[Any]]]:
+        import torch
+
+        from cos_core.relevance.propagation import relevance_attention, sweep, sweep_continuations
+
+        prefix, suffixes = self._embeddings(1, PREFIX, 2), self._embeddings(ASKED, SUFFIX, 3)
+
+        def alone(settings: Any) -> Sequence[Any]:
+            whole = [torch.cat([prefix, suffixes[i : i + 1]], 1) for i in range(ASKED)]
+            with relevance_attention(self.model.model):
+                return [sweep(self._sequences(each), _readings(1, PREFIX + SUFFIX - 1), settings)[0, 0] for each in whole]
+
+        def shared(settings: Any) -> Sequence[Any]:
+            front, back = self._sequences(prefix), self._sequences(suffixes)
+            with relevance_attention(self.model.model):
+                return list(sweep_continuations(front, back, _readings(ASKED, SUFFIX - 1), settings))
+
+        return alone, shared
+
+    def _embeddings(self, batch: int, length: int, seed: int) -> Any:
+        import torch
+
+        ids = torch.randint(0, 1000, (batch, length), generator=torch.Generator().manual_seed(seed))
+        return self.model.model.embed_tokens(ids).detach() * 10
+
+    def _sequences(self, embeddings: Any) -> Any:
+        from cos_core.relevance.propagation import Sequences
+
+        def run(cache: Any) -> Any:
+            return self.model(inputs_embeds=embeddings, past_key_values=cache, use_cache=False).logits
+
+        return Sequences(self.model, *embeddings.shape[:2], run)
+
+
+class VisionLanguage(Subject):
+    """A family's model with random weights, asked about a square picture that takes nearly all positions."""
+
+    def __init__(self, family: str, layers: int) -> None:
+        from dataclasses import replace
+
+        import torch
+        from random_models import FAMILIES
+        from two_pass import made
+
+        from cos_core.models.families import PixelBudget
+
+        shape = replace(type(FAMILIES[family]).small(HIDDEN, layers), head_width=HIDDEN // HEADS)
+        self.loaded: Any = made(shape, "cpu", "float32", box_text=False)
+        self.loaded.family.set_budget(self.loaded.processor.image_processor, PixelBudget(max_pixels=2**23))
+        self.loaded.model.requires_grad_(False)
+        with torch.no_grad():
+            for weight in self.loaded.decoder.layers.parameters():
+                weight.mul_(2.5 if weight.dim() > 1 else 1)  # as wide as the Llama's
+
+    def ways(self, length: int) -> Ways:
+        import torch
+
+        from cos_core.relevance.propagation import SweepSettings, explain
+
+        (question,) = self._questions(length, 1)
+        first = _prompt(question)
+        ids = torch.tensor([question.ids[:first]])
+
+        def reference() -> Any:
+            network = self.loaded.model
+            self.loaded.decoder.set_attn_implementation("eager")
+            network.get_input_embeddings().requires_grad_(True)
+            out = network(
+                input_ids=ids,
+                position_ids=torch.from_numpy(question.positions[:, None, :first]),
+                mm_encoder_outputs={"image": question.features},
+                use_cache=False,
+                output_attentions=True,
+                logits_to_keep=1,
+            )
+            return _row(out, _readings(1, first - 1, question.ids[first]))[0][ids[0] == self.loaded.image_token_id]
+
+        def swept(streamed: bool) -> Any:
+            return explain(self.loaded, [[question]], SweepSettings(stream_layers=streamed))[0][0]
+
+        return {"reference": reference, "fused": lambda: swept(False), "streamed": lambda: swept(True)}
+
+    def asked(self) -> tuple[Callable[[Any], Sequence[Any]], Callable[[Any], Sequence[Any]]]:
+        from cos_core.relevance.propagation import explain
+
+        questions = self._questions(PREFIX + SUFFIX, ASKED)
+
+        def alone(settings: Any) -> Sequence[Any]:
+            return [explain(self.loaded, [[question]], settings)[0][0] for question in questions]
+
+        def shared(settings: Any) -> Sequence[Any]:
+            return explain(self.loaded, [questions], settings)[0]
+
+        return alone, shared
+
+    def _questions(self, length: int, count: int) -> list[Any]:
+        """Questions on one picture that differ from their first word on, of `length` positions up to a one-token answer."""
+        import numpy as np
+        from PIL import Image
+
+        from cos_core.dialogue.prompts import dialogue
+        from cos_core.relevance.propagation import Question
+
+        side = 28 * math.isqrt(length * 19 // 20 - 30)
+        pixels = np.random.default_rng(1).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        picture = self.loaded.picture(Image.fromarray(pixels))
+        (features,) = self.loaded.features([picture])
+
+        def encoded(number: int, words: int) -> Any:
+            turns = dialogue(self.loaded.profile, f"{number}" + " a" * words, chain=False, answer="a")
+            return self.loaded.encode(turns, lambda _: picture)
+
+        def asked(number: int) -> Any:
+            return encoded(number, 1 + length - _prompt(encoded(number, 1)))
+
+        made = [asked(number) for number in range(count)]
+        positions = [self.loaded.positions(np.array(each.ids), lambda: [picture]) for each in made]
+        return [Question(each.ids, each.labels, features, places) for each, places in zip(made, positions, strict=True)]
+
+
+def _prompt(encoded: Any) -> int:
+    """How many positions stand in front of the answer."""
+    return next(place for place, label in enumerate(encoded.labels) if label >= 0)
+
+
+def _readings(batch: int, position: int, token: int = 5) -> Any:
     import torch
 
     from cos_core.relevance.propagation import Readings
 
     ones = torch.ones(batch, 1, dtype=torch.long)
-    return Readings(ones * position, ones * 5, ones.bool())
+    return Readings(ones * position, ones * token, ones.bool())
 
 
-def reference(model: Any, embeddings: Any, readings: Any) -> Any:
-    """R, of which the row where y is read: (batch, N)."""
+def _row(out: Any, last: Any) -> Any:
+    """R from a model's own maps, of which the row where y is read: (1, N). `out`: with the logits there."""
     import torch
 
     from cos_core.relevance.propagation import mean_positive, target_score
 
-    model.set_attn_implementation("eager")
-    leaf = embeddings.requires_grad_(True)
-    out = model.model(inputs_embeds=leaf, use_cache=False, output_attentions=True)
-    logits = model.lm_head(out.last_hidden_state[:, readings.positions[0]])
-    maps = out.attentions
-    gradients = torch.autograd.grad(target_score(logits, readings, "log-odds"), maps)
-    matrix = torch.eye(embeddings.shape[1])[None]
+    gradients = torch.autograd.grad(target_score(out.logits, last, "log-odds"), out.attentions)
+    position = int(last.positions[0, 0])
+    matrix = torch.eye(position + 1)[None]
     with torch.no_grad():
-        for one, gradient in zip(maps, gradients, strict=True):
+        for one, gradient in zip(out.attentions, gradients, strict=True):
             matrix = matrix + mean_positive(one, gradient) @ matrix
-    return matrix[:, int(readings.positions[0, 0])]
+    return matrix[:, position]
 
 
-def swept(streamed: bool) -> Callable[[Any, Any, Any], Any]:
-    def run(model: Any, embeddings: Any, readings: Any) -> Any:
-        from cos_core.relevance.propagation import SweepSettings, relevance_attention, sweep
+def made_subject(family: str, layers: int) -> Subject:
+    import torch
 
-        with relevance_attention(model.model):
-            settings = SweepSettings(stream_layers=streamed)
-            return sweep(model.model, model.lm_head, embeddings, readings, settings)[:, 0]
-
-    return run
+    torch.set_num_threads(1)
+    return Llama(layers) if family == LLAMA else VisionLanguage(family, layers)
 
 
-WAYS: dict[str, Callable[[Any, Any, Any], Any]] = {"reference": reference, "fused": swept(False), "streamed": swept(True)}
-
-
-def measure(way: str, length: int, layers: int) -> dict[str, float]:
+def measure(family: str, way: str, length: int, layers: int) -> dict[str, float]:
     """One case, in this process: CPU seconds, MiB beyond the loaded model, and a sum to compare results by."""
-    warm = make_model(2)
-    WAYS[way](warm, make_input(warm, 1, 64, 1), make_readings(1, 63))
-    model = make_model(layers)
-    embeddings, readings = make_input(model, 1, length, 1), make_readings(1, length - 1)
+    made_subject(family, 2).ways(64)[way]()
+    subject = made_subject(family, layers)
+    if family != LLAMA:
+        subject.ways(64)["fused"]()  # weights are read from their file where they are first used
+    work = subject.ways(length)[way]
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     start = time.process_time()
-    row = WAYS[way](model, embeddings, readings)
+    row = work()
     seconds = time.process_time() - start
-    return {"seconds": seconds, "mib": memory("VmHWM") - before, "sum": float(row.double().sum() - row[0, -1])}
+    return {"seconds": seconds, "mib": memory("VmHWM") - before, "sum": float(row.double().sum())}
 
 
 def memory(name: str) -> float:
@@ -122,37 +268,23 @@ def memory(name: str) -> float:
     return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(name))
 
 
-def measure_questions(layers: int) -> dict[str, float]:
+def measure_questions(family: str, layers: int) -> dict[str, float]:
     """CPU seconds of six questions on one picture, alone and sharing its positions, and how far the results differ."""
-    import torch
+    from cos_core.relevance.propagation import SweepSettings
 
-    from cos_core.relevance.propagation import SweepSettings, relevance_attention, sweep, sweep_continuations
-
-    model = make_model(layers)
-    prefix, suffixes = make_input(model, 1, PREFIX, 2), make_input(model, ASKED, SUFFIX, 3)
+    alone, shared = made_subject(family, layers).asked()
     found: dict[str, float] = {}
-    with relevance_attention(model.model):
-        sweep(model.model, model.lm_head, prefix, make_readings(1, PREFIX - 1), SweepSettings())  # warm
-        for name, streamed in 3 * (("fused", False), ("streamed", True)):  # of three times the least
-            settings = SweepSettings(stream_layers=streamed)
-            start = time.process_time()
-            alone = [
-                sweep(
-                    model.model,
-                    model.lm_head,
-                    torch.cat([prefix, suffixes[i : i + 1]], 1),
-                    make_readings(1, PREFIX + SUFFIX - 1),
-                    settings,
-                )[0, 0]
-                for i in range(ASKED)
-            ]
-            middle = time.process_time()
-            last = make_readings(ASKED, SUFFIX - 1)
-            shared = sweep_continuations(model.model, model.lm_head, prefix, suffixes, last, settings)
-            end = time.process_time()
-            for what, seconds in (("alone", middle - start), ("shared", end - middle)):
-                found[f"{name} {what}"] = min(seconds, found.get(f"{name} {what}", seconds))
-            found[f"{name} apart"] = float((torch.stack(alone) - shared).abs().max())
+    shared(SweepSettings())  # warm
+    for name, streamed in 3 * (("fused", False), ("streamed", True)):  # of three times the least
+        settings = SweepSettings(stream_layers=streamed)
+        start = time.process_time()
+        rows = alone(settings)
+        middle = time.process_time()
+        others = shared(settings)
+        end = time.process_time()
+        for what, seconds in (("alone", middle - start), ("shared", end - middle)):
+            found[f"{name} {what}"] = min(seconds, found.get(f"{name} {what}", seconds))
+        found[f"{name} apart"] = max(float((row - other).abs().max()) for row, other in zip(rows, others, strict=True))
     return found
 
 
@@ -170,7 +302,7 @@ def best(repeats: int, *arguments: object) -> dict[str, float]:
     return {**runs[0], "seconds": min(r["seconds"] for r in runs), "mib": child(*arguments, tight=True)["mib"]}
 
 
-def grid(cases: Sequence[str], repeats: int) -> list[str]:
+def grid(family: str, cases: Sequence[str], repeats: int) -> list[str]:
     """Prints the table; what was missed."""
     missed = []
     print("| N/layers | way | CPU s | speed | peak MiB | less memory |\n|---|---|---|---|---|---|")
@@ -178,7 +310,7 @@ def grid(cases: Sequence[str], repeats: int) -> list[str]:
         length, layers = map(int, case.split("/"))
         base: dict[str, float] = {}
         for way in WAYS:
-            found = best(repeats, way, length, layers)
+            found = best(repeats, family, way, length, layers)
             base = base or found
             speed, saving = base["seconds"] / found["seconds"], base["mib"] / found["mib"]
             figures = f"{found['seconds']:.2f} | {speed:.2f}x | {found['mib']:.0f} | {saving:.1f}x"
@@ -190,8 +322,8 @@ def grid(cases: Sequence[str], repeats: int) -> list[str]:
     return missed
 
 
-def questions(layers: int) -> list[str]:
-    found = child("questions", layers)
+def questions(family: str, layers: int) -> list[str]:
+    found = child(family, "questions", layers)
     missed = []
     print(f"\n{ASKED} questions of {SUFFIX} positions on a picture of {PREFIX}, {layers} layers:\n")
     print("| way | one by one, CPU s | shared prefix, CPU s | speed | furthest apart |\n|---|---|---|---|---|")
@@ -205,18 +337,20 @@ def questions(layers: int) -> list[str]:
 
 def main() -> int:
     if sys.argv[1:2] == ["--child"]:
-        way, *numbers = sys.argv[2:]
-        found = measure_questions(int(numbers[0])) if way == "questions" else measure(way, *map(int, numbers))
+        family, way, *numbers = sys.argv[2:]
+        asked_many = way == "questions"
+        found = measure_questions(family, int(numbers[0])) if asked_many else measure(family, way, *map(int, numbers))
         print(json.dumps(found))
         return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=(LLAMA, "qwen2_5_vl"), default=LLAMA)
     parser.add_argument("--cases", nargs="*", default=list(CASES), help="positions/layers")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each case, of which the fastest counts")
     parser.add_argument("--layers", type=int, default=12, help="of the model that is asked several questions")
     asked = parser.parse_args()
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     print(f"{platform.machine()}, {libraries}, Python {platform.python_version()}\n")
-    missed = (grid(asked.cases, asked.repeats) if asked.cases else []) + questions(asked.layers)
+    missed = (grid(asked.family, asked.cases, asked.repeats) if asked.cases else []) + questions(asked.family, asked.layers)
     for line in missed:
         print(line, file=sys.stderr)
     return 6 if missed else 0

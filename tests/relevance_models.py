@@ -8,7 +8,7 @@ import torch
 from reference.relevance_reference import relevance_matrix
 
 from cos_core.relevance import propagation
-from cos_core.relevance.propagation import Readings, SweepSettings
+from cos_core.relevance.propagation import Readings, Sequences, SweepSettings
 
 
 def make_decoder(seed: int = 0, dtype: torch.dtype = torch.float64, **config: Any) -> Any:
@@ -29,17 +29,47 @@ def make_input(model: Any, batch: int, length: int, count: int, seed: int = 1) -
     return embeddings, Readings(positions, tokens, torch.ones(batch, count, dtype=torch.bool))
 
 
-def swept(model: Any, embeddings: torch.Tensor, readings: Readings, settings: SweepSettings, rows: Any = None) -> torch.Tensor:
+def sequences(model: Any, embeddings: torch.Tensor, mask: torch.Tensor | None = None) -> Sequences:
+    """Embeddings (batch, length, hidden) as a small decoder runs them; `mask`: (batch, length), 0 for padding."""
+
+    def run(cache: Any) -> torch.Tensor:
+        out = model(inputs_embeds=embeddings, attention_mask=mask, past_key_values=cache, use_cache=False)
+        return out.logits  # type: ignore[no-any-return]
+
+    return Sequences(model, *embeddings.shape[:2], run)
+
+
+def swept(
+    model: Any,
+    embeddings: torch.Tensor,
+    readings: Readings,
+    settings: SweepSettings,
+    rows: Any = None,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
     with propagation.relevance_attention(model.model):
-        return propagation.sweep(model.model, model.lm_head, embeddings, readings, settings, rows)
+        return propagation.sweep(sequences(model, embeddings, mask), readings, settings, rows)
 
 
-def reference(model: Any, embeddings: torch.Tensor, readings: Readings, target: propagation.TargetKind) -> torch.Tensor:
+def continued(
+    model: Any, prefix: torch.Tensor, suffixes: torch.Tensor, readings: Readings, settings: SweepSettings
+) -> torch.Tensor:
+    with propagation.relevance_attention(model.model):
+        return propagation.sweep_continuations(sequences(model, prefix), sequences(model, suffixes), readings, settings)
+
+
+def reference(
+    model: Any,
+    embeddings: torch.Tensor,
+    readings: Readings,
+    target: propagation.TargetKind,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
     def score(logits: torch.Tensor) -> torch.Tensor:
         index = readings.positions[..., None].expand(-1, -1, logits.shape[-1])
         return propagation.target_score(logits.gather(1, index), readings, target)
 
-    return relevance_matrix(model.model, model.lm_head, embeddings, score, readings.mask)
+    return relevance_matrix(model.model, model.lm_head, embeddings, score, mask)
 
 
 def mean_rows(matrix: torch.Tensor, readings: Readings) -> torch.Tensor:

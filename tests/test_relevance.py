@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from cos_core.errors import InputError
 from cos_core.relevance import propagation
-from cos_core.relevance.propagation import Readings, SweepSettings, attention
+from cos_core.relevance.propagation import Readings, SweepSettings, attention, tape
 
 
 class TestRulesByHand:
@@ -42,12 +42,13 @@ class TestRulesByHand:
     def test_a_whole_attention_of_two_positions(self) -> None:
         """One head of width 1: q = k = 0 gives A = (1/2, 1/2) in row 1; y = output of row 1, so G = v, Abar = max(0, v) / 2."""
         zeros, values = torch.zeros(1, 1, 2, 1, requires_grad=True), torch.tensor([[[[3.0], [-5.0]]]])
-        tape = attention.Tape(2)
-        output, _ = attention._attention(torch.nn.Identity(), zeros, zeros, values, None, scaling=1.0, cos_relevance=tape)
+        on_tape = tape.Tape()
+        with on_tape.running():
+            output, _ = tape._attention(torch.nn.Identity(), zeros, zeros, values, None, scaling=1.0)
         assert output.flatten().tolist() == [3.0, -1.0]
-        attended = tape.take()
+        attended = on_tape.take()
         assert attended is not None
-        assert tape.take() is None
+        assert on_tape.take() is None
         gradients = attention.Gradients.zeros(attended, 1)
         (by_output,) = torch.autograd.grad(output[0, 1].sum(), attended.output)
         added = attention.walk(attended, by_output[None], torch.tensor([[[[0.0, 1.0]]]]), gradients, attention.Workspace(1))
@@ -117,9 +118,9 @@ def test_padding_with_a_mask(side: str) -> None:
     real = slice(11, None) if side == "left" else slice(None, 18)
     mask[1] = 0
     mask[1, real] = 1
-    readings = Readings(torch.tensor([[28], [28 if side == "left" else 17]]), readings.tokens, readings.valid, mask)
-    expected = mean_rows(reference(model, embeddings, readings, "log-odds"), readings)
-    found = swept(model, embeddings, readings, SweepSettings(block=8))
+    readings = Readings(torch.tensor([[28], [28 if side == "left" else 17]]), readings.tokens, readings.valid)
+    expected = mean_rows(reference(model, embeddings, readings, "log-odds", mask), readings)
+    found = swept(model, embeddings, readings, SweepSettings(block=8), mask=mask)
     assert (found[0] - expected[0]).abs().max() <= 1e-12
     assert (found[1, :, real] - expected[1, :, real]).abs().max() <= 1e-12
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from relevance_models import make_decoder, make_input, mean_rows, reference, swept
+from relevance_models import continued, make_decoder, make_input, mean_rows, reference, swept
+from transformers import PreTrainedConfig
 
 from cos_core.relevance import propagation
 from cos_core.relevance.propagation import Readings, SweepSettings
@@ -30,8 +31,10 @@ class TestStreaming:
         embeddings, readings = make_input(model, 2, 29, 1)
         mask = torch.ones(2, 29, dtype=torch.long)
         mask[1, :11] = 0
-        readings = Readings(torch.tensor([[28], [28]]), readings.tokens, readings.valid, mask)
-        whole, streamed = (swept(model, embeddings, readings, SweepSettings(stream_layers=way)) for way in (False, True))
+        readings = Readings(torch.tensor([[28], [28]]), readings.tokens, readings.valid)
+        whole, streamed = (
+            swept(model, embeddings, readings, SweepSettings(stream_layers=way), mask=mask) for way in (False, True)
+        )
         assert torch.equal(whole, streamed)
 
     def test_layers_are_called_again_one_by_one(self) -> None:
@@ -62,16 +65,12 @@ class TestStreaming:
         whole = torch.cat([common.repeat(2, 1, 1), embeddings[:, 23:]], 1)
         moved = Readings(last.positions + 23, last.tokens, last.valid)
         expected = mean_rows(reference(model, whole, moved, "log-odds"), moved)[:, 0]
-        with propagation.relevance_attention(model.model):
-            shared = propagation.sweep_continuations(
-                model.model, model.lm_head, common, embeddings[:, 23:], last, SweepSettings()
-            )
+        shared = continued(model, common, embeddings[:, 23:], last, SweepSettings())
         assert (shared - expected).abs().max() <= 1e-12
 
 
 class TestMemory:
-    class Text:
-        num_hidden_layers, hidden_size, intermediate_size = 32, 4096, 11008
+    Text = PreTrainedConfig(num_hidden_layers=32, hidden_size=4096, intermediate_size=11008)
 
     def test_of_a_token(self) -> None:
         a_layer = (10 * 4096 + 3 * 11008) * 2
@@ -117,8 +116,7 @@ class TestSharedPrefix:
         prefix, _ = make_input(model, images, start, 1, seed=2)
         suffixes, readings = make_input(model, images * asked, rest, min(2, rest - 1), seed=3)
         settings = SweepSettings("logprob", last_layers, stream, block)
-        with propagation.relevance_attention(model.model):
-            found = propagation.sweep_continuations(model.model, model.lm_head, prefix, suffixes, readings, settings)
+        found = continued(model, prefix, suffixes, readings, settings)
         assert found.shape == (images * asked, start + rest)
         whole = torch.cat([prefix.repeat(asked, 1, 1), suffixes], 1)
         moved = Readings(readings.positions + start, readings.tokens, readings.valid)
@@ -133,8 +131,7 @@ class TestSharedPrefix:
         model = make_decoder(dtype=torch.float32)
         prefix, _ = make_input(model, 1, 29, 1, seed=2)
         suffixes, readings = make_input(model, 3, 7, 1, seed=3)
-        with propagation.relevance_attention(model.model):
-            found = propagation.sweep_continuations(model.model, model.lm_head, prefix, suffixes, readings, SweepSettings())
+        found = continued(model, prefix, suffixes, readings, SweepSettings())
         moved = Readings(readings.positions + 29, readings.tokens, readings.valid)
         expected = mean_rows(reference(model, torch.cat([prefix.repeat(3, 1, 1), suffixes], 1), moved, "log-odds"), moved)[:, 0]
         assert (found - expected).abs().max() <= 1e-6 * max(1.0, float(expected.abs().max()))
@@ -164,10 +161,7 @@ class TestHalfPrecision:
         model, embeddings, readings, expected = exact
         half, whole = copy.deepcopy(model).to(torch.bfloat16), embeddings.to(torch.bfloat16)
         end = Readings(torch.tensor([[9], [9]]), readings.tokens.repeat(2, 1), readings.valid.repeat(2, 1))
-        with propagation.relevance_attention(half.model):
-            found = propagation.sweep_continuations(
-                half.model, half.lm_head, whole[:, :290], whole[:, 290:].repeat(2, 1, 1), end, SweepSettings()
-            )
+        found = continued(half, whole[:, :290], whole[:, 290:].repeat(2, 1, 1), end, SweepSettings())
         assert found.dtype == torch.float32
         for row in found:
             self.close(row[:299], expected)

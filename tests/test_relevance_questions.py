@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from reference.relevance_reference import relevance_matrix
 from relevance_models import make_decoder, mean_rows
 from tiny_llava import make_checkpoint
@@ -55,6 +56,30 @@ class TestExplain:
         expected = mean_rows(matrix, readings)[0, 0][ids[0] == tiny.image_token_id]
         assert found.shape == (tiny.image_tokens,)
         assert (found - expected).abs().max() <= 1e-12
+
+    def test_the_shipped_miniature_as_by_its_decoder_alone(self) -> None:
+        """A LLaVA's decoder does all that the whole model does."""
+        model = llava_module.load("miniature", device="cpu", dtype="float64")
+        model.model.requires_grad_(False)
+        (features,) = model.features([model.picture(Image.new("RGB", (90, 60), (200, 30, 40)))])
+        encoded = model.encode(dialogue(model.profile, "what is it?", chain=False, answer="red"))
+        ((found,),) = propagation.explain(model, [[Question(encoded.ids, encoded.labels, features)]], SweepSettings())
+        learnt = [i for i, label in enumerate(encoded.labels) if label != IGNORE]
+        while model.tokenizer.decode([encoded.ids[learnt[0]]]).strip() == "":
+            learnt = learnt[1:]
+        while model.tokenizer.decode([encoded.ids[i] for i in learnt]).strip() != "red":
+            learnt = learnt[:-1]
+        at = torch.tensor([learnt]) - 1
+        ids = torch.tensor([encoded.ids])
+        readings = Readings(at, ids.gather(1, at + 1), torch.ones_like(at, dtype=torch.bool))
+        matrix = relevance_matrix(
+            model.model.model.language_model,
+            model.model.lm_head,
+            model.embed(ids, features),
+            lambda logits: propagation.target_score(logits[:, at[0]], readings, "log-odds"),
+        )
+        expected = mean_rows(matrix, readings)[0, 0][ids[0] == model.image_token_id]
+        assert (found - expected).abs().max() <= 1e-12 * expected.max()
 
     @pytest.mark.parametrize("stream", [False, True])
     def test_a_picture_of_576_tokens(self, tmp_path: Path, stream: bool) -> None:

@@ -1,4 +1,4 @@
-"""The slow way down, for attention that the fused sweep does not know: from the maps that the model itself gives.
+"""The slow way down for LLaVAs whose attention the fused sweep does not know: from the maps that the model itself gives.
 
 Layers are streamed, so the maps of one layer are alive at a time: (batch, heads, n, n), with their gradients.
 """
@@ -11,30 +11,35 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cos_core.errors import InputError
-from cos_core.relevance.propagation.attention import implementation
-from cos_core.relevance.propagation.layers import DecoderPass
+from cos_core.relevance.propagation.layers import DecoderPass, Sequences
 from cos_core.relevance.propagation.rules import Readings, SweepSettings, initial_rows, mean_positive, propagate_rows
 from cos_core.relevance.propagation.sweep import end_gradient, walked_layers
+from cos_core.relevance.propagation.tape import implementation
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
 
-def sweep_maps(
-    decoder: PreTrainedModel, head: nn.Module, embeddings: torch.Tensor, readings: Readings, settings: SweepSettings
-) -> torch.Tensor:
-    """As sweep.sweep, (batch, 1, length), from the attention maps of the decoder's "eager" implementation.
+def unknown_attention(decoder: PreTrainedModel) -> str | None:
+    """Why a decoder's own maps are needed, known beforehand; None where the fused sweep is tried."""
+    if not getattr(decoder, "_supports_attention_backend", False):
+        return f"{type(decoder).__name__} does not run its attention through the attention interface of transformers"
+    if getattr(decoder.config, "attn_logit_softcapping", None):
+        return "this model caps its attention scores"
+    return None
+
+
+def sweep_maps(sequences: Sequences, readings: Readings, settings: SweepSettings) -> torch.Tensor:
+    """As sweep.sweep, (count, 1, length), from the attention maps of the decoder's "eager" implementation.
 
     They are what the model multiplies its values by, so windows, caps and biases are in them. Raises InputError when a layer
     gives no map, or one that its output does not depend on.
     """
-    length = embeddings.shape[1]
+    decoder, length = sequences.decoder, sequences.length
     with implementation(decoder, "eager"):
-        run = DecoderPass(decoder, walked_layers(decoder, settings), streamed=True, tape=None, keep_last=False)
-        hidden = run.forward(embeddings, readings.mask)
-        gradient = end_gradient(run, head, hidden, readings, settings)
-        rows = initial_rows(readings, length, embeddings.dtype)
+        run = DecoderPass(sequences, walked_layers(sequences, settings), streamed=True, tape=None, keep_last=False)
+        gradient = end_gradient(run, run.forward(readings.positions), readings, settings)
+        rows = initial_rows(readings, length, gradient.dtype)
         for number in run.walked:
             maps: list[torch.Tensor] = []
             with ExitStack() as stack:
@@ -47,7 +52,7 @@ def sweep_maps(
             if by_map is None:
                 raise InputError(f"the attention maps of {type(decoder).__name__} are not those it computes with")
             rows = propagate_rows(rows, mean_positive(maps[0].detach(), by_map))
-            gradient = passed
+            gradient = run.across(number, passed[None])[0]
     return rows
 
 

@@ -45,14 +45,12 @@ class Readings:
     """Where y is read: for each sequence up to T positions and the token expected there.
 
     `positions`, `tokens`: (batch, T) integers; `valid`: (batch, T) booleans, False where a sequence has fewer than T.
-    Position p predicts the token at p + 1. Every sequence has at least one valid reading. `mask`: (batch, length), 1 for tokens
-    and 0 for padding; None is enough when padding stands on the right, where a causal model never looks.
+    Position p predicts the token at p + 1. Every sequence has at least one valid reading.
     """
 
     positions: torch.Tensor
     tokens: torch.Tensor
     valid: torch.Tensor
-    mask: torch.Tensor | None = None
 
 
 def mean_positive(attention: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:

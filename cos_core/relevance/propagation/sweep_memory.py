@@ -1,6 +1,7 @@
 """How much memory a sweep takes, by arithmetic: what decides on batches and on streaming.
 
-The same on every machine on which ACTIVATION_BYTES can be had, and so are the batches, which decide the last bits of a sum.
+The same on every machine on which ACTIVATION_BYTES can be had, and so are the batches, which decide the last bits of a sum. A
+`config` is a whole model's or its language model's.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def wanted_bytes() -> int:
 
 def layer_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
     """What one token of one layer takes while the layer's graph is alive."""
+    config = config.get_text_config()
     hidden = int(config.hidden_size)
     wide = int(getattr(config, "intermediate_size", 4 * hidden))
     return (_VECTORS * hidden + _WIDE_VECTORS * wide) * dtype.itemsize
@@ -48,6 +50,7 @@ def layer_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
 
 def token_bytes(config: PreTrainedConfig, dtype: torch.dtype, settings: SweepSettings, streamed: bool) -> int:
     """What one token takes over the layers walked: their graphs, or when streamed their inputs and one graph."""
+    config = config.get_text_config()
     layers = int(config.num_hidden_layers)
     walked = min(settings.last_layers or layers, layers)
     if streamed:
