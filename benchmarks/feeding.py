@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,10 +31,13 @@ from PIL import Image
 from cos_core.annotate import AnnotateConfig
 from cos_core.annotate.annotator import Annotator, RegionResult
 from cos_core.annotate.work import AnnotateWorker, WindowBatch, WindowRequest
+from cos_core.backbones._pictures import Shown
 from cos_core.backbones.regions import ROI, RegionsBackbone
 from cos_core.detectors.grid import Grid
+from cos_core.dialogue.prompts import load_profile
 from cos_core.files import plug
 from cos_core.files.images import ImageSource, reuse_memory
+from cos_core.models.llava import Llava, LlavaEncoder
 from cos_core.relevance import roi
 from cos_core.system import memory, worker_process
 from cos_core.types import Example
@@ -45,40 +48,49 @@ TOWER = 0.47
 GOAL = 1.25
 
 
+class SleepingLlava(Llava):
+    """A LLaVA without weights whose vision tower sleeps, and gives some of a picture's pixels as its features."""
+
+    work: Callable[[float], None]
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        self.work(TOWER * len(pixel_values) / 29)
+        return pixel_values[:, 0, ::14, ::14].reshape(len(pixel_values), -1, 1)
+
+
 @dataclass
 class StandIn:
     """An Asker that sleeps; its relevance is made of the pixels, so that other crops would give other regions."""
 
     seconds: float
-    together: memory.Allowance = field(default_factory=memory.Allowance)
+    pictures_allowed: memory.Allowance = field(default_factory=memory.Allowance)
     worked: float = 0.0
 
     def __post_init__(self) -> None:
         from transformers import CLIPImageProcessorPil
 
         size = {"height": SIDE, "width": SIDE}
-        vision = SimpleNamespace(image_size=SIDE, patch_size=14)
-        self.model = SimpleNamespace(
-            model=SimpleNamespace(config=SimpleNamespace(vision_config=vision), dtype=torch.bfloat16),
-            image_processor=CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=size),
-            fill=(122, 116, 104),
-            device="cpu",
-            image_features=self.image_features,
-        )
+        config = SimpleNamespace(vision_config=SimpleNamespace(image_size=SIDE, patch_size=14))
+        images = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=size)
+        encoder = LlavaEncoder(config, None, images, load_profile("paper"), 0, 576, fill=(122, 116, 104))
+        self.model = SleepingLlava(SimpleNamespace(config=config, dtype=torch.bfloat16), encoder, "stand-in", "")
+        self.model.work = self.work
 
-    def work(self, seconds: float) -> None:
-        time.sleep(seconds)
-        self.worked += seconds
+    def work(self, share: float) -> None:
+        """Sleeps for a share of a picture's time."""
+        time.sleep(self.seconds * share)
+        self.worked += self.seconds * share
 
-    def image_features(self, pixels: torch.Tensor) -> torch.Tensor:
-        self.work(self.seconds * TOWER * len(pixels) / 29)
-        return pixels[:, 0, ::14, ::14].reshape(len(pixels), -1, 1)
-
-    def question(self, _example: Example, features: torch.Tensor) -> torch.Tensor:
+    def question(self, _example: Example, shown: Shown) -> torch.Tensor:
+        features: torch.Tensor = shown.features
         return features
 
     def explain(self, _examples: Sequence[Example], questions: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        self.work(self.seconds * (1 - TOWER) * len(questions) / QUESTIONS)
+        self.work((1 - TOWER) * len(questions) / QUESTIONS)
         return [features[:, 0].float().abs() for features in questions]
 
 

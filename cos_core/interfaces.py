@@ -256,8 +256,8 @@ class Engine(Plugin):
 class HoldsModel(Protocol):
     """What an Engine also is when its model lives in this process: others may compute with the same weights while it rests."""
 
-    llava: Any
-    """The loaded model, a llava.Llava."""
+    loaded: Any
+    """The loaded model, a models.loaded.LoadedModel."""
 
     def make_room(self, wanted: int) -> int:
         """How many bytes of memory, at most `wanted`, it leaves to others from now on."""

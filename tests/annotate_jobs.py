@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from children import children, wait_for_end
 from PIL import Image
 
 from cos_core.annotate import AnnotateConfig
 from cos_core.store.annotations import Store
 from cos_core.types import Annotation
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def write_data(root: Path, counts: Sequence[int], **extra: Any) -> None:
@@ -51,3 +58,43 @@ def exported(config: AnnotateConfig) -> bytes:
     with Store.read(config.out) as store:
         store.export_jsonl(path)
     return path.read_bytes()
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from cos_core.annotate import AnnotateConfig, run
+from cos_core.interfaces import SilentReporter
+
+class Lines(SilentReporter):
+    def progress(self, stage, done, total, detail=""):
+        print(done, flush=True)
+
+if __name__ == "__main__":
+    run(eval(sys.argv[1]), Lines())
+"""
+
+
+def kill(config: AnnotateConfig, moment: int, a_worker: bool) -> bool:
+    """Runs the job in a process of its own; SIGKILL to it, or to one of its workers, once `moment` questions are done."""
+    script = config.out.with_name("job.py")
+    script.write_text("from pathlib import PosixPath\nfrom cos_core.runners import RunnerConfig\n" + SCRIPT, encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, str(script), repr(config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip().isdigit() and int(line) >= moment:
+            break
+    team = children(process.pid)
+    os.kill(team[0] if a_worker and team else process.pid, signal.SIGKILL)
+    process.communicate(timeout=7200)
+    for worker in team:
+        wait_for_end(worker)
+    if a_worker and team:
+        return process.returncode == 0
+    return process.returncode == -signal.SIGKILL

@@ -17,7 +17,7 @@ from PIL import Image
 from tiny_llava import make_checkpoint
 
 from cos_core.annotate import AnnotateConfig, annotator, run, work
-from cos_core.backbones import _questions
+from cos_core.backbones import _pictures
 from cos_core.backbones._ahead import Ahead
 from cos_core.detectors.grid import Grid
 from cos_core.errors import InputError
@@ -170,8 +170,10 @@ class Shy(Grid):
 
 def test_a_detector_that_knows_no_threads_is_asked_in_one(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cutting: set[str] = set()
-    real = _questions.pixels
-    monkeypatch.setattr(_questions, "pixels", lambda *a: cutting.add(threading.current_thread().name.split("_")[0]) or real(*a))
+    real = _pictures.prepared
+    monkeypatch.setattr(
+        _pictures, "prepared", lambda *a: cutting.add(threading.current_thread().name.split("_")[0]) or real(*a)
+    )
     backbone: Any = plug.load("backbones", "regions", detector=Shy(), model=str(checkpoint), device="cpu", dtype="float32")
     asked = groups()
     threading.Thread(target=backbone.prepare, args=(asked[1][0], "1.png")).start()

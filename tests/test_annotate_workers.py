@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from annotate_jobs import exported, failures, write_data
-from children import children, wait_for_end
+from annotate_jobs import exported, failures, kill, write_data
 from reporters import Told
 from tiny_llava import make_checkpoint
 
@@ -24,7 +19,6 @@ from cos_core.files.shard import Shard
 from cos_core.runners import RunnerConfig
 from cos_core.store.merge import merge
 
-ROOT = Path(__file__).resolve().parent.parent
 TWO = RunnerConfig(workers=2)
 
 
@@ -128,43 +122,3 @@ class TestWorkers:
         assert kill(killed, 35, a_worker=True)
         run(replace(killed, scale=RunnerConfig()), Told())
         assert exported(killed) == exported(whole)
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from cos_core.annotate import AnnotateConfig, run
-from cos_core.interfaces import SilentReporter
-
-class Lines(SilentReporter):
-    def progress(self, stage, done, total, detail=""):
-        print(done, flush=True)
-
-if __name__ == "__main__":
-    run(eval(sys.argv[1]), Lines())
-"""
-
-
-def kill(config: AnnotateConfig, moment: int, a_worker: bool) -> bool:
-    """Runs the job in a process of its own; SIGKILL to it, or to one of its workers, once `moment` questions are done."""
-    script = config.out.with_name("job.py")
-    script.write_text("from pathlib import PosixPath\nfrom cos_core.runners import RunnerConfig\n" + SCRIPT, encoding="utf-8")
-    process = subprocess.Popen(
-        [sys.executable, str(script), repr(config)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.strip().isdigit() and int(line) >= moment:
-            break
-    team = children(process.pid)
-    os.kill(team[0] if a_worker and team else process.pid, signal.SIGKILL)
-    process.communicate(timeout=7200)
-    for worker in team:
-        wait_for_end(worker)
-    if a_worker and team:
-        return process.returncode == 0
-    return process.returncode == -signal.SIGKILL

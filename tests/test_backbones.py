@@ -15,7 +15,7 @@ from tiny_llava import make_checkpoint
 from tiny_lxmert import FeatureGrid
 from tiny_lxmert import make_checkpoint as make_lxmert
 
-from cos_core.backbones import _questions, lxmert, patches, regions
+from cos_core.backbones import _pictures, _questions, lxmert, patches, regions
 from cos_core.dialogue.cropping import crop_region
 from cos_core.dialogue.prompts import dialogue
 from cos_core.errors import InputError
@@ -240,7 +240,7 @@ class TestContract:
         assert [len(found) for found in together] == [2, 1, 0, 3]
         monkeypatch.setattr(_questions, "MOST_TOKENS", 1)
         monkeypatch.setattr(lxmert, "ACTIVATION_BYTES", 1)
-        monkeypatch.setattr(_questions, "pixels_per_call", lambda side: 3)
+        monkeypatch.setattr(_pictures, "pixels_per_call", lambda side: 3)
         for group, found in zip(groups, together, strict=True):
             if group[1]:
                 (alone,) = backbone.relevance([group])
@@ -330,7 +330,7 @@ def test_the_centre_of_a_token_grid(grid: int, kept: int) -> None:
 
 
 def test_pictures_a_call() -> None:
-    assert (_questions.pixels_per_call(40), _questions.pixels_per_call(336)) == (512, 18)
+    assert (_pictures.pixels_per_call(40), _pictures.pixels_per_call(336)) == (512, 18)
 
 
 class TestBatches:
@@ -365,24 +365,22 @@ class TestBatches:
 
 
 @pytest.mark.parametrize("name", ["patches", "regions"])
-def test_a_sliding_window_takes_the_slow_way_and_says_so(name: str, tmp_path: Path) -> None:
+def test_a_sliding_window_is_in_the_result(name: str, tmp_path: Path) -> None:
     path = make_mistral(tmp_path)
     backbone = plug.load("backbones", name, model=str(path), device="cpu", dtype="float64")
-    (note,) = backbone.notes
-    assert note.startswith("this model attends within sliding windows of 24 positions: ")
+    assert backbone.notes == ()
     asked = [(picture(40, 40, 1), [example("what?"), example("why?", "so")])]
-    (slow,) = backbone.relevance(asked)
+    (shared,) = backbone.relevance(asked)
     text = backbone.asker.model.model.model.language_model
     features = torch.randn(backbone.asker.model.image_tokens, 16, generator=torch.Generator().manual_seed(1)).double()
-    question = backbone.asker.question(example("why?", "so"), features)
+    question = backbone.asker.question(example("why?", "so"), _pictures.Shown(len(features), features))
     ((found,),) = propagation.explain(backbone.asker.model, [[question]], SweepSettings())
-    # The same weights with a window over everything are ordinary attention, and another result.
+    # The same weights with a window over everything are another model.
     text.config.sliding_window = 10**6
     for layer in text.layers:
         layer.self_attn.sliding_window = 10**6
-    assert propagation.unknown_attention(text, 10**6) is None
     ((wide,),) = propagation.explain(backbone.asker.model, [[question]], SweepSettings())
-    assert flat(slow[0]) != flat(slow[1])
+    assert flat(shared[0]) != flat(shared[1])
     assert (found - wide).abs().max() > 1e-9
 
 

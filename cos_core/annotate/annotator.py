@@ -189,7 +189,10 @@ def merged(relevances: Sequence[Relevance]) -> Relevance:
     return Relevance(heat=tuple(flat[i : i + columns] for i in range(0, len(flat), columns)))
 
 
-_OF_BACKBONE = ("model", "backbone", "backbone_options", "detector", "detector_options", "target", "last_layers", "dtype")
+_OF_BACKBONE = (
+    *("model", "backbone", "backbone_options", "detector", "detector_options", "target", "last_layers", "dtype"),
+    *("min_pixels", "max_pixels", "max_tiles", "longest_edge"),
+)
 _OF_RULE = ("region", "threshold", "keep_mass", "extend", "finer")
 """The fields of AnnotateConfig that count as the backbone, and as the rule for regions, that are built of them."""
 
@@ -207,6 +210,8 @@ def build(config: AnnotateConfig) -> Annotator:
         if config.target is not None:
             options["target"] = config.target
         where = {"model": config.model, "device": config.device, "dtype": config.dtype}
+        if config.pixel_budget.words:
+            options["budget"] = config.pixel_budget
         backbone = plug.load("backbones", config.backbone, detector=_detector(config), **options, **where)
         rule = config.rule(backbone.roi or rule)
     elif policy.name == "random":

@@ -12,6 +12,7 @@ from cos_core.errors import InputError
 from cos_core.files import picture_files
 from cos_core.files.picture_files import PictureFolder
 from cos_core.files.shard import Shard
+from cos_core.models.budget_options import BudgetOptions
 from cos_core.options import CHECKS, INPUT, OUTPUT, REGION, REQUIRED, SPEED, Files, option
 from cos_core.runners import RunnerConfig
 
@@ -31,7 +32,7 @@ def _threshold(text: str) -> float | Literal["otsu"]:
 
 
 @dataclass(frozen=True, slots=True)
-class AnnotateConfig:
+class AnnotateConfig(BudgetOptions):
     """Settings of one job; each field says what it is.
 
     `roi` on the command line is `policy` here: a row of CoS Table 3a or a control ("random" takes a random candidate of the
@@ -42,7 +43,7 @@ class AnnotateConfig:
 
     data: Files = options.data_option(not_in_fingerprint="which questions there are")
     images: Path = options.images_option()
-    model: str = options.model_option()
+    model: str = options.model_option(what="Vision-language checkpoint")
     out: Path = option(
         REQUIRED,
         "Store to write or to continue: a folder with an LMDB database.",
@@ -142,6 +143,8 @@ class AnnotateConfig:
 
         options.check(self)
         self.rule(RoiRule())
+        if self.pixel_budget.words and self.backbone == "lxmert":
+            raise InputError("lxmert sees features of regions and no pixels, so that there is no pixel budget to set")
         if self.detector_options and self.detector is None:
             raise InputError("detector options need a detector")
 

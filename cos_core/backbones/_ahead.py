@@ -26,21 +26,29 @@ class Ahead(Generic[T]):
         self.held = 0
         """Bytes of the values that are stored or being computed."""
 
-    def put(self, image: Image, size: int, make: Callable[[], T]) -> None:
-        """Keeps the value of `make()`, of `size` bytes, for the picture; does nothing where there is no room for it."""
+    def put(self, image: Image, size: int | Callable[[T], int], make: Callable[[], T]) -> None:
+        """Keeps the value of `make()`, of `size` bytes, for the picture; does nothing where there is no room for it.
+
+        Where only the value tells its size, it is made while there is any room, and kept if it fits.
+        """
         key = id(image)
+        reserved = size if isinstance(size, int) else 0
         with self._lock:
-            if key in self._values or self.held + size > self._most:
+            if key in self._values or self.held + max(1, reserved) > self._most:
                 return
-            self.held += size
+            self.held += reserved
         try:
             value = make()
         except BaseException:
             with self._lock:
-                self.held -= size
+                self.held -= reserved
             raise
         with self._lock:
-            self._values[key] = (value, size)
+            taken = size if isinstance(size, int) else size(value)
+            if self.held - reserved + taken > self._most:
+                return
+            self.held += taken - reserved
+            self._values[key] = (value, taken)
         weakref.finalize(image, _forget, weakref.ref(self), key)
 
     def take(self, image: Image) -> T | None:

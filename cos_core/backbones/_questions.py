@@ -1,32 +1,29 @@
-"""What backbones on a LLaVA model share: examples to token sequences, and batches that fit in memory."""
+"""What backbones on a vision-language model share: examples to token sequences, and batches that fit in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 
-from cos_core.dialogue import encoding
+from cos_core.backbones._pictures import Shown
 from cos_core.dialogue.prompts import DIALOGUE_VERSION, dialogue
 from cos_core.errors import InputError
-from cos_core.models import llava
-from cos_core.models.pixels import processed
+from cos_core.models import hub, loading, vision_input
+from cos_core.models.families import PixelBudget
+from cos_core.models.general import GeneralModel
+from cos_core.models.loaded import LoadedModel
 from cos_core.relevance import propagation
 from cos_core.relevance.propagation import Question, SweepSettings
-from cos_core.system import memory, worker_process
+from cos_core.system import memory
 from cos_core.types import Example
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 Room = Callable[[int], int]
 """How many bytes a sweep may use, of those that it could; answered by the engine that shares the model and its memory."""
-Pixels = torch.Tensor | Callable[[], torch.Tensor]
-"""A picture as the model sees it, (3, side, side) on the CPU, or what makes it."""
 
 MOST_TOKENS = 8192
 MOST_TOGETHER = 8
@@ -35,22 +32,22 @@ MOST_TOGETHER = 8
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """A LLaVA model with frozen weights that explains its answers.
+    """A model with frozen weights that explains its answers.
 
     What memory allows, once it has run out for more: `bytes_allowed`, the activations that a sweep may keep;
     `questions_allowed`, on one picture, in one sweep; `pictures_allowed`, through the vision tower at once.
     """
 
-    model: llava.Llava
+    model: LoadedModel
     settings: SweepSettings
     bytes_allowed: memory.Allowance = field(default_factory=memory.Allowance)
     questions_allowed: memory.Allowance = field(default_factory=memory.Allowance)
     pictures_allowed: memory.Allowance = field(default_factory=memory.Allowance)
 
-    def question(self, example: Example, features: torch.Tensor) -> Question:
+    def question(self, example: Example, shown: Shown) -> Question:
         """The plain dialogue with the answer; without a question, Inst.1 about the image alone (policy from_image).
 
-        `features`: (image positions, hidden). Raises InputError when there is no answer to explain.
+        Raises InputError when there is no answer to explain, and for a dialogue that is too long for the model.
         """
         profile = self.model.profile
         if not example.question:
@@ -61,9 +58,12 @@ class Asker:
             turns = dialogue(profile, example.question, chain=False, answer=example.answers[0])
         else:
             raise InputError(f"example {example.id!r} has no answer whose relevance could be found")
-        tokenizer, mark = self.model.tokenizer, self.model.image_token_id
-        encoded = encoding.encode(profile, turns, tokenizer, mark, features.shape[0], self.model.context)
-        return Question(encoded.ids, encoded.labels, features)
+        encoded = self.model.encode(turns, lambda _: shown.inputs)
+        length, context = len(encoded), self.model.context
+        if length > context:
+            raise InputError(f"the dialogue takes {length} tokens, and the model's context has {context}: a text is too long")
+        positions = self.model.positions(np.array(encoded.ids), lambda: [shown.inputs])
+        return Question(encoded.ids, encoded.labels, shown.features, positions)
 
     def explain(self, examples: Sequence[Example], questions: Sequence[Question]) -> list[torch.Tensor]:
         """(image positions,) relevance for each; for an example without a question that of the model's own first word.
@@ -86,7 +86,7 @@ class Asker:
         self, units: Sequence[Sequence[int]], questions: Sequence[Question], settings: SweepSettings
     ) -> list[list[torch.Tensor]]:
         """As propagation.explain. Where memory runs out: fewer pictures at once, then fewer questions on one, then streamed."""
-        config, dtype = self.model.model.config.text_config, self.model.model.dtype
+        config, dtype = self.model.model.config.get_text_config(), self.model.model.dtype
         tokens = len(units) * max(_tokens(unit, questions) for unit in units)
         size = propagation.sweep_bytes(config, dtype, self.settings, tokens)
         try:
@@ -117,7 +117,7 @@ class Asker:
 
     def _batches(self, units: list[list[int]], questions: Sequence[Question]) -> Iterator[list[list[int]]]:
         """Units of one size and like length together, as many as memory allows for (at least one)."""
-        config, dtype = self.model.model.config.text_config, self.model.model.dtype
+        config, dtype = self.model.model.config.get_text_config(), self.model.model.dtype
         batch: list[list[int]] = []
         longest = 0
         for unit in sorted(units, key=lambda unit: (len(unit), _tokens(unit, questions))):
@@ -134,6 +134,7 @@ class Asker:
     def described(self) -> dict[str, Any]:
         """The model and how its answers are explained, as far as scores depend on it (not how layers are kept meanwhile)."""
         return {
+            **(vision_input.of_encoder(self.model.encoder).settings() if isinstance(self.model, GeneralModel) else {}),
             "model": self.model.fingerprint,
             "dtype": str(self.model.model.dtype).removeprefix("torch."),
             "profile": self.model.profile.to_json(),
@@ -145,7 +146,7 @@ class Asker:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of this model: that its relevance takes the slow way, and why."""
-        why = propagation.unknown_attention(self.model.model.model.language_model)
+        why = propagation.unknown_attention(self.model.decoder)
         return () if why is None else (f"{why}: relevance is read from its own attention maps where need be, which is slow",)
 
 
@@ -167,61 +168,28 @@ def _tokens(unit: Sequence[int], questions: Sequence[Question]) -> int:
     return sum(len(questions[i].ids) for i in unit)
 
 
-def load(model: str | llava.Llava, device: str, dtype: str, settings: SweepSettings, room: Room | None = None) -> Asker:
+def load(
+    model: str | LoadedModel,
+    device: str,
+    dtype: str,
+    settings: SweepSettings,
+    room: Room | None = None,
+    budget: PixelBudget | None = None,
+) -> Asker:
     """The checkpoint with frozen weights; a model that is loaded already is used as it is, and shared.
 
-    `room`: see Room; None: what is available on the device now.
+    `room`: see Room; None: what is available on the device now. `budget`: how finely pictures are shown. Raises what
+    `loading.check_grids` and `loading.load` raise.
     """
-    loaded = model if isinstance(model, llava.Llava) else llava.load(model, device=device, dtype=dtype)
+    loaded = model if isinstance(model, LoadedModel) else _loaded(model, device, dtype, budget)
     loaded.model.requires_grad_(False)
     needed = propagation.wanted_bytes()
     bytes_there = room(needed) if room is not None else memory.available(loaded.device)
     return Asker(loaded, replace(settings, activation_bytes=propagation.activation_bytes(bytes_there)))
 
 
-def pixels(model: llava.Llava, picture: Image) -> torch.Tensor:
-    """As Llava.pixels for one picture, (3, side, side) in the model's dtype, but on the CPU; for use in any thread."""
-    return processed(model.image_processor, [picture], model.fill)[0].to(model.model.dtype)
-
-
-def pixel_bytes(model: llava.Llava) -> int:
-    """What the pixels of one picture take."""
-    return 3 * _side(model) ** 2 * int(model.model.dtype.itemsize)
-
-
-def encoded(
-    asker: Asker, pictures: Sequence[Pixels], read: Callable[[torch.Tensor], Sequence[torch.Tensor]] = list
-) -> list[torch.Tensor]:
-    """What `read` takes from the features (n, image tokens, hidden) of pictures, one result a picture.
-
-    As many go through the vision tower together as `pixels_per_call` says, or fewer where memory runs out. Pixels are
-    made in threads where need be: those of the next call while the model computes.
-    """
-    model, step = asker.model, pixels_per_call(_side(asker.model))
-    making: dict[int, Future[torch.Tensor]] = {}
-
-    def pixels_of(place: int) -> torch.Tensor:
-        one = pictures[place]
-        return one if isinstance(one, torch.Tensor) else making[place].result()
-
-    def run(part: Sequence[int]) -> Sequence[torch.Tensor]:
-        for place in range(part[0], min(part[-1] + 1 + step, len(pictures))):
-            one = pictures[place]
-            if place not in making and not isinstance(one, torch.Tensor):
-                making[place] = pool.submit(one)
-        results = read(model.image_features(torch.stack([pixels_of(place) for place in part]).to(model.device)))
-        for place in part:
-            making.pop(place, None)
-        return results
-
-    with ThreadPoolExecutor(worker_process.feeders(), thread_name_prefix="crops") as pool:
-        return memory.in_parts(range(len(pictures)), run, step, asker.pictures_allowed)
-
-
-def _side(model: llava.Llava) -> int:
-    return int(model.model.config.vision_config.image_size)
-
-
-def pixels_per_call(side: int) -> int:
-    """How many pictures of `side` pixels go through the vision tower together: about two million pixels, 512 at most."""
-    return max(8, min(512, 2**21 // (side * side)))
+def _loaded(model: str, device: str, dtype: str, budget: PixelBudget | None) -> LoadedModel:
+    loading.check_grids(hub.resolve(model), budget)
+    loaded = loading.load(model, device=device, dtype=dtype, budget=budget)
+    assert isinstance(loaded, LoadedModel)  # of a model without a dialogue, no token looks at a part of the picture
+    return loaded

@@ -1,7 +1,8 @@
 """Relevance of the answer to the patches of the ordinary image: a heat map over the square frame (CoS Eq. 4-6).
 
-The model sees what it always sees, the whole picture at the encoder's size; what it cannot read there it cannot point at. With
-a detector (the mixed mode) its boxes are scored on that map: the region has the outline of a thing and not of patches.
+The model sees what it always sees, the whole picture in its own way; what it cannot read there it cannot point at. Which part
+of the picture each image token looks at says the family (Family.grids). With a detector (the mixed mode) its boxes are scored
+on that map: the region has the outline of a thing and not of patches.
 
 Defaults come from 100 scenes of the miniature (seed 9103, up to six questions each; IoU with gold / centre hit over all kinds
 but counting). The map's component: 0.437/0.84, interpolated fourfold 0.467/0.85; clipped 0.440/0.84, smoothed 0.209/0.89 (on
@@ -11,23 +12,22 @@ the last 2 and 1 worse. Boxes, best one: components 0.731/0.82 by "area", 0.727/
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from msgspec import structs
 
-from cos_core.backbones import _questions
+from cos_core.backbones import _pictures, _questions
 from cos_core.backbones._ahead import Ahead
 from cos_core.errors import InputError
 from cos_core.files.plug import described
 from cos_core.geometry import SquarePad
 from cos_core.interfaces import Backbone, Detector, Relevance
-from cos_core.models.llava import Llava
+from cos_core.models.families import PixelBudget
+from cos_core.models.loaded import LoadedModel
 from cos_core.relevance import heat
 from cos_core.relevance.propagation import SweepSettings, TargetKind
 from cos_core.relevance.roi import RoiRule
@@ -73,7 +73,7 @@ class PatchesBackbone(Backbone):
     detector: Detector | None = None
     options: MapOptions = MapOptions()
     roi: RoiRule = ROI
-    ahead: Ahead[torch.Tensor] = field(default_factory=Ahead, repr=False)
+    ahead: Ahead[_pictures.Prepared] = field(default_factory=Ahead, repr=False)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -84,32 +84,42 @@ class PatchesBackbone(Backbone):
         """See interfaces.Backbone; with a detector both its boxes with scores and the map they were scored on."""
         if not groups:
             return []
-        features = self._features([image for image, _ in groups])
+        pictures = [image for image, _ in groups]
+        shown = self._shown(pictures)
         examples = [e for _, group in groups for e in group]
         places = [g for g, (_, group) in enumerate(groups) for _ in group]
         if self.options.contrast:
             # One more for each picture that is asked about: the question that asks nothing.
             examples += [structs.replace(group[0], question="", answers=()) for _, group in groups if group]
             places += [g for g, (_, group) in enumerate(groups) if group]
-        questions = [self.asker.question(e, features[g]) for e, g in zip(examples, places, strict=True)]
-        maps = [heat_map(row) for row in self.asker.explain(examples, questions)]
+        questions = [self.asker.question(e, shown[g]) for e, g in zip(examples, places, strict=True)]
+        rows = self.asker.explain(examples, questions)
+        maps = [self._map(row.double().numpy(), pictures[g]) for row, g in zip(rows, places, strict=True)]
         count = sum(len(group) for _, group in groups)
         question_maps, empty_maps = iter(maps[:count]), iter(maps[count:])
         return [self._finished(image, group, question_maps, empty_maps) for image, group in groups]
 
     def prepare(self, image: Image, path: str) -> None:
-        """See interfaces.Backbone: pads and resizes."""
-        self.ahead.put(image, _questions.pixel_bytes(self.asker.model), partial(_questions.pixels, self.asker.model, image))
+        """See interfaces.Backbone: what the image processor does. Raises InputError for a picture that it does not take."""
+        model = self.asker.model
+        size = _pictures.known_bytes(model) or (lambda made: made.nbytes)
+        self.ahead.put(image, size, partial(_pictures.prepared, model, image))
 
-    def _features(self, pictures: Sequence[Image]) -> list[torch.Tensor]:
-        """For each picture (image positions, hidden), one tensor a picture: by it questions know that they share a picture."""
+    def _shown(self, pictures: Sequence[Image]) -> list[_pictures.Shown]:
         model = self.asker.model
         ready = [self.ahead.take(picture) for picture in pictures]
-        pictures_or_pixels = [
-            partial(_questions.pixels, model, picture) if one is None else one
+        todo = [
+            partial(_pictures.prepared, model, picture) if one is None else one
             for picture, one in zip(pictures, ready, strict=True)
         ]
-        return _questions.encoded(self.asker, pictures_or_pixels)
+
+        def read(picture: _pictures.Prepared, features: Any) -> _pictures.Shown:
+            return _pictures.Shown(model.without_pixels(picture.inputs), features)
+
+        return _pictures.encoded(model, todo, self.asker.pictures_allowed, read)
+
+    def _map(self, row: np.ndarray, picture: Image) -> np.ndarray:
+        return heat.over_grids(row, self.asker.model.encoder.checked_grids(picture.size, len(row)), picture.size)
 
     def _finished(
         self, image: Image, group: Sequence[Example], maps: Iterator[np.ndarray], empty: Iterator[np.ndarray]
@@ -139,7 +149,7 @@ class PatchesBackbone(Backbone):
 
 
 def build(
-    model: str | Llava,
+    model: str | LoadedModel,
     detector: Detector | None = None,
     target: TargetKind = "log-odds",
     last_layers: int | None = None,
@@ -151,19 +161,14 @@ def build(
     smooth: bool = False,
     score: heat.ScoreKind = "area",
     room: _questions.Room | None = None,
+    budget: PixelBudget | None = None,
 ) -> PatchesBackbone:
     """Loads the checkpoint, unless `model` is one that is loaded. `detector`: boxes to score on the map; None: the map alone.
 
-    `contrast`, `clip`, `smooth`, `score`: see MapOptions; `room`: what else uses the model's memory, see _questions.Room.
+    `contrast`, `clip`, `smooth`, `score`: see MapOptions; `room`: what else uses the model's memory, see _questions.Room;
+    `budget`: how finely pictures are shown. Raises InputError for a model whose image tokens look at no part of the picture.
     """
     options = MapOptions(contrast, clip, smooth, score)
-    asker = _questions.load(model, device, dtype, SweepSettings(target, last_layers, stream_layers), room)
+    asker = _questions.load(model, device, dtype, SweepSettings(target, last_layers, stream_layers), room, budget)
     settings = {"name": "patches", **asdict(options), "detector": detector and described(detector)}
     return PatchesBackbone(asker, {**settings, **asker.described()}, detector, options, BOX_ROI if detector else ROI)
-
-
-def heat_map(row: torch.Tensor) -> np.ndarray:
-    """Relevance of image positions, row-major over a square of patches, as (rows, columns), without a class token in front."""
-    side = math.isqrt(row.shape[0])
-    grid: np.ndarray = row[row.shape[0] - side * side :].view(side, side).double().numpy()
-    return grid

@@ -1,7 +1,8 @@
 """Where to look without training: the relevance of a plain answer to the picture's patches stands for the first pass.
 
 The model answers once, plainly; its own answer is explained (CoS Eq. 4-6, the annotator's backbone `patches`); the warmest
-area is the region. Any LLaVA can do this, one that never learnt to write boxes included.
+area is the region. Any model whose image tokens look at parts of the picture can do this, one that never learnt to write boxes
+included.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from cos_core.types import Example
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from cos_core.models.families import PixelBudget
 
 POLICY = Policy(name="relevance", source="fixed", summary="the warmest area of the plain answer's relevance (no training)")
 
@@ -49,12 +52,14 @@ class HeatFinder:
         return boxes
 
 
-def build(model: str, device: str, dtype: str, engine: Engine | None = None) -> HeatFinder:
+def build(model: str, device: str, dtype: str, engine: Engine | None = None, budget: PixelBudget | None = None) -> HeatFinder:
     """A finder on the model that `engine` has loaded, whose memory both then share; for any other engine it is loaded here.
 
-    Raises what `llava.load` raises.
+    `budget`: how finely pictures are shown, where it is loaded here. Raises what `loading.check_grids` and `loading.load`
+    raise.
     """
     shared = engine if isinstance(engine, HoldsModel) else None
-    options: dict[str, Any] = {"model": shared.llava, "room": shared.make_room} if shared else {"model": model}
+    options: dict[str, Any]
+    options = {"model": shared.loaded, "room": shared.make_room} if shared else {"model": model, "budget": budget}
     backbone: Backbone = plug.load("backbones", "patches", device=device, dtype=dtype, **options)
     return HeatFinder(backbone, backbone.roi or roi.RoiRule(), shared.release if shared else None)
