@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from cos_cli import launcher
 from cos_core.benchmarks import _files
-from cos_core.data.formats import chain_of_spot, coco, lines, viscot
+from cos_core.data.formats import Format, chain_of_spot, coco, lines, viscot
+from cos_core.data.formats.frames import FileBoxes
 from cos_core.data.formats.records import ImportSource, Sizes
 from cos_core.data.released import ReleasedRegions
 from cos_core.dialogue.prompts import load_profile
@@ -61,8 +62,8 @@ def test_any_bytes_in_a_store(value: bytes) -> None:
         codec.Heat.unpacked(value)
 
 
-def regions(read: Callable[[ImportSource], Any]) -> Callable[[Path], object]:
-    return lambda path: list(read(ImportSource(path, "f", Sizes(None), None, lambda problem: None)))
+def regions(read: Callable[[ImportSource], Any], form: Format) -> Callable[[Path], object]:
+    return lambda path: list(read(ImportSource(path, "f", Sizes(None), None, lambda problem: None, FileBoxes(form))))
 
 
 READERS: dict[str, Callable[[Path], object]] = {
@@ -75,9 +76,9 @@ READERS: dict[str, Callable[[Path], object]] = {
     "weights": checkpoint_files.header,
     "hostfile": launcher.machines,
     "released": ReleasedRegions,
-    "coco": lambda path: regions(lambda source: coco.read(coco.load(path), source))(path),
-    "lines": regions(lines.read),
-    "viscot": regions(viscot.read),
+    "coco": lambda path: regions(lambda source: coco.read(coco.load(path), source), "coco")(path),
+    "lines": regions(lines.read, "jsonl"),
+    "viscot": regions(viscot.read, "visual-cot"),
 }
 KEYS = ("images", "annotations", "id", "image_id", "bbox", "file_name", "example_id", "score", "policy", "fingerprint", "box")
 KEYS += ("heat", "failure", "bboxs", "question", "image", "dataset", "split", "width", "height", "question_id", "conversations")
@@ -109,4 +110,4 @@ def test_any_words(text: str) -> None:
 
 def test_regions_of_the_authors_need_their_questions() -> None:
     with pytest.raises(InputError, match="--data"):
-        regions(chain_of_spot.read)(Path("x"))
+        regions(chain_of_spot.read, "chain-of-spot")(Path("x"))

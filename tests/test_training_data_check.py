@@ -139,8 +139,8 @@ def test_as_many_faults_as_allowed_pass(tmp_path: Path, model: Path) -> None:
 def spread(n: int) -> list[Box]:
     """Boxes all over a 100x60 picture, in frame "image"."""
     draw = random.Random(3)
-    corners = [(draw.uniform(0, 0.7), draw.uniform(0, 0.7)) for _ in range(n)]
-    return [Box(x, y, x + 0.3, y + 0.3) for x, y in corners]
+    corners = [(draw.uniform(0, 0.65), draw.uniform(0, 0.65)) for _ in range(n)]
+    return [Box(x, y, x + 0.35, y + 0.35) for x, y in corners]
 
 
 @pytest.mark.parametrize("wrong", [False, True])
@@ -159,7 +159,7 @@ def test_boxes_measured_in_the_padded_square_are_detected(tmp_path: Path, model:
         assert training.run(made, Told()).results["check"] == {"checked": 30, "faults": 0, "findings": 0}
         assert not (tmp_path / "out").exists(), "good data leaves nothing behind"
         return
-    with pytest.raises(InputError, match=r"data\.jsonl:1: boxes look measured in the padded square"):
+    with pytest.raises(InputError, match=r"data\.jsonl:1: boxes .* fractions of the padded square"):
         training.run(made, Told())
 
 

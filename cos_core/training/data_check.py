@@ -9,27 +9,25 @@ from __future__ import annotations
 
 import heapq
 import os
-import shutil
-import tempfile
 from array import array
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 from PIL import Image
 
 from cos_core.data.released import Square
 from cos_core.errors import InputError
-from cos_core.files.durable import atomic_file
 from cos_core.files.images import open_image
-from cos_core.files.jsonl import encode_line
 from cos_core.files.picture_files import Root, image_path
-from cos_core.geometry import Box, SquarePad
 from cos_core.interfaces import Reporter
-from cos_core.training.dataset import Recipe, draw, encode_sample, limit, outside, place
+from cos_core.training import budget_check
+from cos_core.training.box_check import BoxCheck, fractions
+from cos_core.training.budget_check import PictureTokens, Shown
+from cos_core.training.dataset import CUT_IMAGE, Recipe, RefusedPictureError, draw, encode_sample, limit, outside, place
+from cos_core.training.findings import DataFinding, Findings, Where, plural
 from cos_core.training.sample_table import SampleSet, SampleTable
 from cos_core.training.samples import OTHER_IMAGE, Sample
 
@@ -37,77 +35,32 @@ SAMPLE = 256
 """Samples whose pictures and tokens are checked when not all are."""
 TOO_FEW = "too few regions"
 OUTSIDE = "region outside the picture"
-_NAMED = 3
+REFUSED = "refused picture"
+SMALL = "regions below one image token"
 _AT_ONCE = 1024
-_SPOOL_BYTES = 2**20
-_FRAME_BOXES = 20
-_FRAME_ASPECT = 1.2
-
-
-@dataclass(frozen=True, slots=True)
-class DataFinding:
-    """A fault or remark about a sample: place, id, reason. `kind` groups findings; `fault`: training cannot use the sample."""
-
-    kind: str
-    path: Path
-    line: int | None
-    id: str | None
-    reason: str
-    fault: bool = True
-
-    def __str__(self) -> str:
-        where = f"{self.path}:{self.line}" if self.line is not None else str(self.path)
-        return f"{where}: {self.reason}" + (f" (id {self.id!r})" if self.id else "")
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "fault": self.fault,
-            "path": str(self.path),
-            "line": self.line,
-            "id": self.id,
-            "reason": self.reason,
-        }
-
-
-class Findings:
-    """Findings, counted by kind; the first ones of each stay in memory, all are in a temporary file until they are written."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.first: dict[str, list[DataFinding]] = defaultdict(list)
-        self.faults = 0
-        self.first_faults: list[DataFinding] = []
-        self._all = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115 (closed with the object)
-
-    def __len__(self) -> int:
-        return self.counts.total()
-
-    def add(self, finding: DataFinding) -> None:
-        self.counts[finding.kind] += 1
-        self.faults += finding.fault
-        for few in (self.first[finding.kind], *([self.first_faults] if finding.fault else [])):
-            if len(few) < _NAMED:
-                few.append(finding)
-        self._all.write(encode_line(finding.to_json()))
-
-    def write(self, path: Path) -> None:
-        """Every finding as one JSON line, in the order in which they were added."""
-        self._all.seek(0)
-        with atomic_file(path) as file:
-            shutil.copyfileobj(self._all, file)
-        self._all.seek(0, os.SEEK_END)
 
 
 @dataclass(slots=True)
 class Report:
-    """The result of a check. `samples`: how many there are; `checked`: how many were encoded; `tokens`: their lengths."""
+    """The result of a check. `samples`: how many there are; `checked`: how many were encoded; `tokens`: their lengths; `small`:
+    the first question whose region is small (see Shown)."""
 
     samples: int = 0
     checked: int = 0
     findings: Findings = field(default_factory=Findings)
     tokens: array[int] = field(default_factory=lambda: array("l"))
     supervised: array[int] = field(default_factory=lambda: array("l"))
+    pictures: PictureTokens = field(default_factory=PictureTokens)
+    small: Where | None = None
+
+    def add(self, looked: Looked) -> None:
+        for finding in looked.findings:
+            self.findings.add(finding)
+        self.tokens.extend(tokens for tokens, _ in looked.counted)
+        self.supervised.extend(learnt for _, learnt in looked.counted)
+        for shown in looked.shown:
+            self.pictures.add(shown)
+        self.small = self.small or looked.small
 
     def lines(self) -> Iterator[tuple[bool, str]]:
         """The report for a person: counts, the first offenders of each kind, token counts; each with whether it is a fault."""
@@ -127,13 +80,10 @@ class Report:
                 f"tokens a sample: {sum(lengths) / len(lengths):.0f} on average, {lengths[len(lengths) // 2]} in the middle, "
                 f"{lengths[-1]} at most; {sum(self.supervised) / len(self.supervised):.0f} of them learnt",
             )
+        if self.pictures.full:
+            yield False, str(self.pictures)
         faults = plural(findings.faults, "fault") if findings.faults else "no faults"
         yield False, f"checked {self.checked} of {plural(self.samples, 'sample')} closely: {faults}"
-
-
-def plural(number: int, noun: str) -> str:
-    """A number with its noun: 1 fault, 2 faults."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,33 +101,37 @@ class CheckInput:
     def samples(self) -> SampleTable:
         return self.data.samples
 
+    def where(self, sample: Sample, which: int) -> Where:
+        """Where a question of a sample stands."""
+        question = sample.questions[which]
+        return self.data.where(question.file), question.line, question.id
+
     def finding(self, kind: str, sample: Sample, reason: str, which: int = 0, fault: bool = True) -> DataFinding:
         """One about a question of a sample."""
-        question = sample.questions[which]
-        return DataFinding(kind, self.data.where(question.file), question.line, question.id, reason, fault)
+        return DataFinding(kind, *self.where(sample, which), reason, fault)
 
 
 def examine(source: CheckInput, *, full: bool, reporter: Reporter) -> Report:
     """Checks `source`; `full` decodes and encodes every question of every sample, else one question of SAMPLE samples."""
-    report = Report(samples=len(source.samples))
-    findings = report.findings
+    encoder, policy = source.recipe.encoder, source.recipe.policy
+    report = Report(len(source.samples), pictures=PictureTokens(budget_check.budget_said(encoder)))
+    findings, family = report.findings, budget_check.family_of(encoder)
     for finding in _join_findings(source):
         findings.add(finding)
+    boxes = BoxCheck(encoder.profile, family.name, policy.source in ("model", "gold"))
     indices = _indices(source, full)
     report.checked = len(indices)
-    done = 0
+    look = partial(_look, source=source, full=full, way_out=budget_check.way_out(family))
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         # In parts: the pool would queue millions of samples at once.
         for low in range(0, len(indices), _AT_ONCE):
             part = indices[low : low + _AT_ONCE]
-            for sample_findings, counted in pool.map(lambda index: _examine(source.samples[index], source, full), part):
-                for finding in sample_findings:
-                    findings.add(finding)
-                report.tokens.extend(tokens for tokens, _ in counted)
-                report.supervised.extend(learnt for _, learnt in counted)
-                done += 1
+            for done, looked in enumerate(pool.map(lambda index: look(source.samples[index]), part), low + 1):
+                report.add(looked)
+                if looked.size is not None:
+                    boxes.add(looked.sample, partial(source.where, looked.sample), looked.size, looked.seen)
                 reporter.progress("check", done, len(indices), plural(findings.faults, "fault") if findings.faults else "")
-    for finding in (*_too_few(source, report), *_frame_finding(source, indices)):
+    for finding in (*_too_few(source, report), *boxes.findings(), *_too_small(report)):
         findings.add(finding)
     return report
 
@@ -222,6 +176,11 @@ def _too_few(source: CheckInput, report: Report) -> Iterator[DataFinding]:
         yield DataFinding(TOO_FEW, data.files[0], None, None, reason)
 
 
+def _too_small(report: Report) -> Iterator[DataFinding]:
+    if report.small is not None:
+        yield DataFinding(SMALL, *report.small, report.pictures.too_small(), fault=False)
+
+
 def too_few(data: SampleSet, allowed: float) -> bool:
     """Whether more than the share `allowed` of the questions about pictures have no region."""
     return len(data.lacking) > allowed * data.region_questions
@@ -236,46 +195,85 @@ def _indices(source: CheckInput, full: bool) -> Sequence[int]:
     return heapq.nsmallest(SAMPLE, every, key=lambda index: draw(source.recipe.seed, samples.id(index), -1, 2**63))
 
 
-def _examine(sample: Sample, source: CheckInput, full: bool) -> tuple[list[DataFinding], list[tuple[int, int]]]:
-    """Findings about one sample's picture, boxes and tokens, and (tokens, learnt tokens) of each question that was encoded."""
+@dataclass(slots=True)
+class Looked:
+    """What the check saw of one sample.
+
+    `counted`: (tokens, learnt tokens) of each question that was encoded; `shown`: how its picture is shown. `size`: (width,
+    height) in pixels of the sample's picture, `seen`: the same as the model sees it; None without one that the model takes.
+    `small`: the first question whose region is small (see Shown).
+    """
+
+    sample: Sample
+    findings: list[DataFinding] = field(default_factory=list)
+    counted: list[tuple[int, int]] = field(default_factory=list)
+    shown: list[Shown] = field(default_factory=list)
+    size: tuple[int, int] | None = None
+    seen: tuple[int, int] | None = None
+    small: Where | None = None
+
+
+def _look(sample: Sample, source: CheckInput, full: bool, way_out: str) -> Looked:
+    """Examines one sample's picture, boxes and tokens. `way_out`: what helps against samples that are too long."""
     recipe = source.recipe
-    findings: list[DataFinding] = []
+    looked = Looked(sample)
     picture = None
     if sample.image is not None:
         try:
             picture = open_image(recipe.images, sample.image)
         except InputError as error:
-            return [source.finding("image", sample, str(error))], []
+            looked.findings.append(source.finding("image", sample, str(error)))
+            return looked
         reason = _misnamed(recipe.images, sample.image)
         if reason:
-            findings.append(source.finding("extension", sample, reason, fault=False))
-    counted = []
+            looked.findings.append(source.finding("extension", sample, reason, fault=False))
+        # Who refuses a picture here refuses it below, where it becomes a finding.
+        with suppress(ValueError):
+            looked.size, looked.seen = picture.size, recipe.encoder.seen(picture.size)
     for i in sample.usable if full else sample.usable[:1]:
-        marks = _marks(sample, i, recipe)
-        if marks:
-            reason = f"its text holds {', '.join(map(repr, marks))}, which the dialogue uses: the model learns it as such"
-            findings.append(source.finding("mark of the dialogue", sample, reason, i, fault=False))
-        region = sample.boxes[i]
-        reason = None if picture is None else outside(region, picture)
-        if reason is not None:
-            treated = "the whole picture is trained" if recipe.on_no_region == "full" else "the question is left out"
-            findings.append(source.finding(OUTSIDE, sample, f"{reason}; {treated}", i, fault=False))
-            continue
-        if isinstance(region, Square) and picture is not None and not region.inside(*picture.size):
-            reason = f"its region ({place(region)}) does not lie in the {picture.width}x{picture.height} picture"
-            findings.append(source.finding("box outside the picture", sample, reason, i))
-            continue
-        try:
-            encoded, _ = encode_sample(sample, i, picture, recipe)
-        except InputError as error:
-            findings.append(source.finding("tokens", sample, str(error), i))
-            continue
-        learnt = sum(label >= 0 for label in encoded.labels)
-        counted.append((len(encoded), learnt))
-        if len(encoded) == limit(encoded, recipe):
-            reason = f"cut to max_length {recipe.max_length}: the end is not learnt"
-            findings.append(source.finding("cut", sample, reason, i, fault=False))
-    return findings, counted
+        _look_at_question(looked, i, picture, source, way_out)
+    return looked
+
+
+def _look_at_question(looked: Looked, which: int, picture: Image.Image | None, source: CheckInput, way_out: str) -> None:
+    sample, recipe = looked.sample, source.recipe
+
+    def add(kind: str, reason: str, fault: bool = True) -> None:
+        looked.findings.append(source.finding(kind, sample, reason, which, fault))
+
+    marks = _marks(sample, which, recipe)
+    if marks:
+        names = ", ".join(map(repr, marks))
+        add("mark of the dialogue", f"its text holds {names}, which the dialogue uses: the model learns it as such", False)
+    region = sample.boxes[which]
+    reason = None if picture is None else outside(region, picture)
+    if reason is not None:
+        treated = "the whole picture is trained" if recipe.on_no_region == "full" else "the question is left out"
+        add(OUTSIDE, f"{reason}; {treated}", False)
+        return
+    if isinstance(region, Square) and picture is not None and not region.inside(*picture.size):
+        reason = f"its region ({place(region)}) does not lie in the {picture.width}x{picture.height} picture"
+        add("box outside the picture", reason)
+        return
+    try:
+        encoded, views = encode_sample(sample, which, picture, recipe)
+    except InputError as error:
+        if isinstance(error, RefusedPictureError) or str(error) != CUT_IMAGE:
+            add(REFUSED if isinstance(error, RefusedPictureError) else "tokens", str(error))
+            return
+        add("tokens", f"{error}; {way_out}")
+        if picture is not None and recipe.region_crops is None:
+            looked.shown.append(budget_check.shown(recipe.encoder, picture.size, 1 if region is None else 2))
+        return
+    looked.counted.append((len(encoded), sum(label >= 0 for label in encoded.labels)))
+    if len(encoded) == limit(encoded, recipe):
+        add("cut", f"cut to max_length {recipe.max_length}: the end is not learnt; {way_out}", False)
+    if picture is not None and views.images:
+        box = fractions(region, picture.size) if isinstance(region, Square) else region
+        crop = views.images["roi"].size if "roi" in views.images and which not in sample.fallbacks else None
+        looked.shown.append(budget_check.shown(recipe.encoder, picture.size, len(views.images), crop, box))
+        if looked.small is None and looked.shown[-1].small:
+            looked.small = source.where(sample, which)
 
 
 def _marks(sample: Sample, which: int, recipe: Recipe) -> list[str]:
@@ -283,7 +281,7 @@ def _marks(sample: Sample, which: int, recipe: Recipe) -> list[str]:
     question = sample.questions[which]
     texts = (question.question, *question.answers[:1])
     roles = (recipe.profile.user.strip(), recipe.profile.assistant.strip())
-    marks = dict.fromkeys([*recipe.tokenizer.all_special_tokens, *roles])
+    marks = dict.fromkeys([*recipe.encoder.tokenizer.all_special_tokens, *roles])
     return [mark for mark in marks if mark and any(mark in text for text in texts)]
 
 
@@ -295,58 +293,3 @@ def _misnamed(root: Root, relative: str) -> str | None:
     named = Image.registered_extensions().get(path.suffix.lower())
     named = "JPEG" if named == "MPO" else named
     return None if named == actual else f"{relative} is a {actual} picture, whatever its name says"
-
-
-def _frame_finding(source: CheckInput, indices: Sequence[int]) -> list[DataFinding]:
-    """Boxes that claim frame "image", but look as if measured in the padded square (or the other way round).
-
-    In the padded square of a picture that is not square, every box stays inside the picture's band on the short axis. Boxes
-    in the picture's frame do so only by accident; the share in the same band of the long axis measures how often.
-    """
-    short, long = Counter[bool](), Counter[bool]()
-    first: Sample | None = None
-    for sample in map(source.samples.__getitem__, indices):
-        size = _size(source.recipe.images, sample.image)
-        if size is None or max(size) / min(size) < _FRAME_ASPECT:
-            continue
-        pad = SquarePad(*size)
-        margin = max(pad.offset) / pad.side
-        for i in sample.usable:
-            region = sample.boxes[i]
-            box = _fractions(region, size) if isinstance(region, Square) else region
-            if not isinstance(box, Box) or box.frame != "image":
-                continue
-            spans = ((box.x0, box.x1), (box.y0, box.y1))
-            wide = size[0] > size[1]
-            for count, (low, high) in ((short, spans[wide]), (long, spans[not wide])):
-                count[margin - 0.005 <= low and high <= 1 - margin + 0.005] += 1
-            first = first or sample
-    total = short.total()
-    if first is None or total < _FRAME_BOXES:
-        return []
-    inside, control = short[True] / total, long[True] / total
-    if inside < 0.98 or control > 0.9:
-        return []
-    reason = (
-        f"boxes look measured in the padded square, not in the picture: {short[True]} of {total} keep off the margins that "
-        f"padding would take on the short side, only {long[True]} do on the long side"
-    )
-    return [source.finding("frame", first, reason)]
-
-
-def _fractions(square: Square, size: tuple[int, int]) -> Box | None:
-    try:
-        return square.box(*size)
-    except InputError:
-        return None
-
-
-def _size(root: Root, relative: str | None) -> tuple[int, int] | None:
-    """Width and height from the file's header; None when it cannot be read (which is reported elsewhere)."""
-    if relative is None:
-        return None
-    try:
-        with Image.open(image_path(root, relative)) as image:
-            return image.size
-    except (InputError, OSError, ValueError, SyntaxError):
-        return None

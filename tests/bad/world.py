@@ -115,7 +115,7 @@ def make_world(root: Path) -> World:
     questions = [GOOD, {**GOOD, "id": "second", "image": "b.png"}]
     lines(world.data, *questions)
     with Store.create_or_resume(world.store, MARK, {"model": "tiny"}) as store:
-        box = Box(0.25, 0.5, 0.75, 1.0)
+        box = Box(0.1, 0.2, 0.9, 1.0)
         kept = [Annotation(f"{q['id']}#q0", box, 1.5, "random", MARK, (1,), None, q["image"]) for q in questions]
         store.commit(kept, {"good#q0": [[0.1, 0.7], [0.0, 0.2]]}, [("third#q0", "torn")])
     shutil.copytree(world.images, world.page / "images")

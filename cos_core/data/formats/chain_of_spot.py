@@ -55,6 +55,8 @@ def read(source: ImportSource) -> Iterator[Incoming]:
         try:
             frame = source.sizes.frame(example.image, example.meta)
             width, height = frame.width, frame.height
+            if source.boxes.wants():
+                source.boxes.add(_corners(square, width, height), (width, height), example.image, example.id)
             if not square.inside(width, height):
                 raise InputError(
                     f"the square {square.top:g}, {square.left:g}, {square.side:g} is not on {width}x{height} pixels"
@@ -68,3 +70,11 @@ def read(source: ImportSource) -> Iterator[Incoming]:
     if used < len(regions):
         reason = f"{len(regions) - used} of its {len(regions)} regions belong to no question of {source.data}"
         report(Problem(source.path, None, None, reason), source.on_problem)
+
+
+def _corners(square: Square, width: int, height: int) -> tuple[float, float, float, float]:
+    """x0, y0, x1, y1 in pixels; far edges that hang over a picture of `width` x `height` are cut off, as the loader does."""
+    right, bottom = square.left + square.side, square.top + square.side
+    if square.inside(width, height):
+        right, bottom = min(right, width), min(bottom, height)
+    return square.left, square.top, right, bottom

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cos_core.data.formats.records import IMPORTED, Frame, ImportSource, Incoming, Outgoing, from_pixels
+from cos_core.data.formats.records import IMPORTED, ImportSource, Incoming, Outgoing, from_pixels
 from cos_core.errors import InputError
 from cos_core.files.jsonl import Problem, decode, open_input, report
 from cos_core.geometry import Box
@@ -96,9 +96,13 @@ def read(data: Mapping[str, Any], source: ImportSource) -> Iterator[Incoming]:
             if picture is None or not isinstance(picture.get("file_name"), str):
                 raise InputError(f"`image_id` {number!r} names no image of the file")
             image = picture["file_name"]
+            x, y, width, height = _numbers(entry.get("bbox"))
+            frame = source.sizes.frame(image, picture, shown="fingerprint" in entry)
+            if source.boxes.wants():
+                source.boxes.add((x, y, width, height), (frame.width, frame.height), image, name)
             record = Annotation(
                 name,
-                _box(entry.get("bbox"), source.sizes.frame(image, picture, shown="fingerprint" in entry)),
+                from_pixels(x, y, x + width, y + height, frame),
                 _number(entry.get("score", 0.0)),
                 str(entry.get("policy", IMPORTED)),
                 source.fingerprint,
@@ -114,11 +118,10 @@ def read(data: Mapping[str, Any], source: ImportSource) -> Iterator[Incoming]:
         yield Incoming(name, record)
 
 
-def _box(bbox: object, frame: Frame) -> Box:
+def _numbers(bbox: object) -> list[float]:
     if not isinstance(bbox, list) or len(bbox) != 4:
         raise InputError("`bbox` must be [x, y, width, height]")
-    x, y, width, height = (_number(v) for v in bbox)
-    return from_pixels(x, y, x + width, y + height, frame)
+    return [_number(v) for v in bbox]
 
 
 def _number(value: object) -> float:

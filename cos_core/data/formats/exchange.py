@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from cos_core.data.datasets import ProblemLogger, read_examples
 from cos_core.data.formats import Format, chain_of_spot, coco, lines, viscot
 from cos_core.data.formats.config import StoreExportConfig, StoreImportConfig
+from cos_core.data.formats.frames import FileBoxes
 from cos_core.data.formats.records import ImportSource, Incoming, Outgoing, Sizes
 from cos_core.errors import FailuresError, InputError
 from cos_core.files import filesystems, jsonl, manifest, outputs
@@ -123,7 +124,7 @@ def load(config: StoreImportConfig, reporter: Reporter) -> RunManifest:
     stated = lines.fingerprint(config.source) if config.format == "jsonl" else coco.fingerprint(data) if data else None
     mark = stated or manifest.fingerprint({"imported": config.format, "sha256": digest})
     sizes = Sizes(folder(config.images, config.follow_links))
-    source = ImportSource(config.source, mark, sizes, config.data, problems)
+    source = ImportSource(config.source, mark, sizes, config.data, problems, FileBoxes(config.format))
     readers: dict[Format, Callable[[], Iterator[Incoming]]] = {
         "jsonl": lambda: lines.read(source),
         "chain-of-spot": lambda: chain_of_spot.read(source),
@@ -145,6 +146,7 @@ def load(config: StoreImportConfig, reporter: Reporter) -> RunManifest:
         questions = stack.enter_context(atomic_file(config.questions)) if config.questions else None
         counts = _fill(store, chain([first], records), questions, reporter)
     sizes.tell(reporter)
+    source.boxes.tell(config.source, reporter)
     results = {"format": config.format, "fingerprint": mark, "provenance": provenance}
     finished = begun.finish({**counts, "failed": problems.count}, results=results)
     manifest.write(manifest.path_for(config.out), finished)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from cos_core.data.formats.frames import FileBoxes
 from cos_core.errors import InputError
 from cos_core.files.images import Header, read_header
 from cos_core.files.jsonl import OnProblem
@@ -155,13 +156,17 @@ def _fits(stated: tuple[int, int], size: tuple[int, int]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ImportSource:
-    """A file to read: `fingerprint` is what its annotations carry, `data` the questions' file that it is joined with."""
+    """A file to read: `fingerprint` is what its annotations carry, `data` the questions' file that it is joined with.
+
+    `boxes` takes its boxes for the statistics of their frame.
+    """
 
     path: Path
     fingerprint: str
     sizes: Sizes
     data: Path | None
     on_problem: OnProblem
+    boxes: FileBoxes
 
 
 def from_pixels(left: float, top: float, right: float, bottom: float, frame: Frame) -> Box:

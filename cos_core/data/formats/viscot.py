@@ -65,7 +65,10 @@ def read(source: ImportSource) -> Iterator[Incoming]:
             example, boxes = _metadata(record, place) if "bboxs" in record else _converted(record)
             name = example.id
             frame = source.sizes.frame(example.image, example.meta, shown="example_id" in record)
-            box = from_pixels(*_around(boxes), frame)
+            corners = _around(boxes)
+            if source.boxes.wants():
+                source.boxes.add(corners, (frame.width, frame.height), example.image, name)
+            box = from_pixels(*corners, frame)
             score = record.get("score", 0.0)
             if isinstance(score, bool) or not isinstance(score, int | float):
                 raise InputError("`score` must be a number")
