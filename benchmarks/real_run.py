@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
-
+from cos_core.models import shapes
 from cos_core.relevance.propagation import sweep_memory
 from cos_core.training import cost_estimate
 from cos_core.training.config import TrainConfig
-from cos_core.training.flops import ModelSize, peak_flops, size_of
+from cos_core.training.flops import ModelSize, peak_flops
+from cos_core.training.model_size import size_of
 
 SAMPLES, QUESTIONS, PICTURES = 665_000, 3_300_000, 625_000
+IMAGE_TOKENS = 576
 POSITIONS = 1_300
 """Positions of a training sample: two pictures and the dialogue."""
 REGION_POSITIONS, WINDOWS = 100, 30
@@ -44,27 +45,18 @@ class Row:
     disk: str
 
 
-def llava(layers: int, hidden: int, wide: int, heads: int) -> LlavaConfig:
-    """LLaVA-1.5's published shape: CLIP ViT-L/14 at 336 pixels in front of Vicuna."""
-    text = LlamaConfig(
-        vocab_size=32064, hidden_size=hidden, intermediate_size=wide, num_hidden_layers=layers, num_attention_heads=heads
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14
-    )
-    return LlavaConfig(text_config=text, vision_config=vision)
-
-
-MODELS = {"7B": llava(32, 4096, 11008, 32), "13B": llava(40, 5120, 13824, 40)}
+MODELS = {"7B": "llava-hf/llava-1.5-7b-hf", "13B": "llava-hf/llava-1.5-13b-hf"}
 
 
 def rows(name: str) -> list[Row]:
     """The stages with one model."""
-    size = size_of(MODELS[name])
-    dense, weights = size.language - size.embedding, 2 * size.total / GIB
-    tower = 2 * size.vision * size.vision_positions * WINDOWS * PICTURES
-    annotate = (4 * dense * REGION_POSITIONS * QUESTIONS + tower) / _FLOPS / 3600
-    answer = 2 * dense * POSITIONS * ANSWERED / _FLOPS / 3600
+    folder = shapes.shipped(MODELS[name])
+    assert folder is not None
+    size = size_of(shapes.configuration(folder))
+    dense, weights = size.position, 2 * size.total / GIB
+    tower = size.picture.each * WINDOWS * PICTURES
+    annotate = (2 * dense * REGION_POSITIONS * QUESTIONS + tower) / _FLOPS / 3600
+    answer = dense * POSITIONS * ANSWERED / _FLOPS / 3600
     keys = 2 * size.layers * size.hidden * 2 * POSITIONS / GIB
     batch = 8 if name == "13B" else 16
     whole, adapters = _config(batch, deepspeed="zero3"), _config(batch, lora=128)
@@ -80,7 +72,8 @@ def _training(stage: str, name: str, size: ModelSize, config: TrainConfig, devic
     """One epoch over LLaVA-665k. Memory is that of one of `devices` GPUs, hours are those of one alone."""
     machine = cost_estimate.Machine(devices, "A100", 3 if config.deepspeed else 0, offload=False, half=True, recompute=True)
     memory = sum(cost_estimate.memory(size, machine, config, POSITIONS).values())
-    operations = size.step_flops(SAMPLES * POSITIONS, SAMPLES * POSITIONS**2, PICTURES * 2, config.lora is not None)
+    positions, pictures = SAMPLES * POSITIONS, 2 * PICTURES
+    operations = size.step_flops(positions, positions * POSITIONS, pictures * IMAGE_TOKENS, pictures, config.lora is not None)
     return Row(stage, name, memory, operations / _FLOPS / 3600, _gib(cost_estimate.disk(size, config, half=True)))
 
 

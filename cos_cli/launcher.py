@@ -52,10 +52,8 @@ def launch(config: TrainConfig, processes: int | None, hostfile: Path | None, re
         raise MissingError(f"several processes need the package 'deepspeed': {install('train')}")
     if hostfile is not None and len(machines(hostfile)) > 1 and shutil.which("pdsh") is None:
         raise MissingError("DeepSpeed's launcher reaches other machines by pdsh and ssh without a password: install pdsh")
-    if config.check_only or config.dry_run or config.check != "off":
-        training.run(dataclasses.replace(config, check_only=not config.dry_run), reporter)
-        if config.check_only or config.dry_run:
-            raise typer.Exit
+    if config.check != "off":
+        training.run(dataclasses.replace(config, check_only=True), reporter)
     command = [sys.executable, "-m", "deepspeed.launcher.runner"]
     if hostfile is not None:
         command += ["--hostfile", str(hostfile)]

@@ -40,13 +40,14 @@ def train(session: Session, config: TrainConfig, launch: LaunchOptions) -> None:
     from cos_core.files import manifest as manifests
     from cos_core.training import run
 
+    plans = config.check_only or config.dry_run
     with reporting(session) as reporter:
-        if launcher.wanted(config.processes, launch.hostfile):
+        if launcher.wanted(config.processes, launch.hostfile) and not plans:
             launcher.launch(config, config.processes, launch.hostfile, reporter)
             manifest = manifests.read(config.out)
         else:
             manifest = run(config, reporter)
-        if not (config.check_only or config.dry_run):
+        if not plans:
             _draw(config.out, reporter)
             reporter.note(manifests.summary(manifest, config.out))
     if session.json:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tiny_llava import make_checkpoint
 from training_world import (
+    NO_SIZE,
     config,
     log_of,
     make_world,
@@ -140,7 +141,6 @@ def test_a_loss_that_is_no_number_stops_the_run(world: Path, tmp_path: Path) -> 
 def test_guards_name_the_samples(world: Path) -> None:
     from cos_core.training.callback import CallbackSettings, StopRequest, TrainingCallback
     from cos_core.training.collate import BatchContents
-    from cos_core.training.flops import ModelSize
     from cos_core.training.ranks import Ranks
     from cos_core.training.sample_order import BatchSizes, SampleOrder
 
@@ -149,7 +149,7 @@ def test_guards_name_the_samples(world: Path) -> None:
         ranks = Ranks(None, 0, 1)
         skipped: dict[str, str] = {}  # noqa: RUF012
 
-    settings = CallbackSettings(world, SilentReporter(), None, ModelSize(1, 0, 0, 0, 1, 1, 1, 1), None, None)
+    settings = CallbackSettings(world, SilentReporter(), None, NO_SIZE, None, None)
     callback = TrainingCallback(SampleOrder(1, 0, BatchSizes(1, 1, 1)), settings, StopRequest())
     callback.trainer = Trainer()  # type: ignore[assignment]
     with pytest.raises(CosError, match=r"exactly 0 at step 3.* \(samples of this step: a, b, c\)"):

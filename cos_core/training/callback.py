@@ -72,13 +72,14 @@ class StepTotals:
     save: float = 0.0
     tokens: float = 0.0
     squares: float = 0.0
+    image_tokens: float = 0.0
     pictures: float = 0.0
     padding: float = 0.0
     skipped: float = 0.0
     fallbacks: float = 0.0
 
     def add(self, contents: BatchContents) -> None:
-        for name in ("tokens", "squares", "pictures", "padding", "fallbacks"):
+        for name in ("tokens", "squares", "image_tokens", "pictures", "padding", "fallbacks"):
             setattr(self, name, getattr(self, name) + getattr(contents, name))
 
     def over_all(self, device: Any) -> StepTotals:
@@ -198,7 +199,7 @@ class TrainingCallback(TrainerCallback):
         seconds, self._last_log = now - self._last_log, now
         totals, norm, peak = self._totals, logs.get("grad_norm"), self._settings.peak
         flops = self._settings.size.step_flops(
-            int(totals.tokens), int(totals.squares), int(totals.pictures), self._settings.adapters
+            int(totals.tokens), int(totals.squares), int(totals.image_tokens), int(totals.pictures), self._settings.adapters
         )
         return {
             "step": state.global_step,

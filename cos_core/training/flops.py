@@ -1,10 +1,9 @@
-"""How much arithmetic and memory a step takes, from a checkpoint's configuration alone: no weights are read."""
+"""How much arithmetic a step takes, and what a GPU can do in a second."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 # Dense half-precision peaks in FLOP/s, from the makers' data sheets, by what the driver's name must hold. The first that fits
 # counts. Whole words only: an RTX A4000 is no A40, an A10G no A10. What is not here has no peak, rather than a neighbour's.
@@ -31,55 +30,63 @@ def peak_flops(device_name: str) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
+class PictureFlops:
+    """FLOPs of the vision tower and projector, forward: `each` picture, `token` an image token, `square` a squared number of
+    a picture's image tokens. A family with pictures of one size has the first alone, the others the other two.
+    """
+
+    each: float = 0.0
+    token: float = 0.0
+    square: float = 0.0
+
+    def of(self, pictures: int, tokens: int) -> float:
+        """The FLOPs of `pictures` with `tokens` image tokens together, as if they were of one size."""
+        squares = tokens**2 / pictures if pictures else 0.0
+        return self.each * pictures + self.token * tokens + self.square * squares
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSize:
-    """Weights (numbers, not bytes) and the shape that attention needs."""
+    """Numbers of weights (not bytes) and of FLOPs of a model's parts.
+
+    `language`: decoder and output embeddings, of which tied ones count once; `vision`: the tower and all that is in no other
+    part; `vocabulary`: rows of the output embeddings; `linear`: weights of the decoder's linear layers, all layers together;
+    `features`: inputs and outputs of these, so that adapters of rank r have r x `features` weights; `position`: FLOPs of the
+    language model a position, forward, and `square` those of its attention a squared length, nothing masked; a mixture of
+    experts counts the experts that a token is sent to; `picture_tokens`: image tokens of a picture of usual size. `measured`:
+    False where FLOPs are guessed from the weights.
+    """
 
     language: int
-    embedding: int
     vision: int
     projector: int
     layers: int
     hidden: int
     vocabulary: int
-    vision_positions: int
+    linear: int
+    features: int
+    position: float
+    square: float
+    picture: PictureFlops
+    picture_tokens: int
+    measured: bool = True
+
+    @property
+    def one_size(self) -> bool:
+        """Whether every picture takes as much, whatever its size."""
+        return self.picture.each > 0
 
     @property
     def total(self) -> int:
         return self.language + self.vision + self.projector
 
-    def step_flops(self, tokens: int, squares: int, pictures: int, adapters: bool = False) -> float:
-        """Model FLOPs of training on `tokens` positions; `squares`: the sum of squared lengths; frozen tower: forward only.
+    def step_flops(self, tokens: int, squares: int, image_tokens: int, pictures: int, adapters: bool = False) -> float:
+        """Model FLOPs of training on `tokens` positions, `image_tokens` of them those of `pictures`.
 
-        6 x weights x tokens for forward and backward, 12 x layers x hidden x length^2 for attention (halved, as it is causal),
-        2 x weights x positions for each picture. Under `adapters` the weights get no gradient: 4 instead of 6. Recomputed
-        activations do not count, as in every MFU.
+        `squares`: the sum of squared lengths, in tokens. Weights count three times, forward and twice backward; under
+        `adapters` they get no gradient and count twice. Attention counts three times and half, as it is causal (in models
+        with a sliding window, too). The tower is frozen: forward only. Recomputed activations do not count, as in every MFU.
         """
-        dense = (4.0 if adapters else 6.0) * (self.language - self.embedding) * tokens
-        attention = 6.0 * self.layers * self.hidden * squares
-        seeing = (2.0 * self.vision * self.vision_positions + 2.0 * self.projector * self.vision_positions) * pictures
-        return dense + attention + seeing
-
-
-def size_of(config: Any) -> ModelSize:
-    """The size of a LLaVA configuration; the model is built without memory ("meta" device)."""
-    import torch
-    from transformers import LlavaForConditionalGeneration
-
-    with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
-
-    def count(part: Any) -> int:
-        return sum(p.numel() for p in part.parameters())
-
-    text, vision = config.text_config, config.vision_config
-    inner = model.model
-    return ModelSize(
-        language=count(inner.language_model) + count(model.lm_head),
-        embedding=count(model.get_input_embeddings()),
-        vision=count(inner.vision_tower),
-        projector=count(inner.multi_modal_projector),
-        layers=text.num_hidden_layers,
-        hidden=text.hidden_size,
-        vocabulary=text.vocab_size,
-        vision_positions=(vision.image_size // vision.patch_size) ** 2 + 1,
-    )
+        dense = (2.0 if adapters else 3.0) * self.position * tokens
+        attention = 1.5 * self.square * squares
+        return dense + attention + self.picture.of(pictures, image_tokens)
