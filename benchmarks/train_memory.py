@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from cos_core.dialogue.prompts import load_profile
 from cos_core.files import plug
 from cos_core.geometry import Box
 from cos_core.interfaces import Policy
+from cos_core.models.llava import LlavaEncoder
 from cos_core.store.annotations import Store
 from cos_core.training import inputs
 from cos_core.training.config import TrainConfig
@@ -133,7 +135,9 @@ def rank(way: str, place: Place, readings: int, pipe: Connection) -> None:
     warnings.filterwarnings("ignore", "This DataLoader will create")
     policy = plug.load("policies", "from_single_question")
     config = TrainConfig(place.data, place.data.parent, "no model", place.data.parent / "out", store=place.store)
-    recipe = Recipe(policy, load_profile("paper"), None, 0, 576, (0, 0, 0), place.data.parent)
+    vision = SimpleNamespace(image_size=336, patch_size=14)
+    encoder = LlavaEncoder(SimpleNamespace(vision_config=vision), None, None, load_profile("paper"), 0, 576)
+    recipe = Recipe(policy, encoder, place.data.parent)
     start, before = time.perf_counter(), peak()
     with ExitStack() as stack:
         if way == "list":

@@ -452,7 +452,8 @@ OTHER_TRAIN: dict[str, Any] = {
     "detector_options": {"most": 3}, "images": Path("x"), "out": Path("y"), "batch_size": 8, "device": "cpu", "workers": 2,
     "save_every": 3, "save_minutes": 3.0, "resume": False, "deepspeed": "zero2", "gradient_checkpointing": True,
     "check": "off", "check_only": True, "max_faults": 2, "dry_run": True, "mfu": 0.2, "liger": True, "report_to": "wandb",
-    "processes": 2, "max_no_region": 0.5, "follow_links": True,
+    "processes": 2, "max_no_region": 0.5, "follow_links": True, "price_hour": 2.0,
+    **{name: OTHER[name] for name in OTHER_FAMILIES if name != "family"},
 }  # fmt: skip
 NEEDED: dict[str, dict[str, Any]] = {
     "qlora": {"lora": 4},
@@ -481,6 +482,10 @@ def test_every_setting_of_training_counts_or_is_declared_not_to(name: str, model
         changed = config
     else:
         changed = replace(config, **{name: files["two"] if name in ("data", "store") else OTHER_TRAIN[name]})
+    if name in OTHER_FAMILIES:
+        with pytest.raises(InputError, match="--" + name.replace("_", "-")):
+            _learnt(changed)
+        return
     assert (_learnt(changed) != before) == decides(TrainConfig, name)
 
 
@@ -497,6 +502,10 @@ def test_every_setting_of_annotation_counts_or_is_declared_not_to(model: Path, t
     before = annotator.build(config).fingerprint
     for each in fields(annotate.AnnotateConfig):
         if not decides(annotate.AnnotateConfig, each.name):
+            continue
+        if each.name in OTHER_FAMILIES:
+            with pytest.raises(InputError, match="--" + each.name.replace("_", "-")):
+                annotator.build(replace(config, **{each.name: OTHER[each.name]}))
             continue
         if each.name == "model":
             text = (model / "config.json").read_text()

@@ -50,10 +50,10 @@ def test_training_shows_what_the_backbone_shows(world: Path, tokens: int) -> Non
     detector = plug.load("detectors", "grid", **FEW)
     backbone = plug.load("backbones", "regions", model=str(world / "model"), detector=detector, device="cpu", tokens=tokens)
     model = backbone.asker.model
-    made = recipe(world, "none", region_crops=RegionCrops(detector, tokens))
+    made = recipe(world, "none", region_crops=RegionCrops(detector, tokens), encoder=model.encoder)
     data = TrainDataset(collected(read_examples(world / "data.json"), made.policy, None).samples, made)
     items = [data[key] for key in range(len(SIZES))]
-    batch = Collator(model.image_processor, 0, model.fill)(items)
+    batch = Collator(model.encoder, 0)(items)
     assert batch["contents"].pictures == sum(len(item.pictures) for item in items) == len(batch["pixel_values"])
     del batch["contents"]
     with torch.no_grad(), regions_as_tokens(model, made.region_crops):
@@ -62,12 +62,13 @@ def test_training_shows_what_the_backbone_shows(world: Path, tokens: int) -> Non
     for row, (sample, item) in enumerate(zip(data.samples, items, strict=True)):
         example = sample.questions[draw(0, sample.id, 0, 3)]
         picture = open_image(world / "images", str(sample.image))
-        features = backbone._features([backbone._proposed(picture, str(sample.image))])[0]
-        question = backbone.asker.question(example, features)
+        _, crops = backbone._proposed(picture, str(sample.image))
+        shown = backbone._shown(backbone._pooled([crops])[0])
+        question = backbone.asker.question(example, shown)
         assert (item.encoded.ids, item.encoded.labels) == (question.ids, question.labels)
         ids = torch.tensor([question.ids])
         with torch.no_grad():
-            logits = model.model(inputs_embeds=model.embed(ids, features)).logits[0]
+            logits = model.model(inputs_embeds=model.embed(ids, shown.features)).logits[0]
         size = len(question.ids)
         assert found.logits[row, :size].allclose(logits, atol=1e-4)
         losses.append((logits[:-1], torch.tensor(question.labels[1:])))

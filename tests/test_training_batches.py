@@ -65,12 +65,16 @@ def test_the_order_depends_on_the_global_batch_alone(grouped: bool) -> None:
 
 def test_batches_are_padded_on_the_right(world: Path) -> None:
     from cos_core.models import llava
-    from cos_core.training.collate import Collator
+    from cos_core.training.collate import Collator, empty_picture
 
     model = llava.load(world / "model", device="cpu")
-    data = TrainDataset(samples(world, "from_single_question"), recipe(world))
-    collate = Collator(model.image_processor, 0, model.fill)
-    items = [data[0], data[4], data[2]]
+    found = samples(world, "from_single_question")
+    data = TrainDataset(found, recipe(world, encoder=model.encoder))
+    collate = Collator(model.encoder, 0)
+    keys = (0, 4, 2)
+    items = [data[key] for key in keys]
+    kept = TrainDataset(found, recipe(world))
+    pictures = [picture for key in keys for picture in kept[key].pictures]
     batch = collate(items)
     for row, item in enumerate(items):
         size = len(item.encoded)
@@ -78,12 +82,12 @@ def test_batches_are_padded_on_the_right(world: Path) -> None:
         assert batch["labels"][row, :size].tolist() == list(item.encoded.labels)
         assert batch["attention_mask"][row].tolist() == [1] * size + [0] * (batch["input_ids"].shape[1] - size)
         assert set(batch["labels"][row, size:].tolist()) <= {IGNORE}
-    assert batch["pixel_values"].equal(model.pixels([p for item in items for p in item.pictures]))
+    assert batch["pixel_values"].equal(model.pixels(pictures))
     assert "pixel_values" not in collate([data[4]])
-    assert batch["contents"].pictures == 4
+    assert (batch["contents"].pictures, batch["contents"].image_tokens) == (4, 4 * IMAGE_TOKENS)
     assert batch["contents"].tokens == sum(len(item.encoded) for item in items)
     # ZeRO-3 needs a picture in every batch: one stands behind the text, where nothing attends to it.
-    stand_in = replace(collate, stand_in=(model.image_token_id, IMAGE_TOKENS))([data[4]])
+    stand_in = replace(collate, stand_in=empty_picture(model.encoder))([data[4]])
     assert stand_in["pixel_values"].shape[0] == 1
     assert int((stand_in["input_ids"] == model.image_token_id).sum()) == IMAGE_TOKENS
     assert not stand_in["attention_mask"][stand_in["input_ids"] == model.image_token_id].any()

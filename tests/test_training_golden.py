@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from training_world import collected
+from training_world import PictureKeeper, collected
 
 from cos_core.data.datasets import Problem, read_examples
 from cos_core.data.released import ReleasedRegions, Square
@@ -62,13 +62,15 @@ def expected(name: str, setting: str) -> list[dict[str, Any]]:
 
 
 def recipe(setting: str, policy: str = "from_single_question") -> Recipe:
-    return Recipe(
-        policy=plug.load("policies", policy),
+    encoder = PictureKeeper.of(
         profile=replace(load_profile("repo-2024-train"), after_end=AFTER_END[setting]),
         tokenizer=tokenizer(setting),
         image_token_id=IMAGE,
         image_tokens=IMAGE_TOKENS,
-        fill=(122, 116, 104),
+    )
+    return Recipe(
+        policy=plug.load("policies", policy),
+        encoder=encoder,
         images=GOLDEN / "images",
         extra_turns=True,
         crop_of="region",
@@ -140,7 +142,9 @@ def test_plain_samples_equal_the_original(setting: str, monkeypatch: pytest.Monk
         if case["sample"] in PLAIN_DEPARTURES:
             continue
         sample = samples("none")[case["sample"]]
-        plain = replace(recipe(setting, "none"), profile=replace(recipe(setting).profile, extra_turn_prefix=""))
+        usual = recipe(setting, "none")
+        assert isinstance(usual.encoder, PictureKeeper)
+        plain = replace(usual, encoder=replace(usual.encoder, profile=replace(usual.profile, extra_turn_prefix="")))
         monkeypatch.setattr("cos_core.training.dataset.draw", lambda *_: 0)
         encoded = make_item(sample, 0, plain).encoded
         assert collapsed(encoded.ids, encoded.labels) == (case["input_ids"], case["labels"]), case["sample"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from training_world import NO_SIZE
 
 from cos_core.errors import CosError, InputError
 from cos_core.interfaces import SilentReporter
@@ -226,7 +227,6 @@ def test_checkpoints_by_the_clock_take_no_more_than_their_share(
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
     from cos_core.training.callback import CallbackSettings, StopRequest, TrainingCallback
-    from cos_core.training.flops import ModelSize
     from cos_core.training.sample_order import BatchSizes, SampleOrder
 
     class Trainer:
@@ -240,7 +240,7 @@ def test_checkpoints_by_the_clock_take_no_more_than_their_share(
 
     now = 0.0
     ears = Warnings()
-    settings = CallbackSettings(tmp_path, ears, None, ModelSize(1, 0, 0, 0, 1, 1, 1, 1), None, 10.0, clock=lambda: now)
+    settings = CallbackSettings(tmp_path, ears, None, NO_SIZE, None, 10.0, clock=lambda: now)
     callback = TrainingCallback(SampleOrder(1, 0, BatchSizes(1, 1, 1)), settings, StopRequest())
     callback.trainer = Trainer()  # type: ignore[assignment]
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, max_steps=1000, report_to="none")

@@ -75,16 +75,16 @@ def test_only_boxes_and_answers_are_learnt(world: Path, policy: str, extra_turns
     expected.append(f"{QUESTIONS[chosen][1]} 0</s>")
     if extra_turns:
         expected += [f"{answer} 0</s>" for i, (_, answer) in enumerate(QUESTIONS) if i != chosen]
-    assert supervised(encoded, recipe_.tokenizer) == expected
+    assert supervised(encoded, recipe_.encoder.tokenizer) == expected
     assert len(pictures) == (1 if policy == "none" else 2)
-    assert encoded.ids.count(recipe_.image_token_id) == IMAGE_TOKENS * len(pictures)
+    assert encoded.ids.count(recipe_.encoder.image_token_id) == IMAGE_TOKENS * len(pictures)
 
 
 def test_a_text_only_sample_learns_every_answer_and_has_no_picture(world: Path) -> None:
     recipe_ = recipe(world)
     item = make_item(samples(world, "from_single_question")[-1], 0, recipe_)
     encoded, pictures = item.encoded, item.pictures
-    assert supervised(encoded, recipe_.tokenizer) == ["Hi</s>", "See you</s>"]
+    assert supervised(encoded, recipe_.encoder.tokenizer) == ["Hi</s>", "See you</s>"]
     assert pictures == ()
 
 
@@ -107,9 +107,9 @@ def test_training_tokens_start_with_the_tokens_of_both_inference_passes(world: P
             text, _ = as_written(sample.boxes[chosen] or BOX, size, recipe_.profile)
             passes.append(dialogue(recipe_.profile, question, box_text=text, **asking))
         for turns in passes:
-            prompt = encode(recipe_.profile, turns, recipe_.tokenizer, recipe_.image_token_id, IMAGE_TOKENS)
+            prompt = encode(recipe_.profile, turns, recipe_.encoder.tokenizer, recipe_.encoder.image_token_id, IMAGE_TOKENS)
             assert encoded.ids[: len(prompt)] == prompt.ids
-        answer = recipe_.tokenizer(f" {sample.questions[chosen].answers[0]}</s>", add_special_tokens=False)["input_ids"]
+        answer = recipe_.encoder.tokenizer(f" {sample.questions[chosen].answers[0]}</s>", add_special_tokens=False)["input_ids"]
         assert list(encoded.ids[len(prompt) :]) == answer
 
 
@@ -120,11 +120,11 @@ def test_the_crop_is_the_crop_of_the_written_box(world: Path, step: float | None
     for sample in samples(world, "from_single_question")[:-1]:
         item = make_item(sample, 0, recipe_)
         encoded, (full, roi) = item.encoded, item.pictures
-        text = supervised(encoded, recipe_.tokenizer)[0].removesuffix("</s>")
+        text = supervised(encoded, recipe_.encoder.tokenizer)[0].removesuffix("</s>")
         written, status = read_box(text, profile)
         assert status == "ok"
         assert written is not None
-        assert roi.tobytes() == crop_region(full, written, profile.crop_from, recipe_.fill).tobytes()
+        assert roi.tobytes() == crop_region(full, written, profile.crop_from, recipe_.encoder.fill).tobytes()
 
 
 @given(
@@ -235,10 +235,10 @@ def test_a_question_without_a_region_sees_the_whole_picture(world: Path, crop_fr
     items = TrainDataset(data, recipe_)
     for key, size in enumerate(SIZES):
         item = items[key]
-        assert supervised(item.encoded, recipe_.tokenizer)[0] == "[0.000, 0.000, 1.000, 1.000]</s>"
+        assert supervised(item.encoded, recipe_.encoder.tokenizer)[0] == "[0.000, 0.000, 1.000, 1.000]</s>"
         full, roi = item.pictures
         assert full.size == size
-        assert roi.tobytes() == (full if crop_from == "image" else square_pad(full, recipe_.fill)).tobytes()
+        assert roi.tobytes() == (full if crop_from == "image" else square_pad(full, recipe_.encoder.fill)).tobytes()
         assert item.fallback
     assert not items[len(SIZES)].fallback, "a text has no region to lack"
 
@@ -249,9 +249,9 @@ def test_the_end_of_a_long_answer_is_cut_and_the_rest_learnt(world: Path) -> Non
     whole = make_item(sample, 0, recipe_).encoded
     shorter = make_item(sample, 0, replace(recipe_, max_length=len(whole) - 3))
     cut_off, pictures = shorter.encoded, shorter.pictures
-    box, answer = supervised(whole, recipe_.tokenizer)
+    box, answer = supervised(whole, recipe_.encoder.tokenizer)
     # The end mark and two letters, one byte a token.
-    assert supervised(cut_off, recipe_.tokenizer) == [box, answer.removesuffix("</s>")[:-2]]
+    assert supervised(cut_off, recipe_.encoder.tokenizer) == [box, answer.removesuffix("</s>")[:-2]]
     assert len(pictures) == 2
 
 
@@ -270,7 +270,7 @@ def test_a_broken_image_is_replaced_and_named(world: Path) -> None:
 def test_the_released_length_limit_counts_a_picture_as_one_token(world: Path) -> None:
     """The released collator keeps 2048 token ids, of which each picture is one; its model widens them afterwards."""
     mark, width = 7, 576
-    made = replace(recipe(world), image_token_id=mark, image_tokens=width, max_length=2048, max_length_counts="text")
+    made = recipe(world, image_token_id=mark, image_tokens=width, max_length=2048, max_length_counts="text")
 
     def encoded(words: int, places: tuple[int, ...]) -> Encoded:
         """`words` tokens of text, a picture in front of each of those at `places`."""

@@ -23,7 +23,7 @@ def build(
     folder: Path,
     *,
     seed: int = 0,
-    shape: str = "usual",
+    shape: str | Shape = "usual",
     layout: Literal["saved", "published"] = "saved",
     bfloat16: bool = False,
     generation_config: Mapping[str, Any] | None = None,
@@ -36,7 +36,7 @@ def build(
     import torch
     import transformers
 
-    parts = BUILDERS[name](SHAPES[shape])
+    parts = BUILDERS[name](shape if isinstance(shape, Shape) else SHAPES[shape])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = transformers.AutoModelForImageTextToText.from_config(parts.config).eval()

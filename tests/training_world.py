@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from PIL import Image
@@ -18,14 +20,17 @@ from cos_core.files.jsonl import read_lines
 from cos_core.geometry import Box
 from cos_core.interfaces import Policy, SilentReporter
 from cos_core.miniature.scenes import write_dataset
+from cos_core.models.llava import LlavaEncoder
 from cos_core.store.annotations import Store
 from cos_core.training import TrainConfig
 from cos_core.training.dataset import Recipe
+from cos_core.training.flops import ModelSize, PictureFlops
 from cos_core.training.samples import Account, Rules, Sample, collect
 from cos_core.training.skipped import Skipped
 from cos_core.types import Annotation, Example
 
 IMAGE_TOKENS = 16
+NO_SIZE = ModelSize(1, 0, 0, 1, 1, 1, 1, 1, 1.0, 1.0, PictureFlops(each=1.0), IMAGE_TOKENS)
 SIZES = ((61, 47), (53, 53), (31, 71), (89, 43))
 BOX = Box(0.25, 0.125, 0.5, 0.75)
 QUESTIONS = (("What is it?", "a cup"), ("Which colour?", "red"), ("Is it full?", "no"))
@@ -78,17 +83,30 @@ def examples(world: Path) -> list[Example]:
 
 
 def recipe(world: Path, policy: str = "from_single_question", **changes: Any) -> Recipe:
+    """`profile`, `image_token_id` and `image_tokens` are of its encoder."""
     tokenizer = byte_tokenizer()
-    made = Recipe(
-        policy=plug.load("policies", policy),
-        profile=load_profile("paper"),
-        tokenizer=tokenizer,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        image_tokens=IMAGE_TOKENS,
-        fill=(122, 116, 104),
-        images=world / "images",
-    )
+    settings: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "profile": load_profile("paper"),
+        "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
+        "image_tokens": IMAGE_TOKENS,
+    }
+    own = {name: changes.pop(name, value) for name, value in settings.items()}
+    made = Recipe(policy=plug.load("policies", policy), encoder=PictureKeeper.of(**own), images=world / "images")
     return replace(made, **changes)
+
+
+class PictureKeeper(LlavaEncoder):
+    """LLaVA-1.5's encoder, but a prepared picture is the picture itself."""
+
+    @classmethod
+    def of(cls, **settings: Any) -> PictureKeeper:
+        side = math.isqrt(settings["image_tokens"])
+        config = SimpleNamespace(vision_config=SimpleNamespace(image_size=side, patch_size=1))
+        return cls(config=config, image_processor=None, fill=(122, 116, 104), **settings)
+
+    def picture(self, image: Image.Image, variant: int = 0) -> Image.Image:  # type: ignore[override]
+        return image
 
 
 @dataclass(frozen=True)

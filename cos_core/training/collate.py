@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from cos_core.dialogue.encoding import IGNORE
-from cos_core.models.pixels import processed
+from cos_core.models.encoder import Encoder
 from cos_core.training.dataset import TrainingItem
 from cos_core.training.skipped import Skipped
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from cos_core.types import ImageSlot, Turn
 
 CONTENTS = "contents"
 """The key of a batch's BatchContents, which is taken out before the model sees the batch."""
@@ -23,7 +21,8 @@ CONTENTS = "contents"
 
 @dataclass(slots=True)
 class BatchContents:
-    """What a batch holds. `unlearnt`: samples without a label; `squares`: the sum of the squared lengths (attention).
+    """What a batch holds. `unlearnt`: samples without a label; `squares`: the sum of the squared lengths (attention);
+    `image_tokens`: positions at which features of `pictures` stand.
 
     `fallbacks`: samples whose region is the whole picture because they have none.
     """
@@ -33,6 +32,7 @@ class BatchContents:
     unlearnt: list[str] = field(default_factory=list)
     tokens: int = 0
     squares: int = 0
+    image_tokens: int = 0
     pictures: int = 0
     padding: int = 0
     fallbacks: int = 0
@@ -42,21 +42,19 @@ class BatchContents:
 class Collator:
     """Pads on the right to the longest of the batch; runs in the data loading process, on the CPU.
 
-    `image_processor`: the checkpoint's own; `fill`: the colour that pads a picture to a square. `stand_in` (image token id and
-    tokens a picture): a batch of text only gets one grey picture, hidden behind the end of its first row, where nothing attends
-    to it. Only needed where every process must run the vision tower in every step (ZeRO-3).
+    `stand_in`: the empty picture, and the number of its image tokens, that a batch of text only gets, hidden behind the end of
+    its first row, where nothing attends to it. Only needed where every process must run the tower in every step (ZeRO-3).
     """
 
-    image_processor: Any
+    encoder: Encoder
     pad_token_id: int
-    fill: tuple[int, int, int]
-    stand_in: tuple[int, int] | None = None
+    stand_in: tuple[Any, int] | None = None
 
     def __call__(self, items: Sequence[TrainingItem]) -> dict[str, Any]:
-        """`input_ids`, `attention_mask`, `labels` (batch, length), IGNORE on padding; `pixel_values` (pictures, 3, side, side).
+        """`input_ids`, `attention_mask`, `labels` (batch, length), IGNORE on padding, and what the model takes besides.
 
         Pictures stand in the order of their slots, row by row, as the model's forward fills image tokens; a batch of text only
-        has no `pixel_values`, so that no vision pass is spent on it.
+        has none, so that no vision pass is spent on it.
         """
         pictures = [picture for item in items for picture in item.pictures]
         hidden = self.stand_in if not pictures else None
@@ -73,17 +71,14 @@ class Collator:
             mask[row, :size] = 1
         if hidden is not None:
             start = len(items[0].encoded)
-            ids[0, start : start + hidden[1]] = hidden[0]
+            ids[0, start : start + hidden[1]] = self.encoder.image_token_id
+        shown = [hidden[0]] if hidden is not None else pictures
         batch: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        if pictures:
-            batch["pixel_values"] = self._pixels(pictures)
-        elif hidden is not None:
-            batch["pixel_values"] = self._pixels([_grey(self.fill)])
-        batch[CONTENTS] = _contents(items, length, len(pictures))
+        batch |= self.encoder.token_inputs(ids)
+        if shown:
+            batch |= self.encoder.tensors(shown)
+        batch[CONTENTS] = _contents(items, length, len(pictures), self.encoder.image_token_id)
         return batch
-
-    def _pixels(self, pictures: Sequence[Image]) -> torch.Tensor:
-        return processed(self.image_processor, pictures, self.fill)
 
 
 def _tensor(numbers: Sequence[int]) -> torch.Tensor:
@@ -91,13 +86,15 @@ def _tensor(numbers: Sequence[int]) -> torch.Tensor:
     return torch.from_numpy(np.fromiter(numbers, np.int64, len(numbers)))
 
 
-def _grey(fill: tuple[int, int, int]) -> Image:
+def empty_picture(encoder: Encoder) -> tuple[Any, int]:
+    """An empty picture and how many image tokens it has."""
     from PIL import Image
 
-    return Image.new("RGB", (32, 32), fill)
+    picture = encoder.picture(Image.new("RGB", (32, 32), encoder.fill))
+    return picture, encoder.prompt([Turn("user", (ImageSlot("full"),))], lambda _: picture).spans[0].tokens
 
 
-def _contents(items: Sequence[TrainingItem], length: int, pictures: int) -> BatchContents:
+def _contents(items: Sequence[TrainingItem], length: int, pictures: int, image_token_id: int) -> BatchContents:
     real = [item for item in items if not item.filler]
     sizes = [len(item.encoded) for item in items]
     return BatchContents(
@@ -106,6 +103,7 @@ def _contents(items: Sequence[TrainingItem], length: int, pictures: int) -> Batc
         unlearnt=[item.id for item in real if all(label == IGNORE for label in item.encoded.labels[1:])],
         tokens=sum(sizes),
         squares=sum(size * size for size in sizes),
+        image_tokens=sum(item.encoded.ids.count(image_token_id) for item in items),
         pictures=pictures,
         padding=len(items) * length - sum(sizes),
         fallbacks=sum(item.fallback for item in real),

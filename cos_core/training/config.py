@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cos_core import options
 from cos_core.errors import InputError
 from cos_core.files import deciding
+from cos_core.models.budget_options import BudgetOptions
 from cos_core.options import CHECKS, INPUT, MODEL, OUTPUT, REGION, REQUIRED, SPEED, TRAINING, Files, option
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _RATE, _ADAPTERS_RATE = 2e-5, 2e-4
 
 
 @dataclass(frozen=True, slots=True)
-class TrainConfig:
+class TrainConfig(BudgetOptions):
     """One training run; each field says what it is. Raises InputError for values that cannot be meant.
 
     On the command line `policy` is --roi and `workers` --num-workers. What the help of a field leaves out:
@@ -42,7 +43,7 @@ class TrainConfig:
 
     data: Files = options.data_option()
     images: Path = options.images_option()
-    model: str = options.model_option()
+    model: str = options.model_option(what="Vision-language checkpoint")
     out: Path = option(
         REQUIRED, "Folder for checkpoints and the trained model.", OUTPUT, not_in_fingerprint="where the model goes"
     )
@@ -53,7 +54,7 @@ class TrainConfig:
         completes="store",
         shown_default="no regions",
     )
-    profile: str | None = options.profile_option()
+    profile: str | None = options.profile_option(options.ANY_FAMILY)
     policy: str = options.policy_option()
     epochs: int = option(1, "Passes over the data.", TRAINING, low=1, high=options.BATCH)
     learning_rate: float | None = option(
@@ -217,6 +218,15 @@ class TrainConfig:
         CHECKS,
         low=0.01,
         high=1,
+        not_in_fingerprint="an assumption of the bill",
+    )
+    price_hour: float | None = option(
+        None,
+        "Price of one GPU for an hour; the bill then says what the run costs.",
+        CHECKS,
+        low=0,
+        high=options.COUNT,
+        shown_default="no price",
         not_in_fingerprint="an assumption of the bill",
     )
     follow_links: bool = options.follow_links_option(not_in_fingerprint="where the pictures may be")

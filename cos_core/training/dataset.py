@@ -8,13 +8,14 @@ question-answer pair for each image"; the released code drew from an unseeded gl
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from cos_core.data.released import Square
 from cos_core.dialogue.box_text import read_box, write_box
 from cos_core.dialogue.cropping import crop_region
-from cos_core.dialogue.encoding import IGNORE, Encoded, encode
+from cos_core.dialogue.encoding import IGNORE, Encoded
 from cos_core.dialogue.prompts import Profile, dialogue, text_dialogue
 from cos_core.errors import InputError
 from cos_core.files.durable import utf8
@@ -22,14 +23,14 @@ from cos_core.files.images import open_image
 from cos_core.files.picture_files import Root
 from cos_core.geometry import Box, full_box, in_frame
 from cos_core.interfaces import Policy
+from cos_core.models.encoder import Encoder
+from cos_core.training.picture_lengths import USUAL_SIZE, PictureLengths
 from cos_core.training.sample_table import SampleTable
 from cos_core.training.samples import Outline, Region, Sample, Samples
 from cos_core.training.skipped import Skipped
-from cos_core.types import Turn
+from cos_core.types import Slot, Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from PIL.Image import Image
 
     from cos_core.training.region_crops import RegionCrops
@@ -39,16 +40,21 @@ CUT_IMAGE = "longer than max_length: an image would be cut"
 CUT_LABELS = "longer than max_length: nothing to learn is left"
 
 
+class RefusedPictureError(InputError):
+    """The model's image processor does not take a picture, or the crop of its region: families refuse extreme shapes."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingItem:
-    """One encoded sample: token ids, labels, and the pictures of its image slots in order of appearance.
+    """One encoded sample: token ids, labels, and the pictures of its image slots in order of appearance, each prepared for the
+    model (Encoder.picture).
 
     `filler`: nothing of it is learnt; it only makes a batch as large as its neighbours on other devices. `fallback`: its
     region is the whole picture because it has none of its own.
     """
 
     encoded: Encoded
-    pictures: tuple[Image, ...]
+    pictures: tuple[Any, ...]
     skipped: tuple[Skipped, ...] = ()
     id: str = ""
     filler: bool = False
@@ -60,15 +66,10 @@ class Recipe:
     """Everything that turns a sample into an item, equal in every worker process.
 
     `region_crops`: regions in place of the picture, as an annotator sees them; None: the picture, and its region after the box.
-    `seen`: the size (width, height in pixels) at which the model sees a picture of a given size, for boxes in pixels.
     """
 
     policy: Policy
-    profile: Profile
-    tokenizer: Any
-    image_token_id: int
-    image_tokens: int
-    fill: tuple[int, int, int]
+    encoder: Encoder
     images: Root
     seed: int = 0
     max_length: int = 2048
@@ -77,7 +78,27 @@ class Recipe:
     crop_of: Literal["text", "region"] = "text"
     on_no_region: Literal["full", "skip"] = "full"
     region_crops: RegionCrops | None = None
-    seen: Callable[[tuple[int, int]], tuple[int, int]] | None = None
+
+    @property
+    def profile(self) -> Profile:
+        return self.encoder.profile
+
+    def seen(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """(width, height) in pixels of a picture of `size` as the model sees it, for boxes in pixels; None for other boxes.
+
+        Raises RefusedPictureError.
+        """
+        if self.profile.box_unit != "pixel":
+            return None
+        try:
+            return self.encoder.seen(size)
+        except ValueError as error:
+            raise RefusedPictureError(f"a picture of {size[0]} x {size[1]} pixels: {error}") from None
+
+
+def lengths_of(recipe: Recipe) -> PictureLengths:
+    """What tells how many positions the pictures of a sample take."""
+    return PictureLengths(recipe.encoder, recipe.images, recipe.profile.crop_from, recipe.region_crops)
 
 
 def draw(seed: int, sample_id: str, epoch: int, n: int) -> int:
@@ -98,6 +119,7 @@ class TrainDataset:
     def __init__(self, samples: Samples, recipe: Recipe) -> None:
         self.samples = samples
         self.recipe = recipe
+        self._pictures = lengths_of(recipe)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -126,8 +148,16 @@ class TrainDataset:
         raise InputError(f"{len(skipped)} samples in a row cannot be trained on; the first, {first.id}: {first.reason}")
 
     def length(self, index: int, epoch: int) -> int:
-        """About how many tokens a sample has in an epoch, without opening its image or, from a table, reading its texts."""
+        """About how many tokens a sample has in an epoch, without decoding its image.
+
+        Where pictures of any size take equally many, neither the image's file nor, of a table, the texts are read.
+        """
         samples = self.samples
+        if not self._pictures.one_size:
+            sample = samples[index]
+            which = question_of(sample, epoch, self.recipe)
+            positions = sum(picture.positions for picture in self._pictures.of(sample, which))
+            return positions + expected_text_tokens(sample.outline, which, self.recipe)
         outline = samples.outline(index) if isinstance(samples, SampleTable) else samples[index].outline
         return expected_tokens(outline, epoch, self.recipe)
 
@@ -151,8 +181,8 @@ def make_item(sample: Sample, epoch: int, recipe: Recipe) -> TrainingItem:
         if recipe.on_no_region == "skip":
             raise InputError(reason)
         sample = with_whole_picture(sample, which)
-    encoded, pictures = encode_sample(sample, which, picture, recipe)
-    return TrainingItem(encoded, pictures, id=sample.id, fallback=which in sample.fallbacks)
+    encoded, views = encode_sample(sample, which, picture, recipe)
+    return TrainingItem(encoded, views.shown(encoded.slots), id=sample.id, fallback=which in sample.fallbacks)
 
 
 def outside(region: Region | None, picture: Image) -> str | None:
@@ -177,38 +207,63 @@ def with_whole_picture(sample: Sample, which: int) -> Sample:
     return replace(sample, boxes=boxes, fallbacks=(*sample.fallbacks, which))
 
 
-def encode_sample(sample: Sample, which: int, picture: Image | None, recipe: Recipe) -> tuple[Encoded, tuple[Image, ...]]:
-    """Tokens, labels and pictures of one question of a sample, and its decoded picture. Raises InputError."""
-    region_crops = recipe.region_crops
-    views: dict[str, Image] = {}
+@dataclass(slots=True)
+class Views:
+    """The pictures of one dialogue by their slots, each prepared when it is asked for, once.
+
+    `crops`: regions that stand in the place of every picture, where an annotator is trained; `positions`: how many they take.
+    """
+
+    encoder: Encoder
+    images: dict[Slot, Image] = field(default_factory=dict)
     crops: tuple[Image, ...] = ()
-    box_text, image_tokens = None, recipe.image_tokens
-    if picture is not None and region_crops is not None:
-        crops = region_crops.crops(picture, str(sample.image), recipe.profile.crop_from, recipe.fill)
-        image_tokens = len(crops) * region_crops.positions
+    positions: int = 0
+    _prepared: dict[Slot, Any] = field(default_factory=dict)
+
+    def __call__(self, slot: Slot) -> Any:
+        if self.positions:
+            return self.encoder.crops(self.positions)
+        if slot not in self._prepared:
+            try:
+                self._prepared[slot] = self.encoder.picture(self.images[slot], self.encoder.variant(len(self.images)))
+            except InputError as error:
+                raise RefusedPictureError(str(error)) from error
+        return self._prepared[slot]
+
+    def shown(self, slots: Sequence[Slot]) -> tuple[Any, ...]:
+        """What the model is shown for a dialogue with these slots."""
+        return tuple(map(self.encoder.picture, self.crops)) if self.crops else tuple(map(self, slots))
+
+
+def encode_sample(sample: Sample, which: int, picture: Image | None, recipe: Recipe) -> tuple[Encoded, Views]:
+    """Tokens and labels of one question of a sample, from its decoded picture, and the pictures of the dialogue.
+
+    Raises InputError.
+    """
+    views, box_text = Views(recipe.encoder), None
+    if picture is not None and recipe.region_crops is not None:
+        crops = recipe.region_crops.crops(picture, str(sample.image), recipe.profile.crop_from, recipe.encoder.fill)
+        views = Views(recipe.encoder, crops=crops, positions=len(crops) * recipe.region_crops.positions)
     elif picture is not None:
-        views["full"] = picture
+        views.images["full"] = picture
         region = sample.boxes[which]
         if region is not None:
-            box_text, views["roi"] = _zoom(picture, region, recipe)
-    encoded = encode_text(sample, which, box_text, image_tokens, recipe)
-    encoded = cut(encoded, limit(encoded, recipe), recipe.image_token_id)
-    return encoded, crops or tuple(views[slot] for slot in encoded.slots)
+            box_text, views.images["roi"] = _zoom(picture, region, recipe)
+    encoded = encode_text(sample, which, box_text, views, recipe)
+    return cut(encoded, limit(encoded, recipe), recipe.encoder.image_token_id), views
 
 
-def encode_text(sample: Sample, which: int, box_text: str | None, image_tokens: int, recipe: Recipe) -> Encoded:
-    """Tokens and labels of one question of a sample, of any length; `image_tokens`: positions that one picture takes."""
-    turns = make_turns(sample, which, box_text, recipe)
-    return encode(recipe.profile, turns, recipe.tokenizer, recipe.image_token_id, image_tokens)
+def encode_text(sample: Sample, which: int, box_text: str | None, views: Views, recipe: Recipe) -> Encoded:
+    """Tokens and labels of one question of a sample, of any length."""
+    return views.encoder.encode(make_turns(sample, which, box_text, recipe), views)
 
 
 def _zoom(picture: Image, region: Region, recipe: Recipe) -> tuple[str, Image]:
     """The box text of a region and its crop; `crop_of` "region" cuts the region itself, as the released code trains."""
     box = region.box(*picture.size) if isinstance(region, Square) else region
-    seen = recipe.seen(picture.size) if recipe.seen is not None and recipe.profile.box_unit == "pixel" else None
-    text, written = as_written(box, picture.size, recipe.profile, seen)
+    text, written = as_written(box, picture.size, recipe.profile, recipe.seen(picture.size))
     cut_from = written if recipe.crop_of == "text" else box
-    return text, crop_region(picture, cut_from, recipe.profile.crop_from, recipe.fill)
+    return text, crop_region(picture, cut_from, recipe.profile.crop_from, recipe.encoder.fill)
 
 
 def as_written(box: Box, size: tuple[int, int], profile: Profile, seen: tuple[int, int] | None = None) -> tuple[str, Box]:
@@ -233,21 +288,25 @@ _FRAME_TOKENS = 70
 def expected_tokens(sample: Outline, epoch: int, recipe: Recipe) -> int:
     """About how many tokens `make_item` gives, from the number of characters: for sorting by length and for plans."""
     which = question_of(sample, epoch, recipe)
+    pictures = 2 if sample.boxed[which] else 1
+    places = expected_picture_tokens(recipe, pictures) * pictures if sample.image else 0
+    return places + expected_text_tokens(sample, which, recipe)
+
+
+def expected_text_tokens(sample: Outline, which: int, recipe: Recipe) -> int:
+    """About how many tokens a question of a sample has without its pictures."""
     learnt = (which,) if sample.image and not recipe.extra_turns else sample.usable
     letters = sum(sum(sample.letters[i]) for i in learnt)
-    chained = sample.boxed[which]
-    letters += sample.letters[which][0] if chained else 0
-    places = expected_picture_tokens(recipe) * (2 if chained else 1) if sample.image else 0
-    return places + _FRAME_TOKENS + round(letters / _CHARACTERS_A_TOKEN)
+    letters += sample.letters[which][0] if sample.boxed[which] else 0
+    return _FRAME_TOKENS + round(letters / _CHARACTERS_A_TOKEN)
 
 
-def expected_picture_tokens(recipe: Recipe) -> int:
-    """About how many positions one picture takes; how many regions it has is known only when it is open."""
-    return (
-        recipe.image_tokens
-        if recipe.region_crops is None
-        else recipe.region_crops.expected_regions * recipe.region_crops.positions
-    )
+def expected_picture_tokens(recipe: Recipe, pictures: int) -> int:
+    """About how many positions a picture takes in a dialogue of `pictures` pictures; how many regions it has is known only when
+    it is open."""
+    if recipe.region_crops is not None:
+        return recipe.region_crops.expected_regions * recipe.region_crops.positions
+    return recipe.encoder.picture_tokens(USUAL_SIZE, pictures)
 
 
 def make_turns(sample: Sample, which: int, box_text: str | None, recipe: Recipe) -> tuple[Turn, ...]:
@@ -279,7 +338,7 @@ def limit(encoded: Encoded, recipe: Recipe) -> int:
     """
     if recipe.max_length_counts == "positions":
         return recipe.max_length
-    return recipe.max_length + encoded.ids.count(recipe.image_token_id) - len(encoded.slots)
+    return recipe.max_length + encoded.ids.count(recipe.encoder.image_token_id) - len(encoded.slots)
 
 
 def cut(encoded: Encoded, max_length: int, image_token_id: int) -> Encoded:

@@ -6,40 +6,80 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cos_core import __version__
 from cos_core.data.datasets import Snapshot, paths_of
 from cos_core.data.released import ReleasedRegions
-from cos_core.dialogue.prompts import DIALOGUE_VERSION, Profile, checkpoint_profile
+from cos_core.dialogue.prompts import DIALOGUE_VERSION, Profile
 from cos_core.errors import InputError
 from cos_core.files import deciding, manifest, picture_files, plug
 from cos_core.interfaces import Policy, Reporter
-from cos_core.models import hub
+from cos_core.models import checkpoint_files, families, general, general_probe, hub, vision_input
+from cos_core.models import processor as processors
+from cos_core.models.families import Family
+from cos_core.models.wording import resolved_profile
 from cos_core.store.annotations import Store
 from cos_core.training import data_check, sample_table, shared_folder
 from cos_core.training.config import TrainConfig
 from cos_core.training.dataset import Recipe
-from cos_core.training.flops import ModelSize, size_of
+from cos_core.training.flops import ModelSize
 from cos_core.training.region_crops import RegionCrops
 from cos_core.training.sample_table import SampleSet
 from cos_core.training.samples import Rules
+
+if TYPE_CHECKING:
+    from cos_core.models.encoder import Encoder
+    from cos_core.models.general_encoder import GeneralEncoder
+    from cos_core.models.llava import LlavaEncoder
 
 CHECK_FILE = "check.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class StartCheckpoint:
-    """The local folder of the checkpoint that training starts from, and the prompt profile that training uses with it."""
+    """The local folder of the checkpoint that training starts from, its family, and the prompt profile that training uses.
+
+    `general`: it is not LLaVA-1.5.
+    """
 
     folder: str
     profile: Profile
+    family: Family
+    general: bool
 
 
 def start_checkpoint(config: TrainConfig) -> StartCheckpoint:
-    """Resolves model and profile once for the whole run. Raises InputError or MissingError as hub.resolve does."""
-    folder = hub.resolve(config.model)
-    return StartCheckpoint(folder, checkpoint_profile(folder, config.profile))
+    """Resolves model and profile once for the whole run.
+
+    Raises InputError or MissingError as hub.resolve does, and InputError for a checkpoint that cannot be trained so.
+    """
+    return checkpoint_in(config, hub.resolve(config.model))
+
+
+def checkpoint_in(config: TrainConfig, folder: str, *, weights: bool = True, texts: bool = True) -> StartCheckpoint:
+    """As start_checkpoint, of a folder that may be without `weights`, or without a tokenizer (`texts`), where only a plan is
+    made."""
+    family = families.of_config(checkpoint_files.settings(Path(folder), checkpoint_files.CONFIG) or {})
+    other = general.serves(folder)
+    if other:
+        _check_family(config, family)
+    if other and texts:
+        general_probe.check_dialogue(folder, pictures=1 if config.rule == "none" else 2, weights=weights)
+    return StartCheckpoint(folder, resolved_profile(folder, config.profile), family, other)
+
+
+def _check_family(config: TrainConfig, family: Family) -> None:
+    """Raises InputError for a family without a dialogue, and for settings that go with LLaVA-1.5 alone."""
+    if family.not_trained:
+        raise InputError(
+            f"{family.name} cannot be trained on Chain-of-Spot dialogues: {family.not_trained}; take a model of another family"
+        )
+    if config.annotator == "regions":
+        raise InputError(
+            "the annotator 'regions' shows crops in a picture's place, which training does with LLaVA-1.5 alone; train with "
+            "--annotator patches"
+        )
 
 
 @contextmanager
@@ -93,11 +133,19 @@ def settings(
         "data": manifest.files_input(config.data),
         "model": {"path": config.model, "fingerprint": hub.fingerprint(checkpoint.folder)},
     }
+    vision = vision_input.of_folder(checkpoint.folder, config.pixel_budget)
+    shown = {} if vision is None else vision.settings()
+    inputs["model"] |= shown
+    budget = {name: value for name, value in shown.items() if name == "pixel_budget"}
     crops = region_crops(config)
     detector = {"detector": plug.described(crops.detector)} if crops is not None else {}
     by_content: dict[str, Mapping[str, Any]] = {
         "data": {"data": inputs["data"]["sha256"]},
-        "model": {"model": inputs["model"]["fingerprint"]},
+        "model": {
+            "model": inputs["model"]["fingerprint"],
+            **{name: value for name, value in shown.items() if name != "pixel_budget"},
+        },
+        **dict.fromkeys(("min_pixels", "max_pixels", "max_tiles", "longest_edge"), budget),
         "store": {},
         "profile": {"profile": checkpoint.profile.to_json()},
         "policy": {"policy": [policy.name, policy.source, policy.asks]},
@@ -128,24 +176,19 @@ class CheckpointMetadata:
 
 def checkpoint_metadata(config: TrainConfig, policy: Policy, checkpoint: StartCheckpoint) -> CheckpointMetadata:
     """Configuration, size and recipe of the checkpoint. Raises InputError when its tokenizer or processor cannot be read."""
-    from cos_core.models import pretrained
-    from cos_core.models.devices import quiet_libraries
-    from cos_core.models.llava import image_tokens_of
-    from cos_core.models.pixels import check_pictures
-    from cos_core.models.vocabulary import check_tokens
+    from cos_core.training.model_size import size_of, tensors_of
 
-    where = checkpoint.folder
-    quiet_libraries()
-    settings, tokenizer = pretrained.configuration(where), pretrained.tokenizer(where)
-    check_tokens(where, tokenizer, int(settings.text_config.vocab_size))
-    fill = check_pictures(where, pretrained.image_processor(where), int(settings.vision_config.image_size))
-    recipe = Recipe(
+    encoder = encoder_of(config, checkpoint)
+    # Measured before ZeRO-3 is set up, which would shard this model, too.
+    size = size_of(encoder.config, tensors_of(encoder, 1 if config.rule == "none" else 2))
+    return CheckpointMetadata(encoder.config, recipe(config, policy, encoder), size)
+
+
+def recipe(config: TrainConfig, policy: Policy, encoder: Encoder) -> Recipe:
+    """The recipe of a run with a checkpoint's encoder."""
+    return Recipe(
         policy=policy,
-        profile=checkpoint.profile,
-        tokenizer=tokenizer,
-        image_token_id=int(settings.image_token_id),
-        image_tokens=image_tokens_of(settings),
-        fill=fill,
+        encoder=encoder,
         images=picture_files.folder(config.images, config.follow_links),
         seed=config.seed,
         max_length=config.max_length,
@@ -155,8 +198,34 @@ def checkpoint_metadata(config: TrainConfig, policy: Policy, checkpoint: StartCh
         crop_of=config.crop_of,
         region_crops=region_crops(config),
     )
-    # Measured before ZeRO-3 is set up, which would shard this model, too.
-    return CheckpointMetadata(settings, recipe, size_of(settings))
+
+
+def encoder_of(config: TrainConfig, checkpoint: StartCheckpoint) -> LlavaEncoder | GeneralEncoder:
+    """How the checkpoint turns dialogues and pictures into what its model takes. Raises InputError as its loading does."""
+    from cos_core.models import llava
+    from cos_core.models.devices import quiet_libraries
+
+    quiet_libraries()
+    if not checkpoint.general:
+        return llava.encoder(checkpoint.folder, checkpoint.profile, pictures=True)
+    budget = config.pixel_budget
+    encoder = general.encoder_of(checkpoint.folder, profile=checkpoint.profile, budget=budget, name=config.model)
+    if not encoder.has_image_tokens:
+        raise InputError(
+            f"{config.model} reads pictures through cross-attention: they have no tokens in a dialogue, and training needs "
+            "these; take a model of another family"
+        )
+    return encoder
+
+
+def remarks(checkpoint: StartCheckpoint, encoder: Encoder) -> list[str]:
+    """What a user should know of how dialogues are learnt with a checkpoint, a sentence each."""
+    said = [*encoder.remarks]
+    if checkpoint.family.second_view_change:
+        said.append(f"{checkpoint.family.second_view_change}; training shows the picture as pass 2 does")
+    if checkpoint.general and "strftime_now" in (processors.chat_template(Path(checkpoint.folder)) or ""):
+        said.append("its chat template writes today's date, so that a run that is resumed on another day learns another prompt")
+    return [f"{checkpoint.family.name or 'this model'}: {each}" for each in said]
 
 
 def region_crops(config: TrainConfig) -> RegionCrops | None:

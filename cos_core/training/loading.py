@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cos_core.errors import InputError
 from cos_core.files.text import first_line
+from cos_core.models.families import Family
 from cos_core.system.memory import is_out_of_memory
 from cos_core.training import runtime
 from cos_core.training.config import TrainConfig
 from cos_core.training.inputs import StartCheckpoint
 
 if TYPE_CHECKING:
-    from cos_core.models.llava import Llava
+    from cos_core.models.loaded import LoadedModel
 
 
-def load(config: TrainConfig, checkpoint: StartCheckpoint, device: Any = None, last: Path | None = None) -> Llava:
+def load(config: TrainConfig, checkpoint: StartCheckpoint, device: Any = None, last: Path | None = None) -> LoadedModel:
     """The start checkpoint with the untrained weights frozen, or with adapters.
 
     Each weight is read from its file to the device on which it is trained, in its final format (`runtime.weights`): to `device`
@@ -28,8 +28,8 @@ def load(config: TrainConfig, checkpoint: StartCheckpoint, device: Any = None, l
     """
     import torch
 
-    from cos_core.models import llava
-    from cos_core.training import adapters, loss
+    from cos_core.models import llava, pretrained
+    from cos_core.training import adapters, loss, parts
 
     whole = last is not None and config.lora is None and config.deepspeed is None
     sharded = runtime.shards_weights(config)
@@ -37,22 +37,36 @@ def load(config: TrainConfig, checkpoint: StartCheckpoint, device: Any = None, l
         str(last) if whole else checkpoint.folder,
         dtype=adapters.base_dtype(config) if config.qlora else getattr(torch, runtime.weights(config)),
         device=device if device is not None and device.type != "cpu" and not sharded else None,
-        quantization=adapters.four_bits(config) if config.qlora else None,
+        quantization=adapters.four_bits(config, checkpoint) if config.qlora else None,
+        read=pretrained.any_network if checkpoint.general else pretrained.network,
     )
-    loaded = llava.equipped(network, checkpoint.folder, name=config.model, profile=checkpoint.profile)
+    parts.check(network, checkpoint.family)
+    loaded = _equipped(network, config, checkpoint)
     loss.mask_rows(network, loaded.unused_rows)
     if config.lora is not None:
-        return replace(loaded, model=adapters.adapt(loaded, config))
-    freeze(loaded, config.train_projector)
+        loaded.model = adapters.adapt(network, config, checkpoint.family)
+    else:
+        freeze(network, checkpoint.family, config.train_projector)
     return loaded
 
 
-def freeze(llava: Llava, train_projector: bool) -> None:
+def _equipped(network: Any, config: TrainConfig, checkpoint: StartCheckpoint) -> LoadedModel:
+    from cos_core.models import general, llava
+
+    if not checkpoint.general:
+        return llava.equipped(network, checkpoint.folder, name=config.model, profile=checkpoint.profile)
+    budget = config.pixel_budget
+    encoder = general.encoder_of(checkpoint.folder, profile=checkpoint.profile, budget=budget, name=config.model)
+    return general.equipped(network, checkpoint.folder, encoder, budget)
+
+
+def freeze(model: Any, family: Family, train_projector: bool) -> None:
     """Leaves the language model (and the projector, with `train_projector`) to be trained."""
-    model = llava.model
-    model.requires_grad_(True)
-    model.model.vision_tower.requires_grad_(False)
-    model.model.multi_modal_projector.requires_grad_(train_projector)
+    from cos_core.training import parts
+
+    model.requires_grad_(False)
+    for weight in (*parts.language(model), *(parts.projector(model, family) if train_projector else ())):
+        weight.requires_grad_(True)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from cos_core.interfaces import Detector
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from cos_core.models.llava import Llava
+    from cos_core.models.loaded import LoadedModel
 
 _EXPECTED_REGIONS = 30
 
@@ -52,7 +52,7 @@ class RegionCrops:
 
 
 @contextmanager
-def regions_as_tokens(llava: Llava, region_crops: RegionCrops | None) -> Iterator[None]:
+def regions_as_tokens(loaded: LoadedModel, region_crops: RegionCrops | None) -> Iterator[None]:
     """Inside, the projector's output for a region is pooled to the tokens of `region_crops`, as the backbone pools it.
 
     A hook on the projector, so that the model's own forward does the rest under every engine, ZeRO-3's included.
@@ -61,11 +61,13 @@ def regions_as_tokens(llava: Llava, region_crops: RegionCrops | None) -> Iterato
         yield
         return
     from cos_core.backbones.regions import centre_tokens
+    from cos_core.models.llava import Llava
 
-    model = llava.model
+    model = loaded.model
+    assert isinstance(loaded, Llava)
 
     def pooled(_projector: Any, _inputs: Any, features: Any) -> Any:
-        return centre_tokens(features, llava, region_crops.tokens).unflatten(0, (features.shape[0], region_crops.positions))
+        return centre_tokens(features, loaded, region_crops.tokens).unflatten(0, (features.shape[0], region_crops.positions))
 
     whole = model.get_base_model() if hasattr(model, "peft_config") else model
     hook = whole.model.multi_modal_projector.register_forward_hook(pooled)

@@ -65,11 +65,14 @@ def require(config: TrainConfig) -> None:
     if config.dtype == "bfloat16" and on_gpu(config) and not has_bfloat16("cuda"):
         name = torch.cuda.get_device_name()
         raise MissingError(f"the GPU {name} has no bfloat16; dtype 'auto' takes float16 there, with scaled losses")
-    if config.liger and not on_gpu(config):
-        raise MissingError("Liger's kernels run on a GPU, and torch sees none to use here; leave liger out")
     if not on_gpu(config):
         # Otherwise DeepSpeed, which the Trainer imports where it is installed, looks for an accelerator and warns of none.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if config.dry_run and not on_gpu(config):
+        # Arithmetic alone: what trains may be on another machine.
+        return
+    if config.liger and not on_gpu(config):
+        raise MissingError("Liger's kernels run on a GPU, and torch sees none to use here; leave liger out")
     packages = {
         "deepspeed": config.deepspeed is not None,
         "peft": config.lora is not None,

@@ -11,10 +11,13 @@ from cos_core import __version__
 from cos_core.data.datasets import paths_of
 from cos_core.files import durable, manifest
 from cos_core.files.durable import atomic_write, sync_folder
-from cos_core.models import hub, layout, pretrained
+from cos_core.models import checkpoint_files, families, general, hub, layout, pretrained
 from cos_core.models.checkpoint_info import ANNOTATOR_FILE
+from cos_core.models.general import GeneralModel
+from cos_core.models.layout import any_family
 from cos_core.models.llava import Llava
-from cos_core.training import adapters, resume_points
+from cos_core.models.loaded import LoadedModel
+from cos_core.training import adapters, parts, resume_points
 from cos_core.training.config import TrainConfig
 
 _STAGING = "saving"
@@ -36,7 +39,9 @@ def gathered(trainer: Any, config: TrainConfig) -> dict[str, Any] | None:
     return {name: weight for name, weight in state.items() if name in learnt}
 
 
-def save_checkpoint(llava: Llava, weights: dict[str, Any], config: TrainConfig, annotator: dict[str, Any] | None) -> list[str]:
+def save_checkpoint(
+    trained: LoadedModel, weights: dict[str, Any], config: TrainConfig, annotator: dict[str, Any] | None
+) -> list[str]:
     """Model, tokenizer, processor, generation settings and profile, into `config.out`; for an annotator its record, too.
 
     The start checkpoint is read anew, in the numbers that it is stored in, and only what was trained is put into it: frozen
@@ -52,7 +57,7 @@ def save_checkpoint(llava: Llava, weights: dict[str, Any], config: TrainConfig, 
     shutil.rmtree(staging, ignore_errors=True)
     with durable.library_folder(staging, then=resume_points.THEN):
         staging.mkdir(parents=True)
-        notes = _write(staging, llava, weights, config)
+        notes = _write(staging, trained, weights, config)
         if annotator is not None:
             atomic_write(staging / ANNOTATOR_FILE, json.dumps(manifest.plain(annotator), indent=1) + "\n")
         durable.flush_folder(staging)
@@ -60,35 +65,41 @@ def save_checkpoint(llava: Llava, weights: dict[str, Any], config: TrainConfig, 
     return notes
 
 
-def _write(staging: Path, llava: Llava, weights: dict[str, Any], config: TrainConfig) -> list[str]:
+def _write(staging: Path, trained: LoadedModel, weights: dict[str, Any], config: TrainConfig) -> list[str]:
     import torch
 
     where = hub.resolve(config.model)
-    model, _ = pretrained.network(where, dtype=stored_dtype(where))
+    read = pretrained.network if isinstance(trained, Llava) else pretrained.any_network
+    model, _ = read(where, dtype=stored_dtype(where))
+    family = families.of_config(model.config.to_dict())
     if config.lora is not None:
-        model = adapters.merge(model, weights, config, staging / adapters.FOLDER)
+        model = adapters.merge(model, weights, config, family, staging / adapters.FOLDER)
     else:
         with torch.no_grad():
-            mine = dict(model.named_parameters())
+            own = dict(model.named_parameters())
             for name, weight in weights.items():
-                mine[name].copy_(weight)
-    layout.save_model(model, staging)
-    return layout.complete(
-        staging,
-        settings=model.config,
-        tokenizer=llava.tokenizer,
-        image_processor=llava.image_processor,
-        profile=llava.profile,
-        card=_card(llava, config),
-    )
+                own[name].copy_(weight)
+    card = _card(trained, config)
+    if isinstance(trained, Llava):
+        layout.save_model(model, staging)
+        return layout.complete(
+            staging,
+            settings=model.config,
+            tokenizer=trained.tokenizer,
+            image_processor=trained.encoder.image_processor,
+            profile=trained.profile,
+            card=card,
+        )
+    assert isinstance(trained, GeneralModel)
+    return any_family.save(model, staging, trained.encoder, source=Path(where), budget=config.pixel_budget, card=card)
 
 
-def _card(llava: Llava, config: TrainConfig) -> layout.ModelCard:
+def _card(trained: LoadedModel, config: TrainConfig) -> layout.ModelCard:
     """The model card. It holds file names only, no paths of this machine."""
     base = layout.plain_name(config.model)
     learnt = f"adapters of rank {config.lora} on the language model, merged" if config.lora else "the language model"
     facts = {
-        "base model's fingerprint": llava.fingerprint,
+        "base model's fingerprint": trained.fingerprint,
         "data": ", ".join(path.name for path in paths_of(config.data)),
         "regions": config.store.name if config.store else "none",
         "policy": config.rule,
@@ -100,8 +111,18 @@ def _card(llava: Llava, config: TrainConfig) -> layout.ModelCard:
         "written by": f"cos {__version__}",
     }
     kind = "an annotator" if config.annotator else "a checkpoint"
-    origin = f"A LLaVA-1.5-layout model, tuned by `cos train` from {base}: {kind} for Chain-of-Spot."
-    return layout.ModelCard(config.out.resolve().name, origin, base, facts, chain=config.rule != "none")
+    name = "LLaVA-1.5-layout" if isinstance(trained, Llava) else trained.model.config.model_type
+    origin = f"A {name} model, tuned by `cos train` from {base}: {kind} for Chain-of-Spot."
+    model_type = "llava" if isinstance(trained, Llava) else str(trained.model.config.model_type)
+    return layout.ModelCard(
+        config.out.resolve().name,
+        origin,
+        base,
+        facts,
+        chain=config.rule != "none",
+        model_type=model_type,
+        own_processor=isinstance(trained, Llava),
+    )
 
 
 def _move(staging: Path, out: Path) -> None:
@@ -116,7 +137,11 @@ def _move(staging: Path, out: Path) -> None:
 
 
 def stored_dtype(where: str) -> Any:
-    """The number type that a checkpoint's configuration names; float32 when it names none."""
+    """The number type that a checkpoint's configuration names; where it names none, that of its weights, float32 for LLaVA."""
     import torch
 
-    return pretrained.configuration(where).dtype or torch.float32
+    config = parts.configuration(where)
+    if config.dtype is not None or not general.serves(where):
+        return config.dtype or torch.float32
+    held = {tensor.dtype for tensor in checkpoint_files.tensors(Path(where)).values()}
+    return {"BF16": torch.bfloat16, "F16": torch.float16}.get(held.pop(), torch.float32) if len(held) == 1 else torch.float32

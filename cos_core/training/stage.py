@@ -22,9 +22,10 @@ from cos_core.files.durable_writer import DurableWriter
 from cos_core.files.jsonl import read_lines
 from cos_core.files.locks import FileLock
 from cos_core.interfaces import Policy, Reporter, SilentReporter
+from cos_core.models.encoder import Encoder
 from cos_core.training import data_check, inputs, loading, resume_points, run_folder, runtime
 from cos_core.training.config import TrainConfig
-from cos_core.training.dataset import TrainDataset
+from cos_core.training.dataset import Recipe, TrainDataset
 from cos_core.training.ranks import Ranks
 from cos_core.training.region_crops import regions_as_tokens
 from cos_core.training.run_folder import CHECKPOINTS, LOG_FILE, SKIPPED_FILE, STOP_FILE
@@ -36,7 +37,7 @@ from cos_core.types import RunManifest
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from cos_core.models.llava import Llava
+    from cos_core.models.loaded import LoadedModel
     from cos_core.training.callback import TrainingCallback
     from cos_core.training.trainer import ChainTrainer
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 class Start:
     """What training begins with. `last`: the checkpoint that an interrupted run is resumed from; `ranks`: the processes."""
 
-    llava: Llava
+    model: LoadedModel
     metadata: inputs.CheckpointMetadata
     last: Path | None
     ranks: Ranks
@@ -116,6 +117,8 @@ def _run(
     started = manifest.started("train", config, seed=config.seed, inputs=sources, settings_fingerprint=fingerprint)
     data = stack.enter_context(read(config, policy, reporter))
     metadata = inputs.checkpoint_metadata(config, policy, checkpoint)
+    for remark in inputs.remarks(checkpoint, metadata.recipe.encoder):
+        reporter.note(remark)
     if config.check != "off":
         # Before the process group exists: its collectives end by a time-out, and checking a whole data set may take longer.
         ranks.first(lambda: inputs.check(config, data, metadata.recipe, reporter))
@@ -126,18 +129,18 @@ def _run(
     if world.main:
         reporter.note(f"loading {config.model} ...")
     with loading.advice(config, world.size, "the model was loaded"):
-        llava = loading.load(config, checkpoint, arguments.device, last)
+        model = loading.load(config, checkpoint, arguments.device, last)
     if world.main:
         # Only once data and model have been read: a run that never starts must not claim the directory.
         run_folder.claim(config.out, fingerprint, settings)
-    trainer, callback = train(config, arguments, Start(llava, metadata, last, ranks), data, reporter)
+    trainer, callback = train(config, arguments, Start(model, metadata, last, ranks), data, reporter)
     if callback.stopped:
         raise KeyboardInterrupt
-    return _finish(config, started, llava, trainer, data, reporter)
+    return _finish(config, started, model, trainer, data, reporter)
 
 
 def _finish(
-    config: TrainConfig, started: Any, llava: Llava, trainer: ChainTrainer, data: SampleSet, reporter: Reporter
+    config: TrainConfig, started: Any, model: LoadedModel, trainer: ChainTrainer, data: SampleSet, reporter: Reporter
 ) -> RunManifest:
     """The checkpoint and its manifest, written by the main process; the others return an equal manifest."""
     from cos_core.training.save import gathered, save_checkpoint
@@ -169,7 +172,7 @@ def _finish(
 
     def write() -> None:
         run_folder.write_skipped(config.out, data, skipped)
-        for note in save_checkpoint(llava, weights or {}, config, _annotator(config, started, results)):
+        for note in save_checkpoint(model, weights or {}, config, _annotator(config, started, results)):
             reporter.warn(note)
         manifest.write(config.out / manifest.FILE, finished)
         shutil.rmtree(config.out / CHECKPOINTS, ignore_errors=True)
@@ -239,15 +242,15 @@ def train(
     from cos_core.training.sample_order import SampleOrder
     from cos_core.training.trainer import ChainTrainer
 
-    llava, metadata, last, ranks = start.llava, start.metadata, start.last, start.ranks
+    model, metadata, last, ranks = start.model, start.metadata, start.last, start.ranks
     images.reuse_memory()
     main, rank = arguments.process_index == 0, arguments.process_index
     before = run_folder.skipped_before(config.out) if last and main else {}
     samples = TrainDataset(data.samples, metadata.recipe)
     order = SampleOrder(len(samples), config.seed, config.cut(arguments.world_size), samples.length, config.group_by_length)
     with ExitStack() as stack:
-        stack.enter_context(_without_cache(llava.model.config))
-        stack.enter_context(regions_as_tokens(llava, metadata.recipe.region_crops))
+        stack.enter_context(_without_cache(model.model.config))
+        stack.enter_context(regions_as_tokens(model, metadata.recipe.region_crops))
         ranks.first(lambda: run_folder.tidy(config.out, last))
         log = stack.enter_context(DurableWriter(config.out / LOG_FILE)) if main else None
         name = SKIPPED_FILE if main else f"skipped-{rank}.jsonl"
@@ -257,9 +260,9 @@ def train(
         request = stack.enter_context(StopRequest().installed(alone=arguments.world_size == 1))
         callback = TrainingCallback(order, _callback_settings(config, arguments, metadata, log, reporter), request)
         trainer = ChainTrainer(
-            model=llava.model,
+            model=model.model,
             args=arguments,
-            data_collator=_collator(config, arguments, llava, data),
+            data_collator=_collator(config, arguments, metadata.recipe, data),
             train_dataset=samples,
             callbacks=[callback, *runtime.reporters(config, main)],
             order=order,
@@ -304,30 +307,33 @@ def _callback_settings(
     )
 
 
-def _collator(config: TrainConfig, arguments: TrainingArguments, llava: Llava, data: SampleSet) -> Any:
-    from cos_core.training.collate import Collator
+def _collator(config: TrainConfig, arguments: TrainingArguments, recipe: Recipe, data: SampleSet) -> Any:
+    from cos_core.training.collate import Collator, empty_picture
 
+    encoder, crops = recipe.encoder, recipe.region_crops
+    stand_in = None
     # Where all processes must run the tower or a trained projector, a batch of text only needs a picture, too.
-    together = arguments.world_size > 1 and (runtime.shards_weights(config) or config.train_projector)
-    stand_in = (llava.image_token_id, llava.image_tokens) if together and data.mixed else None
-    return Collator(llava.image_processor, _pad_id(llava), llava.fill, stand_in)
+    if data.mixed and arguments.world_size > 1 and (runtime.shards_weights(config) or config.train_projector):
+        picture, tokens = empty_picture(encoder)
+        stand_in = picture, tokens if crops is None else crops.positions
+    return Collator(encoder, _pad_id(encoder), stand_in)
 
 
 @contextmanager
 def _without_cache(config: Any) -> Iterator[None]:
     """No keys and values are kept for generation while training; the settings are the checkpoint's own again afterwards."""
-    before, text = dict(config.__dict__), config.text_config.use_cache
-    config.text_config.use_cache = False
+    before, text = dict(config.__dict__), config.get_text_config()
+    cached, text.use_cache = text.use_cache, False
     try:
         yield
     finally:
-        config.text_config.use_cache = text
+        text.use_cache = cached
         # The Trainer writes `use_cache` into the outer configuration, where LLaVA has none.
-        if "use_cache" not in before:
+        if "use_cache" not in before and text is not config:
             config.__dict__.pop("use_cache", None)
 
 
-def _pad_id(llava: Llava) -> int:
+def _pad_id(encoder: Encoder) -> int:
     # Padding is masked, so any id but the image's will do for a tokenizer that has none.
-    pad = llava.tokenizer.pad_token_id
-    return int(pad if pad is not None else llava.tokenizer.eos_token_id or 0)
+    pad = encoder.tokenizer.pad_token_id
+    return int(pad if pad is not None else encoder.tokenizer.eos_token_id or 0)

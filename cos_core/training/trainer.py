@@ -52,6 +52,8 @@ class ChainTrainer(Trainer):
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
+        # Some families say that they take none; their forward hands what it is given to their loss all the same.
+        self.model_accepts_loss_kwargs = True
         self.order, self.ranks = order, ranks
         self.skipped = dict(skipped)
         self.contents: list[BatchContents] = []
