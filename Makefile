@@ -5,18 +5,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Written last: without it, or when a file it depends on is newer, the set-up runs (again), keeping what is installed.
 STAMP := $(VENV)/.cos-installed
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt
 ARGS ?=
 # Two test processes on two cores: threads inside each would only fight.
 export OMP_NUM_THREADS ?= 1
+# Tests start Python hundreds of times: what is compiled once is kept, whatever the caller's shell says.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint audit test-fast test-slow test-detectron2 test-vllm faults bench completions reference docs clean
+.PHONY: help setup demo test lint audit test-all test-fast test-slow test-detectron2 test-vllm faults bench completions reference docs clean
 
 help:
 	@echo "make demo         the whole road in small: scenes, annotate, train, eval, a table and a page (about 8 minutes on two cores)"
 	@echo "make demo ARGS=--quick   the same stages on less data (about 2 minutes; proves nothing)"
-	@echo "make test         lint, fast tests, slow tests, with the time of each"
+	@echo "make test         lint, then all tests, with the time of each; test-fast and test-slow run a part of them"
 	@echo "make test-detectron2   the detector detectron2 with the real package, in an environment of its own (5.5 GB)"
 	@echo "make test-vllm    the engine openai against a real vLLM on a CPU, in an environment of its own (3 to 6 GB)"
 	@echo "make setup        .venv with everything, leaves .venv/bin/cos (demo and test do this by themselves)"
@@ -32,6 +34,7 @@ help:
 setup: $(STAMP)
 
 # torch first and at its pin: resolved together with the rest, a newer build for another device could be chosen.
+# pip would compile on one core what compileall does on all; what is no Python of this version (a template, say) stays as it is.
 # DeepSpeed builds its operators when they are used, not here. lmms-eval and VLMEvalKit are never imported: tests read single
 # functions out of their files (tests/reference/harness_source.py), so their dependencies stay away.
 $(STAMP): pyproject.toml constraints.txt
@@ -48,6 +51,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setup 4/4: DeepSpeed, and two harnesses' sources for the tests"
 	@DS_BUILD_OPS=0 $(PIP) --no-build-isolation deepspeed
 	@$(PIP) --no-deps lmms-eval ms-vlmeval
+	@$(BIN)/python -m compileall -q -j 0 -x '/(tests|lmms_eval|vlmeval)/' $(VENV)/lib >/dev/null || true
 	@$(BIN)/cos --version
 	@touch $@
 
@@ -60,8 +64,7 @@ timed = @start=$$(date +%s); $(MAKE) --no-print-directory $(1) || exit 1; \
 
 test: $(STAMP)
 	$(call timed,lint)
-	$(call timed,test-fast)
-	$(call timed,test-slow)
+	$(call timed,test-all)
 
 lint: $(STAMP)
 	@BIN=$(BIN) .ci/lint
@@ -75,12 +78,20 @@ audit: .venv-audit/bin/pip-audit
 	$(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/python -m pip install --disable-pip-version-check --quiet 'pip-audit>=2.9'
 
-test-fast: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" --durations=10 $(ARGS)
+# One process more than cores: some tests wait. Files go to the processes in the order of tests/conftest.py, not by their number
+# of tests: few tests may be dear.
+PYTEST = $(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile --no-loadscope-reorder --durations=15
 
-# pytest ends with 5 when a selection holds no test, which is no failure here. One process more than cores: some tests wait.
+# In one go: what the tests import and the processes share is made once.
+test-all: $(STAMP)
+	$(PYTEST) $(ARGS)
+
+test-fast: $(STAMP)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+# pytest ends with 5 when a selection holds no test, which is no failure here.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile -m slow --durations=10 $(ARGS) || [ $$? -eq 5 ]
+	$(PYTEST) -m slow $(ARGS) || [ $$? -eq 5 ]
 
 # Not part of `make test`: its torch and torchvision take 5.5 GB, and nothing else needs them.
 test-detectron2: .venv-detectron2/.installed

@@ -5,29 +5,43 @@ Of training and the stages that draw, whose runs are dear, some of the writes; `
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 from bad import recorded
 from bad.world import World, make_world
 from faults.disk import FAULTS
-from faults.stages import STAGES, Stage
-from faults.storm import Result, storm, summary, warm
+from faults.stages import STAGES
+from faults.storm import Result, process_without_torch, storm_of, summary, warm
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    root = tmp_path_factory.mktemp("faults")
-    world = make_world(root / "world")
-    warm(world, root / "warm")
-    return world
+    return make_world(tmp_path_factory.mktemp("faults") / "world")
+
+
+@pytest.fixture(scope="module")
+def light(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolExecutor]:
+    with process_without_torch(world, tmp_path_factory.mktemp("warm")) as process:
+        yield process
+
+
+def stormed(number: int, world: World, folder: Path, request: pytest.FixtureRequest) -> tuple[list[Result], int]:
+    if not STAGES[number].torch:
+        return request.getfixturevalue("light").submit(storm_of, number, world, folder / "work").result()
+    warm(world, folder / "warm", [STAGES[number]])
+    return storm_of(number, world, folder / "work")
 
 
 @pytest.mark.parametrize(
-    "stage", [pytest.param(s, id=s.name, marks=[pytest.mark.slow] if s.name == "train" else []) for s in STAGES]
+    "number",
+    [pytest.param(n, id=s.name, marks=[pytest.mark.slow] if s.name == "train" else []) for n, s in enumerate(STAGES)],
 )
-def test_every_durable_write_may_fail(stage: Stage, world: World, tmp_path: Path) -> None:
-    results, possible = storm(stage, world, tmp_path / "work", all_of_them=False)
+def test_every_durable_write_may_fail(number: int, world: World, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    stage = STAGES[number]
+    results, possible = stormed(number, world, tmp_path, request)
     assert len(results) == possible or stage.dear
     rows = [row for row in recorded.read(recorded.FAULTS, recorded.FaultRow) if row.stage == stage.name]
     assert sum(int(row.times) for row in rows) == possible, "`make faults` records the faults anew"

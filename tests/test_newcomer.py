@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from documents import ROOT, Block, blocks, run, shown
+from warm_cos import warm
 
 TUTORIAL, BENCHMARK = ROOT / "docs" / "tutorial.md", ROOT / "docs" / "howto" / "add-a-benchmark.md"
 LAST_SECTION = "## Break three things\n"
@@ -40,12 +41,14 @@ def test_a_newcomer(tmp_path: Path) -> None:
     desk = tmp_path / "desk"
     desk.mkdir()
     said = ""
-    for block in _way():
-        if block.mark == "run: newcomer":
-            said = run(block, desk, HOME=str(home), HF_HUB_OFFLINE="1")
-        elif block.mark == "shows":
-            assert shown(block, said), f"{block} is not what was printed:\n{said}"
-        else:
-            file = desk / block.mark.removeprefix("file: ")
-            file.write_text(block.text, encoding="utf-8")
+    environment = {"HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    with warm(tmp_path / "bin", **environment) as programs:
+        for block in _way():
+            if block.mark == "run: newcomer":
+                said = run(block, desk, programs, **environment)
+            elif block.mark == "shows":
+                assert shown(block, said), f"{block} is not what was printed:\n{said}"
+            else:
+                file = desk / block.mark.removeprefix("file: ")
+                file.write_text(block.text, encoding="utf-8")
     assert not (desk / "lesson" / "half").exists()

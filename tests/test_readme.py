@@ -11,10 +11,12 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from documents import DOCUMENTS, ROOT, Block, blocks, run, shown
+from warm_cos import warm
 
 from cos_core.data.datasets import read_examples
 from cos_core.demo.config import FULL
@@ -85,9 +87,17 @@ def test_no_limit_of_the_documents_reaches_the_whole_data() -> None:
     assert max(limits) < FULL.test_scenes
 
 
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with warm(tmp_path_factory.mktemp("warm") / "bin", HF_HUB_OFFLINE="1") as made:
+        yield made
+
+
 @pytest.mark.parametrize("block", RUN)
-def test_block(block: Block, place: Path) -> None:
-    printed = run(block, place, HF_HUB_OFFLINE="1")
+def test_block(block: Block, place: Path, request: pytest.FixtureRequest) -> None:
+    """The README's own commands start as a reader's do; those that load a model elsewhere come from a warm process."""
+    dear = block.mark == "run: slow" and block.path != README
+    printed = run(block, place, request.getfixturevalue("programs") if dear else None, HF_HUB_OFFLINE="1")
     following = BLOCKS[BLOCKS.index(block) + 1 : BLOCKS.index(block) + 2]
     for shows in following:
         if shows.mark == "shows" and shows.path == block.path:

@@ -168,9 +168,13 @@ class PrefixStore:
 
     def match(self, keys: np.ndarray) -> Match:
         """The longest beginning of `keys`, short of its last position: that one's logits must be computed."""
-        best = Match()
+        best, wanted = Match(), keys[:-1]
         for entry in tuple(self._entries):
-            common = common_length(entry.keys, keys[:-1])
+            at = best.length
+            # A longer one agrees in the position after the best one's end: most need no look at the rest.
+            if at >= min(len(entry.keys), len(wanted)) or entry.keys[at] != wanted[at]:
+                continue
+            common = common_length(entry.keys, wanted)
             # Of equally long ones the shortest sequence: a child of it copies no more than it needs.
             if common > best.length:
                 best = Match(entry, common)

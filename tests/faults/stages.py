@@ -19,7 +19,7 @@ from faults.disk import LIBRARIES, Disk
 @dataclass(frozen=True)
 class Stage:
     """`arguments`: the command line that works in a folder; `prepare`: what lies there before it. `may_finish`: Ctrl-C asks it
-    to end in its own time, and it has ended by then.
+    to end in its own time, and it has ended by then. `torch`: it needs torch.
 
     What a test takes of a stage whose runs are dear: every so many of its writes (`every`), or one of each kind (`kinds`: what,
     and to what; a full disk comes at the first, other faults at the last). `make faults` takes them all.
@@ -31,6 +31,7 @@ class Stage:
     every: int = 1
     kinds: bool = False
     may_finish: bool = False
+    torch: bool = False
 
     @property
     def dear(self) -> bool:
@@ -108,9 +109,10 @@ STAGES = [
         every=2,
         kinds=True,
         may_finish=True,
+        torch=True,
     ),
     Stage("visualize compare", lambda w, f: ["visualize", "compare", w.run, "--out", f / "sheet.png"], every=5),
-    Stage("model convert", lambda w, f: ["model", "convert", f / "weights" / "llava-tiny", "--out", f / "converted"], _original, every=7),
+    Stage("model convert", lambda w, f: ["model", "convert", f / "weights" / "llava-tiny", "--out", f / "converted"], _original, every=7, torch=True),
     Stage("visualize export", lambda w, f: ["visualize", "export", w.run, "--format", "lmms-eval", "--out", f / "x.jsonl"]),
 ]  # fmt: skip
 """Every stage that writes."""
