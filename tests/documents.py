@@ -53,9 +53,14 @@ def blocks(*paths: Path) -> list[Block]:
     return found
 
 
-def run(block: Block, folder: Path, **environment: str) -> str:
-    """Runs a shell block as written in `folder`, with these tests' `cos`; returns what it said, fails unless it ended well."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+def run(block: Block, folder: Path, programs: Path | None = None, **environment: str) -> str:
+    """Runs a shell block as written in `folder`, with these tests' `cos`, or with that of `programs`.
+
+    Returns what it said; fails unless it ended well.
+    """
+    path = os.pathsep.join(
+        [*filter(None, [programs and str(programs)]), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    )
     done = subprocess.run(
         ["bash", "-eu", "-c", block.text],
         cwd=folder,
