@@ -221,6 +221,21 @@ def test_every_family_trains_and_its_result_is_asked(
     assert manifest.read(whole).counts["failed"] == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3"])
+def test_adapters_over_weights_in_four_bits(tiny_checkpoint: Checkpoint, world: Path, tmp_path: Path, name: str) -> None:
+    """Only the decoder's linear layers move; all else is as it was, in the format that it is stored in."""
+    pytest.importorskip("bitsandbytes", reason="4-bit weights need the package of that name; make setup installs it")
+    folder, out = tiny_checkpoint(name), tmp_path / "out"
+    training.run(settings(world, folder, out, lora=4, qlora=True), SilentReporter())
+    layers = parts.linear_layers(pretrained.any_network(str(folder), dtype=torch.float32)[0])
+    before, after = tensors(folder), tensors(out)
+    moved = {key for key, tensor in before.items() if not tensor.equal(after[key])}
+    decoder = [key for key in before if "layers." in key and "vi" not in key.split(".")[0]]
+    assert moved == {key for key in decoder if key.split(".")[-2] in layers and key.endswith(".weight")}
+    assert {tensor.dtype for tensor in after.values()} == {tensor.dtype for tensor in before.values()}
+
+
 # Refusals
 
 
