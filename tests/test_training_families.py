@@ -69,7 +69,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 def test_the_language_model_is_trained_and_the_projector_when_asked(tiny_checkpoint: Checkpoint, name: str) -> None:
     folder = tiny_checkpoint(name)
     family = families.of_config(json.loads((folder / "config.json").read_text()))
-    model = built(parts.configuration(str(folder)))
+    model = built(pretrained.any_configuration(str(folder)))
     decoder, tower = DECODERS.get(name, "model.language_model"), TOWERS.get(name, "model.vision_tower")
     projectors = PROJECTORS.get(name, ["model.multi_modal_projector"])
 

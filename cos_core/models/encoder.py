@@ -58,6 +58,16 @@ class Encoder(ABC):
     image_token_id: int
     fill: tuple[int, int, int]
 
+    @property
+    def role(self) -> str:
+        """The end of a prompt's text: the assistant's role, behind which a reply stands."""
+        return self.profile.assistant
+
+    @property
+    def gap(self) -> str:
+        """What a reply begins with before its first word."""
+        return " "
+
     def variant(self, pictures: int) -> int:
         """A number for how a picture is seen in a dialogue of `pictures` pictures; equal numbers see it alike."""
         return 0

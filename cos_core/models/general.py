@@ -69,14 +69,6 @@ class GeneralModel(LoadedModel):
         return self.encoder.processor
 
     @property
-    def role(self) -> str:
-        return self.encoder.role
-
-    @property
-    def gap(self) -> str:
-        return self.encoder.gap
-
-    @property
     def rows(self) -> int:
         return int(self.model.get_input_embeddings().num_embeddings)
 
@@ -231,11 +223,8 @@ def encoder_of(
     where: str, *, profile: str | Profile | None = None, budget: PixelBudget | None = None, name: str | None = None
 ) -> GeneralEncoder:
     """The encoder of a checkpoint's folder, which may be without weights. Raises InputError as `load` does for its files."""
-    import transformers
-
     check_dialogue(where, weights=False)
-    with pretrained.reading(where):
-        config = transformers.AutoConfig.from_pretrained(where, local_files_only=True, trust_remote_code=False)
+    config = pretrained.any_configuration(where)
     family = families.of_config(config.to_dict())
     processor = processors.processor(where)
     family.set_budget(processor.image_processor, budget or PixelBudget())

@@ -97,8 +97,8 @@ def _checked(folder: Path, needs_weights: bool, _state: object) -> GeneralFacts:
             f"that it was made from, or {_SERVED}"
         )
     cls = _model_class(folder, config)
+    built = pretrained.any_configuration(folder)
     with pretrained.reading(folder):
-        built = _transformers().AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         text = built.get_text_config()
     rows = _built(folder, cls, built, weights) if weights else int(text.vocab_size)
     check_ends(folder / files.CONFIG, config, rows)

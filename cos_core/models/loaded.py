@@ -75,13 +75,13 @@ class LoadedModel(ABC):
 
     @property
     def role(self) -> str:
-        """The end of a prompt's text: the assistant's role, behind which a reply stands."""
-        return self.profile.assistant
+        """See Encoder."""
+        return self.encoder.role
 
     @property
     def gap(self) -> str:
-        """What a reply begins with before its first word."""
-        return " "
+        """See Encoder."""
+        return self.encoder.gap
 
     @property
     def continues(self) -> bool:

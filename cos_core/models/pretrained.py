@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from cos_core.errors import CosError, InputError
@@ -58,6 +59,14 @@ def configuration(where: str) -> Any:
     check(where, weights=False)
     with reading(where):
         return transformers.LlavaConfig.from_pretrained(where, **_HERE)
+
+
+def any_configuration(where: str | Path) -> Any:
+    """The configuration in a folder of any family, which may be without weights. Raises InputError."""
+    import transformers
+
+    with reading(where):
+        return transformers.AutoConfig.from_pretrained(str(where), **_HERE)
 
 
 def network(where: str, **options: Any) -> tuple[Any, dict[str, Any]]:

@@ -73,8 +73,7 @@ def processor_class(folder: Path) -> Any:
         if isinstance(name, str) and name:
             break
     else:
-        with pretrained.reading(folder):
-            config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        config = pretrained.any_configuration(folder)
         if type(config) not in transformers.PROCESSOR_MAPPING:
             raise InputError(
                 f"cannot use the checkpoint {folder}: its files name no processor, and transformers {transformers.__version__} "

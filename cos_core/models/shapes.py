@@ -118,11 +118,8 @@ class PictureEncoder(Encoder):
 
 def configuration(folder: Path) -> Any:
     """The configuration of a checkpoint's folder of any family, which may be without weights. Raises InputError."""
-    import transformers
-
     general_check.facts(folder, weights=False)
-    with pretrained.reading(folder):
-        return transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    return pretrained.any_configuration(folder)
 
 
 def encoder(folder: Path, profile: Profile, budget: PixelBudget | None = None) -> PictureEncoder:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from cos_core.models import pretrained
 from cos_core.models.families import Family
 from cos_core.training import parts, runtime
 from cos_core.training.config import TrainConfig
@@ -48,7 +49,7 @@ def four_bits(config: TrainConfig, checkpoint: StartCheckpoint) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=base_dtype(config),
         # Matched from the start of a module's full name (transformers 5.23).
-        llm_int8_skip_modules=parts.beside_the_decoder(built(parts.configuration(checkpoint.folder))),
+        llm_int8_skip_modules=parts.beside_the_decoder(built(pretrained.any_configuration(checkpoint.folder))),
     )
 
 

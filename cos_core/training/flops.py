@@ -53,8 +53,8 @@ class ModelSize:
     part; `vocabulary`: rows of the output embeddings; `linear`: weights of the decoder's linear layers, all layers together;
     `features`: inputs and outputs of these, so that adapters of rank r have r x `features` weights; `position`: FLOPs of the
     language model a position, forward, and `square` those of its attention a squared length, nothing masked; a mixture of
-    experts counts the experts that a token is sent to; `picture_tokens`: image tokens of a picture of usual size. `measured`:
-    False where FLOPs are guessed from the weights.
+    experts counts the experts that a token is sent to; `picture_tokens`: image tokens of a picture of usual size.
+    `not_measured`: why FLOPs are guessed from the weights; empty where they are measured.
     """
 
     language: int
@@ -69,7 +69,7 @@ class ModelSize:
     square: float
     picture: PictureFlops
     picture_tokens: int
-    measured: bool = True
+    not_measured: str = ""
 
     @property
     def one_size(self) -> bool:

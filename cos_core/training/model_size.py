@@ -7,8 +7,8 @@ library's own forward pass multiplies: windows, tiles, mergers and experts are t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from cos_core.errors import InputError
+from cos_core.models import families, pretrained
 from cos_core.models.encoder import Encoder
+from cos_core.training import parts
 from cos_core.training.flops import ModelSize, PictureFlops
 
 Pictures = Callable[[tuple[int, int]], Mapping[str, torch.Tensor]]
@@ -29,8 +32,6 @@ _SIZES = ((672, 336), (672, 672))
 """Pictures (width, height) at which the tower is measured: whole windows, and tiles without padding, of the usual families."""
 _USUAL_TOKENS = 576
 """Image tokens of a picture of a model that cannot be measured."""
-_PROJECTORS = ("projector", "connector", "merger")
-"""What the modules between tower and language model are called."""
 
 
 def built(config: Any) -> Any:
@@ -51,13 +52,14 @@ def size_of(config: Any, pictures: Pictures | None = None) -> ModelSize:
     """The size of a model; `pictures` None: one that takes pictures of one size, the tower's."""
     model = built(config)
     decoder, head = model.get_decoder(), model.get_output_embeddings()
-    language = _count(decoder, head)
-    projector = _count(*_projectors(model))
+    language, projector = _count(parts.language(model)), 0
+    with suppress(InputError):  # of a family that does not say what its projector is, it counts as the tower's
+        projector = _count(parts.projector(model, families.of_config(config.to_dict())))
     linear = [module for module in decoder.modules() if isinstance(module, torch.nn.Linear)]
     hidden = int(model.get_input_embeddings().embedding_dim)
     size = ModelSize(
         language=language,
-        vision=_count(model) - language - projector,
+        vision=_count(model.parameters()) - language - projector,
         projector=projector,
         layers=int(config.get_text_config().num_hidden_layers),
         hidden=hidden,
@@ -68,15 +70,15 @@ def size_of(config: Any, pictures: Pictures | None = None) -> ModelSize:
         square=0.0,
         picture=PictureFlops(),
         picture_tokens=0,
-        measured=False,
     )
     try:
         position, square = _language_flops(decoder, head, hidden)
         small, large = (_tower_flops(model, (pictures or _of_one_size(config))(shape)) for shape in _SIZES)
-    except Exception:  # models are a library's, and some do what a tensor without values cannot
-        return replace(size, picture=PictureFlops(token=2.0 * (size.vision + projector)), picture_tokens=_USUAL_TOKENS)
+    except Exception as error:  # models are a library's, and some do what a tensor without values cannot
+        guessed = PictureFlops(token=2.0 * (size.vision + projector))
+        return replace(size, picture=guessed, picture_tokens=_USUAL_TOKENS, not_measured=pretrained.quoted(error))
     found = _picture_flops(small, large)
-    return replace(size, position=position, square=square, picture=found, picture_tokens=small[0], measured=True)
+    return replace(size, position=position, square=square, picture=found, picture_tokens=small[0])
 
 
 def tensors_of(encoder: Encoder, pictures: int = 2) -> Pictures:
@@ -87,14 +89,9 @@ def tensors_of(encoder: Encoder, pictures: int = 2) -> Pictures:
     return lambda size: encoder.tensors([encoder.picture(Image.new("RGB", size, encoder.fill), variant)])
 
 
-def _count(*modules: Any) -> int:
-    """The weights of modules, each once."""
-    return sum({id(weight): weight.numel() for module in modules for weight in module.parameters()}.values())
-
-
-def _projectors(model: Any) -> list[Any]:
-    """The modules between tower and language model."""
-    return [module for name, module in model.named_modules() if any(word in name.rpartition(".")[2] for word in _PROJECTORS)]
+def _count(weights: Iterable[Any]) -> int:
+    """How many numbers weights hold, each weight once."""
+    return sum({id(weight): weight.numel() for weight in weights}.values())
 
 
 def _of_one_size(config: Any) -> Pictures:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from cos_core.errors import InputError
-from cos_core.models import pretrained
 from cos_core.models.families import Family
 
 
@@ -90,11 +89,3 @@ def _beside(module: Any, name: str, decoder: str) -> Iterator[str]:
             yield from _beside(child, path, decoder)
         else:
             yield path
-
-
-def configuration(folder: str) -> Any:
-    """The configuration in a checkpoint's folder. Raises InputError."""
-    import transformers
-
-    with pretrained.reading(folder):
-        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -71,7 +71,9 @@ def _from_settings(config: TrainConfig, policy: Policy, start: inputs.StartCheck
 
 
 def _remarks(size: ModelSize) -> tuple[str, ...]:
-    return () if size.measured else ("the arithmetic of this model could not be measured and is guessed from its weights",)
+    if not size.not_measured:
+        return ()
+    return (f"the arithmetic of this model could not be measured and is guessed from its weights ({size.not_measured})",)
 
 
 def text_tokens(encoder: Encoder) -> TextTokens:

@@ -17,7 +17,7 @@ from cos_core.models.general import GeneralModel
 from cos_core.models.layout import any_family
 from cos_core.models.llava import Llava
 from cos_core.models.loaded import LoadedModel
-from cos_core.training import adapters, parts, resume_points
+from cos_core.training import adapters, resume_points
 from cos_core.training.config import TrainConfig
 
 _STAGING = "saving"
@@ -140,7 +140,7 @@ def stored_dtype(where: str) -> Any:
     """The number type that a checkpoint's configuration names; where it names none, that of its weights, float32 for LLaVA."""
     import torch
 
-    config = parts.configuration(where)
+    config = pretrained.any_configuration(where)
     if config.dtype is not None or not general.serves(where):
         return config.dtype or torch.float32
     held = {tensor.dtype for tensor in checkpoint_files.tensors(Path(where)).values()}
