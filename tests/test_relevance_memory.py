@@ -21,10 +21,26 @@ class TestStreaming:
     def test_is_the_same_to_the_bit(self, layers: int | None, kv_heads: int) -> None:
         model = make_decoder(num_key_value_heads=kv_heads)
         embeddings, readings = make_input(model, 2, 31, 3)
-        whole, streamed = (
-            swept(model, embeddings, readings, SweepSettings(last_layers=layers, stream_layers=way)) for way in (False, True)
-        )
+        kept = SweepSettings(last_layers=layers, stream_layers=False)
+        ways = (kept, SweepSettings(last_layers=layers, stream_layers=True), kept.least())
+        whole, streamed, least = (swept(model, embeddings, readings, way) for way in ways)
         assert torch.equal(whole, streamed)
+        assert torch.equal(whole, least)
+
+    def test_attention_is_computed_again_only_where_there_is_no_room_for_what_it_gave(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from cos_core.relevance.propagation import tape
+
+        model = make_decoder()
+        embeddings, readings = make_input(model, 1, 9, 1)
+        computed: list[int] = []
+        compute = tape._plain
+        monkeypatch.setattr(tape, "_plain", lambda *inputs: computed.append(1) or compute(*inputs))
+        for settings, times in ((SweepSettings(stream_layers=True), 3), (SweepSettings().least(), 3 + 2)):
+            computed.clear()
+            swept(model, embeddings, readings, settings)
+            assert len(computed) == times
 
     def test_with_a_mask(self) -> None:
         model = make_decoder()

@@ -96,12 +96,12 @@ class Asker:
             return rows
         except (RuntimeError, MemoryError, OSError) as error:
             alone = len(units) == 1 and len(units[0]) == 1
-            if not memory.is_out_of_memory(error) or (alone and settings.stream_layers):
+            if not memory.is_out_of_memory(error) or (alone and settings == settings.least()):
                 raise
             memory.let_go(error)
             self.bytes_allowed.ran_out(size)
         if alone:
-            return self._rows(units, questions, replace(settings, stream_layers=True))
+            return self._rows(units, questions, settings.least())
         if len(units) > 1:
             return [row for part in memory.halves(units) for row in self._rows(part, questions, settings)]
         (unit,) = units

@@ -2,7 +2,8 @@
 
 The model runs as it is, once; hooks on its decoder's layers note what each one is called with, so masks and position embeddings
 are its own. Each walked layer is cut off from the one before: its input is a leaf. Either the layers' graphs are kept, or
-(streamed) their inputs only, and a layer is called again, alone, when its turn comes. What a model does between two layers is
+(streamed) their inputs only, and a layer is called again, alone, when its turn comes. What its attention gave may be kept, too,
+and is then not computed again. What a model does between two layers is
 kept as a graph of its own.
 """
 
@@ -104,6 +105,7 @@ class DecoderPass:
 
     `tape`: None runs the decoder's own attention implementation, which cuts nothing. `prefix`: keys and values of every layer,
     which the sequences continue. `keep_last`: the last layer's graph is kept even when streaming, being the first one wanted.
+    `keep_outputs`: what the attention of a streamed layer gave is kept for its second run.
     """
 
     sequences: Sequences
@@ -112,7 +114,9 @@ class DecoderPass:
     tape: Tape | None
     prefix: list[tuple[torch.Tensor, torch.Tensor]] | None = None
     keep_last: bool = True
+    keep_outputs: bool = False
     _calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
+    _outputs: dict[int, torch.Tensor | None] = field(default_factory=dict)
     _pieces: dict[int, Piece] = field(default_factory=dict)
     _bridges: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     _end: torch.Tensor | None = None
@@ -159,6 +163,8 @@ class DecoderPass:
             args, kwargs = self._calls.pop(number)
             entered = args[0].detach().requires_grad_(True)
             self._set_before(number)
+            if self.tape is not None:
+                self.tape.known = self._outputs.pop(number, None)
             with torch.enable_grad(), self._on_tape():
                 left = _hidden(self.decoder.layers[number](entered, *args[1:], **kwargs))
             self._keep(number, entered, left)
@@ -197,6 +203,8 @@ class DecoderPass:
             left = _hidden(output)
             if keep:
                 self._keep(number, leaves.pop(), left)
+            elif walked and self.keep_outputs and self.tape is not None:
+                self._outputs[number] = self.tape.output
             self._end = left.detach().requires_grad_(walked)
             return (self._end, *output[1:]) if isinstance(output, tuple) else self._end
 

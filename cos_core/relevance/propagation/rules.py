@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -21,8 +21,8 @@ class SweepSettings:
     `target`: the scalar y (see `target_score`); `last_layers`: how many layers, counted from the last, are walked (None: all).
     The rest bounds memory and leaves the result as it is: `stream_layers` keeps the inputs of the layers alone and computes
     each layer again when it is walked, one more forward pass for a fraction of the memory (None: when what would be kept goes
-    beyond `activation_bytes`, None for memory.ACTIVATION_BYTES); `block`: queries whose attention rows are rebuilt at a time
-    (None: see attention.block_size).
+    beyond `activation_bytes`, None for memory.ACTIVATION_BYTES), what its attention gave excepted where that has room there;
+    `block`: queries whose attention rows are rebuilt at a time (None: see attention.block_size).
     """
 
     target: TargetKind = "log-odds"
@@ -38,6 +38,10 @@ class SweepSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
+
+    def least(self) -> SweepSettings:
+        """The settings with which a sweep takes the least memory."""
+        return replace(self, stream_layers=True, activation_bytes=1)
 
 
 @dataclass(frozen=True, slots=True)

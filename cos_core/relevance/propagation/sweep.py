@@ -27,7 +27,7 @@ def sweep(sequences: Sequences, readings: Readings, settings: SweepSettings, row
     `rows`: initial rows (count, rows, length) instead of `initial_rows`. Raises InputError for attention that the rule does not
     know.
     """
-    run = DecoderPass(sequences, walked_layers(sequences, settings), _streams(sequences, settings), Tape())
+    run = _pass(sequences, settings, sequences.tokens, Tape())
     gradient = end_gradient(run, run.forward(readings.positions), readings, settings)
     rows = initial_rows(readings, sequences.length, gradient.dtype) if rows is None else rows
     workspace = Workspace(settings.block)
@@ -59,14 +59,13 @@ def sweep_continuations(front: Sequences, back: Sequences, readings: Readings, s
     from cos_core.relevance.propagation.prefix import recorded_cache
 
     images, start, per_image = front.count, front.length, back.count // front.count
-    streamed = _streams(front, settings, front.tokens + back.tokens)
-    count = walked_layers(front, settings)
+    tokens = front.tokens + back.tokens
     front_tape, back_tape = Tape(), Tape()
-    front_pass = DecoderPass(front, count, streamed, front_tape)
+    front_pass = _pass(front, settings, tokens, front_tape)
     front_tape.recorded = []
     front_pass.forward()
-    back_pass = DecoderPass(back, count, streamed, back_tape, front_tape.recorded)
-    front_tape.recorded = None
+    back_pass = _pass(back, settings, tokens, back_tape)
+    back_pass.prefix, front_tape.recorded = front_tape.recorded, None
     logits = back_pass.forward(readings.positions, recorded_cache(len(front.decoder.layers), start))
     back_pass.prefix = None
     after = end_gradient(back_pass, logits, readings, settings)
@@ -163,9 +162,12 @@ def walked_layers(sequences: Sequences, settings: SweepSettings) -> int:
     return min(settings.last_layers or layers, layers)
 
 
-def _streams(sequences: Sequences, settings: SweepSettings, tokens: int | None = None) -> bool:
+def _pass(sequences: Sequences, settings: SweepSettings, tokens: int, tape: Tape) -> DecoderPass:
+    """A pass that keeps as much as a sweep over `tokens` positions in all may."""
     model: PreTrainedModel = sequences.model
-    return memory.streams(model.config, model.dtype, settings, sequences.tokens if tokens is None else tokens)
+    asked = model.config, model.dtype, settings, tokens
+    streamed, outputs = memory.streams(*asked), memory.keeps_outputs(*asked)
+    return DecoderPass(sequences, walked_layers(sequences, settings), streamed, tape, keep_outputs=outputs)
 
 
 def _cut(piece: Piece, number: int, sequences: Sequences) -> Attended:

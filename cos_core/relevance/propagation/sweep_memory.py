@@ -65,6 +65,15 @@ def streams(config: PreTrainedConfig, dtype: torch.dtype, settings: SweepSetting
     return tokens * token_bytes(config, dtype, settings, streamed=False) > _allowed(settings)
 
 
+def keeps_outputs(config: PreTrainedConfig, dtype: torch.dtype, settings: SweepSettings, tokens: int) -> bool:
+    """Whether a streamed sweep has room for what every layer's attention gave, too, which is then not computed again."""
+    text = config.get_text_config()
+    heads, layers = int(text.num_attention_heads), int(text.num_hidden_layers)
+    width = heads * int(getattr(text, "head_dim", None) or text.hidden_size // heads)
+    output = min(settings.last_layers or layers, layers) * width * dtype.itemsize
+    return tokens * (token_bytes(config, dtype, settings, streamed=True) + output) <= _allowed(settings)
+
+
 def sweep_bytes(config: PreTrainedConfig, dtype: torch.dtype, settings: SweepSettings, tokens: int) -> int:
     """What a sweep over `tokens` positions keeps, streamed only with `stream_layers`; for `tokens_per_call`."""
     return tokens * token_bytes(config, dtype, settings, streamed=bool(settings.stream_layers))

@@ -96,14 +96,17 @@ class Tape:
     """What passes between `_attention` and a sweep.
 
     `before`: keys and values of a prefix that every sequence continues, for the layer that runs now; its batch divides the
-    sequences', which repeat it. `recorded`: a list to which every layer's keys and values are added, or None.
+    sequences', which repeat it. `recorded`: a list to which every layer's keys and values are added, or None. `output`: what
+    the attention that ran last gave, (batch, heads, n, d); `known`: what the one that runs next gives, where it ran before.
     """
 
-    __slots__ = ("_attended", "_causal", "before", "recorded")
+    __slots__ = ("_attended", "_causal", "before", "known", "output", "recorded")
 
     def __init__(self) -> None:
         self.before: tuple[torch.Tensor, torch.Tensor] | None = None
         self.recorded: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+        self.output: torch.Tensor | None = None
+        self.known: torch.Tensor | None = None
         self._attended: Attended | None = None
         self._causal: dict[int, tuple[torch.Tensor, bool]] = {}
 
@@ -127,10 +130,13 @@ class Tape:
         """(batch, n, heads, d). With gradients the graph is cut here, and both ends are kept for `take`."""
         if self.recorded is not None:
             self.recorded.append((key.detach(), value.detach()))
-        keys, values = _continued(self.before, key.detach(), value.detach())
         if mask is not None and self._says_causal(mask):
             mask = None
-        output = _plain(query.detach(), keys, values, mask, scale)
+        output, self.known = self.known, None
+        if output is None:
+            keys, values = _continued(self.before, key.detach(), value.detach())
+            output = _plain(query.detach(), keys, values, mask, scale)
+        self.output = output.detach()
         if query.requires_grad and torch.is_grad_enabled():
             if self._attended is not None:
                 raise InputError("relevance knows layers with one attention each; this model's have several")
