@@ -135,6 +135,10 @@ class Encoder(ABC):
     def picture_tokens(self, size: tuple[int, int], pictures: int = 1) -> int:
         """How many positions a picture of `size` takes in a dialogue of `pictures` pictures, without the picture itself."""
 
+    @abstractmethod
+    def end_length(self, answer: Sequence[int]) -> int:
+        """How many tokens at the end of an answer, as `encode` labels it, are its end mark."""
+
     def seen(self, size: tuple[int, int]) -> tuple[int, int]:
         """(width, height) in pixels of a picture of `size` as the model sees it."""
         return size

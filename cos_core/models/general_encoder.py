@@ -217,6 +217,9 @@ class GeneralEncoder(Encoder):
     def encode(self, turns: Sequence[Turn], picture: Callable[[Slot], PictureInputs]) -> Encoded:
         return self._encoded(turns, picture)[0]
 
+    def end_length(self, answer: Sequence[int]) -> int:
+        return int(bool(answer) and answer[-1] in self.end_ids)
+
     def _encoded(
         self, turns: Sequence[Turn], picture: Callable[[Slot], PictureInputs], labelled: bool = True
     ) -> tuple[Encoded, tuple[PictureSpan, ...]]:

@@ -67,6 +67,10 @@ class LlavaEncoder(Encoder):
         tokens = shown if isinstance(shown, int) else self.image_tokens
         return encode(self.profile, turns, self.tokenizer, self.image_token_id, tokens, self.context)
 
+    def end_length(self, answer: Sequence[int]) -> int:
+        mark = self.tokenizer(self.profile.turn_end, add_special_tokens=False)["input_ids"]
+        return len(mark) if mark and list(answer[-len(mark) :]) == mark else 0
+
     def prompt(self, turns: Sequence[Turn], picture: Callable[[Slot], Any] | None = None) -> Prompt:
         encoded = self.encode(turns)
         places = [place for place, token in enumerate(encoded.ids) if token == self.image_token_id]

@@ -112,6 +112,9 @@ class PictureEncoder(Encoder):
     def encode(self, turns: Sequence[Turn], picture: Callable[[Slot], Any]) -> Encoded:
         raise self._textless()
 
+    def end_length(self, answer: Sequence[int]) -> int:
+        raise self._textless()
+
     def _textless(self) -> InputError:
         return InputError(f"there is no tokenizer of this {self.family.name or 'model'}, which turns texts into tokens")
 

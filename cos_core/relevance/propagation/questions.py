@@ -234,18 +234,10 @@ def _cut(question: Question, model: LoadedModel, settings: SweepSettings) -> _Cu
     if settings.target == "argmax":
         # The model's own choice is explained: which token stands there is not looked at.
         return cut(prompt, [prompt - 1], [0])
-    learnt = learnt[: len(learnt) - _end_length(ids[learnt].tolist(), model)]
+    learnt = learnt[: len(learnt) - model.encoder.end_length(ids[learnt].tolist())]
     # Some tokenizers make a token of the space between role and answer.
     while learnt and not model.tokenizer.decode([int(ids[learnt[0]])]).strip():
         learnt = learnt[1:]
     if not learnt:
         raise InputError("an answer needs at least one token to be explained")
     return cut(learnt[-1], [i - 1 for i in learnt], ids[learnt].tolist())
-
-
-def _end_length(answer: list[int], model: LoadedModel) -> int:
-    """How many tokens at an answer's end are its end mark."""
-    if not isinstance(model, Llava):
-        return int(bool(answer) and answer[-1] in model.stop_ids)
-    mark = model.tokenizer(model.profile.turn_end, add_special_tokens=False)["input_ids"]
-    return len(mark) if mark and answer[-len(mark) :] == mark else 0
