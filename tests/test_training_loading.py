@@ -26,7 +26,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loaded(made: TrainConfig) -> Any:
-    return loading.load(made, inputs.start_checkpoint(made)).model
+    start = inputs.start_checkpoint(made)
+    return loading.load(made, start, inputs.encoder_of(made, start)).model
 
 
 def types(model: Any, learnt: bool) -> set[str]:

@@ -16,15 +16,18 @@ from cos_core.training.config import TrainConfig
 from cos_core.training.inputs import StartCheckpoint
 
 if TYPE_CHECKING:
+    from cos_core.models.encoder import Encoder
     from cos_core.models.loaded import LoadedModel
 
 
-def load(config: TrainConfig, checkpoint: StartCheckpoint, device: Any = None, last: Path | None = None) -> LoadedModel:
+def load(
+    config: TrainConfig, checkpoint: StartCheckpoint, encoder: Encoder, device: Any = None, last: Path | None = None
+) -> LoadedModel:
     """The start checkpoint with the untrained weights frozen, or with adapters.
 
     Each weight is read from its file to the device on which it is trained, in its final format (`runtime.weights`): to `device`
-    when that is a GPU; under ZeRO-3 to wherever DeepSpeed keeps its shard. `last`: the checkpoint that an interrupted run is
-    resumed from; where it holds the whole model, the weights are read from there instead.
+    when that is a GPU; under ZeRO-3 to wherever DeepSpeed keeps its shard. `encoder`: the start checkpoint's. `last`: the
+    checkpoint that an interrupted run is resumed from; where it holds the whole model, the weights are read from there instead.
     """
     import torch
 
@@ -41,7 +44,7 @@ def load(config: TrainConfig, checkpoint: StartCheckpoint, device: Any = None, l
         read=pretrained.any_network if checkpoint.general else pretrained.network,
     )
     parts.check(network, checkpoint.family)
-    loaded = _equipped(network, config, checkpoint)
+    loaded = _equipped(network, config, checkpoint, encoder)
     loss.mask_rows(network, loaded.unused_rows)
     if config.lora is not None:
         loaded.model = adapters.adapt(network, config, checkpoint.family)
@@ -50,14 +53,12 @@ def load(config: TrainConfig, checkpoint: StartCheckpoint, device: Any = None, l
     return loaded
 
 
-def _equipped(network: Any, config: TrainConfig, checkpoint: StartCheckpoint) -> LoadedModel:
+def _equipped(network: Any, config: TrainConfig, checkpoint: StartCheckpoint, encoder: Encoder) -> LoadedModel:
     from cos_core.models import general, llava
 
-    if not checkpoint.general:
+    if not isinstance(encoder, general.GeneralEncoder):
         return llava.equipped(network, checkpoint.folder, name=config.model, profile=checkpoint.profile)
-    budget = config.pixel_budget
-    encoder = general.encoder_of(checkpoint.folder, profile=checkpoint.profile, budget=budget, name=config.model)
-    return general.equipped(network, checkpoint.folder, encoder, budget)
+    return general.equipped(network, checkpoint.folder, encoder, config.pixel_budget)
 
 
 def freeze(model: Any, family: Family, train_projector: bool) -> None:

@@ -88,7 +88,7 @@ def _probe(config: TrainConfig, metadata: inputs.CheckpointMetadata, data: Sampl
         reporter.note(f"probing {_PROBE_STEPS} real steps")
         arguments = runtime.arguments(short, World.of_launcher())
         with loading.advice(short, 1, "the model was loaded"):
-            model = loading.load(short, inputs.start_checkpoint(short), arguments.device)
+            model = loading.load(short, inputs.start_checkpoint(short), metadata.recipe.encoder, arguments.device)
         stage.train(short, arguments, stage.Start(model, metadata, None, Ranks.of_launcher(0, 1)), data, SilentReporter())
         seconds = [record["seconds"] for _, record in read_lines(Path(folder) / LOG_FILE)][2:]
     return float(sum(seconds) / len(seconds))

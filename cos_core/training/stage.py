@@ -129,7 +129,7 @@ def _run(
     if world.main:
         reporter.note(f"loading {config.model} ...")
     with loading.advice(config, world.size, "the model was loaded"):
-        model = loading.load(config, checkpoint, arguments.device, last)
+        model = loading.load(config, checkpoint, metadata.recipe.encoder, arguments.device, last)
     if world.main:
         # Only once data and model have been read: a run that never starts must not claim the directory.
         run_folder.claim(config.out, fingerprint, settings)
