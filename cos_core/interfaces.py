@@ -188,11 +188,25 @@ class Grammar(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn: from the softmax of the logits over `temperature` (above 0), of which only the likeliest tokens
+    count that together reach `top_p` (in (0, 1]).
+
+    `seed` (32 bits) decides every draw of the request: its reply depends neither on the requests beside it nor on their order.
+    """
+
+    temperature: float
+    top_p: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One generation: a dialogue whose last turn is the user's, and its pictures by slot ("full", "roi").
 
     `grammar`: only its texts may come out (engines that cannot promise it refuse); `listen` is called with each new
-    piece of the text as it comes.
+    piece of the text as it comes. `sampling`: None takes the likeliest token each time. `margins`: the reply's `margins` are
+    needed (an engine that cannot know them gives a Reply with `error` that says so).
     """
 
     turns: tuple[Turn, ...]
@@ -200,6 +214,8 @@ class Request:
     max_new_tokens: int = 128
     grammar: Grammar | None = None
     listen: Callable[[str], None] | None = None
+    sampling: Sampling | None = None
+    margins: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +224,9 @@ class Reply:
 
     `transient`: it failed for a reason outside the request (see errors.TransientError), so that it is worth asking again.
     `cached`: how many of the `tokens_in` needed no computation; `steps`: how often the model was asked for a token (fewer than
-    `tokens_out` where a grammar left one choice); `ids` and `margins`: the tokens, and for each the lead of the best logit over
-    the second (infinite for a forced token), where the engine knows them.
+    `tokens_out` where a grammar left one choice); `ids`: the tokens, where the engine knows them; `margins`: for each token the
+    lead of the best logit over the second (infinite for a forced token), which is that of their log-probabilities, where the
+    engine knows it or `Request.margins` asks for it. `ended`: the last of `ids` and `margins` is that of the end mark.
     """
 
     text: str
@@ -222,6 +239,14 @@ class Reply:
     steps: int = field(default=0, compare=False)
     ids: tuple[int, ...] = field(default=(), compare=False)
     margins: tuple[float, ...] = field(default=(), compare=False)
+    ended: bool = field(default=False, compare=False)
+
+    @property
+    def margin(self) -> float | None:
+        """The least lead of any token of the text; the end mark counts only where there is no other. None where no lead is
+        known."""
+        words = self.margins[:-1] if self.ended and len(self.margins) > 1 else self.margins
+        return min(words, default=None)
 
 
 class Engine(Plugin):
@@ -481,6 +506,7 @@ __all__ = [
     "Reporter",
     "Request",
     "Runner",
+    "Sampling",
     "SilentReporter",
     "Worker",
 ]

@@ -34,6 +34,13 @@ OnBadBox = Literal["full", "center", "skip"]
 BoxDecode = Literal["free", "grammar"]
 """What the first pass may write: any text, or a box only."""
 
+CropContent = Literal["region", "black", "noise", "swap", "absent"]
+"""What the second picture shows: the region, or, as a control of the same size, black, noise, or the same box of another
+question's picture; "absent": there is no second picture."""
+
+BoxText = Literal["written", "none"]
+"""Whether the second pass is shown the text of the box, or the region's crop alone."""
+
 Slot = Literal["full", "roi"]
 Role = Literal["user", "assistant"]
 
@@ -192,13 +199,41 @@ class Turn:
             raise InputError("only an assistant's turn can be learnt")
 
 
+class Sample(msgspec.Struct, frozen=True):
+    """One of several sampled answers to a question; fields as in Prediction."""
+
+    answer: str | None
+    box: Box | None = None
+    box_text: str | None = None
+    box_status: BoxStatus = "skipped"
+    tokens: Mapping[str, int] = {}
+    shown: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; the box as its four corners, which are in frame "image"."""
+        record = {
+            **msgspec.structs.asdict(self),
+            "box": list(self.box.corners) if self.box else None,
+            "tokens": dict(self.tokens),
+        }
+        if self.shown is None:
+            del record["shown"]
+        return record
+
+
 class Prediction(msgspec.Struct, frozen=True):
     """What one run answered to one example.
 
     `box` is in frame "image" and is the region whose crop the second pass saw (None when there was none or it was unusable);
     `box_text` is the model's raw first-pass text, always kept; `error` is set, and `answer` None, when the item failed.
-    `transient`: it failed for a reason outside it (no server, no such picture yet, no memory; errors.TransientError), and the
-    next run asks it again; written only then.
+    `tokens` counts each pass's: pass1_in, pass1_out, pass2_in, pass2_out, plain_in, plain_out.
+
+    The rest is written only where it is set. `transient`: it failed for a reason outside it (no server, no such picture yet, no
+    memory; errors.TransientError), and the next run asks it again. `shown`: what the second picture held in place of the
+    region: "black", "noise", "swap: NAME" with the other picture's name, or "absent". Under a gate (dialogue/gate.py), `plain`
+    is the answer of one pass, where it was asked for, and `margin` its lead; `gate` is "open" where the second pass decided the
+    answer, "closed" where the plain answer stands. `samples`: all answers of a run with several, the first of which stands in
+    the fields above.
     """
 
     example_id: str
@@ -215,6 +250,11 @@ class Prediction(msgspec.Struct, frozen=True):
     fingerprint: str = ""
     error: str | None = None
     transient: bool = False
+    shown: str | None = None
+    plain: str | None = None
+    margin: float | int | None = None
+    gate: Literal["open", "closed"] | None = None
+    samples: tuple[Sample, ...] = ()
 
     def __post_init__(self) -> None:
         if self.box_status not in BOX_STATUSES:
@@ -229,14 +269,34 @@ class Prediction(msgspec.Struct, frozen=True):
             "box": list(self.box.corners) if self.box else None,
             "tokens": dict(self.tokens),
         }
-        if not self.transient:
-            del record["transient"]
+        for name, unset in _ONLY_WHERE_SET.items():
+            if record[name] == unset:
+                del record[name]
+        if self.samples:
+            record["samples"] = [sample.to_json() for sample in self.samples]
         return record
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Prediction:
         """The inverse of `to_json`. Raises InputError for an object that is no prediction."""
-        return _read(cls, data)
+        samples = data.get("samples") if isinstance(data, Mapping) else None
+        if samples is None:
+            return _read(cls, data)
+        if not isinstance(samples, list):
+            raise InputError(f"`samples` of a Prediction record must be a list, got {type(samples).__name__}")
+        read = _read(cls, {name: value for name, value in data.items() if name != "samples"})
+        return msgspec.structs.replace(read, samples=tuple([_read(Sample, each) for each in samples]))
+
+
+_ONLY_WHERE_SET: Mapping[str, Any] = {
+    "transient": False,
+    "shown": None,
+    "plain": None,
+    "margin": None,
+    "gate": None,
+    "samples": (),
+}
+"""The fields of a Prediction that stand on disk only where they have another value than this."""
 
 
 class Score(msgspec.Struct, frozen=True):

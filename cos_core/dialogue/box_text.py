@@ -15,7 +15,7 @@ from itertools import islice, pairwise
 
 from cos_core.dialogue.prompts import BoxStyle, Profile
 from cos_core.errors import FrameError, InputError
-from cos_core.geometry import Box
+from cos_core.geometry import Box, in_frame
 from cos_core.types import BoxStatus
 
 # Not inside a word or another number (the 0 of "x0", the "-" of "0.1-0.3"); letters of scripts without spaces may stand before.
@@ -224,6 +224,20 @@ def read_box(text: str, profile: Profile, seen: tuple[int, int] | None = None) -
     if inside[0] >= inside[2] or inside[1] >= inside[3] or (inside[2] - inside[0]) * (inside[3] - inside[1]) == 0.0:
         return None, "degenerate"
     return Box(inside[0], inside[1], inside[2], inside[3], reading.style.frame), status
+
+
+def as_written(box: Box, size: tuple[int, int], profile: Profile, seen: tuple[int, int] | None = None) -> tuple[str, Box]:
+    """The text of a box of a picture of `size` (width, height in pixels) and the box that this text names, in the profile's
+    frame. `seen`: as in `write_box`.
+
+    The crop that training shows is cut from the text's own box, as inference will cut it, not from the annotation: when the
+    profile rounds or snaps coarsely the two differ by pixels.
+    """
+    text = write_box(in_frame(box, profile.box_frame, size), profile, seen)
+    written, _ = read_box(text, profile, seen)
+    if written is None:
+        raise InputError(f"the box {box.corners} does not survive being written as {text!r}")
+    return text, written
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from PIL import Image
 
+from cos_core.dialogue import crop_content
 from cos_core.dialogue.box_text import read_box
 from cos_core.dialogue.prompts import Profile
 from cos_core.errors import InputError
 from cos_core.files.images import FILL, MAX_PIXELS, reduced
+from cos_core.files.text import one_line
 from cos_core.geometry import Box, SquarePad, central_box, full_box, in_frame
-from cos_core.types import BoxStatus, OnBadBox, Prediction
+from cos_core.types import UNUSABLE_BOXES, BoxStatus, OnBadBox, Prediction
 
 CropFrom = Literal["image", "canvas"]
+OpenPicture = Callable[[str], Image.Image]
+"""Opens a picture of a run by its name. Raises InputError."""
 FALLBACKS: Mapping[OnBadBox, Box | None] = {"full": full_box("image"), "center": central_box("image"), "skip": None}
 """The region that stands in for a text without a usable box; None: none does, the question is left out."""
 
@@ -82,18 +86,20 @@ def fallback_region(status: BoxStatus, on_bad_box: OnBadBox) -> Region:
 
 @dataclass(frozen=True, slots=True)
 class CropSettings:
-    """How the regions of some answers are cut: under which profile, in which padding colour (RGB), with which fallback."""
+    """How the second pictures of some answers are made: under which profile, in which padding colour (RGB), with which
+    fallback, and with which seed where noise stands in a region's place (None: not known)."""
 
     profile: Profile
     fill: tuple[int, int, int]
     on_bad_box: OnBadBox = "full"
+    seed: int | None = None
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> CropSettings | None:
         """What the settings of a run of `cos infer` say (its manifest's `results["settings"]`); None where they do not."""
         try:
             red, green, blue = (int(value) for value in settings["fill"])
-            crops = cls(Profile.from_json(settings["profile"]), (red, green, blue), settings["on_bad_box"])
+            crops = cls(Profile.from_json(settings["profile"]), (red, green, blue), settings["on_bad_box"], seed_of(settings))
         except (KeyError, TypeError, ValueError, InputError):
             return None
         known = crops.on_bad_box in FALLBACKS and crops.profile.box == "profile"
@@ -107,20 +113,68 @@ class CropSettings:
         """See `crop_region`."""
         return crop_region(picture, area, self.profile.crop_from, self.fill)
 
-    def crop(self, picture: Image.Image, prediction: Prediction) -> Image.Image | None:
-        """The region that the second pass of `prediction` saw; None where it saw none.
+    def crop(self, picture: Image.Image, prediction: Prediction, other: OpenPicture | None = None) -> Image.Image | None:
+        """The second picture that `prediction` rests on, made again: the region, or what stood in its place; None where there
+        was none.
 
-        Where boxes are of the picture, the prediction's own box is what was cut; its text may be in pixels of a picture
-        whose size only the model knows.
+        Where boxes are of the picture, and where its own could not be used, the prediction's box is what was cut; its text may
+        be in pixels of a picture whose size only the model knows. `other` opens the picture of a swapped region. Raises
+        InputError for a second picture that cannot be made again.
         """
         if prediction.box_text is None or prediction.box is None:
             return None
-        if self.profile.box_frame == "image":
-            return self.cut(picture, prediction.box)
-        area = self.region(prediction.box_text, picture).area
-        return None if area is None else self.cut(picture, area)
+        area: Box | None = prediction.box
+        if self.profile.box_frame != "image" and prediction.box_status not in UNUSABLE_BOXES:
+            area = self.region(prediction.box_text, picture).area
+        return None if area is None else _as_shown(picture, area, prediction, _Remaking(self.cut, self.seed, other))
 
 
 def assumed_crop(picture: Image.Image, box: Box) -> Image.Image:
     """The region of an answer that does not say how it was cut: the part of the picture that its box names."""
     return crop_region(picture, box, "image", FILL)
+
+
+def assumed_second_picture(
+    picture: Image.Image, prediction: Prediction, seed: int | None = None, other: OpenPicture | None = None
+) -> Image.Image | None:
+    """As CropSettings.crop, for an answer that does not say how its region was cut."""
+    if prediction.box is None:
+        return None
+    return _as_shown(picture, prediction.box, prediction, _Remaking(assumed_crop, seed, other))
+
+
+@dataclass(frozen=True, slots=True)
+class _Remaking:
+    """What a second picture is made again with."""
+
+    cut: Callable[[Image.Image, Box], Image.Image]
+    seed: int | None
+    other: OpenPicture | None
+
+
+def _as_shown(picture: Image.Image, area: Box, prediction: Prediction, how: _Remaking) -> Image.Image | None:
+    """The region `area` of the picture, or what `prediction` says was shown in its place (crop_content.py)."""
+    shown = prediction.shown
+    if prediction.gate == "closed" or shown == "absent":
+        return None
+    region = how.cut(picture, area)
+    if shown is None:
+        return region
+    if shown == "black":
+        return crop_content.black(region.size)
+    if shown == "noise":
+        if how.seed is None:
+            raise InputError("the noise cannot be drawn again, as the run's seed is not known")
+        return crop_content.noise(region.size, picture, how.seed, prediction.example_id)
+    if not shown.startswith(crop_content.SWAP) or prediction.box is None:
+        raise InputError(f"this version of cos does not know how {one_line(shown)!r} looks")
+    if how.other is None:
+        raise InputError("the other picture cannot be opened, as the folder of the run's pictures is not known")
+    other = how.other(shown.removeprefix(crop_content.SWAP))
+    return crop_content.swapped(region.size, how.cut(other, prediction.box))
+
+
+def seed_of(settings: Mapping[str, Any]) -> int | None:
+    """The seed among the settings of a run; None where they have none."""
+    seed = settings.get("seed")
+    return seed if isinstance(seed, int) and not isinstance(seed, bool) else None

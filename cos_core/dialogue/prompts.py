@@ -293,6 +293,7 @@ def dialogue(
     learn_box: bool = True,
     suffix: str = "",
     extra_turns: Sequence[tuple[str, str]] = (),
+    region: bool | None = None,
 ) -> tuple[Turn, ...]:
     """The turns of one sample, for training (with `answer`) and for each inference pass (without what is not known yet).
 
@@ -300,23 +301,26 @@ def dialogue(
     answer. Without `box_text` the dialogue ends after Inst.1 (pass 1); with it but without `answer`, after Inst.2 (pass 2).
     `asks` chooses what Inst.1 asks about (Table 3a); `learn_box` False leaves a box that was given, not predicted, out of the
     loss. `suffix`: a request for a format that was kept apart from the question; the profile says where it stands.
-    `extra_turns` are further (question, answer) pairs of the image, supervised (the released code's variant).
+    `extra_turns` are further (question, answer) pairs of the image, supervised (the released code's variant). `region`: whether
+    the region's picture is shown, by default in the chain alone. The chain without it says the box and shows no second picture;
+    the plain dialogue with it shows it behind the whole picture and says nothing of it.
     """
     question, second = (text.removesuffix(profile.left_out) for text in (question, question + suffix))
     if profile.suffix == "inside":
         question = second
     if not chain:
-        turns = [_user(profile.plain, FULL, second)]
+        turns = [_user(profile.plain, (FULL, ROI) if region else (FULL,), second)]
     else:
         if asks == "image":
-            first = _user(profile.inst1_image, FULL, None)
+            first = _user(profile.inst1_image, (FULL,), None)
         elif asks == "all":
-            first = _user(profile.inst1_all, FULL, " ".join(all_questions or (question,)))
+            first = _user(profile.inst1_all, (FULL,), " ".join(all_questions or (question,)))
         else:
-            first = _user(profile.inst1, FULL, question)
+            first = _user(profile.inst1, (FULL,), question)
         if box_text is None:
             return (first,)
-        turns = [first, Turn("assistant", (box_text,), learn=learn_box), _user(profile.inst2, ROI, question)]
+        shown = () if region is False else (ROI,)
+        turns = [first, Turn("assistant", (box_text,), learn=learn_box), _user(profile.inst2, shown, question)]
         if suffix and profile.suffix == "after":
             turns[-1] = Turn("user", (*turns[-1].parts, suffix))
     if answer is None:
@@ -337,8 +341,12 @@ def text_dialogue(pairs: Sequence[tuple[str, str]]) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def _user(template: str, slot: ImageSlot, question: str | None) -> Turn:
+def _user(template: str, slots: Sequence[ImageSlot], question: str | None) -> Turn:
+    """The user's turn of a template, with these pictures in its one place for a picture."""
     before, after = template.split("{image}")
     # The question is put in last, so that braces inside it stay what they are.
-    fill = [part if question is None else part.replace("{question}", question, 1) for part in (before, after)]
-    return Turn("user", tuple(p for p in (fill[0], slot, fill[1]) if p != ""))
+    before, after = (part if question is None else part.replace("{question}", question, 1) for part in (before, after))
+    behind = "\n" if after.startswith("\n") else ""
+    pictures = [part for slot in slots for part in (behind, slot)][1:] if slots else []
+    parts = (before, *pictures, after) if slots else (before + after.removeprefix(behind),)
+    return Turn("user", tuple(part for part in parts if part != ""))
