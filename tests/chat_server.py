@@ -22,7 +22,7 @@ class Behaviour:
     `image_tokens`: positions of one picture; `tokenize`: whether POST /tokenize shows the ids ("placeholders": one a picture);
     `models`: what GET /models lists, None when it is not answered; `key`: the one it asks for; `images`: how many it takes;
     `refuses`: (HTTP status, words) for every chat completion; `unknown`: fields that it takes for an error; `silent`: whether
-    it keeps the token counts to itself.
+    it keeps the token counts to itself; `logprobs`: what stands beside the text where log-probabilities are asked for.
     """
 
     template: str = ""
@@ -36,6 +36,7 @@ class Behaviour:
     refuses: tuple[int, str] | None = None
     unknown: frozenset[str] = frozenset()
     silent: bool = False
+    logprobs: Any = None
     text: str = "[0.250, 0.250, 0.750, 0.750]"
     seen: list[tuple[str, Any]] = field(default_factory=list)
 
@@ -95,7 +96,8 @@ class Handler(BaseHTTPRequestHandler):
             )
         else:
             usage = {"prompt_tokens": len(prompt(how, body["messages"], how.image_tokens)) if how.template else 9}
-            choice = {"message": {"role": "assistant", "content": how.text}, "finish_reason": "stop"}
+            choice: dict[str, Any] = {"message": {"role": "assistant", "content": how.text}, "finish_reason": "stop"}
+            choice |= {"logprobs": how.logprobs} if body.get("logprobs") else {}
             self.answer(200, {"choices": [choice]} | ({} if how.silent else {"usage": usage | {"completion_tokens": 1}}))
 
     def allowed(self) -> bool:

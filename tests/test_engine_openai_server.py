@@ -7,6 +7,7 @@ SentencePiece's vocabulary. `make test-vllm` (tests/with_vllm) does the same wit
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,11 @@ import pytest
 import served_world as world
 
 from cos_cli import main
+from cos_core.dialogue.prompts import dialogue
+from cos_core.engines import openai
 from cos_core.files import assets
+from cos_core.interfaces import Request, Sampling
+from cos_core.miniature import scenes
 
 pytest.importorskip("fastapi", reason="the server's own packages are not installed")
 
@@ -71,3 +76,20 @@ def test_the_doctor_sees_whose_prompts_they_are(address: str, tmp_path: Path, ca
         said = [finding for finding in findings if finding["check"] == "prompt"]
         assert {finding["level"] for finding in said} == {level}
         assert any(words in finding["said"] for finding in said), said
+
+
+@pytest.mark.slow
+def test_answers_are_drawn_by_their_seeds_and_margins_are_not_to_be_had(address: str) -> None:
+    engine = openai.build(assets.miniature_checkpoint(), server=address, concurrency=1)
+    picture, turns = scenes.draw(scenes.make_scene(random.Random(3))), dialogue(engine.dialogue.profile, "What is it?")
+
+    def ask(sampling: Sampling | None = None, margins: bool = False) -> Request:
+        return Request(turns, {"full": picture}, 12, sampling=sampling, margins=margins)
+
+    drawn = engine.generate([ask(Sampling(3.0, 1.0, seed)) for seed in (1, 2, 3, 4, 5, 1, 2, 3, 4, 5)])
+    assert [reply.error for reply in drawn] == [None] * 10
+    assert [reply.text for reply in drawn[:5]] == [reply.text for reply in drawn[5:]]
+    assert len({reply.text for reply in drawn}) > 3
+    greedy, sure, without = engine.generate([ask(), ask(Sampling(1.0, 1e-9, 1)), ask(margins=True)])
+    assert greedy.text == sure.text
+    assert "log-probabilities" in str(without.error)

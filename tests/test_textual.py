@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from cos_core.dialogue import prompts
 from cos_core.engines._plain import PlainEngine
 from cos_core.engines.hf import build
 from cos_core.errors import InputError
-from cos_core.interfaces import Request
+from cos_core.interfaces import Request, Sampling
 from cos_core.models import loading, textual
 from cos_core.models.wording import resolved_profile
 from cos_core.scoring.answers import SHORT_ANSWER
@@ -113,6 +114,16 @@ def test_batched_alone_and_by_the_library_are_one(
     assert [list(reply.ids) for reply in together] == by_hand(name, folder(name))
     swapped = [Request(request.turns, {"full": PICTURES[number % 2 - 1]}, BUDGET) for number, request in enumerate(requests)]
     assert all(one.ids != other.ids for one, other in zip(together, engine(name).generate(swapped), strict=True))
+
+
+@pytest.mark.parametrize("name", tiny_families.PEERS)
+def test_answers_are_drawn_by_their_seeds(engine: Callable[[str], PlainEngine], name: str) -> None:
+    requests = [replace(one, sampling=Sampling(1.5, 0.95, 3)) for one in asked(engine(name).loaded.profile)]
+    requests.append(replace(requests[0], sampling=Sampling(1.5, 0.95, 4)))
+    together = engine(name).generate(requests)
+    assert [reply.ids for reply in together] == [engine(name).generate([one])[0].ids for one in requests]
+    assert together[0].ids != together[3].ids
+    assert all(reply.margin is not None and reply.margin >= 0 for reply in together)
 
 
 @pytest.mark.parametrize("name", tiny_families.PEERS)

@@ -14,6 +14,7 @@ import torch
 from cos_core.engines._constrain import TokenGrammar
 from cos_core.engines._features import Picture
 from cos_core.engines._prefix import Match
+from cos_core.engines._sampling import Draws, drawn, draws_of
 from cos_core.interfaces import Reply, Request
 from cos_core.models.encoder import PictureSpan
 from cos_core.system import memory
@@ -79,7 +80,10 @@ class BatchRow:
 
 @dataclass(slots=True)
 class GenerationJob:
-    """A request with its prompt of `tokens_in` tokens, and what has been generated for it."""
+    """A request with its prompt of `tokens_in` tokens, and what has been generated for it.
+
+    `draws`: its random numbers, None where it takes the likeliest token each time.
+    """
 
     place: int
     request: Request
@@ -98,11 +102,16 @@ class GenerationJob:
     done: bool = False
     failure: str | None = None
     """Why it has no answer, although it was run."""
+    draws: Draws | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.draws = draws_of(self.request)
 
     def restart(self) -> None:
-        """As it was before anything ran: nothing generated, no hold on a stored prefix."""
+        """As it was before anything ran: nothing generated, nothing drawn, no hold on a stored prefix."""
         self.ids, self.margins = self.ids[: self.forced_first], self.margins[: self.forced_first]
         self.pending, self.steps, self.cached, self.done, self.failure = [], 0, 0, False, None
+        self.draws = draws_of(self.request)
         self.row.match = Match()
 
     @property
@@ -175,6 +184,7 @@ class Texts:
             steps=job.steps,
             ids=tuple(job.ids),
             margins=tuple(job.margins),
+            ended=bool(job.ids) and job.ids[-1] in self._stop,
         )
 
 
@@ -231,9 +241,10 @@ NOT_A_NUMBER = "the model's output is not a number (NaN or overflow): its weight
 
 
 def choices(rows: Sequence[GenerationJob], logits: torch.Tensor) -> list[tuple[int, float] | None]:
-    """For each unfinished row its next token and the lead of that token's logit over the second; `logits` (rows, vocabulary).
+    """For each unfinished row its next token, and the lead of the best logit over the second; `logits` (rows, vocabulary).
 
-    Of a row with a grammar, the likeliest that the grammar lets through. All that is needed comes from the device in one
+    The token is the likeliest, or drawn where the request is sampled; the lead is that of the logits as they are, whatever was
+    drawn. Of a row with a grammar, both are of what the grammar lets through. All that is needed comes from the device in one
     transfer, whatever the number of rows: each one waits for everything that the device was given before. A row whose highest
     logit is no finite number, as a NaN among them is, gets NOT_FINITE: nothing can be chosen there.
     """
@@ -243,7 +254,7 @@ def choices(rows: Sequence[GenerationJob], logits: torch.Tensor) -> list[tuple[i
         if job.done or name in tables:
             continue
         if job.grammar is None:
-            tables[name] = logits.argmax(-1, keepdim=True), logits.float().topk(2, dim=-1).values
+            tables[name] = _taken(rows, logits), logits.float().topk(2, dim=-1).values
         else:
             scores = logits.index_select(1, job.grammar.index).float()
             tables[name] = scores.sort(dim=-1, descending=True, stable=True)
@@ -256,11 +267,22 @@ def choices(rows: Sequence[GenerationJob], logits: torch.Tensor) -> list[tuple[i
         if job.done:
             return None
         if job.grammar is None:
-            (best,), (first, second) = (table[place] for table in numbers[None])
-            return (int(best), first - second) if math.isfinite(first) else NOT_FINITE
+            (taken,), (first, second) = (table[place] for table in numbers[None])
+            return (int(taken), first - second) if math.isfinite(first) else NOT_FINITE
         scores, order = (table[place] for table in numbers[id(job.grammar)])
         if not scores or not math.isfinite(scores[0]):
             return NOT_FINITE
-        return job.grammar.choose(job.ids, [int(i) for i in order], scores)
+        drawn_order = None if job.draws is None else job.draws.order(scores)
+        return job.grammar.choose(job.ids, [int(i) for i in order], scores, drawn_order)
 
     return [choice(place, job) for place, job in enumerate(rows)]
+
+
+def _taken(rows: Sequence[GenerationJob], logits: torch.Tensor) -> torch.Tensor:
+    """For each row the likeliest token, (rows, 1), or a drawn one where an unfinished row without a grammar is sampled."""
+    taken = logits.argmax(-1, keepdim=True)
+    sampled = [(place, job.draws) for place, job in enumerate(rows) if job.draws and not job.done and not job.grammar]
+    if sampled:
+        places = torch.tensor([place for place, _ in sampled]).to(logits.device)
+        taken[places] = drawn(logits[places], [draws for _, draws in sampled])
+    return taken

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -85,19 +86,23 @@ class TokenGrammar:
         ways = [self.ids_of(self.grammar.finish(text + c)) for c in sorted(follows)] or [self.ids_of(text)]
         return shared(ways)
 
-    def choose(self, ids: Sequence[int], order: Sequence[int], scores: Sequence[float]) -> tuple[int, float]:
+    def choose(
+        self, ids: Sequence[int], order: Sequence[int], scores: Sequence[float], drawn: Sequence[int] | None = None
+    ) -> tuple[int, float]:
         """The likeliest token that can stand after `ids`, and its lead over the next one that could (infinite without one).
 
-        `order`: indices into `candidates`, likeliest first; `scores`: their logits, in the same order. Raises InputError when
-        none can stand: the tokenizer cannot write the grammar's texts.
+        `order`: indices into `candidates`, likeliest first; `scores`: their logits, in the same order. `drawn`: places in
+        `order`, all of them, in another order (Draws.order): the token is then the first of these that can stand, and the lead
+        is still the likeliest one's. Raises InputError when none can stand: the tokenizer cannot write the grammar's texts.
         """
-        ranked = ((self.candidates[i], score) for i, score in zip(order, scores, strict=True))
-        able = ((token, score) for token, score in ranked if self._can(ids, token))
-        first = next(able, None)
+        able = cache(lambda place: self._can(ids, self.candidates[order[place]]))
+        likeliest = (place for place in range(len(order)) if able(place))
+        first = next(likeliest, None)
         if first is None:
             raise InputError("this tokenizer cannot write a box by grammar; decode boxes freely")
-        second = next(able, None)
-        return first[0], math.inf if second is None else first[1] - second[1]
+        second = next(likeliest, None)
+        taken = first if drawn is None else next(place for place in drawn if able(place))
+        return self.candidates[order[taken]], math.inf if second is None else scores[first] - scores[second]
 
     def _can(self, ids: Sequence[int], token: int) -> bool:
         longer = self.text([*ids, token])

@@ -1,4 +1,4 @@
-"""Greedy generation by the library alone: its own processor writes each batch, and its own `generate` answers it.
+"""Generation by the library alone: its own processor writes each batch, and its own `generate` answers it.
 
 The slow reference for what hf.py does cleverly (tests compare the two), and the way for models that hf.py cannot run: nothing
 is kept from one dialogue for another, every picture is encoded anew, and a batch runs until its last row has ended.
@@ -18,6 +18,7 @@ import transformers
 from cos_core.dialogue.messages import IMAGE_MARK, Message, chat_messages
 from cos_core.engines._batch import NOT_A_NUMBER, Texts, token_bytes, usual_budget
 from cos_core.engines._constrain import TokenGrammar, TokenGrammars
+from cos_core.engines._sampling import Draws, drawn, draws_of
 from cos_core.errors import InputError
 from cos_core.files import images
 from cos_core.interfaces import Engine, Grammar, Reply, Request
@@ -54,9 +55,14 @@ class _Job:
     """Characters of the text that `request.listen` has been called with; they are not repeated when the job is run again."""
     done: bool = False
     failure: str | None = None
+    draws: Draws | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.draws = draws_of(self.request)
 
     def restart(self) -> None:
         self.ids, self.margins, self.steps, self.tokens_in, self.done, self.failure = [], [], 0, 0, False, None
+        self.draws = draws_of(self.request)
 
 
 class _Inputs(Protocol):
@@ -267,7 +273,7 @@ class PlainEngine(Engine):
 
 
 class _Choices(transformers.LogitsProcessor):
-    """Looks at the scores before `generate` takes the best: the margin of each, and what a grammar lets through."""
+    """Looks at the scores before `generate` takes the best: the margins, what is drawn, and what a grammar lets through."""
 
     def __init__(self, jobs: Sequence[_Job], dtype: torch.dtype) -> None:
         self._jobs, self._computed_in = jobs, str(dtype).removeprefix("torch.")
@@ -284,21 +290,30 @@ class _Choices(transformers.LogitsProcessor):
             elif job.grammar is None:
                 job.lead = first - second
                 job.steps += 1
+                if job.draws is not None:
+                    _leave(scores[row], int(drawn(scores[row : row + 1], [job.draws])))
             else:
                 self._by_grammar(job, job.grammar, scores[row])
         return scores
 
     def _by_grammar(self, job: _Job, grammar: TokenGrammar, scores: torch.Tensor) -> None:
-        """Leaves one token of a job's `scores` (vocabulary,): the only one possible, or the likeliest that is."""
+        """Leaves one token of a job's `scores` (vocabulary,): the only one possible, the likeliest that is, or a drawn one."""
         forced = grammar.forced(job.ids)
         if forced:
             token, job.lead = forced[0], math.inf
         else:
             values, order = scores[grammar.candidates].float().sort(descending=True, stable=True)
-            token, job.lead = grammar.choose(job.ids, order.tolist(), values.tolist())
+            ranked: list[float] = values.tolist()
+            drawn_order = None if job.draws is None else job.draws.order(ranked)
+            token, job.lead = grammar.choose(job.ids, order.tolist(), ranked, drawn_order)
             job.steps += 1
-        scores.fill_(-math.inf)
-        scores[token] = 0
+        _leave(scores, token)
+
+
+def _leave(scores: torch.Tensor, token: int) -> None:
+    """Leaves one token of `scores` (vocabulary,)."""
+    scores.fill_(-math.inf)
+    scores[token] = 0
 
 
 class _Ends(transformers.StoppingCriteria):

@@ -1,4 +1,4 @@
-"""Greedy generation with a vision-language model through `transformers`, batched, on one CPU or GPU.
+"""Generation with a vision-language model through `transformers`, batched, on one CPU or GPU.
 
 Rows of different length are padded on the left; masked positions and explicit position ids keep a row's answer independent of
 its neighbours (up to rounding: kernels of another batch size add in another order, so two nearly equal logits can swap).
@@ -8,7 +8,9 @@ comes back in other tokens than were generated, what stands before the first dif
 
 The decoding loop stands here, around the model's ordinary forward: the checkpoint's sampling settings (Vicuna ships
 temperature 0.9) cannot leak in, each request has its own token budget, and finished rows leave the batch. A test compares its
-token ids with `transformers`' `generate`.
+token ids with `transformers`' `generate`. A request that is sampled (_sampling.py) draws from a generator of its own, so that
+rows of both kinds stand in one batch. Under a grammar `top_p` does not apply: what is drawn from is all that the grammar lets
+through, renormalised.
 """
 
 from __future__ import annotations
@@ -252,7 +254,7 @@ class HfEngine(FastEngine):
             return memory.reason(error)
 
     def _run(self, jobs: Sequence[GenerationJob]) -> None:
-        """Gives each job its most likely continuation, the end mark included when it came before the budget was spent."""
+        """Gives each job its continuation, likeliest or drawn, and the end mark where it comes before the budget is spent."""
         working = max(job.columns for job in jobs) * len(jobs) * self._token_bytes
         self._store.limit = max(0, self.kv_budget - working)
         self._store.shrink(self._store.limit)

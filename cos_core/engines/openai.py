@@ -4,10 +4,15 @@ What is asked first stands first (picture, Inst.1, box, then the crop): the serv
 the second. A busy or failing server is asked again after a growing pause, and what still fails is a Reply with `error`. What is
 sent is what the engine `hf` computes (_messages.py), under the wording and with the pictures of the checkpoint behind the
 server; the server's chat template decides the final prompt. A grammar is sent as its regular expression.
+
+Draws are the server's: its temperature, top_p and seed are the request's, and every other cut that it may have from the
+checkpoint's generation_config.json is switched off, in the words of the server (WORDS). Margins are read from the
+log-probabilities that the server gives (web/chat_completions.py).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -31,10 +36,34 @@ if TYPE_CHECKING:
 REFUSED = (400, 404, 422)
 """HTTP statuses of a server that does not take a request as it is."""
 
-NO_PENALTY: Mapping[str, float] = {"frequency_penalty": 0.0, "repetition_penalty": 1.0}
-"""Sent with every family but LLaVA-1.5, whose checkpoints name no penalty: servers take generation_config.json for their
-defaults, and a repetition penalty there (1.05 in several published Qwen checkpoints) changes greedy answers. vLLM and SGLang
-know the second word. OpenAI knows the first, which `transformers serve` takes for the second, less 1."""
+NO_MARGINS = (
+    "the server gives no log-probabilities of tokens, from which margins are read (vLLM and SGLang give them, "
+    "`transformers serve` does not)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What a kind of server is told, beside OpenAI's own words, so that it applies none of its defaults.
+
+    `penalties`: sent with every family but LLaVA-1.5, whose checkpoints name no penalty: servers take generation_config.json
+    for their defaults, and a repetition penalty there (1.05 in several published Qwen checkpoints) changes greedy answers.
+    `cuts`: sent with what is sampled; a default top_k (1 or 20 in published Qwen checkpoints) would cut or end the draws.
+    """
+
+    penalties: Mapping[str, Any]
+    cuts: Mapping[str, Any]
+
+
+NO_FREQUENCY_PENALTY = {"frequency_penalty": 0.0}
+"""OpenAI's word, which `transformers serve` takes for repetition_penalty, less 1."""
+
+WORDS = (
+    Words({**NO_FREQUENCY_PENALTY, "repetition_penalty": 1.0}, {"top_k": -1, "min_p": 0.0}),
+    Words(NO_FREQUENCY_PENALTY, {"generation_config": json.dumps({"do_sample": True, "top_k": 0})}),
+    Words(NO_FREQUENCY_PENALTY, {}),
+)
+"""Of vLLM and SGLang, of `transformers serve`, of OpenAI: each server refuses what only those before it know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +86,7 @@ class ServerSettings:
 
 
 class OpenAIEngine(Engine):
-    """Greedy chat completions; knows no token ids. `generate` may be called from several threads at once.
+    """Chat completions; knows no token ids. `generate` may be called from several threads at once.
 
     `concurrency`: requests that are under way at once at most, whoever calls.
     """
@@ -72,10 +101,12 @@ class OpenAIEngine(Engine):
         self._patience = RetryPolicy(settings.attempts, settings.pause, settings.pauses)
         self._keeps_grammars = False
         """Whether a reply has kept to a grammar."""
-        self._no_penalty = {} if dialogue.vision is None else NO_PENALTY
+        self._words = 0
+        """How many of WORDS the server has refused."""
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
-        """One reply a request, in order. What the server does to one request is a Reply with `error`.
+        """One reply a request, in order. What the server does to one request is a Reply with `error`, as is a reply without
+        log-probabilities where margins are asked for.
 
         Raises InputError when a grammar is asked for and the server does not know how to keep to one.
         """
@@ -100,46 +131,72 @@ class OpenAIEngine(Engine):
             "model": self._settings.model,
             "messages": messages,
             "max_tokens": request.max_new_tokens,
-            "temperature": 0,
+            **_choice_fields(request),
             "stream": False,
         }
+        asked = {**plain, **_grammar_fields(request.grammar)}
         try:
-            reply = self._asked({**plain, **_grammar_fields(request.grammar)})
+            reply = self._asked({**asked, **_margin_fields(request)}, request)
         except ServerError as error:
             if request.grammar is not None and not self._keeps_grammars and error.status in REFUSED:
-                self._blame(plain, error)
+                self._blame(plain, error, request)
+            if request.margins and error.status in REFUSED and self._answers(asked, request):
+                return Reply("", error=f"{NO_MARGINS}: it answers {error}")
             return Reply("", error=f"the server gave no answer: {error}", transient=error.transient)
+        if request.margins and not reply.margins:
+            return Reply("", tokens_in=reply.tokens_in, error=f"{NO_MARGINS}: it answers without them")
         if request.grammar is not None:
             reply = self._checked(reply, request.grammar)
         if request.listen is not None:
             request.listen(reply.text)
         return reply
 
-    def _asked(self, request: Mapping[str, Any]) -> Reply:
-        """Raises ServerError when the last attempt brought no answer either."""
-        asked = self._no_penalty
-        try:
-            return self._sent({**request, **asked})
-        except ServerError as error:
-            if "repetition_penalty" not in asked or error.status not in REFUSED:
-                raise
-        # A server that knows OpenAI's words only.
-        fewer = {name: value for name, value in asked.items() if name != "repetition_penalty"}
-        reply = self._sent({**request, **fewer})
-        self._no_penalty = fewer
-        return reply
+    def _asked(self, fields: Mapping[str, Any], request: Request) -> Reply:
+        """The reply to `fields` in the first words that the server does not refuse; it is not asked in those before again.
 
-    def _sent(self, request: Mapping[str, Any]) -> Reply:
-        said = self._client.ask("/chat/completions", payload(request), completions.read, self._patience)
-        return Reply(said.text.strip(), said.tokens_in, said.tokens_out, said.finished, cached=said.cached)
+        Raises ServerError when the last attempt brought no answer either.
+        """
+        ways = {number: self._extra(WORDS[number], request) for number in range(self._words, len(WORDS))}
+        left = [number for number, extra in ways.items() if extra != ways.get(number - 1)]
+        while True:
+            number = left.pop(0)
+            try:
+                reply = self._sent({**fields, **ways[number]})
+            except ServerError as error:
+                if not left or error.status not in REFUSED:
+                    raise
+            else:
+                self._words = max(self._words, number)
+                return reply
 
-    def _blame(self, plain: Mapping[str, Any], refusal: ServerError) -> None:
-        """Raises InputError when the server answers without the grammar what it refused with it."""
+    def _extra(self, words: Words, request: Request) -> Mapping[str, Any]:
+        penalties = {} if self.dialogue.vision is None else words.penalties
+        return {**penalties, **({} if request.sampling is None else words.cuts)}
+
+    def _sent(self, fields: Mapping[str, Any]) -> Reply:
+        said = self._client.ask("/chat/completions", payload(fields), completions.read, self._patience)
+        return Reply(
+            said.text.strip(),
+            said.tokens_in,
+            said.tokens_out,
+            said.finished,
+            cached=said.cached,
+            margins=tuple(token.lead for token in said.tokens if token.lead is not None),
+            ended=said.ends_with_mark and said.tokens[-1].lead is not None,
+        )
+
+    def _answers(self, fields: Mapping[str, Any], request: Request) -> bool:
+        """Whether the server answers what it is asked now."""
         try:
-            self._asked(plain)
+            self._asked(fields, request)
         except ServerError:
-            return
-        self._cannot(f"it answers {refusal}")
+            return False
+        return True
+
+    def _blame(self, plain: Mapping[str, Any], refusal: ServerError, request: Request) -> None:
+        """Raises InputError when the server answers without the grammar what it refused with it."""
+        if self._answers({**plain, **_margin_fields(request)}, request):
+            self._cannot(f"it answers {refusal}")
 
     def _checked(self, reply: Reply, grammar: Grammar) -> Reply:
         """The reply, if it keeps to the grammar or was cut off; a server that never does is no server for grammars."""
@@ -157,6 +214,18 @@ class OpenAIEngine(Engine):
             f"the server at {self._settings.url} does not keep boxes to a regular expression ({why}); decode boxes freely "
             "(--box-decode free), or serve the model with vLLM or SGLang"
         )
+
+
+def _choice_fields(request: Request) -> Mapping[str, Any]:
+    """How the next token is chosen, in OpenAI's words."""
+    if request.sampling is None:
+        return {"temperature": 0}
+    return {"temperature": request.sampling.temperature, "top_p": request.sampling.top_p, "seed": request.sampling.seed}
+
+
+def _margin_fields(request: Request) -> Mapping[str, Any]:
+    """What the best two log-probabilities of each token are asked for with: vLLM counts a drawn token among the candidates."""
+    return {"logprobs": True, "top_logprobs": 2 if request.sampling is None else 3} if request.margins else {}
 
 
 def _grammar_fields(grammar: Grammar | None) -> Mapping[str, Any]:

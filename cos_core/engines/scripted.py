@@ -20,7 +20,10 @@ def last_user_text(request: Request) -> str:
 
 
 class ScriptedEngine(Engine):
-    """Looks the last user turn up in a table, or asks a function; an unknown text is answered with `default`, or fails."""
+    """Looks the last user turn up in a table, or asks a function; an unknown text is answered with `default`, or fails.
+
+    A function sees the request's `sampling` and answers with a Reply where there are margins; a table has one answer to a text.
+    """
 
     name = "scripted"
 
@@ -35,10 +38,12 @@ class ScriptedEngine(Engine):
     def _reply(self, request: Request) -> Reply:
         text = last_user_text(request)
         answer = self._table(request) if callable(self._table) else self._table.get(text, self._default)
-        if isinstance(answer, Reply):
-            return answer
         if answer is None:
             return Reply("", error=f"the scripted engine has no answer to {text[:80]!r}")
+        if request.margins and not (isinstance(answer, Reply) and (answer.margins or answer.error)):
+            return Reply("", error=f"the scripted engine has no margins for its answer to {text[:80]!r}")
+        if isinstance(answer, Reply):
+            return answer
         if request.listen is not None:
             request.listen(answer)
         return Reply(answer, tokens_in=len(text.split()), tokens_out=len(answer.split()))
