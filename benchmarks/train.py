@@ -275,8 +275,8 @@ def model() -> None:
         return
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    from cos_core.training.flops import peak_flops
-    from cos_core.training.model_size import size_of
+    from cos_core.models.model_size import size_of
+    from cos_core.training.flops import peak_flops, step_flops
 
     vision = CLIPVisionConfig(
         hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14
@@ -306,7 +306,7 @@ def model() -> None:
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     step = sorted(seconds[3:])[len(seconds[3:]) // 2]
-    flops = size_of(config).step_flops(batch * length, batch * length**2, 2 * batch * IMAGE_TOKENS, 2 * batch)
+    flops = step_flops(size_of(config), batch * length, batch * length**2, 2 * batch * IMAGE_TOKENS, 2 * batch)
     name = torch.cuda.get_device_name(0)
     peak = peak_flops(name)
     mfu = f"{100 * flops / step / peak:.1f} % MFU" if peak else "MFU unknown"

@@ -12,8 +12,9 @@ import transformers
 
 from cos_core.dialogue.prompts import load_profile
 from cos_core.models import shapes
-from cos_core.training.flops import ModelSize, PictureFlops
-from cos_core.training.model_size import built, size_of, tensors_of
+from cos_core.models.flops import ModelSize, PictureFlops
+from cos_core.models.model_size import built, size_of, tensors_of
+from cos_core.training.flops import step_flops
 
 PUBLISHED = {
     "OpenGVLab/InternVL3-8B-hf": 7_944_373_760,
@@ -148,7 +149,7 @@ def test_a_model_that_cannot_be_measured_is_guessed_from_its_weights(tiny_checkp
     config = transformers.AutoConfig.from_pretrained(tiny_checkpoint("mllama"))
     size = size_of(config)
     assert size.not_measured
-    assert size.step_flops(10, 100, 5, 1) == pytest.approx(6 * size.language * 10 + 2 * (size.vision + size.projector) * 5)
+    assert step_flops(size, 10, 100, 5, 1) == pytest.approx(6 * size.language * 10 + 2 * (size.vision + size.projector) * 5)
 
 
 def test_the_7b_of_the_paper_by_the_formula_of_weights() -> None:
@@ -158,8 +159,8 @@ def test_the_7b_of_the_paper_by_the_formula_of_weights() -> None:
     dense = 6 * (size.language - 32064 * 4096) * length
     attention = 6 * 32 * 4096 * length**2
     seeing = pictures * (2 * size.vision * 577 + 2 * size.projector * 576)
-    assert size.step_flops(length, length**2, 2 * 576, pictures) == pytest.approx(dense + attention + seeing, rel=0.02)
-    lora = size.step_flops(length, length**2, 2 * 576, pictures, adapters=True)
+    assert step_flops(size, length, length**2, 2 * 576, pictures) == pytest.approx(dense + attention + seeing, rel=0.02)
+    lora = step_flops(size, length, length**2, 2 * 576, pictures, adapters=True)
     assert lora == pytest.approx(dense * 4 / 6 + attention + seeing, rel=0.02)
 
 

@@ -25,11 +25,11 @@ from cos_core.interfaces import Request, SilentReporter
 from cos_core.models import families, general, loading, pretrained, vision_input
 from cos_core.models.general_encoder import GeneralEncoder
 from cos_core.models.loaded import LoadedModel
+from cos_core.models.model_size import built
 from cos_core.training import adapters, inputs, parts
 from cos_core.training.collate import CONTENTS, Collator, empty_picture
 from cos_core.training.dataset import TrainingItem, Views
 from cos_core.training.loading import freeze
-from cos_core.training.model_size import built
 from cos_core.types import Turn
 
 Checkpoint = Callable[..., Path]

@@ -20,11 +20,11 @@ from cos_core.files.jsonl import read_lines
 from cos_core.geometry import Box
 from cos_core.interfaces import Policy, SilentReporter
 from cos_core.miniature.scenes import write_dataset
+from cos_core.models.flops import ModelSize, PictureFlops
 from cos_core.models.llava import LlavaEncoder
 from cos_core.store.annotations import Store
 from cos_core.training import TrainConfig
 from cos_core.training.dataset import Recipe
-from cos_core.training.flops import ModelSize, PictureFlops
 from cos_core.training.samples import Account, Rules, Sample, collect
 from cos_core.training.skipped import Skipped
 from cos_core.types import Annotation, Example

@@ -41,7 +41,7 @@ def four_bits(config: TrainConfig, checkpoint: StartCheckpoint) -> Any:
     """The language model's linear layers in 4 bits (NF4, with quantized scales)."""
     from transformers import BitsAndBytesConfig
 
-    from cos_core.training.model_size import built
+    from cos_core.models.model_size import built
 
     return BitsAndBytesConfig(
         load_in_4bit=True,

@@ -18,8 +18,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from cos_core.errors import CosError
 from cos_core.files.durable_writer import DurableWriter
 from cos_core.interfaces import Reporter
+from cos_core.models.flops import ModelSize
 from cos_core.training.collate import BatchContents
-from cos_core.training.flops import ModelSize
+from cos_core.training.flops import step_flops
 from cos_core.training.run_folder import STOP_FILE
 from cos_core.training.sample_order import SampleOrder
 from cos_core.training.trainer import listed
@@ -198,8 +199,13 @@ class TrainingCallback(TrainerCallback):
         now = self._settings.clock()
         seconds, self._last_log = now - self._last_log, now
         totals, norm, peak = self._totals, logs.get("grad_norm"), self._settings.peak
-        flops = self._settings.size.step_flops(
-            int(totals.tokens), int(totals.squares), int(totals.image_tokens), int(totals.pictures), self._settings.adapters
+        flops = step_flops(
+            self._settings.size,
+            int(totals.tokens),
+            int(totals.squares),
+            int(totals.image_tokens),
+            int(totals.pictures),
+            self._settings.adapters,
         )
         return {
             "step": state.global_step,

@@ -230,6 +230,7 @@ class TrainConfig(BudgetOptions):
         not_in_fingerprint="an assumption of the bill",
     )
     follow_links: bool = options.follow_links_option(not_in_fingerprint="where the pictures may be")
+    columns: str | None = options.columns_option(before=None)
 
     def __post_init__(self) -> None:
         options.check(self)

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cos_core.models.flops import ModelSize
 from cos_core.training.config import TrainConfig
 from cos_core.training.epoch_load import EpochLoad
-from cos_core.training.flops import ModelSize, peak_flops
+from cos_core.training.flops import peak_flops, step_flops
 
 _ASSUMED, _ASSUMED_GIB = "A100", 79.0
 """The GPU of a machine without one, and what its driver gives of its 80 GB."""
@@ -240,7 +241,7 @@ def estimate(
     step = config.batch_size * machine.devices * config.accumulation(machine.devices)
     steps = config.max_steps or config.epochs * -(-load.samples // step)
     epochs = steps * step / load.samples if config.max_steps else config.epochs
-    flops = epochs * size.step_flops(load.tokens, load.squares, load.image_tokens, load.pictures, config.lora is not None)
+    flops = epochs * step_flops(size, load.tokens, load.squares, load.image_tokens, load.pictures, config.lora is not None)
     if seconds_a_step is not None:
         hours = seconds_a_step * steps / 3600
         source = f"from a probe of real steps, {seconds_a_step:.2f} s each"

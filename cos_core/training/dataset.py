@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from cos_core.data.released import Square
-from cos_core.dialogue.box_text import read_box, write_box
+from cos_core.dialogue.box_text import as_written
 from cos_core.dialogue.cropping import crop_region
 from cos_core.dialogue.encoding import IGNORE, Encoded
 from cos_core.dialogue.prompts import Profile, dialogue, text_dialogue
@@ -21,10 +21,11 @@ from cos_core.errors import InputError
 from cos_core.files.durable import utf8
 from cos_core.files.images import open_image
 from cos_core.files.picture_files import Root
-from cos_core.geometry import Box, full_box, in_frame
+from cos_core.geometry import full_box
 from cos_core.interfaces import Policy
 from cos_core.models.encoder import Encoder
-from cos_core.training.picture_lengths import USUAL_SIZE, PictureLengths
+from cos_core.models.text_tokens import USUAL_SIZE
+from cos_core.training.picture_lengths import PictureLengths
 from cos_core.training.sample_table import SampleTable
 from cos_core.training.samples import Outline, Region, Sample, Samples
 from cos_core.training.skipped import Skipped
@@ -264,20 +265,6 @@ def _zoom(picture: Image, region: Region, recipe: Recipe) -> tuple[str, Image]:
     text, written = as_written(box, picture.size, recipe.profile, recipe.seen(picture.size))
     cut_from = written if recipe.crop_of == "text" else box
     return text, crop_region(picture, cut_from, recipe.profile.crop_from, recipe.encoder.fill)
-
-
-def as_written(box: Box, size: tuple[int, int], profile: Profile, seen: tuple[int, int] | None = None) -> tuple[str, Box]:
-    """The text of a box of a picture of `size` (width, height in pixels) and the box that this text names, in the profile's
-    frame. `seen`: as in `write_box`.
-
-    The crop that training shows is cut from the text's own box, as inference will cut it, not from the annotation: when the
-    profile rounds or snaps coarsely the two differ by pixels.
-    """
-    text = write_box(in_frame(box, profile.box_frame, size), profile, seen)
-    written, _ = read_box(text, profile, seen)
-    if written is None:
-        raise InputError(f"the box {box.corners} does not survive being written as {text!r}")
-    return text, written
 
 
 _CHARACTERS_A_TOKEN = 3.5

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+from cos_core.models.text_tokens import USUAL_SIZE, TextTokens
 from cos_core.training.dataset import Recipe, TrainDataset, expected_text_tokens, lengths_of, make_turns, question_of
-from cos_core.training.picture_lengths import USUAL_SIZE, PictureLength, PictureLengths
+from cos_core.training.picture_lengths import PictureLength, PictureLengths
 from cos_core.training.sample_order import SampleOrder
 from cos_core.training.samples import Sample
-from cos_core.types import Turn
 
 _COUNTED = 2_000
 """Samples that are turned into tokens to be counted; more are extrapolated."""
 _SOME_BOX = "[0.250, 0.250, 0.750, 0.750]"
-
-TextTokens = Callable[[Sequence[Turn]], int]
-"""How many positions a dialogue has without its pictures."""
 
 
 @dataclass(frozen=True, slots=True)

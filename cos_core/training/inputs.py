@@ -18,12 +18,12 @@ from cos_core.interfaces import Policy, Reporter
 from cos_core.models import checkpoint_files, families, general, general_probe, hub, vision_input
 from cos_core.models import processor as processors
 from cos_core.models.families import Family
+from cos_core.models.flops import ModelSize
 from cos_core.models.wording import resolved_profile
 from cos_core.store.annotations import Store
 from cos_core.training import data_check, sample_table, shared_folder
 from cos_core.training.config import TrainConfig
 from cos_core.training.dataset import Recipe
-from cos_core.training.flops import ModelSize
 from cos_core.training.region_crops import RegionCrops
 from cos_core.training.sample_table import SampleSet
 from cos_core.training.samples import Rules
@@ -93,7 +93,7 @@ def read(config: TrainConfig, policy: Policy) -> Iterator[SampleSet]:
 
     def fill(folder: Path) -> None:
         with regions_of(config, policy) as regions:
-            sample_table.build(folder, config.data, rules, regions)
+            sample_table.build(folder, config.data, rules, regions, config.columns)
 
     with shared_folder.folder(f"samples-{_table_key(config)}", fill) as folder:
         yield sample_table.opened(folder)
@@ -176,7 +176,7 @@ class CheckpointMetadata:
 
 def checkpoint_metadata(config: TrainConfig, policy: Policy, checkpoint: StartCheckpoint) -> CheckpointMetadata:
     """Configuration, size and recipe of the checkpoint. Raises InputError when its tokenizer or processor cannot be read."""
-    from cos_core.training.model_size import size_of, tensors_of
+    from cos_core.models.model_size import size_of, tensors_of
 
     encoder = encoder_of(config, checkpoint)
     # Measured before ZeRO-3 is set up, which would shard this model, too.

@@ -63,10 +63,12 @@ def _equipped(network: Any, config: TrainConfig, checkpoint: StartCheckpoint, en
 
 def freeze(model: Any, family: Family, train_projector: bool) -> None:
     """Leaves the language model (and the projector, with `train_projector`) to be trained."""
+    from cos_core.models import parts as model_parts
     from cos_core.training import parts
 
     model.requires_grad_(False)
-    for weight in (*parts.language(model), *(parts.projector(model, family) if train_projector else ())):
+    projector = parts.projector_names(model, family) if train_projector else ()
+    for weight in (*model_parts.language(model), *model_parts.weights(model, projector)):
         weight.requires_grad_(True)
 
 

@@ -1,4 +1,4 @@
-"""The parts of a vision-language model of any family: language model, projector, and all the rest."""
+"""What of a vision-language model of any family is trained: whether its parts are known, and where they stand."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cos_core.errors import InputError
+from cos_core.models import parts
 from cos_core.models.families import Family
 
 
@@ -27,12 +28,6 @@ def check(model: Any, family: Family) -> None:
         )
 
 
-def language(model: Any) -> Iterator[Any]:
-    """The weights of the decoder with its embeddings, and of the output embeddings."""
-    yield from model.get_decoder().parameters()
-    yield from model.get_output_embeddings().parameters()
-
-
 def decoder_name(model: Any) -> str:
     """Where the decoder stands in the model: "model.language_model"."""
     decoder = model.get_decoder()
@@ -48,31 +43,14 @@ def linear_layers(model: Any) -> list[str]:
 
 
 def projector_names(model: Any, family: Family) -> list[str]:
-    """Where the modules stand that turn the tower's features into tokens, each a module of its own.
-
-    Raises InputError where that is not known.
-    """
-    import torch
-
-    base = next(name for name, module in model.named_modules() if module is model.base_model)
-    found = []
-    for part in family.projector:
-        name = f"{base}.{part}"
-        module = model.get_submodule(name)
-        listed = isinstance(module, torch.nn.ModuleList)
-        found += [f"{name}.{number}" for number in range(len(module))] if listed else [name]
+    """As models.parts.projector_names. Raises InputError where that is not known."""
+    found = parts.projector_names(model, family)
     if not found:
         raise InputError(
             f"cos does not know what of {family.name or 'this family'} is its projector, so that it cannot be trained; leave "
             "--train-projector out"
         )
     return found
-
-
-def projector(model: Any, family: Family) -> Iterator[Any]:
-    """The weights of the projector. Raises as `projector_names`."""
-    for name in projector_names(model, family):
-        yield from model.get_submodule(name).parameters()
 
 
 def beside_the_decoder(model: Any) -> list[str]:

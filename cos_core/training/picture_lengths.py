@@ -12,6 +12,7 @@ from cos_core.errors import InputError
 from cos_core.files import images
 from cos_core.geometry import SquarePad, in_frame
 from cos_core.models.grids import tokens
+from cos_core.models.text_tokens import USUAL_SIZE
 
 if TYPE_CHECKING:
     from cos_core.files.picture_files import Root
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from cos_core.training.region_crops import RegionCrops
     from cos_core.training.samples import Region, Sample
 
-USUAL_SIZE = (640, 480)
-"""(width, height) in pixels of a picture whose size is not known: that of most pictures of COCO."""
 _UNLIKE = (USUAL_SIZE, (1280, 1280), (1500, 300))
 
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cos_core.interfaces import Policy
 from cos_core.models import checkpoint_files as files
 from cos_core.models import shapes
-from cos_core.models.encoder import Encoder
+from cos_core.models.flops import ModelSize
+from cos_core.models.text_tokens import text_tokens
 from cos_core.training import inputs
 from cos_core.training.config import TrainConfig
 from cos_core.training.dataset import Recipe
-from cos_core.training.epoch_load import Counter, TextTokens
-from cos_core.training.flops import ModelSize
-from cos_core.training.picture_lengths import USUAL_SIZE
-from cos_core.types import ImageSlot, Turn
+from cos_core.training.epoch_load import Counter
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +55,7 @@ def planned(config: TrainConfig, policy: Policy, start: inputs.StartCheckpoint) 
 
 def _from_settings(config: TrainConfig, policy: Policy, start: inputs.StartCheckpoint) -> PlannedModel:
     """The model of a folder that has a config.json and no tokenizer."""
-    from cos_core.training.model_size import size_of, tensors_of
+    from cos_core.models.model_size import size_of, tensors_of
 
     encoder = shapes.encoder(Path(start.folder), start.profile, config.pixel_budget)
     size = size_of(encoder.config, tensors_of(encoder, 1 if config.rule == "none" else 2))
@@ -74,17 +70,3 @@ def _remarks(size: ModelSize) -> tuple[str, ...]:
     if not size.not_measured:
         return ()
     return (f"the arithmetic of this model could not be measured and is guessed from its weights ({size.not_measured})",)
-
-
-def text_tokens(encoder: Encoder) -> TextTokens:
-    """Counts the positions of a dialogue without those of its pictures: an empty one stands for each."""
-    from PIL import Image
-
-    empty = functools.cache(lambda variant: encoder.picture(Image.new("RGB", USUAL_SIZE, encoder.fill), variant))
-
-    def count(turns: Sequence[Turn]) -> int:
-        pictures = sum(isinstance(part, ImageSlot) for turn in turns for part in turn.parts)
-        encoded = encoder.encode(turns, lambda _: empty(encoder.variant(pictures)))
-        return len(encoded) - (pictures * encoder.picture_tokens(USUAL_SIZE, pictures) if pictures else 0)
-
-    return count

@@ -1,15 +1,15 @@
 """The samples of a run as memory-mapped arrays over the data files, one copy for all processes of a machine.
 
 There is a row for each record (its place), each sample (its id and its examples) and each question (its region, whether it can
-be used, the lengths of its texts). Texts and answers stay in the data files and are read again when a sample is used. No memory
-of a process grows with the data.
+be used, the lengths of its texts). Texts and answers stay in the data files and are read again when a sample is used; the
+records of tables and of packed files are kept beside the arrays for that. No memory of a process grows with the data.
 """
 
 from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from cos_core.data.datasets import Files, RecordFiles, RecordPlace, Snapshot, Stamp, paths_of, read_records, spoken
 from cos_core.data.released import ReleasedRegions, Square
 from cos_core.errors import CosError, InputError
-from cos_core.files.jsonl import Place, Problem
+from cos_core.files.jsonl import Place, Problem, encode_line
 from cos_core.geometry import Box
 from cos_core.training.samples import Account, Annotations, Outline, Region, Rules, Sample, collect, key_of
 from cos_core.training.skipped import SkipCounts, SkipFile, Skipped
@@ -52,6 +52,8 @@ _NO_REGION, _IN_IMAGE, _IN_SQUARE, _PIXELS = range(4)
 """Kinds of region: none; a Box by its corners, in frame "image" or "square"; a Square by top, left and side."""
 _LOGS = ("skipped", "lacking", "shifted", "problems", "unusable")
 _SUMMARY = "summary.json"
+_KEPT = "kept.jsonl"
+"""The records of data files that are no plain JSON."""
 _ROWS = 16384
 
 
@@ -90,13 +92,13 @@ class SampleSet:
 class SampleTable(Sequence[Sample]):
     """The samples of a data set. Equal, sample by sample, to the list of what `collect` yields."""
 
-    def __init__(self, folder: Path, data: Files, stamps: Sequence[Stamp]) -> None:
-        """`folder`: as `build` filled it; `stamps`: those of the data files when they were read.
+    def __init__(self, folder: Path, data: Files, stamps: Sequence[Stamp], columns: str | None = None) -> None:
+        """`folder`: as `build` filled it; `stamps`: those of the data files when they were read; `columns` as for `build`.
 
         Raises CosError when a data file was changed since, or cannot be read.
         """
-        self._origin = folder, data, stamps
-        self._files = RecordFiles(data, stamps)
+        self._origin = folder, data, stamps, columns
+        self._files = RecordFiles(data, stamps, folder / _KEPT, columns)
         self._records = _mapped(folder / "records", _RECORD)
         self._samples = _mapped(folder / "samples", _SAMPLE)
         self._questions = _mapped(folder / "questions", _QUESTION)
@@ -184,8 +186,16 @@ def _numbers(region: Region | None) -> tuple[float, float, float, float, int]:
     return *region.corners, _IN_IMAGE if region.frame == "image" else _IN_SQUARE
 
 
-def build(folder: Path, data: Files, rules: Rules, annotations: Annotations | ReleasedRegions | None) -> None:
+def build(
+    folder: Path,
+    data: Files,
+    rules: Rules,
+    annotations: Annotations | ReleasedRegions | None,
+    columns: str | None = None,
+) -> None:
     """Fills `folder` with the samples of `data`, which is read once, from its beginning to its end or to `rules.limit`.
+
+    `columns`: which keys are read as what (data_files.columns_of).
 
     Raises InputError when a data file or a region cannot be read or the disk is full, CosError when a file changes while it is
     read.
@@ -198,12 +208,13 @@ def build(folder: Path, data: Files, rules: Rules, annotations: Annotations | Re
                 for key, reason in annotations.bad.items():
                     logs["unusable"].append(Skipped(key, reason))
             account = Account(logs["skipped"], logs["lacking"], logs["shifted"])
-            for example, sample in collect(writer.examples(data), rules, annotations, account):
+            for example, sample in collect(writer.examples(data, columns), rules, annotations, account):
                 writer.add(example, sample)
         snapshot.check()
         summary = {
             "data": [str(path) for path in paths_of(data)],
             "stamps": snapshot.stamps,
+            "columns": columns,
             "regions": str(annotations.path) if isinstance(annotations, ReleasedRegions) else None,
             "region_questions": account.region_questions,
             "mixed": writer.mixed,
@@ -222,7 +233,8 @@ def opened(folder: Path) -> SampleSet:
     summary = json.loads((folder / _SUMMARY).read_text())
     logs: dict[str, Any] = {name: SkipFile(folder / name, SkipCounts(**summary["logs"][name])) for name in _LOGS}
     files, regions = tuple(map(Path, summary["data"])), summary["regions"] and Path(summary["regions"])
-    samples = SampleTable(folder, files, [(size, changed) for size, changed in summary["stamps"]])
+    stamps = [(size, changed) for size, changed in summary["stamps"]]
+    samples = SampleTable(folder, files, stamps, summary["columns"])
     facts = {name: summary[name] for name in ("region_questions", "mixed", "partial")}
     return SampleSet(files, samples, regions=regions, **facts, **logs)
 
@@ -233,6 +245,7 @@ class _Writer:
     def __init__(self, folder: Path) -> None:
         self._rows = {name: _Rows(folder / name, row) for name, row in _ROW_TYPES.items()}
         self._ids = (folder / "ids").open("wb")
+        self._kept = (folder / _KEPT).open("wb")
         self._id_bytes = self._questions = self._examples = 0
         self._pictures: set[bool] = set()
         self.logs = {name: SkipFile(folder / name) for name in _LOGS}
@@ -241,19 +254,23 @@ class _Writer:
     def mixed(self) -> bool:
         return len(self._pictures) == 2
 
-    def examples(self, data: Files) -> Iterator[Example]:
+    def examples(self, data: Files, columns: str | None) -> Iterator[Example]:
         """All examples of the data; each record is noted as it is passed."""
         problems = self.logs["problems"]
 
         def on_problem(problem: Problem) -> None:
             problems.append(Skipped(problem.example_id or "", problem.reason, line=problem.line, file=str(problem.path)))
 
-        for record, examples in read_records(data, on_problem):
+        for record, examples in read_records(data, on_problem, columns, self._keep):
             place = record.place
             where = (place.offset, place.length, place.line, place.row, record.renamed, record.file)
             self._rows["records"].add((self._examples, *where))
             self._examples += len(examples)
             yield from examples
+
+    def _keep(self, record: Mapping[str, Any]) -> tuple[int, int]:
+        offset = self._kept.tell()
+        return offset, self._kept.write(encode_line(record))
 
     def add(self, example: int, sample: Sample) -> None:
         key, image = sample.id.encode(), sample.image is not None
@@ -273,6 +290,7 @@ class _Writer:
         for rows in self._rows.values():
             rows.close()
         self._ids.close()
+        self._kept.close()
         for log in self.logs.values():
             log.close()
 

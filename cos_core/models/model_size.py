@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,11 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from cos_core.errors import InputError
-from cos_core.models import families, pretrained
+from cos_core.models import families, parts, pretrained
 from cos_core.models.encoder import Encoder
-from cos_core.training import parts
-from cos_core.training.flops import ModelSize, PictureFlops
+from cos_core.models.flops import ModelSize, PictureFlops
 
 Pictures = Callable[[tuple[int, int]], Mapping[str, torch.Tensor]]
 """What the model takes for a picture of a size (width, height in pixels): names and tensors of `get_image_features`."""
@@ -52,9 +50,9 @@ def size_of(config: Any, pictures: Pictures | None = None) -> ModelSize:
     """The size of a model; `pictures` None: one that takes pictures of one size, the tower's."""
     model = built(config)
     decoder, head = model.get_decoder(), model.get_output_embeddings()
-    language, projector = _count(parts.language(model)), 0
-    with suppress(InputError):  # of a family that does not say what its projector is, it counts as the tower's
-        projector = _count(parts.projector(model, families.of_config(config.to_dict())))
+    language = _count(parts.language(model))
+    # Of a family that does not say what its projector is, it counts as the tower's.
+    projector = _count(parts.weights(model, parts.projector_names(model, families.of_config(config.to_dict()))))
     linear = [module for module in decoder.modules() if isinstance(module, torch.nn.Linear)]
     hidden = int(model.get_input_embeddings().embedding_dim)
     size = ModelSize(
