@@ -53,13 +53,14 @@ from cos_core.dialogue.prompts import dialogue
 from cos_core.engines._prefix import common_length
 from cos_core.engines.hf import HfEngine
 from cos_core.files import plug
-from cos_core.infer.passes import BoxDecode, Setting, TwoPass
+from cos_core.infer.passes import TwoPass
+from cos_core.infer.steps import Setting
 from cos_core.interfaces import Engine, Reply, Request
 from cos_core.models import llava
 from cos_core.models.loaded import LoadedModel
 from cos_core.models.loading import load
 from cos_core.training.flops import peak_flops
-from cos_core.types import Example
+from cos_core.types import BoxDecode, Example
 
 BOX_TOKENS, ANSWER_TOKENS = 29, 5
 ONE, LOOP = "one pass", "batch-1 loop of generate"

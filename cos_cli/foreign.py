@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from cos_core.options import Option
 
-_GREEDY = "Answers are greedy: the most likely token each time, and nothing to set."
+_DRAWN = "Each token is the likeliest one, or with --temperature and --top-p drawn; nothing else is to be set."
 _CONFIG_SAYS = "It follows from the checkpoint's own files: cos model info M says what it is and what works with it."
 _REMOTE = "cos runs no code of a checkpoint; a model that needs it is asked through a server, with --engine openai."
 _SERVER = "A setting of the server: give it where the model is served (docs/howto/serve-qwen-vl.md)."
@@ -30,8 +30,9 @@ ROWS: tuple[tuple[str, str, str], ...] = (
      "accumulation follows"),
     ("model-max-length max-seq-len max-seq-length cutoff-len", "--max-length", ""),
     ("max-tokens max-length max-output-tokens max-gen-len", "--max-new-tokens", ""),
-    ("temperature top-p top-k num-beams do-sample repetition-penalty", "", _GREEDY),
+    ("top-k num-beams do-sample repetition-penalty", "--temperature", _DRAWN),
     ("output-dir output output-path output-file out-dir save-path save-dir o", "--out", ""),
+    ("num-return-sequences num-samples n-samples", "--samples", ""),
     ("answers-file result-file results-file", "--predictions --out", ""),
     ("model-path model-name-or-path model-name model-id pretrained checkpoint ckpt model-base", "--model", ""),
     ("data-path dataset dataset-path data-dir question-file train-file questions input annotation-file", "--data", ""),

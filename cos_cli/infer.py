@@ -133,15 +133,39 @@ def answer(config: InferConfig, how: InferOptions, session: Session) -> None:
 
 
 def describe(prediction: Prediction) -> Lines:
-    """Box (fractions of the picture), status and answer as lines; an answer's further lines are under its first."""
+    """Box (fractions of the picture), status and answer as lines; an answer's further lines are under its first. What a second
+    picture held in place of the region, the gate's decision and the sampled answers are lines of their own."""
     box = prediction.box
     corners = "[" + ", ".join(f"{v:.3f}" for v in box.corners) + "]  left, top, right, bottom" if box else "none"
     status: str = prediction.box_status
     if box is None and prediction.box_text:
         status += f" ({prediction.box_text!r})"
-    lines = (prediction.answer or "").split("\n") if prediction.error is None else [f"none ({prediction.error})"]
-    first, *more = lines
-    return Lines([f"box     {corners}", f"status  {status}", f"answer  {first}", *(f"        {line}" for line in more)])
+    answer = (prediction.answer or "") if prediction.error is None else f"none ({prediction.error})"
+    lines = [f"box     {corners}", f"status  {status}", *_second_look(prediction), *_column("answer", answer)]
+    return Lines([*lines, *_samples(prediction)])
+
+
+def _second_look(prediction: Prediction) -> list[str]:
+    """Lines on the second picture and the gate; none where the region was shown and there is no gate."""
+    from cos_core.visualize.run_questions import gate_words, second_picture_words
+
+    lines = [] if prediction.shown is None else [f"second  {second_picture_words(prediction.shown)}"]
+    if prediction.gate is None:
+        return lines
+    lines += _column("plain", prediction.plain) if prediction.plain is not None and prediction.gate == "open" else []
+    return [*lines, f"gate    {gate_words(prediction)}"]
+
+
+def _samples(prediction: Prediction) -> list[str]:
+    from cos_core.visualize.run_questions import sample_words
+
+    return [f"samples {sample_words(prediction.samples)}"] if prediction.samples else []
+
+
+def _column(name: str, words: str) -> list[str]:
+    """A named text; its further lines stand under its first."""
+    first, *more = words.split("\n")
+    return [f"{name:<8}{first}", *(f"        {line}" for line in more)]
 
 
 def converse(config: InferConfig, session: Session) -> None:
@@ -160,8 +184,10 @@ def converse(config: InferConfig, session: Session) -> None:
             stdout.write("\n")
             if prediction.error is not None:
                 reporter.warn(prediction.error)
-            elif prediction.box is not None:
-                reporter.note(describe(prediction).splitlines()[0] + f"  ({prediction.box_status})")
+                continue
+            box = [] if prediction.box is None else [describe(prediction).splitlines()[0] + f"  ({prediction.box_status})"]
+            for words in (*box, *_second_look(prediction), *_samples(prediction)):
+                reporter.note(words)
 
 
 def picture(prediction: Prediction, config: InferConfig, session: Session, *, show: bool, save: Path | None) -> None:
@@ -184,16 +210,10 @@ def draw(prediction: Prediction, config: InferConfig, path: Path, session: Sessi
     """Saves the picture with the prediction's region to `path`."""
     from cos_core.visualize import overlay
 
-    scene = overlay.OverlayConfig(
-        out=path,
-        image=config.image,
-        box=prediction.box.corners if prediction.box else None,
-        question=config.question,
-        answer=prediction.answer,
-        box_status=prediction.box_status,
-    )
+    scene = overlay.OverlayConfig(out=path, image=config.image, question=config.question)
     with reporting(session) as reporter:
-        overlay.run(scene, reporter)
+        settings = {"seed": config.seed, "global_scale": config.global_scale}
+        overlay.run(scene, reporter, overlay.Answered(prediction, settings))
 
 
 def differences(verdict: Mapping[str, Any]) -> Lines:

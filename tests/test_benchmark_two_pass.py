@@ -15,6 +15,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import evidence_arms
 import random_models
 import two_pass
 
@@ -39,6 +40,12 @@ def test_every_arm_runs_and_the_engine_answers_as_the_loop(family: str, capsys: 
     for arm in ARMS:
         seconds, ratio, *_ = next(line for line in lines if line.startswith(arm.ljust(29))).removeprefix(arm).split()
         assert min(float(seconds), float(ratio)) > 0
+
+
+@pytest.mark.parametrize("family", random_models.FAMILIES)
+def test_arms_beside_both_passes_answer_as_they_do_alone(family: str, capsys: pytest.CaptureFixture[str]):
+    assert evidence_arms.main(["--quick", "--family", family]) == 0
+    assert "20 answers are those of runs of each arm alone" in capsys.readouterr().out
 
 
 def test_an_engine_that_answers_otherwise_stops_it(monkeypatch: pytest.MonkeyPatch):

@@ -27,7 +27,8 @@ from cos_core.engines.scripted import last_user_text
 from cos_core.evaluate import stage as evaluate
 from cos_core.files import plug
 from cos_core.files.images import FILL
-from cos_core.infer.passes import Setting, TwoPass
+from cos_core.infer.passes import TwoPass
+from cos_core.infer.steps import Setting
 
 # --- MME -------------------------------------------------------------------------------------------------------------
 

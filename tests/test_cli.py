@@ -30,7 +30,7 @@ from cos_core.types import Prediction
 
 ROOT = Path(__file__).resolve().parent.parent
 POPE = ROOT / "tests" / "golden" / "pope"
-COMMANDS = ["demo", "annotate", "train", "infer", "eval", "visualize", "store", "model"]
+COMMANDS = ["demo", "annotate", "train", "infer", "eval", "evidence", "visualize", "store", "model"]
 COMMANDS += [f"store {name}" for name in ("info", "ls", "get", "stats", "verify", "merge", "export", "import")]
 COMMANDS += [f"visualize {name}" for name in ("overlay", "stats", "report", "compare", "export")]
 
@@ -351,7 +351,8 @@ def test_names_of_other_tools_answer_with_options_that_exist() -> None:
         ("train --policy-name x --max_steps 2", None),
         ("train --max_steps 2", "--max-steps"),
         ("infer --load-4bit", "--dtype"),
-        ("infer --temperature 0", "greedy"),
+        ("infer --top_k 5", "--temperature"),
+        ("infer --num-return-sequences 4", "--samples"),
         ("infer --conv-template v1", "--profile"),
         ("infer --prompt p", "--question"),
         ("infer --image-folder i", "--images"),
@@ -481,6 +482,7 @@ def test_an_option_given_twice_is_refused_by_every_command(capsys: pytest.Captur
     assert len(found) > 150
     assert {words[0] for words, _, _ in found} == {
         "annotate", "train", "infer", "eval", "visualize", "store", "model", "demo", "config", "doctor",
+        "evidence", "data",
     }  # fmt: skip
     for words, name, count in found:
         known = next(c for c in all_commands(main.TREE) if c.words == words).options

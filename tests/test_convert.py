@@ -23,7 +23,8 @@ from cos_core.engines.hf import HfEngine
 from cos_core.errors import InputError
 from cos_core.files.images import open_image
 from cos_core.files.plug import load as plugin
-from cos_core.infer.passes import Setting, TwoPass
+from cos_core.infer.passes import TwoPass
+from cos_core.infer.steps import Setting
 from cos_core.interfaces import Engine, Reply, Request
 from cos_core.models import llava
 from cos_core.models.convert import ConvertConfig, convert

@@ -12,6 +12,7 @@ from PIL import Image
 from two_passes import QUIET, Recorder, make_pictures, questions, stored
 
 from cos_core.dialogue.box_grammar import BoxGrammar
+from cos_core.dialogue.box_text import as_written
 from cos_core.dialogue.cropping import CropSettings, crop_region, region_of
 from cos_core.dialogue.prompts import load_profile
 from cos_core.errors import InputError
@@ -19,8 +20,8 @@ from cos_core.files import manifest, plug
 from cos_core.files.images import open_image
 from cos_core.geometry import Box
 from cos_core.infer import InferConfig, run
-from cos_core.infer.passes import Setting, TwoPass
-from cos_core.training.dataset import as_written
+from cos_core.infer.passes import TwoPass
+from cos_core.infer.steps import Setting
 from cos_core.training.region_crops import RegionCrops
 from cos_core.types import Example, Prediction
 from cos_core.visualize import run_report

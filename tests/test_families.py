@@ -24,8 +24,9 @@ from cos_cli import main
 from cos_core.dialogue import prompts
 from cos_core.engines._plain import PlainEngine
 from cos_core.engines.hf import HfEngine
-from cos_core.errors import InputError
+from cos_core.errors import FailuresError, InputError
 from cos_core.infer import InferConfig, run
+from cos_core.infer.stage import run_together
 from cos_core.interfaces import Reply, Request
 from cos_core.models import general
 from cos_core.models.processor import processor
@@ -219,6 +220,36 @@ def check_reuse(name: str, requests: list[Request], replies: list[Reply]) -> Non
                 assert reply.cached >= first.tokens_in
             elif sum(len(q.images) == 2 and q.images["full"] is second.images["full"] for q in requests) == 1:
                 assert reply.cached < 16
+
+
+ARMS = {
+    "region": {},
+    **{content: {"crop": content} for content in ("black", "noise", "swap", "absent")},
+    "unboxed": {"box_text": "none"},
+    "blurred": {"global_scale": 0.3},
+}
+
+
+@pytest.mark.parametrize(("name", "shape"), [each for each in checkpoints(*KNOWN) if each.id.endswith("usual")])
+def test_arms_that_take_something_away(
+    name: str, shape: str, tiny_checkpoint: Build, config: InferConfig, tmp_path: Path, asked: Asked
+) -> None:
+    folder = tiny_checkpoint(name, shape=shape)
+    arms = [replace(config, model=folder, out=tmp_path / f"{arm}.jsonl", **settings) for arm, settings in ARMS.items()]
+    assert all(not isinstance(outcome, FailuresError) for outcome in run_together(arms, QUIET))
+    tokens = {arm: [each.tokens["pass2_in"] for each in stored(tmp_path / f"{arm}.jsonl")] for arm in ARMS}
+    for arm in ("black", "noise", "swap"):
+        assert tokens[arm] == tokens["region"], "a control has the tokens of what it is compared with"
+    if name != "llava_onevision":  # it shows a picture by itself in tiles, and two pictures without
+        assert all(absent < region for absent, region in zip(tokens["absent"], tokens["region"], strict=True))
+    if name == "llava":
+        return
+    by_hand = ByHand(folder)
+    for request, reply in zip(asked.requests, asked.replies, strict=True):
+        assert reply.tokens_in == by_hand.tensors(request)["input_ids"].shape[1]
+        shown = [part.slot for turn in request.turns for part in turn.parts if isinstance(part, ImageSlot)]
+        if (len(request.turns) == 3 and shown == ["full"]) or (len(request.turns) == 1 and shown == ["full", "roi"]):
+            assert list(reply.ids) == by_hand.greedy(request)[0]
 
 
 @pytest.mark.parametrize(("name", "shape"), checkpoints(*KNOWN, *tiny_families.PEERS))

@@ -248,6 +248,7 @@ def test_what_was_begun_earlier_goes_on(tmp_path: Path) -> None:
 OTHER: dict[str, Any] = {
     "out": Path("other.jsonl"),
     "data": Path("other.json"),
+    "columns": "question=q",
     "images": Path("elsewhere"),
     "image": Path("one.png"),
     "question": "What?",
@@ -255,6 +256,13 @@ OTHER: dict[str, Any] = {
     "max_new_tokens": 5,
     "box_tokens": 31,
     "box_decode": "grammar",
+    "crop": "black",
+    "box_text": "none",
+    "global_scale": 0.5,
+    "gate": "margin:2",
+    "temperature": 0.7,
+    "top_p": 0.9,
+    "samples": 3,
     "on_bad_box": "center",
     "profile": "repo-2024",
     "limit": 4,
@@ -299,6 +307,7 @@ def test_every_setting_of_an_answer_counts_or_is_declared_not_to(name: str, mode
         weights.write_text(weights.read_text() + " ")
         assert setting(config).fingerprint != before
         return
+    config = replace(config, temperature=0.5) if name in ("top_p", "samples") else config
     changed = replace(config, **{name: OTHER[name]})
     assert changed != config
     if name in OTHER_FAMILIES:
@@ -343,7 +352,7 @@ def test_a_profile_counts_by_its_content_and_is_resolved_once(model: Path, tmp_p
 def test_the_padding_colour_is_the_checkpoints(model: Path) -> None:
     made = setting(InferConfig(model=str(model), device="cpu"))
     assert made.fill == (140, 140, 140)
-    assert CropSettings.from_settings(made.settings) == CropSettings(made.profile, made.fill, "full")
+    assert CropSettings.from_settings(made.settings) == CropSettings(made.profile, made.fill, "full", seed=0)
     assert setting(InferConfig(model="served-name", engine="openai", server="http://127.0.0.1:9/v1")).fill == (122, 116, 104)
 
 
@@ -445,6 +454,7 @@ def _dialogues(profile: prompts.Profile) -> list[Any]:
 # --- the other stages ------------------------------------------------------------------------------------------------
 
 OTHER_TRAIN: dict[str, Any] = {
+    "columns": "question=q",
     "epochs": 2, "learning_rate": 1e-3, "warmup_ratio": 0.1, "weight_decay": 0.1, "global_batch": 2048, "max_length": 99,
     "max_length_counts": "text", "limit": 5, "max_steps": 7, "extra_turns": True, "train_projector": True, "seed": 3,
     "dtype": "bfloat16", "group_by_length": True, "crop_of": "region", "on_no_region": "skip", "annotator": "patches",

@@ -19,7 +19,8 @@ from cos_core.errors import InputError
 from cos_core.files import plug
 from cos_core.files.images import square_pad
 from cos_core.geometry import Box, in_frame
-from cos_core.infer.passes import Setting, TwoPass
+from cos_core.infer.passes import TwoPass
+from cos_core.infer.steps import Setting
 from cos_core.interfaces import Reply, Request
 from cos_core.models import families, loading, processor, vision_input
 from cos_core.models.checkpoint_files import settings

@@ -14,7 +14,8 @@ from cos_core.engines.hf import HfEngine
 from cos_core.files import plug
 from cos_core.files.images import open_image
 from cos_core.files.jsonl import decode
-from cos_core.infer.passes import Setting, TwoPass
+from cos_core.infer.passes import TwoPass
+from cos_core.infer.steps import Setting
 from cos_core.miniature import scenes
 from cos_core.models import general, llava
 from cos_core.models.loaded import LoadedModel

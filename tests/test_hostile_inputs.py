@@ -215,7 +215,9 @@ def test_ctrl_c_at_any_time(world: World, tmp_path: Path) -> None:
         said = running.communicate(timeout=7200)[1]
         # While Python is still finding the program nobody but Python can say anything, and it dies of the signal in its way.
         assert running.returncode in (0, 130, -signal.SIGINT), said
-        assert running.returncode == -signal.SIGINT or b"Traceback" not in said
+        # In a callback of Python's own, during an import, Python ignores the signal and says so; the job goes on to its end.
+        ignored = b"Exception ignored in" in said and running.returncode == 0
+        assert running.returncode == -signal.SIGINT or ignored or b"Traceback" not in said
         assert cos(*job, env=environment()).returncode == 0
         rows = [{**json.loads(line), "seconds": 0} for line in out.read_text().splitlines()]
         whole = whole or rows

@@ -21,7 +21,7 @@ from cos_core.dialogue.prompts import dialogue, load_profile
 from cos_core.engines import _served, openai
 from cos_core.engines._messages import ServedDialogue, assumed, of_folder
 from cos_core.errors import InputError
-from cos_core.evaluate import stage as evaluate
+from cos_core.evaluate import protocol
 from cos_core.files import assets, manifest
 from cos_core.infer import InferConfig
 from cos_core.infer.settings import setting
@@ -245,12 +245,16 @@ def test_a_server_that_shows_less_is_warned_of(folder: Folder) -> None:
 
 def test_scores_of_two_budgets_are_not_compared_unasked(tmp_path: Path) -> None:
     answers = tmp_path / "predictions.jsonl"
-    assert evaluate._pixel_budget(answers) == {}, "answers of another tool do not say"
+
+    def said() -> dict[str, str]:
+        return protocol.pixel_budget(protocol.settings(protocol.answered(answers)))
+
+    assert said() == {}, "answers of another tool do not say"
     runs = []
     for most, file in ((100, answers), (200, tmp_path / "predictions.1-of-2.jsonl")):
         settings = {"pixel_budget": {"min_pixels": 4, "max_pixels": most}}
         manifest.write(manifest.path_for(file), RunManifest("infer", "complete", {}, "", {}, results={"settings": settings}))
-        results = {"protocol": {"profile": "chat", **evaluate._pixel_budget(answers)}}
+        results = {"protocol": {"profile": "chat", **said()}}
         runs.append(comparison.ScoredRun(file, RunManifest("eval", "complete", {}, "", {}, results=results), ()))
         manifest.path_for(file).unlink()
     assert runs[0].protocol["pixel_budget"] == "min_pixels 4, max_pixels 100"

@@ -14,8 +14,8 @@ from cos_core.files import failures, manifest
 from cos_core.files.durable import atomic_file, atomic_write
 from cos_core.files.durable_writer import DurableWriter
 from cos_core.files.jsonl import decode, placed_lines
-from cos_core.infer.passes import Setting
 from cos_core.infer.questions import problems_file
+from cos_core.infer.steps import Setting
 from cos_core.interfaces import Reporter
 from cos_core.types import BOX_STATUSES, UNUSABLE_BOXES, Example, Prediction
 
@@ -88,10 +88,6 @@ class AnswerCounts:
         """For a manifest."""
         boxes = {f"box_{status}": number for status, number in self.boxes.items()}
         return {"ok": self.ok, "failed": self.failed, "skipped": self.skipped, **boxes}
-
-    def words(self) -> str:
-        """For a line of progress."""
-        return f"{self.failed} failed" if self.failed else ""
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from cos_core.errors import InputError
 from cos_core.files.images import open_image
 from cos_core.infer.answers_file import was_skipped
 from cos_core.infer.config import InferConfig
-from cos_core.infer.passes import TwoPass
+from cos_core.infer.passes import Question, TwoPass
 from cos_core.infer.settings import build_engine, finder, note_dtype, note_family, note_served, setting
 from cos_core.interfaces import Engine, Reporter
 from cos_core.types import UNUSABLE_BOXES, Example, Prediction
@@ -48,7 +48,7 @@ class Conversation:
     def ask(self, question: str) -> Prediction:
         """The answer, or a Prediction with `error`."""
         example = Example(id=self._image.name, dataset="single", image=str(self._image), question=question)
-        return self._chain.predict([(example, self._picture)])[0]
+        return self._chain.predict([Question(example, self._picture)])[0]
 
 
 def answer_one(
@@ -64,6 +64,6 @@ def answer_one(
     prediction = Conversation(config, reporter, engine, listen).ask(config.question)
     if prediction.error is not None and not was_skipped(prediction):
         raise InputError(prediction.error)
-    if prediction.box_status in UNUSABLE_BOXES and config.on_bad_box != "skip":
+    if prediction.box_status in UNUSABLE_BOXES and config.on_bad_box != "skip" and prediction.gate != "closed":
         reporter.warn(f"the first pass named no usable region ({prediction.box_status}); looked at: {config.on_bad_box}")
     return prediction

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cos_core import options
+from cos_core.dialogue.gate import gate_text
+from cos_core.errors import InputError
 from cos_core.files import picture_files
 from cos_core.files.picture_files import PictureFolder
 from cos_core.models.budget_options import BudgetOptions
 from cos_core.options import ANSWER, CHECKS, INPUT, MODEL, OUTPUT, REGION, SERVER, SPEED, Files, option
 from cos_core.runners import RunnerConfig
-from cos_core.types import BoxDecode, OnBadBox
+from cos_core.types import BoxDecode, BoxText, CropContent, OnBadBox
 from cos_core.web.addresses import MAX_CONNECTIONS, MAX_TIMEOUT, MIN_TIMEOUT, checked_address
 
 
@@ -35,6 +37,50 @@ class AnsweringOptions(BudgetOptions):
     max_new_tokens: int = option(128, "Longest answer, in tokens.", ANSWER, low=1, high=options.TOKENS)
     box_tokens: int = option(48, "Longest first-pass text, in tokens.", REGION, low=1, high=options.TOKENS)
     box_decode: BoxDecode = option("free", "Let the first pass write anything, or nothing but a box.", REGION)
+    crop: CropContent = option(
+        "region",
+        "What the second picture shows: the region; as a control of the same size black, noise, or (swap) the same box of "
+        "another question's picture; or no second picture (absent).",
+        REGION,
+        before="region",
+    )
+    box_text: BoxText = option(
+        "written",
+        "Show the second pass the text of the box, or (none) the two pictures and the question alone.",
+        REGION,
+        before="written",
+    )
+    global_scale: float = option(
+        1.0,
+        "Blur the whole picture as if it had so many times its sides (0.25: a quarter); the region is cut from the original.",
+        REGION,
+        low=0.01,
+        high=1,
+        before=1.0,
+    )
+    gate: str | None = option(
+        None,
+        "Look twice only where it may pay: margin:X (the plain answer's margin is below X), area:LOW-HIGH (share of the "
+        "picture that the box covers), or 'all' (always, and the plain answer is recorded as well).",
+        REGION,
+        parser=gate_text,
+        metavar="margin:X|area:LOW-HIGH|all",
+        before=None,
+    )
+    temperature: float = option(
+        0.0, "Draw tokens at this temperature; 0 takes the likeliest.", ANSWER, low=0, high=100, before=0.0
+    )
+    top_p: float = option(
+        1.0, "Draw only from the likeliest tokens that together reach this share.", ANSWER, low=0.001, high=1, before=1.0
+    )
+    samples: int = option(
+        1,
+        "Answers a question, each drawn with a seed of its own; eval gives their mean and vote.",
+        ANSWER,
+        low=1,
+        high=1024,
+        before=1,
+    )
     batch_size: int = option(
         16,
         "Questions that go through the model together.",
@@ -99,6 +145,14 @@ class AnsweringOptions(BudgetOptions):
         options.check(self)
         if self.server is not None:
             checked_address(self.server)
+        if self.temperature == 0 and (self.samples > 1 or self.top_p < 1):
+            raise InputError(
+                "at temperature 0 every answer is the likeliest one; give --temperature with --samples and --top-p"
+            )
+        if self.gate is not None and self.samples > 1:
+            raise InputError("a gate decides about one answer a question; leave out --samples or --gate")
+        if self.crop == "absent" and self.box_text == "none":
+            raise InputError("--crop absent with --box-text none leaves nothing of the region; that is --roi none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +190,9 @@ class InferConfig(AnsweringOptions):
         completes="roi",
     )
     limit: int | None = options.limit_option()
+    columns: str | None = options.columns_option(
+        not_in_fingerprint="which questions are asked: each is compared with the one that its answer names"
+    )
 
     @property
     def pictures(self) -> PictureFolder | None:

@@ -23,6 +23,8 @@ class Questions:
     examples: list[Example]
     siblings: Mapping[str, Sequence[str]]
     """All questions of each image, in the order of the file, whatever `limit` says."""
+    pictures: Sequence[str] = ()
+    """The names of all pictures that questions are about, sorted and each once, whatever `limit` says."""
     problems: list[Problem] = field(default_factory=list)
     text_only: int = 0
     snapshot: Snapshot | None = None
@@ -38,7 +40,7 @@ def questions(config: InferConfig, reporter: Reporter) -> Questions:
     text_only = 0
     examples = []
     siblings: dict[str, list[str]] = {}
-    for example in read_examples(config.data, text_only="keep", on_problem=problems.append):
+    for example in read_examples(config.data, columns=config.columns, text_only="keep", on_problem=problems.append):
         if example.image is None:
             text_only += 1
             continue
@@ -48,7 +50,7 @@ def questions(config: InferConfig, reporter: Reporter) -> Questions:
     tell(config.data, problems, text_only, reporter, f"all are named in {problems_file(config.out)}" if config.out else None)
     if not examples:
         raise InputError(f"{spoken(config.data)} holds no question about a picture")
-    return Questions(_grouped(examples[: config.limit]), siblings, problems, text_only, snapshot)
+    return Questions(_grouped(examples[: config.limit]), siblings, sorted(siblings), problems, text_only, snapshot)
 
 
 def problems_file(out: Path) -> Path:
@@ -86,7 +88,7 @@ def _same_question(config: InferConfig, reporter: Reporter) -> Questions:
         reporter.note(f"{len(names)} pictures in {folder}, {deeper} of them in folders in it")
     examples = [Example(id=name, dataset="folder", image=name, question=config.question or "") for name in names]
     problems = [Problem(folder, None, None, f"{one_line(name)} is no UTF-8") for name in listing.unnameable]
-    return Questions(examples[: config.limit], {}, problems)
+    return Questions(examples[: config.limit], {}, sorted(names), problems)
 
 
 def _warn_of(reporter: Reporter, what: str, names: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cos_core.dialogue.gate import read_gate
 from cos_core.dialogue.prompts import DIALOGUE_VERSION, Profile
 from cos_core.engines._served import ServedModel, check_family, of_model
 from cos_core.errors import InputError
@@ -13,7 +14,7 @@ from cos_core.files.images import FILL
 from cos_core.files.plug import ROI_ALIASES
 from cos_core.infer import relevance_regions as heat
 from cos_core.infer.config import InferConfig
-from cos_core.infer.passes import Setting
+from cos_core.infer.steps import Setting
 from cos_core.interfaces import Engine, Policy, Reporter
 from cos_core.models import devices, hub, loading, vision_input
 from cos_core.models.checkpoint_info import fill_of
@@ -127,9 +128,16 @@ def setting(config: InferConfig) -> Setting:
         box_tokens=config.box_tokens,
         box_decode=config.box_decode,
         seed=config.seed,
+        crop=config.crop,
+        box_text=config.box_text,
+        global_scale=config.global_scale,
+        gate=None if config.gate is None else read_gate(config.gate),
+        temperature=config.temperature,
+        top_p=config.top_p,
+        samples=config.samples,
         seen=None if vision is None else vision.seen,
     )
-    result.check_boxes()  # before a model is loaded: there are boxes that no grammar describes
+    result.check()  # before a model is loaded: there are boxes that no grammar describes
     return result
 
 

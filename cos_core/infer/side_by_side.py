@@ -9,14 +9,15 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cos_core.errors import InputError
 from cos_core.files.images import ImageSource
-from cos_core.infer.passes import TwoPass
+from cos_core.infer.passes import Question, TwoPass
 from cos_core.types import Example, Prediction
 
 if TYPE_CHECKING:
@@ -62,21 +63,38 @@ class SharedPictures:
             image.set_exception(error)
 
 
-def side_by_side(chain: TwoPass, questions: Iterable[tuple[Example, SharedPictures]], at_once: int) -> Iterator[Prediction]:
-    """The predictions of all questions in order; `at_once`: how many requests the engine has under way.
+@dataclass(frozen=True, slots=True)
+class QuestionPlan:
+    """A question, where its pictures come from, and the rest as in passes.Question; `other`: the name of a second picture."""
+
+    example: Example
+    pictures: SharedPictures
+    other: str | None = None
+    arms: tuple[int, ...] | None = None
+
+    def answered(self, chain: TwoPass, stopped: Callable[[], bool]) -> list[Prediction]:
+        """Its predictions, with its pictures held meanwhile."""
+        with self.pictures.held(self.example.image or "") as image:
+            if self.other is None:
+                return chain.answer(Question(self.example, image, None, self.arms), stopped)
+            with self.pictures.held(self.other) as other:
+                return chain.answer(Question(self.example, image, (self.other, other), self.arms), stopped)
+
+
+def side_by_side(chain: TwoPass, questions: Iterable[QuestionPlan], at_once: int) -> Iterator[list[Prediction]]:
+    """The predictions of one question after another; `at_once`: how many requests the engine has under way.
 
     Questions are read no further ahead than AHEAD times `at_once`. Closed in the middle, the iterator begins no further request
     and waits for none that is under way. Raises what the engine raises.
     """
-    tasks: queue.SimpleQueue[tuple[Future[Prediction], Example, SharedPictures] | None] = queue.SimpleQueue()
+    tasks: queue.SimpleQueue[tuple[Future[list[Prediction]], QuestionPlan] | None] = queue.SimpleQueue()
     stop = threading.Event()
 
     def work() -> None:
         while (task := tasks.get()) is not None and not stop.is_set():
-            done, example, pictures = task
+            done, question = task
             try:
-                with pictures.held(example.image or "") as image:
-                    done.set_result(chain.answer(example, image, stop.is_set))
+                done.set_result(question.answered(chain, stop.is_set))
             except BaseException as error:
                 done.set_exception(error)
 
@@ -84,11 +102,11 @@ def side_by_side(chain: TwoPass, questions: Iterable[tuple[Example, SharedPictur
     for number in range(threads):
         # Daemons: a run that stops does not wait for a server that is silent.
         threading.Thread(target=work, name=f"question-{number}", daemon=True).start()
-    waiting: deque[Future[Prediction]] = deque()
+    waiting: deque[Future[list[Prediction]]] = deque()
     try:
-        for example, pictures in questions:
+        for question in questions:
             waiting.append(Future())
-            tasks.put((waiting[-1], example, pictures))
+            tasks.put((waiting[-1], question))
             while waiting and (waiting[0].done() or len(waiting) >= AHEAD * at_once):
                 yield waiting.popleft().result()
         while waiting:

@@ -57,7 +57,7 @@ def verify(config: InferConfig, count: int, reporter: Reporter) -> dict[str, Any
     plain = reusing.without_reuse() or build_engine(replace(config, reuse=False))
     engine = _Compared(reusing, plain)
     chain = TwoPass(engine, resolved, data.siblings, finder=finder(config, reusing))
-    portions = [QuestionBatch(config, examples[start : start + size]) for start in range(0, len(examples), size)]
+    portions = [QuestionBatch((config,), examples[start : start + size]) for start in range(0, len(examples), size)]
     done = 0
     for predictions in answers(chain, portions, engine):
         done += len(predictions)

@@ -11,6 +11,7 @@ from cos_core import options
 from cos_core.errors import InputError
 from cos_core.evaluate.config import ScoringOptions
 from cos_core.files.durable import utf8
+from cos_core.infer.arms import Arm
 from cos_core.infer.config import AnsweringOptions
 from cos_core.options import CHECKS, INPUT, MODEL, OUTPUT, REGION, SPEED, option
 
@@ -102,10 +103,11 @@ class SuiteConfig:
         options.check(self)
 
     @property
-    def arms(self) -> list[str]:
-        """The values of --roi; recorded answers have one arm, whatever it was."""
+    def arms(self) -> list[Arm]:
+        """One for each value of --roi, with its name; recorded answers have one arm, whatever it was."""
         several = self.model is not None or "," in self.roi
-        return [options.roi_name(arm.strip()) for arm in self.roi.split(",")] if several else ["model"]
+        names = [options.roi_name(name.strip()) for name in self.roi.split(",")] if several else ["model"]
+        return [Arm(name, {"roi": name}) for name in names]
 
     @property
     def part(self) -> Part | None:

@@ -7,7 +7,7 @@ not asked again, and a score is written only for a whole set of answers (or, rec
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,14 +15,16 @@ from pathlib import Path
 from cos_core import options
 from cos_core.benchmarks import _files
 from cos_core.errors import FailuresError, InputError, RegressionError, TimeUpError, UndefinedError
-from cos_core.evaluate import EvalConfig, answers_file, importing
+from cos_core.evaluate import EvalConfig, answers_file, gate_run, importing
 from cos_core.evaluate import stage as evaluate
 from cos_core.files import durable, manifest, outputs, plug
 from cos_core.files.locks import FileLock, identity
 from cos_core.files.picture_files import check_folder
 from cos_core.infer import InferConfig
 from cos_core.infer import stage as infer
+from cos_core.infer.arms import Arm
 from cos_core.interfaces import Benchmark, BenchmarkData, Reporter, Runner
+from cos_core.scoring import gate_curve, samples
 from cos_core.suite import gates
 from cos_core.suite.config import Part, SuiteConfig
 from cos_core.suite.scored import Scored
@@ -36,6 +38,7 @@ class Suite:
     """One call: its settings, and a message for each run in which most questions failed."""
 
     config: SuiteConfig
+    arms: Sequence[Arm]
     failed: list[str] = field(default_factory=list)
 
     @property
@@ -55,8 +58,8 @@ class Suite:
         config = self.config
         if config.out is None:
             return None
-        pieces = [arm] if len(config.arms) > 1 else []
-        pieces += [plug.short(name)] if len(config.benchmarks) > 1 or len(config.arms) > 1 else []
+        pieces = [arm] if len(self.arms) > 1 else []
+        pieces += [plug.short(name)] if len(config.benchmarks) > 1 or len(self.arms) > 1 else []
         return config.out.joinpath(*pieces)
 
 
@@ -95,14 +98,15 @@ class _Loaded:
     data: BenchmarkData
 
 
-def run(config: SuiteConfig, reporter: Reporter) -> SuiteResult:
+def run(config: SuiteConfig, reporter: Reporter, arms: Sequence[Arm] | None = None) -> SuiteResult:
     """Answers, scores and checks limits and baseline; nothing is scored when one part of several was answered.
 
+    `arms`: the ways to answer instead of those that `config` names, each with a folder of its name in `out`.
     With a limit the first questions of each benchmark are answered and scored, and the score is marked as partial.
     Raises InputError before anything is run when a benchmark's files cannot be used, TimeUpError when `max_runtime` is over.
     """
     limits = gates.parsed_limits(config.fail_under)
-    suite = Suite(config)
+    suite = Suite(config, config.arms if arms is None else arms)
     runs = _run(suite, reporter)
     below = gates.below(runs, limits)
     against = gates.against(runs, config.baseline, reporter) if config.baseline and runs else gates.Missed([], [])
@@ -127,11 +131,10 @@ def _run(suite: Suite, reporter: Reporter) -> list[Scored]:
             settings = options.widened(InferConfig, config.answering, model=config.model)
             with infer.start(settings, reporter) as workers:
                 for loaded in benchmarks:
-                    for arm in config.arms:
-                        _answer(suite, loaded, replace(settings, roi=arm), workers, reporter)
+                    _answer(suite, loaded, settings, workers, reporter)
         if config.part is not None and config.part.number is not None:
             return []
-        return [_score(suite, loaded, arm, reporter) for arm in config.arms for loaded in benchmarks]
+        return [_score(suite, loaded, arm.name, reporter) for arm in suite.arms for loaded in benchmarks]
 
 
 _PROBLEMS_SHOWN = 5
@@ -157,20 +160,23 @@ def _load(suite: Suite, name: str, reporter: Reporter) -> _Loaded:
 def _check_places(suite: Suite, loaded: _Loaded) -> None:
     """Raises InputError, before anything is written, for a folder with files that are not this run's: the data, other
     files under our names, the scores of another benchmark, answers that are not the ones to score."""
-    question_lines = outputs.records_with("id", "dataset", "question")
+    question_lines, score_lines = outputs.records_with("id", "dataset", "question"), outputs.records_with("example_id", "value")
     answers = outputs.records_with("example_id|answer", "answer", "box_status|fingerprint")
     files = {
-        "scores.jsonl": outputs.records_with("example_id", "value"),
+        "scores.jsonl": score_lines,
         "regions.jsonl": outputs.records_with("example_id"),
         "problems.jsonl": outputs.records_with("kind", "line", "id"),
         importing.FILE: answers,
+        gate_curve.CURVE: outputs.beginning(b'{"benchmark"'),
+        gate_curve.TABLE: outputs.beginning(",".join(gate_run.HEAD).encode()),
         **({"questions.jsonl": question_lines, ANSWERS: answers} if suite.config.model else {}),
     }
-    for arm in suite.config.arms:
-        folder = suite.folder(loaded.name, arm)
+    for arm in suite.arms:
+        folder = suite.folder(loaded.name, arm.name)
         if folder is None:
             continue
-        outputs.check_folder(folder, "eval", (suite.data, suite.root(loaded.name)), files)
+        of_samples = {path.name: score_lines for path in samples.files_in(folder)}
+        outputs.check_folder(folder, "eval", (suite.data, suite.root(loaded.name)), files | of_samples)
         own_answers = folder / ANSWERS
         if suite.config.predictions is not None and len(suite.config.benchmarks) == 1 and own_answers.is_file():
             recorded = suite.config.predictions / ANSWERS if suite.config.predictions.is_dir() else suite.config.predictions
@@ -185,34 +191,36 @@ def _check_places(suite: Suite, loaded: _Loaded) -> None:
 
 
 def _answer(suite: Suite, loaded: _Loaded, settings: InferConfig, workers: Runner, reporter: Reporter) -> None:
-    """Runs `infer` over a benchmark's questions; they stand beside the answers."""
-    arm, part = settings.roi, suite.config.part
-    folder = suite.folder(loaded.name, arm)
-    if folder is None:
-        raise InputError("running a model needs a folder for its answers")
+    """Runs `infer` over a benchmark's questions, all arms together; the questions stand beside the answers of each."""
+    part = suite.config.part
     data = evaluate.first(loaded.data, suite.limit)
-    answers, question_file = folder / ANSWERS, "questions.jsonl"
+    answers, question_file = ANSWERS, "questions.jsonl"
     if part is not None:
         examples = [example for example in data.examples if part.holds(example.image, example.id)]
-        answers, question_file = folder / part.file(part.number or 0), f"questions.{part.number}-of-{part.of}.jsonl"
+        answers, question_file = part.file(part.number or 0), f"questions.{part.number}-of-{part.of}.jsonl"
         data = replace(data, examples=examples)
         if not examples:
             reporter.note(f"{data.name}: part {part.number} of {part.of} has no question")
             return
-    # infer counts questions without a picture (ScienceQA has them) as skipped.
-    evaluate.write_questions(data, folder / question_file)
-    reporter.note(f"{data.name}, --roi {arm}: {len(data.examples)} questions")
-    settings = replace(settings, data=folder / question_file, images=data.image_root, out=answers)
-    try:
-        done = infer.run(settings, reporter, workers=workers)
-    except FailuresError as error:
-        if settings.max_failures is not None:
-            raise
-        # Scored all the same, with what is missing named; the run ends with its code.
-        reporter.warn(f"{data.name}, --roi {arm}: {error}")
-        suite.failed.append(f"{data.name}, --roi {arm}: {error}")
-        return
-    reporter.note(manifest.summary(done, answers))
+    configs = []
+    for arm in suite.arms:
+        folder = suite.folder(loaded.name, arm.name)
+        if folder is None:
+            raise InputError("running a model needs a folder for its answers")
+        # infer counts questions without a picture (ScienceQA has them) as skipped.
+        evaluate.write_questions(data, folder / question_file)
+        asked = replace(arm.of(settings), data=folder / question_file, images=data.image_root, out=folder / answers)
+        configs.append(asked)
+    reporter.note(f"{data.name}, {', '.join(arm.name for arm in suite.arms)}: {len(data.examples)} questions")
+    for arm, config, outcome in zip(suite.arms, configs, infer.run_together(configs, reporter, workers=workers), strict=True):
+        if isinstance(outcome, FailuresError):
+            if settings.max_failures is not None:
+                raise outcome
+            # Scored all the same, with what is missing named; the run ends with its code.
+            reporter.warn(f"{data.name}, {arm.name}: {outcome}")
+            suite.failed.append(f"{data.name}, {arm.name}: {outcome}")
+        elif config.out is not None:
+            reporter.note(manifest.summary(outcome, config.out))
 
 
 def _score(suite: Suite, loaded: _Loaded, arm: str, reporter: Reporter) -> Scored:
@@ -235,7 +243,7 @@ def _score(suite: Suite, loaded: _Loaded, arm: str, reporter: Reporter) -> Score
         if not evaluate.submission(config, upload):
             reporter.note(f"{loaded.data.name} {loaded.data.split} is scored here; it has no submission file")
             upload = None
-    return Scored(loaded.data.name, arm if suite.config.model or len(suite.config.arms) > 1 else None, scored, folder, upload)
+    return Scored(loaded.data.name, arm if suite.config.model or len(suite.arms) > 1 else None, scored, folder, upload)
 
 
 def _recorded(root: Path, name: str) -> Path:
