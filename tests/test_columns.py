@@ -21,7 +21,7 @@ from cos_core.interfaces import SilentReporter
 from cos_core.scoring import columns
 from cos_core.scoring.columns import ById, Examples, Following, IdColumn, Scores
 from cos_core.scoring.recorded import Recorded
-from cos_core.types import Example, Score
+from cos_core.types import Example, Prediction, Sample, Score
 from cos_core.visualize import runs, select
 from cos_core.visualize.export import RunExportConfig
 from cos_core.visualize.export import run as export
@@ -162,6 +162,26 @@ def test_recorded_answers_are_found_again(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b'{"question_id":7', b'{"question_ix":7'))
     with pytest.raises(InputError, match="has changed while it was read"):
         again[2]
+
+
+def test_the_quick_reader_keeps_what_is_written_only_where_it_is_set(tmp_path: Path) -> None:
+    drawn = Sample("3", Box(0.1, 0.2, 0.5, 0.6), "[0.1]", "ok", {"pass2_out": 1}, "black")
+    kept = [
+        Prediction("plain", "7"),
+        Prediction("shown", "7", shown="swap: b.png", transient=True),
+        Prediction("open", "7", plain="3", margin=0.125, gate="open", tokens={"plain_in": 4}),
+        Prediction("closed", "3", plain="3", margin=2, gate="closed"),
+        Prediction("drawn", "3", samples=(drawn, Sample("7"))),
+    ]
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(each.to_json()) + "\n" for each in kept))
+    recorded = Recorded(path)
+    assert [each for _, each in recorded.walk()] == kept == list(recorded)
+    broken = [{"example_id": "a", "answer": "x", **other} for other in ({"gate": "ajar"}, {"samples": 3}, {"margin": "wide"})]
+    path.write_text("".join(json.dumps(each) + "\n" for each in broken))
+    refused = Recorded(path)
+    assert not list(refused.walk())
+    assert [each.line for each in refused.unreadable] == [1, 2, 3]
 
 
 def pope(root: Path, rows: int) -> Path:

@@ -47,6 +47,7 @@ def evaluate(session: Session, config: SuiteConfig, instead: ListOptions) -> Non
 
     with reporting(session) as reporter:
         result = run(config, reporter)
+    _draw(result)
     _show(config, result, session.json)
     result.conclude()
 
@@ -66,6 +67,16 @@ def _check_usage(config: SuiteConfig) -> None:
         raise typer.BadParameter("with --model, --out names the folder for predictions and scores")
     if config.submissions and (config.out is None or config.scoring.limit is not None):
         raise typer.BadParameter("--submissions writes whole files into --out: give --out, and no --limit")
+
+
+def _draw(result: SuiteResult) -> None:
+    """Plots the gate's curves beside the scores of each run that has them."""
+    folders = [run.folder for run in result.runs if run.folder and "curves" in run.manifest.results.get("gate", {})]
+    if folders:
+        from cos_core.visualize import gate_section
+
+        for folder in folders:
+            gate_section.draw(folder)
 
 
 def _show(config: SuiteConfig, result: SuiteResult, json: bool) -> None:

@@ -12,15 +12,18 @@ import typer
 
 from cos_cli.command import command
 from cos_cli.console import Session, columns, emit, emit_json, reporting
-from cos_cli.evaluate.figures import WIDTH, interval, number
+from cos_cli.evaluate import effect_words
+from cos_cli.evaluate.figures import WIDTH, TableFormat, interval, number
 from cos_core import options
 from cos_core.files.text import Lines, escaped
 from cos_core.options import CHECKS, INPUT, OUTPUT, REQUIRED, SCORING, option
 
 if TYPE_CHECKING:
     from cos_core.evaluate.compare_runs import RunComparison
+    from cos_core.evaluate.effects import Told
     from cos_core.scoring.comparison import Comparison
 
+_HEAD = ("benchmark", "A", "B", "B - A", "95 %", "p (Holm)", "verdict")
 _LONGEST = 24
 """Characters of an answer that the list of flipped questions shows."""
 
@@ -40,6 +43,7 @@ class CompareOptions:
     despite: tuple[str, ...] = option(
         (), "Warn where this field of the protocol differs ('all': any).", CHECKS, metavar="FIELD"
     )
+    format: TableFormat = option("text", "Or latex: the tables alone, with the rules of booktabs.", OUTPUT)
     flips: int = option(5, "Flipped questions to name, of each kind.", OUTPUT, low=0, high=options.BATCH)
     out: Path | None = option(None, "JSON Lines file for every flipped question.", OUTPUT, shown_default="none")
     replicates: int = option(2000, "Bootstrap samples.", SCORING, low=100, high=options.REPLICATES)
@@ -54,12 +58,16 @@ def compare(session: Session, config: CompareOptions) -> None:
     Runs that were not made alike (profile, OCR tokens, split, scorer, judge, data) are refused. A figure that is not
     defined is neither better nor worse: the verdict says so, and the command ends with code 7.
 
+    What the crop did: the questions that a run fixed and broke, by its boxes and by question group, and MED's four
+    terms. With an arm of --crop absent among the runs, what writing the box does and what its picture adds.
+
     \b
     Example:
       cos eval compare run/none run/model
     """
     from cos_core.errors import UndefinedError
     from cos_core.evaluate import compare_runs as comparing
+    from cos_core.evaluate import effects
     from cos_core.evaluate import stage as evaluate
     from cos_core.files import outputs
 
@@ -74,12 +82,16 @@ def compare(session: Session, config: CompareOptions) -> None:
                 reporter.warn(f"{each.benchmark}: {each.b} differs from {each.a} in {', '.join(each.differs)}")
         for words in outcome.skipped:
             reporter.note(f"not compared: {words}")
+        told = effects.told(outcome, replicates=config.replicates, seed=config.seed)
     if config.out is not None:
         evaluate.write_records(outcome.flips(), config.out)
     if session.json:
-        emit_json({"comparisons": [each.to_json() for each in outcome.comparisons], "skipped": outcome.skipped})
+        compared = [each.to_json() for each in outcome.comparisons]
+        emit_json({"comparisons": compared, "skipped": outcome.skipped, **told.to_json()})
+    elif config.format == "latex":
+        emit(tex(outcome))
     else:
-        emit(describe(outcome, list(outcome.flips(config.flips)), config.flips))
+        emit(describe(outcome, list(outcome.flips(config.flips)), config.flips, told))
     undefined = [f"{each.benchmark}: {each.undefined}" for each in outcome.comparisons if each.undefined]
     if undefined:
         raise UndefinedError(
@@ -87,18 +99,37 @@ def compare(session: Session, config: CompareOptions) -> None:
         )
 
 
-def describe(outcome: RunComparison, rows: Sequence[dict[str, Any]], flips: int) -> Lines:
-    """For each run a table with a line a benchmark, what stands behind each line, and the first flipped questions."""
+def describe(outcome: RunComparison, rows: Sequence[dict[str, Any]], flips: int, told: Told) -> Lines:
+    """For each run a table with a line a benchmark, what stands behind each line, what the crop did, and the first flipped
+    questions; then what the runs say together."""
     if not outcome.comparisons:
         return Lines(["nothing to compare"])
     parts: list[str] = []
+    effect_of = {(each.b, each.benchmark): each for each in told.effects}
     for run in dict.fromkeys(each.b for each in outcome.comparisons):
         mine = [each for each in outcome.comparisons if each.b == run]
         parts += ["", f"A {mine[0].a}", f"B {run}", ""]
-        parts.append(columns([("benchmark", "A", "B", "B - A", "95 %", "p (Holm)", "verdict"), *map(_line, mine)]))
+        parts.append(columns([_HEAD, *map(_line, mine)]))
         for each in mine:
-            parts += ["", _behind(each), *_flipped(each, rows, flips)]
-    return Lines(parts[1:])
+            parts += [
+                "",
+                Lines(textwrap.wrap(escaped(_behind(each)), WIDTH)),
+                *effect_words.lines(effect_of[each.b, each.benchmark]),
+                *_flipped(each, rows, flips),
+            ]
+    return Lines([*parts[1:], *effect_words.arms(told)])
+
+
+def tex(outcome: RunComparison) -> Lines:
+    """The table of each run in LaTeX."""
+    from cos_core.files import latex
+
+    lines = latex.HEAD.splitlines()
+    for run in dict.fromkeys(each.b for each in outcome.comparisons):
+        mine = [each for each in outcome.comparisons if each.b == run]
+        caption = f"A: {mine[0].a}. B: {run}. Paired differences with 95 % intervals over pictures; p-values are Holm's."
+        lines += ["", *latex.table([_HEAD, *map(_line, mine)], caption, [*map(_behind, mine)]).splitlines()]
+    return Lines(lines)
 
 
 def _line(each: Comparison) -> tuple[str, ...]:
@@ -110,18 +141,19 @@ def _line(each: Comparison) -> tuple[str, ...]:
     )
 
 
-def _behind(each: Comparison) -> Lines:
+def _behind(each: Comparison) -> str:
     """The sentence under the table; p there is Holm's, here it is the test's own."""
     result, changed = each.found, bool(each.won or each.lost)
     words = [
         f"{each.benchmark}, {each.metric} ({each.unit}): B won {len(each.won)} and lost {len(each.lost)} of {each.n} questions",
         f"{result.clusters} pictures",
+        *(f"{side} is the mean of {n} samples a question" for side, n in zip("AB", each.samples, strict=True) if n > 1),
         *(f"{n} questions only in {side}" for side, n in (("A", each.only_a), ("B", each.only_b)) if n),
         f"undefined: {each.undefined}" if each.undefined else f"p {each.p:.2g} before Holm ({each.test})",
     ]
     if changed and not each.undefined:
         words.append(f"a true difference of {number(result.detectable, each.unit)} would be found four times in five")
-    return Lines(textwrap.wrap(escaped("; ".join(words)), WIDTH))
+    return "; ".join(words)
 
 
 def _flipped(each: Comparison, rows: Sequence[dict[str, Any]], flips: int) -> list[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
+TableFormat = Literal["text", "latex"]
 WIDTH = 80
 """Words are broken here; a table is as wide as what it holds."""
 

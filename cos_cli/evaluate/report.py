@@ -12,7 +12,7 @@ import typer
 
 from cos_cli.command import command
 from cos_cli.console import Session, columns, emit, emit_json, reporting
-from cos_cli.evaluate.figures import WIDTH
+from cos_cli.evaluate.figures import WIDTH, TableFormat
 from cos_core import options
 from cos_core.errors import InputError
 from cos_core.files.text import Lines, escaped
@@ -34,7 +34,8 @@ class ReportOptions:
         metavar="ROW=RUN...",
     )
     paper: bool = option(False, "Tables 1, 2, 3(a) and 3(b) of the paper (the only report so far).", INPUT)
-    out: Path | None = option(None, "Folder for paper.md, .csv, .json and .html.", OUTPUT, shown_default="print only")
+    out: Path | None = option(None, "Folder for paper.md, .tex, .csv, .json and .html.", OUTPUT, shown_default="print only")
+    format: TableFormat = option("text", "Or latex: tables with the rules of booktabs.", OUTPUT)
     replicates: int = option(2000, "Bootstrap samples.", SCORING, low=100, high=options.REPLICATES)
 
 
@@ -72,6 +73,8 @@ def report(session: Session, config: ReportOptions) -> None:
                 reporter.note(f"written: {path}")
     if session.json:
         emit_json({"cells": [asdict(cell) for cell in cells]})
+    elif config.format == "latex":
+        emit(Lines(paper_files.tex(cells).splitlines()))
     else:
         emit(describe(cells))
 

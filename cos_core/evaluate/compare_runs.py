@@ -14,7 +14,7 @@ from typing import Any
 from cos_core.errors import InputError
 from cos_core.evaluate import stage as evaluate
 from cos_core.files import manifest
-from cos_core.scoring import comparison, statistics
+from cos_core.scoring import comparison, samples, statistics
 from cos_core.scoring.columns import Scores
 from cos_core.scoring.comparison import Comparison, ScoredRun
 from cos_core.types import Score
@@ -32,7 +32,7 @@ class RunComparison:
         """Every flipped question of every comparison; at most `most` of each kind."""
         for pair in self.comparisons:
             listed = pair if most is None else replace(pair, won=pair.won[:most], lost=pair.lost[:most])
-            a, b = (Scores.of(self.runs[name][pair.benchmark].scores).by_id() for name in (pair.a, pair.b))
+            a, b = (samples.folded(self.runs[name][pair.benchmark].samples).by_id() for name in (pair.a, pair.b))
             yield from comparison.flipped(listed, a, b)
 
 
@@ -53,7 +53,7 @@ def runs_below(path: Path, like: Mapping[str, ScoredRun] | None = None) -> dict[
             other = like.get(str(finished.results.get("benchmark", "?")))
             known = other.scores.ids if other is not None and isinstance(other.scores, Scores) else None
             scores = evaluate.read_scores(folder, known)
-        run = ScoredRun(folder, finished, scores)
+        run = ScoredRun(folder, finished, scores, samples.read_further(folder, finished.results, scores))
         if run.benchmark in runs:
             raise InputError(f"{path} holds two runs of {run.benchmark}: {runs[run.benchmark].path} and {folder}")
         runs[run.benchmark] = run

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cos_core.errors import InputError
+from cos_core.evaluate import second_pass
+from cos_core.evaluate.second_pass import SecondPass
 from cos_core.files.text import one_line
 from cos_core.interfaces import Benchmark, BenchmarkData
 from cos_core.scoring import columns, metrics
@@ -36,6 +38,15 @@ PICTURE_MARK = "<image>"
 """The mark of a picture in recorded prompts (LLaVA's of ScienceQA)."""
 
 
+class _Kind(NamedTuple):
+    """What many predictions share."""
+
+    profile: str
+    policy: str
+    box_status: BoxStatus
+    second_pass: SecondPass
+
+
 class Answers(Mapping[str, Prediction]):
     """Recorded predictions by example id; each is read from the file on access.
 
@@ -46,17 +57,19 @@ class Answers(Mapping[str, Prediction]):
         self.ids, self.recorded, self.marked = ids, recorded, False
         self._rows = array("q", [-1]) * len(ids)
         self._answered = bytearray(len(ids))
+        self._samples = array("I", [0]) * len(ids)
         self._kind_of = array("I", [0]) * len(ids)
-        self._kinds: dict[tuple[str, str, BoxStatus], int] = {}
+        self._kinds: dict[_Kind, int] = {}
         self._short_answers: list[str | None] = [None] * len(ids)
         self._shared = Texts().shared
-        self._kind_list: list[tuple[str, str, BoxStatus]] = []
+        self._kind_list: list[_Kind] = []
 
     def put(self, place: int, row: int, prediction: Prediction) -> None:
         """Sets the answer to the question at `place`: `prediction`, read from row `row` of the file."""
         self._rows[place] = row
         self._answered[place] = prediction.answer is not None
-        kind = (prediction.profile, prediction.policy, prediction.box_status)
+        self._samples[place] = len(prediction.samples)
+        kind = _Kind(prediction.profile, prediction.policy, prediction.box_status, second_pass.of(prediction))
         self._kind_of[place] = self._kinds.setdefault(kind, len(self._kinds))
         short = prediction.answer is not None and len(prediction.answer) <= _SHORT
         self._short_answers[place] = self._shared(prediction.answer) if short else None
@@ -64,7 +77,7 @@ class Answers(Mapping[str, Prediction]):
 
     def copy(self, place: int, other: int) -> None:
         """Gives the question at `place` the answer of the one at `other`."""
-        columns: tuple[Any, ...] = (self._rows, self._answered, self._kind_of, self._short_answers)
+        columns: tuple[Any, ...] = (self._rows, self._answered, self._samples, self._kind_of, self._short_answers)
         for column in columns:
             column[place] = column[other]
 
@@ -81,10 +94,38 @@ class Answers(Mapping[str, Prediction]):
         """Whether the prediction at `place` has an answer, and is no failure."""
         return self._rows[place] >= 0 and bool(self._answered[place])
 
+    def rows(self) -> Iterator[tuple[int, int]]:
+        """(place, row in the file) of each prediction."""
+        return ((place, row) for place, row in enumerate(self._rows) if row >= 0)
+
+    def samples(self) -> int:
+        """How many answers each answered question has: 1, but for a run of several samples.
+
+        Raises InputError when that is not the same for all of them.
+        """
+        first: dict[int, int] = {}
+        for place, _ in self.rows():
+            if self._answered[place]:
+                first.setdefault(max(1, self._samples[place]), place)
+        if len(first) > 1:
+            (few, one), (many, other) = list(first.items())[:2]
+            raise InputError(
+                f"{self.recorded.named}: answers to {self.ids.names[one]!r}: {few}, to {self.ids.names[other]!r}: {many}; "
+                "every question needs as many samples"
+            )
+        return next(iter(first), 1)
+
     def profiles_and_policies(self) -> list[tuple[str, str]]:
         """(profile, policy) of the predictions, each pair once."""
+        return list(dict.fromkeys((kind.profile, kind.policy) for kind in self._used_kinds()))
+
+    def second_passes(self) -> list[SecondPass]:
+        """What the predictions say of their second passes, each kind once."""
+        return list(dict.fromkeys(kind.second_pass for kind in self._used_kinds()))
+
+    def _used_kinds(self) -> Iterator[_Kind]:
         used = {kind for kind, row in zip(self._kind_of, self._rows, strict=True) if row >= 0}
-        return list(dict.fromkeys((profile, policy) for (profile, policy, _), kind in self._kinds.items() if kind in used))
+        return (kind for kind, number in self._kinds.items() if number in used)
 
     def for_scoring(self, example_id: str) -> metrics.AnsweredPrediction | None:
         """The part of a prediction that scoring needs. Short answers come from memory, without another read of the file."""
@@ -93,23 +134,26 @@ class Answers(Mapping[str, Prediction]):
             return None
         short = self._short_answers[place]
         if short is None:
-            prediction: Prediction = self.recorded[self._rows[place]]
-            return prediction
+            return self.read(self._rows[place])
         if len(self._kind_list) < len(self._kinds):
             self._kind_list = list(self._kinds)
-        _, policy, status = self._kind_list[self._kind_of[place]]
-        return metrics.ShortAnswer(short, policy, status)
+        kind = self._kind_list[self._kind_of[place]]
+        return metrics.ShortAnswer(short, kind.policy, kind.box_status)
 
     def __getitem__(self, example_id: str) -> Prediction:
         row = self._rows[self.ids.places()[example_id]]
         if row < 0:
             raise KeyError(example_id)
-        prediction: Prediction = self.recorded[row]
-        return prediction
+        return self.read(row)
 
     def get(self, example_id: str, default: Any = None) -> Any:
         place = self.ids.places().get(example_id)
-        return default if place is None or self._rows[place] < 0 else self.recorded[self._rows[place]]
+        return default if place is None or self._rows[place] < 0 else self.read(self._rows[place])
+
+    def read(self, row: int) -> Prediction:
+        """The prediction in a row of the file."""
+        prediction: Prediction = self.recorded[row]
+        return prediction
 
     def __contains__(self, example_id: object) -> bool:
         place = self.ids.places().get(example_id)  # type: ignore[call-overload]

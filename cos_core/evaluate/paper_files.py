@@ -1,4 +1,4 @@
-"""The report on the paper's tables as Markdown, CSV, JSON and HTML: each table as printed, ours below; then cell by cell."""
+"""The report on the paper's tables as Markdown, LaTeX, CSV, JSON and HTML: each table as printed, ours below; then by cell."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cos_core.evaluate.paper import PaperCell
 from cos_core.evaluate.paper_tables import TABLES
-from cos_core.files import csv_writer, outputs, pages
+from cos_core.files import csv_writer, latex, outputs, pages
 from cos_core.files.durable import atomic_write
 
 OURS = "ours"
@@ -88,6 +88,16 @@ def _markdown(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join((head, "|" + " --- |" * len(rows[0]), *body))
 
 
+def tex(cells: Sequence[PaperCell]) -> str:
+    """The tables of `markdown` in LaTeX."""
+    parts = []
+    for title, group in by_table(cells).items():
+        parts.append(latex.table(overview(group, titles=True), title, remarks(title)))
+        if run := _run(group):
+            parts.append(latex.table([_HEAD, *map(_line, run)], f"{title}: the cells that were run"))
+    return "\n".join([latex.HEAD, *parts])
+
+
 def page(cells: Sequence[PaperCell]) -> str:
     """One self-contained HTML page."""
     parts = []
@@ -116,6 +126,7 @@ def _html(rows: Sequence[tuple[str, ...]], kind: str) -> str:
 
 FILES = {
     "paper.md": outputs.beginning(b"## Table", b"\n"),
+    "paper.tex": outputs.beginning(latex.HEAD.encode()),
     "paper.csv": outputs.beginning(b"table,", b"\n"),
     "paper.json": outputs.beginning(b'{\n  "cells"'),
     "paper.html": lambda head: False,
@@ -137,9 +148,10 @@ td,th{padding:.2rem .6rem;text-align:left;vertical-align:top}
 
 
 def write(cells: Sequence[PaperCell], out: Path) -> list[Path]:
-    """paper.md, paper.csv, paper.json and paper.html below `out`. Raises InputError."""
+    """paper.md, paper.tex, paper.csv, paper.json and paper.html below `out`. Raises InputError."""
     texts = {
         "paper.md": markdown(cells),
+        "paper.tex": tex(cells),
         "paper.json": json.dumps({"cells": [asdict(cell) for cell in cells]}, indent=2) + "\n",
         "paper.html": page(cells),
     }
@@ -147,4 +159,4 @@ def write(cells: Sequence[PaperCell], out: Path) -> list[Path]:
         atomic_write(out / name, text)
     head = [column.name for column in fields(PaperCell)]
     csv_writer.write(out / "paper.csv", head, ([getattr(cell, name) for name in head] for cell in cells))
-    return [out / name for name in ("paper.md", "paper.csv", "paper.json", "paper.html")]
+    return [out / name for name in ("paper.md", "paper.tex", "paper.csv", "paper.json", "paper.html")]

@@ -9,7 +9,6 @@ join badly are refused (joining.check).
 from __future__ import annotations
 
 import gc
-import glob
 import hashlib
 import json
 import math
@@ -24,21 +23,23 @@ import msgspec
 
 from cos_core.benchmarks import _files
 from cos_core.errors import InputError
-from cos_core.evaluate import answers_file, judge
+from cos_core.evaluate import answers_file, gate_run, judge, protocol, samples
 from cos_core.evaluate.answers_file import AnswersFile
 from cos_core.evaluate.config import EvalConfig
 from cos_core.evaluate.counted import count_remarks
+from cos_core.evaluate.gate_run import GateResults
 from cos_core.evaluate.joining import NAMED, Answers, Joined, check, join, read_predictions
 from cos_core.files import jsonl, manifest, plug
 from cos_core.files.durable import atomic_file, atomic_write, utf8
 from cos_core.files.locks import FileLock
 from cos_core.files.text import one_line
 from cos_core.interfaces import Benchmark, BenchmarkData, JudgedBenchmark, Reporter, SilentReporter
-from cos_core.scoring import columns, metrics, statistics
+from cos_core.scoring import columns, gate_curve, metrics, statistics
+from cos_core.scoring import samples as sample_scores
 from cos_core.scoring.columns import IdColumn, Scores
 from cos_core.scoring.metrics import RegionScore
 from cos_core.scoring.recorded import Recorded
-from cos_core.types import Prediction, RunManifest, Score
+from cos_core.types import RunManifest, Score
 
 SCORES, REGIONS, PROBLEMS = "scores.jsonl", "regions.jsonl", "problems.jsonl"
 _LINES = 4096
@@ -51,8 +52,9 @@ Loaded = tuple[Benchmark, BenchmarkData]
 def run(config: EvalConfig, reporter: Reporter | None = None, loaded: Loaded | None = None) -> RunManifest:
     """Scores a predictions file; the manifest's `results` are described at `summarise`, `counts` count the answers.
 
-    Status "partial" when questions went unanswered (they score 0). With `out` writes scores.jsonl, regions.jsonl (where the
-    data names regions), problems.jsonl (where there are any) and, last, manifest.json.
+    Status "partial" when questions went unanswered (they score 0). With `out` writes scores.jsonl (for answers with several
+    samples also scores.sample-2.jsonl, ...), regions.jsonl (where the data names regions), problems.jsonl (where there are any)
+    and, last, manifest.json.
     `loaded`: what `load` gave for the config already.
     Raises InputError for unusable files and when no prediction belongs to the benchmark.
     """
@@ -110,12 +112,23 @@ def _scored(
     whole, data = data, first(data, config.limit)
     scores, grades = _scores(config, benchmark, data, joined.predictions, reporter)
     regions = metrics.region_scores(data.examples, joined.predictions, _Groups(scores))
+    resampled = {"replicates": config.replicates, "seed": config.seed}
+    sampled = samples.scored(benchmark, data, joined.predictions, scores, **resampled)
     joined.predictions.ids.forget()
-    results = summarise(benchmark, data, scores, regions, replicates=config.replicates, seed=config.seed)
+    results = summarise(benchmark, data, scores, regions, **resampled)
+    if sampled is not None:
+        results["samples"] = sampled.results
+        if "reason" in sampled.results:
+            reporter.warn(sampled.results["reason"])
     if (official := other_count(benchmark, data)) is not None:
         results["n_official"] = official
     results["beside"] = count_remarks(data, joined.predictions, scores, grades)
-    results["protocol"] = protocol(benchmark, data, joined.predictions) | _pixel_budget(answers.path)
+    answered = protocol.answered(answers.path)
+    count = 1 if sampled is None else sampled.results["k"]
+    results["protocol"] = protocol.of(benchmark, data, joined.predictions, protocol.settings(answered), count)
+    gate = gate_run.results(config, benchmark, data, joined.predictions, scores, answered)
+    if gate is not None:
+        results["gate"] = gate.results
     if len(data.examples) < len(whole.examples):
         results["protocol"]["limit"] = config.limit
     if warning is not None:
@@ -140,7 +153,8 @@ def _scored(
     complete = not (counts["missing"] or counts["failed"])
     finished = clock.finish(counts, "complete" if complete else "partial", results)
     if config.out is not None:
-        _write(config.out, scores, regions, joined, finished, answers)
+        further = () if sampled is None else sampled.further
+        _write(config.out, [scores, *further], regions, joined, finished, answers, gate)
     return finished
 
 
@@ -235,7 +249,8 @@ def summarise(
     headline    {metric, value, unit, low, high}           n           questions, unanswered ones included (`run` adds
                                                            n_official where the official split has another number)
     box_status  share of each status                       regions     hit, iou, area... and `kinds`, where the data has regions
-    statistics  how the intervals were made
+    statistics  how the intervals were made                samples     `run` adds it for several samples (samples.summarise);
+                                                           all else is of the first
 
     A metric that is not a finite number (a mean of nothing) is None: undefined, and no limit holds or fails for it.
     """
@@ -286,47 +301,9 @@ def _finite(metrics: Any) -> Any:
 
 def _headline(benchmark: Benchmark, table: Mapping[str, Any], intervals: Mapping[str, list[float]]) -> dict[str, Any]:
     name = benchmark.headline
-    value: Any = table
-    for key in name.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
+    value = metrics.at_path(table, name)
     low, high = intervals.get(name, (None, None))
     return {"metric": name, "value": value, "unit": benchmark.unit, "low": low, "high": high}
-
-
-def protocol(benchmark: Benchmark, data: BenchmarkData, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
-    """What must be equal for two scores to be comparable: split, profile, policy, and what the benchmark adds.
-
-    A run of several profiles or policies lists them all.
-    """
-    pairs = (
-        predictions.profiles_and_policies()
-        if isinstance(predictions, Answers)
-        else [(p.profile, p.policy) for p in predictions.values()]
-    )
-    return {
-        "benchmark": data.name,
-        "split": data.split,
-        "profile": _one_or_all(profile for profile, _ in pairs),
-        "policy": _one_or_all(policy for _, policy in pairs),
-        **data.protocol,
-        **benchmark.protocol(predictions),
-    }
-
-
-def _pixel_budget(file: Path) -> dict[str, str]:
-    """How finely the run that answered showed its pictures, by the words of its model's family, as part of the protocol.
-
-    The same model differs by tens of points over it. Empty where answers do not say (another tool's), and for families that
-    have no such setting. Answers in several parts have one setting (suite).
-    """
-    parts = sorted(file.parent.glob(f"{glob.escape(file.stem)}.*-of-*{file.suffix}.{manifest.FILE}"))
-    for path in filter(Path.is_file, (manifest.path_for(file), *parts)):
-        settings = manifest.read(path).results.get("settings")
-        budget = settings.get("pixel_budget") if isinstance(settings, Mapping) else None
-        if isinstance(budget, Mapping) and budget:
-            return {"pixel_budget": ", ".join(f"{word} {value}" for word, value in budget.items())}
-        return {}
-    return {}
 
 
 def _name_ungraded(grades: Mapping[str, Sequence[float]], counts: dict[str, int], reporter: Reporter) -> None:
@@ -344,11 +321,6 @@ def _name_ungraded(grades: Mapping[str, Sequence[float]], counts: dict[str, int]
 def _first_three(ids: Sequence[str]) -> str:
     """The first three ids, for a message."""
     return ", ".join(map(one_line, ids[:3])) + (", ..." if len(ids) > 3 else "")
-
-
-def _one_or_all(values: Iterable[str]) -> str | list[str]:
-    distinct = sorted(set(values))
-    return distinct[0] if len(distinct) == 1 else distinct
 
 
 def _counts(total: int, joined: Joined) -> dict[str, int]:
@@ -378,7 +350,13 @@ def data_digest(data: BenchmarkData) -> str:
 
 
 def _write(
-    out: Path, scores: Scores, regions: Sequence[RegionScore], joined: Joined, finished: RunManifest, answers: AnswersFile
+    out: Path,
+    scores: Sequence[Scores],
+    regions: Sequence[RegionScore],
+    joined: Joined,
+    finished: RunManifest,
+    answers: AnswersFile,
+    gate: GateResults | None,
 ) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -387,11 +365,18 @@ def _write(
     with FileLock(out / ".lock", what=out) as lock:
         # A folder whose manifest is there must hold what it says, so the old one goes first and the new one comes last.
         (out / manifest.FILE).unlink(missing_ok=True)
-        _write_scores(out / SCORES, scores)
+        for path in sample_scores.files_in(out):
+            path.unlink()
+        for number, of_sample in enumerate(scores, 1):
+            _write_scores(out / (SCORES if number == 1 else sample_scores.file_of(number)), of_sample)
         for name, lines in ((REGIONS, regions), (PROBLEMS, _problem_lines(joined))):
             (out / name).unlink(missing_ok=True)
             if lines:
                 _write_lines(out / name, lines)
+        for name in gate_curve.FILES:
+            (out / name).unlink(missing_ok=True)
+        if gate is not None:
+            gate.write(out)
         answers.keep(out)
         manifest.write(out / manifest.FILE, finished)
         lock.check_place()
@@ -443,7 +428,6 @@ __all__ = [
     "join",
     "load",
     "other_count",
-    "protocol",
     "read_predictions",
     "read_scores",
     "run",

@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cos_core.errors import CosError, InputError
 from cos_core.files import plug
 from cos_core.interfaces import Benchmark, BenchmarkData
-from cos_core.scoring import metrics, statistics
+from cos_core.scoring import metrics, samples, statistics
 from cos_core.scoring.columns import Scores
 from cos_core.scoring.metrics import Estimate
 from cos_core.scoring.statistics import AggregateDifference, Floats
 from cos_core.types import RunManifest, Score
 
-ARM = ("policy",)
+ARM = ("policy", "crop", "box_text", "global_scale", "gate")
 """Fields of the protocol that may differ, as runs are compared by them."""
 
 SINCE_0_2 = ("rule", "pixel_budget")
@@ -37,11 +38,20 @@ Verdict = Literal["better", "worse", "unclear", "undefined"]
 
 @dataclass(frozen=True, slots=True)
 class ScoredRun:
-    """One scored benchmark of a finished run."""
+    """One scored benchmark of a finished run.
+
+    `further`: the scores of its samples 2, 3, ..., questions in the order of `scores`. Such a run is compared over all of them.
+    """
 
     path: Path
     manifest: RunManifest
     scores: Sequence[Score]
+    further: Sequence[Sequence[Score]] = ()
+
+    @property
+    def samples(self) -> list[Scores]:
+        """The scores of every sample, the first of which are `scores`."""
+        return [Scores.of(scores) for scores in (self.scores, *self.further)]
 
     @property
     def benchmark(self) -> str:
@@ -60,7 +70,7 @@ class Comparison:
 
     `unit` is the metric's; `test` names where `p` comes from; `won`, `lost`: ids that B got right (or better) and A did not,
     and the other way round; `differs`: protocol fields that differ and were allowed to; `missing`: why the metric
-    could not be computed at all, empty where it could.
+    could not be computed at all, empty where it could; `samples`: how many answers a question A and B have, whose mean counts.
     """
 
     benchmark: str
@@ -79,6 +89,7 @@ class Comparison:
     only_a: int = 0
     only_b: int = 0
     missing: str = ""
+    samples: tuple[int, int] = (1, 1)
 
     @property
     def undefined(self) -> str:
@@ -110,7 +121,8 @@ class Comparison:
         rest = {key: value for key, value in self.found.to_json().items() if key not in ("a", "b", "p")}
         values = {"value_a": self.found.a, "value_b": self.found.b, "only_a": self.only_a, "only_b": self.only_b}
         reason = {"undefined": self.undefined} if self.undefined else {}
-        row = {**fields, **values, **rest, **flips, "verdict": self.verdict, **reason}
+        sampled = {"samples_a": self.samples[0], "samples_b": self.samples[1]} if max(self.samples) > 1 else {}
+        row = {**fields, **values, **rest, **flips, "verdict": self.verdict, **reason, **sampled}
         return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
@@ -153,13 +165,16 @@ def pair(
     replicates: int = statistics.REPLICATES,
     seed: int = 0,
 ) -> Comparison:
-    """One benchmark of two runs, over the questions that both scored; without any, the verdict is undefined."""
-    of_a, of_b = Scores.of(a.scores), Scores.of(b.scores)
-    first, second = _shared(of_a, of_b)
+    """One benchmark of two runs, over the questions that both scored; without any, the verdict is undefined.
+
+    Each question of a run with samples counts once, by the mean over its samples.
+    """
+    first, second = shared(a.samples, b.samples)
+    n = len(first[0])
     head = a.manifest.results.get("headline", {})
     name, unit = str(head.get("metric", "accuracy")), str(head.get("unit", "fraction"))
-    estimates = _estimates(a, first, second, name) if first else "the runs have no question in common"
-    tested = _NO_TEST if isinstance(estimates, str) else _test(*estimates, first, replicates, seed)
+    estimates = _estimates(a, first, second, name) if n else "the runs have no question in common"
+    result = _NO_TEST if isinstance(estimates, str) else tested(*estimates, first[0], replicates, seed)
     changed = _changed(first, second, None if isinstance(estimates, str) else estimates)
     return Comparison(
         benchmark=a.benchmark,
@@ -167,26 +182,43 @@ def pair(
         b=names[1],
         metric=name,
         unit=unit,
-        found=tested.found,
-        p=tested.p,
-        test=tested.name,
+        found=result.found,
+        p=result.p,
+        test=result.name,
         n=changed.n,
         won=changed.won,
         lost=changed.lost,
         differs=differs,
-        only_a=len(a.scores) - len(first),
-        only_b=len(b.scores) - len(first),
+        only_a=len(a.scores) - n,
+        only_b=len(b.scores) - n,
         missing=estimates if isinstance(estimates, str) else "",
+        samples=(len(first), len(second)),
     )
 
 
-def _shared(a: Scores, b: Scores) -> tuple[Scores, Scores]:
+Samples = Sequence[Scores]
+"""The scores of a run's samples, or of its one answer a question; questions in the same order."""
+
+
+def shared(a: Samples, b: Samples) -> tuple[Samples, Samples]:
     """The scores of the questions that both have, in the order of `a`."""
-    if a.ids.names == b.ids.names and a.ids.unique():
+    mine, theirs = a[0].ids, b[0].ids
+    if mine.names == theirs.names and mine.unique():
         return a, b
-    places = b.ids.places()
-    both = [(mine, places[name]) for mine, name in enumerate(a.ids.names) if name in places]
-    return a.take(array("q", [mine for mine, _ in both])), b.take(array("q", [theirs for _, theirs in both]))
+    places = theirs.places()
+    both = [(place, places[name]) for place, name in enumerate(mine.names) if name in places]
+    of_a, of_b = (array("q", [pair[side] for pair in both]) for side in (0, 1))
+    return [scores.take(of_a) for scores in a], [scores.take(of_b) for scores in b]
+
+
+def counted(run: ScoredRun, first: Samples, second: Samples) -> NDArray[np.bool_]:
+    """(rows,) the rows of two runs' `shared` scores that the headline is over; every row where the headline cannot be
+    computed, or where several rows are right or wrong as one (MMBench's circles)."""
+    name = str(run.manifest.results.get("headline", {}).get("metric", "accuracy"))
+    estimates = _estimates(run, first, second, name) if len(first[0]) else ""
+    if isinstance(estimates, str) or estimates[0].units is not None:
+        return np.ones(len(first[0]), dtype=np.bool_)
+    return estimates[0].population() | estimates[1].population()
 
 
 class _Changed(NamedTuple):
@@ -195,18 +227,19 @@ class _Changed(NamedTuple):
     lost: list[str]
 
 
-def _changed(first: Scores, second: Scores, both: tuple[Estimate, Estimate] | None) -> _Changed:
+def _changed(first: Samples, second: Samples, both: tuple[Estimate, Estimate] | None) -> _Changed:
     """How many questions the headline is over, and those that B won and lost: of one population with the difference and its p
-    (ScienceQA's image accuracy: questions with a picture; MMBench: questions, not their rotations).
+    (ScienceQA's image accuracy: questions with a picture; MMBench: questions, not their rotations), by their mean over samples.
 
     A question of several rows is named by the row whose answer changed.
     """
     if both is None:
-        both = metrics.mean_estimate("", first), metrics.mean_estimate("", second)
+        both = metrics.mean_estimate("", first[0]), metrics.mean_estimate("", second[0])
     of_a, of_b = both
     counted = of_a.population() | of_b.population()
+    values = zip(samples.mean_values(first), samples.mean_values(second), strict=True)
+    gaps = [theirs - mine for mine, theirs in values]
     if of_a.units is None:
-        gaps = [theirs - mine for mine, theirs in zip(first.values(), second.values(), strict=True)]
         changed = {row: gaps[row] for row in np.flatnonzero(counted).tolist() if gaps[row]}
     else:
         changed = {}
@@ -216,13 +249,15 @@ def _changed(first: Scores, second: Scores, both: tuple[Estimate, Estimate] | No
         gap = of_b.columns[:, 0] - of_a.columns[:, 0]
         for row in np.flatnonzero(gap).tolist():
             side = gap[row]
-            same_side = [r for r in rows_of[of_a.units[row]] if (second.value(r) - first.value(r)) * side > 0]
+            same_side = [r for r in rows_of[of_a.units[row]] if gaps[r] * side > 0]
             changed[(same_side or [row])[0]] = side
-    ids = {side: [first.ids.names[row] for row, gap in changed.items() if gap * side > 0] for side in (1, -1)}
+    ids = {side: [first[0].ids.names[row] for row, gap in changed.items() if gap * side > 0] for side in (1, -1)}
     return _Changed(int(np.count_nonzero(counted)), ids[1], ids[-1])
 
 
-class _Tested(NamedTuple):
+class Tested(NamedTuple):
+    """A difference, its p, and the name of the test that gave it."""
+
     found: AggregateDifference
     p: float
     name: str
@@ -239,16 +274,16 @@ _UNDEFINED = AggregateDifference(
     detectable=math.nan,
     clusters=0,
 )
-_NO_TEST = _Tested(_UNDEFINED, math.nan, "none")
+_NO_TEST = Tested(_UNDEFINED, math.nan, "none")
 
 
-def _test(a: Estimate, b: Estimate, scores: Sequence[Score], replicates: int, seed: int) -> _Tested:
+def tested(a: Estimate, b: Estimate, scores: Sequence[Score], replicates: int, seed: int) -> Tested:
     """McNemar's exact test where it applies, else the two runs swapped image by image; `scores`: either run's, in row order."""
     images = metrics.pictures(scores)
     difference = statistics.aggregate_difference(a.columns, b.columns, images, _scaled(a), replicates=replicates, seed=seed)
     if _is_exact(a, b, images):
-        return _Tested(difference, statistics.mcnemar(*_discordant(a, b)), "exact McNemar")
-    return _Tested(difference, difference.p, "runs swapped image by image")
+        return Tested(difference, statistics.mcnemar(*_discordant(a, b)), "exact McNemar")
+    return Tested(difference, difference.p, "runs swapped image by image")
 
 
 def _benchmark(run: ScoredRun) -> Benchmark | str:
@@ -262,20 +297,22 @@ def _benchmark(run: ScoredRun) -> Benchmark | str:
     return benchmark
 
 
-def _estimates(run: ScoredRun, first: Sequence[Score], second: Sequence[Score], name: str) -> tuple[Estimate, Estimate] | str:
-    """The headline of both runs as a statistic of sums, or a message; the mean score for a benchmark without `estimates`."""
+def _estimates(run: ScoredRun, first: Samples, second: Samples, name: str) -> tuple[Estimate, Estimate] | str:
+    """The headline of both runs as a statistic of sums, averaged over samples, or a message; the mean score for a benchmark
+    without `estimates`."""
     benchmark = _benchmark(run)
     if isinstance(benchmark, str):
         return benchmark
     data = BenchmarkData(run.benchmark, str(run.protocol.get("split", "")), (), Path(), dict(run.protocol))
     both: list[Estimate] = []
-    for side, scores in (("A", first), ("B", second)):
-        estimates = benchmark.estimates(data, scores)
-        if estimates is None:
-            estimates = [metrics.mean_estimate(name, scores)]
-        estimate = next((candidate for candidate in estimates if candidate.name == name), None)
-        if estimate is None:
+    for side, each in (("A", first), ("B", second)):
+        estimates = [samples.headline(benchmark, data, scores, name) for scores in each]
+        known = [estimate for estimate in estimates if estimate is not None]
+        if len(known) < len(each):
             return f"{side} has no {name} over the questions that both runs scored"
+        estimate = samples.averaged(known)
+        if estimate is None:
+            return f"{name} is not made of the same parts in all samples of {side}"
         both.append(estimate)
     if both[0].columns.shape != both[1].columns.shape:
         return f"{name} is not made of the same parts in both runs"

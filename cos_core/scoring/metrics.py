@@ -94,7 +94,12 @@ def _score(
 
 def unanswered(score: Score) -> bool:
     """Whether the question has no answer (missing or failed)."""
-    return score.note is not None and score.note.split(":")[0] in (MISSING, FAILED)
+    return is_gap(score.note)
+
+
+def is_gap(note: str | None) -> bool:
+    """Whether the note of a score says that there is no answer."""
+    return note is not None and note.split(":")[0] in (MISSING, FAILED)
 
 
 # --- aggregates ------------------------------------------------------------------------------------------------------
@@ -108,6 +113,14 @@ def mean(scores: Sequence[Score]) -> float:
 def percent(scores: Sequence[Score]) -> float:
     """The mean in percent with two decimals, as the official scripts print it."""
     return round(100 * mean(scores), 2)
+
+
+def at_path(table: Mapping[str, Any], path: str) -> Any:
+    """The value of a metric by its path ("kinds.reading.accuracy") in a table of metrics; None where it has none."""
+    value: Any = table
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def pictures(scores: Sequence[Score]) -> list[str]:
@@ -301,8 +314,9 @@ def region_scores(
 ) -> list[RegionScore]:
     """Fits of all predicted regions, one for each example that names where to look; empty when the run has no boxes at all.
 
-    A question whose box is missing or was not usable counts as no hit, whatever was looked at instead (`--on-bad-box`).
-    `groups`: the scores' groups by example id.
+    A question whose box is missing or was not usable counts as no hit, whatever was looked at instead (`--on-bad-box`). One
+    whose plain answer stands without a box having been asked for (a gate) is left out. `groups`: the scores' groups by
+    example id.
     """
     if isinstance(examples, Examples) and not examples.steering & {"gold", "targets"}:
         return []
@@ -311,6 +325,8 @@ def region_scores(
     result = []
     for example in examples:
         prediction = predictions.get(example.id)
+        if prediction is not None and prediction.gate == "closed" and prediction.box is None and prediction.box_text is None:
+            continue
         fit = region_score(example, usable_box(prediction) if prediction else None, groups.get(example.id))
         if fit is not None:
             result.append(fit)

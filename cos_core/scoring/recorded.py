@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -16,10 +16,21 @@ from cos_core.errors import InputError
 from cos_core.files import jsonl
 from cos_core.files.jsonl import OnProblem, Problem
 from cos_core.geometry import Box
-from cos_core.types import Prediction
+from cos_core.types import BoxStatus, Prediction, Sample
 
 UNSAID = "unknown"
 """The profile and policy of answers whose format has none (LLaVA's)."""
+
+
+class _SampleRow(msgspec.Struct, gc=False):
+    """One of a line's `samples`."""
+
+    answer: str | None
+    box: tuple[float, float, float, float] | None = None
+    box_text: str | None = None
+    box_status: BoxStatus = "skipped"
+    tokens: dict[str, int] = {}
+    shown: str | None = None
 
 
 class _Row(msgspec.Struct, gc=False):
@@ -38,6 +49,12 @@ class _Row(msgspec.Struct, gc=False):
     seconds: int | float = 0.0
     fingerprint: str = ""
     error: str | None = None
+    transient: bool = False
+    shown: str | None = None
+    plain: str | None = None
+    margin: float | int | None = None
+    gate: Literal["open", "closed"] | None = None
+    samples: tuple[_SampleRow, ...] = ()
     question_id: str | int | msgspec.UnsetType = msgspec.UNSET
     text: str | msgspec.UnsetType = msgspec.UNSET
     prompt: str | None = None
@@ -68,12 +85,23 @@ def _quick_prediction(line: bytes) -> Prediction | None:
         if type(row.example_id) is str and row.answer is not msgspec.UNSET:
             box = None if row.box is None else Box(*row.box)
             details = (row.box_text, row.box_status, row.policy, row.profile, row.question, row.image, row.tokens, row.seconds)
-            return Prediction(row.example_id, row.answer, box, *details, row.fingerprint, row.error)  # type: ignore[arg-type]
+            more = (row.transient, row.shown, row.plain, row.margin, row.gate, _samples(row))
+            return Prediction(row.example_id, row.answer, box, *details, row.fingerprint, row.error, *more)  # type: ignore[arg-type]
     except (msgspec.MsgspecError, ValueError, RecursionError, InputError):
         return None
     if row.example_id is msgspec.UNSET and row.question_id is not msgspec.UNSET and type(row.text) is str:
         return Prediction(str(row.question_id), row.text, policy=UNSAID, profile=UNSAID, question=row.prompt)
     return None
+
+
+def _samples(row: _Row) -> tuple[Sample, ...]:
+    """Raises InputError for a box that is none."""
+    return tuple(
+        [
+            Sample(s.answer, None if s.box is None else Box(*s.box), s.box_text, s.box_status, s.tokens, s.shown)
+            for s in row.samples
+        ]
+    )
 
 
 def read(path: Path, on_problem: OnProblem | None = None, ours: bool = False) -> Iterator[tuple[int, int, Prediction]]:
