@@ -20,9 +20,12 @@ from cos_core.geometry import Box
 from cos_core.interfaces import SilentReporter
 from cos_core.scoring import box_tally
 from cos_core.scoring.box_tally import MAP_CELLS, BoxTally, Histogram
+from cos_core.scoring.placement import Placement
 from cos_core.store.annotations import Store
 from cos_core.types import Annotation, Prediction
+from cos_core.visualize import plots
 from cos_core.visualize.boxes import BoxStatsConfig, run
+from cos_core.visualize.config import FigureOptions
 
 
 def test_figures_by_hand() -> None:
@@ -275,3 +278,33 @@ def test_the_centre_bias_map_equals_its_definition() -> None:
         one_by_one.add(Box(*map(float, corners)), "ok")
     assert one_by_one.to_json() == counted.to_json()
     assert (one_by_one.centre_bias == counted.centre_bias).all()
+
+
+@pytest.mark.parametrize("kind", ["pdf", "svg"])
+def test_plots_as_vectors(tmp_path: Path, kind: str) -> None:
+    source, config = predictions(tmp_path / "predictions.jsonl"), {"format": kind, "figure": FigureOptions("paper")}
+    run(BoxStatsConfig(source, tmp_path / "out", **config), SilentReporter())  # type: ignore[arg-type]
+    for name in ("centre_bias", "area", "aspect", "offset", "status"):
+        data = (tmp_path / "out" / f"{name}.{kind}").read_bytes()
+        assert b"/Subtype /Image" not in data
+        assert b"<image" not in data
+        assert kind == "svg" or b"/FontFile2" in data
+    (tmp_path / "out" / f"area.{kind}").write_bytes(b"mine")
+    with pytest.raises(InputError, match=f"area.{kind}"):
+        run(BoxStatsConfig(source, tmp_path / "out", **config), SilentReporter())  # type: ignore[arg-type]
+
+
+def test_the_maps_beside_each_other_have_one_scale(tmp_path: Path) -> None:
+    run(BoxStatsConfig(predictions(tmp_path / "p.jsonl"), tmp_path / "out"), SilentReporter())
+    random = np.loadtxt(tmp_path / "out" / "centre_bias_at_random.csv", delimiter=",", skiprows=1)
+    # A box of half the width and height covers the middle surely, wherever it lies, and a quarter of the picture.
+    assert random.max() == pytest.approx((1 - 1 / MAP_CELLS) ** 2)
+    assert random.mean() == pytest.approx(0.25, abs=1e-5)
+    found = json.loads((tmp_path / "out" / "boxes.json").read_text())["placed_at_random"]
+    assert 0 < found["total_variation"] < 1
+    assert found["resampled"] is None, "all boxes lie on one picture"
+    tally, random_places = BoxTally(), Placement()
+    tally.add(Box(0.25, 0.25, 0.75, 0.75), "ok")
+    random_places.add(np.array([[0.25, 0.25, 0.75, 0.75]]), ["a.png"])
+    limits = {mesh.get_clim() for axes in plots.centre_bias(tally, random_places).axes[:2] for mesh in axes.collections}
+    assert limits == {(0.0, 1.0)}

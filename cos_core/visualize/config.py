@@ -12,8 +12,14 @@ from cos_core.errors import InputError
 from cos_core.geometry import Frame
 from cos_core.options import INPUT, OUTPUT, REGION, REQUIRED, SELECTION, option
 
-PICTURES = (".png", ".webp", ".pdf")
+PICTURES = (".png", ".webp", ".pdf", ".svg")
+VECTORS = (".pdf", ".svg")
+PANELS = ("picture", "map", "crop", "notes")
+COLUMN_INCHES, PAGE_INCHES = 3.25, 6.875
+"""The widths of a figure in one column and over both, as two-column proceedings have them."""
+Style = Literal["screen", "paper"]
 Format = Literal["coco", "fiftyone", "label-studio", "lmms-eval"]
+PlotFormat = Literal["png", "pdf", "svg"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 
@@ -28,6 +34,47 @@ def _data() -> Any:
 
 def _images() -> Any:
     return option(None, "Folder that the image paths start from.", INPUT, shown_default="where the run found them")
+
+
+@dataclass(frozen=True, slots=True)
+class FigureOptions:
+    """How a figure is drawn as vectors, or with them as a .png or .webp of so many dots per inch.
+
+    On the style "paper" all type has 8 points; on "screen" it grows with the width. `dpi` of a vector file is that of the
+    pictures in it.
+    """
+
+    style: Style = option("screen", "Or paper: white, type of 8 points, no titles and notes.", OUTPUT, before="screen")
+    width: float | None = option(
+        None,
+        "Inches of a figure's width; a column has 3.25, a page 6.875.",
+        OUTPUT,
+        low=1,
+        high=40,
+        before=None,
+        shown_default="3.25 with --style paper, else as the figure needs",
+    )
+    dpi: int | None = option(
+        None,
+        "Dots per inch of a .png or .webp; of a .pdf or .svg, those that its pictures are reduced to.",
+        OUTPUT,
+        low=30,
+        high=2400,
+        before=None,
+        shown_default="300 where a figure has inches; of a .pdf or .svg every pixel",
+    )
+
+    def __post_init__(self) -> None:
+        options.check(self)
+
+    @property
+    def given(self) -> bool:
+        """Whether anything is asked for."""
+        return self != FigureOptions()
+
+    def inches(self, usual: float) -> float:
+        """The width; `usual` on the style "screen"."""
+        return self.width or (COLUMN_INCHES if self.style == "paper" else usual)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +146,12 @@ class CompareConfig:
     """Contact sheets of runs. Further sheets of a .png or .webp are numbered; the table beside them names all that fits."""
 
     runs: tuple[Path, ...] = _runs()
-    out: Path = option(REQUIRED, "Contact sheet to write: .pdf (vector), .png or .webp; OUT.csv has the table.", OUTPUT)
+    out: Path = option(REQUIRED, "Contact sheet to write: .pdf, .svg (vectors), .png or .webp; OUT.csv has the table.", OUTPUT)
     data: Path | None = _data()
     images: Path | None = _images()
     grid: str = option("4x3", "Columns x rows of a sheet; without --sample one sheet is filled.", OUTPUT)
     selection: Selection = field(default_factory=Selection)
+    figure: FigureOptions = field(default_factory=FigureOptions)
     follow_links: bool = options.follow_links_option()
 
     def __post_init__(self) -> None:
@@ -148,7 +196,7 @@ class OverlayConfig:
     `image`. `heat` replaces the store's map; `detector` needs no model.
     """
 
-    out: Path = option(REQUIRED, "Picture to write: .png, .webp or .pdf.", OUTPUT)
+    out: Path = option(REQUIRED, "Picture to write: .pdf, .svg (vectors), .png or .webp.", OUTPUT)
     predictions: Path | None = option(None, "Predictions file, or the folder that holds predictions.jsonl.", INPUT)
     example: str | None = option(
         None, "Id of the prediction or annotation to draw.", INPUT, shown_default="the first with a box", completes="example"
@@ -179,8 +227,30 @@ class OverlayConfig:
         completes="detectors",
         shown_default="none",
     )
-    longest: int = option(640, "Longer side of the drawn picture, in pixels.", OUTPUT, low=64, high=options.LONGEST_PX)
+    longest: int = option(
+        640, "Longer side of the drawn picture, in pixels, where no --dpi is given.", OUTPUT, low=64, high=options.LONGEST_PX
+    )
+    panels: str | None = option(
+        None,
+        f"What is shown, with commas between: {', '.join(PANELS)}.",
+        OUTPUT,
+        before=None,
+        shown_default="all; with --style paper all but notes",
+    )
+    figure: FigureOptions = field(default_factory=FigureOptions)
     follow_links: bool = options.follow_links_option()
+
+    def __post_init__(self) -> None:
+        self.chosen()
+
+    def chosen(self) -> tuple[str, ...]:
+        """The panels that are shown. Raises InputError for one that does not exist."""
+        if self.panels is None:
+            return PANELS if self.figure.style == "screen" else PANELS[:-1]
+        names = tuple(name.strip() for name in self.panels.split(","))
+        if wrong := [name for name in names if name not in PANELS]:
+            raise InputError(f"an overlay has the panels {', '.join(PANELS)}, not {wrong[0]!r}")
+        return names
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,4 +269,6 @@ class BoxStatsConfig:
     reference: Path | None = option(
         None, "Regions to measure against: a store, predictions, or questions with gold regions.", INPUT
     )
+    format: PlotFormat = option("png", "File format of the plots.", OUTPUT, before="png")
+    figure: FigureOptions = field(default_factory=FigureOptions)
     follow_links: bool = options.follow_links_option(not_in_fingerprint="where the pictures may be")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -22,23 +22,31 @@ from cos_core.geometry import Box, SquarePad
 
 RGB = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]
-MarkKind = Literal["predicted", "gold", "annotated", "region", "fallback"]
+N = TypeVar("N", int, float)
+MarkKind = Literal["predicted", "unseen", "sample", "gold", "annotated", "region", "fallback"]
 
 # Okabe and Ito's palette, distinguishable with any common colour vision deficiency. The strokes differ by dash as well.
 COLOURS: dict[MarkKind, RGB] = {
     "predicted": (230, 159, 0),
+    "unseen": (230, 159, 0),
+    "sample": (230, 159, 0),
     "gold": (86, 180, 233),
     "annotated": (204, 121, 167),
     "region": (240, 228, 66),
     "fallback": (153, 153, 153),
 }
-_DASHES: dict[MarkKind, tuple[int, int] | None] = {
+DASHES: dict[MarkKind, tuple[int, int] | None] = {
     "predicted": None,
+    "unseen": (3, 2),
+    "sample": None,
     "gold": (4, 3),
     "annotated": (1, 1),
     "region": (2, 1),
     "fallback": (3, 2),
 }
+"""Length and gap of a dashed stroke, in double strokes; None is a whole line."""
+THIN: frozenset[MarkKind] = frozenset(("region", "sample"))
+"""Candidate regions and sampled boxes are many: a thin line each."""
 BLACK: RGB = (0, 0, 0)
 PAPER: RGB = (250, 249, 246)
 INK: RGB = (28, 28, 30)
@@ -141,24 +149,24 @@ class EncoderView:
         return images.square_pad(reduced(region, _LARGE), self.fill).resize((self.side, self.side), Image.Resampling.BICUBIC)
 
 
-def draw_marks(shown: Shown, marks: Sequence[Mark]) -> Marked:
-    """A new picture with every mark on it, in order; later ones lie on top.
+def draw_marks(shown: Shown, marks: Sequence[Mark], scale: float = 1.0) -> Marked:
+    """A new picture with every mark on it, in order; later ones lie on top. Labels are written `scale` times as large as usual.
 
     Raises InputError for a box in frame "square" that lies wholly in the padding.
     """
     stroke = max(3, max(shown.image.size) // 200)
-    margin = stroke + 2 + (_TAG_PX if any(mark.label for mark in marks) else 0)
+    tag = round(_TAG_PX * scale)
+    margin = stroke + 2 + (tag if any(mark.label for mark in marks) else 0)
     width, height = shown.image.width + 2 * margin, shown.image.height + 2 * margin
     canvas = Image.new("RGB", (width, height), PAPER)
     canvas.paste(shown.image, (margin, margin))
-    sheet = _Sheet(ImageDraw.Draw(canvas), canvas.size, stroke, [])
+    sheet = _Sheet(ImageDraw.Draw(canvas), canvas.size, stroke, tag, [])
     # A hairline shows where the picture ends when it is as bright as the paper.
     sheet.pen.rectangle((margin - 1, margin - 1, width - margin, height - margin), outline=HAIRLINE)
     rectangles = tuple(shown.rectangle(image_box(mark.box, shown.source_size)) for mark in marks)
     on_canvas = [(left + margin, top + margin, right + margin, bottom + margin) for left, top, right, bottom in rectangles]
     for mark, rectangle in zip(marks, on_canvas, strict=True):
-        # Candidate regions are many: a thin line each.
-        _frame(replace(sheet, stroke=1) if mark.kind == "region" else sheet, rectangle, mark.kind)
+        _frame(replace(sheet, stroke=1) if mark.kind in THIN else sheet, rectangle, mark.kind)
     # The last mark is the one that matters most; its label gets the first choice of places.
     for mark, rectangle in reversed(list(zip(marks, on_canvas, strict=True))):
         if mark.label:
@@ -173,18 +181,19 @@ def image_box(box: Box, size: tuple[int, int]) -> Box:
 
 @dataclass(frozen=True, slots=True)
 class _Sheet:
-    """The canvas of the strokes: its pen, its size, the stroke's width, and the label tags drawn so far."""
+    """The canvas of the strokes: its pen, its size, the stroke's width, the height of label tags, and the tags drawn so far."""
 
     pen: ImageDraw.ImageDraw
     size: tuple[int, int]
     stroke: int
+    tag: int
     tags: list[Rectangle]
 
 
 def _frame(sheet: _Sheet, rectangle: Rectangle, kind: MarkKind) -> None:
     """One dark line, `stroke` coloured ones, one dark line, each around the last: visible on any background."""
     left, top, right, bottom = rectangle
-    dash = _DASHES[kind]
+    dash = DASHES[kind]
     for ring in range(1, sheet.stroke + 3):
         colour = COLOURS[kind] if 1 < ring < sheet.stroke + 2 and dash is None else BLACK
         sheet.pen.rectangle((left - ring, top - ring, right - 1 + ring, bottom - 1 + ring), outline=colour)
@@ -208,30 +217,39 @@ def _dashes(sheet: _Sheet, rectangle: Rectangle, dash: tuple[int, int], colour: 
 
 
 def _label(sheet: _Sheet, rectangle: Rectangle, mark: Mark) -> None:
-    """Writes the mark's label at the nearest free place: above its box, below it, or further off; else over another tag."""
-    font = font_at(LABEL_PX)
-    text = shorten(mark.label, font, sheet.size[0] - 2 * _TAG_PAD)
-    width = min(sheet.size[0], round(font.getlength(text)) + 2 * _TAG_PAD)
-    outside = sheet.stroke + 2
-    places = []
-    for step in range(3):
-        tops = (rectangle[1] - outside - (step + 1) * _TAG_PX, rectangle[3] + outside + step * _TAG_PX)
-        lefts = (rectangle[0] - outside, rectangle[2] + outside - width)
-        places += [_moved_inside((left, top, left + width, top + _TAG_PX), sheet.size) for top in tops for left in lefts]
-    place = next((p for p in places if not any(_overlap(p, tag) for tag in sheet.tags)), places[0])
+    """Writes the mark's label at the nearest free place (`tag_place`)."""
+    size = LABEL_PX * sheet.tag // _TAG_PX
+    pad, font = (sheet.tag - size) // 2, font_at(size)
+    text = shorten(mark.label, font, sheet.size[0] - 2 * pad)
+    width = min(sheet.size[0], round(font.getlength(text)) + 2 * pad)
+    place = tag_place(rectangle, (width, sheet.tag), sheet.stroke + 2, sheet.size, sheet.tags)
     sheet.pen.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=COLOURS[mark.kind], outline=BLACK)
-    sheet.pen.text((place[0] + _TAG_PAD, place[1] + _TAG_PX // 2), text, fill=BLACK, font=font, anchor="lm")
+    sheet.pen.text((place[0] + pad, place[1] + sheet.tag // 2), text, fill=BLACK, font=font, anchor="lm")
     sheet.tags.append(place)
 
 
-def _moved_inside(rectangle: Rectangle, size: tuple[int, int]) -> Rectangle:
+def tag_place(
+    box: tuple[N, N, N, N], tag: tuple[N, N], outside: N, size: tuple[N, N], taken: Sequence[tuple[N, N, N, N]]
+) -> tuple[N, N, N, N]:
+    """(left, top, right, bottom) of a tag of (width, height) on a canvas of `size`: the nearest place that no tag in `taken`
+    holds, above its box, below it, or further off; else over another tag. `outside`: the width of the box's frame."""
+    width, height = tag
+    places = []
+    for step in range(3):
+        tops = (box[1] - outside - (step + 1) * height, box[3] + outside + step * height)
+        lefts = (box[0] - outside, box[2] + outside - width)
+        places += [_moved_inside((left, top, left + width, top + height), size) for top in tops for left in lefts]
+    return next((place for place in places if not any(_overlap(place, other) for other in taken)), places[0])
+
+
+def _moved_inside(rectangle: tuple[N, N, N, N], size: tuple[N, N]) -> tuple[N, N, N, N]:
     """The rectangle moved onto a canvas of `size` that is large enough for it."""
     dx = max(0, -rectangle[0]) or min(0, size[0] - rectangle[2])
     dy = max(0, -rectangle[1]) or min(0, size[1] - rectangle[3])
     return rectangle[0] + dx, rectangle[1] + dy, rectangle[2] + dx, rectangle[3] + dy
 
 
-def _overlap(one: Rectangle, other: Rectangle) -> bool:
+def _overlap(one: tuple[N, N, N, N], other: tuple[N, N, N, N]) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 

@@ -31,7 +31,7 @@ from cos_core.types import RunManifest
 from cos_core.visualize import runs, select
 from cos_core.visualize.config import Format, RunExportConfig
 from cos_core.visualize.run_questions import RunQuestion
-from cos_core.visualize.runs import FinishedRun
+from cos_core.visualize.runs import LATER_FIELDS, FinishedRun
 
 _OURS: Mapping[str, outputs.IsOurs] = {"lmms-eval": outputs.records_with("doc_id", "doc_hash")}
 _CATEGORIES = {"predicted": 1, "gold": 2}
@@ -106,7 +106,16 @@ def _about(example_id: str, item: RunQuestion) -> dict[str, Any]:
         about["score"] = item.score.value
     if item.prediction is not None:
         about |= {key: getattr(item.prediction, key) for key in ("box_status", "policy", "profile")}
+        about |= _looks(item)
     return about
+
+
+def _looks(item: RunQuestion) -> dict[str, Any]:
+    """What stood in the second picture in place of the region, what the gate decided, and the sampled answers, where set."""
+    if item.prediction is None:
+        return {}
+    looks = {name: value for name in LATER_FIELDS if (value := getattr(item.prediction, name)) is not None}
+    return {**looks, "samples": [each.answer for each in item.prediction.samples]} if looks.pop("samples") else looks
 
 
 class _List:
@@ -257,18 +266,21 @@ def _lmms_eval(job: _Job, file: BinaryIO) -> None:
         hashed = job.json(example_id, doc, 2)
         if hashed is None:
             continue
+        looks = _looks(item)
+        sampled = looks.pop("samples", [item.answer])
         line: dict[str, Any] = {
             "doc_id": number,
             "doc": doc,
             "target": item.truth,
             "arguments": [item.question],
-            "resps": [[item.answer]],
+            "resps": [sampled],
             "filtered_resps": [(item.score.extracted if item.score else None) or item.answer],
             "doc_hash": hashlib.sha256(hashed.encode()).hexdigest(),
             "roi": {
                 "box": list(item.box.corners) if item.box else None,
                 "text": item.prediction.box_text if item.prediction else None,
                 "status": item.prediction.box_status if item.prediction else None,
+                **looks,
             },
         }
         if item.score is not None:

@@ -29,7 +29,7 @@ from cos_core.visualize.html import Html, element, encoded, fill, joined, text, 
 EMBED_BYTES = 30_000_000
 """Pictures up to this many bytes together stay inside the page (base64 adds a third)."""
 
-BoxKind = Literal["predicted", "other", "gold", "annotated"]
+BoxKind = Literal["predicted", "unseen", "sample", "other", "gold", "annotated"]
 Mark = Literal["right", "wrong", ""]
 _PICTURE_NAME = re.compile(r"[0-9a-f]{32}\.(png|webp|jpeg)")
 

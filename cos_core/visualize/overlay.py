@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image
 
 from cos_core.data import datasets
-from cos_core.dialogue.cropping import assumed_crop
+from cos_core.dialogue.cropping import assumed_crop, assumed_second_picture, seed_of
 from cos_core.errors import InputError
 from cos_core.files import images, manifest, outputs, plug
 from cos_core.files.durable import atomic_write
@@ -21,50 +22,29 @@ from cos_core.interfaces import Reporter
 from cos_core.scoring.metrics import usable_box
 from cos_core.store.annotations import Store
 from cos_core.types import Annotation, Example, Prediction, RunManifest
-from cos_core.visualize.config import PICTURES, OverlayConfig
-from cos_core.visualize.draw import (
-    HAIRLINE,
-    INK,
-    PAPER,
-    SOFT_INK,
-    Mark,
-    draw_marks,
-    font_at,
-    image_box,
-    show,
-    wrap,
-    zoom,
-)
-from cos_core.visualize.relevance_maps import Grid, blend, read_heat, stored_heat, with_bar
-from cos_core.visualize.run_questions import fallback_words
+from cos_core.visualize import figures, overlay_vectors
+from cos_core.visualize.config import PAGE_INCHES, PICTURES, VECTORS, OverlayConfig
+from cos_core.visualize.draw import Mark, image_box
+from cos_core.visualize.overlay_pixels import render
+from cos_core.visualize.panels import OverlayInput
+from cos_core.visualize.relevance_maps import Grid, read_heat, stored_heat
+from cos_core.visualize.run_questions import NOTHING, RunQuestion, gate_words, sample_words, second_picture_words, seen_words
 from cos_core.visualize.source import PREDICTIONS, Cuts, read_predictions
-
-_GAP = 20
-_TEXT_PX = 17
-_LINES_PER_NOTE = 4
-_WIDE = 1.9  # a picture wider than this many heights gets its crop below instead of beside it
-_MIN_WIDTH = 560  # narrower sheets would break the question into slivers
-
-_SOFTWARE = 0x0131
-"""The EXIF tag that names the program."""
 
 
 @dataclass(frozen=True, slots=True)
-class OverlayInput:
-    """What is drawn: a picture, its marks, the region cut from it, a relevance map, and (heading, text) notes below."""
+class Answered:
+    """An answer about OverlayConfig.image, with the settings of its run by name: `seed`, `global_scale`."""
 
-    image: Image.Image
-    marks: tuple[Mark, ...] = ()
-    crop: Image.Image | None = None
-    heat: Grid | None = None
-    heat_frame: Frame = "square"
-    notes: tuple[tuple[str, str], ...] = ()
+    prediction: Prediction
+    settings: Mapping[str, Any]
 
 
-def run(config: OverlayConfig, reporter: Reporter) -> RunManifest:
+def run(config: OverlayConfig, reporter: Reporter, answered: Answered | None = None) -> RunManifest:
     """Writes `config.out` and `<out>.manifest.json`.
 
-    Raises InputError: no source or two given, no such example, an unreadable picture, an unknown picture format.
+    `answered` is drawn instead of what the options describe. Raises InputError: no source or two given, no such example, an
+    unreadable picture, an unknown picture format.
     """
     if config.out.suffix.lower() not in PICTURES:
         raise InputError(f"{config.out}: an overlay is written as {', '.join(PICTURES)}")
@@ -77,15 +57,15 @@ def run(config: OverlayConfig, reporter: Reporter) -> RunManifest:
     if config.predictions is not None:
         subject = _select_prediction(config.predictions, config.example)
     elif config.image is not None:
-        subject = _prediction_by_hand(config)
+        subject = _prediction_by_hand(config) if answered is None else answered.prediction
     elif config.store is not None:
         subject = _select_annotation(config.store, config.example)
     else:
         raise InputError("give a predictions file, a store or an image to draw")
-    scene = _scene(config, subject, reporter)
-    sheet = render(scene, config.longest)
+    scene = _scene(config, subject, reporter, {} if answered is None else answered.settings)
+    data = drawn(config, scene)
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(config.out, sheet)
+    atomic_write(config.out, data)
     size = scene.image.size
     boxes = [{"label": m.label, "kind": m.kind, "pixels": image_box(m.box, size).pixels(*size)} for m in scene.marks]
     results = {"example_id": subject.example_id, "image_size": size, "boxes": boxes}
@@ -94,23 +74,21 @@ def run(config: OverlayConfig, reporter: Reporter) -> RunManifest:
     return result
 
 
-def mark() -> Image.Exif:
-    """The EXIF block that marks a picture as written by this program (outputs.MARK)."""
-    block = Image.Exif()
-    block[_SOFTWARE] = outputs.MARK
-    return block
-
-
-def write_picture(out: Path, sheet: Image.Image) -> None:
-    """Writes `sheet` as the format that `out` ends in (PICTURES), whole or not at all. WebP is lossless: text stays sharp."""
+def drawn(config: OverlayConfig, scene: OverlayInput) -> bytes:
+    """The drawing in the format that `config.out` ends in (PICTURES): pixels of --longest, or a figure in inches where vectors,
+    a style, a width or dots per inch are asked for. Raises InputError. WebP is lossless: text stays sharp."""
+    suffix, dpi = config.out.suffix.lower(), config.figure.dpi
+    if suffix in VECTORS or config.figure.given:
+        dpi = figures.picture_dpi(suffix, dpi)
+        if suffix not in VECTORS:
+            figures.check_pixels(config.figure.inches(PAGE_INCHES), dpi or 0)
+        figure = overlay_vectors.draw(scene, config.figure, config.chosen(), dpi=dpi, raster=suffix not in VECTORS)
+        return figures.encoded([figure], suffix, dpi)
     data = io.BytesIO()
-    options: dict[str, Any] = {"lossless": True} if out.suffix.lower() == ".webp" else {}
-    if out.suffix.lower() == ".pdf":
-        options["creator"] = outputs.MARK
-    else:
-        options["exif"] = mark()
-    sheet.save(data, format=out.suffix[1:].upper(), **options)
-    atomic_write(out, data.getvalue())
+    lossless = {"lossless": True} if suffix == ".webp" else {}
+    sheet = render(scene, config.longest, config.chosen())
+    sheet.save(data, format=suffix[1:].upper(), exif=figures.mark(), **lossless)
+    return data.getvalue()
 
 
 def _select_prediction(path: Path, example: str | None) -> Prediction:
@@ -171,7 +149,9 @@ def _select_annotation(path: Path, example: str | None) -> Annotation:
     return annotation
 
 
-def _scene(config: OverlayConfig, subject: Prediction | Annotation, reporter: Reporter) -> OverlayInput:
+def _scene(
+    config: OverlayConfig, subject: Prediction | Annotation, reporter: Reporter, settings: Mapping[str, Any]
+) -> OverlayInput:
     """The picture, marks, map, crop and notes of one prediction or annotation. Raises InputError."""
     picture = _picture(config, subject)
     example = _example(config.data, subject.example_id) if config.data else None
@@ -182,13 +162,32 @@ def _scene(config: OverlayConfig, subject: Prediction | Annotation, reporter: Re
         marks.append(Mark(annotation.box, "annotated", "annotated"))
     if isinstance(subject, Annotation):
         crop = None if subject.box is None else assumed_crop(picture, subject.box)
-        return OverlayInput(picture, tuple(marks), crop, heat, frame, _annotation_notes(subject, example))
-    if usable_box(subject) is None and subject.box is not None:
-        marks.append(Mark(subject.box, _instead(subject), "fallback"))
-    elif subject.box is not None:
-        marks.append(Mark(subject.box, "region of interest", "predicted"))
+        return OverlayInput(picture, tuple(marks), crop, heat=heat, heat_frame=frame, notes=_annotation_notes(subject, example))
+    marks += _named_regions(subject)
     lines = notes(subject, example, by_hand=config.predictions is None)
-    return OverlayInput(picture, tuple(marks), _crop(config, picture, subject), heat, frame, lines)
+    cuts = _cuts(config)
+    settings = settings if cuts is None else cuts.settings(subject)
+    if (seen := seen_words(settings)) != "":
+        lines = (*lines, ("Whole picture", seen))
+    crop, problem = _second_picture(config, picture, subject, cuts, settings)
+    if problem:
+        reporter.warn(problem)
+        lines = (*lines, ("Not drawn", problem))
+    words = "Zoomed region" if subject.shown is None else f"Second picture, {second_picture_words(subject.shown)}"
+    return OverlayInput(picture, tuple(marks), crop, words, heat, frame, lines)
+
+
+def _named_regions(prediction: Prediction) -> list[Mark]:
+    """The marks of an answer's boxes: those of its further samples, then its own, dashed where the model did not see what the
+    box holds, and grey where it stood in for one that could not be read."""
+    question = RunQuestion(prediction, None, None)
+    marks = [Mark(box, "", "sample") for box in question.further_boxes]
+    if question.box is not None:
+        unseen = question.seen_otherwise
+        marks.append(Mark(question.box, unseen or "region of interest", "unseen" if unseen else "predicted"))
+    elif question.instead and prediction.box is not None:
+        marks.append(Mark(prediction.box, question.instead, "fallback"))
+    return marks
 
 
 def _picture(config: OverlayConfig, subject: Prediction | Annotation) -> Image.Image:
@@ -211,20 +210,31 @@ def _annotation(config: OverlayConfig, example_id: str, reporter: Reporter) -> A
     return annotation
 
 
-def _crop(config: OverlayConfig, picture: Image.Image, prediction: Prediction) -> Image.Image | None:
-    """The predicted region as the second pass saw it; None without a usable box (the fallback may be the whole picture)."""
-    region = usable_box(prediction)
-    if region is None:
-        return None
-    if config.predictions is None:
-        return assumed_crop(picture, region)
+def _cuts(config: OverlayConfig) -> Cuts | None:
+    """How the second pictures of the predictions file were made; None for a picture that is given directly."""
     file = config.predictions
-    return Cuts(file / PREDICTIONS if file.is_dir() else file).crop(picture, prediction)
+    return None if file is None else Cuts(file / PREDICTIONS if file.is_dir() else file)
 
 
-def _instead(prediction: Prediction) -> str:
-    """What was shown instead of a readable region, in words; empty where the region could be read."""
-    return "" if prediction.box is None or usable_box(prediction) is not None else fallback_words(prediction.box)
+def _second_picture(
+    config: OverlayConfig, picture: Image.Image, prediction: Prediction, cuts: Cuts | None, settings: Mapping[str, Any]
+) -> tuple[Image.Image | None, str]:
+    """The second picture, and why it cannot be made again; (None, "") where there was none, and for a region that stood in for
+    one that could not be read (it may be the whole picture)."""
+    if usable_box(prediction) is None and prediction.shown is None:
+        return None, ""
+
+    def other(name: str) -> Image.Image:
+        if config.images is None:
+            raise InputError("the other picture cannot be opened without --images")
+        return images.open_image(folder(config.images, config.follow_links), name)
+
+    try:
+        if cuts is None:
+            return assumed_second_picture(picture, prediction, seed_of(settings), other), ""
+        return cuts.crop(picture, prediction, other), ""
+    except InputError as error:
+        return None, f"the second picture cannot be made again: {error}"
 
 
 def _known_marks(config: OverlayConfig, picture: Image.Image, example: Example | None) -> list[Mark]:
@@ -275,79 +285,31 @@ def notes(prediction: Prediction, example: Example | None = None, by_hand: bool 
     }[prediction.box_status]
     if prediction.box_status == "skipped" and prediction.box is not None:
         region = f"from {prediction.policy}"
-    if (instead := _instead(prediction)) != "":
+    if (instead := RunQuestion(prediction, None, None).instead) != "":
         region = f"{region}; {instead}"
     if prediction.box_text:
         region = f"{prediction.box_text.strip()}  ({region})"
     result = [("Question", prediction.question or (example.question if example else "") or "(not recorded)")]
     if not by_hand or prediction.box_status not in ("ok", "skipped"):
         result.append(("Region", region))
+    result += look_notes(prediction)
     result.append(("Answer", f"failed: {prediction.error}" if prediction.error else (prediction.answer or "(none)")))
     return (*result, *_truth(example))
 
 
+def look_notes(prediction: Prediction) -> list[tuple[str, str]]:
+    """The (heading, text) lines of how an answer came about, where that is not one look at the region."""
+    lines = []
+    if prediction.shown is not None:
+        lines.append(("Second picture", second_picture_words(prediction.shown)))
+    if (gate := gate_words(prediction)) != "":
+        lines.append(("Gate", gate))
+    if prediction.plain is not None and prediction.gate == "open":
+        lines.append(("Plain answer", prediction.plain or NOTHING))
+    if prediction.samples:
+        lines.append(("Samples", sample_words(prediction.samples)))
+    return lines
+
+
 def _truth(example: Example | None) -> tuple[tuple[str, str], ...]:
     return (("Truth", " / ".join(example.answers)),) if example is not None and example.answers else ()
-
-
-def render(scene: OverlayInput, longest: int = 640) -> Image.Image:
-    """The sheet, RGB: the marked picture (longer side at most `longest` pixels), relevance map, crop enlarged, notes.
-
-    `scene.image` is not changed.
-    """
-    marked = draw_marks(show(scene.image, longest), scene.marks).image
-    panels = [("Whole image", marked)]
-    below = scene.image.width > _WIDE * scene.image.height
-    if scene.heat is not None:
-        heated = blend(show(scene.image, longest).image, scene.heat, scene.heat_frame)
-        panels.append(("Relevance of each place to the answer", with_bar(heated, float(scene.heat.max()))))
-    if scene.crop is not None:
-        region = scene.crop
-        # Beside a tall picture the crop may be as tall as it; below a wide one it gets half its length.
-        zoomed = ImageOps.expand(zoom(region, longest // 2 if below else longest * 3 // 5), 1, HAIRLINE)
-        panels.append((f"Zoomed region, {region.width} x {region.height} pixels", zoomed))
-    width, body = _arranged(panels, below)
-    text = _text_block(scene.notes, width - 2 * _GAP)
-    sheet = Image.new("RGB", (width, body.height + text.height + _GAP), PAPER)
-    sheet.paste(body, (0, 0))
-    sheet.paste(text, (_GAP, body.height))
-    return sheet
-
-
-def _arranged(panels: list[tuple[str, Image.Image]], below: bool) -> tuple[int, Image.Image]:
-    """Captioned panels side by side, or one below the other, and the sheet's width in pixels."""
-    font = font_at(_TEXT_PX - 3)
-    caption = _TEXT_PX + 8
-    widths = [max(panel.width, round(font.getlength(name))) for name, panel in panels]
-    heights = [panel.height + caption for _, panel in panels]
-    inner = max(widths) if below else sum(widths) + _GAP * (len(panels) - 1)
-    width = max(_MIN_WIDTH, inner + 2 * _GAP)
-    height = (sum(heights) + _GAP * (len(panels) - 1) if below else max(heights)) + 2 * _GAP
-    body = Image.new("RGB", (width, height), PAPER)
-    pen = ImageDraw.Draw(body)
-    left = top = _GAP
-    for (name, panel), panel_width, panel_height in zip(panels, widths, heights, strict=True):
-        pen.text((left, top), name, fill=SOFT_INK, font=font)
-        body.paste(panel, (left, top + caption))
-        if below:
-            top += panel_height + _GAP
-        else:
-            left += panel_width + _GAP
-    return width, body
-
-
-def _text_block(lines: tuple[tuple[str, str], ...], width: int) -> Image.Image:
-    """The notes as a picture `width` pixels wide: headings in a column of their own."""
-    plain, bold = font_at(_TEXT_PX), font_at(_TEXT_PX, bold=True)
-    column = max((round(bold.getlength(heading)) for heading, _ in lines), default=0) + 16
-    wrapped = [(heading, wrap(text, plain, width - column, _LINES_PER_NOTE)) for heading, text in lines]
-    step = _TEXT_PX + 8
-    block = Image.new("RGB", (width, step * sum(max(1, len(rows)) for _, rows in wrapped)), PAPER)
-    pen = ImageDraw.Draw(block)
-    top = 0
-    for heading, rows in wrapped:
-        pen.text((0, top), heading, fill=INK, font=bold)
-        for row in rows or [""]:
-            pen.text((column, top), row, fill=INK, font=plain)
-            top += step
-    return block

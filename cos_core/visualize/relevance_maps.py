@@ -116,34 +116,35 @@ def blend(picture: Image.Image, heat: Grid, frame: Frame = "square") -> Image.Im
     values = over_picture(heat, picture.size, frame)
     top = float(heat.max())
     share = np.clip(values / top, 0.0, 1.0) if top > 0 else np.zeros_like(values)
-    colours = _colours()[np.rint(255 * share).astype(np.intp)]
+    shades = colours()[np.rint(255 * share).astype(np.intp)]
     opacity = (_OPACITY[0] + (_OPACITY[1] - _OPACITY[0]) * share)[..., None]
-    mixed = np.asarray(picture.convert("RGB"), dtype=np.float64) * (1 - opacity) + colours * opacity
+    mixed = np.asarray(picture.convert("RGB"), dtype=np.float64) * (1 - opacity) + shades * opacity
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
 
 
-def with_bar(picture: Image.Image, most: float) -> Image.Image:
-    """`picture` with the colour bar to its right: 0 at the bottom, `most` (the map's own units) on top."""
-    font = font_at(_BAR_LABEL_PX)
+def with_bar(picture: Image.Image, most: float, scale: float = 1.0) -> Image.Image:
+    """`picture` with the colour bar to its right, `scale` times as wide as usual: 0 at the bottom, `most` (the map's own units)
+    on top."""
+    label, wide, gap, after = (round(px * scale) for px in (_BAR_LABEL_PX, BAR_PX, 10, 6))
+    font = font_at(label)
     high, low = f"{most:.3g}", "0"
-    gap = 10
-    height = max(picture.height, 3 * _BAR_LABEL_PX)
-    width = picture.width + gap + BAR_PX + 6 + round(max(font.getlength(high), font.getlength(low))) + 1
+    height = max(picture.height, 3 * label)
+    width = picture.width + gap + wide + after + round(max(font.getlength(high), font.getlength(low))) + 1
     sheet = Image.new("RGB", (width, height), PAPER)
     sheet.paste(picture, (0, 0))
     pen = ImageDraw.Draw(sheet)
     left = picture.width + gap
     levels = np.linspace(255, 0, height).round().astype(np.intp)
-    bar = np.repeat(_colours()[levels].astype(np.uint8)[:, None, :], BAR_PX, axis=1)
+    bar = np.repeat(colours()[levels].astype(np.uint8)[:, None, :], wide, axis=1)
     sheet.paste(Image.fromarray(bar), (left, 0))
-    pen.rectangle((left, 0, left + BAR_PX - 1, height - 1), outline=HAIRLINE)
-    pen.text((left + BAR_PX + 6, 1), high, fill=SOFT_INK, font=font, anchor="lt")
-    pen.text((left + BAR_PX + 6, height - 2), low, fill=SOFT_INK, font=font, anchor="ls")
+    pen.rectangle((left, 0, left + wide - 1, height - 1), outline=HAIRLINE)
+    pen.text((left + wide + after, 1), high, fill=SOFT_INK, font=font, anchor="lt")
+    pen.text((left + wide + after, height - 2), low, fill=SOFT_INK, font=font, anchor="ls")
     return sheet
 
 
 @lru_cache(maxsize=1)
-def _colours() -> Grid:
+def colours() -> Grid:
     """(256, 3), 0..255: inferno, which grows evenly brighter and reads alike with any common colour vision deficiency."""
     import matplotlib
 

@@ -14,8 +14,9 @@ from cos_core.interfaces import Reporter
 from cos_core.scoring.comparison import Comparison
 from cos_core.store.annotations import Store
 from cos_core.types import RunManifest
-from cos_core.visualize import plots, run_sections, runs, select
+from cos_core.visualize import gate_section, plots, run_sections, runs, select
 from cos_core.visualize.config import ReportConfig
+from cos_core.visualize.crop_section import CropStory, crop_section, crop_story
 from cos_core.visualize.gallery import Gallery, GalleryCard, PagePictures, gallery, publishing, write_page
 from cos_core.visualize.html import Html, Section, element, facts, fill, joined, page, text, uri
 from cos_core.visualize.report_cards import LEGEND, PAIR, SINGLE, CardMaker, CardSources
@@ -44,6 +45,7 @@ class Report:
     shown     the runs whose answers are on the cards; the last is highlighted, the first is its baseline
     compared  differences between runs; `refused`: what is not compared, in words
     note      how the cards were chosen
+    crop      what the crop did, where a run looked twice
     remarks   problems with the pictures, a sentence each
     """
 
@@ -54,6 +56,7 @@ class Report:
     refused: Sequence[str] = ()
     note: str = ""
     remarks: Sequence[str] = ()
+    crop: CropStory | None = None
 
     @property
     def looked_at(self) -> FinishedRun:
@@ -75,14 +78,16 @@ def run(config: ReportConfig, reporter: Reporter) -> RunManifest:
     with ExitStack() as stack:
         album = stack.enter_context(publishing(config.out, round(config.embed_mb * 1e6)))
         store = stack.enter_context(Store.read(config.store)) if config.store else None
-        maker = CardMaker(loaded, album, CardSources(store, config.heat))
+        sources = CardSources(store, config.heat)
+        maker = CardMaker(loaded, album, sources)
         cards = []
         for done, example_id in enumerate(drawn, 1):
             cards.append(maker.card(example_id))
             reporter.progress("cards", done, len(drawn))
+        crop = crop_story(loaded, CardMaker(loaded, album, sources), config.selection.seed)
         notes = [f"Shown: {words}." for words in (config.selection.words(),) if words]
         notes += [f"{len(cards):,} of {len(ids):,} questions, drawn at random."] if len(cards) < len(ids) else []
-        report = Report(loaded, loaded, cards, compared, refused, " ".join(notes), _picture_remarks(maker))
+        report = Report(loaded, loaded, cards, compared, refused, " ".join(notes), _picture_remarks(maker), crop)
         write_page(config.out, report_page(report, album), album)
     if maker.unreadable:
         first = one_line(maker.first_problem)
@@ -94,6 +99,7 @@ def run(config: ReportConfig, reporter: Reporter) -> RunManifest:
         "newer_pictures": maker.newer,
         "first_problem": one_line(maker.first_problem),
         "in_folder": album.in_folder,
+        **({"crop": crop.to_json()} if crop is not None else {}),
     }
     rows = [{key: value for key, value in each.to_json().items() if key not in ("won", "lost")} for each in compared]
     results |= {"comparisons": rows, "not_compared": refused}
@@ -153,7 +159,9 @@ def _sections(report: Report, album: PagePictures) -> list[Section]:
     answers = gallery(content, album) if report.cards else element("p", "No question fits what was asked for.", class_="empty")
     return [
         ("differences", "Differences", run_sections.differences_table(report.compared, report.refused) or text("")),
+        ("crop", "What the crop did", crop_section(report.crop, album) if report.crop is not None else text("")),
         ("metrics", "All metrics", run_sections.metrics_table(report.runs) or text("")),
+        ("gate", "Gate", gate_section.section(report.runs)),
         ("answers", "Answers", answers),
         ("plots", "Regions in numbers", joined(_plots(run, several) for run in report.shown)),
         ("facts", "How this was made", joined(facts(run.name, run_sections.provenance(run)) for run in report.runs)),

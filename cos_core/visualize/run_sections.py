@@ -61,11 +61,11 @@ def _run_cells(run: FinishedRun, role: str) -> list[Html]:
     unused, requested = run.summary.unread, run.summary.requested
     regions: Mapping[str, Any] = run.results.get("regions", {})
     how = [_listed(run.protocol.get(key)) or _recorded_values(run, key) for key in ("policy", "profile")]
-    how.append(_listed(run.protocol.get("pixel_budget")))
+    how += [_listed(run.protocol.get("pixel_budget")), *_look_words(run)]
     return [
         element("th", joined([run.name, element("small", run.about or run.benchmark or "not scored")]), scope="row"),
         element("td", chart, class_="chart"),
-        _cell(amount(value, unit), ends or ""),
+        element("td", joined([amount(value, unit), *_below_score(run, ends)]), class_="n"),
         _cell(f"{answered:,} / {total:,}", below),
         _cell(percent(regions.get("hit")), "; ".join(_region_words(regions))),
         _cell(percent(unused / requested) if requested else "–", f"{unused:,} of {requested:,}" if requested else ""),
@@ -73,11 +73,36 @@ def _run_cells(run: FinishedRun, role: str) -> list[Html]:
     ]
 
 
+def _some(kind: str, count: int, total: int) -> str:
+    return kind if count == total else f"{kind} ({count:,} of {total:,})"
+
+
+def _below_score(run: FinishedRun, ends: str | None) -> Iterator[Html]:
+    """The score's interval; of a run with several samples also avg@k and maj@k with theirs, the score being of the first."""
+    found: Mapping[str, Any] = run.results.get("samples", {})
+    figures = [(f"{kind}@{found['k']}", found[kind]) for kind in ("avg", "maj") if kind in found]
+    if ends:
+        yield element("small", f"{ends} (sample 1)" if figures else ends)
+    for name, figure in figures:
+        unit, low, high = figure["unit"], figure["low"], figure["high"]
+        between = "" if low is None else f" ({amount(low, unit)} to {amount(high, unit)})"
+        yield element("small", f"{name} {amount(figure['value'], unit)}{between}")
+
+
 def _region_words(regions: Mapping[str, Any]) -> Iterator[str]:
     if regions.get("area") is not None:
         yield f"{percent(regions['area'])} of the picture"
     if regions.get("usable", 0) < regions.get("n", 0):
         yield f"{regions['usable']:,} of {regions['n']:,} usable"
+
+
+def _look_words(run: FinishedRun) -> list[str]:
+    """What the run's answers say of their second looks: their share under a gate, what they showed, samples."""
+    looks = dict(run.summary.looks)
+    opened, closed = looks.pop("gate open", 0), looks.pop("gate closed", 0)
+    words = [f"second look at {opened:,} of {opened + closed:,}"] if opened + closed else []
+    words += [f"second picture: {_some(kind, n, run.summary.answered)}" for kind, n in sorted(looks.items())]
+    return [*words, *([f"{run.summary.samples} samples"] if run.summary.samples else [])]
 
 
 def metrics_table(runs: Sequence[FinishedRun]) -> Html | None:
@@ -127,6 +152,9 @@ def differences_table(compared: Sequence[Comparison], refused: Sequence[str]) ->
         sign = {"better": "yes", "worse": "no"}.get(each.verdict, "same")
         only = f"{each.only_a + each.only_b:,} in one run only" if each.only_a + each.only_b else ""
         words = f"{each.metric}, {'points' if unit in _FULL_SCALE else unit}"
+        words += "".join(
+            f", {name}: mean of {n} samples" for name, n in zip((each.a, each.b), each.samples, strict=True) if n > 1
+        )
         cells = [
             element("th", joined([f"{each.b} − {each.a}", element("small", words)]), scope="row"),
             _cell(

@@ -7,6 +7,7 @@ Nothing is scored here.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,21 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from cos_core.data import datasets
+from cos_core.dialogue.crop_content import content_of
 from cos_core.errors import CosError, InputError
 from cos_core.files import jsonl, manifest, plug
 from cos_core.files.picture_files import Root, folder
 from cos_core.interfaces import BenchmarkData, Reporter
-from cos_core.scoring import columns
+from cos_core.scoring import columns, samples
 from cos_core.scoring.box_tally import BoxTally
 from cos_core.scoring.columns import ById, Following, IdColumn, Scores
 from cos_core.scoring.comparison import ScoredRun
-from cos_core.scoring.metrics import usable_box
 from cos_core.scoring.recorded import Recorded
 from cos_core.types import UNUSABLE_BOXES, Example, Prediction, RunManifest, Score
 from cos_core.visualize import source
 from cos_core.visualize.run_questions import RunQuestion
 
 SCORES = "scores.jsonl"
+LATER_FIELDS = ("shown", "gate", "margin", "plain", "samples")
+"""Fields of Prediction that say how its second look was decided and what it showed; unset in most runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,9 @@ class Summary:
     """Counts over all answers of a run, made while they are read.
 
     `requested`: answers whose status is not "skipped"; `unread`: those of them without a usable box; `silent`: answers with a
-    box and no record of how it was cut; `settings`: the values of policy and profile.
+    box and no record of how it was cut; `settings`: the values of policy and profile. `looks`: answers by what their second
+    look was, where it was not simply the region: "black", "noise", "swap", "absent", "other", "gate open", "gate closed";
+    `samples`: the most sampled answers to a question; `fields`: those of LATER_FIELDS that are set in any answer.
     """
 
     boxes: BoxTally = field(default_factory=BoxTally)
@@ -56,6 +61,9 @@ class Summary:
     unread: int = 0
     silent: int = 0
     settings: dict[str, set[str]] = field(default_factory=lambda: {"policy": set(), "profile": set()})
+    looks: Counter[str] = field(default_factory=Counter)
+    samples: int = 0
+    fields: set[str] = field(default_factory=set)
 
     @property
     def mixed(self) -> bool:
@@ -63,7 +71,7 @@ class Summary:
         return any(len(values) > 1 for values in self.settings.values())
 
     def add(self, prediction: Prediction, cuts: source.Cuts) -> None:
-        self.boxes.add(usable_box(prediction), "failed" if prediction.error else prediction.box_status)
+        self.boxes.add(*source.looked_at(prediction))
         self.answered += prediction.answer is not None
         self.failed += prediction.error is not None
         self.requested += prediction.box_status != "skipped"
@@ -71,19 +79,27 @@ class Summary:
         self.silent += prediction.box is not None and cuts.of(prediction) is None
         for name, values in self.settings.items():
             values.add(str(getattr(prediction, name)))
+        if prediction.shown is not None:
+            self.looks[content_of(prediction.shown)] += 1
+        if prediction.gate is not None:
+            self.looks[f"gate {prediction.gate}"] += 1
+        self.samples = max(self.samples, len(prediction.samples))
+        self.fields.update(name for name in LATER_FIELDS if getattr(prediction, name) not in (None, ()))
 
 
 @dataclass(slots=True)
 class FinishedRun:
     """One run. `scores` is empty for answers that were never scored; ids are example ids, in the data's order where known.
 
-    `remarks`: what is missing or unusual, a sentence each; `about`: the line below its name in a table, else its benchmark.
+    `further`: the scores of a run's samples 2, 3, ...; `remarks`: what is missing or unusual, a sentence each; `about`: the
+    line below its name in a table, else its benchmark.
     """
 
     name: str
     path: Path
     manifest: RunManifest | None = None
     scores: Mapping[str, Score] = field(default_factory=dict)
+    further: Sequence[Scores] = ()
     predictions: Mapping[str, Prediction] = field(default_factory=dict)
     examples: Mapping[str, Example] = field(default_factory=dict)
     summary: Summary = field(default_factory=Summary)
@@ -113,7 +129,8 @@ class FinishedRun:
         if self.manifest is None or not len(self.scores):
             return None
         scores = self.scores
-        return ScoredRun(self.path, self.manifest, scores.rows if isinstance(scores, ById) else list(scores.values()))
+        rows = scores.rows if isinstance(scores, ById) else list(scores.values())
+        return ScoredRun(self.path, self.manifest, rows, self.further)
 
     def ids(self) -> IdColumn:
         """Every question of the run."""
@@ -176,7 +193,12 @@ def _load(path: Path, name: str, sources: RunSources, others: Sequence[FinishedR
     folder = path if path.is_dir() else path.parent
     _read_manifest(run, folder)
     if path.is_dir() and (path / SCORES).is_file():
-        run.scores = columns.read_scores(path / SCORES, _noted(run.remarks), _known(others)).by_id()
+        scores = columns.read_scores(path / SCORES, _noted(run.remarks), _known(others))
+        run.scores = scores.by_id()
+        try:
+            run.further = samples.read_further(path, run.results, scores)
+        except InputError as error:
+            run.remarks.append(f"only its first sample is shown and compared: {error}")
     answers = _predictions_file(run)
     if answers is not None:
         _read_answers(run, answers, _known([run, *others]))
@@ -287,7 +309,7 @@ def _read_questions(run: FinishedRun, sources: RunSources, others: Sequence[Fini
             examples = loaded.examples
             run.images = run.images or folder(loaded.image_root, sources.follow_links)
         else:
-            examples = columns.Examples(datasets.read_examples(data, text_only="keep"))
+            examples = columns.Examples(datasets.read_examples(data, columns=config.get("columns"), text_only="keep"))
         ids, known = columns.ids_of(examples), _known([run, *others])
         run.examples = ById(known if known is not None and known.names == ids.names else ids, examples)
     except (CosError, OSError) as error:

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cos_core.data import datasets
-from cos_core.dialogue.cropping import CropSettings, assumed_crop
+from cos_core.dialogue.cropping import CropSettings, OpenPicture, assumed_second_picture
 from cos_core.errors import InputError
 from cos_core.files import jsonl, manifest
 from cos_core.files.jsonl import OnProblem
 from cos_core.geometry import Box
 from cos_core.scoring import metrics, recorded
 from cos_core.store.annotations import Store, is_store
-from cos_core.types import Prediction
+from cos_core.types import UNUSABLE_BOXES, Prediction
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 PREDICTIONS = "predictions.jsonl"
+NO_SECOND_LOOK = "no second look"
+"""The status of a question whose plain answer stands under a gate: whatever its box, nothing was looked at."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceRegion:
-    """One example's region, or why it has none: `status` is a box status, or "labelled", "no region", "failed" for a store.
+    """One example's region, or why it has none: `status` is a box status, "failed" or NO_SECOND_LOOK; for a store "labelled",
+    "no region" or "failed".
 
     `box` is None for a box that could not be read, also where a fallback region was used.
     """
@@ -54,8 +57,7 @@ def read_boxes(path: Path, on_problem: OnProblem | None = None) -> Iterator[Sour
     """Every example's region in a store or predictions file, in stored order."""
     if not is_store(path):
         for prediction in read_predictions(path, on_problem):
-            status = "failed" if prediction.error else prediction.box_status
-            yield SourceRegion(metrics.usable_box(prediction), status, prediction.image, prediction.example_id)
+            yield SourceRegion(*looked_at(prediction), prediction.image, prediction.example_id)
         return
     with Store.read(path) as store:
         for annotation in store.annotations():
@@ -65,27 +67,46 @@ def read_boxes(path: Path, on_problem: OnProblem | None = None) -> Iterator[Sour
             yield SourceRegion(None, "failed", None, example_id)
 
 
+def looked_at(prediction: Prediction) -> tuple[Box | None, str]:
+    """The region of the model's that an answer rests on, and its status (see SourceRegion)."""
+    if prediction.error:
+        return metrics.usable_box(prediction), "failed"
+    if prediction.gate == "closed" and prediction.box_status not in UNUSABLE_BOXES:
+        return None, NO_SECOND_LOOK
+    return metrics.usable_box(prediction), prediction.box_status
+
+
 class Cuts:
-    """How the regions of a predictions file were cut, as the manifests of `cos infer` beside the file say."""
+    """How the second pictures of a predictions file were made, as the manifests of `cos infer` beside the file say."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._known: dict[str, CropSettings | None] = {}
+        self._known: dict[str, tuple[Mapping[str, Any], CropSettings | None]] = {}
 
-    def of(self, prediction: Prediction) -> CropSettings | None:
-        """The recorded settings of the cut; None for an answer of an earlier version, another program or an unfinished run."""
+    def _of(self, prediction: Prediction) -> tuple[Mapping[str, Any], CropSettings | None]:
         mark = prediction.fingerprint
         if mark not in self._known:
             record = manifest.beside(self._file, mark)
-            self._known[mark] = None if record is None else CropSettings.from_settings(record.results.get("settings", {}))
+            found = None if record is None else record.results.get("settings")
+            settings = found if isinstance(found, Mapping) else {}
+            self._known[mark] = settings, CropSettings.from_settings(settings)
         return self._known[mark]
 
-    def crop(self, picture: Image, prediction: Prediction) -> Image | None:
-        """The region that the second pass saw; without a record of how it was cut, the part of the picture in its box."""
+    def settings(self, prediction: Prediction) -> Mapping[str, Any]:
+        """The recorded settings of its run; empty for an answer of an earlier version, another program or an unfinished run."""
+        return self._of(prediction)[0]
+
+    def of(self, prediction: Prediction) -> CropSettings | None:
+        """The recorded settings of the cut; None where `settings` do not say them."""
+        return self._of(prediction)[1]
+
+    def crop(self, picture: Image, prediction: Prediction, other: OpenPicture | None = None) -> Image | None:
+        """The second picture, made again (CropSettings.crop); without a record of how it was cut, the region is the part of the
+        picture in its box. Raises InputError for one that cannot be made again."""
         cut = self.of(prediction)
         if cut is not None:
-            return cut.crop(picture, prediction)
-        return None if prediction.box is None else assumed_crop(picture, prediction.box)
+            return cut.crop(picture, prediction, other)
+        return assumed_second_picture(picture, prediction, other=other)
 
 
 @contextmanager

@@ -51,7 +51,7 @@
     const svg = vector("svg", { viewBox: "0 0 1 1", preserveAspectRatio: "none", "aria-hidden": "true" });
     for (const [kind, , x0, y0, x1, y1] of card.b) {
       const box = { x: x0, y: y0, width: x1 - x0, height: y1 - y0 };
-      svg.append(vector("rect", { class: kind === "predicted" ? "halo" : "thin", ...box }), vector("rect", { class: kind, ...box }));
+      svg.append(vector("rect", { class: ["predicted", "unseen"].includes(kind) ? "halo" : kind === "sample" ? "hair" : "thin", ...box }), vector("rect", { class: kind, ...box }));
     }
     stack.append(photo, svg);
     return stack;
