@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cos_cli import annotate, config, demo, doctor, evaluate, infer, model, shells, store, train, visualize
+from cos_cli import annotate, config, data, demo, doctor, evaluate, evidence, infer, model, shells, store, train, visualize
 from cos_cli.command import CONTEXT, Command, Group, OrderedGroup, register
 from cos_cli.console import Session
 from cos_core import __version__
@@ -69,7 +69,9 @@ TREE: tuple[Command | Group, ...] = (
     train.train,
     infer.infer,
     evaluate.group,
+    evidence.evidence,
     visualize.group,
+    data.group,
     store.group,
     model.group,
     config.group,
