@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from cos_core.models import shapes
+from cos_core.models.flops import ModelSize
+from cos_core.models.model_size import size_of
 from cos_core.relevance.propagation import sweep_memory
 from cos_core.training import cost_estimate
 from cos_core.training.config import TrainConfig
-from cos_core.training.flops import ModelSize, peak_flops
-from cos_core.training.model_size import size_of
+from cos_core.training.flops import peak_flops, step_flops
 
 SAMPLES, QUESTIONS, PICTURES = 665_000, 3_300_000, 625_000
 IMAGE_TOKENS = 576
@@ -73,7 +74,7 @@ def _training(stage: str, name: str, size: ModelSize, config: TrainConfig, devic
     machine = cost_estimate.Machine(devices, "A100", 3 if config.deepspeed else 0, offload=False, half=True, recompute=True)
     memory = sum(cost_estimate.memory(size, machine, config, POSITIONS).values())
     positions, pictures = SAMPLES * POSITIONS, 2 * PICTURES
-    operations = size.step_flops(positions, positions * POSITIONS, pictures * IMAGE_TOKENS, pictures, config.lora is not None)
+    operations = step_flops(size, positions, positions * POSITIONS, pictures * IMAGE_TOKENS, pictures, config.lora is not None)
     return Row(stage, name, memory, operations / _FLOPS / 3600, _gib(cost_estimate.disk(size, config, half=True)))
 
 

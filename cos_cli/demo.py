@@ -93,6 +93,7 @@ def _arms(results: Mapping[str, Any]) -> Any:
         table.add_row(row["title"], f"{100 * row['accuracy']:.1f}", interval, *shares, hit, area, boxes, style=style)
     table.caption = (
         "hit: the region holds the right object's centre; area: of the picture; box: could be read\n"
+        "black, swapped, box alone: Chain-of-Spot with black, another scene or nothing in the region's place\n"
         "untrained: the start checkpoint in two passes; grammar: its first pass can write only boxes"
     )
     table.caption_justify = "left"

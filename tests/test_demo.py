@@ -6,14 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import installed
 import pytest
 
-from cos_core.demo.config import ARMS, BASE, MAIN, DemoConfig
-from cos_core.demo.steps import plan
+from cos_core.demo.config import ARMS, BASE, CONTENT, MAIN, DemoConfig, arm, models
+from cos_core.demo.steps import _answering, plan
 from cos_core.miniature.scenes import KINDS
+from cos_core.types import Prediction
 
 COMMAND = [sys.executable, "-m", "cos_cli", "demo", "--quick"]
 
@@ -31,6 +33,17 @@ def test_every_step_waits_for_what_it_reads():
     # No gold region reaches the arm that the demo is about, nor the labels it is trained on.
     chain = {"annotate from_single_question", f"train {MAIN}"}
     assert not any("gold" in need for t in tasks if t.name in chain for need in t.needs)
+
+
+def test_arms_of_one_model_differ_in_how_it_answers():
+    config = DemoConfig(Path("x"))
+    together = {name: [each.name for each in rows] for name, rows in models().items()}
+    assert together[MAIN] == [MAIN, *CONTENT, "gold_regions"]
+    assert sorted(name for names in together.values() for name in names) == sorted(each.name for each in ARMS)
+    main, *rows = (_answering(config, arm(name)) for name in (MAIN, *CONTENT))
+    for each, crop in zip(rows, ("black", "swap", "absent"), strict=True):
+        assert each == replace(main, crop=crop, out=each.out)
+    assert len({row.out for row in (main, *rows)}) == 4
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +76,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
 @pytest.mark.slow
 def test_killed_and_restarted_it_ends_with_the_table(finished: tuple[Path, subprocess.CompletedProcess[str]]):
     out, again = finished
-    for arm in ARMS:
-        assert arm.title in again.stdout
+    for each in ARMS:
+        assert each.title in again.stdout
     assert str(out / "index.html") in again.stdout
     assert "cos infer --model" in again.stdout
 
@@ -87,6 +100,16 @@ def test_results_hold_counts_intervals_and_statuses_beside_every_figure(
     assert gold["hit"] == 1.0
     assert {row["policy"] for row in results["labels"]} >= {MAIN, "random", "gold"}
     assert {row["kind"] for row in results["differences"]} <= {None, *KINDS}
+    assert len(results["effects"]) == 3
+    main, *rows = (answers(out, name) for name in (MAIN, *CONTENT))
+    for row, shown in zip(rows, ("black", "swap: ", "absent"), strict=True):
+        assert [(each.box_text, each.box) for each in row] == [(each.box_text, each.box) for each in main], "one first pass"
+        assert all((each.shown or "").startswith(shown) for each in row)
+
+
+def answers(out: Path, name: str) -> list[Prediction]:
+    lines = (out / "answers" / f"{name}.jsonl").read_text().splitlines()
+    return [Prediction.from_json(json.loads(line)) for line in lines]
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from cos_core import options
 from cos_core.options import INPUT, OUTPUT, SPEED, option
 from cos_core.system import worker_process
-from cos_core.types import BoxDecode
+from cos_core.types import BoxDecode, CropContent
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +25,19 @@ class DemoSize:
     learning_rate: float = 1e-3
 
 
+START = "start"
+"""The model of the arms that are not trained: the checkpoint that all others start from."""
+
 FULL = DemoSize(train_scenes=3200, steps=300, test_scenes=400)
 QUICK = DemoSize(train_scenes=160, steps=10, test_scenes=20)
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One row of the table: a policy, for training and for answering, and the labels of the training if it has any."""
+    """One row of the table: a policy, for training and for answering, and the labels of the training if it has any.
+
+    Arms of one model differ in how it answers: which region it is shown, what the second picture holds (`crop`).
+    """
 
     name: str
     title: str
@@ -43,6 +49,12 @@ class Arm:
     trained: bool = True
     """False: the start checkpoint itself answers."""
     box_decode: BoxDecode = "free"
+    crop: CropContent = "region"
+
+    @property
+    def model(self) -> str:
+        """The name of the model that answers; arms with the same one are answered together."""
+        return (self.weights or self.name) if self.trained else START
 
 
 ARMS = (
@@ -56,6 +68,30 @@ ARMS = (
         "a region for this question; labels made by cos annotate",
         "from_single_question",
         "from_single_question",
+    ),
+    Arm(
+        "black",
+        "black",
+        "control: the weights of Chain-of-Spot, shown black instead of the region",
+        "from_single_question",
+        weights="from_single_question",
+        crop="black",
+    ),
+    Arm(
+        "swap",
+        "swapped",
+        "control: the weights of Chain-of-Spot, shown the same box of another scene",
+        "from_single_question",
+        weights="from_single_question",
+        crop="swap",
+    ),
+    Arm(
+        "absent",
+        "box alone",
+        "control: the weights of Chain-of-Spot, told the box and shown no second picture",
+        "from_single_question",
+        weights="from_single_question",
+        crop="absent",
     ),
     Arm(
         "untrained",
@@ -85,6 +121,9 @@ ARMS = (
 MAIN, BASE, CENTRE = "from_single_question", "none", "center_crop"
 UNTRAINED = ("untrained", "untrained_grammar")
 """The start checkpoint in two passes: what it does without annotation and training."""
+BLACK = "black"
+CONTENT = (BLACK, "swap", "absent")
+"""Chain-of-Spot without what its region shows: how much of its gain is the region's content."""
 LABELS = ("from_single_question", "from_questions", "from_image", "random", "gold")
 
 
@@ -142,7 +181,7 @@ class DemoConfig:
 
     def checkpoint(self, arm: Arm) -> str | Path:
         """The checkpoint that answers for `arm`; for a trained arm, the folder of its weights."""
-        return self.out / "models" / (arm.weights or arm.name) if arm.trained else self.model
+        return self.out / "models" / arm.model if arm.trained else self.model
 
     def predictions(self, arm: Arm) -> Path:
         return self.out / "answers" / f"{arm.name}.jsonl"
@@ -154,6 +193,11 @@ class DemoConfig:
 def arm(name: str) -> Arm:
     """The arm called `name`."""
     return next(a for a in ARMS if a.name == name)
+
+
+def models() -> Mapping[str, Sequence[Arm]]:
+    """The models that answer, by name, each with its arms."""
+    return {name: [each for each in ARMS if each.model == name] for name in dict.fromkeys(each.model for each in ARMS)}
 
 
 def settings(config: DemoConfig) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from cos_core.data.datasets import read_examples
 from cos_core.demo import story
-from cos_core.demo.config import ARMS, BASE, CENTRE, LABELS, MAIN, UNTRAINED, Arm, DemoConfig, arm, settings
+from cos_core.demo.config import ARMS, BASE, CENTRE, CONTENT, LABELS, MAIN, UNTRAINED, Arm, DemoConfig, arm, settings
 from cos_core.dialogue.prompts import checkpoint_profile
 from cos_core.errors import InputError
 from cos_core.files import durable, manifest
@@ -27,6 +27,7 @@ from cos_core.scoring.comparison import Comparison, ScoredRun
 from cos_core.store.annotations import Store
 from cos_core.types import Annotation, Example
 from cos_core.visualize import runs
+from cos_core.visualize.crop_section import crop_story
 from cos_core.visualize.draw import EncoderView
 from cos_core.visualize.gallery import publishing, write_page
 from cos_core.visualize.report_cards import CardMaker, CardSources
@@ -144,8 +145,9 @@ def _difference_row(against: str, kind: str | None, pair: Comparison) -> dict[st
 
 def claims(differences: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[str, str]]]:
     """The headline, and (figure, what it compares) for each effect; the headline claims only what the intervals support."""
-    looking, training, grammar = (
-        next(row for row in differences if row["kind"] is None and row["against"] == name) for name in (BASE, *UNTRAINED)
+    looking, training, grammar, black, swapped, absent = (
+        next(row for row in differences if row["kind"] is None and row["against"] == name)
+        for name in (BASE, *UNTRAINED, *CONTENT)
     )
     headline = f"Looking first {_verb(looking, 's')}; annotating and training {_verb(training, '')}"
     effects = [
@@ -154,6 +156,12 @@ def claims(differences: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[st
             f"Annotating and training: {signed(training['mean'])} points",
             f"{_interval(training)}, against the untrained model in two passes; {signed(grammar['mean'])} "
             f"{_interval(grammar)} when that model can write only boxes.",
+        ),
+        (
+            f"What the region shows: {signed(black['mean'])} points",
+            f"{_interval(black)}, against the same model and box with black in the region's place; {signed(swapped['mean'])} "
+            f"{_interval(swapped)} with the same box of another scene; {signed(absent['mean'])} {_interval(absent)} with the "
+            f"box in words alone.",
         ),
     ]
     return headline, effects
@@ -253,7 +261,8 @@ def _write_page(
         maker = CardMaker([finished[BASE], finished[MAIN]], album, CardSources(encoder=encoder))
         cards = [maker.card(example_id) for example_id in ids]
         note = f"{len(cards)} of {len(test):,} questions, drawn at random: half of them readings, the rest of the other kinds."
-        report = Report(list(finished.values()), maker.runs, cards, compared, note=note)
+        crop = crop_story(maker.runs, maker, config.seed)
+        report = Report(list(finished.values()), maker.runs, cards, compared, note=note, crop=crop)
         on_top = story.story(results, story.worked_question(maker, ids, encoder), next_steps(config))
         write_page(out, report_page(report, album, on_top), album)
 

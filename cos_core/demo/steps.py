@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cos_core.demo.config import ARMS, LABELS, DemoConfig, arm
+from cos_core.demo.config import ARMS, LABELS, START, Arm, DemoConfig, arm, models
+from cos_core.errors import FailuresError
 from cos_core.files import deciding, manifest
 from cos_core.interfaces import Reporter
 from cos_core.types import RunManifest
+
+if TYPE_CHECKING:
+    from cos_core.infer import InferConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,23 +93,31 @@ def train(config: DemoConfig, name: str, reporter: Reporter) -> None:
 
 
 def infer(config: DemoConfig, name: str, reporter: Reporter) -> None:
-    from cos_core.infer import InferConfig, run
+    """Answers in every arm of the model called `name`, side by side: its arms share pictures and first passes."""
+    from cos_core.infer.stage import run_together
 
-    this, data = arm(name), config.out / "scenes" / "test"
+    outcomes = run_together([_answering(config, each) for each in models()[name]], reporter)
+    for outcome in outcomes:
+        if isinstance(outcome, FailuresError):
+            raise outcome
+
+
+def _answering(config: DemoConfig, this: Arm) -> InferConfig:
+    from cos_core.infer import InferConfig
+
+    data = config.out / "scenes" / "test"
     config.predictions(this).parent.mkdir(parents=True, exist_ok=True)
-    run(
-        InferConfig(
-            model=config.checkpoint(this),
-            out=config.predictions(this),
-            data=data / "questions.jsonl",
-            images=data / "images",
-            roi=this.policy,
-            batch_size=64,
-            box_decode=this.box_decode,
-            max_new_tokens=12,
-            seed=config.seed,
-        ),
-        reporter,
+    return InferConfig(
+        model=config.checkpoint(this),
+        out=config.predictions(this),
+        data=data / "questions.jsonl",
+        images=data / "images",
+        roi=this.policy,
+        batch_size=64,
+        box_decode=this.box_decode,
+        crop=this.crop,
+        max_new_tokens=12,
+        seed=config.seed,
     )
 
 
@@ -133,7 +146,8 @@ def plan(config: DemoConfig) -> list[Task]:
         if row.trained and row.weights is None:
             needs = ("scenes train", *([f"annotate {row.labels}"] if row.labels else []))
             tasks.append(Task(f"train {row.name}", train, row.name, needs, 25))
-        weights = [f"train {row.weights or row.name}"] if row.trained else []
-        tasks.append(Task(f"infer {row.name}", infer, row.name, (*weights, "scenes test"), 5))
-        tasks.append(Task(f"score {row.name}", score, row.name, (f"infer {row.name}",)))
+    for name, rows in models().items():
+        weights = [] if name == START else [f"train {name}"]
+        tasks.append(Task(f"infer {name}", infer, name, (*weights, "scenes test"), 5 * len(rows)))
+        tasks += [Task(f"score {row.name}", score, row.name, (f"infer {name}",)) for row in rows]
     return tasks

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from cos_core.demo.config import BASE, MAIN, UNTRAINED
+from cos_core.demo.config import BASE, BLACK, MAIN, UNTRAINED
 from cos_core.geometry import Box
 from cos_core.visualize.draw import EncoderView, show
 from cos_core.visualize.gallery import in_words
@@ -23,14 +23,14 @@ from cos_core.visualize.run_report import Story
 SCENE_PX = 448
 """Longer side of the scene that is worked through: twice what is shown, for dense screens."""
 
-_BARS = {BASE: "baseline", **dict.fromkeys(UNTRAINED, "arm"), MAIN: "method"}
+_BARS = {BASE: "baseline", BLACK: "arm", **dict.fromkeys(UNTRAINED, "arm"), MAIN: "method"}
 """Arm -> how its bar is drawn, in the order of the bars."""
 
 _EXPLANATION = (
-    "Chain-of-Spot first writes down where to look, and then sees that place enlarged as well. One pass sees the whole picture "
-    "only. The untrained model is the checkpoint that all arms start from. It was pre-trained with grounding, as LLaVA-1.5 "
-    "was, so it can name a region before it is trained to. All answer the same {questions:,} questions about scenes that no "
-    "training has seen."
+    "Chain-of-Spot first writes down where to look, and then sees that place enlarged as well. One pass sees the whole "
+    "picture only. “Black” is Chain-of-Spot with a black picture in its place. The untrained model is the checkpoint that "
+    "all arms start from. It was pre-trained with grounding, as LLaVA-1.5 was, so it can name a region before it is trained "
+    "to. All answer the same {questions:,} questions about scenes that no training has seen."
 )
 
 
