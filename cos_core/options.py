@@ -16,7 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from cos_core.errors import InputError
-from cos_core.files import deciding, plug
+from cos_core.files import data_files, deciding, plug
 
 Files = Path | tuple[Path, ...]
 """One file, or several that are one data set, in order."""
@@ -319,9 +319,13 @@ def family_name(text: str) -> str:
 
 
 def files_of(paths: Sequence[Path]) -> Files:
-    """One path, or several in order. Raises InputError for a file that is there twice."""
+    """One path, or several in order, globs and folders of `datasets` replaced by their files (data_files.expanded).
+
+    Raises InputError for a file that is there twice.
+    """
     import os
 
+    paths = data_files.expanded(paths)
     resolved = [os.path.realpath(path) for path in paths]
     for place, path in enumerate(resolved):
         if path in resolved[:place]:
@@ -347,12 +351,24 @@ def mapping_of(texts: Sequence[str]) -> dict[str, Any]:
 
 # --- options that several Configs have -------------------------------------------------------------------------------
 
-QUESTIONS = "LLaVA conversation JSON or JSONL, or a LLaVA question file; may be repeated, in order."
+QUESTIONS = "JSON, JSONL, CSV, TSV, Parquet, Arrow, .gz, a glob, or a folder of `datasets` (`cos data check`); may be repeated."
 NUMBER_FORMATS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def data_option(default: Any = REQUIRED, **more: Any) -> Any:
     return option(default, f"Questions: {QUESTIONS}", INPUT, **more)
+
+
+def columns_option(**more: Any) -> Any:
+    return option(
+        None,
+        "Names of the columns or keys in --data that are read as question, answer, image, id, ...",
+        INPUT,
+        parser=data_files.columns_text,
+        metavar="question=NAME,answer=NAME",
+        shown_default="their own names",
+        **more,
+    )
 
 
 def images_option(default: Any = REQUIRED) -> Any:

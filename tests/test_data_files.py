@@ -169,15 +169,14 @@ def zipped(name: str) -> bytes:
 
 
 FOREIGN: dict[str, tuple[bytes, str]] = {
-    "parquet": (b"PAR1\x15\x04\x15", "read_parquet"),
-    "arrow": (b"ARROW1\0\0", "read_feather"),
-    "xlsx": (zipped("xl/workbook.xml"), "read_excel"),
+    "parquet": (b"PAR1\x15\x04\x15", "Parquet"),
+    "arrow": (b"ARROW1\0\0", "Arrow"),
+    "an arrow stream": (b"\xff\xff\xff\xff\x10\0\0\0", "Arrow"),
+    "parquet in gzip": (gzip.compress(b"PAR1\x15\x04\x15"), "Parquet"),
+    "xlsx": (zipped("xl/workbook.xml"), "workbook"),
     "zip": (zipped("data.json"), "unpacked"),
-    "gzip": (gzip.compress(b"[]"), "gunzip"),
-    "csv": (b"id,image,question\n1,a.png,What?\n", "read_csv"),
-    "csv with a mark": (b"\xef\xbb\xbfid,question\n1,What?\n", "read_csv"),
-    "tsv": (b"index\tquestion\n1\tWhat, and why?\n", "sep='\\t'"),
-    "semicolons": (b"id;question\n1;What?\n", "sep=';'"),
+    "a picture that gzip packed": (gzip.compress(b"\x89PNG\r\n\x1a\n"), "picture"),
+    "a damaged gzip": (gzip.compress(listed(1).encode())[:-12], "cannot be unpacked"),
     "UTF-16": (listed(1).encode("utf-16"), "iconv -f UTF-16"),
     "UTF-16 without a mark": (listed(1).encode("utf-16-le"), "UTF-16"),
     "UTF-16 from the other end": (listed(1).encode("utf-16-be"), "UTF-16"),

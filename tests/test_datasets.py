@@ -116,7 +116,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "turn is text": ({"id": "x", "conversations": ["hello"]}, "turn 0 lacks"),
     "no turns": ({"id": "x", "conversations": []}, "list of turns"),
     "turns are text": ({"id": "x", "conversations": "hello"}, "list of turns"),
-    "no id": ({"conversations": talk("q", "a")}, "lacks `id`"),
+    "id in capitals": ({"ID": "x", "conversations": talk("q", "a")}, "did you mean `id`"),
     "id of true": ({"id": True, "conversations": talk("q", "a")}, "`id` must be"),
     "two images": ({"id": "x", "image": ["a", "b"], "conversations": talk("q", "a")}, "names 2 pictures (a, b)"),
     "empty image": ({"id": "x", "image": "", "conversations": talk("q", "a")}, "`image` must be one path"),
@@ -130,7 +130,8 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         "a box needs",
     ),
     "neither": ({"id": "x", "image": "x"}, "neither a conversation"),
-    "answers no list": ({"id": "x", "question": "q", "answers": "a"}, "`answers` must be a list"),
+    "answers no texts": ({"id": "x", "question": "q", "answers": [True]}, "`answers` is not a text"),
+    "answers half a list": ({"id": "x", "question": "q", "answers": "['a', "}, "begins as a list"),
 }
 
 

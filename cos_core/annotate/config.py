@@ -137,6 +137,7 @@ class AnnotateConfig(BudgetOptions):
     device: str = options.device_option()
     dtype: str = options.dtype_option(("float32", "bfloat16", "float16", "float64"), "Number format of the weights.")
     follow_links: bool = options.follow_links_option(not_in_fingerprint="where the pictures may be")
+    columns: str | None = options.columns_option(not_in_fingerprint="which questions there are")
 
     def __post_init__(self) -> None:
         from cos_core.relevance.roi import RoiRule

@@ -200,7 +200,9 @@ def _windows(config: AnnotateConfig, problems: list[Problem], text_only: list[Pr
 def _groups(config: AnnotateConfig, problems: list[Problem], text_only: list[Problem]) -> Iterator[list[Example]]:
     """The questions of one image after another, up to the limit."""
     questions = 0
-    for group in by_image(read_examples(config.data, on_problem=problems.append, on_skip=text_only.append)):
+    for group in by_image(
+        read_examples(config.data, columns=config.columns, on_problem=problems.append, on_skip=text_only.append)
+    ):
         yield group
         questions += len(group)
         if config.limit is not None and questions >= config.limit:

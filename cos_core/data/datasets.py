@@ -1,24 +1,25 @@
 """Questions on pictures, from the files this field uses, as Examples.
 
-A file holds records (records.py says which) as JSON Lines, as JSON lists, or in any mixture of them. Several files, read in
-order, are one data set. Knows nothing of benchmarks, whose official files their adapters read. Files are streamed: memory does
-not grow with them, save for one digest a record. `RecordFiles` reads single records again, by the places that `read_records`
-gave.
+A file holds records (records.py says which) as JSON Lines, as JSON lists, in any mixture of them, or in another layout
+(layouts.py). Several files, read in order, are one data set. Knows nothing of benchmarks, whose official files their adapters
+read. Files are streamed: memory does not grow with them, save for one digest a record. `RecordFiles` reads single records
+again, by the places that `read_records` gave.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from cos_core.data import foreign
-from cos_core.data.records import IdRegistry, Known, RecordSource, examples_of
+from cos_core.data import arrow_files, vqa
+from cos_core.data.layouts import ANNOTATIONS, ARROW, DataFile, Layout, Reading, is_seekable, layout_of
+from cos_core.data.records import IdRegistry, Known, RecordSource, check_kind, examples_of
 from cos_core.errors import CosError, InputError
-from cos_core.files.big_json import Records
+from cos_core.files.data_files import columns_of, with_columns
 from cos_core.files.jsonl import OnProblem, Place, Problem, decode, open_input, report
 from cos_core.interfaces import Reporter
 from cos_core.options import Files
@@ -42,7 +43,6 @@ __all__ = [
 
 _SHOWN = 5
 """How many problems of a data set are reported one by one."""
-_SNIFFED = 4096
 
 
 def paths_of(data: Files) -> tuple[Path, ...]:
@@ -59,11 +59,12 @@ def spoken(data: Files) -> str:
 def read_examples(
     data: Files,
     *,
+    columns: str | None = None,
     text_only: Literal["keep", "skip"] = "skip",
     on_problem: OnProblem | None = None,
     on_skip: Callable[[Problem], None] | None = None,
 ) -> Iterator[Example]:
-    """The examples of a file, or of several, in their order.
+    """The examples of a file, or of several, in their order. `columns`: which keys are read as what (data_files.columns_of).
 
     A conversation with k questions gives k examples `<id>#q<turn>`, turn from 0, with `sample`, `turn` and `index`;
     its optional list `meta`, one object a question, gives the other fields and the slices (types.split_meta). `<image>` marks
@@ -79,7 +80,7 @@ def read_examples(
     """
     if text_only not in ("keep", "skip"):
         raise InputError(f"text_only is 'keep' or 'skip', got {text_only!r}")
-    for record, examples in read_records(data, on_problem):
+    for record, examples in read_records(data, on_problem, columns):
         for example in examples:
             if example.image is not None or text_only == "keep":
                 yield example
@@ -97,30 +98,76 @@ class RecordPlace:
     file: int = 0
 
 
-def read_records(data: Files, on_problem: OnProblem | None = None) -> Iterator[tuple[RecordPlace, list[Example]]]:
+Keep = Callable[[Mapping[str, Any]], tuple[int, int]]
+"""Writes a record down; returns (offset, length) of it as JSON."""
+
+
+def read_records(
+    data: Files,
+    on_problem: OnProblem | None = None,
+    columns: str | None = None,
+    keep: Keep | None = None,
+    pictures: arrow_files.Pictures | None = None,
+) -> Iterator[tuple[RecordPlace, list[Example]]]:
     """`read_examples(text_only="keep")`, record by record; a record without any example is passed over.
 
-    Raises InputError for a file that is no JSON at all, but a table, an archive or text in another encoding.
+    `keep` is given each record that `RecordFiles` cannot read again at its place, and says where it is kept. `pictures` takes
+    those that stand in a table themselves; without it their file is refused. Raises InputError for a file that holds no records
+    at all, but an archive or text in another encoding.
     """
-    ids = IdRegistry()
-    row = 0
+    ids, wanted = IdRegistry(), columns_of(columns)
+    layouts = [layout_of(path) for path in paths_of(data)]
+    reading, row = Reading(on_problem, _answers(paths_of(data), layouts, on_problem)), 0
     for number, path in enumerate(paths_of(data)):
-        records, file = _records(path, row, on_problem), str(path)
+        records, file = DataFile(path, row, reading, layouts[number]), str(path)
+        kept = keep is not None and not _stays(path, columns)
         for place, content in records:
-            examples = examples_of(content, RecordSource(path, place.line, place.row, on_problem, file), ids)
-            if examples:
+            source = RecordSource(path, place.line, place.row, on_problem, file)
+            if place.row == row and records.layout is not None:
+                _check_head(path, records.layout, content, wanted)
+            try:
+                record = with_columns(content, wanted)
+            except InputError as error:
+                source.problem(str(error))
+                continue
+            if records.layout is ARROW:
+                try:
+                    record = arrow_files.with_paths(record, pictures or arrow_files.refuse_pictures(path))
+                except arrow_files.UnusablePictureError as error:
+                    source.problem(str(error))
+                    continue
+            if examples := examples_of(record, source, ids):
+                if kept and keep is not None:
+                    place = Place(place.line, place.row, *keep(record))
                 yield RecordPlace(place, ids.renamed, number), examples
         row = records.row
+    if reading.answers is not None and (left := reading.answers.left()):
+        report(Problem(reading.answers.paths[0], None, None, f"{left} answers belong to no question of the data"), on_problem)
 
 
-def _records(path: Path, row: int, on_problem: OnProblem | None) -> Records:
-    with open_input(path) as file:
-        start = file.read(_SNIFFED)
-    foreign.refuse(path, start)
-    records = Records(path, on_problem, row)
-    if not records.start:
-        report(Problem(path, None, None, "the file is empty"), on_problem)
-    return records
+def _answers(paths: Sequence[Path], layouts: Sequence[Layout | None], on_problem: OnProblem | None) -> vqa.Answers | None:
+    """The answers of VQA's annotation files. Raises InputError where no file has their questions."""
+    answers = [path for path, layout in zip(paths, layouts, strict=True) if layout is ANNOTATIONS]
+    if not answers:
+        return None
+    if len(answers) == len(paths):
+        raise InputError(
+            f"{answers[0]} holds the answers of VQA questions; give the file of the questions, too: --data ... --data ..."
+        )
+    return vqa.Answers(answers, on_problem)
+
+
+def _check_head(path: Path, layout: Layout, record: dict[str, Any], columns: Mapping[str, str]) -> None:
+    """Raises InputError for a table that lacks a column, which all of its rows would."""
+    try:
+        check_kind(with_columns(record, columns))
+    except InputError as error:
+        raise InputError(f"{path}, read as a {layout.name}: {error}") from None
+
+
+def _stays(path: Path, columns: str | None) -> bool:
+    """Whether the records of a file are read again where they stand in it."""
+    return not columns and is_seekable(path)
 
 
 class Snapshot:
@@ -149,11 +196,17 @@ def _changed(path: Path) -> CosError:
 class RecordFiles:
     """A data set's files, open for reading single records again. Threads may share them, and processes after a fork."""
 
-    def __init__(self, data: Files, stamps: Sequence[Stamp]) -> None:
-        """Raises InputError when a file cannot be read, CosError when it is not what it was at the time of `stamps`."""
+    def __init__(self, data: Files, stamps: Sequence[Stamp], kept: Path | None = None, columns: str | None = None) -> None:
+        """`kept`: the file that holds what `read_records` gave to `keep`; `columns` as there.
+
+        Raises InputError when a file cannot be read, CosError when it is not what it was at the time of `stamps`.
+        """
         self.paths = paths_of(data)
         self._stamps = tuple(stamps)
         self._files = [open_input(path) for path in self.paths]
+        self._kept = open_input(kept) if kept is not None else None
+        stay = [kept is None or _stays(path, columns) for path in self.paths]
+        self._records: list[Any] = [file if each else self._kept for file, each in zip(self._files, stay, strict=True)]
         for number in range(len(self.paths)):
             self._check(number)
 
@@ -165,7 +218,7 @@ class RecordFiles:
         """
         place, path = record.place, self.paths[record.file]
         try:
-            content = os.pread(self._files[record.file].fileno(), place.length, place.offset)
+            content = os.pread(self._records[record.file].fileno(), place.length, place.offset)
             self._check(record.file)
         except OSError as error:
             raise CosError(f"{path} cannot be read any more: {error.strerror}") from None
@@ -184,8 +237,9 @@ class RecordFiles:
             raise _changed(self.paths[number])
 
     def close(self) -> None:
-        for file in self._files:
-            file.close()
+        for file in (*self._files, self._kept):
+            if file is not None:
+                file.close()
 
 
 Stamp = tuple[int, int]

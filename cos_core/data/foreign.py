@@ -1,20 +1,18 @@
-"""Recognises files that are no JSON records by their first bytes; the error says how to convert each kind."""
+"""Recognises by their first bytes files that hold no records: the error says what to do. And tables of texts, which do."""
 
 from __future__ import annotations
 
 import csv
 import zipfile
+from itertools import islice
 from pathlib import Path
 
 from cos_core.errors import InputError
 from cos_core.files.text import one_line
 
 _MAGIC: tuple[tuple[bytes, str], ...] = (
-    (b"PAR1", "a Parquet table"),
     (b"PK\x03\x04", "a ZIP archive"),
     (b"PK\x05\x06", "an empty ZIP archive"),
-    (b"ARROW1", "an Arrow table"),
-    (b"\xff\xff\xff\xff", "an Arrow table"),
     (b"\xff\xfe\0\0", "text in UTF-32"),
     (b"\0\0\xfe\xff", "text in UTF-32"),
     (b"\xff\xfe", "text in UTF-16"),
@@ -34,17 +32,13 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "a picture"),
     (b"version https://git-lfs", "a Git LFS pointer"),
 )
+_XLSX = b"PK\x03\x04"
 _CONVERT = {
-    "a Parquet table": "pd.read_parquet({0!r})",
-    "an Arrow table": "pd.read_feather({0!r})",
-    "an Excel workbook": "pd.read_excel({0!r}, dtype=str)",
     "an old Excel workbook": "pd.read_excel({0!r}, dtype=str)",
-    "a CSV table": "pd.read_csv({0!r}, dtype=str)",
-    "a TSV table": "pd.read_csv({0!r}, sep='\\t', dtype=str)",
-    "a table with semicolons": "pd.read_csv({0!r}, sep=';', dtype=str)",
 }
 _UNPACK = {"gzip": "gunzip -k", "zstd": "unzstd", "bzip2": "bunzip2 -k", "xz": "unxz -k"}
-_DELIMITERS = {",": "a CSV table", "\t": "a TSV table", ";": "a table with semicolons"}
+_DELIMITERS = ",\t;"
+_NAMES = frozenset(("question", "image", "answer", "answers"))
 
 
 def refuse(path: Path, start: bytes) -> None:
@@ -72,17 +66,20 @@ def refuse(path: Path, start: bytes) -> None:
 def _kind(path: Path, start: bytes) -> str | None:
     for magic, what in _MAGIC:
         if start.startswith(magic):
-            return "an Excel workbook" if what == "a ZIP archive" and _is_workbook(path) else what
+            return what
     halves = start[:256:2], start[1:256:2]
     if any(letters and all(letters) and not any(nuls) for letters, nuls in (halves, halves[::-1]) if nuls):
         # Letters of Europe in UTF-16 have a NUL in every second byte.
         return "text in UTF-16"
     if start[:512].lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         return "a web page or XML"
-    return _table(start)
+    return None
 
 
-def _is_workbook(path: Path) -> bool:
+def is_workbook(path: Path, start: bytes) -> bool:
+    """Whether a file that begins with the bytes `start` is an xlsx file."""
+    if not start.startswith(_XLSX):
+        return False
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.startswith("xl/") for name in archive.namelist())
@@ -90,16 +87,23 @@ def _is_workbook(path: Path) -> bool:
         return False
 
 
-def _table(start: bytes) -> str | None:
-    """A table of texts: its first two lines have equally many cells, and no line begins as JSON does."""
-    lines = start.decode("utf-8", "replace").removeprefix("\ufeff").splitlines()
-    if len(lines) < 2 or any(line.lstrip()[:1] in ("{", "[") for line in lines[:-1] or lines):
+def delimiter(start: bytes) -> str | None:
+    """What stands between the cells of a table of texts that begins with `start`; None for a file that is no such table.
+
+    Its first two rows have equally many cells, or the first names a column that records have; neither begins as JSON does.
+    """
+    if b"\0" in start:
         return None
-    for mark, what in _DELIMITERS.items():
+    lines = start.decode("utf-8", "replace").removeprefix("\ufeff").splitlines(keepends=True)
+    if not lines or lines[0].lstrip()[:1] in ("{", "["):
+        return None
+    for mark in _DELIMITERS:
         try:
-            header, first = list(csv.reader(lines[:2], delimiter=mark))[:2]
+            head, first = [*islice(csv.reader(lines, delimiter=mark), 2), []][:2]
         except (csv.Error, ValueError):
             continue
-        if len(header) > 1 and len(header) == len(first) and all(cell.strip() for cell in header):
-            return what
+        if len(head) < 2 or not all(cell.strip() for cell in head) or (first and first[0].lstrip()[:1] in ("{", "[")):
+            continue
+        if len(head) == len(first) or not _NAMES.isdisjoint(cell.strip().lower() for cell in head):
+            return mark
     return None

@@ -1,24 +1,29 @@
 """One record of a data file as Examples.
 
-Three layouts, told apart record by record: LLaVA conversations (`{id, image?, conversations: [{from, value}]}`), LLaVA question
-files (`{question_id, image?, text, category?}`) and our own Examples (`Example.to_json`). A picture is named by `image` or by
-a similar key (IMAGE_KEYS). Knows nothing of files; datasets.py reads those.
+Layouts are told apart record by record: LLaVA conversations (`{id?, image?, conversations: [{from, value}]}`), LLaVA question
+files (`{question_id, image?, text, category?}`), records of messages (`{images?, messages: [{role,
+content}]}`), and one question a record: our own Examples (`Example.to_json`) and flat
+records (`{image?, question, answer or answers?}`). A picture is named by `image` or by a similar key (IMAGE_KEYS). A record
+without an id gets one by its content, which is the same in every file and order. Knows nothing of files; datasets.py reads
+those.
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from cos_core.errors import InputError
-from cos_core.files.jsonl import OnProblem, Problem, report
+from cos_core.files.jsonl import OnProblem, Problem, decode_finite, report
 from cos_core.files.text import one_line
 from cos_core.types import Example, split_meta
 
@@ -39,7 +44,13 @@ IMAGE_KEYS = (
 )
 """Keys that name a picture, in any case, with "-" or nothing in the place of "_"; a list has one entry."""
 _BARE_KEYS = frozenset(key.replace("_", "") for key in IMAGE_KEYS)
-_LAYOUT_KEYS = ("conversations", "question_id", "question", "text", "id")
+_LAYOUT_KEYS = ("conversations", "messages", "question_id", "question", "text", "id")
+_ELSEWHERE = {"query": "question", "prompt": "question", "instruction": "question", "q": "question"}
+"""Keys of other tools, and the key here."""
+_CONTENT = ("question", "answer", "answers", "choices", "conversations", "messages")
+"""What a record without an id is named by."""
+_LONGEST_PATH = 4096
+_LONGEST_LITERAL = 2**16
 _SPEAKERS = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
 
 
@@ -106,27 +117,83 @@ def _renamed(name: str, digest: bytes) -> str:
 def examples_of(record: dict[str, Any], source: RecordSource, ids: IdRegistry | Known) -> list[Example]:
     """The examples of a record; what cannot be used goes to the source's `on_problem`."""
     try:
-        if "conversations" in record:
-            name, parse = _name(record, "id"), _conversation
-        elif "question_id" in record and "text" in record:
-            name, parse = _name(record, "question_id"), _question
-        elif "id" in record and "question" in record:
-            name, parse = _name(record, "id"), _example
-        else:
-            layouts = "neither a conversation, nor a question (question_id, text), nor an example (id, question)"
-            raise InputError(layouts + _suggestion(record, _LAYOUT_KEYS))
+        kind = check_kind(record)
+        name = _name(record, *kind.ids)
         source.example_id = name
         unique = ids.unique(name, record)
         if unique is None:
             raise InputError("the same sample was there before; dropped")
-        return parse(record, unique, source)
+        return kind.parse(record, unique, source)
     except InputError as error:
         source.problem(str(error))
         return []
 
 
+@dataclass(frozen=True, slots=True)
+class RecordKind:
+    """A layout of a record: `keys` tell it, `ids` name it where they are there."""
+
+    name: str
+    keys: tuple[str, ...]
+    ids: tuple[str, ...]
+    parse: Callable[[dict[str, Any], str, RecordSource], list[Example]]
+
+
+def kind_of(record: Mapping[str, Any]) -> RecordKind | None:
+    """The layout of a record; None for one that is none of them."""
+    return next((kind for kind in KINDS if all(key in record for key in kind.keys)), None)
+
+
+def check_kind(record: Mapping[str, Any]) -> RecordKind:
+    """`kind_of`; raises InputError for none, with the key that was probably meant."""
+    kind = kind_of(record)
+    if kind is None:
+        layouts = "neither a conversation, nor a question (question_id, text), nor an example (question, image, answer)"
+        raise InputError(layouts + _suggestion(record, _LAYOUT_KEYS))
+    return kind
+
+
+def _messages(record: dict[str, Any], name: str, source: RecordSource) -> list[Example]:
+    """A record of `messages` as a conversation; a system message at its beginning is left out, as the profile words that."""
+    messages = _decoded(record["messages"], "messages")
+    if not isinstance(messages, list):
+        raise InputError("`messages` must be a list of turns")
+    pictures: list[object] = []
+    turns = [_turn(each, pictures) for each in messages]
+    if turns and isinstance(turns[0], dict) and turns[0].get("from") == "system":
+        del turns[0]
+    rest = {key: value for key, value in record.items() if key != "messages"}
+    if pictures:
+        rest["image"] = [*([rest["image"]] if "image" in rest else []), *pictures]
+    return _conversation({**rest, "conversations": turns}, name, source)
+
+
+def _turn(message: object, pictures: list[object]) -> object:
+    """A message as a turn of LLaVA's; of content in parts the texts, a mark for a picture, and its name in `pictures`."""
+    if not isinstance(message, dict):
+        return message
+    role, content = (message.get(ours, message.get(theirs)) for ours, theirs in (("role", "from"), ("content", "value")))
+    if isinstance(content, list):
+        content = "\n".join(_part(each, pictures) for each in content)
+    return {"from": role, "value": content}
+
+
+def _part(part: object, pictures: list[object]) -> str:
+    """One part of a message's content. Raises InputError for one that is neither text nor picture."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(part, str):
+        return part
+    if isinstance(part, dict) and kind == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    if isinstance(part, dict) and kind in ("image", "image_url"):
+        named = [part[key] for key in ("image", "image_url", "url", "path") if part.get(key) is not None]
+        pictures += [each["url"] if isinstance(each, dict) and "url" in each else each for each in named]
+        return IMAGE_MARK
+    raise InputError(f"a part of a message is {one_line(str(kind), 20)!r}, which is neither text nor image")
+
+
 def _conversation(record: dict[str, Any], name: str, source: RecordSource) -> list[Example]:
-    turns = record["conversations"]
+    turns = _decoded(record["conversations"], "conversations")
     _check_turns(turns)
     pairs = len(turns) // 2
     metas = _metas(record.get("meta"), pairs, len(turns) % 2)
@@ -134,7 +201,7 @@ def _conversation(record: dict[str, Any], name: str, source: RecordSource) -> li
     dataset = _dataset(record, source)
     if len(turns) % 2:
         source.problem(f"an odd number of turns ({len(turns)}): the last question has no answer and is left out")
-    renamed = record["id"] if str(record["id"]) != name else None
+    renamed = record["id"] if record.get("id") is not None and str(record["id"]) != name else None
     examples = []
     for k, (steering, slices) in enumerate(metas):
         try:
@@ -171,22 +238,37 @@ def _question(record: dict[str, Any], name: str, source: RecordSource) -> list[E
 
 
 def _example(record: dict[str, Any], name: str, source: RecordSource) -> list[Example]:
-    answers, choices = (_texts(record, key) for key in ("answers", "choices"))
-    ((steering, slices),) = _metas([record.get("meta", {})], 1)
+    choices = _texts(record.get("choices"), "choices")
+    answers = _answers(record, choices)
+    ((steering, slices),) = _metas([{} if (meta := _decoded(record.get("meta"), "meta")) is None else meta], 1)
+    if "id" not in record and "question_id" in record:
+        steering = {"question_id": record["question_id"], **steering}
     image = _image(record, ({"value": record["question"]},))
     question = _text(record["question"], "`question`")
     dataset = _dataset(record, source)
     return [Example(name, dataset, image, question, answers, choices, slices, source.line, source.file, **steering)]
 
 
-def _name(record: Mapping[str, Any], key: str) -> str:
-    value = record.get(key)
+def _name(record: Mapping[str, Any], *keys: str) -> str:
+    """The id under the first of `keys` that the record has, else one by its content.
+
+    Raises InputError for an id that is none, and for a key that differs from one of `keys` in capitals only.
+    """
+    key = next((key for key in keys if key in record), None)
+    if key is None:
+        if capitals := next((each for each in record if each.lower() in keys), None):
+            raise InputError(f"the sample lacks `{keys[0]}`; `{one_line(capitals)}`: did you mean `{capitals.lower()}`?")
+        return f"by-content-{_digest(_content(record)).hex()[:16]}"
+    value = record[key]
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        if key not in record:
-            raise InputError(f"the sample lacks `{key}`{_suggestion(record, (key,))}")
         raise InputError(f"`{key}` must be a text or a whole number")
     _check_unicode(str(value), f"`{key}`")
     return str(value)
+
+
+def _content(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a record asks and answers: the keys that other columns of a table, such as a row number, do not change."""
+    return {name: record[name] for name in (*_CONTENT, *picture_keys(tuple(record))) if record.get(name) is not None}
 
 
 def _dataset(record: Mapping[str, Any], source: RecordSource) -> str:
@@ -200,18 +282,16 @@ def _image(record: Mapping[str, Any], questions: Sequence[Mapping[str, Any]]) ->
     Raises InputError for several, for a key that names none though it stands there with a text, and for none where a question
     has the mark of one: such a sample is no text-only one.
     """
-    keys = _picture_keys(tuple(record))
+    keys = picture_keys(tuple(record))
     image = record.get("image")
     if keys == ("image",) and type(image) is str and image and not image.isspace():
         # The usual record, in a file of millions.
-        _check_unicode(image, "the picture's name")
-        return image
+        return _checked(image)
     paths = list(dict.fromkeys(path for key in keys for path in _paths(record[key], key)))
     if len(paths) > 1:
         raise InputError(f"the record names {len(paths)} pictures ({', '.join(map(one_line, paths[:3]))}); a sample has one")
     if paths:
-        _check_unicode(paths[0], "the picture's name")
-        return paths[0]
+        return _checked(paths[0])
     if any(isinstance(turn["value"], str) and IMAGE_MARK in turn["value"] for turn in questions):
         hint = f"; `{one_line(keys[0], 20)}` is {_empty(record[keys[0]])}" if keys else _suggestion(record, IMAGE_KEYS)
         raise InputError(f"the text says {IMAGE_MARK}, but the record names no picture (`image`){hint}")
@@ -222,9 +302,17 @@ def _image(record: Mapping[str, Any], questions: Sequence[Mapping[str, Any]]) ->
 
 
 @lru_cache(256)
-def _picture_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
+def picture_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
     """Those of a record's keys that name a picture; most records of a file have the same keys."""
     return tuple(key for key in keys if key.lower().replace("-", "").replace("_", "") in _BARE_KEYS)
+
+
+def _checked(path: str) -> str:
+    """A picture's name. Raises InputError for text that names none."""
+    if len(path) > _LONGEST_PATH:
+        raise InputError(f"the picture's name has {len(path):,} characters (pictures inside the data are not read: save them)")
+    _check_unicode(path, "the picture's name")
+    return path
 
 
 def _paths(value: object, key: str) -> list[str]:
@@ -252,6 +340,8 @@ def _empty(value: object) -> str:
 def _suggestion(record: Mapping[str, Any], names: Sequence[str]) -> str:
     """The end of a message about a missing key: the record's key that is closest to one of `names`; "" without any."""
     for key in record:
+        if "question" in names and (ours := _ELSEWHERE.get(key.lower())) is not None:
+            return f"; if `{key}` is the {ours}: --columns {ours}={key}"
         close = difflib.get_close_matches(key.lower(), names, 1, 0.75) if len(key) < 40 and key not in names else []
         if close:
             return f"; `{one_line(key)}`: did you mean `{close[0]}`?"
@@ -280,11 +370,37 @@ def _unmarked(value: object, where: str) -> str:
     return _text(value, where)
 
 
-def _texts(record: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    values = record.get(key) or ()
-    if not isinstance(values, list | tuple):
-        raise InputError(f"`{key}` must be a list of texts")
-    return tuple(_unmarked(value, f"`{key}`") for value in values)
+def _answers(record: Mapping[str, Any], choices: tuple[str, ...]) -> tuple[str, ...]:
+    """The texts of `answers`, else of `answer`. Raises InputError for a number where there are choices: it may be a place."""
+    key = "answers" if record.get("answers") is not None else "answer"
+    answers = _texts(record.get(key), key)
+    if choices and isinstance(record.get(key), int) and answers[0] not in choices:
+        raise InputError(f"`{key}` is the number {answers[0]} beside `choices`: give the text of the choice")
+    return answers
+
+
+def _texts(value: object, key: str) -> tuple[str, ...]:
+    """The texts of one value or of a list; an answer may be `{"answer": text}`, as in VQA's files."""
+    value = _decoded(value, key) if key != "answer" else value
+    values = () if value is None else value if isinstance(value, list | tuple) else (value,)
+    texts = (each.get("answer") if isinstance(each, Mapping) else each for each in values)
+    return tuple(_unmarked(_number_text(each), f"`{key}`") for each in texts)
+
+
+def _number_text(value: object) -> object:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _decoded(value: object, key: str) -> Any:
+    """The list or object that a cell of a table holds as JSON, or as Python writes it; any other value as it is."""
+    if not isinstance(value, str) or value[:1] not in ("[", "{"):
+        return value
+    try:
+        return decode_finite(value.encode())
+    except ValueError:
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            return ast.literal_eval(value) if len(value) <= _LONGEST_LITERAL else value
+        raise InputError(f"`{key}` begins as a list or an object and is none") from None
 
 
 def _metas(metas: object, count: int, unanswered: int = 0) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -322,3 +438,12 @@ def _check_unicode(text: str, where: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise InputError(f"{where} holds half a Unicode character (a lone surrogate)") from None
+
+
+KINDS = (
+    RecordKind("LLaVA conversations", ("conversations",), ("id",), _conversation),
+    RecordKind("messages", ("messages",), ("id",), _messages),
+    RecordKind("LLaVA questions", ("question_id", "text"), ("question_id",), _question),
+    RecordKind("one question a record", ("question",), ("id", "question_id"), _example),
+)
+"""The first that fits a record holds."""

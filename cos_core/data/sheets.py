@@ -46,7 +46,7 @@ MAX_TEXT = 256 * 2**20
 _LONGEST_MARK = 2**16
 """Of XML, in bytes."""
 
-_CELL_LIMIT = 64 * 2**20
+CELL_LIMIT = 64 * 2**20
 """Characters of one cell in a text file."""
 
 _NAMED = 30
@@ -82,6 +82,12 @@ def read(path: Path, needed: Sequence[str] = ()) -> Iterator[tuple[int, Row]]:
         yield from _rows(path, _text(path, file), needed)
 
 
+def workbook(path: Path) -> Iterator[tuple[int, Sequence[str]]]:
+    """(row number from 1, texts of the cells) of each row of the first sheet that is not empty; raises as `read` does."""
+    with open_input(path) as file:
+        yield from _workbook(path, file)
+
+
 def check_columns(path: Path, columns: Iterable[object], needed: Sequence[str]) -> None:
     """Raises InputError when a column of `needed` is not among `columns`; the one that was probably meant is named."""
     names = [one_line(name, 40) for name in columns if name]
@@ -104,7 +110,7 @@ def _rows(path: Path, lines: Iterable[tuple[int, Sequence[str]]], needed: Sequen
 
 
 def _text(path: Path, file: Any) -> Iterator[tuple[int, Sequence[str]]]:
-    csv.field_size_limit(max(_CELL_LIMIT, csv.field_size_limit()))
+    csv.field_size_limit(max(CELL_LIMIT, csv.field_size_limit()))
     first = file.peek(_CHUNK).split(b"\n", 1)[0]
     try:
         with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:

@@ -29,7 +29,7 @@ OPTIONAL = {
 """Packages that no task needs, and what to do about one that is installed and does not import."""
 NEEDED_EXTRAS = {"annotate": ("model",), "infer": ("model",), "train": ("model", "train")}
 """The extras of which a task needs all packages."""
-RUNNING_EXTRAS = ("model", "train", "detect", "scale", "sheets")
+RUNNING_EXTRAS = ("model", "train", "detect", "scale", "sheets", "arrow")
 """The extras that users install; `dev` and `docs` are for those who change cos."""
 OLDEST = (3, 11)
 

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, TypeVar
 import msgspec
 
 from cos_core.errors import InputError
+from cos_core.files.data_files import open_data
 from cos_core.files.json_window import CHUNK, SHOWN, TOO_LONG, UnusableError, Window
 from cos_core.files.jsonl import MAX_RECORD_BYTES, OnProblem, Place, Problem, decode_finite, kind_of, open_input, report, why
 from cos_core.files.text import one_line
@@ -39,6 +40,8 @@ def read_json_list(path: Path, on_problem: OnProblem | None = None) -> Iterator[
 class Records:
     """The objects of a file, with their places: JSON Lines, JSON lists, or such documents one behind the other.
 
+    Of a file that gzip packed, offsets count what it unpacks to.
+
     A value that is no object is a Problem, and so is text between documents; reading goes on after it. Broken JSON inside a
     list is the last Problem of the file, because no further element can be located. In a list each element is counted in the
     row, elsewhere each object.
@@ -51,11 +54,11 @@ class Records:
         """
         self.path, self.row = path, row
         self._on_problem = on_problem
-        with open_input(path) as file:
+        with open_data(path) as file:
             self.start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1].decode("latin-1")
 
     def __iter__(self) -> Iterator[Placed]:
-        with open_input(self.path) as file:
+        with open_data(self.path) as file:
             if self.start == "[":
                 yield from self._documents(Window(file))
                 return

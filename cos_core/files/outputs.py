@@ -20,7 +20,7 @@ MARK = "cos-toolkit"
 _ENDS = 2**16
 """Bytes that are read at both ends of a file."""
 
-_MARKED = (b"\x89PNG", b"RIFF", b"%PDF", b"\xff\xd8", b"<!doctype html")
+_MARKED = (b"\x89PNG", b"RIFF", b"%PDF", b"\xff\xd8", b"<!doctype html", b"<?xml")
 """First bytes of the file formats that contain MARK."""
 
 IsOurs = Callable[[bytes], bool]

@@ -75,7 +75,7 @@ FILES: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("objects within objects", lambda p: put(p, '{"a":' * 100_000), "nested", "data.json:1"),
     ("one text", lambda p: put(p, '"x"'), "string", "data.json:1"),
     ("null", lambda p: put(p, "null"), "null", "data.json:1"),
-    ("no JSON", lambda p: put(p, "id,image\n1,a.png\n"), "CSV", "data.json"),
+    ("a table without questions", lambda p: put(p, "id,image\n1,a.png\n"), "question", "data.json"),
     ("a number of 5,000 digits", lambda p: put(p, '{"id": ' + "9" * 5000 + "}"), "JSON", "data.json:1"),
     ("2 GB on one line", lambda p: os.truncate(put(p, b"{"), 2**31), "64 MiB", "data.json:1"),
 ]  # fmt: skip
@@ -84,7 +84,7 @@ RECORDS: list[tuple[str, Any, str]] = [
     ("not an object", [1], "object"),
     ("a torn line", '{"id": "x", "image": "a.png", "conver', "JSON"),
     ("no known layout", {"a": 1}, "question_id"),
-    ("no id", {"image": "a.png", "conversations": TALK}, "`id`"),
+    ("an id in capitals", {"image": "a.png", "ID": 1, "conversations": TALK}, "`id`"),
     ("an empty id", {**GOOD, "id": ""}, "`id`"),
     ("a true id", {**GOOD, "id": True}, "`id`"),
     ("a list as id", {**GOOD, "id": ["x"]}, "`id`"),
@@ -114,8 +114,9 @@ RECORDS: list[tuple[str, Any, str]] = [
     ("a gold box of NaN", '{"id":"x","image":"a.png","question":"q","meta":{"gold":[NaN,0,1,1]}}', "box"),
     ("a question that is no text", {"question_id": 1, "image": "a.png", "text": None}, "`text`"),
     ("a question id that is half", {"question_id": 1.5, "image": "a.png", "text": "q"}, "`question_id`"),
-    ("answers that are no list", {"id": "x", "image": "a.png", "question": "q", "answers": "red"}, "`answers`"),
-    ("choices with a number", {"id": "x", "image": "a.png", "question": "q", "choices": [1]}, "`choices`"),
+    ("answers that are no texts", {"id": "x", "image": "a.png", "question": "q", "answers": [True]}, "`answers`"),
+    ("choices with a list", {"id": "x", "image": "a.png", "question": "q", "choices": [[]]}, "`choices`"),
+    ("a message with sound", {"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "'audio'"),
 ]  # fmt: skip
 
 CASES = [Case("questions", name, 3, fact, _file(make), names, slow="2 GB" in name) for name, make, fact, names in FILES]
