@@ -254,12 +254,13 @@ def merge(session: Session, config: MergeConfig) -> None:
 
 @_command("export", "cos_core.data.formats.config:StoreExportConfig")
 def export(session: Session, config: StoreExportConfig) -> None:
-    """Write a store's regions as JSON Lines or in another format.
+    """Write a store's regions as JSON Lines, for the hub, for a trainer or in another format.
 
     \b
     Examples:
       cos store export rois --out rois.jsonl --failures --heats
-      cos store export rois --format chain-of-spot --data questions.json --images pictures --out chain-of-spot.json
+      cos store export rois --format parquet --data questions.json --out rois-parquet
+      cos store export rois --format ms-swift --data questions.json --images pictures --crops crops --out train.jsonl
     """
     from cos_core.data.formats.exchange import export as run
 

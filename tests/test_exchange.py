@@ -128,7 +128,7 @@ def test_pictures_that_are_gone(world: Path) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_needs_are_said_at_once(form: str, world: Path) -> None:
-    wants = {"jsonl": None, "chain-of-spot": "--data", "coco": "--images", "visual-cot": "--data"}[form]
+    wants = {"jsonl": None, "parquet": None, "chain-of-spot": "--data", "coco": "--images", "visual-cot": "--data"}[form]
     if wants is not None:
         with pytest.raises(InputError, match=wants):
             StoreExportConfig(world / "store", world / "f", form)  # type: ignore[arg-type]

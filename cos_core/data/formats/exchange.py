@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from cos_core.data.datasets import ProblemLogger, read_examples
-from cos_core.data.formats import Format, chain_of_spot, coco, lines, viscot
+from cos_core.data.formats import (
+    TRAINERS,
+    ExportFormat,
+    Format,
+    card,
+    chain_of_spot,
+    coco,
+    dialogues,
+    lines,
+    parquet,
+    trainers,
+    viscot,
+)
 from cos_core.data.formats.config import StoreExportConfig, StoreImportConfig
 from cos_core.data.formats.frames import FileBoxes
 from cos_core.data.formats.records import ImportSource, Incoming, Outgoing, Sizes
 from cos_core.errors import FailuresError, InputError
 from cos_core.files import filesystems, jsonl, manifest, outputs
-from cos_core.files.durable import atomic_file
+from cos_core.files.durable import atomic_file, atomic_write
 from cos_core.files.jsonl import Problem
 from cos_core.files.picture_files import folder
 from cos_core.interfaces import Reporter
@@ -24,7 +37,11 @@ from cos_core.store import codec
 from cos_core.store.annotations import BATCH, Store
 from cos_core.types import Annotation, Example, RunManifest
 
-_OURS = {"jsonl": outputs.records_with("box|example_id", "example_id", "regions_used|failure")}
+_OURS = {
+    "jsonl": outputs.records_with("box|example_id", "example_id", "regions_used|failure"),
+    "llama-factory": outputs.records_with("id", "messages", "images"),
+    "ms-swift": outputs.records_with("id", "messages", "images", "objects"),
+}
 
 
 # --- export ---
@@ -33,11 +50,15 @@ _OURS = {"jsonl": outputs.records_with("box|example_id", "example_id", "regions_
 def export(config: StoreExportConfig, reporter: Reporter) -> RunManifest:
     """Writes `config.out` and `<out>.manifest.json`, which has the store's fingerprint and provenance.
 
-    Examples without a region have a place in jsonl only and are counted as skipped elsewhere; a region whose picture size
-    cannot be found is left out and counted as failed. Raises InputError for a store, data or file that cannot be used,
+    Examples without a region have a place in jsonl and parquet and are counted as skipped elsewhere; a region whose picture
+    size cannot be found is left out and counted as failed. Raises InputError for a store, data or file that cannot be used,
     FailuresError (with the file written) for more failures than allowed.
     """
-    outputs.check_file(config.out, "store export", (config.store, config.data, config.images), _OURS.get(config.format))
+    inputs = (config.store, config.data, config.images)
+    if config.format == "parquet":
+        outputs.check_folder(config.out, "store export", inputs, {card.FILE: lambda content: card.MARK in content})
+    else:
+        outputs.check_file(config.out, "store export", inputs, _OURS.get(config.format))
     begun = manifest.started("store export", config)
     problems = ProblemLogger(config.store, reporter)
     with Store.read(config.store) as store:
@@ -47,10 +68,14 @@ def export(config: StoreExportConfig, reporter: Reporter) -> RunManifest:
             count = store.export_jsonl(config.out, failures=config.failures, heats=config.heats)
         elif config.format == "jsonl":
             raise InputError("jsonl holds the whole store and needs no questions' file")
+        elif config.format == "parquet":
+            count = _publish(job)
+        elif config.format in TRAINERS:
+            count = _train_file(job)
         else:
             with atomic_file(config.out) as file:
                 count = _writers(job)[config.format](file)
-    results = {"format": config.format, "fingerprint": info["fingerprint"], "provenance": info["provenance"]}
+    results = {"format": config.format, "fingerprint": info["fingerprint"], "provenance": info["provenance"], **job.results}
     finished = begun.finish({"ok": count, "failed": problems.count, "skipped": job.skipped}, results=results)
     manifest.write(manifest.path_for(config.out), finished)
     _close(problems, config.max_failures)
@@ -64,11 +89,11 @@ class _Export:
     problems: ProblemLogger
     reporter: Reporter
     skipped: int = 0
+    results: dict[str, Any] = field(default_factory=dict)
 
     def regions(self) -> Iterator[Outgoing]:
         sizes = Sizes(folder(self.config.images, self.config.follow_links))
-        total = self.store.info()["annotations"]
-        for done, (annotation, example) in enumerate(self._pairs(), 1):
+        for annotation, example in self.pairs():
             if annotation.box is None:
                 self.skipped += 1
                 continue
@@ -79,6 +104,12 @@ class _Export:
                 self.problems(Problem(self.config.store, None, annotation.example_id, str(error)))
                 continue
             yield Outgoing(annotation, annotation.box, width, height, example)
+
+    def pairs(self) -> Iterator[tuple[Annotation, Example | None]]:
+        """The annotations, in the order of their ids or of the data, with their questions where there is data."""
+        total = self.store.info()["annotations"]
+        for done, pair in enumerate(self._pairs(), 1):
+            yield pair
             if done % 1000 == 0:
                 self.reporter.progress("export", done, total)
 
@@ -95,12 +126,62 @@ class _Export:
                 yield stored, example
 
 
-def _writers(job: _Export) -> dict[Format, Callable[[BinaryIO], int]]:
+def _writers(job: _Export) -> dict[ExportFormat, Callable[[BinaryIO], int]]:
     return {
         "chain-of-spot": lambda file: chain_of_spot.write(file, job.regions()),
         "coco": lambda file: coco.write(file, job.regions(), f"regions of {job.config.store.name}"),
         "visual-cot": lambda file: viscot.write(file, job.regions()),
     }
+
+
+def _publish(job: _Export) -> int:
+    """The folder of the format parquet; returns the number of rows."""
+    config, store, info = job.config, job.store, job.store.info()
+    info["provenance"] = parquet.published(info["provenance"])
+
+    def left_out(name: str, reason: str) -> None:
+        job.problems(Problem(config.store, None, name, reason))
+
+    heat_of = store.quantised_heat if config.heats else None
+    written = parquet.write(config.out / "data", job.pairs(), info, heat_of, left_out)
+    others = {"examples that failed, left out": info["failures"], "left out, as parquet cannot hold them": written.refused}
+    if config.data is not None:
+        others["questions of the data without an annotation, left out"] = job.skipped
+        others["annotations without a question in the data, left out"] = info["annotations"] - written.rows - written.refused
+    name = Path(os.path.realpath(config.out)).name
+    atomic_write(config.out / card.FILE, card.card(name, info, written, {k: v for k, v in others.items() if v}))
+    return written.rows
+
+
+def _train_file(job: _Export) -> int:
+    """The file for a trainer, and its crops; returns the number of dialogues."""
+    config = job.config
+    assert config.format in TRAINERS
+    profile = dialogues.settle_profile(config.format, config.profile, config.family)
+    images = folder(config.images, config.follow_links)
+    if config.crops is not None:
+        outputs.check_folder(config.crops, "store export", (config.store, config.images), {})
+        dialogues.check_crops(config.crops)
+    if config.format == "llama-factory":
+        trainers.read_info(config.out)
+    maker = dialogues.Maker(config.format, profile, images, config.crops, config.store, job.problems)
+    with atomic_file(config.out) as file:
+        count = trainers.write(file, maker.dialogues(job.pairs()), maker)
+    if config.format == "llama-factory":
+        trainers.add_info(config.out)
+    left_out = {"no annotation in the store": job.skipped, **maker.left_out}
+    for reason, number in left_out.items():
+        if number:
+            job.reporter.note(f"{number:,} questions are left out: {reason}")
+    if maker.upright:
+        job.reporter.note(f"{maker.upright:,} pictures that EXIF turns were copied upright into {config.crops}")
+    job.skipped += maker.left_out.total()
+    job.results = {
+        "left_out": {reason: number for reason, number in left_out.items() if number},
+        "upright_copies": maker.upright,
+        "profile": profile.to_json(),
+    }
+    return count
 
 
 # --- import ---
@@ -109,24 +190,30 @@ def _writers(job: _Export) -> dict[Format, Callable[[BinaryIO], int]]:
 def load(config: StoreImportConfig, reporter: Reporter) -> RunManifest:
     """Reads `config.source` into the store `config.out`, made or continued, and writes the store's manifest last.
 
-    jsonl and our own COCO files bring the fingerprint of the settings that made them, and jsonl's manifest the provenance; what
-    others made gets the digest of the file. A record that cannot be used is reported, counted, and, where its example is known,
-    recorded as a failure; the rest goes on. Raises InputError for a file that holds nothing or is of another job than the
-    store, FailuresError for more failures than allowed.
+    jsonl, parquet and our own COCO files bring the fingerprint of the settings that made them, jsonl's manifest and parquet's
+    metadata the provenance too; what others made gets the digest of the file. A record that cannot be used is reported,
+    counted, and, where its example is known, recorded as a failure; the rest goes on. Raises InputError for a file that holds
+    nothing or is of another job than the store, FailuresError for more failures than allowed.
     """
     if config.questions is not None:
         is_questions = outputs.records_with("answers", "dataset", "question")
         outputs.check_file(config.questions, "store import", (config.source, config.data), is_questions)
-    begun = manifest.started("store import", config, inputs={"source": manifest.file_input(config.source)})
+    files = parquet.files_of(config.source) if config.format == "parquet" else (config.source,)
+    read_from = manifest.files_input(files if len(files) > 1 else files[0])
+    begun = manifest.started("store import", config, inputs={"source": read_from})
     problems = ProblemLogger(config.source, reporter)
     digest = begun.inputs["source"]["sha256"]
     data = coco.load(config.source) if config.format == "coco" else {}
+    settings: Mapping[str, Any] = {}
     stated = lines.fingerprint(config.source) if config.format == "jsonl" else coco.fingerprint(data) if data else None
+    if config.format == "parquet":
+        stated, settings = parquet.stated(config.source)
     mark = stated or manifest.fingerprint({"imported": config.format, "sha256": digest})
     sizes = Sizes(folder(config.images, config.follow_links))
     source = ImportSource(config.source, mark, sizes, config.data, problems, FileBoxes(config.format))
     readers: dict[Format, Callable[[], Iterator[Incoming]]] = {
         "jsonl": lambda: lines.read(source),
+        "parquet": lambda: parquet.read(source),
         "chain-of-spot": lambda: chain_of_spot.read(source),
         "coco": lambda: coco.read(data, source),
         "visual-cot": lambda: viscot.read(source),
@@ -137,7 +224,7 @@ def load(config: StoreImportConfig, reporter: Reporter) -> RunManifest:
     first = next(records, None)
     if first is None:
         raise InputError(f"{config.source} holds no region that can be used")
-    provenance = _provenance(config, mark, begun.inputs["source"])
+    provenance = settings or _provenance(config, mark, begun.inputs["source"])
     with ExitStack() as stack:
         store = stack.enter_context(Store.create_or_resume(config.out, mark, provenance))
         if (words := filesystems.warning(config.out)) is not None:

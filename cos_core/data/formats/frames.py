@@ -15,6 +15,7 @@ from cos_core.interfaces import Reporter
 
 _CLAIMED: Mapping[Format, Convention] = {
     "jsonl": conventions.IMAGE,
+    "parquet": conventions.IMAGE,
     "coco": conventions.in_order(conventions.PIXELS, "x0y0wh"),
     "visual-cot": conventions.PIXELS,
     "chain-of-spot": conventions.PIXELS,

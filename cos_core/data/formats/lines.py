@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,8 @@ def read(source: ImportSource) -> Iterator[Incoming]:
         example_id = record.get("example_id")
         try:
             incoming = _incoming(record)
-            _measure(incoming, source)
+            if incoming.annotation is not None:
+                source.measure(incoming.annotation)
             yield incoming
         except (InputError, TypeError, ValueError) as error:
             name = example_id if isinstance(example_id, str) else None
@@ -43,16 +43,6 @@ def read(source: ImportSource) -> Iterator[Incoming]:
                 f"{source.path}:{line}: fingerprint {record['fingerprint']!r}, before it {source.fingerprint!r}; "
                 "a store holds one job: import each from a file of its own"
             )
-
-
-def _measure(incoming: Incoming, source: ImportSource) -> None:
-    """Takes a box for the statistics of frames, where the size of its picture can be found."""
-    record = incoming.annotation
-    if record is None or record.box is None or record.box.frame != "image" or source.sizes.images is None:
-        return
-    if source.boxes.wants():
-        with suppress(InputError):
-            source.boxes.add(record.box.corners, source.sizes.of(record.image), record.image, record.example_id)
 
 
 def _incoming(record: Mapping[str, Any]) -> Incoming:

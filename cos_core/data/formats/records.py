@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -167,6 +168,14 @@ class ImportSource:
     data: Path | None
     on_problem: OnProblem
     boxes: FileBoxes
+
+    def measure(self, record: Annotation) -> None:
+        """Takes a box in fractions for the statistics of frames, where the size of its picture can be found."""
+        if record.box is None or record.box.frame != "image" or self.sizes.images is None:
+            return
+        if self.boxes.wants():
+            with suppress(InputError):
+                self.boxes.add(record.box.corners, self.sizes.of(record.image), record.image, record.example_id)
 
 
 def from_pixels(left: float, top: float, right: float, bottom: float, frame: Frame) -> Box:
