@@ -19,7 +19,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     2: ("system", "web", "data", "dialogue", "models", "relevance", "scoring", "store"),
     3: ("detectors", "backbones", "policies", "engines", "benchmarks", "runners"),
     4: ("annotate", "training", "infer", "evaluate", "visualize", "miniature", "doctor"),
-    5: ("demo", "suite"),
+    5: ("demo", "suite", "evidence"),
 }
 """What stands on which layer of cos_core: the first name after the package's. cos_cli is layer 6."""
 
@@ -44,6 +44,8 @@ WITH_TORCH = (
     "models.processor",
     "models.shapes",
     "models.pixtral_processor",
+    "models.model_size",
+    "models.parts",
     "models.textual",
     "models.layout",
     "backbones",
@@ -54,6 +56,7 @@ WITH_TORCH = (
     "engines._constrain",
     "engines._plain",
     "engines._probe",
+    "engines._sampling",
     "detectors.detectron2",
     "training",
     "doctor.probe",
@@ -249,6 +252,7 @@ def without_torch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         "train",
         "infer",
         "eval",
+        "evidence",
         "visualize",
         "visualize overlay",
         "visualize stats",

@@ -18,13 +18,14 @@ from training_world import PictureKeeper, collected
 
 from cos_core.data.datasets import Problem, read_examples
 from cos_core.data.released import ReleasedRegions, Square
+from cos_core.dialogue.box_text import as_written
 from cos_core.dialogue.cropping import crop_region
 from cos_core.dialogue.encoding import IGNORE
 from cos_core.dialogue.prompts import load_profile
 from cos_core.files import plug
 from cos_core.files.images import open_image, square_pad
 from cos_core.geometry import SquarePad
-from cos_core.training.dataset import Recipe, as_written, make_item
+from cos_core.training.dataset import Recipe, make_item
 from cos_core.training.samples import Sample
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "original"

@@ -24,7 +24,7 @@ from training_world import (
 )
 
 from cos_core.data.released import Square
-from cos_core.dialogue.box_text import read_box, write_box
+from cos_core.dialogue.box_text import as_written, read_box, write_box
 from cos_core.dialogue.cropping import crop_region
 from cos_core.dialogue.encoding import IGNORE, Encoded, encode
 from cos_core.dialogue.prompts import Profile, dialogue, load_profile
@@ -33,7 +33,7 @@ from cos_core.files import plug
 from cos_core.files.images import open_image, square_pad
 from cos_core.geometry import Box, SquarePad, full_box
 from cos_core.store.annotations import Store
-from cos_core.training.dataset import CUT_IMAGE, CUT_LABELS, TrainDataset, as_written, cut, draw, limit, make_item
+from cos_core.training.dataset import CUT_IMAGE, CUT_LABELS, TrainDataset, cut, draw, limit, make_item
 from cos_core.training.samples import NO_ANSWER, OTHER_IMAGE
 from cos_core.types import Annotation, Example
 
