@@ -18,6 +18,7 @@ from cos_core.evidence.arms import LABELS, NEEDED, ONE_LOOK, TITLES, arms
 from cos_core.evidence.config import SET_BY_ARMS, EvidenceConfig
 from cos_core.evidence.verdicts import BLACK, NOISE, PLACE, ROWS, SWAP, TWICE, Failed, Line, Overall
 from cos_core.infer.config import AnsweringOptions, InferConfig
+from cos_core.scoring import facts
 from cos_core.scoring.comparison import Comparison
 from cos_core.scoring.comparison import Verdict as Clear
 from cos_core.scoring.statistics import AggregateDifference, mcnemar
@@ -167,7 +168,7 @@ def test_boxes_are_compared_by_what_they_gain() -> None:
     assert found.wrong == (3, 3, pytest.approx(2 / 3), pytest.approx(2 / 3))
     assert found.comparison.found.difference == pytest.approx(2 / 3)
     assert boxes.effect(none, model, dict.fromkeys(iou, 1.0)) is None
-    assert boxes.overlaps(Path("none/regions.jsonl")) == {}
+    assert dict(facts.overlaps(Path("none"))) == {}
     lone = boxes.effect(none, model, {"0": 0.9, "1": 0.1, "2": 0.2}, replicates=200)
     assert lone is not None
     assert lone.comparison.verdict == "undefined"

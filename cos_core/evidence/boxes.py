@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
 from cos_core.evidence.verdicts import PLACE
-from cos_core.files import jsonl
 from cos_core.scoring import metrics, statistics
 from cos_core.scoring.columns import Scores
 from cos_core.scoring.comparison import Comparison, ScoredRun
@@ -40,13 +38,6 @@ class BoxEffect(NamedTuple):
     comparison: Comparison
     right: Group
     wrong: Group
-
-
-def overlaps(regions: Path) -> dict[str, float]:
-    """IoU of the model's box by question id, from the `regions.jsonl` of a scored run; empty where there is none."""
-    if not regions.is_file():
-        return {}
-    return {str(row["example_id"]): float(row["iou"]) for _, row in jsonl.read_lines(regions) if row.get("iou") is not None}
 
 
 def effect(

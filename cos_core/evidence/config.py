@@ -11,7 +11,7 @@ from cos_core.evaluate.config import ScoringOptions
 from cos_core.infer.config import AnsweringOptions
 from cos_core.options import INPUT, MODEL, OUTPUT, REGION, REQUIRED, SCORING, SPEED, option
 from cos_core.scoring import REPLICATES
-from cos_core.suite.config import Part, SuiteConfig, seconds
+from cos_core.suite.config import Part, SuiteConfig, max_runtime_option, shard_option, shards_option
 
 SET_BY_ARMS = ("crop", "box_text", "global_scale", "gate", "samples")
 """Options of answering that the arms set, or that would make an arm's answer no single answer."""
@@ -55,18 +55,9 @@ class EvidenceConfig:
         high=100,
     )
     replicates: int = option(REPLICATES, "Bootstrap samples.", SCORING, low=100, high=options.REPLICATES)
-    max_runtime: float | None = option(
-        None,
-        "Stop cleanly after this time (90, 30m, 2h) with code 130.",
-        SPEED,
-        parser=seconds,
-        metavar="TIME",
-        shown_default="none",
-    )
-    shards: int | None = option(
-        None, "Parts of the work; without --shard: score all of them.", SPEED, low=1, high=options.BATCH, shown_default="one"
-    )
-    shard: int | None = option(None, "Answer only this part, from 1.", SPEED, low=1, high=options.BATCH, shown_default="all")
+    max_runtime: float | None = max_runtime_option()
+    shards: int | None = shards_option()
+    shard: int | None = shard_option()
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
     answering: AnsweringOptions = field(default_factory=AnsweringOptions)
 

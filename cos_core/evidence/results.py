@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cos_core.evaluate import stage as evaluate
-from cos_core.evidence import boxes, verdicts
+from cos_core.evidence import verdicts
 from cos_core.evidence.arms import ONE_LOOK, TITLES
 from cos_core.evidence.boxes import BoxEffect
 from cos_core.evidence.config import EvidenceConfig
@@ -21,9 +20,9 @@ from cos_core.evidence.differences import Differences, of_arms
 from cos_core.evidence.verdicts import BLACK, BLACK_ALONE, NOISE, PLACE, ROWS, SWAP, TWICE, Contrast, Failed, Line, Row
 from cos_core.evidence.words import CAVEATS, line_words, overall_words, plain_words, row_words, signed, signed_interval
 from cos_core.files import durable, manifest
-from cos_core.scoring import comparison, cost
+from cos_core.scoring import comparison, cost, facts
 from cos_core.scoring.comparison import ScoredRun
-from cos_core.scoring.cost import AnswerFlops
+from cos_core.scoring.cost import AnswerFlops, Cost
 from cos_core.suite.scored import Scored
 from cos_core.types import Prediction
 
@@ -38,8 +37,6 @@ class Costs:
     """
 
     last_in: dict[str, int] = field(default_factory=dict)
-    tokens_in: int = 0
-    tokens_out: int = 0
     seconds: float = 0.0
     box_status: Counter[str] = field(default_factory=Counter)
     rows: list[list[int]] = field(default_factory=list)
@@ -51,8 +48,6 @@ class Costs:
             return
         read = {name: n for name, n in prediction.tokens.items() if name.endswith("_in")}
         self.last_in[prediction.example_id] = read.get("pass2_in", read.get("pass1_in", 0))
-        self.tokens_in += sum(read.values())
-        self.tokens_out += sum(n for name, n in prediction.tokens.items() if name.endswith("_out"))
         self.seconds += prediction.seconds
         self.box_status[prediction.box_status] += 1
         self.rows += cost.token_rows(prediction)
@@ -62,12 +57,10 @@ class Costs:
         return total / len(self.last_in) if self.last_in else math.nan
 
     @property
-    def flops(self) -> float:
-        """The mean of one answered question; nan where the model's arithmetic is not known."""
-        if isinstance(self.model, str):
-            return math.nan
+    def cost(self) -> Cost:
+        """The means of one answered question."""
         table = np.array(self.rows, dtype=np.int64).reshape(-1, cost.COLUMNS)
-        return self.mean(float(cost.flops_of(table, self.model).sum()))
+        return cost.mean_cost(table, len(self.last_in), None if isinstance(self.model, str) else self.model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +103,7 @@ def collected(config: EvidenceConfig, examined: Sequence[Examined]) -> dict[str,
 def _overlaps(each: Examined) -> dict[str, float]:
     """IoU of the model's boxes with the data's own regions, by question id."""
     model = each.runs.get(TWICE.b)
-    return {} if model is None else boxes.overlaps(model.path / evaluate.REGIONS)
+    return {} if model is None else dict(facts.overlaps(model.path))
 
 
 def _settings(config: EvidenceConfig) -> dict[str, Any]:
@@ -190,7 +183,7 @@ def _line(line: Line, each: Examined) -> dict[str, Any]:
     record: dict[str, Any] = {**contrast._asdict(), "verdict": line.verdict, "words": line_words(line)}
     if pair is None:
         return {**record, "verdict": "not run"}
-    tokens = [each.costs[arm].mean(each.costs[arm].tokens_in) for arm in (contrast.b, contrast.a) if arm in each.costs]
+    tokens = [each.costs[arm].cost.sent for arm in (contrast.b, contrast.a) if arm in each.costs]
     figures = {
         "metric": pair.metric,
         "unit": pair.unit,
@@ -225,11 +218,12 @@ def _groups(effect: BoxEffect | None) -> list[dict[str, Any]]:
 
 def _arm(name: str, each: Examined) -> dict[str, Any]:
     scored, costs = each.arms[name], each.costs[name]
+    spent = costs.cost
     headline = scored.manifest.results.get("headline", {})
     figures = {
-        "tokens_in": costs.mean(costs.tokens_in),
-        "tokens_out": costs.mean(costs.tokens_out),
-        "flops": costs.flops,
+        "tokens_in": spent.sent,
+        "tokens_out": spent.written,
+        "flops": spent.flops,
         "seconds": costs.mean(costs.seconds),
     }
     return {

@@ -132,7 +132,7 @@ def read(run: ScoredRun) -> Facts:
         return replace(once, looks=np.full_like(once.looks, ONCE), known=True)
     file = _answers(run)
     facts = nothing(ids, file) if isinstance(file, str) else collect(ids, _predictions(file))
-    return with_overlaps(facts, _overlaps(run.path))
+    return with_overlaps(facts, overlaps(run.path))
 
 
 def with_overlaps(facts: Facts, overlaps: Iterable[tuple[str, float]]) -> Facts:
@@ -166,7 +166,7 @@ def _answers(run: ScoredRun) -> Path | str:
     return file
 
 
-def _overlaps(folder: Path) -> Iterator[tuple[str, float]]:
+def overlaps(folder: Path) -> Iterator[tuple[str, float]]:
     """(example id, IoU) of the regions beside a run's scores that have one; lines that are no such record are passed over."""
     file = folder / REGIONS
     if not file.is_file():

@@ -6,6 +6,7 @@ import re
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cos_core import options
 from cos_core.errors import InputError
@@ -46,6 +47,20 @@ class Part:
         return zlib.crc32(utf8(image or example_id)) % self.of + 1 == self.number
 
 
+def max_runtime_option() -> Any:
+    help = "Stop cleanly after this time (90, 30m, 2h) with code 130."
+    return option(None, help, SPEED, parser=seconds, metavar="TIME", shown_default="none")
+
+
+def shards_option() -> Any:
+    help = "Parts of the work; without --shard: score all of them."
+    return option(None, help, SPEED, low=1, high=options.BATCH, shown_default="one")
+
+
+def shard_option() -> Any:
+    return option(None, "Answer only this part, from 1.", SPEED, low=1, high=options.BATCH, shown_default="all")
+
+
 @dataclass(frozen=True, slots=True)
 class SuiteConfig:
     """One call; each field says what it is. Without `model` recorded answers are scored; without `out` nothing is written."""
@@ -77,18 +92,9 @@ class SuiteConfig:
         completes="roi",
     )
     submissions: bool = option(False, "Write the files that benchmark servers take, into --out.", OUTPUT)
-    max_runtime: float | None = option(
-        None,
-        "Stop cleanly after this time (90, 30m, 2h) with code 130.",
-        SPEED,
-        parser=seconds,
-        metavar="TIME",
-        shown_default="none",
-    )
-    shards: int | None = option(
-        None, "Parts of the work; without --shard: score all of them.", SPEED, low=1, high=options.BATCH, shown_default="one"
-    )
-    shard: int | None = option(None, "Answer only this part, from 1.", SPEED, low=1, high=options.BATCH, shown_default="all")
+    max_runtime: float | None = max_runtime_option()
+    shards: int | None = shards_option()
+    shard: int | None = shard_option()
     fail_under: tuple[str, ...] = option((), "End with code 6 when a metric is lower.", CHECKS, metavar="METRIC=VALUE")
     baseline: Path | None = option(
         None, "End with code 6 when a benchmark is significantly worse than in this run.", CHECKS, completes="run"
