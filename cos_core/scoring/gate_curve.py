@@ -27,8 +27,6 @@ FILES = CURVE, TABLE, PLOT = "gate.json", "gate.csv", "gate.png"
 """The files beside a run's scores that show the curves: everything, their points as a table, and a plot."""
 SETTINGS = 100
 """The most settings of a curve, beside its ends."""
-_LEAST_LOW = 1e-4
-"""A smaller LOW of an area gate has no text without an exponent."""
 _ROWS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 """The shares of second looks whose settings stand in tables."""
 
@@ -228,9 +226,11 @@ def settings(kind: Kind, run: FullRun, most: int = SETTINGS) -> Iterator[Gate]:
     if kind == "margin":
         texts = ["margin:0", *(f"margin:{value:g}" for value in distinct), "margin:inf"]
     elif kind == "area_high":
-        texts = [*(f"area:0-{value:g}" for value in distinct if value > 0), "area:0-1"]
+        highs = (float(f"{value:g}") for value in distinct)
+        texts = [*(Gate("area", high=high).text for high in highs if high > 0), "area:0-1"]
     else:
-        texts = [*(f"area:{value:g}-1" for value in reversed(distinct) if _LEAST_LOW <= value < 1), "area:0-1"]
+        lows = (float(f"{value:g}") for value in reversed(distinct))
+        texts = [*(Gate("area", low=low).text for low in lows if low < 1), "area:0-1"]
     for text in dict.fromkeys(texts):
         low, _, high = text.partition(":")[2].partition("-")
         if kind == "margin" or float(low) < float(high):
