@@ -23,8 +23,8 @@ from cos_core.interfaces import SilentReporter
 from cos_core.store.annotations import Store
 from cos_core.types import Annotation
 
-pq = pytest.importorskip("pyarrow.parquet")
-pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet", reason="the extra arrow is not installed; make setup installs it")
+pa = pytest.importorskip("pyarrow", reason="the extra arrow is not installed; make setup installs it")
 
 DATASETS_TYPES = ("string", "double", "binary", "int32", "list<element: double>", "list<element: uint32>")
 """Types that `datasets` takes from a parquet schema as they are (features.py, `generate_from_arrow_type`)."""
@@ -108,7 +108,7 @@ def test_what_the_files_say(world: Path) -> None:
 
 
 def test_the_card_counts_and_says_what_made_it(world: Path) -> None:
-    yaml = pytest.importorskip("yaml")
+    yaml = pytest.importorskip("yaml", reason="PyYAML comes with the extra docs; make setup installs it")
     published(world)
     text = (world / "out" / "README.md").read_text()
     header = yaml.safe_load(text.split("---\n")[1])

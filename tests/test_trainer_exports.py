@@ -171,7 +171,7 @@ def test_pictures_that_exif_turns_are_copied_upright(world: Path) -> None:
 
 
 def test_trl(world: Path) -> None:
-    pq = pytest.importorskip("pyarrow.parquet")
+    pq = pytest.importorskip("pyarrow.parquet", reason="the extra arrow is not installed; make setup installs it")
     _, made, out = exported(world, "trl", "train.parquet")
     assert made.counts["ok"] == 5
     kept = json.loads(pq.read_schema(out).metadata[b"huggingface"])["info"]["features"]
@@ -190,7 +190,7 @@ def test_trl(world: Path) -> None:
 
 
 def test_verl(world: Path) -> None:
-    pq = pytest.importorskip("pyarrow.parquet")
+    pq = pytest.importorskip("pyarrow.parquet", reason="the extra arrow is not installed; make setup installs it")
     _, made, out = exported(world, "verl", "train.parquet")
     assert made.counts["ok"] == 5
     for place, (record, annotation) in enumerate(zip(pq.read_table(out).to_pylist(), boxed(world), strict=True)):
