@@ -15,7 +15,7 @@ from refusals import refused
 from reporters import Told
 
 from cos_core.data.datasets import read_examples
-from cos_core.data.formats import arrow_files
+from cos_core.data.formats import parquet_files
 from cos_core.data.formats.exchange import StoreExportConfig, StoreImportConfig, export, load
 from cos_core.errors import InputError
 from cos_core.geometry import Box
@@ -42,7 +42,7 @@ def published(world: Path, **options: object) -> tuple[Told, dict]:
 
 
 def rows_of(world: Path) -> list[dict]:
-    return [row for path in arrow_files.files_of(world / "out") for row in pq.read_table(path).to_pylist()]
+    return [row for path in parquet_files.files_of(world / "out") for row in pq.read_table(path).to_pylist()]
 
 
 def test_out_and_in_is_equal_to_the_bit(world: Path) -> None:
@@ -85,7 +85,7 @@ def test_boxes_that_no_float32_holds(tmp_path: Path) -> None:
 def test_what_the_files_say(world: Path) -> None:
     _, counts = published(world, heats=True, data=world / "data.json")
     assert counts["ok"] == 6
-    (path,) = arrow_files.files_of(world / "out")
+    (path,) = parquet_files.files_of(world / "out")
     assert path == world / "out" / "data" / "train-00000-of-00001.parquet"
     schema = pq.read_schema(path)
     assert {str(field.type) for field in schema} <= set(DATASETS_TYPES)
@@ -129,27 +129,27 @@ def test_paths_of_the_machine_are_not_published(tmp_path: Path) -> None:
     with Store.create_or_resume(tmp_path / "store", MARK, made_with) as store:
         store.put_many([Annotation("a", Box(0, 0, 1, 1), 1.0, "p", MARK, (), None, "a.png")])
     published(tmp_path)
-    (path,) = arrow_files.files_of(tmp_path / "out")
+    (path,) = parquet_files.files_of(tmp_path / "out")
     assert json.loads(pq.read_schema(path).metadata[b"cos"])["settings"] == {
         "model": "llava-7b", "imported": {"path": ["b.json"], "format": "a/b"}, "layers": 3}  # fmt: skip
     assert "/home" not in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_several_files_and_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrow_files, "SHARD_ROWS", 40)
-    monkeypatch.setattr(arrow_files, "GROUP_ROWS", 16)
+    monkeypatch.setattr(parquet_files, "SHARD_ROWS", 40)
+    monkeypatch.setattr(parquet_files, "GROUP_ROWS", 16)
     items = [Annotation(f"e{i:03}", Box(0, 0, 1 / (i + 1), 1), i, "p", MARK, (), None, "a.png") for i in range(100)]
     with Store.create_or_resume(tmp_path / "store", MARK, {}) as store:
         store.put_many(items)
     published(tmp_path)
-    files = arrow_files.files_of(tmp_path / "out")
+    files = parquet_files.files_of(tmp_path / "out")
     assert [p.name for p in files] == [f"train-{i:05d}-of-00003.parquet" for i in range(3)]
     assert [pq.ParquetFile(p).num_row_groups for p in files] == [3, 3, 2]
     load(StoreImportConfig(tmp_path / "out", tmp_path / "again", "parquet"), SilentReporter())
     assert annotations(tmp_path / "again") == annotations(tmp_path / "store")
-    monkeypatch.setattr(arrow_files, "SHARD_ROWS", 1000)
+    monkeypatch.setattr(parquet_files, "SHARD_ROWS", 1000)
     published(tmp_path)
-    assert len(arrow_files.files_of(tmp_path / "out")) == 1, "earlier files are gone"
+    assert len(parquet_files.files_of(tmp_path / "out")) == 1, "earlier files are gone"
     assert [p.name for p in sorted((tmp_path / "out").iterdir())] == ["README.md", "data", "manifest.json"]
 
 
@@ -197,14 +197,14 @@ def test_what_parquet_cannot_hold_is_counted(tmp_path: Path) -> None:
 
 def test_a_failed_export_leaves_the_earlier_one(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     schema = pa.schema([("id", pa.string())])
-    with arrow_files.shards(tmp_path / "data", schema) as out:
+    with parquet_files.shards(tmp_path / "data", schema) as out:
         out.add({"id": "first"})
-    with refused("torn"), arrow_files.shards(tmp_path / "data", schema) as out:
-        for number in range(2 * arrow_files.GROUP_ROWS):
+    with refused("torn"), parquet_files.shards(tmp_path / "data", schema) as out:
+        for number in range(2 * parquet_files.GROUP_ROWS):
             out.add({"id": str(number)})
         raise InputError("torn")
     gc.collect()
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
-    (path,) = arrow_files.files_of(tmp_path)
+    (path,) = parquet_files.files_of(tmp_path)
     assert pq.read_table(path).to_pylist() == [{"id": "first"}]
     assert list(recwarn) == [], "nothing is written to a file that is closed"

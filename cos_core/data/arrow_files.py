@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from cos_core.data.records import picture_keys
-from cos_core.errors import InputError, MissingError
+from cos_core.errors import InputError
 from cos_core.files.jsonl import open_input
 from cos_core.files.text import one_line
-from cos_core.system.extras import install
+from cos_core.system.arrow import pyarrow
 
 PARQUET, ARROW_FILE, ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 """First bytes: a Parquet file, an Arrow file (feather), an Arrow stream (as `save_to_disk` writes)."""
@@ -73,24 +73,20 @@ def with_paths(record: Mapping[str, Any], pictures: Pictures) -> dict[str, Any]:
 
 
 def _batches(path: Path) -> Iterator[Any]:
-    try:
-        import pyarrow
-        from pyarrow import ipc, parquet
-    except ModuleNotFoundError:
-        raise MissingError(f"{path} is a Parquet or Arrow table; {install('arrow')}") from None
+    arrow = pyarrow(path)
     with open_input(path) as file:
         start = file.read(len(ARROW_FILE))
     with _damage(path):
         if start.startswith(PARQUET):
-            with parquet.ParquetFile(path, pre_buffer=False, memory_map=True) as table:
+            with arrow.parquet.ParquetFile(path, pre_buffer=False, memory_map=True) as table:
                 yield from _each(path, table.iter_batches(batch_size=_ROWS))
             return
-        with pyarrow.memory_map(str(path)) as source:
+        with arrow.memory_map(str(path)) as source:
             if start.startswith(ARROW_FILE):
-                opened = ipc.open_file(source)
+                opened = arrow.ipc.open_file(source)
                 yield from _each(path, (opened.get_batch(k) for k in range(opened.num_record_batches)))
             else:
-                yield from _each(path, iter(ipc.open_stream(source)))
+                yield from _each(path, iter(arrow.ipc.open_stream(source)))
 
 
 def _each(path: Path, batches: Iterator[Any]) -> Iterator[Any]:
@@ -107,11 +103,9 @@ def _each(path: Path, batches: Iterator[Any]) -> Iterator[Any]:
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
     """What pyarrow raises on a damaged file as InputError."""
-    import pyarrow
-
     try:
         yield
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+    except (pyarrow().ArrowException, OSError, ValueError, OverflowError) as error:
         words = one_line(str(error).partition("\n")[0], 120)
         raise InputError(f"{path} cannot be read as a Parquet or Arrow table: {words}") from None
 

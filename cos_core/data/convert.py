@@ -20,20 +20,20 @@ from typing import Any, BinaryIO, Literal
 from cos_core import options
 from cos_core.data.arrow_files import Pictures, UnusablePictureError
 from cos_core.data.datasets import paths_of, read_records, tell
-from cos_core.errors import InputError, MissingError
+from cos_core.data.formats.parquet_files import Rows
+from cos_core.errors import InputError
 from cos_core.files import outputs
 from cos_core.files.durable import atomic_file, atomic_write
 from cos_core.files.jsonl import Problem, encode_line
 from cos_core.interfaces import Reporter
 from cos_core.options import INPUT, OUTPUT, REQUIRED, Files, option
-from cos_core.system.extras import install
+from cos_core.system.arrow import pyarrow
 from cos_core.types import Example
 
 DataFormat = Literal["jsonl", "llava", "csv", "parquet"]
 _ENDINGS: Mapping[str, DataFormat] = {".csv": "csv", ".parquet": "parquet"}
 _COLUMNS = ("id", "dataset", "image", "question", "answers", "choices", "meta")
 _LISTS = ("answers", "choices")
-_ROWS = 1000
 _KINDS: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "jpg"),
     (b"\x89PNG\r\n\x1a\n", "png"),
@@ -168,28 +168,16 @@ def _csv(file: BinaryIO, _done: Converted) -> Iterator[Write]:
 
 @contextmanager
 def _parquet(file: BinaryIO, _done: Converted) -> Iterator[Write]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ModuleNotFoundError:
-        raise MissingError(f"writing Parquet needs pyarrow; {install('arrow')}") from None
-    kinds = [(key, pyarrow.list_(pyarrow.string()) if key in _LISTS else pyarrow.string()) for key in _COLUMNS]
-    schema, waiting = pyarrow.schema(kinds), list[dict[str, Any]]()
-    with parquet.ParquetWriter(file, schema) as table:
-
-        def flush() -> None:
-            table.write_table(pyarrow.Table.from_pylist(waiting, schema))
-            waiting.clear()
+    text = pyarrow().string()
+    schema = pyarrow().schema([(key, pyarrow().list_(text) if key in _LISTS else text) for key in _COLUMNS])
+    with Rows(file, schema) as rows:
 
         def write(examples: list[Example]) -> None:
             for each in examples:
                 row = each.to_json()
-                waiting.append({**row, "meta": json.dumps(row["meta"], ensure_ascii=False)})
-            if len(waiting) >= _ROWS:
-                flush()
+                rows.add({**row, "meta": json.dumps(row["meta"], ensure_ascii=False)})
 
         yield write
-        flush()
 
 
 _WRITERS = {"jsonl": _jsonl, "llava": _llava, "csv": _csv, "parquet": _parquet}

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 import cos_core
-from cos_core.data.formats import arrow_files
-from cos_core.data.formats.arrow_files import files_of, opened, pyarrow
+from cos_core.data.formats import parquet_files
+from cos_core.data.formats.parquet_files import files_of, opened
 from cos_core.data.formats.records import IMPORTED, ImportSource, Incoming
 from cos_core.errors import InputError
 from cos_core.files.jsonl import Problem, decode, report
 from cos_core.geometry import Box
 from cos_core.store.annotations import Heat
+from cos_core.system.arrow import pyarrow
 from cos_core.types import Annotation, Example
 
 COLUMNS: Mapping[str, str] = {
@@ -102,7 +103,7 @@ def write(
     cannot hold, which is left out. Raises InputError when the disk refuses, MissingError without pyarrow.
     """
     written = Written()
-    with arrow_files.shards(folder, schema(info, heat_of is not None), _REPEATED) as out:
+    with parquet_files.shards(folder, schema(info, heat_of is not None), _REPEATED) as out:
         for annotation, example in pairs:
             heat = heat_of(annotation.example_id) if heat_of is not None else None
             row = _row(annotation, example, heat)

@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cos_core.data.formats.arrow_files import Rows, pyarrow
 from cos_core.data.formats.dialogues import Dialogue, Maker, prompt
+from cos_core.data.formats.parquet_files import Rows
 from cos_core.errors import InputError
 from cos_core.files.durable import atomic_write
 from cos_core.files.jsonl import decode, encode_line
+from cos_core.system.arrow import pyarrow
 
 DATASET_INFO = "dataset_info.json"
 

@@ -1,7 +1,4 @@
-"""Parquet files that are written in pieces: row groups of bounded memory, several files where there is much.
-
-pyarrow is an optional package; whoever needs it asks `pyarrow()`.
-"""
+"""Parquet files that are written in pieces: row groups of bounded memory, several files where there is much."""
 
 from __future__ import annotations
 
@@ -13,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from cos_core.errors import InputError, MissingError
+from cos_core.errors import InputError
 from cos_core.files.durable import sync_folder
-from cos_core.system.extras import install
+from cos_core.system.arrow import pyarrow
 
 GROUP_ROWS = 16_384
 GROUP_BYTES = 32 * 2**20
@@ -23,16 +20,6 @@ GROUP_BYTES = 32 * 2**20
 SHARD_ROWS = 1_000_000
 SHARD_BYTES = 400 * 2**20
 """A file ends at so many rows or bytes; the hub asks for files below 500 MB."""
-
-
-def pyarrow() -> Any:
-    """The package, with `parquet`. Raises MissingError without it."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise MissingError(f"parquet files need the extra 'arrow': {install('arrow')}") from None
-    return pyarrow
 
 
 class Rows:
